@@ -1,0 +1,1 @@
+//! The one file in which the compute backends are instantiated.

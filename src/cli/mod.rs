@@ -1,0 +1,1 @@
+//! (table of contents of cli)

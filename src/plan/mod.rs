@@ -1,0 +1,5 @@
+//! The planner: from a fingerprint to spacing, patch size, network topology and batch size.
+
+mod plans;
+
+pub use plans::{Architecture, Configuration, InheritedConfiguration, NetworkShape, PlanError, Plans};

@@ -1,0 +1,49 @@
+//! The preprocessed data on disk, and random-access patches from it.
+
+use std::path::PathBuf;
+
+/// A failure of the store.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {defect}")]
+pub struct StoreError {
+    /// The file in question.
+    pub path: PathBuf,
+    /// What is wrong with it and what to do.
+    pub defect: String,
+}
+
+/// Preprocessed cases of one configuration.
+///
+/// Implementations are cheap to share between threads; reads take `&self`.
+pub trait CaseStore: Send + Sync {
+    /// All cases, sorted by identifier.
+    fn case_ids(&self) -> &[String];
+
+    /// What is known of a case without reading its voxels.
+    fn info(&self, case: &str) -> Result<&CaseInfo, StoreError>;
+
+    /// Copies the box `lo .. lo + image.len()` of a case into `patch` (`(channel, z, y, x)` data and `(z, y, x)` labels).
+    ///
+    /// The box may reach beyond the image: there, data becomes 0 and labels become -1 (as nnU-Net pads).
+    fn read_patch(&self, case: &str, lo: [isize; 3], patch: &mut Patch) -> Result<(), StoreError>;
+}
+
+/// Data and labels of one box of a case.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patch {
+    /// Normalised intensities, `(channel, z, y, x)`.
+    pub data: ndarray::Array4<f32>,
+    /// Labels, `(z, y, x)`; -1 outside the image or outside the nonzero mask.
+    pub labels: ndarray::Array3<i16>,
+}
+
+/// What is known of a preprocessed case without reading its voxels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CaseInfo {
+    /// Number of channels.
+    pub channels: usize,
+    /// Extent after preprocessing, `(z, y, x)`.
+    pub shape: [usize; 3],
+    /// For each foreground class present: a bounded random sample of its voxels, `(z, y, x)`.
+    pub class_locations: std::collections::BTreeMap<i16, Vec<[u32; 3]>>,
+}
