@@ -27,6 +27,7 @@ pub mod config;
 pub mod dataset;
 pub mod dist;
 pub mod eval;
+pub mod fsio;
 pub mod image;
 pub mod infer;
 pub mod loader;

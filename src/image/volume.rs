@@ -19,11 +19,7 @@ pub struct Geometry {
 impl Default for Geometry {
     /// 1 mm voxels, identity direction, origin 0.
     fn default() -> Self {
-        Self {
-            spacing: [1.0; 3],
-            origin: [0.0; 3],
-            direction: [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
-        }
+        Self { spacing: [1.0; 3], origin: [0.0; 3], direction: [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]] }
     }
 }
 

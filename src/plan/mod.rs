@@ -2,4 +2,6 @@
 
 mod plans;
 
-pub use plans::{Architecture, Configuration, ConfigurationEntry, InheritedConfiguration, NetworkShape, PlanError, Plans};
+pub use plans::{
+    Architecture, Configuration, ConfigurationEntry, InheritedConfiguration, NetworkShape, PlanError, Plans,
+};

@@ -1,0 +1,74 @@
+//! Files that are either wholly there or not at all.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+/// Writes a file so that a reader never sees a part of it: to a temporary name beside it, fsync, rename.
+///
+/// Creates the parent directories. On error nothing is left behind.
+pub fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
+) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(directory)?;
+    let mut temporary = tempfile::Builder::new().prefix(".partial-").tempfile_in(directory)?;
+    {
+        let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+        write(&mut buffered)?;
+        buffered.flush()?;
+    }
+    temporary.as_file().sync_all()?;
+    set_default_mode(temporary.as_file())?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    // The rename itself is durable only once the directory is.
+    File::open(directory)?.sync_all()
+}
+
+/// As [`write_atomically`], for contents already in memory.
+pub fn write_bytes(path: &Path, contents: &[u8]) -> io::Result<()> {
+    write_atomically(path, |file| file.write_all(contents))
+}
+
+/// Writes pretty-printed JSON with a final newline.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> io::Result<()> {
+    write_atomically(path, |file| {
+        serde_json::to_writer_pretty(&mut *file, value)?;
+        file.write_all(b"\n")
+    })
+}
+
+/// Temporary files are private to their owner; results are shared with the group like any other file.
+#[cfg(unix)]
+fn set_default_mode(file: &File) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn set_default_mode(_: &File) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.txt");
+        write_bytes(&path, b"old").unwrap();
+        let result = write_atomically(&path, |file| {
+            file.write_all(b"half")?;
+            Err(io::Error::other("disk gone"))
+        });
+        assert!(result.is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}

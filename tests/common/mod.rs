@@ -1,0 +1,32 @@
+//! What the integration tests share.
+#![allow(dead_code)]
+
+use std::path::PathBuf;
+
+/// The folder with real data and reference fixtures: `$NNUNET_TEST_DATA`, or `../shared` beside the checkout.
+///
+/// `None`, with a line that says so, where it is missing.
+pub fn shared() -> Option<PathBuf> {
+    let root = std::env::var_os("NNUNET_TEST_DATA")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"));
+    if root.join("fixtures").is_dir() {
+        return Some(root);
+    }
+    println!("skipped: no reference data in {} (set NNUNET_TEST_DATA)", root.display());
+    None
+}
+
+/// All files of `folder` (below the shared root) with this `ending`, sorted; at least one must be there.
+pub fn fixtures(folder: &str, ending: &str) -> Vec<PathBuf> {
+    let Some(root) = shared() else { return Vec::new() };
+    let folder = root.join(folder);
+    let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut paths: Vec<_> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(ending)))
+        .collect();
+    assert!(!paths.is_empty(), "{}: no *{ending}", folder.display());
+    paths.sort();
+    paths
+}
