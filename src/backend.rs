@@ -1,1 +1,17 @@
-//! The one file in which the compute backends are instantiated.
+//! The one file in which the compute backends are instantiated; everything else is generic over [`ComputeBackend`].
+
+use burn::tensor::backend::AutodiffBackend;
+
+use crate::ops::NnOps;
+
+/// What training needs of a backend: automatic differentiation, and our operations with and without it.
+pub trait ComputeBackend: AutodiffBackend<InnerBackend: NnOps> + NnOps {}
+
+impl<B: AutodiffBackend<InnerBackend: NnOps> + NnOps> ComputeBackend for B {}
+
+/// Training on the CPU.
+pub type Cpu = burn::backend::Autodiff<burn::backend::Flex>;
+
+/// Training on an NVIDIA GPU.
+#[cfg(feature = "cuda")]
+pub type Gpu = burn::backend::Autodiff<burn::backend::Cuda>;

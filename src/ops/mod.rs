@@ -1,1 +1,177 @@
-//! (table of contents of ops)
+//! The tensor operations a U-Net is made of, with kernels of our own.
+//!
+//! [`NnOps`] is the seam: it extends Burn's backend trait by each operation's forward and backward step. Its default
+//! bodies are the reference implementations of [`mod@reference`], written in Burn's own operations, so a backend begins
+//! complete and overrides what it can do better. [`cpu`] overrides them for `Flex` with oneDNN and fused loops;
+//! `autodiff` makes every operation differentiable by calling the inner backend's backward step. The model uses only the
+//! functions at the end of this file.
+//!
+//! Activations are channels-last, `(n, z, y, x, c)`: a voxel's features lie together, which is what convolution kernels
+//! on CPUs and tensor cores want, and what makes a norm or a concatenation one linear pass. Weights keep PyTorch's shape,
+//! so that checkpoints can be exchanged. A 2D network is a 3D one with z extent and z kernel 1.
+
+mod autodiff;
+pub mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod reference;
+
+use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
+
+/// Stride and padding of a convolution, `(z, y, x)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConvParams {
+    /// Step between output voxels.
+    pub stride: [usize; 3],
+    /// Zeros added on either side of each axis.
+    pub padding: [usize; 3],
+}
+
+/// Constants of the fused instance norm + leaky ReLU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormParams {
+    /// Added to the variance.
+    pub eps: f32,
+    /// Slope of the leaky ReLU for negative values.
+    pub negative_slope: f32,
+}
+
+/// Gradients of a convolution with respect to its parameters.
+pub struct WeightGradients<B: Backend> {
+    /// Shape of the weights.
+    pub weight: FloatTensor<B>,
+    /// `(c_out)`.
+    pub bias: FloatTensor<B>,
+}
+
+/// Gradients of the fused norm with respect to its input and parameters.
+pub struct NormGradients<B: Backend> {
+    /// Shape of the input.
+    pub input: FloatTensor<B>,
+    /// `(c)`, of the scale.
+    pub gamma: FloatTensor<B>,
+    /// `(c)`, of the shift.
+    pub beta: FloatTensor<B>,
+}
+
+/// A backend that has the operations of a U-Net, forward and backward.
+///
+/// Shapes: activations `(n, z, y, x, c)`; convolution weights `(c_out, c_in, kz, ky, kx)`; transposed convolution weights
+/// `(c_in, c_out, kz, ky, kx)`; biases, `gamma` and `beta` `(c)`.
+pub trait NnOps: Backend {
+    /// Convolution (cross-correlation, as in PyTorch) with bias.
+    fn conv(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        params: ConvParams,
+    ) -> FloatTensor<Self> {
+        reference::conv::<Self>(x, weight, bias, params)
+    }
+
+    /// Gradient of [`NnOps::conv`] with respect to `x`, whose values do not matter, only its shape.
+    fn conv_backward_input(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        params: ConvParams,
+    ) -> FloatTensor<Self> {
+        reference::conv_backward_input::<Self>(x, weight, grad, params)
+    }
+
+    /// Gradient of [`NnOps::conv`] with respect to weight and bias; of `weight` only the shape matters.
+    fn conv_backward_weights(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        params: ConvParams,
+    ) -> WeightGradients<Self> {
+        reference::conv_backward_weights::<Self>(x, weight, grad, params)
+    }
+
+    /// Transposed convolution whose kernel equals its stride (each input voxel fills a block of its own), with bias.
+    fn conv_transpose(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::conv_transpose::<Self>(x, weight, bias)
+    }
+
+    /// Gradient of [`NnOps::conv_transpose`] with respect to its input.
+    fn conv_transpose_backward_input(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::conv_transpose_backward_input::<Self>(weight, grad)
+    }
+
+    /// Gradient of [`NnOps::conv_transpose`] with respect to weight and bias; of `weight` only the shape matters.
+    fn conv_transpose_backward_weights(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> WeightGradients<Self> {
+        reference::conv_transpose_backward_weights::<Self>(x, weight, grad)
+    }
+
+    /// `leaky_relu(instance_norm(x) * gamma + beta)`; mean and variance over the voxels of each sample and channel.
+    ///
+    /// Also returns what the backward step needs: mean and 1 / sqrt(variance + eps), `(2, n, c)`.
+    fn norm_act(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        params: NormParams,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        reference::norm_act::<Self>(x, gamma, beta, params)
+    }
+
+    /// Gradients of [`NnOps::norm_act`].
+    fn norm_act_backward(
+        x: FloatTensor<Self>,
+        statistics: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        params: NormParams,
+    ) -> NormGradients<Self> {
+        reference::norm_act_backward::<Self>(x, statistics, gamma, beta, grad, params)
+    }
+
+    /// Joins two activations along the channels.
+    fn concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::concat::<Self>(a, b)
+    }
+
+    /// Undoes [`NnOps::concat`]: the first `channels` channels and the rest.
+    fn split(x: FloatTensor<Self>, channels: usize) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        reference::split::<Self>(x, channels)
+    }
+}
+
+fn float<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
+    tensor.into_primitive().tensor()
+}
+
+/// [`NnOps::conv`] on tensors.
+pub fn conv<B: NnOps>(x: Tensor<B, 5>, weight: Tensor<B, 5>, bias: Tensor<B, 1>, params: ConvParams) -> Tensor<B, 5> {
+    float(B::conv(primitive(x), primitive(weight), primitive(bias), params))
+}
+
+/// [`NnOps::conv_transpose`] on tensors.
+pub fn conv_transpose<B: NnOps>(x: Tensor<B, 5>, weight: Tensor<B, 5>, bias: Tensor<B, 1>) -> Tensor<B, 5> {
+    float(B::conv_transpose(primitive(x), primitive(weight), primitive(bias)))
+}
+
+/// [`NnOps::norm_act`] on tensors.
+pub fn norm_act<B: NnOps>(
+    x: Tensor<B, 5>,
+    gamma: Tensor<B, 1>,
+    beta: Tensor<B, 1>,
+    params: NormParams,
+) -> Tensor<B, 5> {
+    float(B::norm_act(primitive(x), primitive(gamma), primitive(beta), params).0)
+}
+
+/// [`NnOps::concat`] on tensors.
+pub fn concat<B: NnOps>(a: Tensor<B, 5>, b: Tensor<B, 5>) -> Tensor<B, 5> {
+    float(B::concat(primitive(a), primitive(b)))
+}

@@ -1,0 +1,172 @@
+//! Makes the operations differentiable: on `Autodiff<B>` each one runs `B`'s forward step and records `B`'s backward step.
+
+use burn::tensor::ops::FloatTensor;
+use burn_autodiff::{
+    Autodiff,
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind},
+};
+
+use super::{ConvParams, NnOps, NormParams};
+
+/// What a convolution keeps for its backward step.
+#[derive(Clone, Debug)]
+struct ConvState<B: NnOps> {
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    params: ConvParams,
+}
+
+#[derive(Debug)]
+struct ConvStep;
+
+impl<B: NnOps> Backward<B, 3> for ConvStep {
+    type State = ConvState<B>;
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ConvState { x, weight, params } = ops.state;
+        let [node_x, node_weight, node_bias] = ops.parents;
+        if let Some(node) = node_x {
+            let dx = B::conv_backward_input(x.clone(), weight.clone(), grad.clone(), params);
+            grads.register::<B>(node.id, dx);
+        }
+        if node_weight.is_some() || node_bias.is_some() {
+            let d = B::conv_backward_weights(x, weight, grad, params);
+            if let Some(node) = node_weight {
+                grads.register::<B>(node.id, d.weight);
+            }
+            if let Some(node) = node_bias {
+                grads.register::<B>(node.id, d.bias);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ConvTransposeStep;
+
+impl<B: NnOps> Backward<B, 3> for ConvTransposeStep {
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (x, weight) = ops.state;
+        let [node_x, node_weight, node_bias] = ops.parents;
+        if let Some(node) = node_x {
+            let dx = B::conv_transpose_backward_input(weight.clone(), grad.clone());
+            grads.register::<B>(node.id, dx);
+        }
+        if node_weight.is_some() || node_bias.is_some() {
+            let d = B::conv_transpose_backward_weights(x, weight, grad);
+            if let Some(node) = node_weight {
+                grads.register::<B>(node.id, d.weight);
+            }
+            if let Some(node) = node_bias {
+                grads.register::<B>(node.id, d.bias);
+            }
+        }
+    }
+}
+
+/// What the fused norm keeps for its backward step; the normalised values are recomputed from `x`.
+#[derive(Clone, Debug)]
+struct NormState<B: NnOps> {
+    x: FloatTensor<B>,
+    statistics: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    params: NormParams,
+}
+
+#[derive(Debug)]
+struct NormStep;
+
+impl<B: NnOps> Backward<B, 3> for NormStep {
+    type State = NormState<B>;
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let NormState { x, statistics, gamma, beta, params } = ops.state;
+        let d = B::norm_act_backward(x, statistics, gamma, beta, grad, params);
+        for (node, gradient) in ops.parents.into_iter().zip([d.input, d.gamma, d.beta]) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ConcatStep;
+
+impl<B: NnOps> Backward<B, 2> for ConcatStep {
+    /// Channels of the first part.
+    type State = usize;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (a, b) = B::split(grad, ops.state);
+        for (node, gradient) in ops.parents.into_iter().zip([a, b]) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
+impl<B: NnOps, C: CheckpointStrategy> NnOps for Autodiff<B, C> {
+    fn conv(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        params: ConvParams,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
+        let (x, weight) = (x.primitive, weight.primitive);
+        let output = B::conv(x.clone(), weight.clone(), bias.primitive, params);
+        match Backward::<B, 3>::prepare::<C>(ConvStep, nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(ConvState { x, weight, params }, output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn conv_transpose(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
+        let (x, weight) = (x.primitive, weight.primitive);
+        let output = B::conv_transpose(x.clone(), weight.clone(), bias.primitive);
+        match Backward::<B, 3>::prepare::<C>(ConvTransposeStep, nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((x, weight), output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn norm_act(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        params: NormParams,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let nodes = [x.node.clone(), gamma.node.clone(), beta.node.clone()];
+        let (x, gamma, beta) = (x.primitive, gamma.primitive, beta.primitive);
+        let (output, statistics) = B::norm_act(x.clone(), gamma.clone(), beta.clone(), params);
+        let untracked_statistics = FloatTensor::<Self>::new(statistics.clone());
+        let output = match Backward::<B, 3>::prepare::<C>(NormStep, nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(NormState { x, statistics, gamma, beta, params }, output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        };
+        (output, untracked_statistics)
+    }
+
+    fn concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        use burn::tensor::TensorMetadata;
+        let channels = a.primitive.shape()[4];
+        let nodes = [a.node.clone(), b.node.clone()];
+        let output = B::concat(a.primitive, b.primitive);
+        match Backward::<B, 2>::prepare::<C>(ConcatStep, nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(channels, output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Every operation of [`super::NnOps`] in Burn's own operations: the definition the kernels are tested against, and what
+//! a backend without kernels runs.
+
+use burn::tensor::{
+    Tensor,
+    backend::Backend,
+    ops::{ConvOptions, ConvTransposeOptions, FloatTensor},
+};
+
+use super::{ConvParams, NormGradients, NormParams, WeightGradients, float, primitive};
+
+/// `(n, z, y, x, c)` to `(n, c, z, y, x)`.
+fn channels_first<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    primitive(float::<B, 5>(x).permute([0, 4, 1, 2, 3]))
+}
+
+/// `(n, c, z, y, x)` to `(n, z, y, x, c)`.
+fn channels_last<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    primitive(float::<B, 5>(x).permute([0, 2, 3, 4, 1]))
+}
+
+fn options(params: ConvParams) -> ConvOptions<3> {
+    ConvOptions::new(params.stride, params.padding, [1; 3], 1)
+}
+
+/// Kernel and stride are one.
+fn transpose_options<B: Backend>(weight: &FloatTensor<B>) -> ConvTransposeOptions<3> {
+    let [_, _, z, y, x] = float::<B, 5>(weight.clone()).dims();
+    ConvTransposeOptions::new([z, y, x], [0; 3], [0; 3], [1; 3], 1)
+}
+
+/// Sum over all but the channels.
+fn bias_gradient<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
+    let grad = float::<B, 5>(grad);
+    let channels = grad.dims()[4];
+    primitive(grad.reshape([-1, channels as i64]).sum_dim(0).reshape([channels]))
+}
+
+pub fn conv<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    params: ConvParams,
+) -> FloatTensor<B> {
+    channels_last::<B>(B::conv3d(channels_first::<B>(x), weight, Some(bias), options(params)))
+}
+
+pub fn conv_backward_input<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    params: ConvParams,
+) -> FloatTensor<B> {
+    let (x, grad) = (channels_first::<B>(x), channels_first::<B>(grad));
+    channels_last::<B>(B::conv3d_x_backward(x, weight, grad, options(params)))
+}
+
+pub fn conv_backward_weights<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    params: ConvParams,
+) -> WeightGradients<B> {
+    let bias = bias_gradient::<B>(grad.clone());
+    let (x, grad) = (channels_first::<B>(x), channels_first::<B>(grad));
+    WeightGradients { weight: B::conv3d_weight_backward(x, weight, grad, options(params)), bias }
+}
+
+pub fn conv_transpose<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
+    let options = transpose_options::<B>(&weight);
+    channels_last::<B>(B::conv_transpose3d(channels_first::<B>(x), weight, Some(bias), options))
+}
+
+pub fn conv_transpose_backward_input<B: Backend>(weight: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+    let options = transpose_options::<B>(&weight);
+    channels_last::<B>(B::conv_transpose3d_x_backward(weight, channels_first::<B>(grad), options))
+}
+
+pub fn conv_transpose_backward_weights<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> WeightGradients<B> {
+    let options = transpose_options::<B>(&weight);
+    let bias = bias_gradient::<B>(grad.clone());
+    let (x, grad) = (channels_first::<B>(x), channels_first::<B>(grad));
+    WeightGradients { weight: B::conv_transpose3d_weight_backward(x, weight, grad, options), bias }
+}
+
+/// `(n, z, y, x, c)` to `(n, voxels, c)`.
+fn flatten<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 3> {
+    let x = float::<B, 5>(x);
+    let [n, z, y, width, c] = x.dims();
+    x.reshape([n, z * y * width, c])
+}
+
+fn per_channel<B: Backend>(parameter: FloatTensor<B>) -> Tensor<B, 3> {
+    float::<B, 1>(parameter).unsqueeze()
+}
+
+pub fn norm_act<B: Backend>(
+    x: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    params: NormParams,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let shape = float::<B, 5>(x.clone()).shape();
+    let x = flatten::<B>(x);
+    let mean = x.clone().mean_dim(1);
+    let centred = x - mean.clone();
+    let rstd = centred.clone().square().mean_dim(1).add_scalar(params.eps).sqrt().recip();
+    let y = centred * rstd.clone() * per_channel::<B>(gamma) + per_channel::<B>(beta);
+    let y = burn::tensor::activation::leaky_relu(y, params.negative_slope as f64);
+    let statistics = Tensor::cat(vec![mean.swap_dims(0, 1), rstd.swap_dims(0, 1)], 0);
+    (primitive::<B, 5>(y.reshape(shape)), primitive(statistics))
+}
+
+pub fn norm_act_backward<B: Backend>(
+    x: FloatTensor<B>,
+    statistics: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    params: NormParams,
+) -> NormGradients<B> {
+    let shape = float::<B, 5>(x.clone()).shape();
+    let statistics = float::<B, 3>(statistics);
+    let mean = statistics.clone().narrow(0, 0, 1).swap_dims(0, 1);
+    let rstd = statistics.narrow(0, 1, 1).swap_dims(0, 1);
+    let (gamma, beta) = (per_channel::<B>(gamma), per_channel::<B>(beta));
+
+    let normalised = (flatten::<B>(x) - mean) * rstd.clone();
+    let negative = (normalised.clone() * gamma.clone() + beta).lower_elem(0.0);
+    let grad = flatten::<B>(grad);
+    // Gradient before the leaky ReLU.
+    let grad = grad.clone().mask_where(negative, grad.mul_scalar(params.negative_slope));
+
+    let projected = grad.clone() * normalised.clone();
+    let channels = gamma.dims()[2];
+    let over_samples_and_voxels = |t: Tensor<B, 3>| primitive(t.sum_dim(1).sum_dim(0).reshape([channels]));
+    let d_gamma = over_samples_and_voxels(projected.clone());
+    let d_beta = over_samples_and_voxels(grad.clone());
+
+    let d_x = (grad.clone() - grad.mean_dim(1) - normalised * projected.mean_dim(1)) * (gamma * rstd);
+    NormGradients { input: primitive::<B, 5>(d_x.reshape(shape)), gamma: d_gamma, beta: d_beta }
+}
+
+pub fn concat<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_cat(vec![a, b], 4)
+}
+
+pub fn split<B: Backend>(x: FloatTensor<B>, channels: usize) -> (FloatTensor<B>, FloatTensor<B>) {
+    let x = float::<B, 5>(x);
+    let rest = x.dims()[4] - channels;
+    (primitive(x.clone().narrow(4, 0, channels)), primitive(x.narrow(4, channels, rest)))
+}

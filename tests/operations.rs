@@ -1,0 +1,185 @@
+//! Every operation's kernel agrees with its reference implementation, forward and backward, on random shapes.
+
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::{Distribution, Tensor, TensorData, TensorPrimitive};
+use nnunet_dist::ops::{self, ConvParams, NnOps, NormParams, reference};
+
+type Cpu = Autodiff<Flex>;
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
+    Tensor::random(shape, Distribution::Normal(0.3, 1.0), &Default::default())
+}
+
+fn primitive<const D: usize>(tensor: &Tensor<Flex, D>) -> burn_flex::FlexTensor {
+    tensor.clone().into_primitive().tensor()
+}
+
+/// Largest difference relative to the largest value (or to 1: the gradient of a bias before a norm is 0 but for rounding).
+#[track_caller]
+fn assert_close(what: &str, ours: burn_flex::FlexTensor, reference: burn_flex::FlexTensor) {
+    assert_eq!(ours.layout().shape(), reference.layout().shape(), "{what}");
+    let values = |t: burn_flex::FlexTensor| t.into_data().iter::<f32>().collect::<Vec<f32>>();
+    let (ours, reference) = (values(ours), values(reference));
+    let scale = reference.iter().fold(1f32, |scale, value| scale.max(value.abs()));
+    for (ours, reference) in ours.iter().zip(&reference) {
+        assert!((ours - reference).abs() <= 2e-5 * scale, "{what}: {ours} against {reference} (largest {scale})");
+    }
+}
+
+/// `(n, c_in, c_out, extent, kernel, stride)`; padding is kernel / 2 as in the U-Net.
+const CONVOLUTIONS: [(usize, usize, usize, [usize; 3], [usize; 3], [usize; 3]); 9] = [
+    (1, 1, 8, [7, 9, 6], [3, 3, 3], [1, 1, 1]),
+    (2, 3, 5, [6, 8, 10], [3, 3, 3], [1, 1, 1]),
+    (2, 16, 32, [8, 8, 8], [3, 3, 3], [2, 2, 2]),
+    (2, 4, 6, [7, 9, 5], [3, 3, 3], [2, 2, 2]),
+    (1, 16, 16, [5, 12, 12], [1, 3, 3], [1, 2, 2]),
+    (1, 16, 32, [5, 12, 12], [3, 3, 3], [1, 2, 2]),
+    (3, 2, 16, [1, 16, 14], [1, 3, 3], [1, 1, 1]),
+    (2, 8, 8, [1, 15, 16], [1, 3, 3], [1, 2, 2]),
+    (2, 16, 3, [4, 4, 4], [1, 1, 1], [1, 1, 1]),
+];
+
+#[test]
+fn convolution_agrees_with_burns() {
+    for (n, c_in, c_out, [z, y, x], kernel, stride) in CONVOLUTIONS {
+        let params = ConvParams { stride, padding: kernel.map(|kernel| kernel / 2) };
+        let what = format!("{n} x {c_in}->{c_out} @{z}x{y}x{x} kernel {kernel:?} stride {stride:?}");
+        let input = primitive(&random([n, z, y, x, c_in]));
+        let weight = primitive(&random([c_out, c_in, kernel[0], kernel[1], kernel[2]]));
+        let bias = primitive(&random([c_out]));
+
+        let output = Flex::conv(input.clone(), weight.clone(), bias.clone(), params);
+        let expected = reference::conv::<Flex>(input.clone(), weight.clone(), bias.clone(), params);
+        assert_close(&format!("{what}: forward"), output.clone(), expected);
+
+        let shape: [usize; 5] = std::array::from_fn(|axis| output.layout().shape()[axis]);
+        let grad = primitive(&random(shape));
+        assert_close(
+            &format!("{what}: input gradient"),
+            Flex::conv_backward_input(input.clone(), weight.clone(), grad.clone(), params),
+            reference::conv_backward_input::<Flex>(input.clone(), weight.clone(), grad.clone(), params),
+        );
+        let ours = Flex::conv_backward_weights(input.clone(), weight.clone(), grad.clone(), params);
+        let expected = reference::conv_backward_weights::<Flex>(input, weight, grad, params);
+        assert_close(&format!("{what}: weight gradient"), ours.weight, expected.weight);
+        assert_close(&format!("{what}: bias gradient"), ours.bias, expected.bias);
+    }
+}
+
+#[test]
+fn transposed_convolution_agrees_with_burns() {
+    for (n, c_in, c_out, [z, y, x], [kz, ky, kx]) in [
+        (2, 8, 4, [3, 4, 5], [2, 2, 2]),
+        (1, 32, 16, [4, 4, 4], [2, 2, 2]),
+        (2, 16, 8, [3, 6, 6], [1, 2, 2]),
+        (2, 6, 5, [1, 8, 7], [1, 2, 2]),
+    ] {
+        let what = format!("{n} x {c_in}->{c_out} @{z}x{y}x{x} kernel {kz}x{ky}x{kx}");
+        let input = primitive(&random([n, z, y, x, c_in]));
+        let weight = primitive(&random([c_in, c_out, kz, ky, kx]));
+        let bias = primitive(&random([c_out]));
+        assert_close(
+            &what,
+            Flex::conv_transpose(input.clone(), weight.clone(), bias.clone()),
+            reference::conv_transpose::<Flex>(input.clone(), weight.clone(), bias),
+        );
+        let grad = primitive(&random([n, z * kz, y * ky, x * kx, c_out]));
+        assert_close(
+            &format!("{what}: input gradient"),
+            Flex::conv_transpose_backward_input(weight.clone(), grad.clone()),
+            reference::conv_transpose_backward_input::<Flex>(weight.clone(), grad.clone()),
+        );
+        let ours = Flex::conv_transpose_backward_weights(input.clone(), weight.clone(), grad.clone());
+        let expected = reference::conv_transpose_backward_weights::<Flex>(input, weight, grad);
+        assert_close(&format!("{what}: weight gradient"), ours.weight, expected.weight);
+        assert_close(&format!("{what}: bias gradient"), ours.bias, expected.bias);
+    }
+}
+
+#[test]
+fn norm_and_activation_agree_with_the_reference() {
+    let params = NormParams { eps: 1e-5, negative_slope: 0.01 };
+    for (n, c, [z, y, x]) in [(2, 3, [4, 5, 6]), (1, 32, [9, 17, 11]), (3, 20, [1, 30, 40]), (2, 1, [3, 3, 3])] {
+        let what = format!("{n} x {c} @{z}x{y}x{x}");
+        // A large mean, as after a bias: variance by sums of squares would lose it.
+        let input = primitive(&random([n, z, y, x, c]).add_scalar(50.0));
+        let (gamma, beta) = (primitive(&random([c])), primitive(&random([c])));
+        let grad = primitive(&random([n, z, y, x, c]));
+        let (output, statistics) = Flex::norm_act(input.clone(), gamma.clone(), beta.clone(), params);
+        let (expected, expected_statistics) =
+            reference::norm_act::<Flex>(input.clone(), gamma.clone(), beta.clone(), params);
+        assert_close(&what, output, expected);
+        assert_close(&format!("{what}: statistics"), statistics.clone(), expected_statistics);
+
+        let reference = reference::norm_act_backward::<Flex>(
+            input.clone(),
+            statistics.clone(),
+            gamma.clone(),
+            beta.clone(),
+            grad.clone(),
+            params,
+        );
+        let shared = grad.clone();
+        let ours = Flex::norm_act_backward(input, statistics, gamma, beta, grad, params);
+        assert_close(&format!("{what}: input gradient"), ours.input, reference.input);
+        assert_close(&format!("{what}: gamma gradient"), ours.gamma, reference.gamma);
+        assert_close(&format!("{what}: beta gradient"), ours.beta, reference.beta);
+        drop(shared);
+    }
+}
+
+#[test]
+fn concat_and_split_are_inverse() {
+    let (a, b) = (random([2, 3, 4, 5, 6]), random([2, 3, 4, 5, 3]));
+    let joined = Flex::concat(primitive(&a), primitive(&b));
+    assert_close("concat", joined.clone(), reference::concat::<Flex>(primitive(&a), primitive(&b)));
+    let (first, second) = Flex::split(joined, 6);
+    assert_close("first", first, primitive(&a));
+    assert_close("second", second, primitive(&b));
+}
+
+/// Differentiating through our backward steps gives what Burn's own autodiff gives through its own operations.
+#[test]
+fn autodiff_of_a_small_network_agrees_with_burns_own() {
+    let device = Default::default();
+    let data = |t: &Tensor<Flex, 5>| t.to_data();
+    let (x, w1) = (random([2, 4, 6, 6, 3]), random([8, 3, 3, 3, 3]));
+    let (w2, w3) = (random([8, 4, 2, 2, 2]), random([2, 12, 1, 1, 1]));
+    let params = ConvParams { stride: [2; 3], padding: [1; 3] };
+    let one = ConvParams { stride: [1; 3], padding: [0; 3] };
+    let norm = NormParams { eps: 1e-5, negative_slope: 0.01 };
+    let leaf = |data: TensorData| Tensor::<Cpu, 5>::from_data(data, &device).require_grad();
+    let vector = |len: usize, value: f32| Tensor::<Cpu, 1>::full([len], value, &device).require_grad();
+
+    let run = |ours: bool| {
+        let (x, w1, w2, w3) = (leaf(data(&x)), leaf(data(&w1)), leaf(data(&w2)), leaf(data(&w3)));
+        let (b1, b2, b3) = (vector(8, 0.1), vector(4, 0.2), vector(2, 0.3));
+        let (gamma, beta) = (vector(8, 1.5), vector(8, 0.2));
+        let wrap = |p| Tensor::<Cpu, 5>::from_primitive(TensorPrimitive::Float(p));
+        let (h, up, skip, out);
+        if ours {
+            h = ops::norm_act(ops::conv(x.clone(), w1.clone(), b1.clone(), params), gamma.clone(), beta.clone(), norm);
+            up = ops::conv_transpose(h, w2.clone(), b2.clone());
+            skip = x.clone().repeat_dim(4, 3).narrow(4, 0, 8);
+            out = ops::conv(ops::concat(up, skip), w3.clone(), b3.clone(), one);
+        } else {
+            let p5 = |t: &Tensor<Cpu, 5>| t.clone().into_primitive().tensor();
+            let p1 = |t: &Tensor<Cpu, 1>| t.clone().into_primitive().tensor();
+            let c1 = reference::conv::<Cpu>(p5(&x), p5(&w1), p1(&b1), params);
+            let n1 = reference::norm_act::<Cpu>(c1, p1(&gamma), p1(&beta), norm).0;
+            let up = reference::conv_transpose::<Cpu>(n1, p5(&w2), p1(&b2));
+            skip = x.clone().repeat_dim(4, 3).narrow(4, 0, 8);
+            let joined = reference::concat::<Cpu>(up, p5(&skip));
+            out = wrap(reference::conv::<Cpu>(joined, p5(&w3), p1(&b3), one));
+        }
+        let grads = out.clone().powf_scalar(2.0).sum().backward();
+        let mut gradients = vec![out.inner().into_primitive().tensor()];
+        gradients.extend([&x, &w1, &w2, &w3].map(|t| t.grad(&grads).expect("used").into_primitive().tensor()));
+        let vectors = [&b1, &b2, &b3, &gamma, &beta];
+        gradients.extend(vectors.map(|t| t.grad(&grads).expect("used").into_primitive().tensor()));
+        gradients
+    };
+    for (index, (ours, reference)) in run(true).into_iter().zip(run(false)).enumerate() {
+        assert_close(&format!("value {index}"), ours, reference);
+    }
+}
