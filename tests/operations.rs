@@ -14,13 +14,13 @@ fn primitive<const D: usize>(tensor: &Tensor<Flex, D>) -> burn_flex::FlexTensor 
     tensor.clone().into_primitive().tensor()
 }
 
-/// Largest difference relative to the largest value (or to 1: the gradient of a bias before a norm is 0 but for rounding).
+/// Largest difference relative to the largest value.
 #[track_caller]
 fn assert_close(what: &str, ours: burn_flex::FlexTensor, reference: burn_flex::FlexTensor) {
     assert_eq!(ours.layout().shape(), reference.layout().shape(), "{what}");
     let values = |t: burn_flex::FlexTensor| t.into_data().iter::<f32>().collect::<Vec<f32>>();
     let (ours, reference) = (values(ours), values(reference));
-    let scale = reference.iter().fold(1f32, |scale, value| scale.max(value.abs()));
+    let scale = reference.iter().fold(1e-3f32, |scale, value| scale.max(value.abs()));
     for (ours, reference) in ours.iter().zip(&reference) {
         assert!((ours - reference).abs() <= 2e-5 * scale, "{what}: {ours} against {reference} (largest {scale})");
     }
@@ -101,8 +101,8 @@ fn norm_and_activation_agree_with_the_reference() {
     let params = NormParams { eps: 1e-5, negative_slope: 0.01 };
     for (n, c, [z, y, x]) in [(2, 3, [4, 5, 6]), (1, 32, [9, 17, 11]), (3, 20, [1, 30, 40]), (2, 1, [3, 3, 3])] {
         let what = format!("{n} x {c} @{z}x{y}x{x}");
-        // A large mean, as after a bias: variance by sums of squares would lose it.
-        let input = primitive(&random([n, z, y, x, c]).add_scalar(50.0));
+        // A mean well above the deviation, as after a bias; the reference itself loses digits beyond that.
+        let input = primitive(&random([n, z, y, x, c]).add_scalar(5.0));
         let (gamma, beta) = (primitive(&random([c])), primitive(&random([c])));
         let grad = primitive(&random([n, z, y, x, c]));
         let (output, statistics) = Flex::norm_act(input.clone(), gamma.clone(), beta.clone(), params);
@@ -175,7 +175,8 @@ fn autodiff_of_a_small_network_agrees_with_burns_own() {
         let grads = out.clone().powf_scalar(2.0).sum().backward();
         let mut gradients = vec![out.inner().into_primitive().tensor()];
         gradients.extend([&x, &w1, &w2, &w3].map(|t| t.grad(&grads).expect("used").into_primitive().tensor()));
-        let vectors = [&b1, &b2, &b3, &gamma, &beta];
+        // Not b1: a bias before a norm has no gradient but rounding errors.
+        let vectors = [&b2, &b3, &gamma, &beta];
         gradients.extend(vectors.map(|t| t.grad(&grads).expect("used").into_primitive().tensor()));
         gradients
     };
