@@ -61,6 +61,11 @@ impl<B: Backend> Parameter<B> {
         Tensor::from_primitive(TensorPrimitive::Float(self.value.clone()))
     }
 
+    /// The tensor, whatever its rank.
+    pub fn tensor_primitive(&self) -> FloatTensor<B> {
+        self.value.clone()
+    }
+
     /// Downloads the values.
     pub fn state(&self) -> TensorState {
         let data = burn::tensor::read_sync(B::float_into_data(self.value.clone()))

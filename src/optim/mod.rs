@@ -1,1 +1,5 @@
-//! (table of contents of optim)
+//! From averaged gradients to new weights: clipping, optimisers, learning-rate schedules.
+
+mod optimizer;
+
+pub use optimizer::{Adam, Moments, Optimizer, Rule, Sgd, StepReport};

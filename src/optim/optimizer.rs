@@ -1,0 +1,221 @@
+//! SGD with Nesterov momentum and Adam, as PyTorch defines them, with gradient clipping.
+
+use burn::tensor::{
+    Tensor, TensorPrimitive,
+    backend::{AutodiffBackend, Backend},
+    ops::FloatTensor,
+};
+
+use crate::model::{Parameter, ParameterSpec, TensorState};
+
+/// Stochastic gradient descent (`torch.optim.SGD`), nnU-Net's default.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sgd {
+    pub momentum: f64,
+    pub nesterov: bool,
+    /// Added to the gradient as `weight_decay * weight`.
+    pub weight_decay: f64,
+}
+
+/// Adam (Kingma & Ba 2015; `torch.optim.Adam`), NVIDIA's default.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adam {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Added to the gradient as `weight_decay * weight`.
+    pub weight_decay: f64,
+}
+
+/// The update rule.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    Sgd(Sgd),
+    Adam(Adam),
+}
+
+impl From<Sgd> for Rule {
+    fn from(sgd: Sgd) -> Self {
+        Self::Sgd(sgd)
+    }
+}
+
+impl From<Adam> for Rule {
+    fn from(adam: Adam) -> Self {
+        Self::Adam(adam)
+    }
+}
+
+/// What a step has done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Euclidean norm of all gradients before clipping.
+    pub gradient_norm: f64,
+}
+
+/// What an optimiser remembers of one parameter: the momentum buffer, or Adam's two moments.
+#[derive(Clone, Debug)]
+pub struct Moments<B: Backend> {
+    first: FloatTensor<B>,
+    second: Option<FloatTensor<B>>,
+    /// Updates of this parameter so far, for Adam's bias correction.
+    updates: u64,
+}
+
+/// An update rule with its state, one entry per parameter.
+#[derive(Debug)]
+pub struct Optimizer<B: Backend> {
+    rule: Rule,
+    /// Gradients are scaled down to this norm; `None` leaves them.
+    clip_norm: Option<f64>,
+    moments: Vec<Option<Moments<B>>>,
+}
+
+impl<B: Backend> Optimizer<B> {
+    /// An optimiser without history.
+    pub fn new(rule: impl Into<Rule>, clip_norm: Option<f64>) -> Self {
+        Self { rule: rule.into(), clip_norm, moments: Vec::new() }
+    }
+
+    /// Updates all parameters. A parameter without gradient stays as it is, without weight decay, as in PyTorch.
+    ///
+    /// `gradients` holds one entry per parameter, averaged over the ranks.
+    pub fn step<A: AutodiffBackend<InnerBackend = B>>(
+        &mut self,
+        parameters: &mut [Parameter<A>],
+        gradients: Vec<Option<FloatTensor<B>>>,
+        learning_rate: f64,
+    ) -> StepReport {
+        debug_assert_eq!(parameters.len(), gradients.len());
+        self.moments.resize_with(parameters.len(), || None);
+        let gradient_norm = global_norm::<B>(&gradients);
+        // `torch.nn.utils.clip_grad_norm_`, its epsilon included.
+        let scale = self.clip_norm.map_or(1.0, |limit| (limit / (gradient_norm + 1e-6)).min(1.0));
+        for ((parameter, gradient), moments) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
+            let Some(gradient) = gradient else { continue };
+            let gradient = if scale < 1.0 { (flat::<B>(gradient) * scale).into_primitive().tensor() } else { gradient };
+            let value = parameter.inner();
+            let updated = match &self.rule {
+                Rule::Sgd(sgd) => sgd.update::<B>(value, gradient, moments, learning_rate),
+                Rule::Adam(adam) => adam.update::<B>(value, gradient, moments, learning_rate),
+            };
+            parameter.set(reshape::<B>(updated, &parameter.spec.shape));
+        }
+        StepReport { gradient_norm }
+    }
+
+    /// The optimiser's state on the host: `NAME.first`, `NAME.second` (Adam) and `NAME.updates` per parameter.
+    pub fn state(&self, specs: &[ParameterSpec]) -> Vec<TensorState> {
+        let mut state = Vec::new();
+        for (spec, moments) in specs.iter().zip(&self.moments) {
+            let Some(moments) = moments else { continue };
+            let named = |suffix: &str, shape: Vec<usize>, values| TensorState {
+                spec: ParameterSpec { name: format!("{}.{suffix}", spec.name), shape },
+                values,
+            };
+            state.push(named("first", spec.shape.clone(), host::<B>(moments.first.clone())));
+            if let Some(second) = &moments.second {
+                state.push(named("second", spec.shape.clone(), host::<B>(second.clone())));
+            }
+            state.push(named("updates", vec![1], vec![moments.updates as f32]));
+        }
+        state
+    }
+
+    /// Restores what [`Optimizer::state`] has returned; unknown names are ignored.
+    pub fn load_state(&mut self, specs: &[ParameterSpec], state: &[TensorState], device: &B::Device) {
+        let by_name: std::collections::HashMap<_, _> = state.iter().map(|s| (s.spec.name.as_str(), s)).collect();
+        let find =
+            |spec: &ParameterSpec, suffix: &str| by_name.get(format!("{}.{suffix}", spec.name).as_str()).copied();
+        let upload = |state: &TensorState| Parameter::<B>::new(state.spec.clone(), state.values.clone(), device);
+        self.moments = specs
+            .iter()
+            .map(|spec| {
+                Some(Moments {
+                    first: upload(find(spec, "first")?).tensor_primitive(),
+                    second: find(spec, "second").map(|second| upload(second).tensor_primitive()),
+                    updates: find(spec, "updates").map_or(0, |updates| updates.values[0] as u64),
+                })
+            })
+            .collect();
+    }
+}
+
+impl Sgd {
+    fn update<B: Backend>(
+        &self,
+        value: FloatTensor<B>,
+        gradient: FloatTensor<B>,
+        moments: &mut Option<Moments<B>>,
+        learning_rate: f64,
+    ) -> Tensor<B, 1> {
+        let value = flat::<B>(value);
+        let gradient = flat::<B>(gradient) + value.clone() * self.weight_decay;
+        let velocity = match moments.take() {
+            Some(moments) => flat::<B>(moments.first) * self.momentum + gradient.clone(),
+            None => gradient.clone(),
+        };
+        let direction = if self.nesterov { gradient + velocity.clone() * self.momentum } else { velocity.clone() };
+        *moments = Some(Moments { first: velocity.into_primitive().tensor(), second: None, updates: 0 });
+        value - direction * learning_rate
+    }
+}
+
+impl Adam {
+    fn update<B: Backend>(
+        &self,
+        value: FloatTensor<B>,
+        gradient: FloatTensor<B>,
+        moments: &mut Option<Moments<B>>,
+        learning_rate: f64,
+    ) -> Tensor<B, 1> {
+        let value = flat::<B>(value);
+        let gradient = flat::<B>(gradient) + value.clone() * self.weight_decay;
+        let (first, second, updates) = match moments.take() {
+            Some(moments) => (Some(moments.first), moments.second, moments.updates + 1),
+            None => (None, None, 1),
+        };
+        let blend = |old: Option<FloatTensor<B>>, new: Tensor<B, 1>, beta: f64| match old {
+            Some(old) => flat::<B>(old) * beta + new * (1.0 - beta),
+            None => new * (1.0 - beta),
+        };
+        let first = blend(first, gradient.clone(), self.beta1);
+        let second = blend(second, gradient.square(), self.beta2);
+        let correction1 = 1.0 - self.beta1.powi(updates as i32);
+        let correction2 = 1.0 - self.beta2.powi(updates as i32);
+        let denominator = (second.clone() / correction2).sqrt() + self.eps;
+        let updated = value - first.clone() / denominator * (learning_rate / correction1);
+        *moments = Some(Moments {
+            first: first.into_primitive().tensor(),
+            second: Some(second.into_primitive().tensor()),
+            updates,
+        });
+        updated
+    }
+}
+
+/// The tensor as a vector.
+fn flat<B: Backend>(tensor: FloatTensor<B>) -> Tensor<B, 1> {
+    use burn::tensor::TensorMetadata;
+    let len = tensor.shape().num_elements();
+    Tensor::from_primitive(TensorPrimitive::Float(B::float_reshape(tensor, [len].into())))
+}
+
+fn reshape<B: Backend>(tensor: Tensor<B, 1>, shape: &[usize]) -> FloatTensor<B> {
+    B::float_reshape(tensor.into_primitive().tensor(), shape.to_vec().into())
+}
+
+fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
+    flat::<B>(tensor).into_data().convert::<f32>().into_vec().expect("converted to f32")
+}
+
+/// Norm of all gradients together, with one read-back from the device.
+fn global_norm<B: Backend>(gradients: &[Option<FloatTensor<B>>]) -> f64 {
+    let squares: Vec<_> =
+        gradients.iter().flatten().map(|gradient| flat::<B>(gradient.clone()).square().sum()).collect();
+    if squares.is_empty() {
+        return 0.0;
+    }
+    let squares: Vec<f32> = Tensor::cat(squares, 0).into_data().convert::<f32>().into_vec().expect("converted to f32");
+    squares.iter().map(|square| f64::from(*square)).sum::<f64>().sqrt()
+}
