@@ -2,6 +2,10 @@
 //!
 //! No MPI or NCCL type appears outside this folder.
 
+mod single;
+
+pub use single::Single;
+
 /// How values of several ranks become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReduceOp {

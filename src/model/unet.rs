@@ -25,6 +25,19 @@ pub struct UNetSpec {
     pub shape: NetworkShape,
 }
 
+impl UNetSpec {
+    /// Extents of the heads' logits for a patch, highest resolution first.
+    pub fn head_extents(&self, patch: [usize; 3]) -> Vec<[usize; 3]> {
+        let heads = self.shape.features.len() - 1;
+        let mut extent = patch;
+        let resolutions = self.shape.strides.iter().take(heads).map(|stride| {
+            extent = std::array::from_fn(|axis| extent[axis] / stride[axis]);
+            extent
+        });
+        resolutions.collect()
+    }
+}
+
 /// A plain U-Net.
 ///
 /// Encoder: stages of convolution + instance norm + leaky ReLU, the first convolution of a stage strided. Decoder:

@@ -116,6 +116,22 @@ impl<B: NnOps> Backward<B, 2> for ConcatStep {
     }
 }
 
+#[derive(Debug)]
+struct SeedStep;
+
+impl<B: NnOps> Backward<B, 1> for SeedStep {
+    /// The gradient of the loss with respect to the tensor.
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        // The loss is the root of the graph, so its own gradient is 1.
+        grads.consume::<B>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            grads.register::<B>(node.id, ops.state);
+        }
+    }
+}
+
 impl<B: NnOps, C: CheckpointStrategy> NnOps for Autodiff<B, C> {
     fn conv(
         x: FloatTensor<Self>,
@@ -157,6 +173,15 @@ impl<B: NnOps, C: CheckpointStrategy> NnOps for Autodiff<B, C> {
             OpsKind::UnTracked(prep) => prep.finish(output),
         };
         (output, untracked_statistics)
+    }
+
+    fn seed_gradient(x: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+        let nodes = [x.node.clone()];
+        let zero = B::seed_gradient(x.primitive, gradient.primitive.clone());
+        match Backward::<B, 1>::prepare::<C>(SeedStep, nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(gradient.primitive, zero),
+            OpsKind::UnTracked(prep) => prep.finish(zero),
+        }
     }
 
     fn concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {

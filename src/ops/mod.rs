@@ -141,6 +141,11 @@ pub trait NnOps: Backend {
     fn split(x: FloatTensor<Self>, channels: usize) -> (FloatTensor<Self>, FloatTensor<Self>) {
         reference::split::<Self>(x, channels)
     }
+
+    /// A scalar 0 whose backward step hands `gradient` to `x`: the end of a graph whose loss was computed elsewhere.
+    fn seed_gradient(x: FloatTensor<Self>, _gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_zeros([1].into(), &Self::float_device(&x), burn::tensor::FloatDType::F32)
+    }
 }
 
 fn float<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
@@ -174,4 +179,9 @@ pub fn norm_act<B: NnOps>(
 /// [`NnOps::concat`] on tensors.
 pub fn concat<B: NnOps>(a: Tensor<B, 5>, b: Tensor<B, 5>) -> Tensor<B, 5> {
     float(B::concat(primitive(a), primitive(b)))
+}
+
+/// [`NnOps::seed_gradient`] on tensors.
+pub fn seed_gradient<B: NnOps>(x: Tensor<B, 5>, gradient: Tensor<B, 5>) -> Tensor<B, 1> {
+    float(B::seed_gradient(primitive(x), primitive(gradient)))
 }

@@ -1,1 +1,5 @@
-//! (table of contents of train)
+//! The training loop.
+
+mod step;
+
+pub use step::{StepMetrics, TrainStep, batch_tensor};
