@@ -63,19 +63,8 @@ impl Tap {
         let corner = position.map(floor);
         let [z, y, x]: [f32; 3] = std::array::from_fn(|axis| position[axis] - corner[axis] as f32);
         let (z, y, x) = ([1.0 - z, z], [1.0 - y, y], [1.0 - x, x]);
-        let inside = (0..3).all(|axis| corner[axis] >= 0 && corner[axis] + 1 < shape[axis] as i32);
-        let [_, ny, nx] = shape.map(|extent| extent as i32);
-        Self {
-            weight: std::array::from_fn(|k| z[k >> 2] * y[k >> 1 & 1] * x[k & 1]),
-            index: std::array::from_fn(|k| {
-                let at = [corner[0] + (k >> 2) as i32, corner[1] + (k >> 1 & 1) as i32, corner[2] + (k & 1) as i32];
-                if inside || (0..3).all(|axis| (0..shape[axis] as i32).contains(&at[axis])) {
-                    ((at[0] * ny + at[1]) * nx + at[2]) as u32
-                } else {
-                    OUTSIDE
-                }
-            }),
-        }
+        let weight = std::array::from_fn(|k| z[k >> 2] * y[k >> 1 & 1] * x[k & 1]);
+        Self { weight, index: corners(corner, shape.map(|extent| extent as i32)) }
     }
 
     /// The interpolated intensity.
@@ -104,6 +93,22 @@ impl Tap {
         }
         (0..8).filter(|&k| scores[k] == best).map(|k| labels[k]).min().expect("one of the scores is the best")
     }
+}
+
+/// Indices of the voxels at `corner` and one further along each axis.
+fn corners(corner: [i32; 3], shape: [i32; 3]) -> [u32; 8] {
+    let [_, ny, nx] = shape;
+    let flat = |z: i32, y: i32, x: i32| (z * ny + y) * nx + x;
+    if (0..3).all(|axis| corner[axis] >= 0 && corner[axis] + 1 < shape[axis]) {
+        let first = flat(corner[0], corner[1], corner[2]);
+        let (y, z) = (nx, ny * nx);
+        return [0, 1, y, y + 1, z, z + 1, z + y, z + y + 1].map(|step| (first + step) as u32);
+    }
+    std::array::from_fn(|k| {
+        let at = [corner[0] + (k >> 2) as i32, corner[1] + (k >> 1 & 1) as i32, corner[2] + (k & 1) as i32];
+        let inside = (0..3).all(|axis| (0..shape[axis]).contains(&at[axis]));
+        if inside { flat(at[0], at[1], at[2]) as u32 } else { OUTSIDE }
+    })
 }
 
 /// `value.floor()`, without the library call that the baseline x86-64 needs for it.
