@@ -1,27 +1,19 @@
 //! From the store to batches: which patch comes next, and the threads that fetch and augment it ahead of time.
+//!
+//! 1. [`Sampler`] is a pure function from (seed, epoch, global sample number) to a [`SampleId`], so any number of
+//!    ranks, threads and restarts draw the same patches.
+//! 2. [`Loader`] hands this rank's sample numbers to worker threads, one sample at a time and some batches ahead.
+//! 3. A worker reads the patch, augments it and writes it into its place in a [`Batch`].
+//! 4. [`Loader::next`] delivers the batches in order. A failure of a worker arrives there as a [`LoaderError`] that
+//!    names the case, never as a hang.
 
-use ndarray::{Array4, Array5};
+mod batch;
+mod error;
+mod prefetch;
+mod sampler;
+mod worker;
 
-/// One rank's part of a global batch, on the host.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Batch {
-    /// Intensities, `(sample, channel, z, y, x)`.
-    pub images: Array5<f32>,
-    /// Labels, `(sample, z, y, x)`; no value is negative.
-    pub labels: Array4<i16>,
-    /// Where each sample was cut.
-    pub samples: Vec<SampleId>,
-}
-
-/// Identifies a drawn patch; the same for any number of ranks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SampleId {
-    pub epoch: u64,
-    /// Number of the sample within the epoch's global sequence.
-    pub index: u64,
-    pub case: String,
-    /// Lower corner of the patch in the case; may be negative.
-    pub lo: [isize; 3],
-    /// The foreground class the patch is centred on, if it was forced to foreground.
-    pub class: Option<i16>,
-}
+pub use batch::{Batch, SampleId};
+pub use error::LoaderError;
+pub use prefetch::{Loader, LoaderOptions};
+pub use sampler::{Sampler, SamplerOptions};

@@ -1,0 +1,126 @@
+//! Gaussian blur.
+
+use std::ops::Range;
+
+use super::draw::{chance, uniform};
+use super::voxels::{channels_mut, shape};
+use crate::rng::Stream;
+use crate::store::Patch;
+
+/// The kernel spans about this many standard deviations in all (batchgeneratorsv2 `blur_dimension`).
+const TRUNCATE: f64 = 6.0;
+
+/// Smooths a channel by a separable Gaussian with its own width along each axis, mirrored at the border.
+///
+/// nnU-Net v2: probability 0.2, then each channel with probability 0.5; width uniform in 0.5..1 voxels, drawn for
+/// every channel and axis (batchgeneratorsv2 `GaussianBlurTransform`).
+#[derive(Clone, Debug)]
+pub struct GaussianBlur {
+    /// Range of the standard deviation in voxels.
+    pub sigma: Range<f64>,
+    /// Probability with which a channel is blurred.
+    pub per_channel: f64,
+}
+
+impl GaussianBlur {
+    /// Changes the intensities in place.
+    pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
+        let shape = shape(patch);
+        let mut scratch = Vec::new();
+        for channel in channels_mut(patch) {
+            if !chance(self.per_channel, rng) {
+                continue;
+            }
+            scratch.resize(channel.len(), 0.0);
+            for (axis, &extent) in shape.iter().enumerate() {
+                if extent > 1 {
+                    let inner = shape[axis + 1..].iter().product();
+                    convolve(channel, &mut scratch, extent, inner, &kernel(uniform(&self.sigma, rng)));
+                    channel.copy_from_slice(&scratch);
+                }
+            }
+        }
+    }
+}
+
+/// Normalised Gaussian of odd length.
+fn kernel(sigma: f64) -> Vec<f32> {
+    let length = nearest_odd(sigma * TRUNCATE + 0.5);
+    let centre = (length / 2) as f64;
+    let weights: Vec<f64> = (0..length).map(|tap| (-0.5 * ((tap as f64 - centre) / sigma).powi(2)).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.iter().map(|weight| (weight / sum) as f32).collect()
+}
+
+/// The odd number nearest to `value`; of two equally near ones the larger.
+fn nearest_odd(value: f64) -> usize {
+    2 * (value / 2.0).floor() as usize + 1
+}
+
+/// Convolves along an axis of this `extent` whose neighbours lie `inner` values apart.
+fn convolve(input: &[f32], output: &mut [f32], extent: usize, inner: usize, kernel: &[f32]) {
+    let radius = kernel.len() / 2;
+    let sources: Vec<usize> = (0..extent + 2 * radius).map(|shifted| reflect(shifted, radius, extent)).collect();
+    let mut padded = vec![0.0; sources.len()];
+    for (input, output) in input.chunks_exact(extent * inner).zip(output.chunks_exact_mut(extent * inner)) {
+        output.fill(0.0);
+        if inner == 1 {
+            padded.iter_mut().zip(&sources).for_each(|(value, &source)| *value = input[source]);
+            for (shift, &weight) in kernel.iter().enumerate() {
+                add_scaled(output, &padded[shift..][..extent], weight);
+            }
+        } else {
+            for (row, sources) in output.chunks_exact_mut(inner).zip(sources.windows(kernel.len())) {
+                for (&source, &weight) in sources.iter().zip(kernel) {
+                    add_scaled(row, &input[source * inner..][..inner], weight);
+                }
+            }
+        }
+    }
+}
+
+/// `sums += weight * values`.
+fn add_scaled(sums: &mut [f32], values: &[f32], weight: f32) {
+    sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += weight * value);
+}
+
+/// Position `shifted - radius`, mirrored about the first and last voxel until it lies in `0..extent`.
+fn reflect(shifted: usize, radius: usize, extent: usize) -> usize {
+    let period = 2 * (extent - 1);
+    let position = (shifted as isize - radius as isize).rem_euclid(period as isize) as usize;
+    position.min(period - position)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_normalised_and_as_long_as_the_reference() {
+        // Lengths from batchgeneratorsv2's `_compute_kernel_size(sigma, truncate=6)`.
+        for (sigma, length) in [(0.5, 3), (0.6, 5), (0.75, 5), (0.95, 7), (1.0, 7)] {
+            let kernel = kernel(sigma);
+            assert_eq!(kernel.len(), length, "sigma {sigma}");
+            assert!((kernel.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn borders_reflect_without_repeating_the_edge() {
+        let reflected: Vec<usize> = (0..8).map(|shifted| reflect(shifted, 2, 4)).collect();
+        assert_eq!(reflected, [2, 1, 0, 1, 2, 3, 2, 1]);
+        assert_eq!((0..7).map(|shifted| reflect(shifted, 3, 2)).collect::<Vec<_>>(), [1, 0, 1, 0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn an_impulse_becomes_the_kernel_along_the_chosen_axis() {
+        let kernel = kernel(0.7);
+        let mut input = vec![0.0; 7 * 3];
+        input[3 * 3 + 1] = 1.0;
+        let mut output = vec![9.0; 21];
+        convolve(&input, &mut output, 7, 3, &kernel);
+        let column: Vec<f32> = (1..6).map(|row| output[row * 3 + 1]).collect();
+        assert_eq!(column, kernel);
+        assert_eq!(output.iter().filter(|&&value| value != 0.0).count(), kernel.len());
+    }
+}

@@ -1,0 +1,32 @@
+//! Contrast about the mean.
+
+use std::ops::Range;
+
+use super::draw::around_one;
+use super::voxels::{channels_mut, mean, range};
+use crate::rng::Stream;
+use crate::store::Patch;
+
+/// Stretches each channel about its mean by its own factor, then clips it to the range it had.
+///
+/// nnU-Net v2: probability 0.15, factor in 0.75..1.25, below and above 1 equally often
+/// (batchgeneratorsv2 `ContrastTransform` with `preserve_range`).
+#[derive(Clone, Debug)]
+pub struct Contrast {
+    /// Range of the factor.
+    pub factor: Range<f64>,
+}
+
+impl Contrast {
+    /// Changes the intensities in place.
+    pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
+        for channel in channels_mut(patch) {
+            let factor = around_one(&self.factor, rng) as f32;
+            let (mean, (low, high)) = (mean(channel), range(channel));
+            for value in channel {
+                // Not `clamp`, which panics where the range is empty or NaN.
+                *value = ((*value - mean) * factor + mean).max(low).min(high);
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The ordered list of transforms a sample goes through.
+
+use super::draw::chance;
+use super::spatial::{Spatial, in_plane};
+use super::{
+    Contrast, Gamma, GaussianBlur, GaussianNoise, LowResolution, MaskOutside, Mirror, MultiplicativeBrightness,
+};
+use crate::rng::Stream;
+use crate::store::Patch;
+
+/// A spatial transform followed by named transforms, each with the probability that it is applied to a sample.
+pub struct Pipeline {
+    spatial: Spatial,
+    steps: Vec<Step>,
+}
+
+struct Step {
+    name: &'static str,
+    probability: f64,
+    apply: Box<Apply>,
+}
+
+/// A transform with its settings bound.
+type Apply = dyn Fn(&mut Patch, &mut Stream) + Send + Sync;
+
+impl Pipeline {
+    /// Begins a pipeline; add to it with [`Pipeline::then`].
+    pub fn new(spatial: Spatial) -> Self {
+        Self { spatial, steps: Vec::new() }
+    }
+
+    /// No augmentation: for validation, and for measuring the rest. `patch_size` is `(z, y, x)`.
+    pub fn none(patch_size: [usize; 3]) -> Self {
+        Self::new(Spatial::none(patch_size))
+    }
+
+    /// NVIDIA nnU-Net's list (zoom, noise, blur, brightness, contrast, mirror) with nnU-Net v2's ranges.
+    ///
+    /// `patch_size` is `(z, y, x)`, `mirror_axes` a subset of 0 (z), 1 (y) and 2 (x); `masked_channels` is the plans'
+    /// `use_mask_for_norm`.
+    pub fn nnunet_basic(patch_size: [usize; 3], mirror_axes: &[usize], masked_channels: &[bool]) -> Self {
+        Self::new(Spatial::zoom(patch_size)).then_intensities().then_mirror_and_mask(mirror_axes, masked_channels)
+    }
+
+    /// nnU-Net v2's complete list for training without a cascade; arguments as [`Pipeline::nnunet_basic`].
+    pub fn nnunet(patch_size: [usize; 3], mirror_axes: &[usize], masked_channels: &[bool]) -> Self {
+        let low_resolution = LowResolution { scale: 0.5..1.0, per_channel: 0.5, keep_z: in_plane(patch_size) };
+        let gamma_inverted = Gamma { exponent: 0.7..1.5, inverted: true };
+        let gamma = Gamma { exponent: 0.7..1.5, inverted: false };
+        Self::new(Spatial::nnunet(patch_size))
+            .then_intensities()
+            .then("low resolution", 0.25, move |patch, rng| low_resolution.apply(patch, rng))
+            .then("gamma inverted", 0.1, move |patch, rng| gamma_inverted.apply(patch, rng))
+            .then("gamma", 0.3, move |patch, rng| gamma.apply(patch, rng))
+            .then_mirror_and_mask(mirror_axes, masked_channels)
+    }
+
+    /// Adds a transform that is applied to a sample with this `probability`.
+    pub fn then(
+        mut self,
+        name: &'static str,
+        probability: f64,
+        apply: impl Fn(&mut Patch, &mut Stream) + Send + Sync + 'static,
+    ) -> Self {
+        self.steps.push(Step { name, probability, apply: Box::new(apply) });
+        self
+    }
+
+    fn then_intensities(self) -> Self {
+        let noise = GaussianNoise { std: 0.0..0.1 };
+        let blur = GaussianBlur { sigma: 0.5..1.0, per_channel: 0.5 };
+        let brightness = MultiplicativeBrightness { factor: 0.75..1.25 };
+        let contrast = Contrast { factor: 0.75..1.25 };
+        self.then("noise", 0.1, move |patch, rng| noise.apply(patch, rng))
+            .then("blur", 0.2, move |patch, rng| blur.apply(patch, rng))
+            .then("brightness", 0.15, move |patch, rng| brightness.apply(patch, rng))
+            .then("contrast", 0.15, move |patch, rng| contrast.apply(patch, rng))
+    }
+
+    fn then_mirror_and_mask(self, mirror_axes: &[usize], masked_channels: &[bool]) -> Self {
+        let mirror = Mirror { axes: mirror_axes.to_vec() };
+        let pipeline = self.then("mirror", 1.0, move |patch, rng| mirror.apply(patch, rng));
+        if !masked_channels.contains(&true) {
+            return pipeline;
+        }
+        let mask = MaskOutside { channels: masked_channels.to_vec() };
+        pipeline.then("mask outside", 1.0, move |patch, rng| mask.apply(patch, rng))
+    }
+
+    /// Extent of the patches that leave, `(z, y, x)`.
+    pub fn patch_size(&self) -> [usize; 3] {
+        self.spatial.patch_size()
+    }
+
+    /// Extent of the patches to read from the store, `(z, y, x)`: larger than [`Pipeline::patch_size`] where rotation
+    /// or scaling needs a margin.
+    pub fn read_patch_size(&self) -> [usize; 3] {
+        self.spatial.read_patch_size()
+    }
+
+    /// Name and probability of each transform after the spatial one, in order.
+    pub fn steps(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
+        self.steps.iter().map(|step| (step.name, step.probability))
+    }
+
+    /// Makes `patch`, of extent [`Pipeline::patch_size`], out of `read`, of extent [`Pipeline::read_patch_size`].
+    /// Labels outside the image stay -1.
+    pub fn apply(&self, read: &Patch, patch: &mut Patch, rng: &mut Stream) {
+        self.spatial.apply(read, patch, rng);
+        for step in &self.steps {
+            if chance(step.probability, rng) {
+                (step.apply)(patch, rng);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipeline")
+            .field("spatial", &self.spatial)
+            .field("steps", &self.steps().collect::<Vec<_>>())
+            .finish()
+    }
+}

@@ -1,0 +1,191 @@
+//! Rotation and scaling, in the same resampling that cuts the final patch out of the larger one that was read.
+
+use std::f64::consts::PI;
+use std::ops::Range;
+
+use super::crop::centre_crop;
+use super::draw::{chance, uniform};
+use super::resample::resample;
+use crate::rng::Stream;
+use crate::store::Patch;
+
+/// A 3D patch this many times longer than its first axis is augmented slice by slice (nnU-Net's `ANISO_THRESHOLD`).
+const ANISOTROPY_THRESHOLD: f64 = 3.0;
+
+/// The scale for which nnU-Net's trainer sizes the patch it reads. Objects shrink further than that, to 1.4 voxels per
+/// voxel; what then lies beyond the patch is padding, in the reference as here.
+const READ_SCALE: f64 = 0.85;
+
+/// Rotates and scales with some probability, and crops.
+///
+/// nnU-Net v2 (batchgeneratorsv2 `SpatialTransform`): rotation with probability 0.2 about every axis by its own angle,
+/// uniform in ±30° in 3D, in ±180° in the plane for 2D and anisotropic 3D patches, in ±15° for 2D patches longer than
+/// 1.5 times their width; scaling with probability 0.2, uniform in 0.7..1.4, the same for all axes. Where neither is
+/// drawn the centre is copied without resampling.
+#[derive(Clone, Debug)]
+pub struct Spatial {
+    patch_size: [usize; 3],
+    rotation_probability: f64,
+    /// Largest angle in either direction, in radians.
+    max_angle: f64,
+    scaling_probability: f64,
+    /// How many voxels of the source one voxel of the result spans: above 1 objects shrink.
+    scale: Range<f64>,
+}
+
+impl Spatial {
+    /// Only crops.
+    pub fn none(patch_size: [usize; 3]) -> Self {
+        Self { patch_size, rotation_probability: 0.0, max_angle: 0.0, scaling_probability: 0.0, scale: 1.0..1.0 }
+    }
+
+    /// nnU-Net's scaling without its rotation.
+    pub fn zoom(patch_size: [usize; 3]) -> Self {
+        Self { scaling_probability: 0.2, scale: 0.7..1.4, ..Self::none(patch_size) }
+    }
+
+    /// nnU-Net's scaling and rotation.
+    pub fn nnunet(patch_size: [usize; 3]) -> Self {
+        let [z, y, x] = patch_size;
+        let degrees = match () {
+            () if z > 1 && !in_plane(patch_size) => 30.0,
+            () if z == 1 && y.max(x) as f64 / y.min(x) as f64 > 1.5 => 15.0,
+            () => 180.0,
+        };
+        Self { rotation_probability: 0.2, max_angle: degrees / 180.0 * PI, ..Self::zoom(patch_size) }
+    }
+
+    /// Extent of the patch that leaves, `(z, y, x)`.
+    pub fn patch_size(&self) -> [usize; 3] {
+        self.patch_size
+    }
+
+    /// Extent of the patch to read for it, `(z, y, x)`: nnU-Net's `get_patch_size`, or no more than the patch itself
+    /// where nothing is rotated or scaled.
+    pub fn read_patch_size(&self) -> [usize; 3] {
+        if self.rotation_probability == 0.0 && self.scaling_probability == 0.0 {
+            return self.patch_size;
+        }
+        let first = if in_plane(self.patch_size) { 1 } else { 0 };
+        let mut extent = self.patch_size.map(|extent| extent as f64);
+        let (sin, cos) = self.max_angle.min(PI / 2.0).sin_cos();
+        for a in first..3 {
+            for b in a + 1..3 {
+                let (side_a, side_b) = (self.patch_size[a] as f64, self.patch_size[b] as f64);
+                // The reference turns the patch's corner, about y in the other direction than about z and x.
+                let sin = if (a, b) == (0, 2) { -sin } else { sin };
+                extent[a] = extent[a].max((side_a * cos + side_b * sin).abs());
+                extent[b] = extent[b].max((side_b * cos - side_a * sin).abs());
+            }
+        }
+        let mut read = self.patch_size;
+        (first..3).for_each(|axis| read[axis] = (extent[axis] / READ_SCALE) as usize);
+        read
+    }
+
+    /// Fills `patch`, of extent [`Spatial::patch_size`], from `read`, of extent [`Spatial::read_patch_size`].
+    pub fn apply(&self, read: &Patch, patch: &mut Patch, rng: &mut Stream) {
+        match self.draw(rng) {
+            Some(matrix) => resample(read, patch, &matrix),
+            None => centre_crop(read, patch),
+        }
+    }
+
+    /// The matrix from the result's coordinates to the source's, or `None` for the identity.
+    fn draw(&self, rng: &mut Stream) -> Option<[[f64; 3]; 3]> {
+        let rotates = chance(self.rotation_probability, rng);
+        let scales = chance(self.scaling_probability, rng);
+        if !rotates && !scales {
+            return None;
+        }
+        let in_plane = in_plane(self.patch_size);
+        let mut angles = [0.0; 3];
+        if rotates {
+            let first = if in_plane { 0 } else { 2 };
+            (0..=first).for_each(|axis| angles[axis] = uniform(&(-self.max_angle..self.max_angle), rng));
+        }
+        let scale = if scales { uniform(&self.scale, rng) } else { 1.0 };
+        let scales = if in_plane { [1.0, scale, scale] } else { [scale; 3] };
+        Some(rotation_after_scaling(angles, scales))
+    }
+}
+
+/// Whether a patch is rotated, scaled and coarsened within its `(y, x)` planes only: 2D patches, and anisotropic 3D
+/// ones (nnU-Net's dummy 2D augmentation).
+pub(super) fn in_plane(patch_size: [usize; 3]) -> bool {
+    let longest = patch_size.into_iter().max().unwrap_or(1);
+    patch_size[0] == 1 || longest as f64 / patch_size[0] as f64 > ANISOTROPY_THRESHOLD
+}
+
+/// Scaling, then rotation about z, then y, then x of the `(z, y, x)` coordinates.
+fn rotation_after_scaling(angles: [f64; 3], scales: [f64; 3]) -> [[f64; 3]; 3] {
+    let [(sz, cz), (sy, cy), (sx, cx)] = angles.map(f64::sin_cos);
+    let about_z = [[1.0, 0.0, 0.0], [0.0, cz, -sz], [0.0, sz, cz]];
+    let about_y = [[cy, 0.0, sy], [0.0, 1.0, 0.0], [-sy, 0.0, cy]];
+    let about_x = [[cx, -sx, 0.0], [sx, cx, 0.0], [0.0, 0.0, 1.0]];
+    let rotation = product(&about_x, &product(&about_y, &about_z));
+    rotation.map(|row| std::array::from_fn(|column| row[column] * scales[column]))
+}
+
+fn product(a: &[[f64; 3]; 3], b: &[[f64; 3]; 3]) -> [[f64; 3]; 3] {
+    a.map(|row| std::array::from_fn(|column| (0..3).map(|k| row[k] * b[k][column]).sum()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, stream};
+
+    #[test]
+    fn read_sizes_are_those_of_nnunet() {
+        // From `get_patch_size` of nnunetv2 2.8.1 with the trainer's rotation range and dummy-2D rule.
+        let cases = [
+            ([40, 56, 40], [73, 80, 64]),
+            ([128, 128, 128], [205, 205, 205]),
+            ([96, 160, 160], [191, 257, 219]),
+            ([64, 192, 64], [178, 233, 102]),
+            ([28, 256, 256], [28, 301, 301]),
+            ([14, 200, 180], [14, 235, 235]),
+            ([1, 56, 40], [1, 65, 65]),
+            ([1, 512, 512], [1, 602, 602]),
+            ([1, 320, 160], [1, 412, 188]),
+        ];
+        for (patch, read) in cases {
+            assert_eq!(Spatial::nnunet(patch).read_patch_size(), read, "{patch:?}");
+            assert_eq!(Spatial::none(patch).read_patch_size(), patch);
+        }
+    }
+
+    #[test]
+    fn angles_and_scales_are_drawn_as_documented() {
+        let draws = |patch_size| {
+            let spatial = Spatial::nnunet(patch_size);
+            (0..4000).map(move |index| spatial.draw(&mut stream(7, Purpose::Augment, 0, index))).collect::<Vec<_>>()
+        };
+        let drawn = draws([40, 56, 40]);
+        let none = drawn.iter().filter(|matrix| matrix.is_none()).count() as f64 / drawn.len() as f64;
+        assert!((none - 0.8 * 0.8).abs() < 0.03, "{none}");
+        // A rotation times a scale: all columns have the length of the scale.
+        let scales: Vec<f64> =
+            drawn.iter().flatten().map(|m| m.map(|row| row[0].powi(2)).iter().sum::<f64>().sqrt()).collect();
+        assert!(scales.iter().all(|scale| (0.7 - 1e-9..1.4 + 1e-9).contains(scale)));
+        assert!(scales.iter().any(|&scale| scale < 0.75) && scales.iter().any(|&scale| scale > 1.35));
+
+        for matrix in draws([1, 64, 64]).into_iter().flatten() {
+            assert_eq!((matrix[0], matrix[1][0], matrix[2][0]), ([1.0, 0.0, 0.0], 0.0, 0.0));
+        }
+        assert!(draws([1, 64, 64]).iter().flatten().any(|matrix| matrix[1][1] < -0.6), "half turns are drawn in 2D");
+    }
+
+    #[test]
+    fn rotations_turn_as_in_the_reference() {
+        // create_matrix: Rx(first axis) first, as batchgeneratorsv2's `Rz @ Ry @ Rx @ S`.
+        let matrix = rotation_after_scaling([PI / 2.0, 0.0, 0.0], [1.0, 2.0, 3.0]);
+        let expected = [[1.0, 0.0, 0.0], [0.0, 0.0, -3.0], [0.0, 2.0, 0.0]];
+        for (row, expected) in matrix.iter().zip(expected) {
+            for (value, expected) in row.iter().zip(expected) {
+                assert!((value - expected).abs() < 1e-12, "{matrix:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The queue of batches between the worker threads and the training loop.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+
+use super::worker::{self, Context, Job, Report};
+use super::{Batch, LoaderError, Sampler};
+use crate::augment::Pipeline;
+use crate::store::CaseStore;
+
+/// Delivers one rank's batches in order, prepared ahead of time by worker threads.
+///
+/// The batches depend on neither the number of workers nor their speed. Dropping the loader ends the workers after
+/// the sample each is at.
+pub struct Loader {
+    sampler: Sampler,
+    options: LoaderOptions,
+    context: Arc<Context>,
+    /// `None` once the loader is being dropped: the workers end when the queue does.
+    jobs: Option<Sender<Job>>,
+    reports: Receiver<Report>,
+    workers: Vec<JoinHandle<()>>,
+    /// Batches being filled, the next one to deliver first.
+    pending: VecDeque<Pending>,
+    /// Tickets already delivered, which is the ticket of the first pending batch.
+    delivered: u64,
+    /// Buffers for the batches to come.
+    free: Vec<Batch>,
+    wait: Duration,
+    failure: Option<LoaderError>,
+}
+
+/// This rank's part of the work, and how far ahead it is done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoaderOptions {
+    /// This process's rank, from 0.
+    pub rank: usize,
+    /// Number of processes.
+    pub world_size: usize,
+    /// Samples per iteration on this rank.
+    pub batch_per_rank: usize,
+    /// Worker threads.
+    pub workers: usize,
+    /// Batches prepared ahead of the one in use.
+    pub prefetch: usize,
+    /// Epochs to deliver; a loop without end is `start..u64::MAX`.
+    pub epochs: Range<u64>,
+    /// Iteration of the first epoch to begin with.
+    pub first_iteration: u64,
+    /// Batches per epoch.
+    pub iterations_per_epoch: u64,
+}
+
+struct Pending {
+    batch: Arc<Mutex<Batch>>,
+    /// Samples not yet in their place.
+    missing: usize,
+}
+
+impl Loader {
+    /// Starts the workers, which begin to fetch at once.
+    ///
+    /// # Errors
+    /// [`LoaderError::Setup`] if the options contradict the sampler's or the pipeline's, or no thread can be started;
+    /// [`LoaderError::Sample`] if a sample cannot be drawn.
+    pub fn start(
+        store: Arc<dyn CaseStore>,
+        sampler: Sampler,
+        pipeline: Arc<Pipeline>,
+        options: LoaderOptions,
+    ) -> Result<Self, LoaderError> {
+        check(&sampler, &pipeline, &options).map_err(LoaderError::Setup)?;
+        let channels = sampler.channels().map_err(|error| LoaderError::Setup(error.to_string()))?;
+        let seed = sampler.options().seed;
+        let context = Arc::new(Context { store, pipeline, seed, channels, cancelled: AtomicBool::new(false) });
+        let (jobs, job_queue) = unbounded();
+        let (report_sender, reports) = unbounded();
+        let mut loader = Self {
+            sampler,
+            options,
+            context,
+            jobs: Some(jobs),
+            reports,
+            workers: Vec::new(),
+            pending: VecDeque::new(),
+            delivered: 0,
+            free: Vec::new(),
+            wait: Duration::ZERO,
+            failure: None,
+        };
+        for number in 0..loader.options.workers {
+            let (context, jobs, reports) = (loader.context.clone(), job_queue.clone(), report_sender.clone());
+            let worker = std::thread::Builder::new()
+                .name(format!("loader-{number}"))
+                .spawn(move || worker::run(&context, &jobs, &reports))
+                .map_err(|error| LoaderError::Setup(format!("cannot start worker thread {number}: {error}")))?;
+            loader.workers.push(worker);
+        }
+        loader.submit_ahead()?;
+        Ok(loader)
+    }
+
+    /// The next batch, waiting for it only if it is not ready.
+    ///
+    /// # Errors
+    /// The first failure of any worker, at once and on every later call; [`LoaderError::Finished`] after the last
+    /// epoch.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator could not lend its buffers and be asked for its wait"
+    )]
+    pub fn next(&mut self) -> Result<Batch, LoaderError> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        let result = self.receive();
+        if let Err(failure) = &result {
+            self.context.cancelled.store(true, Ordering::Relaxed);
+            self.failure = Some(failure.clone());
+        }
+        result
+    }
+
+    /// Gives a used batch's memory back for a later one.
+    pub fn recycle(&mut self, batch: Batch) {
+        let [z, y, x] = self.context.pipeline.patch_size();
+        if batch.images.dim() == (self.options.batch_per_rank, self.context.channels, z, y, x) {
+            self.free.push(batch);
+        }
+    }
+
+    /// Time that [`Loader::next`] spent waiting since this was last asked.
+    pub fn take_wait(&mut self) -> Duration {
+        std::mem::take(&mut self.wait)
+    }
+
+    fn receive(&mut self) -> Result<Batch, LoaderError> {
+        if self.pending.is_empty() {
+            self.submit_ahead()?;
+        }
+        while self.pending.front().ok_or(LoaderError::Finished)?.missing > 0 {
+            let ticket = self.next_report()??;
+            self.pending[(ticket - self.delivered) as usize].missing -= 1;
+        }
+        let ready = self.pending.pop_front().ok_or(LoaderError::Finished)?;
+        self.delivered += 1;
+        self.submit_ahead()?;
+        let batch = Arc::into_inner(ready.batch).expect("workers drop a batch before they report on it");
+        Ok(batch.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A report, counting the time it takes if there is none yet.
+    fn next_report(&mut self) -> Result<Report, LoaderError> {
+        let gone = || LoaderError::Setup("all worker threads have ended".into());
+        match self.reports.try_recv() {
+            Ok(report) => Ok(report),
+            Err(TryRecvError::Disconnected) => Err(gone()),
+            Err(TryRecvError::Empty) => {
+                let start = Instant::now();
+                let report = self.reports.recv();
+                self.wait += start.elapsed();
+                report.map_err(|_| gone())
+            }
+        }
+    }
+
+    /// Queues batches until `prefetch` of them are pending or the last epoch is.
+    fn submit_ahead(&mut self) -> Result<(), LoaderError> {
+        while self.pending.len() < self.options.prefetch {
+            let ticket = self.delivered + self.pending.len() as u64;
+            let Some((epoch, iteration)) = self.options.position(ticket) else { break };
+            self.submit(ticket, epoch, iteration)?;
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, ticket: u64, epoch: u64, iteration: u64) -> Result<(), LoaderError> {
+        let size = self.options.batch_per_rank;
+        let first = (iteration * self.options.world_size as u64 + self.options.rank as u64) * size as u64;
+        let samples = (first..first + size as u64).map(|index| self.sampler.draw(epoch, index));
+        let samples = samples.collect::<Result<Vec<_>, _>>()?;
+
+        let (channels, patch_size) = (self.context.channels, self.context.pipeline.patch_size());
+        let mut batch = self.free.pop().unwrap_or_else(|| Batch::blank(size, channels, patch_size));
+        batch.samples.clone_from(&samples);
+        let batch = Arc::new(Mutex::new(batch));
+        for (position, sample) in samples.into_iter().enumerate() {
+            let job = Job { sample, batch: batch.clone(), position, ticket };
+            let queue = self.jobs.as_ref().expect("the queue is closed only by drop");
+            queue.send(job).map_err(|_| LoaderError::Setup("all worker threads have ended".into()))?;
+        }
+        self.pending.push_back(Pending { batch, missing: size });
+        Ok(())
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.context.cancelled.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        for worker in self.workers.drain(..) {
+            // Panics inside a job were caught and reported; there is nothing left to say about one outside.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl LoaderOptions {
+    /// Epoch and iteration of the batch with this running number, or `None` after the last epoch.
+    fn position(&self, ticket: u64) -> Option<(u64, u64)> {
+        let iteration = self.first_iteration + ticket;
+        let epoch = self.epochs.start + iteration / self.iterations_per_epoch;
+        self.epochs.contains(&epoch).then_some((epoch, iteration % self.iterations_per_epoch))
+    }
+}
+
+/// Says what is wrong with a combination of settings.
+fn check(sampler: &Sampler, pipeline: &Pipeline, options: &LoaderOptions) -> Result<(), String> {
+    let LoaderOptions { rank, world_size, batch_per_rank, workers, prefetch, iterations_per_epoch, .. } = options;
+    let drawn = sampler.options();
+    if rank >= world_size {
+        return Err(format!("rank {rank} is not below the world size {world_size}"));
+    }
+    if *workers == 0 || *prefetch == 0 || *iterations_per_epoch == 0 {
+        return Err(format!(
+            "workers ({workers}), prefetch ({prefetch}) and iterations per epoch ({iterations_per_epoch}) must not be 0"
+        ));
+    }
+    if batch_per_rank * world_size != drawn.global_batch_size {
+        return Err(format!(
+            "{batch_per_rank} samples on each of {world_size} ranks are not the global batch of {}",
+            drawn.global_batch_size
+        ));
+    }
+    if (drawn.patch_size, drawn.final_patch_size) != (pipeline.read_patch_size(), pipeline.patch_size()) {
+        return Err(format!(
+            "the sampler draws {:?} for {:?}, but the pipeline needs {:?} for {:?}",
+            drawn.patch_size,
+            drawn.final_patch_size,
+            pipeline.read_patch_size(),
+            pipeline.patch_size()
+        ));
+    }
+    Ok(())
+}

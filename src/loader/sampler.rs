@@ -1,0 +1,139 @@
+//! Which patch comes next.
+
+use std::sync::Arc;
+
+use rand::Rng;
+
+use super::{LoaderError, SampleId};
+use crate::rng::{Purpose, Stream, stream};
+use crate::store::{CaseInfo, CaseStore, StoreError};
+
+/// Draws patches as nnU-Net v2 does (`nnUNetDataLoader`): the case uniformly with replacement, then a box anywhere in
+/// it or, for the last third of each global batch, a box centred on a voxel of a foreground class.
+///
+/// A sample depends on nothing but the options and its number, so the sampler is shared freely between threads.
+pub struct Sampler {
+    store: Arc<dyn CaseStore>,
+    cases: Vec<String>,
+    options: SamplerOptions,
+    /// Positions in the global batch from this one on are forced to foreground.
+    first_forced: u64,
+}
+
+/// What a [`Sampler`] draws from and for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplerOptions {
+    /// The run's seed.
+    pub seed: u64,
+    /// [`Purpose::TrainSample`] or [`Purpose::ValSample`].
+    pub purpose: Purpose,
+    /// Extent to read, `(z, y, x)`: [`Pipeline::read_patch_size`](crate::augment::Pipeline::read_patch_size).
+    pub patch_size: [usize; 3],
+    /// Extent the network sees; a box lies beyond the image no further than lets such a patch reach its border.
+    pub final_patch_size: [usize; 3],
+    /// Samples per iteration over all ranks.
+    pub global_batch_size: usize,
+    /// Part of the global batch that is forced to foreground; nnU-Net's default is 0.33.
+    pub oversample_foreground: f64,
+}
+
+impl Sampler {
+    /// A sampler over `cases` of `store`.
+    ///
+    /// # Errors
+    /// If there is no case, the batch or patch is empty, or a case is not in the store.
+    pub fn new(store: Arc<dyn CaseStore>, cases: Vec<String>, options: SamplerOptions) -> Result<Self, LoaderError> {
+        let fail = |problem: String| Err(LoaderError::Setup(problem));
+        if cases.is_empty() {
+            return fail("no cases to draw from; is the fold's split empty?".into());
+        }
+        if options.global_batch_size == 0 || options.final_patch_size.contains(&0) {
+            return fail(format!(
+                "batch size {} and patch size {:?} must not be 0",
+                options.global_batch_size, options.final_patch_size
+            ));
+        }
+        if (0..3).any(|axis| options.patch_size[axis] < options.final_patch_size[axis]) {
+            return fail(format!(
+                "cannot cut a patch of {:?} out of {:?}",
+                options.final_patch_size, options.patch_size
+            ));
+        }
+        if !(0.0..=1.0).contains(&options.oversample_foreground) {
+            return fail(format!("foreground oversampling is {}, not in 0..1", options.oversample_foreground));
+        }
+        let known = store.case_ids();
+        if let Some(missing) = cases.iter().find(|case| known.binary_search(case).is_err()) {
+            return fail(format!("case {missing} is in the split but was not preprocessed; run `preprocess` again"));
+        }
+        // Python's `round`, with which nnU-Net decides, rounds halves to even.
+        let unforced = options.global_batch_size as f64 * (1.0 - options.oversample_foreground);
+        Ok(Self { store, cases, options, first_forced: unforced.round_ties_even() as u64 })
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> &SamplerOptions {
+        &self.options
+    }
+
+    /// Number of channels of the cases.
+    ///
+    /// # Errors
+    /// If the store cannot tell.
+    pub fn channels(&self) -> Result<usize, StoreError> {
+        self.store.info(&self.cases[0]).map(|info| info.channels)
+    }
+
+    /// Draws sample number `index` of the epoch's global sequence.
+    ///
+    /// # Errors
+    /// [`LoaderError::Sample`] if the store knows nothing of the drawn case.
+    pub fn draw(&self, epoch: u64, index: u64) -> Result<SampleId, LoaderError> {
+        let mut rng = stream(self.options.seed, self.options.purpose, epoch, index);
+        let case = choose(&self.cases, &mut rng);
+        let info = self.store.info(case).map_err(|error| LoaderError::Sample {
+            case: case.clone(),
+            epoch,
+            index,
+            cause: error.to_string(),
+        })?;
+        let forced = index % self.options.global_batch_size as u64 >= self.first_forced;
+        let foreground = if forced { draw_foreground(info, &mut rng) } else { None };
+        let (class, voxel) = foreground.unzip();
+        let lo = self.place(info.shape, voxel, &mut rng);
+        Ok(SampleId { epoch, index, case: case.clone(), lo, class })
+    }
+
+    /// The lower corner of the box to read: centred on `voxel` but not below the lower bound, or anywhere within the
+    /// bounds (nnU-Net's `get_bbox`). Axes shorter than the patch are padded on both sides.
+    fn place(&self, shape: [usize; 3], voxel: Option<[u32; 3]>, rng: &mut Stream) -> [isize; 3] {
+        std::array::from_fn(|axis| {
+            let read = self.options.patch_size[axis] as i64;
+            let extent = shape[axis] as i64;
+            let margin = read - self.options.final_patch_size[axis] as i64;
+            let padding = margin.max(read - extent);
+            let outside = padding - padding / 2;
+            let lo = match voxel {
+                // As in the reference the upper bound is not enforced: a voxel at the far border stays in the centre.
+                Some(voxel) => (i64::from(voxel[axis]) - read / 2).max(-outside),
+                None => rng.random_range(-outside..=extent + outside - read),
+            };
+            lo as isize
+        })
+    }
+}
+
+/// A class uniformly among those present and one of its known voxels; `None` in a case without foreground.
+fn draw_foreground(info: &CaseInfo, rng: &mut Stream) -> Option<(i16, [u32; 3])> {
+    let present: Vec<_> = info.class_locations.iter().filter(|(_, voxels)| !voxels.is_empty()).collect();
+    if present.is_empty() {
+        return None;
+    }
+    let (class, voxels) = choose(&present, rng);
+    Some((**class, *choose(voxels, rng)))
+}
+
+/// A uniformly drawn element of a list that is not empty.
+fn choose<'a, T>(list: &'a [T], rng: &mut Stream) -> &'a T {
+    &list[rng.random_range(0..list.len())]
+}

@@ -1,0 +1,88 @@
+//! The threads that turn sample numbers into samples.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::{Batch, LoaderError, SampleId};
+use crate::augment::{Pipeline, blank_patch};
+use crate::rng::{Purpose, stream};
+use crate::store::{CaseStore, Patch};
+
+/// One sample to fetch.
+pub(super) struct Job {
+    pub(super) sample: SampleId,
+    /// Where it goes.
+    pub(super) batch: Arc<Mutex<Batch>>,
+    pub(super) position: usize,
+    /// Running number of the batch, to report back.
+    pub(super) ticket: u64,
+}
+
+/// A finished job: the number of its batch, or why there will be none.
+pub(super) type Report = Result<u64, LoaderError>;
+
+/// What all workers share.
+pub(super) struct Context {
+    pub(super) store: Arc<dyn CaseStore>,
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) seed: u64,
+    pub(super) channels: usize,
+    /// Set when nobody wants the remaining jobs any more.
+    pub(super) cancelled: AtomicBool,
+}
+
+/// Works on jobs until there are no more, the loader is dropped or a job fails.
+pub(super) fn run(context: &Context, jobs: &Receiver<Job>, reports: &Sender<Report>) {
+    let mut buffers = Buffers::new(context);
+    for job in jobs {
+        if context.cancelled.load(Ordering::Relaxed) {
+            return;
+        }
+        // The buffers of a job that panicked are never read: the loader delivers nothing after an error.
+        let outcome = catch_unwind(AssertUnwindSafe(|| buffers.fill(context, &job)));
+        let result = outcome.unwrap_or_else(|panic| Err(format!("the worker panicked: {}", message_of(&*panic))));
+        let ticket = job.ticket;
+        let SampleId { case, epoch, index, .. } = job.sample;
+        // Before the report, so that the loader finds itself the batch's only owner.
+        drop(job.batch);
+        let report = result.map(|()| ticket).map_err(|cause| LoaderError::Sample { case, epoch, index, cause });
+        if reports.send(report).is_err() {
+            return;
+        }
+    }
+}
+
+/// A worker's own memory, used for one sample after the other.
+struct Buffers {
+    read: Patch,
+    patch: Patch,
+}
+
+impl Buffers {
+    fn new(context: &Context) -> Self {
+        Self {
+            read: blank_patch(context.channels, context.pipeline.read_patch_size()),
+            patch: blank_patch(context.channels, context.pipeline.patch_size()),
+        }
+    }
+
+    /// Reads, augments and delivers a sample.
+    fn fill(&mut self, context: &Context, job: &Job) -> Result<(), String> {
+        let SampleId { case, epoch, index, lo, .. } = &job.sample;
+        context.store.read_patch(case, *lo, &mut self.read).map_err(|error| error.to_string())?;
+        let mut rng = stream(context.seed, Purpose::Augment, *epoch, *index);
+        context.pipeline.apply(&self.read, &mut self.patch, &mut rng);
+        job.batch.lock().unwrap_or_else(PoisonError::into_inner).place(job.position, &self.patch);
+        Ok(())
+    }
+}
+
+/// The text of a panic.
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
