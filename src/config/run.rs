@@ -139,9 +139,9 @@ pub enum ScheduleKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum AugmentationPreset {
-    /// All there is.
+    /// nnU-Net v2's complete list.
     Nnunet,
-    /// Mirroring only.
+    /// NVIDIA nnU-Net's shorter list: zoom, noise, blur, brightness, contrast, mirroring.
     Basic,
     /// The patch as it was cut.
     None,
