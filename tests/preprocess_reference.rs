@@ -4,13 +4,15 @@ mod common;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis};
 use ndarray_npy::{NpzReader, ReadableElement, read_npy};
-use nnunet_dist::dataset::{Case, CaseFiles, DatasetJson};
+use nnunet_dist::dataset::{Case, CaseFiles, Dataset, DatasetJson};
 use nnunet_dist::image::LabelMap;
 use nnunet_dist::plan::Plans;
-use nnunet_dist::preprocess::{PreprocessedCase, Preprocessor};
+use nnunet_dist::preprocess::{PreprocessedCase, Preprocessor, preprocess_dataset};
+use nnunet_dist::store::{CaseStore, NativeStore, Patch};
 use serde_json::{Value, json};
 
 /// Normalised intensities may differ by this much.
@@ -21,19 +23,17 @@ const SAME_LABELS: f64 = 0.999;
 #[test]
 fn hippocampus_is_as_nnunet_preprocesses_it() {
     for data_path in common::fixtures("fixtures/hippocampus", "_data.npy") {
-        let beside = |ending: &str| PathBuf::from(data_path.to_str().unwrap().replace("_data.npy", ending));
-        let folder = data_path.parent().unwrap();
-        let plans: Plans = serde_json::from_value(read_json(&folder.join("nnUNetPlans.json"))).unwrap();
-        let dataset: DatasetJson = serde_json::from_value(read_json(&folder.join("dataset.json"))).unwrap();
-        let id = data_path.file_name().unwrap().to_str().unwrap().trim_end_matches("_data.npy");
-        let case = load(id, vec![beside("_0000.nii.gz")], Some(beside(".nii.gz")));
+        let (plans, dataset) = plans_beside(&data_path);
+        let files = case_beside(&data_path);
+        let id = &files.id;
+        let case = files.load(1).unwrap();
 
         let preprocessed = Preprocessor::new(&plans, "3d_fullres", &dataset).unwrap().run(&case).unwrap();
         let data: Array4<f32> = read_npy(&data_path).unwrap();
-        let labels: Array4<i16> = read_npy(beside("_seg.npy")).unwrap();
+        let labels: Array4<i16> = read_npy(beside(&data_path, "_seg.npy")).unwrap();
         assert_same_arrays(id, &preprocessed, data.view(), labels.index_axis(Axis(0), 0));
 
-        let expected = read_json(&beside("_props.json"));
+        let expected = read_json(&beside(&data_path, "_props.json"));
         assert_same_properties(id, &preprocessed, &expected);
         for (class, list) in &preprocessed.properties.class_locations {
             assert_eq!(json!(list.len()), expected["class_locations_n"][class.to_string()], "{id}: class {class}");
@@ -71,6 +71,41 @@ fn other_modalities_are_as_nnunet_preprocesses_them() {
     }
 }
 
+#[test]
+fn a_whole_dataset_ends_in_the_store_and_replaces_what_was_there() {
+    let references = common::fixtures("fixtures/hippocampus", "_data.npy");
+    let Some(first) = references.first() else { return };
+    let (plans, json) = plans_beside(first);
+    let root = first.parent().unwrap().to_path_buf();
+    let cases: Vec<CaseFiles> = references.iter().map(|path| case_beside(path)).collect();
+    let mut dataset = Dataset { root, name: "Dataset104_Hippo200".into(), json, cases };
+    let out = tempfile::tempdir().unwrap();
+    fs::write(out.path().join("removed_from_the_dataset.json"), "{}").unwrap();
+    fs::write(out.path().join(".partial-abc"), "half").unwrap();
+
+    let done = Mutex::new(Vec::new());
+    let on_case = |id: &str| done.lock().unwrap().push(id.to_owned());
+    let report = preprocess_dataset(&dataset, &plans, "3d_fullres", out.path(), 2, &on_case).unwrap();
+    assert_eq!(report.cases, references.len());
+    let mut done = done.into_inner().unwrap();
+    done.sort();
+    let store = NativeStore::open(out.path()).unwrap();
+    assert_eq!(store.case_ids(), done);
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 3 * references.len());
+    for path in &references {
+        let id = case_beside(path).id;
+        let [z, y, x] = store.info(&id).unwrap().shape;
+        let mut patch = Patch { data: Array4::zeros((1, z, y, x)), labels: Array3::zeros((z, y, x)) };
+        store.read_patch(&id, [0; 3], &mut patch).unwrap();
+        let expected: Array4<f32> = read_npy(path).unwrap();
+        assert!(patch.data.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= TOLERANCE), "{id}");
+    }
+
+    dataset.cases[0].label = Some(dataset.root.join("not_there.nii.gz"));
+    let error = preprocess_dataset(&dataset, &plans, "3d_fullres", out.path(), 1, &|_| {}).unwrap_err().to_string();
+    assert!(error.contains(&dataset.cases[0].id) && error.contains("not_there.nii.gz"), "{error}");
+}
+
 fn assert_same_arrays(id: &str, got: &PreprocessedCase, data: ArrayView4<f32>, labels: ArrayView3<i16>) {
     assert_eq!(got.data.shape(), data.shape(), "{id}");
     let worst = got.data.iter().zip(&data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -90,9 +125,21 @@ fn assert_same_properties(id: &str, got: &PreprocessedCase, expected: &Value) {
     assert_eq!(got["geometry"]["spacing"], expected["spacing"], "{id}: spacing");
 }
 
-fn load(id: &str, images: Vec<PathBuf>, label: Option<PathBuf>) -> Case {
-    let channels = images.len();
-    CaseFiles { id: id.to_owned(), images, label }.load(channels).unwrap()
+/// The file of the same case with another ending.
+fn beside(data_path: &Path, ending: &str) -> PathBuf {
+    PathBuf::from(data_path.to_str().unwrap().replace("_data.npy", ending))
+}
+
+/// The raw files of a single-channel reference.
+fn case_beside(data_path: &Path) -> CaseFiles {
+    let id = data_path.file_name().unwrap().to_str().unwrap().trim_end_matches("_data.npy").to_owned();
+    CaseFiles { id, images: vec![beside(data_path, "_0000.nii.gz")], label: Some(beside(data_path, ".nii.gz")) }
+}
+
+fn plans_beside(data_path: &Path) -> (Plans, DatasetJson) {
+    let read = |name: &str| read_json(&data_path.with_file_name(name));
+    let plans = serde_json::from_value(read("nnUNetPlans.json")).unwrap();
+    (plans, serde_json::from_value(read("dataset.json")).unwrap())
 }
 
 /// The case that a reference was made from, or which of its files is missing.
@@ -104,7 +151,8 @@ fn reference_case(data: &Path, id: &str, settings: &Value) -> Result<Case, Strin
     let images = sources.enumerate().map(|(channel, source)| find(data, &source, &format!("_{channel:04}")));
     let images = images.collect::<Result<Vec<_>, _>>()?;
     let label = (!settings["seg"].is_null()).then(|| find(data, &text(&settings["seg"]), "")).transpose()?;
-    let mut case = load(id, images, label);
+    let channels = images.len();
+    let mut case = CaseFiles { id: id.to_owned(), images, label }.load(channels).unwrap();
     case.label.get_or_insert_with(|| LabelMap {
         data: Array3::zeros(case.image.data.index_axis(Axis(0), 0).raw_dim()),
         geometry: case.image.geometry.clone(),

@@ -132,7 +132,8 @@ fn damage_is_an_error_that_names_the_file() {
         let name = path.file_name().unwrap().to_str().unwrap().replacen('a', "b", 1);
         fs::copy(path.with_file_name(name), path).unwrap();
     };
-    let damages: [(&str, &dyn Fn(&Path)); 9] = [
+    type Damage<'a> = &'a dyn Fn(&Path);
+    let damages: [(&str, Damage); 9] = [
         ("a.npy", &cut),
         ("a.npy", &empty),
         ("a.npy", &delete),

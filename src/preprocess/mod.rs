@@ -10,7 +10,6 @@ mod normalize;
 mod preprocessor;
 mod run;
 
-pub use locations::ClassGroups;
 pub use normalize::Normalization;
 pub use preprocessor::{PreprocessError, Preprocessor};
 pub use run::{Report, preprocess_dataset};

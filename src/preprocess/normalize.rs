@@ -12,7 +12,16 @@ const EPSILON: f32 = 1e-8;
 pub enum Normalization {
     /// Clip to the 0.5 and 99.5 percentile of the training set's foreground, subtract its mean, divide by its standard
     /// deviation: for quantitative images.
-    Ct { lower: f32, upper: f32, mean: f32, std: f32 },
+    Ct {
+        /// The 0.5 percentile.
+        lower: f32,
+        /// The 99.5 percentile.
+        upper: f32,
+        /// Mean of the foreground.
+        mean: f32,
+        /// Standard deviation of the foreground.
+        std: f32,
+    },
     /// Subtract the image's own mean, divide by its own standard deviation.
     ZScore {
         /// Compute both, and normalise, inside the nonzero mask only; the outside stays as it is.
