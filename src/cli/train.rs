@@ -105,9 +105,7 @@ impl Train {
         let mut layer = Layer::new(work.plans().display().to_string());
         let batch_size = i64::try_from(plans.configuration(&self.configuration)?.batch_size)?;
         let run_dir = work.run(&self.configuration, self.fold);
-        layer
-            .set("training.batch_size", Some(batch_size))
-            .set("run_dir", Some(run_dir.root().display().to_string()));
+        layer.set("training.batch_size", Some(batch_size)).set("run_dir", Some(run_dir.root().display().to_string()));
         let file = self.config.as_deref().map(Layer::from_file).transpose()?;
         let config = RunConfig::resolve(layer, file, self.flags())?;
         if config.device == Device::Cuda && !cfg!(feature = "cuda") {

@@ -65,7 +65,11 @@ impl Layout {
         let marker = root.join(MARKER);
         if root.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
             if !marker.is_file() {
-                return Err(ConfigError::new(root.display(), "not empty and not an earlier demo; choose another --dir").into());
+                return Err(ConfigError::new(
+                    root.display(),
+                    "not empty and not an earlier demo; choose another --dir",
+                )
+                .into());
             }
             std::fs::remove_dir_all(root).with_context(|| root.display().to_string())?;
         }

@@ -76,9 +76,7 @@ mod tests {
 
     #[test]
     fn the_table_has_a_row_per_case_and_a_column_per_class() {
-        let case = |file: &str, a: f64| {
-            serde_json::json!({"prediction_file": file, "metrics": {"1": {"Dice": a}, "2": {"Dice": null}}})
-        };
+        let case = |file: &str, a: f64| serde_json::json!({"prediction_file": file, "metrics": {"1": {"Dice": a}, "2": {"Dice": null}}});
         let summary = serde_json::json!({
             "metric_per_case": [case("p/a.nii.gz", 0.5), case("p/b.nii.gz", 0.75)],
             "mean": {"1": {"Dice": 0.625}, "2": {"Dice": null}},
