@@ -1,1 +1,24 @@
-fn main() {}
+//! The command line: parse, dispatch, map errors to exit codes.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use nnunet_dist::cli::{Cli, exit};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // Where not even the help can be printed there is nobody to tell.
+            let _ = usage.print();
+            return if usage.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    match cli.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", exit::one_line(&error));
+            exit::code(&error).into()
+        }
+    }
+}

@@ -1,1 +1,95 @@
-//! (table of contents of cli)
+//! The command line: one file per subcommand, arguments in, library calls out, no logic of its own.
+//!
+//! What a user may rely on: results go to standard output, everything else to standard error; an error is one line that
+//! begins with `error:`; the exit code says of which kind it is ([`exit`]).
+
+use clap::{ArgAction, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+
+mod completions;
+mod demo;
+mod doctor;
+mod evaluate;
+pub mod exit;
+mod logging;
+mod plan;
+mod predict;
+mod preprocess;
+mod train;
+
+/// nnU-Net, trained across many GPUs and nodes.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 120, after_help = EXAMPLE)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Say more on standard error (-v: debug, -vv: trace).
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    verbose: u8,
+
+    /// Say less on standard error (-q: warnings, -qq: errors only).
+    #[arg(short, long, action = ArgAction::Count, global = true, conflicts_with = "verbose")]
+    quiet: u8,
+}
+
+const EXAMPLE: &str = "\
+Example, from a folder of labelled images to a Dice:
+  nnunet-dist plan -d Task04_Hippocampus -w hippocampus
+  nnunet-dist preprocess -w hippocampus -c 3d_fullres
+  mpirun -np 2 nnunet-dist train -w hippocampus -c 3d_fullres -f 0
+  nnunet-dist predict -r hippocampus/runs/3d_fullres/fold_0 -i images -o predictions
+  nnunet-dist evaluate -p predictions -g labels
+
+Exit codes: 0 success, 1 internal error, 2 usage, 3 invalid data, plan or configuration,
+4 device or library missing, 75 try again (a rank or the network failed), 101 panic";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Plan(plan::Plan),
+    Preprocess(preprocess::Preprocess),
+    Train(train::Train),
+    Predict(predict::Predict),
+    Evaluate(evaluate::Evaluate),
+    Demo(demo::Demo),
+    /// Report which libraries and devices are found, and the one line that installs each missing one.
+    #[command(after_help = "Example:\n  nnunet-dist doctor")]
+    Doctor,
+    Completions(completions::Completions),
+}
+
+impl Cli {
+    /// Runs the chosen command.
+    ///
+    /// # Errors
+    /// Those of the library; [`exit::code`] maps them to the process's exit code.
+    pub fn run(self) -> anyhow::Result<()> {
+        let verbosity = i16::from(self.verbose) - i16::from(self.quiet);
+        logging::init(verbosity);
+        match self.command {
+            Command::Plan(command) => command.run(),
+            Command::Preprocess(command) => command.run(),
+            Command::Train(command) => command.run(),
+            Command::Predict(command) => command.run(),
+            Command::Evaluate(command) => command.run(),
+            Command::Demo(command) => command.run(),
+            Command::Doctor => doctor::run(),
+            Command::Completions(command) => command.run(),
+        }
+    }
+}
+
+/// A progress bar on standard error; invisible where that is not a terminal.
+fn progress_bar(length: usize, what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} cases, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(length as u64).with_style(style).with_message(what.to_owned())
+}
+
+/// Parses a number above 0.
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if f64::is_finite(number) && number > 0.0 => Ok(number),
+        _ => Err("must be a number above 0".into()),
+    }
+}

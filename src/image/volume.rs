@@ -6,7 +6,7 @@ use ndarray::{Array3, Array4};
 ///
 /// The array axes are `(z, y, x)`; `origin` and the columns of `direction` belong to the axes `(x, y, z)`, as ITK's do.
 /// The centre of the voxel `(k, j, i)` lies at `origin + direction * (i * sx, j * sy, k * sz)`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Geometry {
     /// Voxel size in mm along `(z, y, x)`.
     pub spacing: [f64; 3],

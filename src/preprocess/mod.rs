@@ -1,1 +1,17 @@
-//! (table of contents of preprocess)
+//! Preprocessing: from raw cases to what the network sees.
+//!
+//! [`Preprocessor`] does to one case what nnU-Net v2's `DefaultPreprocessor` does, in its order: transpose, crop to
+//! nonzero, normalise, resample, and sample where the classes lie. [`preprocess_dataset`] does so to all training cases
+//! on all cores and fills the [`store`](crate::store). Prediction runs the same [`Preprocessor`] on an unlabelled case
+//! and goes back by [`CaseProperties::restore`].
+
+mod locations;
+mod normalize;
+mod preprocessor;
+mod run;
+
+pub use normalize::Normalization;
+pub use preprocessor::{PreprocessError, Preprocessor};
+pub use run::{Report, preprocess_dataset};
+
+pub use crate::store::{CaseProperties, PreprocessedCase};

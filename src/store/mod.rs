@@ -1,6 +1,17 @@
 //! The preprocessed data on disk, and random-access patches from it.
+//!
+//! Training sees only [`CaseStore`]; [`NativeStore`] implements it over the folder that preprocessing fills with
+//! [`write_case`]. A case is listed only when it is whole, and every file is checked before the first patch is read.
+
+mod case;
+mod crop;
+mod native;
+mod npy;
 
 use std::path::PathBuf;
+
+pub use case::{CaseProperties, PreprocessedCase};
+pub use native::{NativeStore, clear, read_case_properties, write_case};
 
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +21,12 @@ pub struct StoreError {
     pub path: PathBuf,
     /// What is wrong with it and what to do.
     pub defect: String,
+}
+
+impl StoreError {
+    fn new(path: impl Into<PathBuf>, defect: impl Into<String>) -> Self {
+        Self { path: path.into(), defect: defect.into() }
+    }
 }
 
 /// Preprocessed cases of one configuration.
@@ -44,6 +61,6 @@ pub struct CaseInfo {
     pub channels: usize,
     /// Extent after preprocessing, `(z, y, x)`.
     pub shape: [usize; 3],
-    /// For each foreground class present: a bounded random sample of its voxels, `(z, y, x)`.
+    /// For each foreground class (or region, by its output class) present: a bounded random sample of its voxels, `(z, y, x)`.
     pub class_locations: std::collections::BTreeMap<i16, Vec<[u32; 3]>>,
 }

@@ -1,0 +1,42 @@
+# Each target sets up what it needs first; nothing else has to be typed on a fresh Debian 12.
+
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+# Everything is built in one profile, so that the dependencies are compiled once. `make demo PROFILE=release` is a
+# few per cent faster to run and several minutes slower to build.
+PROFILE ?= dev
+CARGO := cargo
+
+.PHONY: help demo test setup fmt doc
+
+help:
+	@echo 'make demo   generate a dataset, train on it with two processes, print its Dice'
+	@echo 'make test   everything a change must pass'
+	@echo 'make setup  install what building needs (as root by apt; otherwise print the line to run)'
+	@echo 'make fmt    format the code'
+	@echo 'make doc    build the API documentation, and the book where mdbook is installed'
+
+demo: setup
+	$(CARGO) run --locked --profile $(PROFILE) --bin nnunet-dist -- demo --dir demo
+
+# The compile check of the GPU build is a clippy run too: clippy compiles the dependencies' metadata only, and what the
+# two runs share is compiled once.
+test: setup-test
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --features nnunet-dist/cuda -- -D warnings
+	$(CARGO) nextest run --locked --workspace
+	$(CARGO) test --locked --workspace --doc
+
+setup:
+	@scripts/setup
+
+.PHONY: setup-test
+setup-test:
+	@scripts/setup nextest
+
+fmt:
+	$(CARGO) fmt --all
+
+doc: setup
+	$(CARGO) doc --locked --workspace --no-deps
+	@if command -v mdbook >/dev/null; then mdbook build docs; else echo 'the book: cargo install mdbook --locked'; fi

@@ -1,0 +1,113 @@
+//! `nnunet-dist demo`: the whole product in a few minutes, on data it makes itself.
+
+mod report;
+mod steps;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+
+use self::report::Report;
+use self::steps::{Program, Step};
+use crate::config::{ConfigError, FoldId, RunDir, WorkDir};
+
+/// Generate a dataset, train on it with two processes, predict, evaluate; under five minutes on two cores.
+///
+/// Every step is an ordinary command of this program, printed before it runs and listed in the report.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nnunet-dist demo --dir demo")]
+pub struct Demo {
+    /// Folder for everything the demo makes; an earlier demo there is replaced.
+    #[arg(long, value_name = "DIR", default_value = "demo")]
+    dir: PathBuf,
+}
+
+/// Marks a folder as made by the demo, which may therefore be emptied by it.
+const MARKER: &str = ".nnunet-dist-demo";
+const CONFIGURATION: &str = "3d_fullres";
+const SEED: u64 = 1;
+const TRAIN_CASES: usize = 12;
+const TEST_CASES: usize = 4;
+const PROCESSES: usize = 2;
+
+impl Demo {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let layout = Layout::create(&self.dir)?;
+        println!("Generating {TRAIN_CASES} training and {TEST_CASES} test phantoms in {}", layout.dataset.display());
+        crate::phantom::generate(&layout.dataset, TRAIN_CASES, TEST_CASES, SEED)?;
+
+        let mut report = Report::default();
+        for step in layout.steps(&Program::locate()?) {
+            println!("\n$ {step}");
+            report.add(step.run()?);
+        }
+        let path = report.write(&layout)?;
+        println!("report: {}", path.display());
+        Ok(())
+    }
+}
+
+/// The folders of a demo.
+struct Layout {
+    root: PathBuf,
+    dataset: PathBuf,
+    work: WorkDir,
+    predictions: PathBuf,
+    summary: PathBuf,
+}
+
+impl Layout {
+    /// Makes `root` an empty demo folder.
+    fn create(root: &Path) -> anyhow::Result<Self> {
+        let marker = root.join(MARKER);
+        if root.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+            if !marker.is_file() {
+                return Err(ConfigError::new(
+                    root.display(),
+                    "not empty and not an earlier demo; choose another --dir",
+                )
+                .into());
+            }
+            std::fs::remove_dir_all(root).with_context(|| root.display().to_string())?;
+        }
+        std::fs::create_dir_all(root).with_context(|| root.display().to_string())?;
+        std::fs::write(&marker, b"").with_context(|| marker.display().to_string())?;
+        Ok(Self {
+            root: root.to_owned(),
+            dataset: root.join("dataset"),
+            work: WorkDir::new(root.join("work")),
+            predictions: root.join("predictions"),
+            summary: root.join("predictions").join("summary.json"),
+        })
+    }
+
+    fn run_dir(&self) -> RunDir {
+        self.work.run(CONFIGURATION, FoldId::Number(0))
+    }
+
+    /// The commands from the raw dataset to the Dice, in order.
+    fn steps(&self, program: &Program) -> Vec<Step> {
+        let (dataset, work) = (self.dataset.as_path(), self.work.root());
+        let images = dataset.join("imagesTs");
+        let labels = dataset.join("labelsTs");
+        let plan = program.single("plan").path("-d", dataset).path("-w", work).args(["-c", CONFIGURATION]);
+        let preprocess = program.single("preprocess").path("-w", work).args(["-c", CONFIGURATION]);
+        let train = program
+            .parallel(PROCESSES, "train")
+            .path("-w", work)
+            .args(["-c", CONFIGURATION, "-f", "0"])
+            .args(["--epochs", "8", "--iters-per-epoch", "25", "--val-iters", "4"])
+            .args(["--batch-size", if program.has_mpi() { "1" } else { "2" }]);
+        let predict = program
+            .single("predict")
+            .path("-r", self.run_dir().root())
+            .path("-i", &images)
+            .path("-o", &self.predictions);
+        let evaluate =
+            program.single("evaluate").path("-p", &self.predictions).path("-g", &labels).path("-o", &self.summary);
+        vec![plan, preprocess, train, predict, evaluate]
+    }
+}

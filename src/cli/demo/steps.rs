@@ -1,0 +1,123 @@
+//! This program as child processes, alone or under `mpirun`.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+/// How this program is started again.
+pub struct Program {
+    exe: PathBuf,
+    mpi: bool,
+}
+
+/// One command line.
+pub struct Step {
+    command: Command,
+}
+
+/// A command line that succeeded.
+pub struct Done {
+    /// As one would type it.
+    pub command: String,
+    /// Wall time.
+    pub elapsed: Duration,
+}
+
+impl Program {
+    /// Finds the running executable and `mpirun`; without the latter, says so.
+    pub fn locate() -> anyhow::Result<Self> {
+        let exe = std::env::current_exe().context("the path of this program")?;
+        let mpi = cfg!(feature = "mpi") && runs("mpirun");
+        if !mpi {
+            let why = if cfg!(feature = "mpi") { "mpirun is not installed" } else { "this build has no MPI" };
+            println!("note: {why}; training runs in one process");
+        }
+        Ok(Self { exe, mpi })
+    }
+
+    /// Whether [`Program::parallel`] really starts several processes.
+    pub fn has_mpi(&self) -> bool {
+        self.mpi
+    }
+
+    /// `nnunet-dist SUBCOMMAND`
+    pub fn single(&self, subcommand: &str) -> Step {
+        let mut command = Command::new(&self.exe);
+        command.arg(subcommand);
+        Step { command }
+    }
+
+    /// `mpirun -np PROCESSES nnunet-dist SUBCOMMAND`, or [`Program::single`] without MPI.
+    pub fn parallel(&self, processes: usize, subcommand: &str) -> Step {
+        if !self.mpi {
+            return self.single(subcommand);
+        }
+        let mut command = Command::new("mpirun");
+        command.args(["-np", &processes.to_string()]).arg(&self.exe).arg(subcommand);
+        // As environment rather than as flags, because MPICH's mpirun does not know Open MPI's flags. More processes
+        // than cores are fine for a demo; waiting ranks then leave the cores to those that compute, and each process
+        // divides the cores itself.
+        command.env("OMPI_MCA_rmaps_base_oversubscribe", "1");
+        command.env("OMPI_MCA_mpi_yield_when_idle", "1");
+        command.env("OMPI_MCA_hwloc_base_binding_policy", "none");
+        if is_root() {
+            command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        }
+        Step { command }
+    }
+}
+
+impl Step {
+    /// Adds arguments.
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Adds a flag and the path it takes.
+    pub fn path(self, flag: &str, path: &Path) -> Self {
+        self.args([OsString::from(flag), path.into()])
+    }
+
+    /// Runs the command with this process's output.
+    ///
+    /// # Errors
+    /// Where it cannot be started or fails; it has said why itself.
+    pub fn run(mut self) -> anyhow::Result<Done> {
+        let command = self.to_string();
+        let began = Instant::now();
+        let status = self.command.stdin(Stdio::null()).status().with_context(|| command.clone())?;
+        if !status.success() {
+            bail!("`{command}` failed ({status})");
+        }
+        Ok(Done { command, elapsed: began.elapsed() })
+    }
+}
+
+impl fmt::Display for Step {
+    /// The command line with this program under its own name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = std::iter::once(self.command.get_program()).chain(self.command.get_args());
+        for (index, word) in words.enumerate() {
+            let path = Path::new(word);
+            let own = path.is_absolute() && path.file_stem() == Some(OsStr::new(env!("CARGO_PKG_NAME")));
+            let word = if own { env!("CARGO_PKG_NAME").into() } else { word.to_string_lossy() };
+            write!(f, "{}{word}", if index == 0 { "" } else { " " })?;
+        }
+        Ok(())
+    }
+}
+
+fn runs(program: &str) -> bool {
+    let silent = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    silent.is_ok_and(|status| status.success())
+}
+
+fn is_root() -> bool {
+    // SAFETY: reads the process's credentials; cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}

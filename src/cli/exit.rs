@@ -1,0 +1,107 @@
+//! Exit codes, and how the library's errors map to them.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | success |
+//! | 1 | internal error: please report |
+//! | 2 | usage: an unknown flag, a missing argument |
+//! | 3 | the data, the plans or the configuration are invalid; the message names file or key |
+//! | 4 | a device or a library is missing; `nnunet-dist doctor` says what to install |
+//! | 75 | try again: a rank, a node or the network failed; `train --resume` goes on from the last checkpoint |
+//! | 101 | a panic |
+
+use std::io;
+
+use crate::config::ConfigError;
+use crate::dist::CommError;
+use crate::plan::PlanError;
+use crate::store::StoreError;
+
+/// An error that is nobody's fault but ours.
+pub const INTERNAL: u8 = 1;
+/// The command line is wrong.
+pub const USAGE: u8 = 2;
+/// The data, the plans or the configuration are invalid.
+pub const INVALID: u8 = 3;
+/// A device or a library is missing.
+pub const MISSING: u8 = 4;
+/// The same command may succeed when run again (`EX_TEMPFAIL` of sysexits.h).
+pub const RETRY: u8 = 75;
+
+/// A device or a library that this machine or this build lacks.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} is not available: {remedy}")]
+pub struct Missing {
+    /// The device or library.
+    pub what: String,
+    /// How to get it.
+    pub remedy: String,
+}
+
+/// The exit code of a failed command.
+///
+/// The causes are searched from the outside in; the first type that is known decides.
+pub fn code(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(code_of).unwrap_or(INTERNAL)
+}
+
+fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if cause.is::<CommError>() {
+        Some(RETRY)
+    } else if cause.is::<Missing>() {
+        Some(MISSING)
+    } else if cause.is::<ConfigError>() || cause.is::<PlanError>() || cause.is::<StoreError>() {
+        Some(INVALID)
+    } else {
+        cause.downcast_ref::<io::Error>().map(of_io)
+    }
+}
+
+/// A file that a user named and that cannot be used is invalid data; a full or broken disk is not.
+fn of_io(error: &io::Error) -> u8 {
+    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, PermissionDenied, UnexpectedEof};
+    match error.kind() {
+        NotFound | PermissionDenied | NotADirectory | IsADirectory | InvalidData | UnexpectedEof => INVALID,
+        _ => INTERNAL,
+    }
+}
+
+/// The chain of causes in one line, each stated once.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        // Many errors already repeat their source.
+        if !line.contains(&cause) {
+            let separator = if line.is_empty() { "" } else { ": " };
+            line.extend([separator, &cause]);
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn the_known_cause_decides_wherever_it_is_in_the_chain() {
+        let config = || anyhow::Error::from(ConfigError::new("a.toml", "unknown key `x`"));
+        assert_eq!(code(&config()), INVALID);
+        assert_eq!(code(&config().context("training").context("demo")), INVALID);
+        assert_eq!(code(&anyhow!("surprise")), INTERNAL);
+        let comm =
+            CommError { rank: 1, operation: "all-reduce".into(), elapsed_s: 5.0, reason: "rank 0 is gone".into() };
+        assert_eq!(code(&anyhow::Error::from(comm).context("epoch 3")), RETRY);
+        assert_eq!(code(&io::Error::from(io::ErrorKind::NotFound).into()), INVALID);
+        assert_eq!(code(&io::Error::from(io::ErrorKind::StorageFull).into()), INTERNAL);
+    }
+
+    #[test]
+    fn a_chain_is_one_line_without_repetition() {
+        let error = Err::<(), _>(anyhow!("no such\nfile")).context("images/a.nii: no such file").context("predict");
+        assert_eq!(one_line(&error.unwrap_err()), "predict: images/a.nii: no such file");
+    }
+}

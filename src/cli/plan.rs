@@ -1,0 +1,118 @@
+//! `nnunet-dist plan`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+
+use crate::config::{ConfigError, Source, WorkDir};
+use crate::dataset::{self, Dataset, Splits};
+use crate::fsio;
+use crate::plan::{self, PlannerOptions, Plans};
+
+/// Validate a dataset and plan its configurations: spacing, patch size, network, batch size.
+///
+/// Reads a raw dataset in nnU-Net v2's layout or in that of the Medical Segmentation Decathlon, reports every problem in
+/// it at once, and writes source.toml, dataset.json, dataset_fingerprint.json, nnUNetPlans.json and splits_final.json
+/// into the work folder. A splits_final.json that is already there is kept.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nnunet-dist plan -d Task04_Hippocampus -w hippocampus -c 2d,3d_fullres")]
+pub struct Plan {
+    /// Raw dataset: a folder with dataset.json, imagesTr and labelsTr.
+    #[arg(short, long, value_name = "DIR")]
+    dataset: PathBuf,
+
+    /// Work folder; created where missing.
+    #[arg(short, long, value_name = "DIR")]
+    work: PathBuf,
+
+    /// Planner.
+    #[arg(long, value_enum, default_value_t = Planner::Default)]
+    planner: Planner,
+
+    /// Memory of one GPU, in GB, that patch and batch are to fill.
+    #[arg(long, value_name = "GB", default_value_t = 8.0, value_parser = super::positive)]
+    gpu_memory: f64,
+
+    /// Configurations to plan, separated by commas [default: all that suit the dataset].
+    #[arg(short, long, value_name = "NAMES", value_delimiter = ',')]
+    configurations: Vec<String>,
+}
+
+/// The planners, by nnU-Net's name for them.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Planner {
+    /// nnU-Net v2's ExperimentPlanner.
+    Default,
+}
+
+impl Plan {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let dataset = open_valid(&self.dataset)?;
+        let work = WorkDir::new(&self.work);
+        Source::new(&self.dataset)?.save(&work)?;
+        write(&work.dataset_json(), &dataset.json)?;
+
+        tracing::info!("fingerprint of {} cases", dataset.cases.len());
+        let fingerprint = dataset::extract_fingerprint(&dataset)?;
+        write(&work.fingerprint(), &fingerprint)?;
+
+        let Planner::Default = self.planner;
+        let options = PlannerOptions {
+            gpu_memory_gb: self.gpu_memory,
+            configurations: self.configurations,
+            ..PlannerOptions::default()
+        };
+        let plans = plan::plan(&dataset.name, &dataset.json, &fingerprint, &options)?;
+        plans.save(&work.plans())?;
+        keep_or_make_splits(&dataset, &work.splits())?;
+
+        print_plans(&plans)?;
+        println!("work folder: {}", work.root().display());
+        Ok(())
+    }
+}
+
+/// Opens a dataset and lists everything that is wrong with it.
+fn open_valid(folder: &Path) -> anyhow::Result<Dataset> {
+    let dataset = Dataset::open(folder)?;
+    tracing::info!("checking {} cases", dataset.cases.len());
+    let problems = dataset::validate(&dataset);
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    match problems.len() {
+        0 => Ok(dataset),
+        count => Err(ConfigError::new(folder.display(), format_args!("problems found: {count}, listed above")).into()),
+    }
+}
+
+/// A user's own splits win over generated ones.
+fn keep_or_make_splits(dataset: &Dataset, path: &Path) -> anyhow::Result<()> {
+    if path.exists() {
+        Splits::load(path)?;
+        println!("splits: kept those in {}", path.display());
+        return Ok(());
+    }
+    let cases: Vec<String> = dataset.cases.iter().map(|case| case.id.clone()).collect();
+    Ok(Splits::generate(&cases)?.save(path)?)
+}
+
+fn print_plans(plans: &Plans) -> anyhow::Result<()> {
+    println!("{:20} {:>6}  {:16} {:24} features", "configuration", "batch", "patch", "spacing (mm)");
+    for name in plans.configurations.keys() {
+        let configuration = plans.configuration(name)?;
+        let spacing: Vec<String> = configuration.spacing.iter().map(|mm| format!("{mm:.3}")).collect();
+        let patch: Vec<String> = configuration.patch_size.iter().map(ToString::to_string).collect();
+        let features = configuration.network_shape()?.features;
+        let (batch, patch, spacing) = (configuration.batch_size, patch.join(" x "), spacing.join(" x "));
+        println!("{name:20} {batch:6}  {patch:16} {spacing:24} {features:?}");
+    }
+    Ok(())
+}
+
+fn write(path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    fsio::write_json(path, value).with_context(|| path.display().to_string())
+}

@@ -1,0 +1,99 @@
+//! `nnunet-dist predict`
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::config::{Device, RunDir};
+use crate::infer::{self, PredictOptions};
+
+/// Segment images with a trained network, in each image's own geometry.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nnunet-dist predict -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs -o predictions")]
+pub struct Predict {
+    /// Run directory of `train`, or a model folder.
+    #[arg(short, long, value_name = "DIR")]
+    run: PathBuf,
+
+    /// Folder of images, one file per case and channel: CASE_0000.nii.gz, CASE_0001.nii.gz.
+    #[arg(short, long, value_name = "DIR")]
+    images: PathBuf,
+
+    /// Folder for the label maps; created where missing.
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+
+    /// Which weights.
+    #[arg(long, value_enum, default_value_t = CheckpointName::Latest)]
+    checkpoint: CheckpointName,
+
+    /// Predict the image as it is only, not its mirrorings too (test-time augmentation): up to 8 times faster.
+    #[arg(long)]
+    no_tta: bool,
+
+    /// Part of the window by which neighbours overlap, 0 to below 1.
+    #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = overlap)]
+    overlap: f64,
+
+    /// Weight of a voxel within its window.
+    #[arg(long, value_enum, default_value_t = BlendName::Gaussian)]
+    blend: BlendName,
+
+    /// Write the class probabilities beside each label map.
+    #[arg(long)]
+    save_probabilities: bool,
+
+    /// Where tensors are computed.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
+}
+
+/// The checkpoints of a run.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CheckpointName {
+    /// Best moving average of the pseudo Dice.
+    Best,
+    /// The newest.
+    Latest,
+}
+
+/// Weights of a window's voxels.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BlendName {
+    /// Gaussian of sigma 1/8 of the window: the middle counts most.
+    Gaussian,
+    /// All alike.
+    Constant,
+}
+
+fn overlap(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(part) if (0.0..1.0).contains(&part) => Ok(part),
+        _ => Err("must be a number from 0 to below 1".into()),
+    }
+}
+
+impl Predict {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let options = PredictOptions {
+            checkpoint: match self.checkpoint {
+                CheckpointName::Best => self.run_dir().checkpoint_best(),
+                CheckpointName::Latest => self.run_dir().checkpoint_latest(),
+            },
+            mirror: !self.no_tta,
+            overlap: self.overlap,
+            gaussian: matches!(self.blend, BlendName::Gaussian),
+            save_probabilities: self.save_probabilities,
+            device: self.device,
+        };
+        let cases = infer::predict_folder(&self.run_dir(), &self.images, &self.output, &options)?;
+        println!("{cases} cases in {}", self.output.display());
+        Ok(())
+    }
+
+    fn run_dir(&self) -> RunDir {
+        RunDir::new(&self.run)
+    }
+}

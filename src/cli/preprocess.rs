@@ -1,0 +1,66 @@
+//! `nnunet-dist preprocess`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use indexmap::IndexMap;
+
+use crate::config::{Source, WorkDir};
+use crate::dataset::Dataset;
+use crate::plan::Plans;
+use crate::preprocess::preprocess_dataset;
+
+/// Crop, normalise and resample all training cases as the plans say.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nnunet-dist preprocess -w hippocampus -c 3d_fullres -j 4")]
+pub struct Preprocess {
+    /// Work folder that `plan` made.
+    #[arg(short, long, value_name = "DIR")]
+    work: PathBuf,
+
+    /// Configurations to preprocess, separated by commas or spaces [default: all in the plans].
+    #[arg(short, long, value_name = "NAMES", value_delimiter = ',', num_args = 1..)]
+    configurations: Vec<String>,
+
+    /// Cases in memory at a time [default: number of cores].
+    #[arg(short, long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    jobs: usize,
+}
+
+impl Preprocess {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let work = WorkDir::new(&self.work);
+        let source = Source::load(&work)?;
+        let plans = Plans::load(&work.plans())?;
+        let dataset = Dataset::open(&source.dataset)?;
+        for (name, data_identifier) in self.chosen(&plans)? {
+            let folder = work.preprocessed(&data_identifier);
+            let progress = super::progress_bar(dataset.cases.len(), &name);
+            let on_case = |_: &str| progress.inc(1);
+            let report = preprocess_dataset(&dataset, &plans, &name, &folder, self.jobs, &on_case)?;
+            progress.finish_and_clear();
+            let (cases, seconds) = (report.cases, report.elapsed.as_secs_f64());
+            println!("{name}: {cases} cases in {seconds:.1} s, {}", folder.display());
+        }
+        Ok(())
+    }
+
+    /// The configurations to preprocess and their data identifiers. Configurations share data where the plans say so
+    /// (the cascade's second stage and `3d_fullres`); it is made once.
+    fn chosen(&self, plans: &Plans) -> anyhow::Result<IndexMap<String, String>> {
+        let names: Vec<&String> = match self.configurations.as_slice() {
+            [] => plans.configurations.keys().collect(),
+            names => names.iter().collect(),
+        };
+        let mut chosen = IndexMap::new();
+        for name in names {
+            let identifier = plans.configuration(name)?.data_identifier;
+            if !chosen.values().any(|known| *known == identifier) {
+                chosen.insert(name.clone(), identifier);
+            }
+        }
+        Ok(chosen)
+    }
+}

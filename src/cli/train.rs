@@ -1,0 +1,141 @@
+//! `nnunet-dist train`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::exit;
+use crate::config::{Device, FoldId, Layer, OptimizerKind, Precision, RunConfig, WorkDir};
+use crate::plan::Plans;
+use crate::{dist, train};
+
+/// Train a network on one fold; under mpirun, on as many processes as it starts.
+///
+/// The configuration is resolved from defaults, the plans, the file given with --config and the flags, each overriding
+/// the one before; it is printed and saved as config.toml in the run directory.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nnunet-dist train -w hippocampus -c 3d_fullres -f 0
+  mpirun -np 8 nnunet-dist train -w hippocampus -c 3d_fullres -f all --device cuda
+  nnunet-dist train -w hippocampus -c 3d_fullres -f 0 --resume")]
+pub struct Train {
+    /// Work folder that `plan` and `preprocess` made.
+    #[arg(short, long, value_name = "DIR")]
+    work: PathBuf,
+
+    /// Configuration of the plans: 2d, 3d_fullres, 3d_lowres.
+    #[arg(short, long, value_name = "NAME")]
+    configuration: String,
+
+    /// Fold whose validation cases are held out, from 0; `all` trains and validates on every case.
+    #[arg(short, long, value_name = "FOLD|all")]
+    fold: FoldId,
+
+    /// Epochs [default: 1000].
+    #[arg(long, value_name = "N")]
+    epochs: Option<u32>,
+
+    /// Optimiser steps per epoch, whatever the number of processes [default: 250].
+    #[arg(long, value_name = "N")]
+    iters_per_epoch: Option<u32>,
+
+    /// Validation batches after each epoch [default: 50].
+    #[arg(long, value_name = "N")]
+    val_iters: Option<u32>,
+
+    /// Samples per process and step [default: the plans'].
+    #[arg(long, value_name = "N")]
+    batch_size: Option<u32>,
+
+    /// Optimiser [default: sgd].
+    #[arg(long, value_enum, value_name = "KIND")]
+    optimizer: Option<OptimizerKind>,
+
+    /// Initial learning rate [default: 0.01 for sgd, 0.0003 for adam].
+    #[arg(long, value_name = "X", value_parser = super::positive)]
+    lr: Option<f64>,
+
+    /// Seed of every random draw [default: 1234].
+    #[arg(long, value_name = "N")]
+    seed: Option<u32>,
+
+    /// Where tensors are computed [default: cpu].
+    #[arg(long, value_enum, value_name = "DEVICE")]
+    device: Option<Device>,
+
+    /// Number format of activations [default: fp32].
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    precision: Option<Precision>,
+
+    /// TOML file of settings; flags override it.
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+
+    /// Folder of the run's results [default: WORK/runs/CONFIGURATION/fold_FOLD].
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+
+    /// Go on from the run's latest checkpoint.
+    #[arg(long)]
+    resume: bool,
+}
+
+impl Train {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let work = WorkDir::new(&self.work);
+        let communicator = dist::init()?;
+        let config = match self.resolve(&work) {
+            Ok(config) => config,
+            // The other ranks fail alike, but one that waits for the rest must not.
+            Err(error) if communicator.world_size() > 1 => {
+                communicator.abort(exit::code(&error).into(), &exit::one_line(&error))
+            }
+            Err(error) => return Err(error),
+        };
+        if communicator.rank() == 0 {
+            print!("{}", config.to_toml());
+        }
+        Ok(train::run(config, &work, communicator, self.resume)?)
+    }
+
+    /// Defaults, plans, file and flags in one.
+    fn resolve(&self, work: &WorkDir) -> anyhow::Result<RunConfig> {
+        let plans = Plans::load(&work.plans())?;
+        let mut layer = Layer::new(work.plans().display().to_string());
+        let batch_size = i64::try_from(plans.configuration(&self.configuration)?.batch_size)?;
+        let run_dir = work.run(&self.configuration, self.fold);
+        layer.set("training.batch_size", Some(batch_size)).set("run_dir", Some(run_dir.root().display().to_string()));
+        let file = self.config.as_deref().map(Layer::from_file).transpose()?;
+        let config = RunConfig::resolve(layer, file, self.flags())?;
+        if config.device == Device::Cuda && !cfg!(feature = "cuda") {
+            let (what, remedy) = ("device cuda".into(), "build with `--features cuda`".into());
+            return Err(exit::Missing { what, remedy }.into());
+        }
+        Ok(config)
+    }
+
+    /// The settings given as flags.
+    fn flags(&self) -> Layer {
+        let mut layer = Layer::new("command line");
+        layer
+            .set("configuration", Some(self.configuration.clone()))
+            .set("fold", Some(self.fold.to_string()))
+            .set("seed", self.seed)
+            .set("device", name_of(self.device))
+            .set("precision", name_of(self.precision))
+            .set("run_dir", self.run_dir.as_ref().map(|path| path.display().to_string()))
+            .set("training.epochs", self.epochs)
+            .set("training.iterations_per_epoch", self.iters_per_epoch)
+            .set("training.validation_iterations", self.val_iters)
+            .set("training.batch_size", self.batch_size)
+            .set("optimizer.kind", name_of(self.optimizer))
+            .set("optimizer.lr", self.lr);
+        layer
+    }
+}
+
+/// The name under which a choice stands in TOML, which is its name on the command line.
+fn name_of(choice: Option<impl clap::ValueEnum>) -> Option<String> {
+    choice?.to_possible_value().map(|value| value.get_name().to_owned())
+}

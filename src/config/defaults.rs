@@ -1,0 +1,60 @@
+//! The lowest layer: nnU-Net v2's defaults, and NVIDIA's nnU-Net's where Adam is chosen.
+
+use std::path::PathBuf;
+
+use toml::{Table, Value};
+
+use super::{
+    AugmentationPreset, DataConfig, Device, FoldId, OptimizerConfig, OptimizerKind, Precision, RunConfig,
+    ScheduleConfig, ScheduleKind, TrainingConfig,
+};
+
+/// Every key with its default.
+pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>) -> Table {
+    let device = device.unwrap_or(Device::Cpu);
+    let config = RunConfig {
+        configuration: "3d_fullres".into(),
+        fold: FoldId::Number(0),
+        seed: 1234,
+        device,
+        precision: Precision::Fp32,
+        deep_supervision: true,
+        run_dir: PathBuf::from("."),
+        training: TrainingConfig {
+            epochs: 1000,
+            iterations_per_epoch: 250,
+            validation_iterations: 50,
+            batch_size: 2,
+            checkpoint_every: 50,
+        },
+        data: DataConfig {
+            oversample_foreground: 0.33,
+            augmentation: AugmentationPreset::Nnunet,
+            // On the CPU the loader shares the cores with the network.
+            workers: if device == Device::Cuda { 8 } else { 2 },
+        },
+        optimizer: OptimizerConfig::default_of(optimizer.unwrap_or(OptimizerKind::Sgd)),
+        schedule: ScheduleConfig {
+            kind: ScheduleKind::Poly,
+            power: 0.9,
+            end_lr: 5e-5,
+            first_cycle_steps: 4096,
+            peak_decay: 0.95,
+        },
+    };
+    match Value::try_from(config) {
+        Ok(Value::Table(table)) => table,
+        other => unreachable!("a configuration is a table of plain values: {other:?}"),
+    }
+}
+
+impl OptimizerConfig {
+    /// The published constants of each kind: nnU-Net v2's for SGD, NVIDIA's nnU-Net's for Adam.
+    pub fn default_of(kind: OptimizerKind) -> Self {
+        let (lr, weight_decay) = match kind {
+            OptimizerKind::Sgd => (1e-2, 3e-5),
+            OptimizerKind::Adam => (3e-4, 1e-4),
+        };
+        Self { kind, lr, weight_decay, momentum: 0.99, nesterov: true, clip: 12.0 }
+    }
+}

@@ -1,0 +1,267 @@
+//! The resolved configuration of a training run.
+
+use std::path::{Path, PathBuf};
+
+use super::layer::{Layer, one_line};
+use super::{ConfigError, FoldId, RunDir, defaults};
+use crate::fsio;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// Everything a training run is told, with no gaps: two runs of the same configuration and data are the same run.
+///
+/// In TOML the first seven are top-level keys, the rest sections. Defaults are nnU-Net v2's (`nnUNetTrainer.py`), and
+/// with `optimizer.kind = "adam"` those of NVIDIA's nnU-Net.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Name of a configuration in the plans: `2d`, `3d_fullres`, `3d_lowres`.
+    pub configuration: String,
+    /// Which cases are held out.
+    pub fold: FoldId,
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// Where tensors are computed.
+    pub device: Device,
+    /// Number format of activations.
+    pub precision: Precision,
+    /// Give the lower-resolution decoder stages an output and a loss of their own.
+    pub deep_supervision: bool,
+    /// Folder of the run's results.
+    pub run_dir: PathBuf,
+    pub training: TrainingConfig,
+    pub data: DataConfig,
+    pub optimizer: OptimizerConfig,
+    pub schedule: ScheduleConfig,
+}
+
+/// How long, how much at a time, how often saved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingConfig {
+    pub epochs: usize,
+    /// Optimiser steps per epoch, whatever the number of ranks.
+    pub iterations_per_epoch: usize,
+    /// Validation batches after each epoch; 0 turns the pseudo Dice off.
+    pub validation_iterations: usize,
+    /// Samples per rank and step; the plans' value unless overridden.
+    pub batch_size: usize,
+    /// Epochs between two writes of `checkpoint_latest`.
+    pub checkpoint_every: usize,
+}
+
+/// Where samples come from and what is done to them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Part of the global batch whose patches are centred on foreground, `0..=1`.
+    pub oversample_foreground: f64,
+    pub augmentation: AugmentationPreset,
+    /// Loader threads per rank.
+    pub workers: usize,
+}
+
+/// The optimiser and its constants.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerConfig {
+    pub kind: OptimizerKind,
+    /// Initial learning rate.
+    pub lr: f64,
+    pub weight_decay: f64,
+    /// Momentum of SGD, `0..1`; Adam does not use it.
+    pub momentum: f64,
+    /// Nesterov's form of SGD's momentum.
+    pub nesterov: bool,
+    /// Largest L2 norm of all gradients together; 0 turns clipping off.
+    pub clip: f64,
+}
+
+/// How the learning rate falls. Keys that the kind does not use are ignored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    pub kind: ScheduleKind,
+    /// Exponent of `poly`.
+    pub power: f64,
+    /// Where `cosine` and `cosine_annealing` end.
+    pub end_lr: f64,
+    /// Steps of the first cycle of `cosine_annealing`; each later cycle is twice as long.
+    pub first_cycle_steps: usize,
+    /// Factor from the peak of one cycle of `cosine_annealing` to the next.
+    pub peak_decay: f64,
+}
+
+/// Where tensors are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// Burn's `flex` backend with oneDNN's convolutions.
+    Cpu,
+    /// NVIDIA GPUs, one per local rank (cargo feature `cuda`).
+    Cuda,
+}
+
+/// Number format of activations; weights, losses and reductions are always f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// IEEE single precision.
+    Fp32,
+}
+
+/// Update rule of the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Stochastic gradient descent with momentum: nnU-Net v2's.
+    Sgd,
+    /// Adam: NVIDIA's nnU-Net's.
+    Adam,
+}
+
+/// Shape of the learning rate over the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum ScheduleKind {
+    /// `lr * (1 - progress) ^ power`.
+    Poly,
+    /// Constant.
+    None,
+    /// Half a cosine from `lr` to `end_lr`.
+    Cosine,
+    /// Cosines with warm restarts (Loshchilov and Hutter 2017).
+    CosineAnnealing,
+}
+
+/// Which transforms training patches go through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum AugmentationPreset {
+    /// nnU-Net v2's complete list.
+    Nnunet,
+    /// NVIDIA nnU-Net's shorter list: zoom, noise, blur, brightness, contrast, mirroring.
+    Basic,
+    /// The patch as it was cut.
+    None,
+}
+
+impl RunConfig {
+    /// Lays `plans`, `file` and `flags` over the defaults, later ones first, and validates the result.
+    ///
+    /// # Errors
+    /// One line that names the layer and the key: unknown, of the wrong type, or out of its range.
+    pub fn resolve(plans: Layer, file: Option<Layer>, flags: Layer) -> Result<Self, ConfigError> {
+        let layers: Vec<&Layer> = [&plans].into_iter().chain(&file).chain([&flags]).collect();
+        let mut table = defaults::table(stated(&layers, "optimizer.kind"), stated(&layers, "device"));
+        let mut config = None;
+        for layer in layers {
+            layer.apply_to(&mut table)?;
+            let resolved: Self = table
+                .clone()
+                .try_into()
+                .map_err(|error: toml::de::Error| ConfigError::new(layer.origin(), one_line(&error.to_string())))?;
+            resolved.validate().map_err(|defect| ConfigError::new(layer.origin(), defect))?;
+            config = Some(resolved);
+        }
+        config.ok_or_else(|| ConfigError::new("configuration", "no layer given"))
+    }
+
+    /// Reads the `config.toml` of a run.
+    ///
+    /// # Errors
+    /// As [`RunConfig::resolve`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::resolve(Layer::default(), Some(Layer::from_file(path)?), Layer::default())
+    }
+
+    /// Writes `config.toml` into the run's folder.
+    ///
+    /// # Errors
+    /// Where the folder cannot be written.
+    pub fn save(&self) -> Result<(), ConfigError> {
+        let path = self.run_dir().config();
+        fsio::write_bytes(&path, self.to_toml().as_bytes()).map_err(|error| ConfigError::new(path.display(), error))
+    }
+
+    /// The configuration as it is printed and saved.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a struct of numbers, strings and tables is always valid TOML")
+    }
+
+    /// The files of this run.
+    pub fn run_dir(&self) -> RunDir {
+        RunDir::new(&self.run_dir)
+    }
+}
+
+/// The uppermost statement of a key that other defaults depend on.
+fn stated<T: for<'de> Deserialize<'de>>(layers: &[&Layer], key: &str) -> Option<T> {
+    // A value that is no `T` is reported when its layer is applied.
+    layers.iter().rev().find_map(|layer| layer.get(key)).and_then(|value| value.clone().try_into().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Layer {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("my.toml");
+        std::fs::write(&path, text).unwrap();
+        Layer::from_file(&path).unwrap()
+    }
+
+    fn resolve(text: &str) -> Result<RunConfig, ConfigError> {
+        RunConfig::resolve(Layer::new("plans"), Some(file(text)), Layer::new("flags"))
+    }
+
+    fn defect(text: &str) -> String {
+        let message = resolve(text).unwrap_err().to_string();
+        assert!(message.contains("my.toml: ") && !message.contains('\n'), "{message}");
+        message
+    }
+
+    #[test]
+    fn each_layer_overrides_the_one_before() {
+        let mut plans = Layer::new("plans");
+        plans.set("training.batch_size", Some(9));
+        let mut flags = Layer::new("flags");
+        flags.set("training.epochs", Some(3)).set("seed", None::<i64>);
+        let text = "seed = 7\nfold = 3\n[training]\nepochs = 10\niterations_per_epoch = 20\n";
+        let config = RunConfig::resolve(plans, Some(file(text)), flags).unwrap();
+        let TrainingConfig { epochs, iterations_per_epoch, validation_iterations, batch_size, .. } = config.training;
+        assert_eq!((epochs, iterations_per_epoch, validation_iterations, batch_size), (3, 20, 50, 9));
+        assert_eq!((config.seed, config.fold), (7, FoldId::Number(3)));
+    }
+
+    #[test]
+    fn the_optimizer_brings_its_own_defaults_unless_they_are_stated() {
+        assert_eq!(resolve("").unwrap().optimizer, OptimizerConfig::default_of(OptimizerKind::Sgd));
+        let adam = resolve("optimizer = { kind = 'adam', weight_decay = 0 }").unwrap().optimizer;
+        assert_eq!((adam.kind, adam.lr, adam.weight_decay), (OptimizerKind::Adam, 3e-4, 0.0));
+    }
+
+    #[test]
+    fn errors_name_file_and_key() {
+        assert!(defect("[optimizer]\nmomentun = 0.9").contains("unknown key `optimizer.momentun`"));
+        assert!(defect("epochs = 3").contains("unknown key `epochs`"));
+        assert!(defect("[training]\nepochs = 'ten'").contains("`training.epochs` must be of type integer"));
+        assert!(defect("[training]\nepochs = 0").contains("`training.epochs` is 0"));
+        assert!(defect("[training]\nepochs = -1").contains("training.epochs"));
+        assert!(defect("[optimizer]\nlr = nan").contains("`optimizer.lr` is NaN"));
+        assert!(defect("precision = 'fp8'").contains("precision"));
+        assert!(defect("fold = 'none'").contains("not `none`"));
+    }
+
+    #[test]
+    fn a_saved_configuration_reads_back_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut flags = Layer::new("flags");
+        flags.set("run_dir", Some(directory.path().display().to_string())).set("fold", Some("all"));
+        let config = RunConfig::resolve(Layer::new("plans"), None, flags).unwrap();
+        config.save().unwrap();
+        assert_eq!(RunConfig::load(&config.run_dir().config()).unwrap(), config);
+    }
+}

@@ -1,0 +1,52 @@
+//! The ranges of a configuration's values.
+
+use std::fmt;
+
+use super::{OptimizerKind, RunConfig};
+
+impl RunConfig {
+    /// Checks every value against its range; the error is one line that names the key.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        let Self { training, data, optimizer, schedule, .. } = self;
+        let at_least_one = [
+            ("training.epochs", training.epochs),
+            ("training.iterations_per_epoch", training.iterations_per_epoch),
+            ("training.batch_size", training.batch_size),
+            ("training.checkpoint_every", training.checkpoint_every),
+            ("data.workers", data.workers),
+            ("schedule.first_cycle_steps", schedule.first_cycle_steps),
+        ];
+        for (key, value) in at_least_one {
+            require(value >= 1, key, value, "at least 1")?;
+        }
+        let unit = 0.0..=1.0;
+        require(
+            unit.contains(&data.oversample_foreground),
+            "data.oversample_foreground",
+            data.oversample_foreground,
+            "0 to 1",
+        )?;
+        require(unit.contains(&schedule.peak_decay), "schedule.peak_decay", schedule.peak_decay, "0 to 1")?;
+        require((0.0..1.0).contains(&optimizer.momentum), "optimizer.momentum", optimizer.momentum, "0 to below 1")?;
+        require(optimizer.lr > 0.0 && optimizer.lr.is_finite(), "optimizer.lr", optimizer.lr, "above 0")?;
+        let not_negative = [
+            ("optimizer.weight_decay", optimizer.weight_decay),
+            ("optimizer.clip", optimizer.clip),
+            ("schedule.power", schedule.power),
+            ("schedule.end_lr", schedule.end_lr),
+        ];
+        for (key, value) in not_negative {
+            require(value >= 0.0 && value.is_finite(), key, value, "0 or more")?;
+        }
+        require(
+            !optimizer.nesterov || optimizer.momentum > 0.0 || optimizer.kind == OptimizerKind::Adam,
+            "optimizer.momentum",
+            optimizer.momentum,
+            "above 0 with optimizer.nesterov",
+        )
+    }
+}
+
+fn require(holds: bool, key: &str, value: impl fmt::Display, range: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(format!("`{key}` is {value}; it must be {range}")) }
+}

@@ -1,0 +1,191 @@
+//! Intensity normalisation (nnU-Net v2, `default_normalization_schemes.py`).
+
+use ndarray::{ArrayView3, ArrayViewMut3, Zip};
+
+use crate::dataset::IntensityProperties;
+
+/// Standard deviations and ranges below this count as this.
+const EPSILON: f32 = 1e-8;
+
+/// How the intensities of one channel are normalised.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Normalization {
+    /// Clip to the 0.5 and 99.5 percentile of the training set's foreground, subtract its mean, divide by its standard
+    /// deviation: for quantitative images.
+    Ct {
+        /// The 0.5 percentile.
+        lower: f32,
+        /// The 99.5 percentile.
+        upper: f32,
+        /// Mean of the foreground.
+        mean: f32,
+        /// Standard deviation of the foreground.
+        std: f32,
+    },
+    /// Subtract the image's own mean, divide by its own standard deviation.
+    ZScore {
+        /// Compute both, and normalise, inside the nonzero mask only; the outside stays as it is.
+        inside_mask: bool,
+    },
+    /// Leave the intensities as they are.
+    None,
+    /// Map the image's own range to 0 .. 1.
+    RescaleTo01,
+    /// Divide the range of 8-bit images, 0 .. 255, by 255.
+    RgbTo01,
+}
+
+impl Normalization {
+    /// Finds the scheme by the class name that plans files use.
+    ///
+    /// `use_mask` matters to the z-score only, `intensities` (of the channel, over the training set) to CT only.
+    ///
+    /// # Errors
+    /// What is wrong with the plans: an unknown name, or no intensities for CT.
+    pub fn from_plans(name: &str, use_mask: bool, intensities: Option<&IntensityProperties>) -> Result<Self, String> {
+        match name {
+            "CTNormalization" => {
+                let of = intensities.ok_or("CTNormalization needs foreground intensity properties of its channel")?;
+                Ok(Self::Ct {
+                    lower: of.percentile_00_5 as f32,
+                    upper: of.percentile_99_5 as f32,
+                    mean: of.mean as f32,
+                    std: of.std as f32,
+                })
+            }
+            "ZScoreNormalization" => Ok(Self::ZScore { inside_mask: use_mask }),
+            "NoNormalization" => Ok(Self::None),
+            "RescaleTo01Normalization" => Ok(Self::RescaleTo01),
+            "RGBTo01Normalization" => Ok(Self::RgbTo01),
+            unknown => Err(format!("normalization scheme {unknown} is not known")),
+        }
+    }
+
+    /// Normalises one channel in place. `inside` tells of each voxel whether it lies in the nonzero mask.
+    ///
+    /// # Errors
+    /// What about the intensities contradicts the scheme.
+    pub fn apply(&self, mut image: ArrayViewMut3<f32>, inside: ArrayView3<bool>) -> Result<(), String> {
+        match *self {
+            Self::Ct { lower, upper, mean, std } => {
+                let divisor = std.max(EPSILON);
+                image.mapv_inplace(|v| (v.max(lower).min(upper) - mean) / divisor);
+            }
+            Self::ZScore { inside_mask: false } => {
+                let (mean, divisor) = moments(|visit| image.iter().for_each(|&v| visit(v)));
+                image.mapv_inplace(|v| (v - mean) / divisor);
+            }
+            Self::ZScore { inside_mask: true } => {
+                let (mean, divisor) = moments(|visit| {
+                    Zip::from(&image).and(inside).for_each(|&v, &inside| {
+                        if inside {
+                            visit(v);
+                        }
+                    });
+                });
+                Zip::from(&mut image).and(inside).for_each(|v, &inside| {
+                    if inside {
+                        *v = (*v - mean) / divisor;
+                    }
+                });
+            }
+            Self::None => {}
+            Self::RescaleTo01 => {
+                let (min, max) = range(&image);
+                let divisor = (max - min).max(EPSILON);
+                image.mapv_inplace(|v| (v - min) / divisor);
+            }
+            Self::RgbTo01 => {
+                let (min, max) = range(&image);
+                if min < 0.0 || max > 255.0 {
+                    return Err(format!("intensities {min} .. {max} are not those of an 8-bit image, 0 .. 255"));
+                }
+                image.mapv_inplace(|v| v / 255.0);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Mean and standard deviation, at least [`EPSILON`], of the visited values; in two passes of double precision, as
+/// single precision loses digits on large images.
+fn moments(mut values: impl FnMut(&mut dyn FnMut(f32))) -> (f32, f32) {
+    let (mut count, mut sum) = (0u64, 0.0f64);
+    values(&mut |v| {
+        count += 1;
+        sum += f64::from(v);
+    });
+    let count = count.max(1) as f64;
+    let mean = sum / count;
+    let mut squares = 0.0f64;
+    values(&mut |v| squares += (f64::from(v) - mean).powi(2));
+    (mean as f32, ((squares / count).sqrt() as f32).max(EPSILON))
+}
+
+fn range(image: &ArrayViewMut3<f32>) -> (f32, f32) {
+    image.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), &v| (min.min(v), max.max(v)))
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array3, array};
+
+    use super::*;
+
+    fn normalized(name: &str, use_mask: bool, values: &[f32]) -> Result<Vec<f32>, String> {
+        let training = IntensityProperties {
+            max: 100.0,
+            mean: 5.0,
+            median: 5.0,
+            min: -100.0,
+            percentile_00_5: -10.0,
+            percentile_99_5: 20.0,
+            std: 2.5,
+        };
+        let mut image = Array3::from_shape_vec((1, 1, values.len()), values.to_vec()).unwrap();
+        let inside = image.mapv(|v| v != 0.0);
+        Normalization::from_plans(name, use_mask, Some(&training))?.apply(image.view_mut(), inside.view())?;
+        Ok(image.into_raw_vec_and_offset().0)
+    }
+
+    #[test]
+    fn each_scheme_does_what_its_name_says() {
+        let values = [0.0, 10.0, 30.0, 40.0];
+        let std = 250f32.sqrt();
+        let cases = [
+            ("CTNormalization", vec![-2.0, 2.0, 6.0, 6.0]),
+            ("ZScoreNormalization", values.map(|v| (v - 20.0) / std).to_vec()),
+            ("NoNormalization", values.to_vec()),
+            ("RescaleTo01Normalization", vec![0.0, 0.25, 0.75, 1.0]),
+            ("RGBTo01Normalization", values.map(|v| v / 255.0).to_vec()),
+        ];
+        for (name, expected) in cases {
+            for (got, want) in normalized(name, false, &values).unwrap().iter().zip(&expected) {
+                assert!((got - want).abs() < 1e-6, "{name}: {got} instead of {want}");
+            }
+        }
+        assert!(normalized("Normalization", false, &values).unwrap_err().contains("not known"));
+        assert!(Normalization::from_plans("CTNormalization", false, None).is_err());
+    }
+
+    #[test]
+    fn a_masked_z_score_leaves_the_outside_alone() {
+        let got = normalized("ZScoreNormalization", true, &[0.0, 1.0, 3.0, 0.0]).unwrap();
+        assert_eq!(got, [0.0, -1.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn a_constant_image_stays_finite() {
+        for name in ["ZScoreNormalization", "RescaleTo01Normalization"] {
+            assert_eq!(normalized(name, false, &[7.0; 5]).unwrap(), [0.0; 5], "{name}");
+        }
+        assert_eq!(normalized("ZScoreNormalization", true, &[0.0; 3]).unwrap(), [0.0; 3]);
+    }
+
+    #[test]
+    fn what_is_no_8_bit_image_is_refused() {
+        let mut image = array![[[-1.0f32, 3.0]]];
+        let defect = Normalization::RgbTo01.apply(image.view_mut(), array![[[true, true]]].view()).unwrap_err();
+        assert!(defect.contains("-1 .. 3"), "{defect}");
+    }
+}
