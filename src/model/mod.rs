@@ -6,7 +6,11 @@
 
 mod init;
 mod parameter;
+mod saved;
+mod tensor_file;
 mod unet;
 
 pub use parameter::{Parameter, ParameterSpec, StateError, TensorState};
+pub use saved::{ModelDescription, SavedModel, WEIGHTS_PREFIX, with_prefix};
+pub use tensor_file::{TensorFileError, read_tensors, write_tensors};
 pub use unet::{UNet, UNetSpec};

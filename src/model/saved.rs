@@ -1,0 +1,57 @@
+//! A trained network with everything needed to use it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{TensorFileError, TensorState, tensor_file::read_tensors};
+use crate::dataset::DatasetJson;
+use crate::plan::Plans;
+
+/// What a network was trained for: enough to preprocess an image as its training cases were and to build the network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelDescription {
+    pub plans: Plans,
+    pub dataset: DatasetJson,
+    /// Name of the configuration in the plans.
+    pub configuration: String,
+    /// Spatial axes, 0 (z) to 2 (x), along which the network saw mirrored images and may be asked to at inference.
+    pub mirror_axes: Vec<usize>,
+}
+
+/// Header of a checkpoint as far as inference is concerned; training keeps more beside it.
+#[derive(Deserialize)]
+struct Header {
+    model: ModelDescription,
+}
+
+/// A network as it lies in a checkpoint, without the state of its training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SavedModel {
+    pub description: ModelDescription,
+    /// All weights, sorted by name.
+    pub weights: Vec<TensorState>,
+}
+
+/// Weights in a checkpoint have this before their name, to tell them from the optimiser's state.
+pub const WEIGHTS_PREFIX: &str = "network.";
+
+impl SavedModel {
+    /// Reads the network of a checkpoint.
+    ///
+    /// # Errors
+    /// The file is missing, damaged, or not a checkpoint.
+    pub fn read(path: &Path) -> Result<Self, TensorFileError> {
+        let (header, tensors): (Header, _) = read_tensors(path)?;
+        Ok(Self { description: header.model, weights: with_prefix(tensors, WEIGHTS_PREFIX) })
+    }
+}
+
+/// The tensors whose name begins with `prefix`, without it.
+pub fn with_prefix(tensors: Vec<TensorState>, prefix: &str) -> Vec<TensorState> {
+    let named = tensors.into_iter().filter_map(|mut tensor| {
+        tensor.spec.name = tensor.spec.name.strip_prefix(prefix)?.to_owned();
+        Some(tensor)
+    });
+    named.collect()
+}
