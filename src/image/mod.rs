@@ -1,8 +1,20 @@
 //! Images: voxels with a place in the world, their files, and resampling.
 //!
-//! [`read_volume`] and [`write_labels`] pick the format from the file name; everything else in the crate sees only
-//! [`Volume`] and [`LabelMap`].
+//! [`read_volume`], [`read_labels`] and [`write_labels`] pick the format from the file's name; everything else in the
+//! crate sees only [`Volume`] and [`LabelMap`]. A file that is damaged in any way is an error that names it.
 
+mod crop;
+mod error;
+mod format;
+mod nifti;
+mod raster;
+mod resample;
 mod volume;
 
+pub use crop::{bounding_box, nonzero_mask};
+pub use error::ImageError;
+pub use format::{
+    ImageHeader, ImageReader, ImageWriter, read_header, read_labels, read_volume, write_labels, write_volume,
+};
+pub use resample::{Resampling, compute_new_shape, resample_data, resample_labels};
 pub use volume::{Geometry, LabelMap, Volume};

@@ -1,0 +1,141 @@
+//! Which file format reads and writes a file.
+
+use std::path::Path;
+
+use ndarray::{Array3, Array4, Axis};
+
+use super::nifti::Nifti;
+use super::raster::{Png, Tiff};
+use super::{Geometry, ImageError, LabelMap, Volume};
+
+/// Extent and place of an image, without its voxels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageHeader {
+    /// `(channel, z, y, x)`.
+    pub shape: [usize; 4],
+    /// Where the voxels lie.
+    pub geometry: Geometry,
+}
+
+/// Reads one file format.
+pub trait ImageReader: Sync {
+    /// Reads extent and geometry only.
+    ///
+    /// # Errors
+    /// The file is missing, damaged, or shorter than its header claims.
+    fn read_header(&self, path: &Path) -> Result<ImageHeader, ImageError>;
+
+    /// Reads intensities.
+    ///
+    /// # Errors
+    /// As [`ImageReader::read_header`], or the voxels are damaged.
+    fn read_volume(&self, path: &Path) -> Result<Volume, ImageError>;
+
+    /// Reads the numbers that stand in the file, before any conversion that only makes sense for intensities.
+    ///
+    /// # Errors
+    /// As [`ImageReader::read_volume`].
+    fn read_label_values(&self, path: &Path) -> Result<Volume, ImageError> {
+        self.read_volume(path)
+    }
+}
+
+/// Writes one file format; a file is there wholly or not at all.
+pub trait ImageWriter: Sync {
+    /// Writes a label map in the smallest integer type that holds it.
+    ///
+    /// # Errors
+    /// The file cannot be written, or the format cannot hold the labels.
+    fn write_labels(&self, path: &Path, labels: &LabelMap) -> Result<(), ImageError>;
+
+    /// Writes intensities.
+    ///
+    /// # Errors
+    /// As [`ImageWriter::write_labels`].
+    fn write_volume(&self, path: &Path, volume: &Volume) -> Result<(), ImageError>;
+}
+
+trait Format: ImageReader + ImageWriter {}
+impl<T: ImageReader + ImageWriter> Format for T {}
+
+/// Endings with the format behind each.
+const FORMATS: [(&str, &dyn Format); 9] = [
+    (".nii", &Nifti),
+    (".nii.gz", &Nifti),
+    (".hdr", &Nifti),
+    (".hdr.gz", &Nifti),
+    (".img", &Nifti),
+    (".img.gz", &Nifti),
+    (".png", &Png),
+    (".tif", &Tiff),
+    (".tiff", &Tiff),
+];
+
+fn format_of(path: &Path) -> Result<&'static dyn Format, ImageError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let found = FORMATS.iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, format)| *format);
+    found.ok_or_else(|| {
+        let known: Vec<_> = FORMATS.iter().map(|(ending, _)| *ending).collect();
+        ImageError::new(path, format!("unknown file type; known are {}", known.join(", ")))
+    })
+}
+
+/// Reads extent and geometry of an image.
+///
+/// # Errors
+/// The type is unknown, or the file is missing or damaged.
+pub fn read_header(path: &Path) -> Result<ImageHeader, ImageError> {
+    format_of(path)?.read_header(path)
+}
+
+/// Reads an image. The fourth and later axes of a NIfTI file become channels, as do the colours of a raster image.
+///
+/// # Errors
+/// The type is unknown, or the file is missing or damaged.
+pub fn read_volume(path: &Path) -> Result<Volume, ImageError> {
+    format_of(path)?.read_volume(path)
+}
+
+/// Reads a label map.
+///
+/// # Errors
+/// As [`read_volume`], or the file has several channels, or a value is no integer or out of the range of labels.
+pub fn read_labels(path: &Path) -> Result<LabelMap, ImageError> {
+    let Volume { data, geometry } = format_of(path)?.read_label_values(path)?;
+    Ok(LabelMap { data: to_labels(data).map_err(|defect| ImageError::new(path, defect))?, geometry })
+}
+
+/// Writes a label map. NIfTI files keep its geometry, raster images only its pixels.
+///
+/// # Errors
+/// The type is unknown or cannot hold the labels, or the file cannot be written.
+pub fn write_labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
+    format_of(path)?.write_labels(path, labels)
+}
+
+/// Writes an image; several channels become the fourth axis of a NIfTI file or the colours of a raster image.
+///
+/// # Errors
+/// As [`write_labels`].
+pub fn write_volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
+    format_of(path)?.write_volume(path, volume)
+}
+
+/// Labels stored as floating point, or scaled, are off by rounding at most.
+const TOLERANCE: f32 = 1e-3;
+
+fn to_labels(data: Array4<f32>) -> Result<Array3<i16>, String> {
+    let channels = data.len_of(Axis(0));
+    if channels != 1 {
+        return Err(format!("a label map has one channel, this file {channels}"));
+    }
+    let data = data.index_axis_move(Axis(0), 0);
+    let is_label = |value: f32| {
+        let nearest = value.round();
+        (value - nearest).abs() <= TOLERANCE && (f32::from(i16::MIN)..=f32::from(i16::MAX)).contains(&nearest)
+    };
+    if let Some(((z, y, x), value)) = data.indexed_iter().find(|(_, value)| !is_label(**value)) {
+        return Err(format!("{value} at voxel (x, y, z) = ({x}, {y}, {z}) is not a label: labels are integers"));
+    }
+    Ok(data.mapv(|value| value.round() as i16))
+}

@@ -1,0 +1,295 @@
+//! The three headers as one: which bytes mean what, and which values cannot be.
+
+use super::affine::{self, Affine};
+use crate::image::Geometry;
+
+/// Bytes to have in hand before parsing: those of the longer header.
+pub const MAX_LEN: usize = 540;
+/// Length of the NIfTI-1 and ANALYZE headers.
+const LEN_1: usize = 348;
+
+/// What a header says, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    /// `(channel, z, y, x)`; components of a voxel are not yet counted as channels.
+    pub shape: [usize; 4],
+    pub voxel: VoxelType,
+    pub big_endian: bool,
+    /// First byte of the voxels in their file.
+    pub offset: u64,
+    /// Slope and intercept, where intensities are scaled.
+    pub scaling: Option<(f64, f64)>,
+    pub geometry: Geometry,
+}
+
+/// How a voxel is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VoxelType {
+    pub number: Number,
+    /// Numbers per voxel: 3 for RGB, 2 for complex.
+    pub components: usize,
+}
+
+/// How a number is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    U8,
+    I8,
+    U16,
+    I16,
+    U32,
+    I32,
+    U64,
+    I64,
+    F32,
+    F64,
+}
+
+impl Number {
+    /// Bytes of one number.
+    pub fn size(self) -> usize {
+        match self {
+            Self::U8 | Self::I8 => 1,
+            Self::U16 | Self::I16 => 2,
+            Self::U32 | Self::I32 | Self::F32 => 4,
+            Self::U64 | Self::I64 | Self::F64 => 8,
+        }
+    }
+}
+
+impl VoxelType {
+    /// NIFTI_TYPE_* of nifti1.h.
+    fn from_code(code: i64) -> Result<Self, String> {
+        let (number, components) = match code {
+            2 => (Number::U8, 1),
+            4 => (Number::I16, 1),
+            8 => (Number::I32, 1),
+            16 => (Number::F32, 1),
+            32 => (Number::F32, 2),
+            64 => (Number::F64, 1),
+            128 => (Number::U8, 3),
+            256 => (Number::I8, 1),
+            512 => (Number::U16, 1),
+            768 => (Number::U32, 1),
+            1024 => (Number::I64, 1),
+            1280 => (Number::U64, 1),
+            1792 => (Number::F64, 2),
+            2304 => (Number::U8, 4),
+            _ => return Err(format!("datatype {code} is not one that can be read")),
+        };
+        Ok(Self { number, components })
+    }
+}
+
+impl Header {
+    /// Reads a header from the first [`MAX_LEN`] bytes of a file, or from all if there are fewer. `is_pair` says that
+    /// the voxels are in another file.
+    ///
+    /// # Errors
+    /// What about it cannot be.
+    pub fn parse(bytes: &[u8], is_pair: bool) -> Result<Self, String> {
+        let word: [u8; 4] = bytes.get(..4).and_then(|b| b.try_into().ok()).ok_or("is too short for a NIfTI header")?;
+        let (version, big_endian) = match (u32::from_le_bytes(word), u32::from_be_bytes(word)) {
+            (348, _) => (1, false),
+            (_, 348) => (1, true),
+            (540, _) => (2, false),
+            (_, 540) => (2, true),
+            _ => return Err("is not a NIfTI file: the header's length is neither 348 nor 540".into()),
+        };
+        let len = if version == 1 { LEN_1 } else { MAX_LEN };
+        let bytes = bytes.get(..len).ok_or("ends within the NIfTI header")?;
+        let fields = Fields { bytes, big_endian };
+        let kind = kind(bytes, version, is_pair)?;
+        let raw = if version == 1 { Raw::nifti1(fields) } else { Raw::nifti2(fields) };
+        raw.check(kind, big_endian)
+    }
+
+    /// Numbers in the file.
+    pub fn numbers(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.voxel.components
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Single,
+    Pair,
+    Analyze,
+}
+
+fn kind(bytes: &[u8], version: u8, is_pair: bool) -> Result<Kind, String> {
+    let (magic, single, pair): (_, &[u8], &[u8]) = match version {
+        1 => (&bytes[344..348], b"n+1\0", b"ni1\0"),
+        _ => (&bytes[4..12], b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n"),
+    };
+    match is_pair {
+        false if magic == single => Ok(Kind::Single),
+        true if magic == pair || magic == single => Ok(Kind::Pair),
+        // ANALYZE has other fields where NIfTI has its magic number.
+        true if version == 1 => Ok(Kind::Analyze),
+        _ => Err("is not a NIfTI file: wrong magic number".into()),
+    }
+}
+
+/// The fields used here, as they stand in either header.
+struct Raw {
+    dim: [i64; 8],
+    datatype: i64,
+    pixdim: [f64; 8],
+    vox_offset: f64,
+    scl: (f64, f64),
+    qform_code: i64,
+    sform_code: i64,
+    quaternion: [f64; 3],
+    qoffset: [f64; 3],
+    srow: Affine,
+}
+
+impl Raw {
+    /// Byte offsets of nifti1.h.
+    fn nifti1(f: Fields) -> Self {
+        Self {
+            dim: std::array::from_fn(|i| f.i16(40 + 2 * i)),
+            datatype: f.i16(70),
+            pixdim: std::array::from_fn(|i| f.f32(76 + 4 * i)),
+            vox_offset: f.f32(108),
+            scl: (f.f32(112), f.f32(116)),
+            qform_code: f.i16(252),
+            sform_code: f.i16(254),
+            quaternion: std::array::from_fn(|i| f.f32(256 + 4 * i)),
+            qoffset: std::array::from_fn(|i| f.f32(268 + 4 * i)),
+            srow: std::array::from_fn(|row| std::array::from_fn(|i| f.f32(280 + 16 * row + 4 * i))),
+        }
+    }
+
+    /// Byte offsets of nifti2.h.
+    fn nifti2(f: Fields) -> Self {
+        Self {
+            dim: std::array::from_fn(|i| f.i64(16 + 8 * i)),
+            datatype: f.i16(12),
+            pixdim: std::array::from_fn(|i| f.f64(104 + 8 * i)),
+            vox_offset: f.i64(168) as f64,
+            scl: (f.f64(176), f.f64(184)),
+            qform_code: f.i32(344),
+            sform_code: f.i32(348),
+            quaternion: std::array::from_fn(|i| f.f64(352 + 8 * i)),
+            qoffset: std::array::from_fn(|i| f.f64(376 + 8 * i)),
+            srow: std::array::from_fn(|row| std::array::from_fn(|i| f.f64(400 + 32 * row + 8 * i))),
+        }
+    }
+
+    fn check(self, kind: Kind, big_endian: bool) -> Result<Header, String> {
+        let voxel = VoxelType::from_code(self.datatype)?;
+        let shape = self.shape()?;
+        let affine = self.affine(kind, shape);
+        Ok(Header {
+            shape,
+            voxel,
+            big_endian,
+            offset: self.offset(kind)?,
+            scaling: self.scaling()?,
+            geometry: affine::to_geometry(affine).ok_or("its affine has entries that are not finite")?,
+        })
+    }
+
+    fn shape(&self) -> Result<[usize; 4], String> {
+        let count = usize::try_from(self.dim[0]).ok().filter(|count| (1..=7).contains(count));
+        let count = count.ok_or_else(|| format!("dim[0] is {}, not a number of axes", self.dim[0]))?;
+        let mut extents = [1usize; 7];
+        for (axis, extent) in extents.iter_mut().enumerate().take(count) {
+            let dim = self.dim[axis + 1];
+            *extent = usize::try_from(dim)
+                .ok()
+                .filter(|extent| *extent > 0)
+                .ok_or_else(|| format!("dim[{}] is {dim}; an axis has at least one voxel", axis + 1))?;
+        }
+        let channels = extents[3..].iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
+        let too_large = || format!("claims {extents:?} voxels, more than memory can hold");
+        let shape = [channels.ok_or_else(too_large)?, extents[2], extents[1], extents[0]];
+        let voxels = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
+        // 16 bytes is the largest voxel.
+        voxels.and_then(|voxels| voxels.checked_mul(16)).ok_or_else(too_large)?;
+        Ok(shape)
+    }
+
+    fn offset(&self, kind: Kind) -> Result<u64, String> {
+        let smallest = if kind == Kind::Single { LEN_1 as f64 + 4.0 } else { 0.0 };
+        // Pairs, unlike single files, may state 0; both must state something.
+        if self.vox_offset.is_nan() || self.vox_offset < smallest || self.vox_offset > 1e15 {
+            return Err(format!("vox_offset is {}; the voxels begin at {smallest} or later", self.vox_offset));
+        }
+        Ok(self.vox_offset as u64)
+    }
+
+    /// A slope of 0, or one that is not finite, means that the numbers are the intensities.
+    fn scaling(&self) -> Result<Option<(f64, f64)>, String> {
+        let (slope, intercept) = self.scl;
+        if slope == 0.0 || !slope.is_finite() {
+            return Ok(None);
+        }
+        if !intercept.is_finite() {
+            return Err(format!("scl_inter is {intercept}"));
+        }
+        Ok((slope != 1.0 || intercept != 0.0).then_some((slope, intercept)))
+    }
+
+    fn affine(&self, kind: Kind, [_, z, y, x]: [usize; 4]) -> Affine {
+        let size: [f64; 3] = std::array::from_fn(|axis| match self.pixdim[axis + 1].abs() {
+            size if size > 0.0 && size.is_finite() => size,
+            _ => 1.0,
+        });
+        if kind != Kind::Analyze && self.sform_code > 0 {
+            return self.srow;
+        }
+        if kind != Kind::Analyze && self.qform_code > 0 {
+            let qfac = if self.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
+            return affine::from_quaternion(self.quaternion, self.qoffset, size, qfac);
+        }
+        // As nibabel: the origin is the centre, and the x axis points to the left.
+        let extent = [x, y, z];
+        std::array::from_fn(|row| {
+            let size = if row == 0 { -size[row] } else { size[row] };
+            let mut entries = [0.0; 4];
+            entries[row] = size;
+            entries[3] = -size * (extent[row] as f64 - 1.0) / 2.0;
+            entries
+        })
+    }
+}
+
+/// Access to numbers of a header by byte offset; every offset used lies inside, as its length was checked.
+#[derive(Clone, Copy)]
+struct Fields<'a> {
+    bytes: &'a [u8],
+    big_endian: bool,
+}
+
+impl Fields<'_> {
+    fn raw<const N: usize>(self, at: usize) -> [u8; N] {
+        let mut bytes: [u8; N] = self.bytes[at..at + N].try_into().expect("N bytes");
+        if self.big_endian {
+            bytes.reverse();
+        }
+        bytes
+    }
+
+    fn i16(self, at: usize) -> i64 {
+        i16::from_le_bytes(self.raw(at)).into()
+    }
+
+    fn i32(self, at: usize) -> i64 {
+        i32::from_le_bytes(self.raw(at)).into()
+    }
+
+    fn i64(self, at: usize) -> i64 {
+        i64::from_le_bytes(self.raw(at))
+    }
+
+    fn f32(self, at: usize) -> f64 {
+        f32::from_le_bytes(self.raw(at)).into()
+    }
+
+    fn f64(self, at: usize) -> f64 {
+        f64::from_le_bytes(self.raw(at))
+    }
+}

@@ -1,0 +1,150 @@
+//! NIfTI-1 in one file, compressed if its name ends in `.gz`.
+
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use flate2::{Compression, write::GzEncoder};
+
+use super::affine;
+use crate::fsio;
+use crate::image::{Geometry, ImageError, LabelMap, Volume};
+
+/// NIFTI_TYPE_UINT8, _INT16 and _FLOAT32 of nifti1.h, with their bits.
+const UINT8: (i16, i16) = (2, 8);
+const INT16: (i16, i16) = (4, 16);
+const FLOAT32: (i16, i16) = (16, 32);
+/// Header and the four bytes that say there is no extension.
+const VOX_OFFSET: usize = 352;
+/// Numbers converted at a time.
+const BLOCK: usize = 1 << 16;
+
+/// Writes 8-bit labels where that is enough, 16-bit ones where not.
+pub fn labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
+    let (z, y, x) = labels.data.dim();
+    let values = labels.data.as_standard_layout();
+    let values = values.as_slice().expect("standard layout");
+    let is_small = values.iter().all(|label| u8::try_from(*label).is_ok());
+    let datatype = if is_small { UINT8 } else { INT16 };
+    let header = header([1, z, y, x], datatype, &labels.geometry);
+    write(path, &header, |file| match is_small {
+        true => write_numbers(file, values, |label| [label as u8]),
+        false => write_numbers(file, values, i16::to_le_bytes),
+    })
+}
+
+/// Writes 32-bit floating point; several channels become the fourth axis.
+pub fn volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
+    let (c, z, y, x) = volume.data.dim();
+    let values = volume.data.as_standard_layout();
+    let header = header([c, z, y, x], FLOAT32, &volume.geometry);
+    write(path, &header, |file| write_numbers(file, values.as_slice().expect("standard layout"), f32::to_le_bytes))
+}
+
+fn write(
+    path: &Path,
+    header: &Result<Vec<u8>, String>,
+    voxels: impl Fn(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), ImageError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if !name.ends_with(".nii") && !name.ends_with(".nii.gz") {
+        return Err(ImageError::new(path, "cannot be written: NIfTI is written to .nii or .nii.gz"));
+    }
+    let header = header.as_ref().map_err(|defect| ImageError::new(path, defect))?;
+    let result = fsio::write_atomically(path, |file| {
+        if name.ends_with(".gz") {
+            let mut encoder = BufWriter::with_capacity(1 << 18, GzEncoder::new(file, Compression::fast()));
+            encoder.write_all(header)?;
+            voxels(&mut encoder)?;
+            encoder.into_inner().map_err(io::IntoInnerError::into_error)?.finish().map(|_| ())
+        } else {
+            file.write_all(header)?;
+            voxels(file)
+        }
+    });
+    result.map_err(|error| ImageError::new(path, format!("cannot be written: {error}")))
+}
+
+fn write_numbers<T: Copy, const N: usize>(
+    file: &mut dyn Write,
+    values: &[T],
+    bytes: impl Fn(T) -> [u8; N],
+) -> io::Result<()> {
+    let mut buffer = Vec::with_capacity(BLOCK * N);
+    for block in values.chunks(BLOCK) {
+        buffer.clear();
+        buffer.extend(block.iter().flat_map(|value| bytes(*value)));
+        file.write_all(&buffer)?;
+    }
+    Ok(())
+}
+
+/// Header and empty extension. The sform always holds the geometry, the qform where a quaternion can.
+fn header([c, z, y, x]: [usize; 4], (datatype, bits): (i16, i16), geometry: &Geometry) -> Result<Vec<u8>, String> {
+    let mut header = Bytes(vec![0; VOX_OFFSET]);
+    let axes: &[usize] = if c == 1 { &[x, y, z] } else { &[x, y, z, c] };
+    header.i16(40, axes.len() as i16);
+    for axis in 0..7 {
+        let extent = axes.get(axis).copied().unwrap_or(1);
+        let extent = i16::try_from(extent).map_err(|_| format!("cannot be written: an extent of {extent} voxels"))?;
+        header.i16(42 + 2 * axis, extent);
+    }
+    header.i32(0, 348);
+    header.i16(70, datatype);
+    header.i16(72, bits);
+    for axis in 0..3 {
+        header.f32(80 + 4 * axis, geometry.spacing[2 - axis]);
+    }
+    for axis in 3..7 {
+        header.f32(80 + 4 * axis, 1.0);
+    }
+    header.f32(108, VOX_OFFSET as f64);
+    header.f32(112, 1.0);
+    header.0[123] = 2; // NIFTI_UNITS_MM
+    header.place(geometry);
+    header.0[344..348].copy_from_slice(b"n+1\0");
+    Ok(header.0)
+}
+
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn place(&mut self, geometry: &Geometry) {
+        let rows = affine::from_geometry(geometry);
+        self.i16(254, 1); // NIFTI_XFORM_SCANNER_ANAT
+        for (row, entries) in rows.iter().enumerate() {
+            for (column, entry) in entries.iter().enumerate() {
+                self.f32(280 + 16 * row + 4 * column, *entry);
+            }
+        }
+        let mut direction = geometry.direction;
+        for (row, entries) in direction.iter_mut().enumerate() {
+            entries.iter_mut().for_each(|entry| *entry *= affine::to_lps(row));
+        }
+        self.f32(76, 1.0);
+        if affine::is_orthonormal(direction) {
+            let (quaternion, qfac) = affine::to_quaternion(direction);
+            self.i16(252, 1);
+            self.f32(76, qfac);
+            for axis in 0..3 {
+                self.f32(256 + 4 * axis, quaternion[axis]);
+                self.f32(268 + 4 * axis, rows[axis][3]);
+            }
+        }
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn i16(&mut self, at: usize, value: i16) {
+        self.put(at, &value.to_le_bytes());
+    }
+
+    fn i32(&mut self, at: usize, value: i32) {
+        self.put(at, &value.to_le_bytes());
+    }
+
+    fn f32(&mut self, at: usize, value: f64) {
+        self.put(at, &(value as f32).to_le_bytes());
+    }
+}

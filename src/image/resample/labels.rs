@@ -1,0 +1,99 @@
+//! Resampling of label maps: each class on its own, linearly, then back to one label per voxel.
+
+use ndarray::{Array3, ArrayView3, Axis};
+use rayon::prelude::*;
+
+use super::Resampling;
+use super::axis::{linear, nearest, positions};
+
+/// Resamples labels `(z, y, x)` to `new_shape` (`resize_segmentation` of batchgenerators).
+///
+/// With order 1 a voxel gets the label whose interpolated indicator reaches one half, the largest if two do, and 0 if
+/// none does. Other orders are read as nearest neighbour. The spacings, in mm, only decide whether an axis is resampled
+/// on its own.
+pub fn resample_labels(
+    labels: ArrayView3<i16>,
+    new_shape: [usize; 3],
+    current_spacing: [f64; 3],
+    new_spacing: [f64; 3],
+    resampling: &Resampling,
+) -> Array3<i16> {
+    let (z, y, x) = labels.dim();
+    let shape = [z, y, x];
+    if shape == new_shape {
+        return labels.to_owned();
+    }
+    let separate = resampling.separate_axis(current_spacing, new_spacing);
+    let sources: [Vec<Source>; 3] = std::array::from_fn(|axis| {
+        let order = if Some(axis) == separate { resampling.order_z } else { resampling.order };
+        let (from, to) = (shape[axis], new_shape[axis]);
+        positions(from, to).map(|position| Source::at(position, from, order)).collect()
+    });
+    // Two separate roundings to one half are not one: in the plane first, then along the axis left out.
+    match separate {
+        Some(axis) if resampling.order_z == 1 => {
+            let identity = |axis: usize| (0..shape[axis]).map(Source::exactly).collect::<Vec<_>>();
+            let in_plane = std::array::from_fn(|a| if a == axis { identity(a) } else { sources[a].clone() });
+            let planes = interpolate(labels, &in_plane);
+            let along = std::array::from_fn(|a| match a == axis {
+                true => sources[a].clone(),
+                false => (0..new_shape[a]).map(Source::exactly).collect(),
+            });
+            interpolate(planes.view(), &along)
+        }
+        _ => interpolate(labels, &sources),
+    }
+}
+
+/// Where a new sample along one axis comes from: two neighbours and the weight of the second.
+#[derive(Clone, Copy)]
+struct Source {
+    first: usize,
+    second: usize,
+    part: f64,
+}
+
+impl Source {
+    fn at(position: f64, len: usize, order: usize) -> Self {
+        if order != 1 {
+            return Self::exactly(nearest(position, len));
+        }
+        let (first, part) = linear(position, len);
+        if part == 0.0 { Self::exactly(first) } else { Self { first, second: first + 1, part } }
+    }
+
+    fn exactly(first: usize) -> Self {
+        Self { first, second: first, part: 0.0 }
+    }
+}
+
+fn interpolate(labels: ArrayView3<i16>, [zs, ys, xs]: &[Vec<Source>; 3]) -> Array3<i16> {
+    let mut out = Array3::zeros((zs.len(), ys.len(), xs.len()));
+    out.axis_iter_mut(Axis(0)).into_par_iter().zip(zs).for_each(|(mut plane, z)| {
+        for (mut row, y) in plane.outer_iter_mut().zip(ys) {
+            for (label, x) in row.iter_mut().zip(xs) {
+                *label = vote(labels, [z, y, x]);
+            }
+        }
+    });
+    out
+}
+
+/// The largest label that half of the weight of the eight neighbours goes to.
+fn vote(labels: ArrayView3<i16>, [z, y, x]: [&Source; 3]) -> i16 {
+    let mut corners = [(0i16, 0f64); 8];
+    for (index, corner) in corners.iter_mut().enumerate() {
+        let pick = |source: &Source, second: bool| match second {
+            true => (source.second, source.part),
+            false => (source.first, 1.0 - source.part),
+        };
+        let [(k, wz), (j, wy), (i, wx)] = [pick(z, index & 4 != 0), pick(y, index & 2 != 0), pick(x, index & 1 != 0)];
+        *corner = (labels[[k, j, i]], wz * wy * wx);
+    }
+    let first = corners[0].0;
+    if corners.iter().all(|(label, _)| *label == first) {
+        return first;
+    }
+    let weight = |label: i16| corners.iter().filter(|corner| corner.0 == label).map(|corner| corner.1).sum::<f64>();
+    corners.iter().map(|corner| corner.0).filter(|label| weight(*label) >= 0.5).max().unwrap_or(0)
+}

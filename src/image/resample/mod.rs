@@ -1,0 +1,164 @@
+//! Resampling to another voxel size, as nnU-Net v2 does it (`default_resampling.py`).
+//!
+//! Its reference is `skimage.transform.resize(mode='edge', anti_aliasing=False)`: spline interpolation between voxel
+//! centres with the border voxels continued outward, clipped to the range of the input. Splines are separable, so an
+//! image is resampled axis by axis ([`axis`]). Where voxels are far longer along one axis than along the others, that
+//! axis is resampled on its own, usually to the nearest slice.
+
+mod axis;
+mod labels;
+
+use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, Zip};
+
+use self::axis::Taps;
+pub use self::labels::resample_labels;
+
+/// Voxels this many times longer along one axis than along another make that axis a case of its own
+/// (`ANISO_THRESHOLD`).
+const ANISOTROPY_THRESHOLD: f64 = 3.0;
+
+/// How to resample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resampling {
+    /// Spline order: 0 nearest, 1 linear, 3 cubic.
+    pub order: usize,
+    /// Spline order along an axis that is resampled on its own.
+    pub order_z: usize,
+    /// Whether the axis of the largest voxel extent is resampled on its own; `None` decides by anisotropy.
+    pub force_separate_z: Option<bool>,
+}
+
+impl Resampling {
+    /// The axis to be resampled on its own, if any.
+    fn separate_axis(&self, current_spacing: [f64; 3], new_spacing: [f64; 3]) -> Option<usize> {
+        let decisive = match self.force_separate_z {
+            Some(false) => return None,
+            Some(true) => current_spacing,
+            None if is_anisotropic(current_spacing) => current_spacing,
+            None if is_anisotropic(new_spacing) => new_spacing,
+            None => return None,
+        };
+        let largest = decisive.into_iter().fold(f64::NEG_INFINITY, f64::max);
+        let mut axes = (0..3).filter(|axis| decisive[*axis] == largest);
+        // Two axes of the same large extent leave no plane to resample in.
+        axes.next().filter(|_| axes.next().is_none())
+    }
+}
+
+fn is_anisotropic(spacing: [f64; 3]) -> bool {
+    let largest = spacing.into_iter().fold(f64::NEG_INFINITY, f64::max);
+    let smallest = spacing.into_iter().fold(f64::INFINITY, f64::min);
+    largest / smallest > ANISOTROPY_THRESHOLD
+}
+
+/// Extent of an image after resampling, rounded half to even as Python does.
+pub fn compute_new_shape(shape: [usize; 3], current_spacing: [f64; 3], new_spacing: [f64; 3]) -> [usize; 3] {
+    std::array::from_fn(|axis| {
+        (current_spacing[axis] / new_spacing[axis] * shape[axis] as f64).round_ties_even() as usize
+    })
+}
+
+/// Resamples intensities `(channel, z, y, x)` to `new_shape`.
+///
+/// The spacings, in mm, only decide whether an axis is resampled on its own.
+pub fn resample_data(
+    data: ArrayView4<f32>,
+    new_shape: [usize; 3],
+    current_spacing: [f64; 3],
+    new_spacing: [f64; 3],
+    resampling: &Resampling,
+) -> Array4<f32> {
+    let (channels, z, y, x) = data.dim();
+    if [z, y, x] == new_shape {
+        return data.to_owned();
+    }
+    let separate = resampling.separate_axis(current_spacing, new_spacing);
+    let mut resampled = Array4::zeros((channels, new_shape[0], new_shape[1], new_shape[2]));
+    for (channel, mut out) in data.outer_iter().zip(resampled.outer_iter_mut()) {
+        out.assign(&resample_channel(channel, new_shape, separate, resampling));
+    }
+    resampled
+}
+
+fn resample_channel(
+    image: ArrayView3<f32>,
+    new_shape: [usize; 3],
+    separate: Option<usize>,
+    resampling: &Resampling,
+) -> Array3<f32> {
+    let mut current = image.to_owned();
+    // What shrinks most goes first, for the others to have less to do.
+    let mut axes: Vec<usize> = (0..3).filter(|axis| Some(*axis) != separate).collect();
+    axes.sort_by(|a, b| {
+        let growth = |axis: usize| new_shape[axis] as f64 / image.len_of(Axis(axis)) as f64;
+        growth(*a).total_cmp(&growth(*b))
+    });
+    for axis in axes {
+        current =
+            axis::resample(current, axis, &Taps::new(resampling.order, image.len_of(Axis(axis)), new_shape[axis]));
+    }
+    if resampling.order > 1 {
+        clip(&mut current, image, separate);
+    }
+    match separate {
+        Some(axis) => {
+            let taps = Taps::new(resampling.order_z, image.len_of(Axis(axis)), new_shape[axis]);
+            axis::resample(current, axis, &taps)
+        }
+        None => current,
+    }
+}
+
+/// Keeps the result within the range of what it was made from: the image, or each slice of it.
+fn clip(resampled: &mut Array3<f32>, image: ArrayView3<f32>, separate: Option<usize>) {
+    let range = |min: f32, max: f32, value: f32| (min.min(value), max.max(value));
+    let bounds = |values: &mut dyn Iterator<Item = &f32>| {
+        values.fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), value| range(min, max, *value))
+    };
+    match separate {
+        None => {
+            let (min, max) = bounds(&mut image.iter());
+            resampled.par_mapv_inplace(|value| value.clamp(min, max));
+        }
+        Some(axis) => {
+            Zip::from(resampled.axis_iter_mut(Axis(axis))).and(image.axis_iter(Axis(axis))).par_for_each(
+                |mut slice, source| {
+                    let (min, max) = bounds(&mut source.iter());
+                    slice.mapv_inplace(|value| value.clamp(min, max));
+                },
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CUBIC: Resampling = Resampling { order: 3, order_z: 0, force_separate_z: None };
+
+    #[test]
+    fn an_axis_is_separate_only_if_it_alone_is_coarse() {
+        assert_eq!(CUBIC.separate_axis([5.0, 1.0, 1.0], [1.0; 3]), Some(0));
+        assert_eq!(CUBIC.separate_axis([1.0; 3], [1.0, 4.0, 1.0]), Some(1));
+        assert_eq!(CUBIC.separate_axis([1.0, 1.0, 3.0], [1.0; 3]), None);
+        assert_eq!(CUBIC.separate_axis([0.2, 1.0, 1.0], [1.0; 3]), None);
+        let never = Resampling { force_separate_z: Some(false), ..CUBIC };
+        assert_eq!(never.separate_axis([5.0, 1.0, 1.0], [1.0; 3]), None);
+        let always = Resampling { force_separate_z: Some(true), ..CUBIC };
+        assert_eq!(always.separate_axis([1.0, 1.0, 1.5], [1.0; 3]), Some(2));
+    }
+
+    #[test]
+    fn a_constant_stays_and_a_ramp_stays_a_ramp_inside() {
+        let flat = Array4::from_elem((1, 5, 6, 7), 3.5f32);
+        let resampled = resample_data(flat.view(), [9, 3, 14], [1.0; 3], [1.0; 3], &CUBIC);
+        assert!(resampled.iter().all(|value| (value - 3.5).abs() < 1e-5));
+        let ramp = Array4::from_shape_fn((1, 4, 4, 40), |(_, _, _, x)| x as f32);
+        let resampled = resample_data(ramp.view(), [4, 4, 80], [1.0; 3], [1.0; 3], &CUBIC);
+        for x in 20..60 {
+            let expected = (x as f32 + 0.5) / 2.0 - 0.5;
+            assert!((resampled[[0, 1, 2, x]] - expected).abs() < 1e-4, "at {x}");
+        }
+    }
+}
