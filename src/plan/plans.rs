@@ -1,14 +1,15 @@
 //! `nnUNetPlans.json` in nnU-Net v2's schema.
 
+use std::io::{self, Write};
+use std::path::Path;
+
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde_json::Value;
 
+use super::{Configuration, PlanError};
 use crate::dataset::IntensityProperties;
-
-/// A plan that cannot be made or read.
-#[derive(Debug, thiserror::Error)]
-#[error("plans: {0}")]
-pub struct PlanError(pub String);
+use crate::fsio;
 
 /// The plans file. Keys this crate does not know are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,22 +20,23 @@ pub struct Plans {
     pub original_median_spacing_after_transp: Vec<f64>,
     /// Median shape in voxels after [`Plans::transpose_forward`], `(z, y, x)`.
     pub original_median_shape_after_transp: Vec<usize>,
+    /// Class of nnU-Net that reads and writes the images.
     pub image_reader_writer: String,
     /// Axis permutation applied to a raw array before anything else; puts the coarsest axis first.
     pub transpose_forward: Vec<usize>,
     /// The inverse of [`Plans::transpose_forward`].
     pub transpose_backward: Vec<usize>,
-    /// By name: `2d`, `3d_fullres`, `3d_lowres`, `3d_cascade_fullres`.
+    /// By name: `2d`, `3d_lowres`, `3d_fullres`, `3d_cascade_fullres`.
     pub configurations: IndexMap<String, ConfigurationEntry>,
     pub experiment_planner_used: String,
     pub label_manager: String,
     pub foreground_intensity_properties_per_channel: IndexMap<String, IntensityProperties>,
     #[serde(flatten)]
-    pub other: IndexMap<String, serde_json::Value>,
+    pub other: IndexMap<String, Value>,
 }
 
 /// One entry of `configurations`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum ConfigurationEntry {
     /// A configuration that stands by itself.
@@ -48,60 +50,91 @@ pub enum ConfigurationEntry {
 pub struct InheritedConfiguration {
     pub inherits_from: String,
     #[serde(flatten)]
-    pub overrides: IndexMap<String, serde_json::Value>,
+    pub overrides: IndexMap<String, Value>,
 }
 
-/// One configuration. Spatial lists have two entries `(y, x)` for 2D and three `(z, y, x)` for 3D;
-/// the `*3` methods lift the former by a z extent of 1.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Configuration {
-    pub data_identifier: String,
-    pub preprocessor_name: String,
-    /// Samples per rank and iteration.
-    pub batch_size: usize,
-    pub patch_size: Vec<usize>,
-    pub median_image_size_in_voxels: Vec<f64>,
-    /// Target spacing in mm.
-    pub spacing: Vec<f64>,
-    /// One normalisation class name of nnU-Net per channel.
-    pub normalization_schemes: Vec<String>,
-    /// Per channel: normalise inside the nonzero mask only, and set the outside to 0.
-    pub use_mask_for_norm: Vec<bool>,
-    pub architecture: Architecture,
-    /// Compute the soft Dice over the whole batch instead of per sample.
-    pub batch_dice: bool,
-    /// The cascade's earlier stage, if any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub previous_stage: Option<serde_json::Value>,
-    /// The resampling functions and their arguments, and keys this crate does not know.
-    #[serde(flatten)]
-    pub other: IndexMap<String, serde_json::Value>,
+impl Plans {
+    /// Reads a plans file.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn load(path: &Path) -> Result<Self, PlanError> {
+        let text = std::fs::read(path).map_err(|source| PlanError::File { path: path.to_owned(), source })?;
+        serde_json::from_slice(&text).map_err(|source| PlanError::Malformed { path: path.to_owned(), source })
+    }
+
+    /// Writes the plans file as nnU-Net lays it out (indented by four).
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), PlanError> {
+        fsio::write_atomically(path, |file| self.write(file))
+            .map_err(|source| PlanError::File { path: path.to_owned(), source })
+    }
+
+    fn write(&self, file: impl Write) -> io::Result<()> {
+        let layout = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+        Ok(self.serialize(&mut serde_json::Serializer::with_formatter(file, layout))?)
+    }
+
+    /// A configuration with everything it inherits, checked for contradictions.
+    ///
+    /// # Errors
+    /// An unknown name lists the known ones; a circle of inheritance, a missing key or a contradiction is named.
+    pub fn configuration(&self, name: &str) -> Result<Configuration, PlanError> {
+        let configuration = self.resolve(name)?;
+        match configuration.contradiction() {
+            None => Ok(configuration),
+            Some(reason) => Err(PlanError::Invalid { name: name.to_owned(), reason }),
+        }
+    }
+
+    fn resolve(&self, name: &str) -> Result<Configuration, PlanError> {
+        let invalid = |reason: String| PlanError::Invalid { name: name.to_owned(), reason };
+        let mut overrides = Vec::new();
+        let mut ancestor = name;
+        let base = loop {
+            match self.entry(ancestor)? {
+                ConfigurationEntry::Full(base) => break base,
+                // A chain longer than there are configurations visits one of them twice.
+                ConfigurationEntry::Inherited(_) if overrides.len() == self.configurations.len() => {
+                    return Err(invalid("inherits from itself".to_owned()));
+                }
+                ConfigurationEntry::Inherited(entry) => {
+                    overrides.push(&entry.overrides);
+                    ancestor = &entry.inherits_from;
+                }
+            }
+        };
+        if overrides.is_empty() {
+            return Ok((**base).clone());
+        }
+        let mut merged = serde_json::to_value(base).map_err(|error| invalid(error.to_string()))?;
+        for (key, value) in overrides.into_iter().rev().flatten() {
+            merged[key] = value.clone();
+        }
+        serde_json::from_value(merged).map_err(|error| invalid(error.to_string()))
+    }
+
+    fn entry(&self, name: &str) -> Result<&ConfigurationEntry, PlanError> {
+        self.configurations.get(name).ok_or_else(|| PlanError::UnknownConfiguration {
+            name: name.to_owned(),
+            plans: format!("{} of {}", self.plans_name, self.dataset_name),
+            available: self.configurations.keys().cloned().collect(),
+        })
+    }
 }
 
-/// `architecture` of a configuration, as `dynamic_network_architectures` takes it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Architecture {
-    pub network_class_name: String,
-    pub arch_kwargs: IndexMap<String, serde_json::Value>,
-    #[serde(rename = "_kw_requires_import")]
-    pub kw_requires_import: Vec<String>,
-}
-
-/// What the network builder needs of [`Architecture`], lifted to three dimensions.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct NetworkShape {
-    /// Feature maps of each stage, highest resolution first.
-    pub features: Vec<usize>,
-    /// Convolution kernel of each stage, `(z, y, x)`.
-    pub kernels: Vec<[usize; 3]>,
-    /// Stride of each stage's first convolution; the first entry is 1.
-    pub strides: Vec<[usize; 3]>,
-    /// Convolutions per encoder stage.
-    pub convs_encoder: Vec<usize>,
-    /// Convolutions per decoder stage, lowest resolution first.
-    pub convs_decoder: Vec<usize>,
-    /// Whether convolutions have a bias.
-    pub conv_bias: bool,
-    /// Epsilon of the instance norm.
-    pub norm_eps: f64,
+/// By hand, because an untagged enum cannot say which key is missing.
+impl<'de> Deserialize<'de> for ConfigurationEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let of = value.get("data_identifier").and_then(Value::as_str).unwrap_or("a configuration").to_owned();
+        let entry = if value.get("inherits_from").is_some() {
+            serde_json::from_value(value).map(Self::Inherited)
+        } else {
+            serde_json::from_value(value).map(Self::Full)
+        };
+        entry.map_err(|error| D::Error::custom(format_args!("{of}: {error}")))
+    }
 }

@@ -18,7 +18,7 @@ const OUTSIDE: i16 = -1;
 #[derive(Debug, thiserror::Error)]
 pub enum PreprocessError {
     /// The plans cannot be followed.
-    #[error(transparent)]
+    #[error("{0}")]
     Plans(#[from] PlanError),
     /// A case cannot be read.
     #[error("case {case}: {cause}")]
@@ -33,7 +33,7 @@ pub enum PreprocessError {
     #[error("case {case}: preprocessing panicked with the message above; this is a bug, please report it")]
     Panic { case: String },
     /// The output folder cannot be prepared.
-    #[error(transparent)]
+    #[error("{0}")]
     Store(#[from] StoreError),
     /// The worker threads cannot be started.
     #[error("cannot start {jobs} preprocessing threads: {cause}; use fewer jobs")]
@@ -65,7 +65,7 @@ impl Preprocessor {
     /// # Errors
     /// The configuration is missing, or states something unknown or contradictory.
     pub fn new(plans: &Plans, configuration: &str, dataset: &DatasetJson) -> Result<Self, PreprocessError> {
-        let fail = |defect: String| PlanError(format!("configuration {configuration}: {defect}"));
+        let fail = |reason: String| PlanError::Invalid { name: configuration.to_owned(), reason };
         let transpose_forward = permutation(&plans.transpose_forward).map_err(fail)?;
         let configuration = plans.configuration(configuration)?;
         let target_spacing = TargetSpacing::parse(&configuration.spacing).map_err(fail)?;
@@ -86,7 +86,7 @@ impl Preprocessor {
             normalizations,
             resampling_data: resampling(configuration.resampling_data()),
             resampling_labels: resampling(configuration.resampling_labels()),
-            classes: ClassGroups::of(dataset).map_err(|defect| PlanError(format!("dataset.json: {defect}")))?,
+            classes: ClassGroups::of(dataset).map_err(|defect| fail(format!("dataset.json: {defect}")))?,
         })
     }
 

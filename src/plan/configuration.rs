@@ -1,0 +1,192 @@
+//! One configuration of the plans, and what the rest of the crate asks of it.
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Architecture, NetworkShape, PlanError};
+
+/// The only resampling function of nnU-Net that this crate follows: splines, with the option of a separate z.
+const RESAMPLING_FN: &str = "resample_data_or_seg_to_shape";
+
+/// One configuration. Spatial lists have two entries `(y, x)` for 2D and three `(z, y, x)` for 3D;
+/// the `*3` methods lift the former by a z extent of 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Configuration {
+    pub data_identifier: String,
+    pub preprocessor_name: String,
+    /// Samples per rank and iteration.
+    pub batch_size: usize,
+    pub patch_size: Vec<usize>,
+    pub median_image_size_in_voxels: Vec<f64>,
+    /// Target spacing in mm.
+    pub spacing: Vec<f64>,
+    /// One normalisation class name of nnU-Net per channel.
+    pub normalization_schemes: Vec<String>,
+    /// Per channel: normalise inside the nonzero mask only, and set the outside to 0.
+    pub use_mask_for_norm: Vec<bool>,
+    #[serde(default = "resampling_fn")]
+    pub resampling_fn_data: String,
+    #[serde(default = "resampling_fn")]
+    pub resampling_fn_seg: String,
+    #[serde(default = "ResamplingSpec::data")]
+    pub resampling_fn_data_kwargs: ResamplingSpec,
+    #[serde(default = "ResamplingSpec::labels")]
+    pub resampling_fn_seg_kwargs: ResamplingSpec,
+    #[serde(default = "resampling_fn")]
+    pub resampling_fn_probabilities: String,
+    #[serde(default = "ResamplingSpec::probabilities")]
+    pub resampling_fn_probabilities_kwargs: ResamplingSpec,
+    pub architecture: Architecture,
+    /// Compute the soft Dice over the whole batch instead of per sample.
+    pub batch_dice: bool,
+    /// The cascade's earlier stage, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_stage: Option<Value>,
+    /// The cascade's later stage, or a list of them, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_stage: Option<Value>,
+    /// Keys this crate does not know.
+    #[serde(flatten)]
+    pub other: IndexMap<String, Value>,
+}
+
+/// Arguments of a resampling (`resample_data_or_seg_to_shape`); what is not stated is that function's own default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResamplingSpec {
+    /// Whether the values are labels, which must not be mixed.
+    #[serde(default)]
+    pub is_seg: bool,
+    /// Spline order inside slices, or in all three axes.
+    #[serde(default = "cubic")]
+    pub order: usize,
+    /// Spline order across slices, where these are resampled separately.
+    #[serde(default)]
+    pub order_z: usize,
+    /// Whether to resample across slices separately; `None` where the anisotropy decides.
+    #[serde(default = "never")]
+    pub force_separate_z: Option<bool>,
+}
+
+impl ResamplingSpec {
+    /// nnU-Net's choice for images.
+    pub const fn data() -> Self {
+        Self { is_seg: false, order: 3, order_z: 0, force_separate_z: None }
+    }
+
+    /// nnU-Net's choice for labels.
+    pub const fn labels() -> Self {
+        Self { is_seg: true, order: 1, order_z: 0, force_separate_z: None }
+    }
+
+    /// nnU-Net's choice for predicted logits.
+    pub const fn probabilities() -> Self {
+        Self { is_seg: false, order: 1, order_z: 0, force_separate_z: None }
+    }
+}
+
+impl Configuration {
+    /// Whether images are cut into slices.
+    pub fn is_2d(&self) -> bool {
+        self.patch_size.len() == 2
+    }
+
+    /// Patch size in voxels `(z, y, x)`; z is 1 for 2D.
+    pub fn patch_size3(&self) -> [usize; 3] {
+        lift(&self.patch_size, 1)
+    }
+
+    /// Target spacing in mm `(z, y, x)`; z is a placeholder of 1 for 2D, where slices keep their distance.
+    pub fn spacing3(&self) -> [f64; 3] {
+        lift(&self.spacing, 1.0)
+    }
+
+    /// How images are resampled to the target spacing.
+    pub fn resampling_data(&self) -> ResamplingSpec {
+        self.resampling_fn_data_kwargs
+    }
+
+    /// How labels are resampled to the target spacing.
+    pub fn resampling_labels(&self) -> ResamplingSpec {
+        self.resampling_fn_seg_kwargs
+    }
+
+    /// How predicted logits are resampled to the spacing of the raw image.
+    pub fn resampling_probabilities(&self) -> ResamplingSpec {
+        self.resampling_fn_probabilities_kwargs
+    }
+
+    /// What the network builder needs to know, lifted to three dimensions.
+    ///
+    /// # Errors
+    /// Says what in the architecture this crate cannot build.
+    pub fn network_shape(&self) -> Result<NetworkShape, PlanError> {
+        let shape = self.architecture.network_shape()?;
+        let (axes, patch) = (self.architecture.axes()?, self.patch_size3());
+        if axes != self.patch_size.len() {
+            let patch = &self.patch_size;
+            return Err(PlanError::Architecture(format!("a network of {axes} axes cannot take patches of {patch:?}")));
+        }
+        let divisor = |axis: usize| shape.strides.iter().map(|stride| stride[axis]).fold(1, usize::saturating_mul);
+        let by: [usize; 3] = std::array::from_fn(divisor);
+        if (0..3).any(|axis| patch[axis] % by[axis] != 0) {
+            return Err(PlanError::Architecture(format!(
+                "patch size {patch:?} is not divisible by the product of the strides {by:?}"
+            )));
+        }
+        Ok(shape)
+    }
+
+    /// What the schema allows and no user can mean.
+    pub(super) fn contradiction(&self) -> Option<String> {
+        let (patch, spacing) = (&self.patch_size, &self.spacing);
+        if !matches!(patch.len(), 2 | 3) || patch.contains(&0) {
+            return Some(format!("patch_size {patch:?} must be two or three positive numbers"));
+        }
+        if spacing.len() != patch.len() || spacing.iter().any(|mm| !(mm.is_finite() && *mm > 0.0)) {
+            return Some(format!("spacing {spacing:?} must be {} positive numbers, as patch_size has", patch.len()));
+        }
+        if self.batch_size == 0 {
+            return Some("batch_size must be positive".to_owned());
+        }
+        let (schemes, masks) = (self.normalization_schemes.len(), self.use_mask_for_norm.len());
+        if schemes != masks {
+            return Some(format!("{schemes} normalization_schemes but {masks} entries in use_mask_for_norm"));
+        }
+        let functions = [&self.resampling_fn_data, &self.resampling_fn_seg, &self.resampling_fn_probabilities];
+        let unknown = functions.into_iter().find(|function| *function != RESAMPLING_FN)?;
+        Some(format!("resampling function {unknown:?} is not supported; use {RESAMPLING_FN:?}"))
+    }
+}
+
+/// `(y, x)` or `(z, y, x)` as `(z, y, x)`.
+pub(super) fn lift<T: Copy>(axes: &[T], z: T) -> [T; 3] {
+    let mut lifted = [z; 3];
+    for (to, from) in lifted.iter_mut().rev().zip(axes.iter().rev()) {
+        *to = *from;
+    }
+    lifted
+}
+
+pub(super) fn resampling_fn() -> String {
+    RESAMPLING_FN.to_owned()
+}
+
+fn cubic() -> usize {
+    3
+}
+
+fn never() -> Option<bool> {
+    Some(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lift;
+
+    #[test]
+    fn two_dimensions_are_three_with_one_slice() {
+        assert_eq!(lift(&[5, 7], 1), [1, 5, 7]);
+        assert_eq!(lift(&[3, 5, 7], 1), [3, 5, 7]);
+    }
+}

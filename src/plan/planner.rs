@@ -1,0 +1,288 @@
+//! nnU-Net v2's default planner (`ExperimentPlanner`): from fingerprint to plans.
+
+use indexmap::IndexMap;
+use serde_json::{Value, json};
+
+use super::configuration::resampling_fn;
+use super::patch::{Demand, Fit};
+use super::plans::{ConfigurationEntry, InheritedConfiguration};
+use super::spacing;
+use super::{Architecture, Configuration, PlanError, Plans, ResamplingSpec};
+use crate::dataset::{DatasetJson, Fingerprint};
+
+const TWO_D: &str = "2d";
+const LOWRES: &str = "3d_lowres";
+const FULLRES: &str = "3d_fullres";
+const CASCADE: &str = "3d_cascade_fullres";
+
+/// A patch that shows less than this part of the image calls for a low-resolution configuration.
+const LOWRES_BELOW: f64 = 0.25;
+
+/// The low-resolution configuration must have fewer voxels than the full resolution by this factor.
+const LOWRES_MIN_REDUCTION: f64 = 2.0;
+
+/// Steps in which the low resolution's spacing is searched.
+const LOWRES_STEP: f64 = 1.03;
+
+/// Z-scores use the nonzero mask where cropping to nonzero leaves less than this part of an image.
+const MASK_BELOW: f64 = 0.75;
+
+/// What can be asked of the planner.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannerOptions {
+    /// Memory of one GPU in GB that patch and batch are to fill.
+    pub gpu_memory_gb: f64,
+    /// Configurations to keep, with those they inherit from or follow; empty for all that suit the dataset.
+    pub configurations: Vec<String>,
+    /// Name of the plans; preprocessed data carry it.
+    pub plans_name: String,
+}
+
+impl Default for PlannerOptions {
+    fn default() -> Self {
+        Self { gpu_memory_gb: 8.0, configurations: Vec::new(), plans_name: "nnUNetPlans".to_owned() }
+    }
+}
+
+/// Plans all configurations that suit a dataset.
+///
+/// # Errors
+/// A fingerprint that is empty or not of three axes, a configuration that does not suit the dataset, or a GPU too small
+/// for any patch.
+pub fn plan(
+    dataset_name: &str,
+    dataset: &DatasetJson,
+    fingerprint: &Fingerprint,
+    options: &PlannerOptions,
+) -> Result<Plans, PlanError> {
+    let planner = Planner { dataset_name, dataset, fingerprint, options };
+    planner.check()?;
+    planner.plan()
+}
+
+struct Planner<'a> {
+    dataset_name: &'a str,
+    dataset: &'a DatasetJson,
+    fingerprint: &'a Fingerprint,
+    options: &'a PlannerOptions,
+}
+
+impl Planner<'_> {
+    fn plan(&self) -> Result<Plans, PlanError> {
+        let target = spacing::target_spacing(self.fingerprint);
+        let (forward, backward) = spacing::transposition(&target);
+        let spacing = forward.map(|axis| target[axis]);
+        let resampled = spacing::median_resampled_shape(self.fingerprint, &target);
+        let shape = forward.map(|axis| resampled[axis]);
+        let median_spacing = spacing::median_spacing(self.fingerprint);
+        let median_shape = spacing::median_shape(self.fingerprint);
+        let configurations = self.selected(self.configurations(&spacing, &shape)?)?;
+        Ok(Plans {
+            dataset_name: self.dataset_name.to_owned(),
+            plans_name: self.options.plans_name.clone(),
+            original_median_spacing_after_transp: forward.map(|axis| median_spacing[axis]).to_vec(),
+            original_median_shape_after_transp: forward.map(|axis| median_shape[axis]).to_vec(),
+            image_reader_writer: self.image_reader_writer(),
+            transpose_forward: forward.to_vec(),
+            transpose_backward: backward.to_vec(),
+            configurations,
+            experiment_planner_used: "ExperimentPlanner".to_owned(),
+            label_manager: "LabelManager".to_owned(),
+            foreground_intensity_properties_per_channel: self
+                .fingerprint
+                .foreground_intensity_properties_per_channel
+                .clone(),
+            other: IndexMap::new(),
+        })
+    }
+
+    /// All configurations that suit the dataset, in nnU-Net's order.
+    fn configurations(
+        &self,
+        spacing: &[f64; 3],
+        shape: &[f64; 3],
+    ) -> Result<IndexMap<String, ConfigurationEntry>, PlanError> {
+        let full = |configuration| ConfigurationEntry::Full(Box::new(configuration));
+        let voxels = self.dataset_voxels(shape);
+        let mut two_d = self.configuration(TWO_D, &spacing[1..], &shape[1..], voxels)?;
+        two_d.batch_dice = true;
+        let mut configurations = IndexMap::from([(TWO_D.to_owned(), full(two_d))]);
+        if shape[0] == 1.0 {
+            return Ok(configurations);
+        }
+        let mut fullres = self.configuration(FULLRES, spacing, shape, voxels)?;
+        let Some(mut lowres) = self.lowres(&fullres, spacing, shape)? else {
+            configurations.insert(FULLRES.to_owned(), full(fullres));
+            return Ok(configurations);
+        };
+        // A patch that is small in the image often lacks a class; over the batch the Dice is steadier.
+        fullres.batch_dice = true;
+        lowres.next_stage = Some(json!(CASCADE));
+        configurations.insert(LOWRES.to_owned(), full(lowres));
+        configurations.insert(FULLRES.to_owned(), full(fullres));
+        let cascade = InheritedConfiguration {
+            inherits_from: FULLRES.to_owned(),
+            overrides: IndexMap::from([("previous_stage".to_owned(), json!(LOWRES))]),
+        };
+        configurations.insert(CASCADE.to_owned(), ConfigurationEntry::Inherited(cascade));
+        Ok(configurations)
+    }
+
+    /// The finest spacing whose patch shows enough of the image; `None` where that is nearly the full resolution.
+    ///
+    /// The fine axes grow first, until they are within a factor of two of the coarsest.
+    fn lowres(
+        &self,
+        fullres: &Configuration,
+        full_spacing: &[f64; 3],
+        full_shape: &[f64; 3],
+    ) -> Result<Option<Configuration>, PlanError> {
+        let full_voxels: f64 = full_shape.iter().product();
+        let mut voxels = full_voxels;
+        let mut patch_voxels = product(&fullres.patch_size);
+        let mut spacing = *full_spacing;
+        let mut lowres = None;
+        while patch_voxels / voxels < LOWRES_BELOW {
+            let coarsest = spacing.iter().copied().fold(0.0, f64::max);
+            let fine = spacing.map(|mm| coarsest / mm > 2.0);
+            let grow_all = !fine.contains(&true);
+            for axis in 0..3 {
+                if fine[axis] || grow_all {
+                    spacing[axis] *= LOWRES_STEP;
+                }
+            }
+            let shape: [f64; 3] = std::array::from_fn(|axis| full_spacing[axis] / spacing[axis] * full_shape[axis]);
+            voxels = shape.iter().product();
+            let rounded = shape.map(|extent| extent.round_ties_even().max(1.0));
+            let candidate = self.configuration(LOWRES, &spacing, &rounded, self.dataset_voxels(&shape))?;
+            patch_voxels = product(&candidate.patch_size);
+            lowres = Some(candidate);
+        }
+        Ok(lowres.filter(|_| full_voxels / voxels >= LOWRES_MIN_REDUCTION))
+    }
+
+    /// A configuration at this spacing for images of this median shape, without batch Dice.
+    fn configuration(
+        &self,
+        name: &str,
+        spacing: &[f64],
+        median_shape: &[f64],
+        dataset_voxels: f64,
+    ) -> Result<Configuration, PlanError> {
+        let (classes, gpu_memory_gb) = (self.dataset.labels.len(), self.options.gpu_memory_gb);
+        let demand = Demand { spacing, median_shape, dataset_voxels, classes, gpu_memory_gb };
+        let Some(Fit { patch_size, batch_size, shape }) = demand.fit() else {
+            return Err(self.unplannable(format!("no patch of {name} fits into {gpu_memory_gb} GB of GPU memory")));
+        };
+        let normalization_schemes: Vec<_> = self.dataset.channel_names.values().map(|name| scheme(name)).collect();
+        let use_mask = self.fingerprint.median_relative_size_after_cropping < MASK_BELOW;
+        Ok(Configuration {
+            data_identifier: format!("{}_{name}", self.options.plans_name),
+            preprocessor_name: "DefaultPreprocessor".to_owned(),
+            batch_size,
+            patch_size,
+            median_image_size_in_voxels: median_shape.to_vec(),
+            spacing: spacing.to_vec(),
+            use_mask_for_norm: normalization_schemes.iter().map(|&scheme| use_mask && scheme == Z_SCORE).collect(),
+            normalization_schemes: normalization_schemes.into_iter().map(str::to_owned).collect(),
+            resampling_fn_data: resampling_fn(),
+            resampling_fn_seg: resampling_fn(),
+            resampling_fn_data_kwargs: ResamplingSpec::data(),
+            resampling_fn_seg_kwargs: ResamplingSpec::labels(),
+            resampling_fn_probabilities: resampling_fn(),
+            resampling_fn_probabilities_kwargs: ResamplingSpec::probabilities(),
+            architecture: Architecture::plain_unet(&shape, spacing.len()),
+            batch_dice: false,
+            previous_stage: None,
+            next_stage: None,
+            other: IndexMap::new(),
+        })
+    }
+
+    /// The configurations that were asked for, and those they need.
+    fn selected(
+        &self,
+        mut planned: IndexMap<String, ConfigurationEntry>,
+    ) -> Result<IndexMap<String, ConfigurationEntry>, PlanError> {
+        let wanted = &self.options.configurations;
+        if let Some(unknown) = wanted.iter().find(|name| !planned.contains_key(*name)) {
+            return Err(PlanError::UnknownConfiguration {
+                name: unknown.clone(),
+                plans: format!("what suits {}", self.dataset_name),
+                available: planned.keys().cloned().collect(),
+            });
+        }
+        let asks = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+        planned.retain(|name, _| asks(name) || (asks(CASCADE) && [LOWRES, FULLRES].contains(&name.as_str())));
+        if let Some(ConfigurationEntry::Full(lowres)) = planned.get_mut(LOWRES)
+            && !asks(CASCADE)
+        {
+            lowres.next_stage = None;
+        }
+        Ok(planned)
+    }
+
+    /// Refuses what the statistics below would stumble over.
+    fn check(&self) -> Result<(), PlanError> {
+        let Fingerprint { shapes_after_crop: shapes, spacings, .. } = self.fingerprint;
+        if shapes.is_empty() || shapes.len() != spacings.len() {
+            let (shapes, spacings) = (shapes.len(), spacings.len());
+            return Err(self.unplannable(format!("the fingerprint has {shapes} shapes and {spacings} spacings")));
+        }
+        if let Some(shape) = shapes.iter().find(|shape| shape.len() != 3 || shape.contains(&0)) {
+            return Err(self.unplannable(format!("shape {shape:?} in the fingerprint is not three positive numbers")));
+        }
+        let positive = |spacing: &Vec<f64>| spacing.len() == 3 && spacing.iter().all(|mm| mm.is_finite() && *mm > 0.0);
+        if let Some(spacing) = spacings.iter().find(|spacing| !positive(spacing)) {
+            return Err(
+                self.unplannable(format!("spacing {spacing:?} in the fingerprint is not three positive numbers"))
+            );
+        }
+        if !(self.options.gpu_memory_gb.is_finite() && self.options.gpu_memory_gb > 0.0) {
+            return Err(self.unplannable(format!("GPU memory of {} GB is not positive", self.options.gpu_memory_gb)));
+        }
+        Ok(())
+    }
+
+    fn dataset_voxels(&self, shape: &[f64; 3]) -> f64 {
+        shape.iter().product::<f64>() * self.dataset.num_training as f64
+    }
+
+    /// Class of nnU-Net that reads this kind of file (`reader_writer_registry.py`).
+    fn image_reader_writer(&self) -> String {
+        let stated = self.dataset.other.get("overwrite_image_reader_writer").and_then(Value::as_str);
+        if let Some(class) = stated.filter(|class| *class != "None") {
+            return class.to_owned();
+        }
+        let flat = self.fingerprint.shapes_after_crop.iter().all(|shape| shape[0] == 1);
+        let class = match self.dataset.file_ending.to_lowercase().as_str() {
+            ".png" | ".bmp" => "NaturalImage2DIO",
+            ".tif" if flat => "NaturalImage2DIO",
+            ".tif" | ".tiff" => "Tiff3DIO",
+            ".nii" => "NibabelIO",
+            _ => "SimpleITKIO",
+        };
+        class.to_owned()
+    }
+
+    fn unplannable(&self, reason: String) -> PlanError {
+        PlanError::Unplannable { dataset: self.dataset_name.to_owned(), reason }
+    }
+}
+
+const Z_SCORE: &str = "ZScoreNormalization";
+
+/// Normalisation class of a channel (`map_channel_name_to_normalization.py`).
+fn scheme(channel: &str) -> &'static str {
+    match channel.to_lowercase().as_str() {
+        "ct" => "CTNormalization",
+        "nonorm" => "NoNormalization",
+        "rescale_to_0_1" => "RescaleTo01Normalization",
+        "rgb_to_0_1" => "RGBTo01Normalization",
+        _ => Z_SCORE,
+    }
+}
+
+fn product(extents: &[usize]) -> f64 {
+    extents.iter().map(|&extent| extent as f64).product()
+}
