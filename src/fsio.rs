@@ -34,10 +34,11 @@ pub fn write_bytes(path: &Path, contents: &[u8]) -> io::Result<()> {
     write_atomically(path, |file| file.write_all(contents))
 }
 
-/// Writes pretty-printed JSON with a final newline.
+/// Writes JSON indented by 4, as nnU-Net's files are, with a final newline.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> io::Result<()> {
     write_atomically(path, |file| {
-        serde_json::to_writer_pretty(&mut *file, value)?;
+        let indented = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+        value.serialize(&mut serde_json::Serializer::with_formatter(&mut *file, indented))?;
         file.write_all(b"\n")
     })
 }

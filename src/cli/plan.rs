@@ -91,12 +91,12 @@ fn open_valid(folder: &Path) -> anyhow::Result<Dataset> {
 
 /// A user's own splits win over generated ones.
 fn keep_or_make_splits(dataset: &Dataset, path: &Path) -> anyhow::Result<()> {
+    let cases: Vec<String> = dataset.cases.iter().map(|case| case.id.clone()).collect();
     if path.exists() {
-        Splits::load(path)?;
+        Splits::load(path)?.check_cases(&cases).with_context(|| path.display().to_string())?;
         println!("splits: kept those in {}", path.display());
         return Ok(());
     }
-    let cases: Vec<String> = dataset.cases.iter().map(|case| case.id.clone()).collect();
     Ok(Splits::generate(&cases)?.save(path)?)
 }
 

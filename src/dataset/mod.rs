@@ -1,7 +1,25 @@
-//! Raw datasets: folders, `dataset.json`, validation, fingerprint, cross-validation splits.
+//! Raw datasets: which files make up a case, whether they fit together, what a planner needs to know of them, and which
+//! cases a fold trains on.
+//!
+//! [`Dataset::open`] understands nnU-Net v2's layout and that of the Medical Segmentation Decathlon, and after it nothing
+//! in the crate knows the difference. [`validate`] looks into every file before any work is spent on the dataset, so that
+//! later stages meet defects only where files change meanwhile.
 
+mod description;
+mod error;
 mod fingerprint;
+mod images;
+mod intensities;
 mod json;
+mod numpy;
+mod raw;
+mod splits;
+mod validate;
 
-pub use fingerprint::{Fingerprint, IntensityProperties};
-pub use json::{DatasetJson, LabelValue};
+pub use error::DatasetError;
+pub use fingerprint::{Fingerprint, IntensityProperties, extract_fingerprint};
+pub use images::find_images;
+pub use json::{DatasetJson, Foreground, LabelValue};
+pub use raw::{Case, CaseFiles, Dataset};
+pub use splits::{Fold, Splits};
+pub use validate::validate;
