@@ -4,10 +4,11 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use serde_json::Value;
+use indexmap::IndexMap;
 
 use super::Layout;
 use super::steps::Done;
+use crate::eval::{Metrics, Summary};
 use crate::fsio;
 
 /// Collects the steps of a demo.
@@ -25,13 +26,11 @@ impl Report {
     /// Writes `report.md` into the demo's folder and gives its path.
     pub fn write(&self, layout: &Layout) -> anyhow::Result<PathBuf> {
         let path = layout.root.join("report.md");
-        let summary = std::fs::read(&layout.summary).with_context(|| layout.summary.display().to_string())?;
-        let summary = serde_json::from_slice(&summary).with_context(|| layout.summary.display().to_string())?;
         let progress = layout.run_dir().progress();
         let progress = progress.strip_prefix(&layout.root).unwrap_or(&progress);
         let text = format!(
             "# nnunet-dist demo\n\n{}\n## Training\n\n![progress]({})\n\n## Commands\n\n{}",
-            dice_table(&summary),
+            dice_table(&Summary::load(&layout.summary)?),
             progress.display(),
             self.commands(),
         );
@@ -45,44 +44,47 @@ impl Report {
     }
 }
 
-/// Dice per test case and class from a `summary.json`, as a Markdown table.
-fn dice_table(summary: &Value) -> String {
-    let classes: Vec<&String> = summary["mean"].as_object().into_iter().flat_map(|mean| mean.keys()).collect();
-    let row = |name: &str, metrics: &Value| {
-        let dice = classes.iter().map(|class| match metrics[class.as_str()]["Dice"].as_f64() {
-            Some(dice) => format!(" {dice:.4} |"),
-            // nnU-Net's schema leaves it out, or NaN, where neither map has the class.
-            None => " - |".to_owned(),
-        });
-        format!("| {name} |{}\n", dice.collect::<String>())
-    };
+/// Dice per test case and class as a Markdown table.
+fn dice_table(summary: &Summary) -> String {
     let mut table = String::from("| case |");
-    for class in &classes {
+    for class in summary.mean.keys() {
         let _ = write!(table, " class {class} |");
     }
-    let _ = writeln!(table, "\n|---|{}", "---|".repeat(classes.len()));
-    for case in summary["metric_per_case"].as_array().into_iter().flatten() {
-        let file = case["prediction_file"].as_str().unwrap_or_default();
-        table += &row(file.rsplit('/').next().unwrap_or_default(), &case["metrics"]);
+    let _ = writeln!(table, "\n|---|{}", "---|".repeat(summary.mean.len()));
+    for case in &summary.metric_per_case {
+        let file = case.prediction_file.file_name().unwrap_or_default();
+        table += &row(&file.to_string_lossy(), &case.metrics);
     }
-    table += &row("**mean**", &summary["mean"]);
-    let mean = summary["foreground_mean"]["Dice"].as_f64().unwrap_or(f64::NAN);
-    format!("Mean Dice over all foreground classes: **{mean:.4}**\n\n{table}")
+    table += &row("**mean**", &summary.mean);
+    format!("Mean Dice over all foreground classes: **{:.4}**\n\n{table}", summary.mean_dice())
+}
+
+fn row<Count>(name: &str, metrics: &IndexMap<String, Metrics<Count>>) -> String {
+    let dice = metrics.values().map(|metrics| match metrics.dice {
+        // Neither map has the class.
+        dice if dice.is_nan() => " - |".to_owned(),
+        dice => format!(" {dice:.4} |"),
+    });
+    format!("| {name} |{}\n", dice.collect::<String>())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::CaseResult;
 
     #[test]
     fn the_table_has_a_row_per_case_and_a_column_per_class() {
-        let case = |file: &str, a: f64| serde_json::json!({"prediction_file": file, "metrics": {"1": {"Dice": a}, "2": {"Dice": null}}});
-        let summary = serde_json::json!({
-            "metric_per_case": [case("p/a.nii.gz", 0.5), case("p/b.nii.gz", 0.75)],
-            "mean": {"1": {"Dice": 0.625}, "2": {"Dice": null}},
-            "foreground_mean": {"Dice": 0.625},
-        });
-        let table = dice_table(&summary);
+        let case = |file: &str, hits: u64| CaseResult {
+            metrics: IndexMap::from([
+                ("1".to_owned(), Metrics::from_counts(hits, 2, 0, 90)),
+                ("2".to_owned(), Metrics::from_counts(0, 0, 0, 92 + hits)),
+            ]),
+            prediction_file: file.into(),
+            reference_file: file.into(),
+        };
+        let table = dice_table(&Summary::new(vec![case("p/a.nii.gz", 1), case("p/b.nii.gz", 3)]));
+        assert!(table.starts_with("Mean Dice over all foreground classes: **0.6250**\n"), "{table}");
         assert!(table.contains("| case | class 1 | class 2 |\n|---|---|---|\n"), "{table}");
         assert!(table.contains("| a.nii.gz | 0.5000 | - |\n| b.nii.gz | 0.7500 | - |\n| **mean** | 0.6250 | - |\n"));
     }

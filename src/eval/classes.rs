@@ -1,0 +1,134 @@
+//! What is evaluated: classes or regions, and the label that does not count.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use indexmap::IndexMap;
+use serde::Deserialize;
+
+use crate::dataset::{DatasetJson, LabelValue};
+
+use super::EvalError;
+
+/// The name that nnU-Net reserves in `dataset.json` for voxels that do not count.
+const IGNORE: &str = "ignore";
+
+/// Foreground classes or regions, and the label to ignore.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Classes {
+    /// Each gets its own metrics, in this order.
+    pub foreground: Vec<LabelValue>,
+    /// Voxels whose true label is this one do not count.
+    pub ignore_label: Option<i16>,
+}
+
+impl Classes {
+    /// The classes of a dataset, by nnU-Net's rules (`LabelManager`): regions in the order of the file if any label
+    /// stands for several classes, else classes in ascending order; background left out.
+    pub fn of_dataset(dataset: &DatasetJson) -> Self {
+        Self::of_labels(dataset.labels.iter().map(|(name, value)| (name.as_str(), value.clone())))
+    }
+
+    /// The classes that a `dataset.json` declares, in nnU-Net's form (name to class) or the Medical Segmentation
+    /// Decathlon's (class to name).
+    ///
+    /// # Errors
+    /// Where the file cannot be read or has no usable `labels`.
+    pub fn read(path: &Path) -> Result<Self, EvalError> {
+        let text = std::fs::read(path).map_err(EvalError::io(path))?;
+        let file: LabelsOnly = serde_json::from_slice(&text).map_err(|error| EvalError::invalid(path, error))?;
+        let labels = file.labels.iter().map(|(key, value)| match value {
+            Declared::Value(value) => Ok((key.as_str(), value.clone())),
+            Declared::Name(name) => match key.parse() {
+                Ok(class) => Ok((name.as_str(), LabelValue::Class(class))),
+                Err(_) => Err(EvalError::invalid(path, format!("label `{key}` has no class number"))),
+            },
+        });
+        Ok(Self::of_labels(labels.collect::<Result<Vec<_>, _>>()?))
+    }
+
+    /// All labels but the background, for label maps without a dataset.
+    pub fn of_seen(labels: &BTreeSet<i16>) -> Self {
+        let foreground = labels.iter().filter(|&&label| label != 0).map(|&label| LabelValue::Class(label)).collect();
+        Self { foreground, ignore_label: None }
+    }
+
+    fn of_labels<'a>(labels: impl IntoIterator<Item = (&'a str, LabelValue)>) -> Self {
+        let (ignore, mut foreground): (Vec<_>, Vec<_>) = labels
+            .into_iter()
+            .filter(|(_, value)| values(value).iter().any(|&class| class != 0))
+            .partition(|(name, _)| *name == IGNORE);
+        let ignore_label = ignore.first().and_then(|(_, value)| values(value).first().copied());
+        let has_regions = foreground.iter().any(|(_, value)| values(value).len() > 1);
+        if !has_regions {
+            let classes: BTreeSet<i16> = foreground.iter().flat_map(|(_, value)| values(value)).copied().collect();
+            return Self { ignore_label, ..Self::of_seen(&classes) };
+        }
+        Self { foreground: foreground.drain(..).map(|(_, value)| value).collect(), ignore_label }
+    }
+}
+
+/// How `summary.json` names a class or region: as Python writes an integer or a tuple of them.
+pub(super) fn key(class: &LabelValue) -> String {
+    match class {
+        LabelValue::Class(class) => class.to_string(),
+        LabelValue::Region(labels) => match labels.as_slice() {
+            [single] => format!("({single},)"),
+            labels => format!("({})", labels.iter().map(i16::to_string).collect::<Vec<_>>().join(", ")),
+        },
+    }
+}
+
+/// The part of `dataset.json` that an evaluation needs.
+#[derive(Deserialize)]
+struct LabelsOnly {
+    labels: IndexMap<String, Declared>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Declared {
+    Value(LabelValue),
+    Name(String),
+}
+
+fn values(label: &LabelValue) -> &[i16] {
+    match label {
+        LabelValue::Class(class) => std::slice::from_ref(class),
+        LabelValue::Region(classes) => classes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<Classes, EvalError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), json).unwrap();
+        Classes::read(file.path())
+    }
+
+    #[test]
+    fn classes_are_sorted_and_the_background_and_ignored_are_left_out() {
+        let classes = read(r#"{"labels": {"b": 2, "background": 0, "a": [1], "ignore": 3}}"#).unwrap();
+        assert_eq!(classes.foreground, [LabelValue::Class(1), LabelValue::Class(2)]);
+        assert_eq!(classes.ignore_label, Some(3));
+    }
+
+    #[test]
+    fn regions_keep_the_order_of_the_file() {
+        let classes = read(r#"{"labels": {"background": 0, "whole": [1, 2, 3], "core": [3, 2], "edge": 3}}"#).unwrap();
+        let keys: Vec<_> = classes.foreground.iter().map(key).collect();
+        assert_eq!(keys, ["(1, 2, 3)", "(3, 2)", "3"]);
+        assert_eq!(key(&LabelValue::Region(vec![4])), "(4,)");
+    }
+
+    #[test]
+    fn the_decathlons_labels_are_numbers_to_names() {
+        let classes = read(r#"{"labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}"#).unwrap();
+        assert_eq!(classes.foreground, [LabelValue::Class(1), LabelValue::Class(2)]);
+        let error = read(r#"{"labels": {"one": "Anterior"}}"#).unwrap_err().to_string();
+        assert!(error.contains("label `one`"), "{error}");
+    }
+}

@@ -1,0 +1,197 @@
+//! The result of an evaluation.
+
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use crate::fsio::write_atomically;
+
+use super::{EvalError, json};
+
+/// Contents of nnU-Net v2's `summary.json`.
+///
+/// Classes are keyed by their number, regions as Python writes a tuple (`"(1, 2)"`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Plain mean of [`Summary::mean`] over classes: NaN where a class occurs in no case.
+    pub foreground_mean: Metrics<f64>,
+    /// Mean of each class over the cases in which the metric is defined.
+    pub mean: IndexMap<String, Metrics<f64>>,
+    /// Each case by itself.
+    pub metric_per_case: Vec<CaseResult>,
+}
+
+/// Metrics of one case.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaseResult {
+    /// Per class or region.
+    pub metrics: IndexMap<String, Metrics<u64>>,
+    /// The predicted label map.
+    pub prediction_file: PathBuf,
+    /// The true label map.
+    pub reference_file: PathBuf,
+}
+
+/// Overlap and voxel counts of one class: `Count` is `u64` for a case and `f64` for a mean over cases.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metrics<Count> {
+    /// `2 TP / (2 TP + FP + FN)`; NaN where the class is in neither label map.
+    #[serde(rename = "Dice", deserialize_with = "json::null_is_nan")]
+    pub dice: f64,
+    /// Voxels of the class that were not predicted.
+    #[serde(rename = "FN")]
+    pub fn_: Count,
+    /// Predicted voxels that are not of the class.
+    #[serde(rename = "FP")]
+    pub fp: Count,
+    /// `TP / (TP + FP + FN)`; NaN where the class is in neither label map.
+    #[serde(rename = "IoU", deserialize_with = "json::null_is_nan")]
+    pub iou: f64,
+    /// Voxels rightly not predicted.
+    #[serde(rename = "TN")]
+    pub tn: Count,
+    /// Voxels rightly predicted.
+    #[serde(rename = "TP")]
+    pub tp: Count,
+    /// `TP + FP`
+    pub n_pred: Count,
+    /// `TP + FN`
+    pub n_ref: Count,
+}
+
+impl Summary {
+    /// Adds the means to the results of the cases, all of which have the same classes.
+    pub fn new(metric_per_case: Vec<CaseResult>) -> Self {
+        let classes = metric_per_case.first().map(|case| case.metrics.keys().cloned().collect()).unwrap_or_default();
+        let mean: IndexMap<String, _> = Vec::into_iter(classes)
+            .map(|class: String| {
+                let cases: Vec<_> = metric_per_case.iter().filter_map(|case| case.metrics.get(&class)).collect();
+                let mean = Metrics::from_fn(|get| mean_of_defined(cases.iter().map(|case| get(&case.as_f64()))));
+                (class, mean)
+            })
+            .collect();
+        let foreground_mean = Metrics::from_fn(|get| mean_of(mean.values().map(get)));
+        Self { foreground_mean, mean, metric_per_case }
+    }
+
+    /// Reads a `summary.json`, of ours or of nnU-Net.
+    ///
+    /// # Errors
+    /// Where the file cannot be read or is not a summary.
+    pub fn load(path: &Path) -> Result<Self, EvalError> {
+        let text = std::fs::read_to_string(path).map_err(EvalError::io(path))?;
+        json::from_str(&text).map_err(|error| EvalError::invalid(path, error))
+    }
+
+    /// Writes a `summary.json` (wholly or not at all).
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), EvalError> {
+        write_atomically(path, |file| json::to_writer(file, self)).map_err(EvalError::io(path))
+    }
+
+    /// Mean Dice over the classes that occur in any case; NaN if none does.
+    pub fn mean_dice(&self) -> f64 {
+        mean_of_defined(self.mean.values().map(|metrics| metrics.dice))
+    }
+}
+
+impl Metrics<u64> {
+    /// The metrics of a class with these numbers of voxels.
+    pub fn from_counts(tp: u64, fp: u64, fn_: u64, tn: u64) -> Self {
+        // 0 / 0 is the NaN that nnU-Net writes for a class in neither label map.
+        let errors = (fp + fn_) as f64;
+        let hits = tp as f64;
+        let (dice, iou) = (2.0 * hits / (2.0 * hits + errors), hits / (hits + errors));
+        Self { dice, fn_, fp, iou, tn, tp, n_pred: tp + fp, n_ref: tp + fn_ }
+    }
+
+    fn as_f64(&self) -> Metrics<f64> {
+        let Self { dice, iou, .. } = *self;
+        let [fn_, fp, tn, tp, n_pred, n_ref] =
+            [self.fn_, self.fp, self.tn, self.tp, self.n_pred, self.n_ref].map(|count| count as f64);
+        Metrics { dice, fn_, fp, iou, tn, tp, n_pred, n_ref }
+    }
+}
+
+impl Metrics<f64> {
+    /// Computes each member from the function that reads it.
+    fn from_fn(f: impl Fn(fn(&Self) -> f64) -> f64) -> Self {
+        Self {
+            dice: f(|metrics| metrics.dice),
+            fn_: f(|metrics| metrics.fn_),
+            fp: f(|metrics| metrics.fp),
+            iou: f(|metrics| metrics.iou),
+            tn: f(|metrics| metrics.tn),
+            tp: f(|metrics| metrics.tp),
+            n_pred: f(|metrics| metrics.n_pred),
+            n_ref: f(|metrics| metrics.n_ref),
+        }
+    }
+}
+
+/// NumPy's `mean`.
+fn mean_of(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
+    sum / f64::from(count)
+}
+
+/// NumPy's `nanmean`.
+fn mean_of_defined(values: impl Iterator<Item = f64>) -> f64 {
+    mean_of(values.filter(|value| !value.is_nan()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(name: &str, first: Metrics<u64>, second: Metrics<u64>) -> CaseResult {
+        CaseResult {
+            metrics: IndexMap::from([("1".to_owned(), first), ("(1, 2)".to_owned(), second)]),
+            prediction_file: format!("pred/{name}.nii.gz").into(),
+            reference_file: format!("labels/{name}.nii.gz").into(),
+        }
+    }
+
+    #[test]
+    fn overlap_follows_from_the_counts() {
+        let metrics = Metrics::from_counts(3, 1, 2, 10);
+        assert_eq!((metrics.dice, metrics.iou), (6.0 / 9.0, 3.0 / 6.0));
+        assert_eq!((metrics.n_pred, metrics.n_ref), (4, 5));
+        assert_eq!(Metrics::from_counts(0, 1, 0, 10).dice, 0.0);
+        let absent = Metrics::from_counts(0, 0, 0, 10);
+        assert!(absent.dice.is_nan() && absent.iou.is_nan());
+    }
+
+    #[test]
+    fn means_skip_cases_without_the_class() {
+        let absent = Metrics::from_counts(0, 0, 0, 10);
+        let summary = Summary::new(vec![
+            case("a", Metrics::from_counts(2, 0, 0, 8), absent),
+            case("b", Metrics::from_counts(0, 1, 1, 8), absent),
+            case("c", absent, absent),
+        ]);
+        assert_eq!(summary.mean["1"].dice, 0.5);
+        assert_eq!(summary.mean["1"].tn, 26.0 / 3.0);
+        assert!(summary.mean["(1, 2)"].dice.is_nan());
+        assert!(summary.foreground_mean.dice.is_nan(), "nnU-Net's plain mean");
+        assert_eq!(summary.foreground_mean.tp, 1.0 / 3.0);
+        assert_eq!(summary.mean_dice(), 0.5);
+    }
+
+    #[test]
+    fn a_saved_summary_reads_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("validation/summary.json");
+        let summary =
+            Summary::new(vec![case("a", Metrics::from_counts(2, 1, 0, 8), Metrics::from_counts(0, 0, 0, 11))]);
+        summary.save(&path).unwrap();
+        let read = Summary::load(&path).unwrap();
+        // NaN is not equal to itself, its text is.
+        assert_eq!(format!("{read:?}"), format!("{summary:?}"));
+        std::fs::write(&path, "[]").unwrap();
+        assert!(matches!(Summary::load(&path), Err(EvalError::Invalid { .. })));
+    }
+}
