@@ -141,12 +141,17 @@ pub fn library() -> Option<&'static Library> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
     LIBRARY
         .get_or_init(|| {
-            if std::env::var_os("NNUNET_DIST_ONEDNN").is_some_and(|value| value == "0") {
+            if is_switched_off() {
                 return None;
             }
             Library::open()
         })
         .as_ref()
+}
+
+/// Whether the user asks to do without the library.
+pub fn is_switched_off() -> bool {
+    std::env::var_os("NNUNET_DIST_ONEDNN").is_some_and(|value| value == "0")
 }
 
 /// A compiled convolution step with its memory objects.

@@ -1,0 +1,102 @@
+//! One line of the report.
+
+use std::fmt::Write;
+
+/// A part and whether it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Name of the part.
+    pub part: &'static str,
+    /// What is known of it.
+    pub state: State,
+}
+
+/// Whether a part is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It works; version and what else is worth knowing.
+    Found(String),
+    /// Not there, or not usable.
+    Missing {
+        /// What is lost without it, or why it cannot be used.
+        effect: String,
+        /// The one line that fixes it.
+        fix: String,
+        /// Whether this build needs the part for a device that it offers.
+        needed: bool,
+    },
+}
+
+impl Finding {
+    pub(super) fn found(part: &'static str, details: impl Into<String>) -> Self {
+        Self { part, state: State::Found(details.into()) }
+    }
+
+    /// A part that everything can do without.
+    pub(super) fn optional(part: &'static str, effect: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { part, state: State::Missing { effect: effect.into(), fix: fix.into(), needed: false } }
+    }
+
+    /// A part without which something that this build was made for fails.
+    pub(super) fn needed(part: &'static str, effect: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { part, state: State::Missing { effect: effect.into(), fix: fix.into(), needed: true } }
+    }
+
+    fn is_needed(&self) -> bool {
+        matches!(self.state, State::Missing { needed: true, .. })
+    }
+}
+
+/// The findings as a table: a line each, below it how to get a part that is missing; `!` marks what this build needs.
+pub fn render(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|finding| finding.part.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for finding in findings {
+        let mark = if finding.is_needed() { '!' } else { ' ' };
+        let (word, details) = match &finding.state {
+            State::Found(details) => ("found", details),
+            State::Missing { effect, .. } => ("missing", effect),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{mark} {:width$}  {word:7}  {details}", finding.part);
+        if let State::Missing { fix, .. } = &finding.state {
+            let _ = writeln!(text, "  {:width$}  {:7}  fix: {fix}", "", "");
+        }
+    }
+    let needed: Vec<_> = findings.iter().filter(|finding| finding.is_needed()).map(|finding| finding.part).collect();
+    if !needed.is_empty() {
+        let _ = writeln!(text, "\n! needed by this build: {}", needed.join(", "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_parts_come_with_their_fix_and_needed_ones_with_a_mark() {
+        let findings = [
+            Finding::found("CPU", "Example 9000, AVX2"),
+            Finding::optional("oneDNN", "convolutions are slower", "apt-get install libdnnl2"),
+            Finding::needed("NCCL", "for several GPUs", "apt-get install libnccl2"),
+        ];
+        assert_eq!(
+            render(&findings),
+            "  CPU     found    Example 9000, AVX2
+  oneDNN  missing  convolutions are slower
+                   fix: apt-get install libdnnl2
+! NCCL    missing  for several GPUs
+                   fix: apt-get install libnccl2
+
+! needed by this build: NCCL
+"
+        );
+    }
+
+    #[test]
+    fn a_complete_machine_has_no_marks() {
+        assert_eq!(render(&[Finding::found("CPU", "any")]), "  CPU  found    any\n");
+        assert_eq!(render(&[]), "");
+    }
+}

@@ -1,0 +1,30 @@
+//! Libraries opened by name.
+
+use libloading::{Library, Symbol};
+
+/// A vendor's library, kept open to the end of the process: unloading CUDA's libraries is not safe.
+pub(super) struct SharedLibrary {
+    library: &'static Library,
+    /// The name it was found under.
+    pub(super) name: &'static str,
+}
+
+impl SharedLibrary {
+    /// Opens the first of `names` that the loader finds.
+    pub(super) fn open(names: &[&'static str]) -> Option<Self> {
+        names.iter().find_map(|&name| {
+            // SAFETY: these are vendors' libraries, whose initialisers may be run by any process.
+            let library = unsafe { Library::new(name) }.ok()?;
+            Some(Self { library: Box::leak(Box::new(library)), name })
+        })
+    }
+
+    /// A function of the library.
+    ///
+    /// # Safety
+    /// `F` must be the function's type in the vendor's header.
+    pub(super) unsafe fn function<F>(&self, name: &str) -> Option<Symbol<'static, F>> {
+        // SAFETY: promised by the caller.
+        unsafe { self.library.get(name.as_bytes()) }.ok()
+    }
+}

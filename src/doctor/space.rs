@@ -1,0 +1,69 @@
+//! Room for temporary files.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::Finding;
+
+const MIB: u64 = 1 << 20;
+const GIB: f64 = (1_u64 << 30) as f64;
+/// MPI processes of one host exchange their messages through files in `/dev/shm`, some 4 MiB each (Open MPI 4).
+const MIN_SHARED_MEMORY: u64 = 64 * MIB;
+/// What is written to the temporary folder is small.
+const MIN_TEMPORARY: u64 = 64 * MIB;
+
+pub(super) fn examine() -> [Finding; 2] {
+    let remount = "sudo mount -o remount,size=2g /dev/shm # in a container: run it with --shm-size=2g";
+    let other = "export TMPDIR=DIR # a folder with room";
+    [
+        folder("/dev/shm", Path::new("/dev/shm"), MIN_SHARED_MEMORY, remount),
+        folder("temp folder", &std::env::temp_dir(), MIN_TEMPORARY, other),
+    ]
+}
+
+fn folder(part: &'static str, path: &Path, least: u64, fix: &str) -> Finding {
+    match free_and_total(path) {
+        Ok((free, total)) => {
+            let room = format!("{}: {:.1} of {:.1} GiB free", path.display(), free as f64 / GIB, total as f64 / GIB);
+            if free < least {
+                return Finding::optional(part, format!("{room}, fewer than {} MiB", least / MIB), fix);
+            }
+            Finding::found(part, room)
+        }
+        Err(error) => Finding::optional(part, format!("{}: {error}", path.display()), fix),
+    }
+}
+
+/// Bytes that this user can still write to a folder's file system, and its size.
+fn free_and_total(path: &Path) -> io::Result<(u64, u64)> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut stat = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends in NUL and the out-pointer is valid; the structure is filled when the call succeeds.
+    let stat = unsafe {
+        if libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        stat.assume_init()
+    };
+    Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::State;
+
+    #[test]
+    fn room_is_measured_and_lack_of_it_reported() {
+        let folder_of = |path: &str, least| folder("temp folder", Path::new(path), least, "make room").state;
+        let State::Found(room) = folder_of("/", 0) else { panic!("the root exists") };
+        assert!(room.starts_with("/: ") && room.ends_with(" GiB free"), "{room}");
+        for (path, least) in [("/", u64::MAX), ("/no/such/folder", 0)] {
+            let State::Missing { fix, needed, .. } = folder_of(path, least) else { panic!("{path} is no use") };
+            assert_eq!((fix.as_str(), needed), ("make room", false));
+        }
+    }
+}
