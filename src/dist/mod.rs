@@ -1,10 +1,26 @@
 //! Everything that crosses process boundaries: rendezvous, collectives, failure.
 //!
+//! [`init`] finds out whether a launcher started this process as one of several and gives the [`Communicator`] of the
+//! job: [`Single`] for a process by itself, which never touches MPI, else the ranks of the MPI job. It also divides the
+//! CPU cores over the ranks of a host ([`divide_threads`]). A job lives and dies as a whole: a panic on any thread of
+//! any rank and [`Communicator::abort`] end all ranks within seconds, with a non-zero exit code and a line that names
+//! the rank. Collectives match by their order alone, so [`check_agreement`] compares what they depend on beforehand.
+//!
 //! No MPI or NCCL type appears outside this folder.
 
+mod agreement;
+#[cfg(feature = "mpi")]
+mod failure;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod rendezvous;
 mod single;
+mod threads;
 
+pub use agreement::check_agreement;
+pub use rendezvous::{init, mpi_version};
 pub use single::Single;
+pub use threads::divide_threads;
 
 /// How values of several ranks become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,11 +29,22 @@ pub enum ReduceOp {
     Sum,
     /// Mean over ranks.
     Mean,
-    /// Maximum over ranks.
+    /// Maximum over ranks. MPI leaves open what becomes of a NaN.
     Max,
 }
 
-/// A collective that failed.
+/// What kind of failure it was, which decides what can be done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A rank, a node or the network was lost: the same command may succeed when run again.
+    Lost,
+    /// The ranks were started with different settings or files.
+    Disagreement,
+    /// This build, or this installation of MPI, cannot do what the launcher asks for.
+    Unavailable,
+}
+
+/// A collective, or the start of a job, that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("rank {rank}: {operation} failed after {elapsed_s:.1} s: {reason}")]
 pub struct CommError {
@@ -27,6 +54,8 @@ pub struct CommError {
     pub operation: String,
     /// Seconds since the operation began.
     pub elapsed_s: f64,
+    /// What kind of failure it was.
+    pub fault: Fault,
     /// The cause and what to do.
     pub reason: String,
 }
@@ -53,6 +82,8 @@ pub trait Communicator: Send {
     fn all_gather_bytes(&self, data: &[u8], what: &str) -> Result<Vec<Vec<u8>>, CommError>;
     /// Returns when all ranks have called it.
     fn barrier(&self, what: &str) -> Result<(), CommError>;
-    /// Ends the whole job at once with an exit code, after printing rank and reason.
+    /// Ends the whole job at once with an exit code (`1..=255`; any other becomes 1), after printing rank and reason.
+    ///
+    /// For an error that the other ranks do not share: they would wait for this one for ever.
     fn abort(&self, code: i32, reason: &str) -> !;
 }

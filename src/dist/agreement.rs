@@ -1,0 +1,91 @@
+//! Whether all ranks mean the same thing before they exchange numbers.
+
+use std::time::Instant;
+
+use super::{CommError, Communicator, Fault};
+
+/// Checks that `bytes` (a configuration, the layout of the parameters) are the same on all ranks.
+///
+/// MPI does not notice when ranks reduce buffers of different lengths or orders: some get wrong sums, others wait for
+/// ever. So what buffers are made from is compared once, at the start, by length and hash. `what` names it in errors.
+///
+/// # Errors
+///
+/// On every rank alike, naming the ranks that differ from the majority (from rank 0 where there is none).
+pub fn check_agreement(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Result<(), CommError> {
+    let began = Instant::now();
+    let digests = comm.all_gather_bytes(&digest(bytes), what)?;
+    let odd = dissenters(&digests);
+    if odd.is_empty() {
+        return Ok(());
+    }
+    Err(CommError {
+        rank: comm.rank(),
+        operation: format!("agreement on {what}"),
+        elapsed_s: began.elapsed().as_secs_f64(),
+        fault: Fault::Disagreement,
+        reason: format!(
+            "{} from the other {} (start all ranks with the same program, command and files)",
+            those_differ(&odd),
+            digests.len() - odd.len(),
+        ),
+    })
+}
+
+/// Length and 64-bit FNV-1a hash (<http://www.isthe.com/chongo/tech/comp/fnv/>).
+fn digest(bytes: &[u8]) -> [u8; 16] {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let hash = bytes.iter().fold(OFFSET, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+    let mut digest = [0; 16];
+    digest[..8].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+    digest[8..].copy_from_slice(&hash.to_le_bytes());
+    digest
+}
+
+/// The ranks whose digest is not the most frequent one; of equally frequent ones the lowest rank's counts.
+fn dissenters(digests: &[Vec<u8>]) -> Vec<usize> {
+    let votes = |digest: &Vec<u8>| digests.iter().filter(|other| *other == digest).count();
+    // `max_by_key` takes the last of equals, so go backwards.
+    let Some(accepted) = digests.iter().rev().max_by_key(|digest| votes(digest)) else { return Vec::new() };
+    (0..digests.len()).filter(|&rank| digests[rank] != *accepted).collect()
+}
+
+/// `rank 3 differs`, `ranks 1, 2 differ`, and no more than a line of them.
+fn those_differ(ranks: &[usize]) -> String {
+    const NAMED: usize = 16;
+    let mut names = ranks.iter().take(NAMED).map(usize::to_string).collect::<Vec<_>>().join(", ");
+    if ranks.len() > NAMED {
+        names += &format!(" and {} more", ranks.len() - NAMED);
+    }
+    if ranks.len() == 1 { format!("rank {names} differs") } else { format!("ranks {names} differ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn differ(ranks: &[&[u8]]) -> Vec<usize> {
+        dissenters(&ranks.iter().map(|bytes| digest(bytes).to_vec()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        assert_eq!(digest(b"foobar")[8..], 0x8594_4171_f739_67e8_u64.to_le_bytes());
+    }
+
+    #[test]
+    fn the_minority_is_named_and_rank_0_breaks_a_tie() {
+        assert!(differ(&[b"a", b"a", b"a"]).is_empty());
+        assert_eq!(differ(&[b"b", b"a", b"a"]), [0]);
+        assert_eq!(differ(&[b"a", b"b"]), [1]);
+        assert_eq!(differ(&[b"a", b"b", b"b", b"a", b"c"]), [1, 2, 4]);
+    }
+
+    #[test]
+    fn ranks_are_listed_in_one_line() {
+        assert_eq!(those_differ(&[3]), "rank 3 differs");
+        assert_eq!(those_differ(&[1, 2]), "ranks 1, 2 differ");
+        assert!(those_differ(&(0..20).collect::<Vec<_>>()).ends_with("15 and 4 more differ"));
+    }
+}

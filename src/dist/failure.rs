@@ -1,0 +1,86 @@
+//! The end of a job that failed: who says so, and how it is made sure that nobody goes on waiting.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::Write;
+use std::panic::{self, PanicHookInfo};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// The exit code of a Rust program that panicked.
+const PANIC: i32 = 101;
+
+/// How long the orderly ways of ending a job may take before this process leaves without them.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Makes a panic on any thread of this process the end of the whole job: `end` must end all ranks with the given code.
+///
+/// A panic that only unwinds would either end in a destructor that waits for the other ranks, or take a worker thread
+/// away from a rank that goes on waiting for it. Both hang the job.
+pub(super) fn end_job_on_panic(rank: usize, end: fn(i32) -> !) {
+    panic::set_hook(Box::new(move |info| {
+        say(&panic_message(rank, info));
+        end(PANIC)
+    }));
+}
+
+fn panic_message(rank: usize, info: &PanicHookInfo<'_>) -> String {
+    let message = info.payload_as_str().unwrap_or("(no message)");
+    let mut text = format!("rank {rank}: panic: {message}");
+    if let Some(location) = info.location() {
+        text += &format!(" at {}:{}", location.file(), location.line());
+    }
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        text += &format!("\n{backtrace}");
+    }
+    text
+}
+
+/// Prints a line in one write, so that ranks that speak at the same time do not mix their words.
+pub(super) fn say(line: &str) {
+    // Where not even stderr is left there is nobody to tell.
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// The exit code as the operating system can carry it; the end of a failed job never looks like success.
+pub(super) fn exit_status(code: i32) -> i32 {
+    if (1..=255).contains(&code) { code } else { 1 }
+}
+
+/// Lets one thread through; any other that comes to end the job as well waits here for its end.
+pub(super) fn only_once() {
+    static ENDING: AtomicBool = AtomicBool::new(false);
+    while ENDING.swap(true, Ordering::SeqCst) {
+        thread::sleep(GRACE);
+    }
+}
+
+/// Ends this process in a few seconds whatever the caller hangs in meanwhile.
+///
+/// Every launcher ends the other ranks when one leaves without a farewell.
+pub(super) fn leave_soon(status: i32) {
+    let leave = move || {
+        thread::sleep(GRACE);
+        leave_now(status)
+    };
+    // Where no thread can be had, ending the job is left to MPI alone.
+    let _ = thread::Builder::new().name("end of job".into()).spawn(leave);
+}
+
+/// Ends this process without the exit handlers of its libraries, which may wait for threads that are stuck.
+pub(super) fn leave_now(status: i32) -> ! {
+    // SAFETY: `_exit` has no preconditions.
+    unsafe { libc::_exit(status) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_failure_looks_like_success() {
+        assert_eq!([1, 75, 255].map(exit_status), [1, 75, 255]);
+        assert_eq!([0, 256, 512, -1, i32::MIN].map(exit_status), [1; 5]);
+    }
+}

@@ -1,0 +1,136 @@
+//! From the environment that a launcher leaves to the ranks of a job.
+
+use std::env;
+use std::time::Instant;
+
+use super::{CommError, Communicator, Fault, Single, divide_threads};
+
+/// What a launcher tells a process by its environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Launch {
+    launcher: &'static str,
+    rank: usize,
+    /// `None` where only MPI itself knows.
+    size: Option<usize>,
+}
+
+/// Launchers and the variables with rank and size, innermost first: Slurm's may surround any of the others.
+const LAUNCHERS: [(&str, &str, &str); 4] = [
+    ("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("mpirun (MPICH) or srun --mpi=pmi2", "PMI_RANK", "PMI_SIZE"),
+    ("srun --mpi=pmix or prun", "PMIX_RANK", "SLURM_STEP_NUM_TASKS"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+];
+
+/// Joins the job that this process was started in, and divides the CPU cores over its ranks ([`divide_threads`]).
+///
+/// MPI is started only where a launcher says that there is more than one process; else the job is [`Single`]. Within an
+/// MPI job a panic on any thread now ends all ranks, and dropping the communicator waits for them.
+///
+/// To be called once, first thing on the main thread: see [`divide_threads`] for why.
+///
+/// # Errors
+///
+/// Where MPI fails, where this build has no MPI, and where the launcher belongs to another MPI than this build (each
+/// process would then be a job of its own and all would write to the same files).
+pub fn init() -> Result<Box<dyn Communicator>, CommError> {
+    let variable = |name: &str| env::var(name).ok()?.parse().ok();
+    let comm = match find_launch(variable) {
+        Some(launch) if launch.size != Some(1) => join(&launch)?,
+        _ => Box::new(Single),
+    };
+    divide_threads(comm.as_ref())?;
+    Ok(comm)
+}
+
+/// Name and version of the MPI library of this build, such as `Open MPI v4.1.4`; `None` where it was built without.
+pub fn mpi_version() -> Option<String> {
+    #[cfg(feature = "mpi")]
+    return Some(super::mpi::library_version());
+    #[cfg(not(feature = "mpi"))]
+    None
+}
+
+/// Slurm sets the rank for a batch script, too, so a launcher counts only with both or where it never tells the size.
+fn find_launch(variable: impl Fn(&str) -> Option<usize>) -> Option<Launch> {
+    LAUNCHERS.into_iter().find_map(|(launcher, rank, size)| {
+        let launch = Launch { launcher, rank: variable(rank)?, size: variable(size) };
+        (launch.size.is_some() || rank == "PMIX_RANK").then_some(launch)
+    })
+}
+
+#[cfg(feature = "mpi")]
+fn join(launch: &Launch) -> Result<Box<dyn Communicator>, CommError> {
+    use super::{failure, mpi};
+
+    let began = Instant::now();
+    let comm = mpi::MpiComm::start(launch.rank)?;
+    if let Some(size) = launch.size
+        && size != comm.world_size()
+    {
+        let version = mpi::library_version();
+        let reason = format!(
+            "it started {size} processes but {version}, which this program was built with, finds {} (start it with the \
+             launcher of that MPI, or build it with the other's mpicc: MPICC=mpicc.mpich cargo build)",
+            comm.world_size()
+        );
+        return Err(launch.refused(began, reason));
+    }
+    failure::end_job_on_panic(comm.rank(), mpi::end_job);
+    // Launchers that report the death of a process by its number only (MPICH's) leave it to this line to name the rank.
+    tracing::info!("rank {} of {} is process {}", comm.rank(), comm.world_size(), std::process::id());
+    Ok(Box::new(comm))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn join(launch: &Launch) -> Result<Box<dyn Communicator>, CommError> {
+    Err(launch.refused(Instant::now(), "this program was built without MPI (build it with `--features mpi`)".into()))
+}
+
+impl Launch {
+    fn refused(&self, began: Instant, reason: String) -> CommError {
+        let (operation, elapsed_s) = (format!("start under {}", self.launcher), began.elapsed().as_secs_f64());
+        CommError { rank: self.rank, operation, elapsed_s, fault: Fault::Unavailable, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is found where exactly these variables are set.
+    fn found(variables: &[(&str, usize)]) -> Option<(usize, Option<usize>)> {
+        let variable = |name: &str| variables.iter().find(|(set, _)| *set == name).map(|(_, value)| *value);
+        find_launch(variable).map(|launch| (launch.rank, launch.size))
+    }
+
+    #[test]
+    fn each_launcher_is_recognised() {
+        assert_eq!(found(&[]), None);
+        assert_eq!(found(&[("OMPI_COMM_WORLD_RANK", 1), ("OMPI_COMM_WORLD_SIZE", 2)]), Some((1, Some(2))));
+        assert_eq!(found(&[("PMI_RANK", 2), ("PMI_SIZE", 3)]), Some((2, Some(3))));
+        assert_eq!(found(&[("PMIX_RANK", 1)]), Some((1, None)));
+        assert_eq!(found(&[("SLURM_PROCID", 3), ("SLURM_STEP_NUM_TASKS", 4)]), Some((3, Some(4))));
+    }
+
+    #[test]
+    fn the_batch_script_of_slurm_is_a_process_by_itself() {
+        assert_eq!(found(&[("SLURM_PROCID", 0), ("SLURM_NTASKS", 4)]), None);
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    #[test]
+    fn a_build_without_mpi_refuses_to_be_one_of_many() {
+        let launch = Launch { launcher: "mpirun", rank: 1, size: Some(2) };
+        let error = join(&launch).err().expect("there is no MPI");
+        assert_eq!((error.rank, error.fault), (1, Fault::Unavailable));
+        assert!(error.to_string().contains("built without MPI"), "{error}");
+    }
+
+    #[test]
+    fn mpirun_within_a_step_of_slurm_decides() {
+        let step = [("SLURM_PROCID", 0), ("SLURM_STEP_NUM_TASKS", 1)];
+        let mpirun = [("OMPI_COMM_WORLD_RANK", 5), ("OMPI_COMM_WORLD_SIZE", 8)];
+        assert_eq!(found(&[step, mpirun].concat()), Some((5, Some(8))));
+    }
+}

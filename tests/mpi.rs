@@ -1,0 +1,383 @@
+//! Real MPI jobs: what the ranks exchange, and how a job ends when one of them fails.
+//!
+//! The processes of a job are this very test program, told by an environment variable which part to play.
+#![cfg(feature = "mpi")]
+
+use std::env;
+use std::fs::{self, File};
+use std::io::Read;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nnunet_dist::dist::{self, CommError, Communicator, ReduceOp};
+
+/// The environment variable with the part that a process has to play.
+const PART: &str = "NNUNET_TEST_PART";
+
+/// A job that is not over by then hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Not a test of its own: what each process of a job runs.
+#[test]
+fn part_of_a_rank() {
+    let Ok(part) = env::var(PART) else { return };
+    let comm = dist::init().unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        std::process::exit(4)
+    });
+    match part.as_str() {
+        "collectives" => parts::collectives(&*comm),
+        "large" => parts::large(&*comm),
+        "places" => parts::places(&*comm),
+        "disagreement" => parts::disagreement(&*comm),
+        "panic" => parts::panic(&*comm),
+        "panic-in-thread" => parts::panic_in_thread(&*comm),
+        "abort" => parts::abort(&*comm),
+        "killed" => parts::killed(&*comm),
+        "failure" => {
+            let error = parts::failure(&*comm).unwrap_err();
+            drop(comm);
+            eprintln!("error: {error}");
+            std::process::exit(75);
+        }
+        unknown => panic!("no such part: {unknown}"),
+    }
+    println!("rank {} of {} is done", comm.rank(), comm.world_size());
+}
+
+/// What the ranks do.
+mod parts {
+    use super::*;
+
+    pub fn collectives(comm: &dyn Communicator) {
+        let (rank, size) = (comm.rank(), comm.world_size());
+        reductions(comm);
+
+        for root in 0..size {
+            let mut values = [rank as f32, 0.5];
+            comm.broadcast(&mut values, root, "weights").unwrap();
+            assert_eq!(values, [root as f32, 0.5]);
+            let mut bytes = vec![rank as u8; 3];
+            comm.broadcast_bytes(&mut bytes, root, "seed").unwrap();
+            assert_eq!(bytes, vec![root as u8; 3]);
+        }
+
+        // Rank 0 has nothing to say, each other one more than the one before.
+        let message = |rank: usize| (0..rank * 1000).map(|i| (i * 7 + rank) as u8).collect::<Vec<_>>();
+        let messages = comm.all_gather_bytes(&message(rank), "names").unwrap();
+        assert_eq!(messages, (0..size).map(message).collect::<Vec<_>>());
+        assert_eq!(comm.all_gather_bytes(&[], "nothing").unwrap(), vec![Vec::<u8>::new(); size]);
+
+        dist::check_agreement(comm, "settings", b"the same").unwrap();
+        comm.barrier("end").unwrap();
+    }
+
+    fn reductions(comm: &dyn Communicator) {
+        let (rank, size) = (comm.rank() as f64, comm.world_size() as f64);
+        let sum_of_ranks = size * (size - 1.0) / 2.0;
+        let cases = [
+            (ReduceOp::Sum, [sum_of_ranks, size, -sum_of_ranks]),
+            (ReduceOp::Mean, [sum_of_ranks / size, 1.0, -sum_of_ranks / size]),
+            (ReduceOp::Max, [size - 1.0, 1.0, 0.0]),
+        ];
+        for (op, expected) in cases {
+            let mut values = [rank, 1.0, -rank];
+            comm.all_reduce_f64(&mut values, op, "metrics").unwrap();
+            assert_eq!(values, expected, "{op:?}");
+            let mut values = [rank as f32, 1.0, -rank as f32];
+            comm.all_reduce(&mut values, op, "gradients").unwrap();
+            assert_eq!(values, expected.map(|value| value as f32), "{op:?}");
+            comm.all_reduce(&mut [], op, "nothing").unwrap();
+        }
+    }
+
+    /// More than goes into one call of MPI (2²⁴ elements, 2²⁶ gathered bytes), with an odd rest.
+    pub fn large(comm: &dyn Communicator) {
+        let (rank, size) = (comm.rank() as f32, comm.world_size() as f32);
+        let value = |i: usize| (i % 1009) as f32;
+        let mut values: Vec<_> = (0..(1 << 24) + 12_345).map(|i| value(i) + rank).collect();
+        comm.all_reduce(&mut values, ReduceOp::Mean, "gradients").unwrap();
+        let shift = (size - 1.0) / 2.0;
+        assert!(values.iter().enumerate().all(|(i, &mean)| mean == value(i) + shift));
+
+        values.iter_mut().for_each(|value| *value += rank);
+        comm.broadcast(&mut values, 1, "weights").unwrap();
+        assert!(values.iter().enumerate().all(|(i, &copy)| copy == value(i) + shift + 1.0));
+
+        let message = |rank: usize| (0..10 + rank * (1 << 26)).map(|i| (i % 251 + rank) as u8).collect::<Vec<_>>();
+        let messages = comm.all_gather_bytes(&message(comm.rank()), "predictions").unwrap();
+        assert!(messages == (0..comm.world_size()).map(message).collect::<Vec<_>>());
+    }
+
+    /// Prints what the test outside compares with what it knows of this machine.
+    pub fn places(comm: &dyn Communicator) {
+        let variable = |name| env::var(name).unwrap_or_default();
+        println!(
+            "local {}/{} rayon {} omp {} {}",
+            comm.local_rank(),
+            comm.local_size(),
+            rayon::current_num_threads(),
+            variable("OMP_NUM_THREADS"),
+            variable("OMP_WAIT_POLICY"),
+        );
+    }
+
+    pub fn disagreement(comm: &dyn Communicator) {
+        let settings = if comm.rank() == 1 { "lr = 0.1" } else { "lr = 0.01" };
+        let error = dist::check_agreement(comm, "settings", settings.as_bytes()).unwrap_err();
+        println!("{error}");
+    }
+
+    pub fn panic(comm: &dyn Communicator) {
+        if comm.rank() == 1 {
+            panic!("the sky falls");
+        }
+        comm.barrier("the end that never comes").unwrap();
+    }
+
+    pub fn panic_in_thread(comm: &dyn Communicator) {
+        if comm.rank() == 1 {
+            thread::spawn(|| {
+                thread::sleep(Duration::from_millis(200));
+                panic!("a worker fell")
+            });
+            // This rank itself waits in MPI meanwhile.
+            comm.barrier("without the others").unwrap();
+        }
+        thread::sleep(2 * PATIENCE);
+    }
+
+    pub fn abort(comm: &dyn Communicator) {
+        if comm.rank() == 1 {
+            comm.abort(3, "case_7.nii.gz: unreadable");
+        }
+        comm.barrier("the end that never comes").unwrap();
+    }
+
+    pub fn failure(comm: &dyn Communicator) -> Result<(), CommError> {
+        if comm.rank() == 1 {
+            comm.broadcast(&mut [0.0], 99, "weights")?;
+        }
+        comm.barrier("the end that never comes")
+    }
+
+    pub fn killed(comm: &dyn Communicator) {
+        comm.barrier("all have begun").unwrap();
+        if comm.rank() == 1 {
+            // SAFETY: no preconditions.
+            unsafe { libc::raise(libc::SIGKILL) };
+        }
+        comm.barrier("the end that never comes").unwrap();
+    }
+}
+
+#[test]
+fn collectives_give_every_rank_the_right_result() {
+    for ranks in [2, 3] {
+        let Some(job) = run("collectives", ranks, &[]) else { return };
+        job.succeeded(ranks);
+    }
+}
+
+#[test]
+fn buffers_of_any_length_are_exchanged() {
+    let Some(job) = run("large", 2, &[]) else { return };
+    job.succeeded(2);
+}
+
+#[test]
+fn ranks_of_a_host_divide_its_cores() {
+    let cores = thread::available_parallelism().unwrap().get();
+    for ranks in [2, 3] {
+        let Some(job) = run("places", ranks, &["--bind-to", "none"]) else { return };
+        job.succeeded(ranks);
+        let share = (cores / ranks).max(1);
+        for rank in 0..ranks {
+            job.says(&format!("local {rank}/{ranks} rayon {share} omp {share} passive"));
+        }
+    }
+}
+
+#[test]
+fn ranks_bound_to_a_core_each_are_not_divided_again() {
+    if thread::available_parallelism().unwrap().get() < 2 {
+        println!("skipped: needs two cores");
+        return;
+    }
+    let Some(job) = run("places", 2, &["--bind-to", "core"]) else { return };
+    job.succeeded(2);
+    job.says("local 0/2 rayon 1 omp 1 passive");
+    job.says("local 1/2 rayon 1 omp 1 passive");
+}
+
+#[test]
+fn the_rank_with_other_settings_is_named_by_all() {
+    let Some(job) = run("disagreement", 3, &[]) else { return };
+    job.succeeded(3);
+    for rank in 0..3 {
+        job.says(&format!("rank {rank}: agreement on settings failed"));
+    }
+    assert_eq!(job.output.matches("rank 1 differs from the other 2").count(), 3, "{}", job.output);
+}
+
+#[test]
+fn a_panic_on_one_rank_ends_the_job() {
+    let Some(job) = run("panic", 3, &[]) else { return };
+    job.failed_with(101);
+    job.says("rank 1: panic: the sky falls at tests/mpi.rs:");
+}
+
+#[test]
+fn a_panic_in_a_thread_of_one_rank_ends_the_job() {
+    let Some(job) = run("panic-in-thread", 2, &[]) else { return };
+    job.failed_with(101);
+    job.says("rank 1: panic: a worker fell at tests/mpi.rs:");
+}
+
+#[test]
+fn an_error_on_one_rank_ends_the_job_with_its_code() {
+    let Some(job) = run("abort", 3, &[]) else { return };
+    job.failed_with(3);
+    job.says("error: rank 1: case_7.nii.gz: unreadable");
+}
+
+/// The rank must not wait for the others when it gives the communicator up.
+#[test]
+fn a_collective_that_fails_on_one_rank_is_an_error_and_ends_the_job() {
+    let Some(job) = run("failure", 3, &[]) else { return };
+    assert!(!job.status.success(), "{}", job.output);
+    job.says("error: rank 1: broadcast of weights failed after ");
+}
+
+#[test]
+fn a_rank_that_is_killed_ends_the_job() {
+    let Some(job) = run("killed", 3, &[]) else { return };
+    assert!(!job.status.success(), "{}", job.output);
+    // The words are the launcher's.
+    job.says(if is_open_mpi() { "process rank 1 with PID" } else { "BAD TERMINATION" });
+}
+
+/// Each process would be a job of its own, and all would write to the same files.
+#[test]
+fn the_launcher_of_another_mpi_is_refused() {
+    let (stranger, ours) = if is_open_mpi() { ("mpirun.mpich", "Open MPI") } else { ("mpirun.openmpi", "MPICH") };
+    if !is_installed(stranger) {
+        println!("skipped: no {stranger}");
+        return;
+    }
+    let job = run_under(stranger, "places", 2, &[]);
+    assert!(!job.status.success(), "{}", job.output);
+    job.says("it started 2 processes but");
+    job.says(ours);
+}
+
+#[test]
+fn a_process_by_itself_needs_no_launcher() {
+    let job = observe(me("collectives"));
+    job.succeeded(1);
+}
+
+/// A job that is over.
+struct Job {
+    status: ExitStatus,
+    /// What all ranks and the launcher printed.
+    output: String,
+}
+
+impl Job {
+    #[track_caller]
+    fn succeeded(&self, ranks: usize) {
+        assert!(self.status.success(), "{}\n{}", self.status, self.output);
+        (0..ranks).for_each(|rank| self.says(&format!("rank {rank} of {ranks} is done")));
+    }
+
+    #[track_caller]
+    fn failed_with(&self, code: i32) {
+        assert_eq!(self.status.code(), Some(code), "{}\n{}", self.status, self.output);
+        assert!(!self.output.contains("is done"), "{}", self.output);
+    }
+
+    #[track_caller]
+    fn says(&self, text: &str) {
+        assert!(self.output.contains(text), "no `{text}` in\n{}", self.output);
+    }
+}
+
+/// Runs a job under the launcher that belongs to the MPI of this build; `None`, with a line that says so, without one.
+fn run(part: &str, ranks: usize, open_mpi_flags: &[&str]) -> Option<Job> {
+    let names = if is_open_mpi() { ["mpirun.openmpi", "mpirun"] } else { ["mpirun.mpich", "mpirun"] };
+    let Some(launcher) = names.into_iter().find(|name| is_installed(name)) else {
+        println!("skipped: no mpirun");
+        return None;
+    };
+    if is_open_mpi() && is_installed("mpirun.mpich") {
+        println!("skipped: mpirun.mpich (built against Open MPI)");
+    }
+    let flags = if is_open_mpi() { open_mpi_flags } else { &[] };
+    Some(run_under(launcher, part, ranks, flags))
+}
+
+fn run_under(launcher: &str, part: &str, ranks: usize, flags: &[&str]) -> Job {
+    let rank = me(part);
+    let mut command = Command::new(launcher);
+    command.arg("-np").arg(ranks.to_string()).args(flags).arg(rank.get_program()).args(rank.get_args());
+    command.envs(rank.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    // Test machines are containers, run as root, with few cores.
+    for setting in ["ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM", "MCA_rmaps_base_oversubscribe"] {
+        command.env(format!("OMPI_{setting}"), "1");
+    }
+    observe(command)
+}
+
+/// This program as one rank.
+fn me(part: &str) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["part_of_a_rank", "--exact", "--nocapture"]).env(PART, part);
+    for variable in ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "RAYON_NUM_THREADS", "RUST_BACKTRACE"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// Runs a command to its end, one at a time: jobs have more processes than a small machine has cores.
+fn observe(mut command: Command) -> Job {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let output = || Stdio::from(File::options().append(true).open(file.path()).unwrap());
+    let mut child = command.stdin(Stdio::null()).stdout(output()).stderr(output()).spawn().unwrap();
+    let status = wait(&mut child);
+    let mut bytes = Vec::new();
+    File::open(file.path()).unwrap().read_to_end(&mut bytes).unwrap();
+    let output = String::from_utf8_lossy(&bytes).into_owned();
+    Job { status: status.unwrap_or_else(|| panic!("the job hangs: {command:?}\n{output}")), output }
+}
+
+/// The exit status, or `None` where the process had to be killed.
+fn wait(child: &mut Child) -> Option<ExitStatus> {
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    // A launcher that is asked to end takes its ranks along.
+    // SAFETY: the process has not been waited for, so that the number is still its own.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    thread::sleep(Duration::from_secs(5));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    None
+}
+
+fn is_open_mpi() -> bool {
+    dist::mpi_version().is_some_and(|version| version.starts_with("Open MPI"))
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| fs::metadata(folder.join(program)).is_ok())
+}
