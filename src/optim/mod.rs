@@ -1,5 +1,7 @@
 //! From averaged gradients to new weights: clipping, optimisers, learning-rate schedules.
 
 mod optimizer;
+mod schedule;
 
 pub use optimizer::{Adam, Moments, Optimizer, Rule, Sgd, StepReport};
+pub use schedule::Schedule;

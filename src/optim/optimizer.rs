@@ -1,12 +1,14 @@
 //! SGD with Nesterov momentum and Adam, as PyTorch defines them, with gradient clipping.
 
+use std::collections::HashMap;
+
 use burn::tensor::{
     Tensor, TensorPrimitive,
     backend::{AutodiffBackend, Backend},
     ops::FloatTensor,
 };
 
-use crate::model::{Parameter, ParameterSpec, TensorState};
+use crate::model::{Parameter, ParameterSpec, StateError, TensorState};
 
 /// Stochastic gradient descent (`torch.optim.SGD`), nnU-Net's default.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,6 +27,13 @@ pub struct Adam {
     pub eps: f64,
     /// Added to the gradient as `weight_decay * weight`.
     pub weight_decay: f64,
+}
+
+impl Default for Adam {
+    /// PyTorch's constants, without weight decay.
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+    }
 }
 
 /// The update rule.
@@ -122,22 +131,38 @@ impl<B: Backend> Optimizer<B> {
         state
     }
 
-    /// Restores what [`Optimizer::state`] has returned; unknown names are ignored.
-    pub fn load_state(&mut self, specs: &[ParameterSpec], state: &[TensorState], device: &B::Device) {
-        let by_name: std::collections::HashMap<_, _> = state.iter().map(|s| (s.spec.name.as_str(), s)).collect();
-        let find =
-            |spec: &ParameterSpec, suffix: &str| by_name.get(format!("{}.{suffix}", spec.name).as_str()).copied();
-        let upload = |state: &TensorState| Parameter::<B>::new(state.spec.clone(), state.values.clone(), device);
-        self.moments = specs
-            .iter()
-            .map(|spec| {
-                Some(Moments {
-                    first: upload(find(spec, "first")?).tensor_primitive(),
-                    second: find(spec, "second").map(|second| upload(second).tensor_primitive()),
-                    updates: find(spec, "updates").map_or(0, |updates| updates.values[0] as u64),
-                })
-            })
-            .collect();
+    /// Restores what [`Optimizer::state`] has returned. A parameter of which it says nothing begins without history.
+    ///
+    /// # Errors
+    /// Names the first entry whose shape is not that of its parameter.
+    pub fn load_state(
+        &mut self,
+        specs: &[ParameterSpec],
+        state: &[TensorState],
+        device: &B::Device,
+    ) -> Result<(), StateError> {
+        let by_name: HashMap<_, _> = state.iter().map(|s| (s.spec.name.as_str(), s)).collect();
+        let find = |spec: &ParameterSpec, suffix: &str, shape: &[usize]| {
+            let Some(found) = by_name.get(format!("{}.{suffix}", spec.name).as_str()) else { return Ok(None) };
+            if found.spec.shape != shape {
+                let (name, theirs) = (&found.spec.name, &found.spec.shape);
+                return Err(StateError(format!("{name} has shape {theirs:?} instead of {shape:?}")));
+            }
+            Ok(Some(*found))
+        };
+        let upload = |state: &TensorState| {
+            Parameter::<B>::new(state.spec.clone(), state.values.clone(), device).tensor_primitive()
+        };
+        let moments = specs.iter().map(|spec| {
+            let Some(first) = find(spec, "first", &spec.shape)? else { return Ok(None) };
+            Ok(Some(Moments {
+                first: upload(first),
+                second: find(spec, "second", &spec.shape)?.map(upload),
+                updates: find(spec, "updates", &[1])?.map_or(0, |updates| updates.values[0] as u64),
+            }))
+        });
+        self.moments = moments.collect::<Result<_, _>>()?;
+        Ok(())
     }
 }
 

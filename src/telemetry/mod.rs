@@ -1,1 +1,17 @@
-//! (table of contents of telemetry)
+//! What a run tells about itself.
+//!
+//! Training calls an [`Observer`] after each step and each epoch; what is done with it (a line of `log.jsonl`, a progress
+//! bar, `progress.png`) is one file each here. Only rank 0 has observers.
+
+mod glyphs;
+mod json_lines;
+mod observer;
+mod plot;
+mod progress_bar;
+mod record;
+
+pub use json_lines::{JsonLines, read_log};
+pub use observer::{Observer, Observers, TelemetryError};
+pub use plot::ProgressPlot;
+pub use progress_bar::ProgressBar;
+pub use record::{EpochRecord, IterationRecord};

@@ -1,0 +1,92 @@
+//! `log.jsonl`: one JSON object per epoch.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::{EpochRecord, Observer, TelemetryError};
+use crate::fsio;
+
+/// Appends a line per epoch, each in one write.
+pub struct JsonLines {
+    path: PathBuf,
+    file: File,
+}
+
+impl JsonLines {
+    /// Begins at `next_epoch`: what the file has of this epoch and later ones, left by a run that died after its last
+    /// checkpoint, is dropped, as is a half-written line. At 0 the file begins anew.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or a line before the last is damaged.
+    pub fn open(path: &Path, next_epoch: usize) -> Result<Self, TelemetryError> {
+        let fail = |error: std::io::Error| TelemetryError::new(path, error);
+        let mut kept = if next_epoch > 0 && path.exists() { read_log(path)? } else { Vec::new() };
+        kept.retain(|record| record.epoch < next_epoch);
+        let text = kept.iter().map(line).collect::<String>();
+        fsio::write_bytes(path, text.as_bytes()).map_err(fail)?;
+        let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+}
+
+impl Observer for JsonLines {
+    fn epoch_finished(&mut self, record: &EpochRecord) -> Result<(), TelemetryError> {
+        let fail = |error| TelemetryError::new(&self.path, error);
+        self.file.write_all(line(record).as_bytes()).map_err(fail)
+    }
+}
+
+fn line(record: &EpochRecord) -> String {
+    let json = serde_json::to_string(record).expect("a record of numbers is always valid JSON");
+    json + "\n"
+}
+
+/// Reads a log; a half-written last line is left out.
+///
+/// # Errors
+/// The file cannot be read, or a whole line is damaged.
+pub fn read_log(path: &Path) -> Result<Vec<EpochRecord>, TelemetryError> {
+    let text = std::fs::read_to_string(path).map_err(|error| TelemetryError::new(path, error))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let records = whole.lines().enumerate().map(|(number, line)| {
+        let damaged = |error| TelemetryError::new(path, format!("line {}: {error}", number + 1));
+        serde_json::from_str(line).map_err(damaged)
+    });
+    records.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_log_has_each_epoch_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let mut log = JsonLines::open(&path, 0).unwrap();
+        for epoch in 0..4 {
+            log.epoch_finished(&EpochRecord::example(epoch)).unwrap();
+        }
+        write!(log.file, "{{\"epoch\": 4, \"train_l").unwrap();
+
+        let mut log = JsonLines::open(&path, 3).unwrap();
+        log.epoch_finished(&EpochRecord::example(3)).unwrap();
+        let records = read_log(&path).unwrap();
+        assert_eq!(records, (0..4).map(EpochRecord::example).collect::<Vec<_>>());
+
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with(r#"{"epoch":0,"train_loss":0.5,"val_loss":0.6,"pseudo_dice":[0.2,null],"ema_"#));
+        drop(JsonLines::open(&path, 0).unwrap());
+        assert_eq!(read_log(&path).unwrap(), []);
+    }
+
+    #[test]
+    fn a_damaged_line_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        std::fs::write(&path, "{}\n").unwrap();
+        let error = read_log(&path).unwrap_err().to_string();
+        assert!(error.contains("log.jsonl: line 1"), "{error}");
+    }
+}

@@ -1,0 +1,75 @@
+//! The seam between a run and those who watch it.
+
+use std::path::{Path, PathBuf};
+
+use super::{EpochRecord, IterationRecord};
+
+/// An observer that could not do its part.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {defect}")]
+pub struct TelemetryError {
+    /// The file in question.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub defect: String,
+}
+
+impl TelemetryError {
+    /// A defect of the file at `path`.
+    pub fn new(path: &Path, defect: impl std::fmt::Display) -> Self {
+        Self { path: path.to_owned(), defect: defect.to_string() }
+    }
+}
+
+/// Watches a run.
+pub trait Observer: Send {
+    /// A training step is done.
+    ///
+    /// # Errors
+    /// Ends the run: a log with holes is no log.
+    fn iteration(&mut self, _: &IterationRecord) -> Result<(), TelemetryError> {
+        Ok(())
+    }
+
+    /// An epoch is done and its checkpoint, if one was due, is written.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn epoch_finished(&mut self, _: &EpochRecord) -> Result<(), TelemetryError> {
+        Ok(())
+    }
+
+    /// The last epoch is done.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn run_finished(&mut self) -> Result<(), TelemetryError> {
+        Ok(())
+    }
+}
+
+/// Any number of observers, told in order.
+#[derive(Default)]
+pub struct Observers(Vec<Box<dyn Observer>>);
+
+impl Observers {
+    /// Adds one.
+    pub fn with(mut self, observer: impl Observer + 'static) -> Self {
+        self.0.push(Box::new(observer));
+        self
+    }
+}
+
+impl Observer for Observers {
+    fn iteration(&mut self, record: &IterationRecord) -> Result<(), TelemetryError> {
+        self.0.iter_mut().try_for_each(|observer| observer.iteration(record))
+    }
+
+    fn epoch_finished(&mut self, record: &EpochRecord) -> Result<(), TelemetryError> {
+        self.0.iter_mut().try_for_each(|observer| observer.epoch_finished(record))
+    }
+
+    fn run_finished(&mut self) -> Result<(), TelemetryError> {
+        self.0.iter_mut().try_for_each(|observer| observer.run_finished())
+    }
+}

@@ -1,0 +1,67 @@
+//! The records of a run.
+
+use serde::{Deserialize, Serialize};
+
+/// One step, as rank 0 saw it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IterationRecord {
+    /// Both from 0.
+    pub epoch: usize,
+    pub iteration: usize,
+    /// Loss of the global batch.
+    pub loss: f64,
+}
+
+/// One epoch: an object of `log.jsonl`, keys in this order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// From 0.
+    pub epoch: usize,
+    /// Mean loss over the steps, of the global batches.
+    pub train_loss: f64,
+    /// Mean loss over the validation batches; null without any.
+    pub val_loss: Option<f64>,
+    /// Per foreground class or region; null for one that did not occur.
+    pub pseudo_dice: Vec<Option<f64>>,
+    /// Exponential moving average of the mean pseudo Dice.
+    pub ema_pseudo_dice: Option<f64>,
+    /// Learning rate of the first step.
+    pub lr: f64,
+    /// Training samples per second, over all ranks, validation left out.
+    pub samples_per_s: f64,
+    /// Mean time of a training step in seconds.
+    pub step_s: f64,
+    /// Time rank 0 waited for training data in this epoch, in seconds.
+    pub data_wait_s: f64,
+    /// Time rank 0 spent in collectives of training in this epoch, in seconds.
+    pub comm_s: f64,
+    /// Wall time of the epoch, validation and checkpoint included, in seconds.
+    pub epoch_s: f64,
+    /// Mean norm of the averaged gradient before clipping.
+    pub gradient_norm: f64,
+    /// Number of processes.
+    pub world_size: usize,
+}
+
+#[cfg(test)]
+impl EpochRecord {
+    /// A plausible record.
+    pub(super) fn example(epoch: usize) -> Self {
+        let progress = epoch as f64 / 10.0;
+        Self {
+            epoch,
+            train_loss: 0.5 - progress,
+            val_loss: Some(0.6 - progress),
+            pseudo_dice: vec![Some(0.2 + progress / 2.0), None],
+            ema_pseudo_dice: Some(0.1 + progress / 2.0),
+            lr: 0.01 * (1.0 - progress / 2.0),
+            samples_per_s: 2.0,
+            step_s: 1.0,
+            data_wait_s: 0.01,
+            comm_s: 0.0,
+            epoch_s: 100.0 + 10.0 * (epoch % 3) as f64,
+            gradient_norm: 1.0,
+            world_size: 1,
+        }
+    }
+}
