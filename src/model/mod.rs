@@ -5,12 +5,14 @@
 //! work on.
 
 mod init;
+mod input;
 mod parameter;
 mod saved;
 mod tensor_file;
 mod unet;
 
+pub use input::batch_tensor;
 pub use parameter::{Parameter, ParameterSpec, StateError, TensorState};
 pub use saved::{ModelDescription, SavedModel, WEIGHTS_PREFIX, with_prefix};
-pub use tensor_file::{TensorFileError, read_tensors, write_tensors};
+pub use tensor_file::{TensorFileError, parse_tensors, read_tensors, write_tensors};
 pub use unet::{UNet, UNetSpec};

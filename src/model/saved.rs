@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{TensorFileError, TensorState, tensor_file::read_tensors};
+use super::{TensorFileError, TensorState, UNetSpec, tensor_file::read_tensors};
 use crate::dataset::DatasetJson;
-use crate::plan::Plans;
+use crate::plan::{PlanError, Plans};
 
 /// What a network was trained for: enough to preprocess an image as its training cases were and to build the network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +17,20 @@ pub struct ModelDescription {
     pub configuration: String,
     /// Spatial axes, 0 (z) to 2 (x), along which the network saw mirrored images and may be asked to at inference.
     pub mirror_axes: Vec<usize>,
+}
+
+impl ModelDescription {
+    /// What the network is built from.
+    ///
+    /// # Errors
+    /// The plans have no such configuration, or one whose network is not known.
+    pub fn network_spec(&self) -> Result<UNetSpec, PlanError> {
+        Ok(UNetSpec {
+            channels: self.dataset.num_channels(),
+            classes: self.dataset.num_segmentation_heads(),
+            shape: self.plans.configuration(&self.configuration)?.network_shape()?,
+        })
+    }
 }
 
 /// Header of a checkpoint as far as inference is concerned; training keeps more beside it.

@@ -35,7 +35,11 @@ impl TensorFileError {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_tensors(path: &Path, description: &impl Serialize, tensors: &[TensorState]) -> Result<(), TensorFileError> {
+pub fn write_tensors(
+    path: &Path,
+    description: &impl Serialize,
+    tensors: &[TensorState],
+) -> Result<(), TensorFileError> {
     let fail = |error: &dyn std::fmt::Display| TensorFileError::new(path, format!("cannot be written: {error}"));
     let description = serde_json::to_string(description).map_err(|error| fail(&error))?;
     let views = tensors.iter().map(|tensor| {
@@ -53,17 +57,25 @@ pub fn write_tensors(path: &Path, description: &impl Serialize, tensors: &[Tenso
 /// # Errors
 /// The file is missing, damaged, or of another program.
 pub fn read_tensors<D: DeserializeOwned>(path: &Path) -> Result<(D, Vec<TensorState>), TensorFileError> {
-    let fail = |defect: String| TensorFileError::new(path, defect);
-    let file = File::open(path).map_err(|error| fail(error.to_string()))?;
+    let file = File::open(path).map_err(|error| TensorFileError::new(path, error))?;
     // SAFETY: the file is only read; files of this kind are replaced by a rename, never changed in place.
-    let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| fail(error.to_string()))?;
+    let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| TensorFileError::new(path, error))?;
+    parse_tensors(path, &bytes)
+}
+
+/// As [`read_tensors`], of the contents of the file at `path`.
+///
+/// # Errors
+/// The contents are damaged, or of another program.
+pub fn parse_tensors<D: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(D, Vec<TensorState>), TensorFileError> {
+    let fail = |defect: String| TensorFileError::new(path, defect);
     let damaged = |error: &dyn std::fmt::Display| fail(format!("not a whole safetensors file: {error}"));
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| damaged(&error))?;
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| damaged(&error))?;
     let foreign = || fail("has no description; was it written by nnunet-dist?".into());
     let description = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY)).ok_or_else(foreign)?;
     let description = serde_json::from_str(description).map_err(|error| fail(format!("description: {error}")))?;
 
-    let contents = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&error))?;
+    let contents = SafeTensors::deserialize(bytes).map_err(|error| damaged(&error))?;
     let mut tensors = contents
         .iter()
         .map(|(name, view)| match view.dtype() {

@@ -1,0 +1,49 @@
+//! Why a prediction failed.
+
+use std::path::PathBuf;
+
+use crate::dataset::DatasetError;
+use crate::dist::CommError;
+use crate::image::ImageError;
+use crate::model::{StateError, TensorFileError};
+use crate::plan::PlanError;
+use crate::preprocess::PreprocessError;
+use crate::store::StoreError;
+
+/// A prediction that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum InferError {
+    /// The checkpoint cannot be read.
+    #[error("{0}")]
+    Checkpoint(#[from] TensorFileError),
+    /// The checkpoint's weights are not those of its plans.
+    #[error("{path}: {cause}")]
+    Weights { path: PathBuf, cause: StateError },
+    /// The checkpoint's plans cannot be followed.
+    #[error("{0}")]
+    Plans(#[from] PlanError),
+    /// The images cannot be found or read.
+    #[error("{0}")]
+    Dataset(#[from] DatasetError),
+    /// An image cannot be preprocessed.
+    #[error("{0}")]
+    Preprocess(#[from] PreprocessError),
+    /// A preprocessed case cannot be read.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// A result cannot be written.
+    #[error("{0}")]
+    Image(#[from] ImageError),
+    /// A result cannot be written.
+    #[error("{path}: {cause}")]
+    Write { path: PathBuf, cause: String },
+    /// Some cases of a folder failed; the others are there.
+    #[error("{} of {total} cases failed: {}", failed.len(), failed.join("; "))]
+    Cases { failed: Vec<String>, total: usize },
+    /// A rank is gone.
+    #[error("{0}")]
+    Comm(#[from] CommError),
+    /// This build does not know the device.
+    #[error("this build has no {0} support: build it with `--features {0}`")]
+    Device(&'static str),
+}

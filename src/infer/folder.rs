@@ -1,0 +1,152 @@
+//! A folder of images to a folder of label maps.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use ndarray::Array4;
+use ndarray_npy::NpzWriter;
+
+use super::InferError;
+use super::predictor::{Predictor, WindowOptions};
+use crate::backend::{ComputeBackend, Cpu};
+use crate::config::{Device, RunDir};
+use crate::dataset::{CaseFiles, find_images};
+use crate::fsio;
+use crate::image::write_labels;
+use crate::ops::NnOps;
+use crate::store::{CaseProperties, PreprocessedCase};
+
+/// How a folder is predicted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PredictOptions {
+    /// The network.
+    pub checkpoint: PathBuf,
+    pub windows: WindowOptions,
+    /// Write the class probabilities beside each label map, as `CASE.npz`.
+    pub save_probabilities: bool,
+    pub device: Device,
+}
+
+impl PredictOptions {
+    /// Finds the network: `model` is a run directory, whose `checkpoint` is taken, or a checkpoint itself.
+    pub fn checkpoint_of(model: &Path, checkpoint: impl FnOnce(&RunDir) -> PathBuf) -> PathBuf {
+        if model.is_file() { model.to_owned() } else { checkpoint(&RunDir::new(model)) }
+    }
+}
+
+/// Segments every case of `images` into `output`, one label map per case; gives their number.
+///
+/// While the network works on a case, the next is read and preprocessed and the last one is written.
+///
+/// # Errors
+/// The network or the images cannot be read. A case that fails does not stop the others; all such are named at the end.
+pub fn predict_folder(images: &Path, output: &Path, options: &PredictOptions) -> Result<usize, InferError> {
+    match options.device {
+        Device::Cpu => predict_on::<Cpu>(images, output, options, Default::default()),
+        #[cfg(feature = "cuda")]
+        Device::Cuda => predict_on::<crate::backend::Gpu>(images, output, options, Default::default()),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda => Err(InferError::Device("cuda")),
+    }
+}
+
+fn predict_on<B: ComputeBackend>(
+    images: &Path,
+    output: &Path,
+    options: &PredictOptions,
+    device: <B::InnerBackend as burn::tensor::backend::BackendTypes>::Device,
+) -> Result<usize, InferError> {
+    let predictor = Predictor::<B::InnerBackend>::open(&options.checkpoint, options.windows, device)?;
+    let dataset = predictor.dataset();
+    let cases = find_images(images, &dataset.file_ending, dataset.num_channels())?;
+    fs::create_dir_all(output).map_err(|error| write_error(output, error))?;
+
+    let (read, preprocessed) = bounded(1);
+    let (predicted, to_write) = bounded(1);
+    let mut failed = std::thread::scope(|scope| {
+        let (cases, predictor) = (&cases, &predictor);
+        scope.spawn(move || read_all(cases, predictor, &read));
+        let writer = scope.spawn(move || write_all(&to_write, predictor, output, options.save_probabilities));
+        let mut failed = predict_all(&preprocessed, predictor, &predicted);
+        drop(predicted);
+        failed.extend(writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        failed
+    });
+    if failed.is_empty() {
+        return Ok(cases.len());
+    }
+    failed.sort();
+    Err(InferError::Cases { failed, total: cases.len() })
+}
+
+/// A case on its way, or why it goes no further.
+type Outcome<T> = (String, Result<T, InferError>);
+type Preprocessed = Outcome<PreprocessedCase>;
+type Logits = (String, Array4<f32>, CaseProperties, Instant);
+
+fn read_all<B: NnOps>(cases: &[CaseFiles], predictor: &Predictor<B>, to: &Sender<Preprocessed>) {
+    for files in cases {
+        let case = files.load(predictor.dataset().num_channels()).map_err(InferError::from);
+        let result = case.and_then(|case| predictor.preprocess(&case));
+        // The receiver is gone only if it panicked.
+        if to.send((files.id.clone(), result)).is_err() {
+            return;
+        }
+    }
+}
+
+fn predict_all<B: NnOps>(from: &Receiver<Preprocessed>, predictor: &Predictor<B>, to: &Sender<Logits>) -> Vec<String> {
+    let mut failed = Vec::new();
+    for (id, result) in from {
+        match result {
+            Ok(case) => {
+                let began = Instant::now();
+                let logits = predictor.logits(case.data.view());
+                if to.send((id, logits, case.properties, began)).is_err() {
+                    break;
+                }
+            }
+            Err(error) => failed.push(format!("{id}: {error}")),
+        }
+    }
+    failed
+}
+
+fn write_all<B: NnOps>(
+    from: &Receiver<Logits>,
+    predictor: &Predictor<B>,
+    output: &Path,
+    save_probabilities: bool,
+) -> Vec<String> {
+    let mut failed = Vec::new();
+    for (id, logits, properties, began) in from {
+        let segmentation = predictor.export(logits.view(), &properties, save_probabilities);
+        let path = output.join(format!("{id}{}", predictor.dataset().file_ending));
+        let labels = write_labels(&path, &segmentation.labels).map_err(InferError::from);
+        let written = labels.and_then(|()| match &segmentation.probabilities {
+            Some(probabilities) => write_probabilities(&output.join(format!("{id}.npz")), probabilities),
+            None => Ok(()),
+        });
+        match written {
+            Ok(()) => tracing::info!("{id}: {:.1} s", began.elapsed().as_secs_f64()),
+            Err(error) => failed.push(format!("{id}: {error}")),
+        }
+    }
+    failed
+}
+
+/// Writes `probabilities`, `(class, z, y, x)`, under nnU-Net's key.
+fn write_probabilities(path: &Path, probabilities: &Array4<f32>) -> Result<(), InferError> {
+    let write = |file: &mut std::io::BufWriter<&mut fs::File>| {
+        let mut npz = NpzWriter::new_compressed(file);
+        npz.add_array("probabilities", probabilities).map_err(std::io::Error::other)?;
+        npz.finish().map(|_| ()).map_err(std::io::Error::other)
+    };
+    fsio::write_atomically(path, write).map_err(|error| write_error(path, error))
+}
+
+fn write_error(path: &Path, error: std::io::Error) -> InferError {
+    InferError::Write { path: path.to_owned(), cause: format!("cannot be written: {error}") }
+}
