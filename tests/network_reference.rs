@@ -13,10 +13,10 @@ use ndarray_npy::{NpzReader, ReadNpzError};
 use nnunet_dist::backend::Cpu;
 use nnunet_dist::dist::Single;
 use nnunet_dist::loss::{SegmentationLoss, Target};
-use nnunet_dist::model::{ParameterSpec, TensorState, UNet, UNetSpec};
+use nnunet_dist::model::{ParameterSpec, TensorState, UNet, UNetSpec, batch_tensor};
 use nnunet_dist::optim::{Optimizer, Sgd};
 use nnunet_dist::plan::NetworkShape;
-use nnunet_dist::train::{StepMetrics, TrainStep, batch_tensor};
+use nnunet_dist::train::{StepMetrics, TrainStep};
 
 type Device = burn::tensor::Device<Cpu>;
 

@@ -13,9 +13,15 @@
 use std::io;
 
 use crate::config::ConfigError;
-use crate::dist::CommError;
+use crate::dataset::DatasetError;
+use crate::dist::{CommError, Fault};
+use crate::eval::EvalError;
+use crate::image::ImageError;
+use crate::infer::InferError;
+use crate::model::TensorFileError;
 use crate::plan::PlanError;
 use crate::store::StoreError;
+use crate::train::TrainError;
 
 /// An error that is nobody's fault but ours.
 pub const INTERNAL: u8 = 1;
@@ -45,15 +51,38 @@ pub fn code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(code_of).unwrap_or(INTERNAL)
 }
 
+/// `None` leaves the decision to the cause's own cause: where a file could not be read, the system's error decides.
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
-    if cause.is::<CommError>() {
-        Some(RETRY)
-    } else if cause.is::<Missing>() {
+    if let Some(error) = cause.downcast_ref::<CommError>() {
+        Some(of_comm(error.fault))
+    } else if cause.is::<Missing>()
+        || matches!(cause.downcast_ref(), Some(TrainError::Device(_)))
+        || matches!(cause.downcast_ref(), Some(InferError::Device(_)))
+    {
         Some(MISSING)
-    } else if cause.is::<ConfigError>() || cause.is::<PlanError>() || cause.is::<StoreError>() {
+    } else if cause.is::<ConfigError>()
+        || cause.is::<ImageError>()
+        || cause.is::<PlanError>()
+        || cause.is::<StoreError>()
+        || cause.is::<TensorFileError>()
+        || matches!(cause.downcast_ref(), Some(TrainError::Checkpoint { .. } | TrainError::Diverged { .. }))
+        || matches!(cause.downcast_ref(), Some(InferError::Weights { .. } | InferError::Cases { .. }))
+    {
         Some(INVALID)
+    } else if let Some(error) = cause.downcast_ref::<DatasetError>() {
+        (!matches!(error, DatasetError::Io { .. })).then_some(INVALID)
+    } else if let Some(error) = cause.downcast_ref::<EvalError>() {
+        (!matches!(error, EvalError::Io { .. })).then_some(INVALID)
     } else {
         cause.downcast_ref::<io::Error>().map(of_io)
+    }
+}
+
+fn of_comm(fault: Fault) -> u8 {
+    match fault {
+        Fault::Lost => RETRY,
+        Fault::Disagreement => INVALID,
+        Fault::Unavailable => MISSING,
     }
 }
 
@@ -92,9 +121,18 @@ mod tests {
         assert_eq!(code(&config()), INVALID);
         assert_eq!(code(&config().context("training").context("demo")), INVALID);
         assert_eq!(code(&anyhow!("surprise")), INTERNAL);
-        let comm =
-            CommError { rank: 1, operation: "all-reduce".into(), elapsed_s: 5.0, reason: "rank 0 is gone".into() };
-        assert_eq!(code(&anyhow::Error::from(comm).context("epoch 3")), RETRY);
+        let dataset = DatasetError::Invalid { path: "dataset.json".into(), defect: "no labels".into() };
+        assert_eq!(code(&dataset.into()), INVALID);
+        let unwritten =
+            DatasetError::Io { path: "splits_final.json".into(), source: io::ErrorKind::StorageFull.into() };
+        assert_eq!(code(&unwritten.into()), INTERNAL);
+        let comm = |fault| {
+            let (operation, reason) = ("all-reduce".into(), "rank 0 is gone".into());
+            anyhow::Error::from(CommError { rank: 1, operation, elapsed_s: 5.0, fault, reason }).context("epoch 3")
+        };
+        assert_eq!(code(&comm(Fault::Lost)), RETRY);
+        assert_eq!(code(&comm(Fault::Disagreement)), INVALID);
+        assert_eq!(code(&comm(Fault::Unavailable)), MISSING);
         assert_eq!(code(&io::Error::from(io::ErrorKind::NotFound).into()), INVALID);
         assert_eq!(code(&io::Error::from(io::ErrorKind::StorageFull).into()), INTERNAL);
     }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::config::{Device, RunDir};
-use crate::infer::{self, PredictOptions};
+use crate::config::Device;
+use crate::infer::{self, Blend, PredictOptions, WindowOptions};
 
 /// Segment images with a trained network, in each image's own geometry.
 #[derive(Debug, Args)]
@@ -77,23 +77,22 @@ fn overlap(text: &str) -> Result<f64, String> {
 
 impl Predict {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        let checkpoint = PredictOptions::checkpoint_of(&self.run, |run| match self.checkpoint {
+            CheckpointName::Best => run.checkpoint_best(),
+            CheckpointName::Latest => run.checkpoint_latest(),
+        });
+        let blend = match self.blend {
+            BlendName::Gaussian => Blend::Gaussian,
+            BlendName::Constant => Blend::Constant,
+        };
         let options = PredictOptions {
-            checkpoint: match self.checkpoint {
-                CheckpointName::Best => self.run_dir().checkpoint_best(),
-                CheckpointName::Latest => self.run_dir().checkpoint_latest(),
-            },
-            mirror: !self.no_tta,
-            overlap: self.overlap,
-            gaussian: matches!(self.blend, BlendName::Gaussian),
+            checkpoint,
+            windows: WindowOptions { mirror: !self.no_tta, overlap: self.overlap, blend },
             save_probabilities: self.save_probabilities,
             device: self.device,
         };
-        let cases = infer::predict_folder(&self.run_dir(), &self.images, &self.output, &options)?;
+        let cases = infer::predict_folder(&self.images, &self.output, &options)?;
         println!("{cases} cases in {}", self.output.display());
         Ok(())
-    }
-
-    fn run_dir(&self) -> RunDir {
-        RunDir::new(&self.run)
     }
 }

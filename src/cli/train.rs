@@ -6,8 +6,9 @@ use clap::Args;
 
 use super::exit;
 use crate::config::{Device, FoldId, Layer, OptimizerKind, Precision, RunConfig, WorkDir};
+use crate::dist::{self, Communicator};
 use crate::plan::Plans;
-use crate::{dist, train};
+use crate::train;
 
 /// Train a network on one fold; under mpirun, on as many processes as it starts.
 ///
@@ -83,20 +84,31 @@ pub struct Train {
 
 impl Train {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let work = WorkDir::new(&self.work);
         let communicator = dist::init()?;
-        let config = match self.resolve(&work) {
-            Ok(config) => config,
-            // The other ranks fail alike, but one that waits for the rest must not.
+        match self.train(&*communicator) {
+            // The other ranks would wait for ever for one that just returns.
             Err(error) if communicator.world_size() > 1 => {
                 communicator.abort(exit::code(&error).into(), &exit::one_line(&error))
             }
-            Err(error) => return Err(error),
-        };
-        if communicator.rank() == 0 {
+            result => result,
+        }
+    }
+
+    fn train(&self, communicator: &dyn Communicator) -> anyhow::Result<()> {
+        let work = WorkDir::new(&self.work);
+        let config = self.resolve(&work)?;
+        let is_first = communicator.rank() == 0;
+        if is_first {
             print!("{}", config.to_toml());
         }
-        Ok(train::run(config, &work, communicator, self.resume)?)
+        if let Some(summary) = train::run(&config, &work, communicator, self.resume)? {
+            print!("{}", summary.table());
+            println!("mean Dice {:.4}", summary.mean_dice());
+        }
+        if is_first {
+            println!("run directory: {}", config.run_dir.display());
+        }
+        Ok(())
     }
 
     /// Defaults, plans, file and flags in one.
@@ -107,12 +119,7 @@ impl Train {
         let run_dir = work.run(&self.configuration, self.fold);
         layer.set("training.batch_size", Some(batch_size)).set("run_dir", Some(run_dir.root().display().to_string()));
         let file = self.config.as_deref().map(Layer::from_file).transpose()?;
-        let config = RunConfig::resolve(layer, file, self.flags())?;
-        if config.device == Device::Cuda && !cfg!(feature = "cuda") {
-            let (what, remedy) = ("device cuda".into(), "build with `--features cuda`".into());
-            return Err(exit::Missing { what, remedy }.into());
-        }
-        Ok(config)
+        Ok(RunConfig::resolve(layer, file, self.flags())?)
     }
 
     /// The settings given as flags.

@@ -8,24 +8,13 @@ use burn::tensor::{
 };
 use ndarray::{Array4, ArrayView4, ArrayView5};
 
+use super::sums::reduce_sums;
 use crate::backend::ComputeBackend;
 use crate::dist::{CommError, Communicator, ReduceOp};
 use crate::loss::{self, GlobalSums, LossSums, SegmentationLoss};
-use crate::model::UNet;
+use crate::model::{UNet, UNetSpec, batch_tensor};
 use crate::ops;
 use crate::optim::Optimizer;
-
-/// Images `(n, c, z, y, x)` as the network's input `(n, z, y, x, c)` on the device.
-pub fn batch_tensor<B: burn::tensor::backend::Backend>(images: ArrayView5<f32>, device: &B::Device) -> Tensor<B, 5> {
-    let (n, c, z, y, x) = images.dim();
-    let channels_last = images.permuted_axes([0, 2, 3, 4, 1]);
-    // With one channel the layouts are the same.
-    let values = match images.as_slice() {
-        Some(values) if c == 1 => values.to_vec(),
-        _ => channels_last.iter().copied().collect(),
-    };
-    Tensor::from_data(TensorData::new(values, [n, z, y, x, c]), device)
-}
 
 /// Network, loss and optimiser of one rank.
 pub struct TrainStep<B: ComputeBackend> {
@@ -34,7 +23,8 @@ pub struct TrainStep<B: ComputeBackend> {
     pub loss: SegmentationLoss,
     /// Weight of each head's loss, highest resolution first; heads of weight 0 are not computed.
     pub head_weights: Vec<f64>,
-    device: B::Device,
+    /// Where the network lives.
+    pub device: B::Device,
 }
 
 /// What a step has measured.
@@ -71,10 +61,7 @@ impl<B: ComputeBackend> TrainStep<B> {
 
     /// The labels `(n, z, y, x)` at the resolution of each head that has a weight.
     pub fn targets(&self, labels: ArrayView4<i16>) -> Vec<Array4<i16>> {
-        let (_, z, y, x) = labels.dim();
-        let extents = self.network.spec().head_extents([z, y, x]);
-        let weighted = extents.into_iter().zip(&self.head_weights).filter(|(_, weight)| **weight > 0.0);
-        weighted.map(|(extent, _)| loss::downsample_labels(labels, extent)).collect()
+        head_targets(self.network.spec(), &self.head_weights, labels)
     }
 
     /// One step on this rank's part of the global batch: images `(n, c, z, y, x)` and their [`TrainStep::targets`].
@@ -106,7 +93,8 @@ impl<B: ComputeBackend> TrainStep<B> {
         let n = images.dim().0;
         let heads = self.heads(images, targets);
         let start = Instant::now();
-        let global = self.reduce_sums(&heads, comm)?;
+        let sums: Vec<_> = heads.iter().map(|head| &head.sums).collect();
+        let global = reduce_sums(&sums, self.loss.batch_dice, comm)?;
         metrics.communication += start.elapsed();
 
         let mut root = Tensor::<B, 1>::zeros([1], &self.device);
@@ -138,30 +126,13 @@ impl<B: ComputeBackend> TrainStep<B> {
             })
             .collect()
     }
+}
 
-    /// The heads' sums over the global batch, in one all-reduce. Without batch Dice every sample has sums of its own, which
-    /// each rank writes into its place of the global list.
-    fn reduce_sums(&self, heads: &[Head<'_, B>], comm: &dyn Communicator) -> Result<Vec<LossSums>, CommError> {
-        let slots = if self.loss.batch_dice { 1 } else { comm.world_size() };
-        let slot = if self.loss.batch_dice { 0 } else { comm.rank() };
-        let mut flat = Vec::new();
-        for head in heads {
-            flat.extend([head.sums.cross_entropy, head.sums.count]);
-            let begin = flat.len() + slot * 3 * head.sums.dice.len();
-            flat.resize(flat.len() + slots * 3 * head.sums.dice.len(), 0.0);
-            let dice = head.sums.dice.iter().flatten();
-            flat[begin..].iter_mut().zip(dice).for_each(|(place, sum)| *place = *sum);
-        }
-        comm.all_reduce_f64(&mut flat, ReduceOp::Sum, "loss sums")?;
-        let mut rest = flat.as_slice();
-        let reduced = heads.iter().map(|head| {
-            let (sums, tail) = rest.split_at(2 + slots * 3 * head.sums.dice.len());
-            rest = tail;
-            let dice = sums[2..].chunks_exact(3).map(|sums| [sums[0], sums[1], sums[2]]).collect();
-            LossSums { dice, cross_entropy: sums[0], count: sums[1] }
-        });
-        Ok(reduced.collect())
-    }
+/// Labels `(n, z, y, x)` at the resolution of each head that has a weight, highest first.
+pub fn head_targets(spec: &UNetSpec, head_weights: &[f64], labels: ArrayView4<i16>) -> Vec<Array4<i16>> {
+    let (_, z, y, x) = labels.dim();
+    let weighted = spec.head_extents([z, y, x]).into_iter().zip(head_weights).filter(|(_, weight)| **weight > 0.0);
+    weighted.map(|(extent, _)| loss::downsample_labels(labels, extent)).collect()
 }
 
 /// Averages the gradients over the ranks through one flat buffer.

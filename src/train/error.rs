@@ -1,0 +1,60 @@
+//! Why a training run ended early.
+
+use std::path::PathBuf;
+
+use crate::dataset::DatasetError;
+use crate::dist::CommError;
+use crate::eval::EvalError;
+use crate::infer::InferError;
+use crate::loader::LoaderError;
+use crate::model::TensorFileError;
+use crate::plan::PlanError;
+use crate::store::StoreError;
+use crate::telemetry::TelemetryError;
+
+/// A training run that cannot begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The plans cannot be read or followed.
+    #[error("{0}")]
+    Plans(#[from] PlanError),
+    /// The dataset's description, splits or raw labels are missing or damaged.
+    #[error("{0}")]
+    Dataset(#[from] DatasetError),
+    /// The preprocessed cases cannot be read.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// A batch could not be made.
+    #[error("{0}")]
+    Loader(#[from] LoaderError),
+    /// A rank or the network failed.
+    #[error("{0}")]
+    Comm(#[from] CommError),
+    /// A checkpoint cannot be read or written.
+    #[error("{0}")]
+    File(#[from] TensorFileError),
+    /// A checkpoint is not one of this run.
+    #[error("{path}: {defect}; is it of another dataset or configuration?")]
+    Checkpoint { path: PathBuf, defect: String },
+    /// The log cannot be written.
+    #[error("{0}")]
+    Telemetry(#[from] TelemetryError),
+    /// The held-out cases could not be predicted.
+    #[error("{0}")]
+    Infer(#[from] InferError),
+    /// The held-out cases could not be evaluated.
+    #[error("{0}")]
+    Eval(#[from] EvalError),
+    /// The run's own description cannot be read or written.
+    #[error("{0}")]
+    Config(#[from] crate::config::ConfigError),
+    /// The loss is no longer a number.
+    #[error(
+        "the loss is {loss} in epoch {epoch}, step {iteration}, at a learning rate of {lr}: training has diverged; \
+         resume from the last checkpoint with a lower --lr"
+    )]
+    Diverged { epoch: usize, iteration: usize, loss: f64, lr: f64 },
+    /// The build does not know the device.
+    #[error("this build has no {0} support: build it with `--features {0}`")]
+    Device(&'static str),
+}

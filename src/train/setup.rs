@@ -1,0 +1,201 @@
+//! From a configuration to a trainer that is ready to run.
+
+use std::sync::Arc;
+
+use super::TrainError;
+use super::checkpoint::{Checkpoint, Progress, ReadError};
+use super::step::TrainStep;
+use super::trainer::Trainer;
+use crate::augment::Pipeline;
+use crate::backend::ComputeBackend;
+use crate::config::{AugmentationPreset, FoldId, OptimizerConfig, OptimizerKind, RunConfig, WorkDir};
+use crate::dataset::{DatasetJson, Splits};
+use crate::dist::{Communicator, check_agreement};
+use crate::loader::{Loader, LoaderOptions, Sampler, SamplerOptions};
+use crate::loss::{SegmentationLoss, Target, weights};
+use crate::model::{ModelDescription, TensorState, UNet};
+use crate::optim::{Adam, Optimizer, Rule, Schedule, Sgd};
+use crate::plan::{Configuration, Plans};
+use crate::rng::Purpose;
+use crate::store::{CaseStore, NativeStore};
+use crate::telemetry::Observers;
+
+/// Batches prepared ahead of the one in use.
+const PREFETCH: usize = 3;
+
+/// What every rank has read before training begins.
+pub struct Job<'a> {
+    pub config: &'a RunConfig,
+    pub model: ModelDescription,
+    pub configuration: Configuration,
+    pub store: Arc<NativeStore>,
+    /// Cases of the fold to train and to validate on; the same for [`FoldId::All`].
+    pub train_cases: Vec<String>,
+    pub validation_cases: Vec<String>,
+    pub comm: &'a dyn Communicator,
+}
+
+impl<'a> Job<'a> {
+    /// Reads plans, dataset description, split and the index of the store.
+    ///
+    /// # Errors
+    /// One of them is missing or invalid, or the ranks do not have the same.
+    pub fn open(config: &'a RunConfig, work: &WorkDir, comm: &'a dyn Communicator) -> Result<Self, TrainError> {
+        let plans = Plans::load(&work.plans())?;
+        let dataset = DatasetJson::load(&work.dataset_json())?;
+        let configuration = plans.configuration(&config.configuration)?;
+        let store = Arc::new(NativeStore::open(&work.preprocessed(&configuration.data_identifier))?);
+        let (train_cases, validation_cases) = match config.fold {
+            FoldId::All => (store.case_ids().to_vec(), store.case_ids().to_vec()),
+            FoldId::Number(fold) => {
+                let splits = Splits::load(&work.splits())?;
+                let (train, validation) = splits.fold(fold)?;
+                (train.to_vec(), validation.to_vec())
+            }
+        };
+        let mirror_axes = if configuration.is_2d() { vec![1, 2] } else { vec![0, 1, 2] };
+        let model = ModelDescription { plans, dataset, configuration: config.configuration.clone(), mirror_axes };
+        let job = Self { config, model, configuration, store, train_cases, validation_cases, comm };
+        check_agreement(comm, "configuration, plans or cases", job.fingerprint().as_bytes())?;
+        Ok(job)
+    }
+
+    /// All that must be the same on every rank for them to train one network.
+    fn fingerprint(&self) -> String {
+        let Self { config, model, store, train_cases, .. } = self;
+        format!("{}\n{model:?}\n{:?}\n{train_cases:?}", config.to_toml(), store.case_ids())
+    }
+
+    /// Builds this rank's trainer, from the start or from `checkpoint_latest`.
+    ///
+    /// # Errors
+    /// The plans ask for what there is not, or the checkpoint does not fit them.
+    pub fn trainer<B: ComputeBackend>(
+        &self,
+        resume: bool,
+        device: B::Device,
+        observers: impl FnOnce(&Progress) -> Result<Observers, TrainError>,
+    ) -> Result<Trainer<'a, B>, TrainError> {
+        let Self { config, comm, .. } = *self;
+        let spec = self.model.network_spec()?;
+        let mut optimizer = Optimizer::new(rule(&config.optimizer), clip_norm(&config.optimizer));
+        let (network, progress) = if resume {
+            let path = config.run_dir().checkpoint_latest();
+            let checkpoint = Checkpoint::read(&path, comm)?;
+            let misfit = |error| TrainError::Checkpoint { path: path.clone(), defect: format!("{error}") };
+            let network = UNet::<B>::with_state(spec, &checkpoint.weights, &device).map_err(misfit)?;
+            let specs: Vec<_> = network.parameters().iter().map(|parameter| parameter.spec.clone()).collect();
+            optimizer.load_state(&specs, &checkpoint.optimizer, &device).map_err(misfit)?;
+            (network, checkpoint.progress)
+        } else {
+            let mut state = UNet::<B>::new(spec.clone(), config.seed, &device).state();
+            broadcast(&mut state, comm)?;
+            let network = UNet::with_state(spec, &state, &device).expect("the state of such a network");
+            (network, Progress::default())
+        };
+        let heads = network.heads();
+        let head_weights = if config.deep_supervision { weights(heads) } else { only_first(heads) };
+        let observers = observers(&progress)?;
+        Ok(Trainer {
+            config,
+            comm,
+            model: self.model.clone(),
+            step: TrainStep::new(network, optimizer, self.loss(), head_weights, device),
+            schedule: Schedule::new(
+                &config.schedule,
+                config.optimizer.lr,
+                config.training.epochs,
+                config.training.iterations_per_epoch,
+            ),
+            train_batches: self.loader(Purpose::TrainSample, progress.next_epoch)?,
+            validation_batches: match config.training.validation_iterations {
+                0 => None,
+                _ => Some(self.loader(Purpose::ValSample, progress.next_epoch)?),
+            },
+            progress,
+            observers,
+        })
+    }
+
+    fn loss(&self) -> SegmentationLoss {
+        let dataset = &self.model.dataset;
+        let target = match dataset.regions() {
+            Some(regions) => Target::Regions(regions),
+            None => Target::Classes,
+        };
+        SegmentationLoss::new(target, self.configuration.batch_dice, dataset.ignore_label())
+    }
+
+    /// Batches of this rank from `epoch` on: augmented training samples, or validation samples as they are.
+    fn loader(&self, purpose: Purpose, epoch: usize) -> Result<Loader, TrainError> {
+        let Self { config, comm, configuration, .. } = self;
+        let patch_size = configuration.patch_size3();
+        let is_training = purpose == Purpose::TrainSample;
+        let preset = if is_training { config.data.augmentation } else { AugmentationPreset::None };
+        let (mirror_axes, masked) = (&self.model.mirror_axes, &configuration.use_mask_for_norm);
+        let pipeline = Arc::new(match preset {
+            AugmentationPreset::Nnunet => Pipeline::nnunet(patch_size, mirror_axes, masked),
+            AugmentationPreset::Basic => Pipeline::nnunet_basic(patch_size, mirror_axes, masked),
+            AugmentationPreset::None => Pipeline::none(patch_size),
+        });
+        let cases = if is_training { &self.train_cases } else { &self.validation_cases };
+        let sampler = SamplerOptions {
+            seed: config.seed,
+            purpose,
+            patch_size: pipeline.read_patch_size(),
+            final_patch_size: patch_size,
+            global_batch_size: config.training.batch_size * comm.world_size(),
+            oversample_foreground: config.data.oversample_foreground,
+        };
+        let sampler = Sampler::new(self.store.clone(), cases.clone(), sampler)?;
+        let options = LoaderOptions {
+            rank: comm.rank(),
+            world_size: comm.world_size(),
+            batch_per_rank: config.training.batch_size,
+            workers: if is_training { config.data.workers } else { 1 },
+            prefetch: PREFETCH,
+            epochs: epoch as u64..config.training.epochs as u64,
+            first_iteration: 0,
+            iterations_per_epoch: match is_training {
+                true => config.training.iterations_per_epoch as u64,
+                false => config.training.validation_iterations as u64,
+            },
+        };
+        Ok(Loader::start(self.store.clone(), sampler, pipeline, options)?)
+    }
+}
+
+impl From<ReadError> for TrainError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::File(error) => error.into(),
+            ReadError::Comm(error) => error.into(),
+        }
+    }
+}
+
+fn rule(config: &OptimizerConfig) -> Rule {
+    match config.kind {
+        OptimizerKind::Sgd => {
+            Sgd { momentum: config.momentum, weight_decay: config.weight_decay, nesterov: config.nesterov }.into()
+        }
+        OptimizerKind::Adam => Adam { weight_decay: config.weight_decay, ..Adam::default() }.into(),
+    }
+}
+
+fn clip_norm(config: &OptimizerConfig) -> Option<f64> {
+    (config.clip > 0.0).then_some(config.clip)
+}
+
+/// The weights of a loss without deep supervision.
+fn only_first(heads: usize) -> Vec<f64> {
+    (0..heads).map(|head| if head == 0 { 1.0 } else { 0.0 }).collect()
+}
+
+/// Gives every rank the weights of rank 0.
+fn broadcast(state: &mut [TensorState], comm: &dyn Communicator) -> Result<(), TrainError> {
+    for tensor in state {
+        comm.broadcast(&mut tensor.values, 0, &tensor.spec.name)?;
+    }
+    Ok(())
+}
