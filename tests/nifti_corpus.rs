@@ -53,13 +53,13 @@ fn compare(entry: &Entry, volume: &Volume, folder: &Path) {
     let (Some(shape), Some(affine)) = (&entry.shape, entry.affine) else { return };
     let spatial: Vec<usize> = (0..3).map(|axis| shape.get(axis).copied().unwrap_or(1)).collect();
     assert_eq!(spatial, [x, y, z], "{name}");
-    for row in 0..3 {
+    for (row, theirs) in affine.iter().take(3).enumerate() {
         let sign = if row < 2 { -1.0 } else { 1.0 };
-        for axis in 0..3 {
+        for (axis, theirs) in theirs.iter().take(3).enumerate() {
             let ours = volume.geometry.direction[row][axis] * volume.geometry.spacing[2 - axis] * sign;
-            assert!((ours - affine[row][axis]).abs() < 1e-5, "{name}: {ours} instead of {}", affine[row][axis]);
+            assert!((ours - theirs).abs() < 1e-5, "{name}: {ours} instead of {theirs}");
         }
-        assert!((volume.geometry.origin[row] * sign - affine[row][3]).abs() < 1e-4, "{name}");
+        assert!((volume.geometry.origin[row] * sign - theirs[3]).abs() < 1e-4, "{name}");
     }
 
     // Complex and colour files: one channel per component, of which the manifest has no statistics.

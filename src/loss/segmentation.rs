@@ -151,9 +151,9 @@ impl SegmentationLoss {
             }
             sums.cross_entropy += self.activate(logits, label, activations);
             sums.count += if self.target == Target::Classes { 1.0 } else { channels as f64 };
-            for channel in first..channels {
-                let p = f64::from(activations[channel]);
-                let [intersection, activation, target] = &mut sums.dice[channel - first];
+            let scored = activations.iter().enumerate().skip(first);
+            for ((channel, p), [intersection, activation, target]) in scored.zip(&mut sums.dice) {
+                let p = f64::from(*p);
                 *activation += p;
                 if self.contains(channel, label) {
                     *intersection += p;

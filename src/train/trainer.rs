@@ -119,7 +119,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
 
     fn save(&self, epoch: usize, is_best: bool) -> Result<(), TrainError> {
         let run = self.config.run_dir();
-        let is_due = (epoch + 1) % self.config.training.checkpoint_every == 0;
+        let is_due = (epoch + 1).is_multiple_of(self.config.training.checkpoint_every);
         let is_last = epoch + 1 == self.config.training.epochs;
         if is_best {
             self.checkpoint().write(&run.checkpoint_best())?;

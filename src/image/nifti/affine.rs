@@ -74,8 +74,8 @@ pub fn to_geometry(affine: Affine) -> Option<Geometry> {
     for axis in 0..3 {
         let length = affine.iter().map(|row| row[axis] * row[axis]).sum::<f64>().sqrt();
         geometry.spacing[2 - axis] = if length > 0.0 { length } else { 1.0 };
-        for row in 0..3 {
-            let cosine = if length > 0.0 { affine[row][axis] / length } else { f64::from(u8::from(row == axis)) };
+        for (row, entries) in affine.iter().enumerate() {
+            let cosine = if length > 0.0 { entries[axis] / length } else { f64::from(u8::from(row == axis)) };
             geometry.direction[row][axis] = cosine * to_lps(row);
         }
     }

@@ -98,17 +98,16 @@ impl Files {
 /// Bytes of a file, decompressed where they are compressed, whatever its name says.
 enum Source {
     Plain(File),
-    Gzip(MultiGzDecoder<BufReader<File>>),
+    Gzip(Box<MultiGzDecoder<BufReader<File>>>),
 }
 
 impl Source {
     fn open(path: &Path) -> io::Result<Self> {
         let gzip = is_gzip(path)?;
         let file = File::open(path)?;
-        Ok(if gzip {
-            Self::Gzip(MultiGzDecoder::new(BufReader::with_capacity(1 << 16, file)))
-        } else {
-            Self::Plain(file)
+        Ok(match gzip {
+            true => Self::Gzip(Box::new(MultiGzDecoder::new(BufReader::with_capacity(1 << 16, file)))),
+            false => Self::Plain(file),
         })
     }
 
