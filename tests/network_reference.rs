@@ -140,7 +140,7 @@ fn outputs_gradients_and_ten_steps_agree_with_pytorchs() {
         let targets: Vec<_> = (0..weighted).map(|head| fixture.labels(&format!("target{head}"))).collect();
         let sgd = Sgd { momentum: 0.99, nesterov: true, weight_decay: 3e-5 };
         let loss = SegmentationLoss::new(Target::Classes, fixture.batch_dice, None);
-        let mut step = TrainStep::new(network, Optimizer::new(sgd, Some(12.0)), loss, head_weights, device.clone());
+        let mut step = TrainStep::new(network, Optimizer::new(sgd, Some(12.0)), loss, head_weights, device);
         let mut metrics = StepMetrics::default();
         let gradients = step.gradients(images.view(), &targets, &Single, &mut metrics).unwrap();
         let expected = fixture.state("g/", &specs);

@@ -27,7 +27,8 @@ fn assert_close(what: &str, ours: burn_flex::FlexTensor, reference: burn_flex::F
 }
 
 /// `(n, c_in, c_out, extent, kernel, stride)`; padding is kernel / 2 as in the U-Net.
-const CONVOLUTIONS: [(usize, usize, usize, [usize; 3], [usize; 3], [usize; 3]); 9] = [
+type Convolution = (usize, usize, usize, [usize; 3], [usize; 3], [usize; 3]);
+const CONVOLUTIONS: [Convolution; 9] = [
     (1, 1, 8, [7, 9, 6], [3, 3, 3], [1, 1, 1]),
     (2, 3, 5, [6, 8, 10], [3, 3, 3], [1, 1, 1]),
     (2, 16, 32, [8, 8, 8], [3, 3, 3], [2, 2, 2]),

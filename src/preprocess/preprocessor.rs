@@ -357,9 +357,9 @@ mod tests {
     #[test]
     fn plans_that_cannot_be_followed_are_refused() {
         let error = |spacing: &[f64], scheme| preprocessor(spacing, scheme, false).unwrap_err().to_string();
-        assert!(error(&[1.0; 3], "Histogram").contains("configuration only: channel 0"));
+        assert!(error(&[1.0; 3], "Histogram").contains("configuration \"only\": channel 0"));
         assert!(error(&[1.0; 3], "CTNormalization").contains("foreground intensity properties"));
-        assert!(error(&[1.0, 0.0, 1.0], "NoNormalization").contains("not positive"));
-        assert!(error(&[1.0; 4], "NoNormalization").contains("neither two nor three"));
+        assert!(error(&[1.0, 0.0, 1.0], "NoNormalization").contains("positive numbers"));
+        assert!(error(&[1.0; 4], "NoNormalization").contains("positive numbers"));
     }
 }

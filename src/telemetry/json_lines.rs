@@ -21,10 +21,16 @@ impl JsonLines {
     /// The file cannot be read or written, or a line before the last is damaged.
     pub fn open(path: &Path, next_epoch: usize) -> Result<Self, TelemetryError> {
         let fail = |error: std::io::Error| TelemetryError::new(path, error);
-        let mut kept = if next_epoch > 0 && path.exists() { read_log(path)? } else { Vec::new() };
-        kept.retain(|record| record.epoch < next_epoch);
-        let text = kept.iter().map(line).collect::<String>();
-        fsio::write_bytes(path, text.as_bytes()).map_err(fail)?;
+        let text =
+            if next_epoch > 0 && path.exists() { std::fs::read_to_string(path).map_err(fail)? } else { String::new() };
+        // Whole lines are kept as they are: a number that is read and written again may change in its last digit.
+        let mut kept = String::new();
+        for line in whole_lines(&text) {
+            if parse(path, line)?.epoch < next_epoch {
+                kept.extend([line.1, "\n"]);
+            }
+        }
+        fsio::write_bytes(path, kept.as_bytes()).map_err(fail)?;
         let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
         Ok(Self { path: path.to_owned(), file })
     }
@@ -48,12 +54,17 @@ fn line(record: &EpochRecord) -> String {
 /// The file cannot be read, or a whole line is damaged.
 pub fn read_log(path: &Path) -> Result<Vec<EpochRecord>, TelemetryError> {
     let text = std::fs::read_to_string(path).map_err(|error| TelemetryError::new(path, error))?;
+    whole_lines(&text).map(|line| parse(path, line)).collect()
+}
+
+/// Lines with their numbers, without a last one that no line break ends.
+fn whole_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let records = whole.lines().enumerate().map(|(number, line)| {
-        let damaged = |error| TelemetryError::new(path, format!("line {}: {error}", number + 1));
-        serde_json::from_str(line).map_err(damaged)
-    });
-    records.collect()
+    whole.lines().enumerate()
+}
+
+fn parse(path: &Path, (number, line): (usize, &str)) -> Result<EpochRecord, TelemetryError> {
+    serde_json::from_str(line).map_err(|error| TelemetryError::new(path, format!("line {}: {error}", number + 1)))
 }
 
 #[cfg(test)]
@@ -72,10 +83,9 @@ mod tests {
 
         let mut log = JsonLines::open(&path, 3).unwrap();
         log.epoch_finished(&EpochRecord::example(3)).unwrap();
-        let records = read_log(&path).unwrap();
-        assert_eq!(records, (0..4).map(EpochRecord::example).collect::<Vec<_>>());
-
         let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, (0..4).map(|epoch| line(&EpochRecord::example(epoch))).collect::<String>());
+        assert_eq!(read_log(&path).unwrap().len(), 4);
         assert!(text.starts_with(r#"{"epoch":0,"train_loss":0.5,"val_loss":0.6,"pseudo_dice":[0.2,null],"ema_"#));
         drop(JsonLines::open(&path, 0).unwrap());
         assert_eq!(read_log(&path).unwrap(), []);
