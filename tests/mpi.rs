@@ -3,21 +3,18 @@
 //! The processes of a job are this very test program, told by an environment variable which part to play.
 #![cfg(feature = "mpi")]
 
-use std::env;
-use std::fs::{self, File};
-use std::io::Read;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+#[path = "common/job.rs"]
+mod job;
 
+use std::env;
+use std::thread;
+use std::time::Duration;
+
+use self::job::{Job, PATIENCE, in_parallel, is_installed, is_open_mpi, me, observe};
 use nnunet_dist::dist::{self, CommError, Communicator, ReduceOp};
 
 /// The environment variable with the part that a process has to play.
 const PART: &str = "NNUNET_TEST_PART";
-
-/// A job that is not over by then hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Not a test of its own: what each process of a job runs.
 #[test]
@@ -267,7 +264,7 @@ fn the_launcher_of_another_mpi_is_refused() {
         println!("skipped: no {stranger}");
         return;
     }
-    let job = run_under(stranger, "places", 2, &[]);
+    let job = observe(in_parallel(stranger, 2, &[], &me(PART, "places")));
     assert!(!job.status.success(), "{}", job.output);
     job.says("it started 2 processes but");
     job.says(ours);
@@ -275,109 +272,16 @@ fn the_launcher_of_another_mpi_is_refused() {
 
 #[test]
 fn a_process_by_itself_needs_no_launcher() {
-    let job = observe(me("collectives"));
+    let job = observe(me(PART, "collectives"));
     job.succeeded(1);
 }
 
-/// A job that is over.
-struct Job {
-    status: ExitStatus,
-    /// What all ranks and the launcher printed.
-    output: String,
-}
-
-impl Job {
-    #[track_caller]
-    fn succeeded(&self, ranks: usize) {
-        assert!(self.status.success(), "{}\n{}", self.status, self.output);
-        (0..ranks).for_each(|rank| self.says(&format!("rank {rank} of {ranks} is done")));
-    }
-
-    #[track_caller]
-    fn failed_with(&self, code: i32) {
-        assert_eq!(self.status.code(), Some(code), "{}\n{}", self.status, self.output);
-        assert!(!self.output.contains("is done"), "{}", self.output);
-    }
-
-    #[track_caller]
-    fn says(&self, text: &str) {
-        assert!(self.output.contains(text), "no `{text}` in\n{}", self.output);
-    }
-}
-
-/// Runs a job under the launcher that belongs to the MPI of this build; `None`, with a line that says so, without one.
+/// Runs a job under the launcher that belongs to the MPI of this build; `None` without one.
 fn run(part: &str, ranks: usize, open_mpi_flags: &[&str]) -> Option<Job> {
-    let names = if is_open_mpi() { ["mpirun.openmpi", "mpirun"] } else { ["mpirun.mpich", "mpirun"] };
-    let Some(launcher) = names.into_iter().find(|name| is_installed(name)) else {
-        println!("skipped: no mpirun");
-        return None;
-    };
+    let launcher = job::launcher()?;
     if is_open_mpi() && is_installed("mpirun.mpich") {
         println!("skipped: mpirun.mpich (built against Open MPI)");
     }
     let flags = if is_open_mpi() { open_mpi_flags } else { &[] };
-    Some(run_under(launcher, part, ranks, flags))
-}
-
-fn run_under(launcher: &str, part: &str, ranks: usize, flags: &[&str]) -> Job {
-    let rank = me(part);
-    let mut command = Command::new(launcher);
-    command.arg("-np").arg(ranks.to_string()).args(flags).arg(rank.get_program()).args(rank.get_args());
-    command.envs(rank.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    // Test machines are containers, run as root, with few cores.
-    for setting in ["ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM", "MCA_rmaps_base_oversubscribe"] {
-        command.env(format!("OMPI_{setting}"), "1");
-    }
-    observe(command)
-}
-
-/// This program as one rank.
-fn me(part: &str) -> Command {
-    let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["part_of_a_rank", "--exact", "--nocapture"]).env(PART, part);
-    for variable in ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "RAYON_NUM_THREADS", "RUST_BACKTRACE"] {
-        command.env_remove(variable);
-    }
-    command
-}
-
-/// Runs a command to its end, one at a time: jobs have more processes than a small machine has cores.
-fn observe(mut command: Command) -> Job {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let output = || Stdio::from(File::options().append(true).open(file.path()).unwrap());
-    let mut child = command.stdin(Stdio::null()).stdout(output()).stderr(output()).spawn().unwrap();
-    let status = wait(&mut child);
-    let mut bytes = Vec::new();
-    File::open(file.path()).unwrap().read_to_end(&mut bytes).unwrap();
-    let output = String::from_utf8_lossy(&bytes).into_owned();
-    Job { status: status.unwrap_or_else(|| panic!("the job hangs: {command:?}\n{output}")), output }
-}
-
-/// The exit status, or `None` where the process had to be killed.
-fn wait(child: &mut Child) -> Option<ExitStatus> {
-    let began = Instant::now();
-    while began.elapsed() < PATIENCE {
-        if let Some(status) = child.try_wait().unwrap() {
-            return Some(status);
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    // A launcher that is asked to end takes its ranks along.
-    // SAFETY: the process has not been waited for, so that the number is still its own.
-    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
-    thread::sleep(Duration::from_secs(5));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    None
-}
-
-fn is_open_mpi() -> bool {
-    dist::mpi_version().is_some_and(|version| version.starts_with("Open MPI"))
-}
-
-fn is_installed(program: &str) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|folder| fs::metadata(folder.join(program)).is_ok())
+    Some(observe(in_parallel(launcher, ranks, flags, &me(PART, part))))
 }

@@ -1,0 +1,119 @@
+//! Jobs of several real processes, run to their end.
+#![allow(dead_code)]
+
+use std::env;
+use std::fs::{self, File};
+use std::io::Read;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nnunet_dist::dist;
+
+/// A job that is not over by then hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A job that is over.
+pub struct Job {
+    pub status: ExitStatus,
+    /// What all ranks and the launcher printed.
+    pub output: String,
+}
+
+impl Job {
+    #[track_caller]
+    pub fn succeeded(&self, ranks: usize) {
+        assert!(self.status.success(), "{}\n{}", self.status, self.output);
+        (0..ranks).for_each(|rank| self.says(&format!("rank {rank} of {ranks} is done")));
+    }
+
+    #[track_caller]
+    pub fn failed_with(&self, code: i32) {
+        assert_eq!(self.status.code(), Some(code), "{}\n{}", self.status, self.output);
+        assert!(!self.output.contains("is done"), "{}", self.output);
+    }
+
+    #[track_caller]
+    pub fn says(&self, text: &str) {
+        assert!(self.output.contains(text), "no `{text}` in\n{}", self.output);
+    }
+}
+
+/// The launcher that belongs to the MPI of this build; `None`, with a line that says so, without one.
+pub fn launcher() -> Option<&'static str> {
+    let names = if is_open_mpi() { ["mpirun.openmpi", "mpirun"] } else { ["mpirun.mpich", "mpirun"] };
+    let found = names.into_iter().find(|name| is_installed(name));
+    if found.is_none() {
+        println!("skipped: no mpirun");
+    }
+    found
+}
+
+/// `command` as several ranks.
+pub fn in_parallel(launcher: &str, ranks: usize, flags: &[&str], command: &Command) -> Command {
+    let mut job = Command::new(launcher);
+    job.arg("-np").arg(ranks.to_string()).args(flags).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => job.env(name, value),
+            None => job.env_remove(name),
+        };
+    }
+    // Test machines are containers, run as root, with few cores.
+    for setting in ["ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM", "MCA_rmaps_base_oversubscribe"] {
+        job.env(format!("OMPI_{setting}"), "1");
+    }
+    job
+}
+
+/// This test program, to run only its test `part_of_a_rank`, which is told by the environment what to do.
+pub fn me(variable: &str, part: &str) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["part_of_a_rank", "--exact", "--nocapture"]).env(variable, part);
+    for variable in ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "RAYON_NUM_THREADS", "RUST_BACKTRACE"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// Runs a command to its end, one at a time: jobs have more processes than a small machine has cores.
+pub fn observe(mut command: Command) -> Job {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let output = || Stdio::from(File::options().append(true).open(file.path()).unwrap());
+    let mut child = command.stdin(Stdio::null()).stdout(output()).stderr(output()).spawn().unwrap();
+    let status = wait(&mut child);
+    let mut bytes = Vec::new();
+    File::open(file.path()).unwrap().read_to_end(&mut bytes).unwrap();
+    let output = String::from_utf8_lossy(&bytes).into_owned();
+    Job { status: status.unwrap_or_else(|| panic!("the job hangs: {command:?}\n{output}")), output }
+}
+
+/// The exit status, or `None` where the process had to be killed.
+fn wait(child: &mut Child) -> Option<ExitStatus> {
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    // A launcher that is asked to end takes its ranks along.
+    // SAFETY: the process has not been waited for, so that the number is still its own.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    thread::sleep(Duration::from_secs(5));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    None
+}
+
+pub fn is_open_mpi() -> bool {
+    dist::mpi_version().is_some_and(|version| version.starts_with("Open MPI"))
+}
+
+pub fn is_installed(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| fs::metadata(folder.join(program)).is_ok())
+}
