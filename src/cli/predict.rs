@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::config::Device;
+use crate::dist::{self, Single};
 use crate::infer::{self, Blend, PredictOptions, WindowOptions};
 
 /// Segment images with a trained network, in each image's own geometry.
@@ -91,6 +92,8 @@ impl Predict {
             save_probabilities: self.save_probabilities,
             device: self.device,
         };
+        // Reading, prediction and writing go on side by side: threads must not wait for work by spinning.
+        dist::divide_threads(&Single)?;
         let cases = infer::predict_folder(&self.images, &self.output, &options)?;
         println!("{cases} cases in {}", self.output.display());
         Ok(())

@@ -10,7 +10,7 @@ use super::gaussian::Blend;
 use super::sliding_window::SlidingWindow;
 use crate::dataset::{Case, DatasetJson};
 use crate::image::Resampling;
-use crate::model::{SavedModel, UNet};
+use crate::model::{SavedModel, TensorFileError, UNet};
 use crate::ops::NnOps;
 use crate::preprocess::Preprocessor;
 use crate::store::{CaseProperties, PreprocessedCase};
@@ -49,6 +49,10 @@ impl<B: NnOps> Predictor<B> {
     /// # Errors
     /// The file is missing or damaged, or contradicts itself.
     pub fn open(checkpoint: &Path, options: WindowOptions, device: B::Device) -> Result<Self, InferError> {
+        if !checkpoint.exists() {
+            let defect = "there is no checkpoint; give --run the run directory of a training run, or a checkpoint";
+            return Err(TensorFileError::new(checkpoint, defect).into());
+        }
         let SavedModel { description, weights } = SavedModel::read(checkpoint)?;
         let network = UNet::with_state(description.network_spec()?, &weights, &device);
         let network = network.map_err(|cause| InferError::Weights { path: checkpoint.to_owned(), cause })?;

@@ -48,12 +48,12 @@ pub enum TrainError {
     /// The run's own description cannot be read or written.
     #[error("{0}")]
     Config(#[from] crate::config::ConfigError),
-    /// The loss is no longer a number.
+    /// Loss or gradient are no longer numbers.
     #[error(
-        "the loss is {loss} in epoch {epoch}, step {iteration}, at a learning rate of {lr}: training has diverged; \
-         resume from the last checkpoint with a lower --lr"
+        "training has diverged: in epoch {epoch}, step {iteration}, at a learning rate of {lr}, the loss is {loss} and \
+         the gradient's norm {norm}; resume from the last checkpoint with a lower --lr"
     )]
-    Diverged { epoch: usize, iteration: usize, loss: f64, lr: f64 },
+    Diverged { epoch: usize, iteration: usize, loss: f64, norm: f64, lr: f64 },
     /// The build does not know the device.
     #[error("this build has no {0} support: build it with `--features {0}`")]
     Device(&'static str),

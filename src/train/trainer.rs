@@ -75,9 +75,15 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             let lr = self.schedule.lr(epoch, iteration);
             let metrics = self.step.run(batch.images.view(), &targets, lr, self.comm)?;
             self.train_batches.recycle(batch);
-            // The loss is the global batch's: all ranks stop alike.
-            if !metrics.loss.is_finite() {
-                return Err(TrainError::Diverged { epoch, iteration, loss: metrics.loss, lr });
+            // Loss and gradients are the global batch's: all ranks stop alike, before a checkpoint is made of it.
+            if !metrics.loss.is_finite() || !metrics.gradient_norm.is_finite() {
+                return Err(TrainError::Diverged {
+                    epoch,
+                    iteration,
+                    loss: metrics.loss,
+                    norm: metrics.gradient_norm,
+                    lr,
+                });
             }
             sums.loss += metrics.loss;
             sums.gradient_norm += metrics.gradient_norm;

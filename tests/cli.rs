@@ -1,0 +1,161 @@
+//! What the command line promises: help, exit codes, one-line errors, nothing half-written.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use ndarray::{Array3, Array4};
+use nnunet_dist::image::{Geometry, LabelMap, Volume, write_labels, write_volume};
+use nnunet_dist::phantom::PhantomOptions;
+use predicates::prelude::PredicateBooleanExt;
+use predicates::str::{contains, is_empty};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn nnunet_dist<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut command = Command::cargo_bin("nnunet-dist").expect("cargo builds the program before its tests");
+    command.args(args).env_remove("RUST_LOG").env_remove("RUST_BACKTRACE");
+    command
+}
+
+/// A raw dataset and the place for its work folder.
+struct Folders {
+    folder: TempDir,
+}
+
+impl Folders {
+    fn with_phantoms(cases: usize) -> Self {
+        let folders = Self { folder: tempfile::tempdir().unwrap() };
+        let options = PhantomOptions { train_cases: cases, test_cases: 0, shape: [18, 20, 18], seed: 11 };
+        options.generate(&folders.raw()).unwrap();
+        folders
+    }
+
+    fn raw(&self) -> PathBuf {
+        self.folder.path().join("raw")
+    }
+
+    fn work(&self) -> PathBuf {
+        self.folder.path().join("work")
+    }
+
+    fn run(&self, subcommand: &str, more: &[&str]) -> Command {
+        let mut command = nnunet_dist([subcommand]);
+        if subcommand == "plan" {
+            command.arg("-d").arg(self.raw());
+        }
+        command.arg("-w").arg(self.work()).args(more);
+        command
+    }
+}
+
+#[test]
+fn every_command_explains_itself_with_an_example() {
+    for command in ["plan", "preprocess", "train", "predict", "evaluate", "demo", "doctor", "completions"] {
+        nnunet_dist([command, "--help"]).assert().success().stdout(contains("Example").and(contains("nnunet-dist")));
+    }
+    nnunet_dist(["train", "--help"]).assert().stdout(contains("[default: 0.01 for sgd").and(contains("mpirun")));
+    nnunet_dist(["plan", "--help"]).assert().stdout(contains("in GB").and(contains("[default: 8]")));
+    for shell in ["bash", "zsh", "fish"] {
+        nnunet_dist(["completions", shell]).assert().success().stdout(contains("preprocess"));
+    }
+    nnunet_dist(["trian"]).assert().code(2).stderr(contains("train"));
+    nnunet_dist(["train", "-w", "x", "-c", "2d", "-f", "first"]).assert().code(2).stderr(contains("first"));
+}
+
+#[test]
+fn all_problems_of_a_dataset_are_listed_at_once() {
+    let folders = Folders::with_phantoms(4);
+    let image = |case: usize| folders.raw().join(format!("imagesTr/phantom_{case:03}_0000.nii.gz"));
+    fs::remove_file(image(0)).unwrap();
+    fs::write(image(1), b"not an image").unwrap();
+    let shape = Array3::from_elem((3, 3, 3), 1);
+    write_labels(
+        &folders.raw().join("labelsTr/phantom_002.nii.gz"),
+        &LabelMap { data: shape, geometry: Geometry::default() },
+    )
+    .unwrap();
+    let named = ["phantom_000", "phantom_001", "phantom_002"].map(|case| contains(case));
+    let [a, b, c] = named;
+    let run = folders.run("plan", &[]).assert().code(3).stdout(is_empty());
+    run.stderr(a.and(b).and(c).and(contains("phantom_003").not()).and(contains("\nerror: ")));
+    assert!(!folders.work().join("nnUNetPlans.json").exists());
+}
+
+#[test]
+fn a_dataset_becomes_work_files_that_users_may_edit() {
+    let folders = Folders::with_phantoms(6);
+    folders.run("plan", &["-c", "2d,3d_fullres"]).assert().success().stdout(contains("3d_fullres"));
+    let splits = folders.work().join("splits_final.json");
+    let own = json!([{"train": ["phantom_000", "phantom_001"], "val": ["phantom_002"]}]);
+    fs::write(&splits, own.to_string()).unwrap();
+    folders.run("plan", &["-c", "2d,3d_fullres", "-q"]).assert().success();
+    assert_eq!(serde_json::from_slice::<Value>(&fs::read(&splits).unwrap()).unwrap(), own, "a user's splits are kept");
+
+    folders.run("preprocess", &["-c", "3d_fullres", "-j", "1"]).assert().success().stdout(contains("6 cases"));
+    folders.run("preprocess", &["-q"]).assert().success().stderr(is_empty());
+    for configuration in ["2d", "3d_fullres"] {
+        let store = folders.work().join(format!("preprocessed/nnUNetPlans_{configuration}"));
+        assert_eq!(fs::read_dir(store).unwrap().count(), 3 * 6);
+    }
+    folders.run("preprocess", &["-c", "3d"]).assert().code(3).stderr(contains("2d, 3d_fullres"));
+    assert_eq!(partial_files(folders.folder.path()), Vec::<PathBuf>::new());
+}
+
+/// Temporary files that a command should have renamed or removed.
+fn partial_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let is_partial = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(".partial");
+    files.into_iter().filter(is_partial).chain(folders.iter().flat_map(|folder| partial_files(folder))).collect()
+}
+
+#[test]
+fn evaluation_prints_the_dice_and_writes_the_summary() {
+    let folders = Folders::with_phantoms(2);
+    let labels = folders.raw().join("labelsTr");
+    let summary = folders.folder.path().join("summary.json");
+    let mut command = nnunet_dist(["evaluate", "-p"]);
+    command.arg(&labels).arg("-g").arg(&labels).arg("-o").arg(&summary);
+    command.assert().success().stdout(contains("mean Dice 1.0000"));
+    let summary: Value = serde_json::from_slice(&fs::read(summary).unwrap()).unwrap();
+    assert_eq!(summary["foreground_mean"]["Dice"], 1.0);
+    nnunet_dist(["evaluate", "-p", "/nowhere", "-g", "/nowhere"]).assert().code(3).stderr(contains("error: /nowhere"));
+}
+
+#[test]
+fn what_is_missing_is_named_with_what_to_do() {
+    let folders = Folders::with_phantoms(2);
+    nnunet_dist(["plan", "-d", "/nowhere", "-w", "x"]).assert().code(3).stderr(contains("/nowhere"));
+    folders.run("preprocess", &[]).assert().code(3).stderr(contains("plan"));
+    folders.run("train", &["-c", "2d", "-f", "0"]).assert().code(3).stderr(contains("nnUNetPlans.json"));
+    let predict = ["predict", "-r", "/nowhere", "-i", "/nowhere", "-o", "/nowhere"];
+    nnunet_dist(predict).assert().code(3).stderr(contains("/nowhere/checkpoint_latest"));
+}
+
+/// Natural images: one file per case, colours as channels, no geometry.
+#[test]
+fn raster_images_are_a_dataset_too() {
+    for (ending, channels) in [(".png", 3), (".tif", 1)] {
+        let folders = Folders { folder: tempfile::tempdir().unwrap() };
+        for case in 0..5usize {
+            let value = |c: usize, y: usize, x: usize| ((c * 40 + case * 13 + y * 3 + x * 5) % 256) as f32;
+            let data = Array4::from_shape_fn((channels, 1, 40, 48), |(c, _, y, x)| value(c, y, x));
+            let labels = Array3::from_shape_fn((1, 40, 48), |(_, y, x)| i16::from((y / 10 + x / 12) % 2 == 0));
+            let geometry = Geometry::default();
+            let name = |part: &str, channel: &str| folders.raw().join(format!("{part}/case{case}{channel}{ending}"));
+            write_volume(&name("imagesTr", "_0000"), &Volume { data, geometry: geometry.clone() }).unwrap();
+            write_labels(&name("labelsTr", ""), &LabelMap { data: labels, geometry }).unwrap();
+        }
+        let names = ["R", "G", "B"].iter().take(channels).enumerate().map(|(i, name)| (i.to_string(), json!(name)));
+        let description = json!({
+            "channel_names": names.collect::<serde_json::Map<_, _>>(),
+            "labels": {"background": 0, "check": 1},
+            "numTraining": 5,
+            "file_ending": ending,
+        });
+        fs::write(folders.raw().join("dataset.json"), description.to_string()).unwrap();
+        folders.run("plan", &[]).assert().success().stdout(contains("2d").and(contains("3d_fullres").not()));
+        folders.run("preprocess", &[]).assert().success().stdout(contains("5 cases"));
+    }
+}
