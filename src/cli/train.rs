@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::exit;
-use crate::config::{Device, FoldId, Layer, OptimizerKind, Precision, RunConfig, WorkDir};
+use crate::config::{ConfigError, Device, FoldId, Layer, OptimizerKind, Precision, RunConfig, WorkDir};
 use crate::dist::{self, Communicator};
 use crate::plan::Plans;
 use crate::train;
@@ -113,6 +113,9 @@ impl Train {
 
     /// Defaults, plans, file and flags in one.
     fn resolve(&self, work: &WorkDir) -> anyhow::Result<RunConfig> {
+        if !work.plans().exists() {
+            return Err(ConfigError::new(work.plans().display(), "is not there; `nnunet-dist plan` makes it").into());
+        }
         let plans = Plans::load(&work.plans())?;
         let mut layer = Layer::new(work.plans().display().to_string());
         let batch_size = i64::try_from(plans.configuration(&self.configuration)?.batch_size)?;

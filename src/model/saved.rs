@@ -31,6 +31,35 @@ impl ModelDescription {
             shape: self.plans.configuration(&self.configuration)?.network_shape()?,
         })
     }
+
+    /// The first thing, if any, in which a network trained as `other` says was trained for something else than this.
+    /// The batch size is each run's own; a network that differs is found out by its weights.
+    ///
+    /// # Errors
+    /// Either has plans without such a configuration.
+    pub fn first_difference(&self, other: &Self) -> Result<Option<&'static str>, PlanError> {
+        let ours = self.plans.configuration(&self.configuration)?;
+        let theirs = other.plans.configuration(&other.configuration)?;
+        let labels = |model: &Self| (model.dataset.labels.clone(), model.dataset.regions_class_order.clone());
+        let comparisons = [
+            ("configuration", self.configuration == other.configuration),
+            ("channels", self.dataset.channel_names == other.dataset.channel_names),
+            ("labels", labels(self) == labels(other)),
+            ("order of axes", self.plans.transpose_forward == other.plans.transpose_forward),
+            ("spacing", is_same_spacing(&ours.spacing, &theirs.spacing)),
+            ("patch size", ours.patch_size == theirs.patch_size),
+            ("normalisation", ours.normalization_schemes == theirs.normalization_schemes),
+            ("mask for normalisation", ours.use_mask_for_norm == theirs.use_mask_for_norm),
+            ("batch_dice", ours.batch_dice == theirs.batch_dice),
+            ("mirrored axes", self.mirror_axes == other.mirror_axes),
+        ];
+        Ok(comparisons.into_iter().find_map(|(what, is_same)| (!is_same).then_some(what)))
+    }
+}
+
+/// Numbers may change in their last digit on the way through a file.
+fn is_same_spacing(one: &[f64], other: &[f64]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| (one - other).abs() <= 1e-9 * one.abs())
 }
 
 /// Header of a checkpoint as far as inference is concerned; training keeps more beside it.

@@ -46,7 +46,7 @@ impl NativeStore {
     /// # Errors
     /// The folder cannot be read or holds no case, or a file of a case is missing, cut short or contradicts another.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        let mut ids = list_ids(folder)?;
+        let mut ids = if folder.exists() { list_ids(folder)? } else { Vec::new() };
         if ids.is_empty() {
             return Err(StoreError::new(folder, "holds no preprocessed case; preprocess the dataset first"));
         }

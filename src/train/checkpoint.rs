@@ -1,5 +1,6 @@
 //! A training run in one file: network, optimiser and how far it has come.
 
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -71,11 +72,8 @@ impl Checkpoint {
     /// # Errors
     /// The file is missing or damaged, or a rank is gone.
     pub fn read(path: &Path, comm: &dyn Communicator) -> Result<Self, ReadError> {
-        let bytes = if comm.rank() == 0 {
-            std::fs::read(path).map_err(|error| TensorFileError::new(path, error))?
-        } else {
-            Vec::new()
-        };
+        let bytes =
+            if comm.rank() == 0 { std::fs::read(path).map_err(|error| unreadable(path, error))? } else { Vec::new() };
         let mut length = (bytes.len() as u64).to_le_bytes();
         comm.broadcast_bytes(&mut length, 0, "checkpoint length")?;
         let mut bytes = bytes;
@@ -93,5 +91,12 @@ impl Checkpoint {
             weights: with_prefix(weights, WEIGHTS_PREFIX),
             optimizer: with_prefix(optimizer, OPTIMIZER_PREFIX),
         })
+    }
+}
+
+fn unreadable(path: &Path, error: io::Error) -> TensorFileError {
+    match error.kind() {
+        ErrorKind::NotFound => TensorFileError::new(path, "there is nothing to resume from; train without --resume"),
+        _ => TensorFileError::new(path, error),
     }
 }

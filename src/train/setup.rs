@@ -83,6 +83,10 @@ impl<'a> Job<'a> {
             let path = config.run_dir().checkpoint_latest();
             let checkpoint = Checkpoint::read(&path, comm)?;
             let misfit = |error| TrainError::Checkpoint { path: path.clone(), defect: format!("{error}") };
+            if let Some(what) = self.model.first_difference(&checkpoint.model)? {
+                let defect = format!("was trained with another {what} than the plans have");
+                return Err(TrainError::Checkpoint { path, defect });
+            }
             let network = UNet::<B>::with_state(spec, &checkpoint.weights, &device).map_err(misfit)?;
             let specs: Vec<_> = network.parameters().iter().map(|parameter| parameter.spec.clone()).collect();
             optimizer.load_state(&specs, &checkpoint.optimizer, &device).map_err(misfit)?;
