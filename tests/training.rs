@@ -1,0 +1,300 @@
+//! Whole training runs of the built program: what they leave behind, and that they can be repeated, divided over
+//! processes, interrupted and resumed.
+
+#[path = "common/job.rs"]
+mod job;
+#[path = "common/work.rs"]
+mod work;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use nnunet_dist::augment::Pipeline;
+use nnunet_dist::config::{RunConfig, RunDir};
+use nnunet_dist::dataset::Splits;
+use nnunet_dist::eval::Summary;
+use nnunet_dist::loader::{Loader, LoaderOptions, SampleId, Sampler, SamplerOptions};
+use nnunet_dist::model::SavedModel;
+use nnunet_dist::rng::Purpose;
+use nnunet_dist::store::NativeStore;
+use serde_json::{Map, Value, json};
+
+use self::work::{CONFIGURATION, Workshop, wait_for_epochs};
+
+/// What `docs/reference/files.md` promises of a line of the log, in this order.
+const LOG_KEYS: [&str; 13] = [
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "pseudo_dice",
+    "ema_pseudo_dice",
+    "lr",
+    "samples_per_s",
+    "step_s",
+    "data_wait_s",
+    "comm_s",
+    "epoch_s",
+    "gradient_norm",
+    "world_size",
+];
+
+/// Those of them that differ from run to run.
+const TIMINGS: [&str; 5] = ["samples_per_s", "step_s", "data_wait_s", "comm_s", "epoch_s"];
+
+#[test]
+fn a_run_without_a_launcher_is_one_process_and_leaves_all_its_files() {
+    let shop = Workshop::new();
+    let run = shop.run_dir("run");
+    let stdout = succeed(shop.train(&run));
+
+    let config = fs::read_to_string(run.config()).unwrap();
+    assert!(stdout.starts_with(&config), "{stdout}");
+    assert_eq!(RunConfig::load(&run.config()).unwrap().to_toml(), config);
+
+    let log = log(&run);
+    assert_eq!(log.len(), 3);
+    for (epoch, line) in log.iter().enumerate() {
+        assert_eq!(line.keys().collect::<Vec<_>>(), LOG_KEYS);
+        assert_eq!((&line["epoch"], &line["world_size"]), (&json!(epoch), &json!(1)));
+        assert_eq!(line["pseudo_dice"].as_array().unwrap().len(), 2);
+        assert!(line["train_loss"].is_f64() && line["val_loss"].is_f64(), "{line:?}");
+    }
+
+    for checkpoint in [run.checkpoint_latest(), run.checkpoint_best()] {
+        assert_eq!(SavedModel::read(&checkpoint).unwrap().description.configuration, CONFIGURATION);
+    }
+    assert!(fs::read(run.progress()).unwrap().starts_with(b"\x89PNG"));
+
+    let splits = Splits::load(&shop.work.splits()).unwrap();
+    let (_, held_out) = splits.fold(0).unwrap();
+    let mut expected: Vec<String> = held_out.iter().map(|case| format!("{case}.nii.gz")).collect();
+    expected.push("summary.json".into());
+    assert_eq!(names(&run.validation()), expected);
+    let summary = Summary::load(&run.validation().join("summary.json")).unwrap();
+    assert!(stdout.contains(&format!("mean Dice {:.4}", summary.mean_dice())), "{stdout}");
+
+    assert_eq!(unfinished(&shop.path("")), Vec::<String>::new());
+}
+
+#[test]
+fn the_same_run_twice_is_the_same() {
+    let shop = Workshop::new();
+    let runs = ["first", "second"].map(|name| shop.run_dir(name));
+    for run in &runs {
+        succeed(shop.train(run));
+    }
+    assert_same_runs(&runs[0], &runs[1]);
+}
+
+#[test]
+fn a_run_that_was_killed_goes_on_as_if_it_never_stopped() {
+    let shop = Workshop::new();
+    let [whole, broken] = ["whole", "broken"].map(|name| shop.run_dir(name));
+    let train = |run: &RunDir, flags: &[&str]| {
+        let mut command = shop.train(run);
+        command.args(["--epochs", "8"]).args(flags);
+        command
+    };
+    succeed(train(&whole, &[]));
+
+    // The last checkpoint is of epoch 2 then, so that the log is ahead of it.
+    let mut killed = train(&broken, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for_epochs(&broken, 3);
+    killed.kill().unwrap();
+    assert!(!killed.wait().unwrap().success(), "it was over before it could be killed");
+    succeed(train(&broken, &["--resume"]));
+    assert_same_runs(&whole, &broken);
+
+    // A run that is over has nothing left to train.
+    let before = fs::read(broken.log()).unwrap();
+    succeed(train(&broken, &["--resume"]));
+    assert!(fs::read(broken.log()).unwrap() == before);
+}
+
+#[test]
+fn only_a_checkpoint_of_the_same_plans_is_resumed() {
+    let shop = Workshop::new();
+    let run = shop.run_dir("run");
+    let resume = || {
+        let mut command = shop.train(&run);
+        command.arg("--resume");
+        command
+    };
+    let path = run.checkpoint_latest().display().to_string();
+    refused(resume(), 3, &[&path, "nothing to resume from"]);
+
+    succeed(shop.train(&run));
+    let before = fs::read(run.log()).unwrap();
+    let plans = fs::read(shop.work.plans()).unwrap();
+    shop.edit_plans(|plans| plans["architecture"]["arch_kwargs"]["features_per_stage"] = json!([8, 16, 24]));
+    refused(resume(), 3, &[&path, "another dataset or configuration"]);
+    // The weights would fit.
+    fs::write(shop.work.plans(), &plans).unwrap();
+    shop.edit_plans(|plans| plans["patch_size"] = json!([16, 20, 16]));
+    refused(resume(), 3, &[&path, "another dataset or configuration"]);
+    assert!(fs::read(run.log()).unwrap() == before, "a run that is refused leaves the log alone");
+
+    // How many samples a step has is for each run to say.
+    fs::write(shop.work.plans(), &plans).unwrap();
+    shop.edit_plans(|plans| plans["batch_size"] = json!(9));
+    succeed(resume());
+}
+
+#[test]
+fn two_processes_under_mpirun_train_as_one_with_twice_the_batch() {
+    let shop = Workshop::new();
+    assert_eq!(samples(&shop, 1), samples(&shop, 2));
+
+    let Some(launcher) = job::launcher() else { return };
+    let [one, two] = ["one", "two"].map(|name| shop.run_dir(name));
+    succeed(shop.train(&one));
+    let mut rank = shop.train(&two);
+    rank.args(["--batch-size", "1"]);
+    let job = job::observe(job::in_parallel(launcher, 2, &[], &rank));
+    assert!(job.status.success(), "{}\n{}", job.status, job.output);
+    assert_eq!(job.output.matches("run directory: ").count(), 1, "only one rank speaks\n{}", job.output);
+
+    let (one, two) = (log(&one), log(&two));
+    assert_eq!(one.len(), two.len());
+    for (one, two) in one.iter().zip(&two) {
+        assert_eq!((&one["world_size"], &two["world_size"]), (&json!(1), &json!(2)));
+        for key in ["train_loss", "val_loss"] {
+            let [one, two] = [one, two].map(|line| line[key].as_f64().unwrap());
+            assert!((one - two).abs() < 1e-3, "{key}: {one} and {two}");
+        }
+    }
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_said_in_one_line() {
+    let shop = Workshop::new();
+    let run = shop.run_dir("run");
+    let train = |flags: &[&str]| {
+        let mut command = work::program();
+        command.args(["train", "-w"]).arg(shop.work.root()).arg("--run-dir").arg(run.root()).args(flags);
+        command
+    };
+    let usual = ["-c", CONFIGURATION, "-f", "0"];
+    let with = |flags: &[&'static str]| train(&[&usual, flags].concat());
+
+    misused(with(&["--lr", "nought"]), "--lr");
+    misused(with(&["--batch-size=-1"]), "--batch-size");
+    misused(with(&["--device", "abacus"]), "--device");
+    misused(train(&["-c", CONFIGURATION, "-f", "first"]), "--fold");
+    refused(with(&["--epochs", "0"]), 3, &["training.epochs", "at least 1"]);
+
+    refused(train(&["-c", "4d_fullres", "-f", "0"]), 3, &["4d_fullres", "available: 3d_fullres"]);
+    refused(train(&["-c", CONFIGURATION, "-f", "5"]), 3, &["no fold 5", "0 to 4"]);
+    let nowhere = shop.path("nowhere");
+    let mut command = work::program();
+    command.args(["train", "-w"]).arg(&nowhere).args(usual);
+    refused(command, 3, &[nowhere.to_str().unwrap(), "`nnunet-dist plan`"]);
+    fs::rename(shop.store(), shop.path("elsewhere")).unwrap();
+    refused(with(&[]), 3, &[shop.store().to_str().unwrap(), "preprocess the dataset first"]);
+    assert!(!run.root().exists(), "a run that never began leaves no folder");
+}
+
+/// Runs a command that must succeed, and gives what it prints.
+#[track_caller]
+fn succeed(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a command that must end with this code and one line of error with all of `words`.
+#[track_caller]
+fn refused(mut command: Command, code: i32, words: &[&str]) {
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(errors.len() == 1 && stderr.lines().last() == Some(errors[0]), "{stderr}");
+    for word in words {
+        assert!(errors[0].contains(word), "no `{word}` in {stderr}");
+    }
+}
+
+/// Runs a command with a flag that must be named as wrong.
+#[track_caller]
+fn misused(mut command: Command, flag: &str) {
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let first = stderr.lines().next().unwrap_or_default();
+    assert!(first.starts_with("error: ") && first.contains(flag), "{stderr}");
+}
+
+/// Logs without timings, weights, optimiser and the evaluation of two runs are the same.
+#[track_caller]
+fn assert_same_runs(one: &RunDir, other: &RunDir) {
+    let [one_log, other_log] = [one, other].map(|run| {
+        let mut lines = log(run);
+        for line in &mut lines {
+            line.retain(|key, _| !TIMINGS.contains(&key.as_str()));
+        }
+        lines
+    });
+    assert_eq!(one_log, other_log);
+    let is_same =
+        |path: fn(&RunDir) -> std::path::PathBuf| fs::read(path(one)).unwrap() == fs::read(path(other)).unwrap();
+    assert!(is_same(RunDir::checkpoint_latest) && is_same(RunDir::checkpoint_best));
+    let [one, other] = [one, other].map(|run| Summary::load(&run.validation().join("summary.json")).unwrap());
+    assert_eq!(one.mean_dice(), other.mean_dice());
+}
+
+fn log(run: &RunDir) -> Vec<Map<String, Value>> {
+    let text = fs::read_to_string(run.log()).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The samples of two epochs of three steps with a global batch of two, in the order of their numbers.
+fn samples(shop: &Workshop, world_size: usize) -> Vec<SampleId> {
+    let store = Arc::new(NativeStore::open(&shop.store()).unwrap());
+    let splits = Splits::load(&shop.work.splits()).unwrap();
+    let (cases, _) = splits.fold(0).unwrap();
+    let pipeline = Arc::new(Pipeline::nnunet([16; 3], &[0, 1, 2], &[false]));
+    let drawn = (0..world_size).flat_map(|rank| {
+        let options = SamplerOptions {
+            seed: 1234,
+            purpose: Purpose::TrainSample,
+            patch_size: pipeline.read_patch_size(),
+            final_patch_size: pipeline.patch_size(),
+            global_batch_size: 2,
+            oversample_foreground: 0.33,
+        };
+        let sampler = Sampler::new(store.clone(), cases.to_vec(), options).unwrap();
+        let options = LoaderOptions {
+            rank,
+            world_size,
+            batch_per_rank: 2 / world_size,
+            workers: 2,
+            prefetch: 2,
+            epochs: 0..2,
+            first_iteration: 0,
+            iterations_per_epoch: 3,
+        };
+        let mut loader = Loader::start(store.clone(), sampler, pipeline.clone(), options).unwrap();
+        (0..6).flat_map(|_| loader.next().unwrap().samples).collect::<Vec<_>>()
+    });
+    let mut drawn: Vec<SampleId> = drawn.collect();
+    drawn.sort_by_key(|sample| (sample.epoch, sample.index));
+    drawn
+}
+
+/// The names in a folder, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Files below a folder that were begun and not finished.
+fn unfinished(folder: &Path) -> Vec<String> {
+    let (folders, files): (Vec<_>, Vec<_>) = names(folder).into_iter().partition(|name| folder.join(name).is_dir());
+    let here = files.into_iter().filter(|name| name.starts_with(".partial-"));
+    here.chain(folders.iter().flat_map(|name| unfinished(&folder.join(name)))).collect()
+}
