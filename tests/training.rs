@@ -191,6 +191,13 @@ fn what_is_missing_or_wrong_is_said_in_one_line() {
     let mut command = work::program();
     command.args(["train", "-w"]).arg(&nowhere).args(usual);
     refused(command, 3, &[nowhere.to_str().unwrap(), "`nnunet-dist plan`"]);
+
+    let description = fs::read_to_string(shop.work.dataset_json()).unwrap();
+    let mut without_core: Value = serde_json::from_str(&description).unwrap();
+    without_core["labels"].as_object_mut().unwrap().remove("core");
+    fs::write(shop.work.dataset_json(), without_core.to_string()).unwrap();
+    refused(with(&[]), 3, &[shop.store().to_str().unwrap(), "class 2", "preprocess again"]);
+    fs::write(shop.work.dataset_json(), description).unwrap();
     fs::rename(shop.store(), shop.path("elsewhere")).unwrap();
     refused(with(&[]), 3, &[shop.store().to_str().unwrap(), "preprocess the dataset first"]);
     assert!(!run.root().exists(), "a run that never began leaves no folder");

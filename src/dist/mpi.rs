@@ -209,7 +209,9 @@ impl Communicator for MpiComm {
     }
 
     fn abort(&self, code: i32, reason: &str) -> ! {
-        failure::say(&format!("error: rank {}: {reason}", self.rank));
+        let rank = format!("rank {}: ", self.rank);
+        // A `CommError` names the rank itself.
+        failure::say(&format!("error: {rank}{}", reason.strip_prefix(&rank).unwrap_or(reason)));
         end_job(code)
     }
 }

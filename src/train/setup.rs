@@ -1,5 +1,6 @@
 //! From a configuration to a trainer that is ready to run.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::TrainError;
@@ -17,7 +18,7 @@ use crate::model::{ModelDescription, TensorState, UNet};
 use crate::optim::{Adam, Optimizer, Rule, Schedule, Sgd};
 use crate::plan::{Configuration, Plans};
 use crate::rng::Purpose;
-use crate::store::{CaseStore, NativeStore};
+use crate::store::{CaseStore, NativeStore, StoreError};
 use crate::telemetry::Observers;
 
 /// Batches prepared ahead of the one in use.
@@ -44,7 +45,9 @@ impl<'a> Job<'a> {
         let plans = Plans::load(&work.plans())?;
         let dataset = DatasetJson::load(&work.dataset_json())?;
         let configuration = plans.configuration(&config.configuration)?;
-        let store = Arc::new(NativeStore::open(&work.preprocessed(&configuration.data_identifier))?);
+        let folder = work.preprocessed(&configuration.data_identifier);
+        let store = Arc::new(NativeStore::open(&folder)?);
+        check_classes(&folder, &store, &dataset)?;
         let (train_cases, validation_cases) = match config.fold {
             FoldId::All => (store.case_ids().to_vec(), store.case_ids().to_vec()),
             FoldId::Number(fold) => {
@@ -176,6 +179,18 @@ impl From<ReadError> for TrainError {
             ReadError::Comm(error) => error.into(),
         }
     }
+}
+
+/// A class that the dataset's description lacks would have no logit.
+fn check_classes(folder: &Path, store: &NativeStore, dataset: &DatasetJson) -> Result<(), StoreError> {
+    let known: Vec<i16> = dataset.foreground().iter().map(|class| class.output).collect();
+    for case in store.case_ids() {
+        if let Some(class) = store.info(case)?.class_locations.keys().find(|class| !known.contains(class)) {
+            let defect = format!("has voxels of class {class}, which dataset.json does not have; preprocess again");
+            return Err(StoreError { path: folder.join(format!("{case}.json")), defect });
+        }
+    }
+    Ok(())
 }
 
 fn rule(config: &OptimizerConfig) -> Rule {
