@@ -149,7 +149,8 @@ impl DatasetJson {
         }
     }
 
-    fn region_problem(&self) -> Option<String> {
+    /// Why the regions cannot be followed, if there are any.
+    pub(crate) fn region_problem(&self) -> Option<String> {
         let regions = self.regions()?.len();
         match &self.regions_class_order {
             None => Some("labels hold regions, but there is no regions_class_order".to_owned()),

@@ -9,12 +9,12 @@ mod format;
 mod nifti;
 mod raster;
 mod resample;
+mod seam;
 mod volume;
 
 pub use crop::{bounding_box, nonzero_mask};
 pub use error::ImageError;
-pub use format::{
-    ImageHeader, ImageReader, ImageWriter, read_header, read_labels, read_volume, write_labels, write_volume,
-};
+pub use format::{read_header, read_labels, read_volume, write_labels, write_volume};
 pub use resample::{Resampling, compute_new_shape, resample_data, resample_labels};
+pub use seam::{ImageHeader, ImageReader, ImageWriter};
 pub use volume::{Geometry, LabelMap, Volume};

@@ -13,7 +13,7 @@ use tiff::{
     encoder::{TiffEncoder, colortype},
 };
 
-use super::format::{ImageHeader, ImageReader, ImageWriter};
+use super::seam::{ImageHeader, ImageReader, ImageWriter};
 use super::{Geometry, ImageError, LabelMap, Volume};
 use crate::fsio;
 

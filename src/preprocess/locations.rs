@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::ArrayView3;
 use rand::Rng;
 
-use crate::dataset::{DatasetJson, LabelValue};
+use crate::dataset::DatasetJson;
 use crate::rng::{Purpose, Stream, stream};
 
 /// At least this many voxels are kept of each class that has them (nnU-Net v2, `_sample_foreground_locations`).
@@ -30,27 +30,11 @@ impl ClassGroups {
     /// # Errors
     /// What is wrong with `regions_class_order`.
     pub fn of(dataset: &DatasetJson) -> Result<Self, String> {
-        let foreground: Vec<Vec<i16>> = dataset
-            .labels
-            .iter()
-            .filter(|(name, _)| *name != "ignore")
-            .map(|(_, value)| match value {
-                LabelValue::Class(class) => vec![*class],
-                LabelValue::Region(classes) => classes.clone(),
-            })
-            .filter(|members| members.iter().any(|&class| class != 0))
-            .collect();
-        let has_regions =
-            dataset.labels.values().any(|value| matches!(value, LabelValue::Region(classes) if classes.len() > 1));
-        let keys: Vec<i16> = match &dataset.regions_class_order {
-            Some(order) if has_regions => order.clone(),
-            None if has_regions => return Err("labels hold regions, but there is no regions_class_order".into()),
-            _ => foreground.iter().map(|members| members[0]).collect(),
-        };
-        if keys.len() != foreground.len() {
-            return Err(format!("{} regions, but regions_class_order has {} entries", foreground.len(), keys.len()));
+        if let Some(problem) = dataset.region_problem() {
+            return Err(problem);
         }
-        Ok(Self { groups: keys.into_iter().zip(foreground).collect() })
+        let groups = dataset.foreground().into_iter().map(|group| (group.output, group.members.to_vec()));
+        Ok(Self { groups: groups.collect() })
     }
 
     /// Draws a bounded sample of the voxels of each group that occurs, in C order.

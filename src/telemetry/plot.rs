@@ -174,7 +174,7 @@ fn write<'a>(area: &Area<'a>, (x, y): (i32, i32), text: &str, colour: RGBColor) 
             for column in (0..glyphs::WIDTH).filter(|column| bits >> (glyphs::WIDTH - 1 - column) & 1 == 1) {
                 let at =
                     (x - left + (index * (glyphs::WIDTH + 1) + column) as i32 * SCALE, y - top + row as i32 * SCALE);
-                area.draw(&Rectangle::new([at, (at.0 + SCALE - 1, at.1 + SCALE - 1)], colour.filled()))?;
+                area.draw(&Rectangle::new([at, (at.0 + SCALE, at.1 + SCALE)], colour.filled()))?;
             }
         }
     }

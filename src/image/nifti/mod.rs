@@ -11,7 +11,7 @@ mod write;
 
 use std::path::Path;
 
-use super::format::{ImageHeader, ImageReader, ImageWriter};
+use super::seam::{ImageHeader, ImageReader, ImageWriter};
 use super::{ImageError, LabelMap, Volume};
 
 /// The format.

@@ -8,7 +8,7 @@ use flate2::read::MultiGzDecoder;
 use ndarray::Array4;
 
 use super::header::{Header, MAX_LEN, Number};
-use crate::image::format::ImageHeader;
+use crate::image::seam::ImageHeader;
 use crate::image::{ImageError, Volume};
 
 /// No deflate stream grows by more than this (RFC 1951: 258 bytes from 2 bits).
