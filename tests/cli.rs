@@ -99,7 +99,7 @@ fn all_problems_of_a_dataset_are_listed_at_once() {
         &LabelMap { data: shape, geometry: Geometry::default() },
     )
     .unwrap();
-    let named = ["phantom_000", "phantom_001", "phantom_002"].map(|case| contains(case));
+    let named = ["phantom_000", "phantom_001", "phantom_002"].map(contains);
     let [a, b, c] = named;
     let run = folders.run("plan", &[]).assert().code(3).stdout(is_empty());
     run.stderr(a.and(b).and(c).and(contains("phantom_003").not()).and(contains("\nerror: ")));

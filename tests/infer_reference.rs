@@ -38,9 +38,9 @@ fn importance_maps_agree() {
     }
 }
 
-/// The reference adds up in half precision: 11 bits, and fewer of products below 6e-5. Where the weights, which it scales
-/// by 10, are smaller than this, near the corners of the image, its logits are rounded away.
-const SMALLEST_WEIGHT: f32 = 0.002;
+/// The reference weighs and adds up in half precision. Weights, which it scales by 10, lose their digits below this, the
+/// smallest normal number: near the corners and edges of the image its logits are rounding errors.
+const SMALLEST_WEIGHT: f32 = 6.2e-5;
 
 /// The sum of the windows' weights along each axis.
 fn total_weights(image: [usize; 3], sliding: &SlidingWindow) -> [Vec<f32>; 3] {
@@ -130,7 +130,7 @@ fn sliding_window_logits_agree() {
                 let ours = reference.logits(&sliding, image.view());
                 assert_eq!(ours.dim(), expected.dim());
                 let weights = total_weights([z, y, x], &sliding);
-                let tolerance = 4e-3 * largest(expected.iter().copied());
+                let tolerance = 2e-3 * largest(expected.iter().copied());
                 let mut compared = 0;
                 for (((_, k, j, i), ours), expected) in ours.indexed_iter().zip(&expected) {
                     if 10.0 * weights[0][k] * weights[1][j] * weights[2][i] < SMALLEST_WEIGHT {
@@ -139,8 +139,26 @@ fn sliding_window_logits_agree() {
                     compared += 1;
                     assert!((ours - expected).abs() < tolerance, "{key}: {ours} for {expected}");
                 }
-                let wanted = if blend == Blend::Constant { 1.0 } else { 0.5 };
+                let wanted = if blend == Blend::Constant { 1.0 } else { 0.9 };
                 assert!(compared as f64 >= wanted * ours.len() as f64, "{key}: {compared} of {} compared", ours.len());
+            }
+        }
+    });
+}
+
+/// Among these voxels are those at the corners, where the reference says nothing.
+#[test]
+fn blending_changes_nothing_where_one_window_reaches() {
+    for_each_reference(|mut reference| {
+        let image: Array4<f32> = reference.npz.by_name("x").unwrap();
+        let (_, z, y, x) = image.dim();
+        let [constant, gaussian] = [Blend::Constant, Blend::Gaussian].map(|blend| reference.sliding(blend, &[]));
+        let windows = total_weights([z, y, x], &constant);
+        let [expected, ours] = [&constant, &gaussian].map(|sliding| reference.logits(sliding, image.view()));
+        let tolerance = 1e-4 * largest(expected.iter().copied());
+        for (((_, k, j, i), ours), expected) in ours.indexed_iter().zip(&expected) {
+            if windows[0][k] * windows[1][j] * windows[2][i] == 1.0 {
+                assert!((ours - expected).abs() < tolerance, "at {:?}: {ours} for {expected}", (k, j, i));
             }
         }
     });
