@@ -185,9 +185,15 @@ fn regions_go_all_the_way() {
     train.success().stdout(contains("(1, 2)").and(contains("mean Dice ")));
 
     let (run, predictions) = (folders.work().join("runs/3d_fullres/fold_0"), folders.folder.path().join("predictions"));
-    let mut predict = nnunet_dist(["predict", "--no-tta", "-q", "-r"]);
-    predict.arg(run).arg("-i").arg(folders.raw().join("imagesTs")).arg("-o").arg(&predictions).assert().success();
+    let predict = |checkpoint: &str| {
+        let mut command = nnunet_dist(["predict", "--no-tta", "-q", "--checkpoint", checkpoint, "-r"]);
+        command.arg(&run).arg("-i").arg(folders.raw().join("imagesTs")).arg("-o").arg(&predictions).assert()
+    };
+    predict("latest").success();
     assert!(predictions.join("phantom_003.nii.gz").exists());
+    fs::remove_file(run.join("checkpoint_latest")).unwrap();
+    predict("best").success();
+    predict("latest").code(3).stderr(contains("checkpoint_latest"));
 }
 
 /// Changes a JSON file as a user would.

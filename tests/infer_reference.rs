@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::Path;
 
 use burn::backend::Flex;
-use ndarray::{Array3, Array4, Array5, ArrayView4, Axis};
+use ndarray::{Array3, Array4, Array5, ArrayView4, Axis, s};
 use ndarray_npy::NpzReader;
 use nnunet_dist::infer::{Blend, SlidingWindow, importance, window_steps};
 use nnunet_dist::model::{TensorState, UNet};
@@ -161,5 +161,20 @@ fn blending_changes_nothing_where_one_window_reaches() {
                 assert!((ours - expected).abs() < tolerance, "at {:?}: {ours} for {expected}", (k, j, i));
             }
         }
+    });
+}
+
+/// nnU-Net pads with zeros on both sides, by one more at the end where the difference is odd.
+#[test]
+fn an_image_smaller_than_the_window_lies_in_its_middle() {
+    for_each_reference(|mut reference| {
+        let tile: Array4<f32> = reference.npz.by_name("single_tile_in").unwrap();
+        let [z, y, x] = reference.window;
+        let (inner, sliding) = (s![.., 2..z - 3, 4..y - 4, 1..x - 1], reference.sliding(Blend::Gaussian, &[]));
+        let small = tile.slice(inner);
+        let mut padded = Array4::zeros(tile.dim());
+        padded.slice_mut(inner).assign(&small);
+        let expected = reference.logits(&sliding, padded.view());
+        assert_eq!(reference.logits(&sliding, small), expected.slice(inner));
     });
 }
