@@ -105,12 +105,13 @@ fn image([z, y, x]: [usize; 3], border: usize, geometry: Geometry) -> Volume {
     Volume { data, geometry }
 }
 
+/// Anisotropic voxels, turned about z and then about x: no axis of the image lies along one of the world.
 fn oblique() -> Geometry {
-    let (sin, cos) = 0.4f64.sin_cos();
+    let ((s, c), (t, d)) = (0.4f64.sin_cos(), 0.3f64.sin_cos());
     Geometry {
         spacing: [2.5, 0.8, 1.1],
         origin: [-40.0, 12.5, 99.0],
-        direction: [[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]],
+        direction: [[c, -s, 0.0], [d * s, d * c, -t], [t * s, t * c, d]],
     }
 }
 
