@@ -1,16 +1,23 @@
 //! What the command line promises: help, exit codes, one-line errors, nothing half-written.
 
+#[path = "common/plans.rs"]
+mod plans;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use clap::CommandFactory;
 use ndarray::{Array3, Array4};
+use nnunet_dist::cli::Cli;
 use nnunet_dist::image::{Geometry, LabelMap, Volume, write_labels, write_volume};
 use nnunet_dist::phantom::PhantomOptions;
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::{contains, is_empty};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use self::plans::shrink;
 
 fn nnunet_dist<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = Command::cargo_bin("nnunet-dist").expect("cargo builds the program before its tests");
@@ -59,8 +66,25 @@ fn every_command_explains_itself_with_an_example() {
     for shell in ["bash", "zsh", "fish"] {
         nnunet_dist(["completions", shell]).assert().success().stdout(contains("preprocess"));
     }
+    assert!(undocumented_defaults(&Cli::command()).is_empty(), "{:?}", undocumented_defaults(&Cli::command()));
     nnunet_dist(["trian"]).assert().code(2).stderr(contains("train"));
     nnunet_dist(["train", "-w", "x", "-c", "2d", "-f", "first"]).assert().code(2).stderr(contains("first"));
+}
+
+/// Options that take a value, may be left out, and do not say what then happens.
+fn undocumented_defaults(command: &clap::Command) -> Vec<String> {
+    let options = command.get_subcommands().flat_map(|subcommand| {
+        let options = subcommand.get_arguments().filter(|option| option.get_action().takes_values());
+        options.map(move |option| (subcommand.get_name(), option))
+    });
+    let silent = options.filter(|(_, option)| {
+        let help = option.get_long_help().or(option.get_help()).map(ToString::to_string).unwrap_or_default();
+        let says_default = !option.get_default_values().is_empty() || help.contains("[default: ");
+        help.is_empty() || !(option.is_required_set() || says_default)
+    });
+    let silent = silent.map(|(subcommand, option)| format!("{subcommand} {}", option.get_id()));
+    // Without a file of settings there are none.
+    silent.filter(|option| option != "train config").collect()
 }
 
 #[test]
@@ -79,17 +103,18 @@ fn all_problems_of_a_dataset_are_listed_at_once() {
     let [a, b, c] = named;
     let run = folders.run("plan", &[]).assert().code(3).stdout(is_empty());
     run.stderr(a.and(b).and(c).and(contains("phantom_003").not()).and(contains("\nerror: ")));
-    assert!(!folders.work().join("nnUNetPlans.json").exists());
+    assert!(!folders.work().exists(), "nothing is written for a dataset that cannot be used");
 }
 
 #[test]
 fn a_dataset_becomes_work_files_that_users_may_edit() {
     let folders = Folders::with_phantoms(6);
-    folders.run("plan", &["-c", "2d,3d_fullres"]).assert().success().stdout(contains("3d_fullres"));
+    let plan = folders.run("plan", &["-c", "2d,3d_fullres"]).assert().success();
+    plan.stdout(contains("3d_fullres")).stderr(contains("checking 6 cases"));
     let splits = folders.work().join("splits_final.json");
     let own = json!([{"train": ["phantom_000", "phantom_001"], "val": ["phantom_002"]}]);
     fs::write(&splits, own.to_string()).unwrap();
-    folders.run("plan", &["-c", "2d,3d_fullres", "-q"]).assert().success();
+    folders.run("plan", &["-c", "2d,3d_fullres", "-q"]).assert().success().stderr(is_empty());
     assert_eq!(serde_json::from_slice::<Value>(&fs::read(&splits).unwrap()).unwrap(), own, "a user's splits are kept");
 
     folders.run("preprocess", &["-c", "3d_fullres", "-j", "1"]).assert().success().stdout(contains("6 cases"));
@@ -99,6 +124,11 @@ fn a_dataset_becomes_work_files_that_users_may_edit() {
         assert_eq!(fs::read_dir(store).unwrap().count(), 3 * 6);
     }
     folders.run("preprocess", &["-c", "3d"]).assert().code(3).stderr(contains("2d, 3d_fullres"));
+    folders.run("train", &["-c", "3d", "-f", "0"]).assert().code(3).stderr(contains("2d, 3d_fullres"));
+    folders.run("train", &["-c", "2d", "-f", "1"]).assert().code(3).stderr(contains("no fold 1"));
+    fs::write(&splits, own.to_string().replace("phantom_002", "phantom_999")).unwrap();
+    let strange = contains("splits_final.json").and(contains("phantom_999"));
+    folders.run("plan", &["-c", "2d"]).assert().code(3).stderr(strange);
     assert_eq!(partial_files(folders.folder.path()), Vec::<PathBuf>::new());
 }
 
@@ -130,13 +160,53 @@ fn what_is_missing_is_named_with_what_to_do() {
     folders.run("preprocess", &[]).assert().code(3).stderr(contains("plan"));
     folders.run("train", &["-c", "2d", "-f", "0"]).assert().code(3).stderr(contains("nnUNetPlans.json"));
     let predict = ["predict", "-r", "/nowhere", "-i", "/nowhere", "-o", "/nowhere"];
-    nnunet_dist(predict).assert().code(3).stderr(contains("/nowhere/checkpoint_latest"));
+    let advice = contains("/nowhere/checkpoint_latest").and(contains("run directory"));
+    nnunet_dist(predict).assert().code(3).stderr(advice);
+    if cfg!(not(feature = "cuda")) {
+        nnunet_dist(predict).args(["--device", "cuda"]).assert().code(4).stderr(contains("--features cuda"));
+    }
+}
+
+/// From a raw dataset whose targets are regions to the Dice of predictions, each step the program's own.
+#[test]
+fn regions_go_all_the_way() {
+    let folders = Folders { folder: tempfile::tempdir().unwrap() };
+    let options = PhantomOptions { train_cases: 3, test_cases: 1, shape: [18, 20, 18], seed: 11 };
+    options.generate(&folders.raw()).unwrap();
+    edit(&folders.raw().join("dataset.json"), |dataset| {
+        dataset["labels"] = json!({"background": 0, "whole": [1, 2], "core": 2});
+        dataset["regions_class_order"] = json!([1, 2]);
+    });
+    folders.run("plan", &["-c", "3d_fullres", "-q"]).assert().success();
+    edit(&folders.work().join("nnUNetPlans.json"), |plans| shrink(&mut plans["configurations"]["3d_fullres"]));
+    folders.run("preprocess", &["-q"]).assert().success();
+    let short = ["--epochs", "1", "--iters-per-epoch", "1", "--val-iters", "1"];
+    let train = folders.run("train", &["-c", "3d_fullres", "-f", "0", "-q"]).args(short).assert();
+    train.success().stdout(contains("(1, 2)").and(contains("mean Dice ")));
+
+    let (run, predictions) = (folders.work().join("runs/3d_fullres/fold_0"), folders.folder.path().join("predictions"));
+    let predict = |checkpoint: &str| {
+        let mut command = nnunet_dist(["predict", "--no-tta", "-q", "--checkpoint", checkpoint, "-r"]);
+        command.arg(&run).arg("-i").arg(folders.raw().join("imagesTs")).arg("-o").arg(&predictions).assert()
+    };
+    predict("latest").success();
+    assert!(predictions.join("phantom_003.nii.gz").exists());
+    fs::remove_file(run.join("checkpoint_latest")).unwrap();
+    predict("best").success();
+    predict("latest").code(3).stderr(contains("checkpoint_latest"));
+}
+
+/// Changes a JSON file as a user would.
+fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
 }
 
 /// Natural images: one file per case, colours as channels, no geometry.
 #[test]
 fn raster_images_are_a_dataset_too() {
-    for (ending, channels) in [(".png", 3), (".tif", 1)] {
+    for (ending, channels) in [(".png", 3), (".png", 1), (".tif", 1)] {
         let folders = Folders { folder: tempfile::tempdir().unwrap() };
         for case in 0..5usize {
             let value = |c: usize, y: usize, x: usize| ((c * 40 + case * 13 + y * 3 + x * 5) % 256) as f32;

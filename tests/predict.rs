@@ -1,9 +1,13 @@
 //! A checkpoint and a folder of images become label maps in each image's own geometry.
 
+#[path = "common/plans.rs"]
+mod plans;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array4, Axis, s};
+use assert_cmd::Command;
+use ndarray::{Array3, Array4, ArrayView3, Axis, s};
 use ndarray_npy::NpzReader;
 use nnunet_dist::backend::Cpu;
 use nnunet_dist::config::Device;
@@ -14,8 +18,12 @@ use nnunet_dist::model::{ModelDescription, UNet};
 use nnunet_dist::phantom::PhantomOptions;
 use nnunet_dist::plan::{PlannerOptions, Plans, plan};
 use nnunet_dist::train::{Checkpoint, Progress};
+use predicates::prelude::PredicateBooleanExt;
+use predicates::str::{contains, starts_with};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use self::plans::shrink;
 
 /// A folder with a checkpoint of an untrained network, and room for images and predictions.
 struct Bench {
@@ -64,18 +72,23 @@ impl Bench {
     fn predict(&self) -> Result<usize, InferError> {
         predict_folder(&self.images(), &self.output(""), &self.options)
     }
+
+    /// The program, to write to the folder `output`.
+    fn command(&self, output: &Path, flags: &[&str]) -> Command {
+        let mut command = Command::cargo_bin("nnunet-dist").expect("cargo builds the program before its tests");
+        command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE").arg("predict").args(flags);
+        command.arg("-r").arg(&self.options.checkpoint).arg("-i").arg(self.images()).arg("-o").arg(output);
+        command
+    }
+
+    fn labels(&self, case: &str) -> Array3<i16> {
+        read_labels(&self.output(&format!("{case}.nii.gz"))).unwrap().data
+    }
 }
 
-fn shrink(configuration: &mut Value) {
-    let axes = configuration["patch_size"].as_array().unwrap().len();
-    configuration["patch_size"] = json!(vec![16; axes]);
-    let network = &mut configuration["architecture"]["arch_kwargs"];
-    network["n_stages"] = json!(2);
-    network["features_per_stage"] = json!([4, 8]);
-    network["kernel_sizes"] = json!([vec![3; axes], vec![3; axes]]);
-    network["strides"] = json!([vec![1; axes], vec![2; axes]]);
-    network["n_conv_per_stage"] = json!([1, 1]);
-    network["n_conv_per_stage_decoder"] = json!([1]);
+/// `(class, z, y, x)` of an `npz` beside a label map.
+fn probabilities(path: &Path) -> Array4<f32> {
+    NpzReader::new(File::open(path).unwrap()).unwrap().by_name("probabilities").unwrap()
 }
 
 /// An image full of structure with `border` empty voxels all around.
@@ -92,22 +105,36 @@ fn image([z, y, x]: [usize; 3], border: usize, geometry: Geometry) -> Volume {
     Volume { data, geometry }
 }
 
+/// Anisotropic voxels, turned about z and then about x: no axis of the image lies along one of the world.
 fn oblique() -> Geometry {
-    let (sin, cos) = 0.4f64.sin_cos();
+    let ((s, c), (t, d)) = (0.4f64.sin_cos(), 0.3f64.sin_cos());
     Geometry {
         spacing: [2.5, 0.8, 1.1],
         origin: [-40.0, 12.5, 99.0],
-        direction: [[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]],
+        direction: [[c, -s, 0.0], [d * s, d * c, -t], [t * s, t * c, d]],
     }
+}
+
+/// Plans that show the network the image's axes in the order `forward`.
+fn transposed(forward: [usize; 3], backward: [usize; 3]) -> Bench {
+    Bench::new("3d_fullres", |plans, _| {
+        plans["transpose_forward"] = json!(forward);
+        plans["transpose_backward"] = json!(backward);
+    })
+}
+
+fn found(labels: ArrayView3<i16>) -> usize {
+    labels.iter().filter(|label| **label > 0).count()
 }
 
 #[test]
 fn the_label_map_lies_where_the_image_lies() {
-    let bench = Bench::new("3d_fullres", |plans, _| {
-        plans["transpose_forward"] = json!([1, 0, 2]);
-        plans["transpose_backward"] = json!([1, 0, 2]);
-    });
-    bench.add("a", &image([14, 30, 26], 3, oblique()));
+    let bench = transposed([2, 0, 1], [1, 2, 0]);
+    let inside = s![5..17, 1..27, 2..19];
+    let mut lopsided = image([19, 30, 26], 0, oblique());
+    let whole = std::mem::replace(&mut lopsided.data, Array4::zeros((1, 19, 30, 26)));
+    lopsided.data.index_axis_mut(Axis(0), 0).slice_mut(inside).assign(&whole.index_axis(Axis(0), 0).slice(inside));
+    bench.add("a", &lopsided);
     // Smaller than the window along every axis.
     bench.add("b", &image([5, 9, 8], 0, oblique()));
     assert_eq!(bench.predict().unwrap(), 2);
@@ -116,11 +143,29 @@ fn the_label_map_lies_where_the_image_lies() {
         let output = read_header(&bench.output(&format!("{case}.nii.gz"))).unwrap();
         assert_eq!(output, input);
     }
-    let labels = read_labels(&bench.output("a.nii.gz")).unwrap().data;
-    let inside = labels.slice(s![3..11, 3..27, 3..23]);
-    assert!(inside.iter().any(|label| *label > 0), "an untrained network finds something");
-    let outside = labels.iter().filter(|label| **label > 0).count() - inside.iter().filter(|label| **label > 0).count();
-    assert_eq!(outside, 0, "what was cropped away is background");
+    let labels = bench.labels("a");
+    assert!(found(labels.slice(inside)) > 0, "an untrained network finds something");
+    assert_eq!(found(labels.view()), found(labels.slice(inside)), "what was cropped away is background");
+}
+
+/// A network that is shown the image's axes in another order says the same as of an image stored in that order.
+#[test]
+fn transposed_plans_are_transposed_images() {
+    let forward = [2, 0, 1];
+    let (transposed, plain) = (transposed(forward, [1, 2, 0]), transposed([0, 1, 2], [0, 1, 2]));
+    let spacing = [1.6, 0.8, 1.1];
+    let mut volume = image([14, 30, 22], 0, Geometry { spacing, ..Geometry::default() });
+    volume.data.slice_mut(s![.., .., ..6, ..]).fill(0.0);
+    transposed.add("a", &volume);
+    let [z, y, x] = forward;
+    let data = volume.data.permuted_axes([0, z + 1, y + 1, x + 1]).as_standard_layout().into_owned();
+    let geometry = Geometry { spacing: forward.map(|axis| spacing[axis]), ..Geometry::default() };
+    plain.add("a", &Volume { data, geometry });
+    transposed.predict().unwrap();
+    plain.predict().unwrap();
+    let expected = plain.labels("a");
+    assert!(expected.iter().any(|label| *label > 0));
+    assert_eq!(transposed.labels("a").permuted_axes(forward), expected);
 }
 
 #[test]
@@ -130,9 +175,7 @@ fn probabilities_belong_to_the_labels() {
     bench.options.windows = WindowOptions { mirror: false, overlap: 0.25, blend: Blend::Constant };
     bench.add("a", &image([20, 21, 22], 2, oblique()));
     bench.predict().unwrap();
-    let labels = read_labels(&bench.output("a.nii.gz")).unwrap().data;
-    let mut npz = NpzReader::new(File::open(bench.output("a.npz")).unwrap()).unwrap();
-    let probabilities: Array4<f32> = npz.by_name("probabilities").unwrap();
+    let (labels, probabilities) = (bench.labels("a"), probabilities(&bench.output("a.npz")));
     assert_eq!(probabilities.dim(), (3, 20, 21, 22));
     for (voxel, classes) in labels.iter().zip(probabilities.lanes(Axis(0))) {
         assert!((classes.sum() - 1.0).abs() < 1e-5);
@@ -141,19 +184,66 @@ fn probabilities_belong_to_the_labels() {
 }
 
 #[test]
+fn flags_reach_the_windows() {
+    let mut bench = Bench::new("3d_fullres", |_, _| {});
+    bench.options.save_probabilities = true;
+    bench.add("a", &image([26, 20, 18], 0, Geometry::default()));
+    let default = WindowOptions::default();
+    let variants: [(&[&str], WindowOptions); 4] = [
+        (&[], default),
+        (&["--no-tta"], WindowOptions { mirror: false, ..default }),
+        (&["--overlap", "0.25"], WindowOptions { overlap: 0.25, ..default }),
+        (&["--blend", "constant"], WindowOptions { blend: Blend::Constant, ..default }),
+    ];
+    let mut seen: Vec<Array4<f32>> = Vec::new();
+    for (flags, windows) in variants {
+        let folder = bench.output("command");
+        let mut command = bench.command(&folder, flags);
+        command.arg("--save-probabilities").assert().success().stdout(starts_with("1 cases in "));
+        bench.options.windows = windows;
+        bench.predict().unwrap();
+        let [by_flag, by_option] = [folder.join("a.npz"), bench.output("a.npz")].map(|path| probabilities(&path));
+        let differ = |other: &Array4<f32>| (other - &by_flag).iter().any(|difference| difference.abs() > 1e-5);
+        assert!(!differ(&by_option), "{flags:?}");
+        assert!(seen.iter().all(differ), "{flags:?} changes nothing");
+        seen.push(by_flag);
+    }
+    for bad in ["1", "-0.1", "half"] {
+        bench.command(&bench.output(""), &[&format!("--overlap={bad}")]).assert().code(2).stderr(contains("below 1"));
+    }
+}
+
+#[test]
 fn a_bad_image_does_not_stop_the_others() {
     let bench = Bench::new("3d_fullres", |_, _| {});
+    let mut volume = image([18, 18, 18], 0, Geometry::default());
     for case in ["a", "b", "c"] {
-        bench.add(case, &image([18, 18, 18], 0, Geometry::default()));
+        bench.add(case, &volume);
     }
     let path = bench.images().join("b_0000.nii.gz");
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-    let error = bench.predict().unwrap_err().to_string();
-    assert!(error.starts_with("1 of 3 cases failed: b: ") && error.contains("cut short"), "{error}");
-    assert!(bench.output("a.nii.gz").exists() && bench.output("c.nii.gz").exists());
-    let written: Vec<_> = std::fs::read_dir(bench.output("")).unwrap().collect();
-    assert_eq!(written.len(), 2, "{written:?}");
+    volume.data[[0, 3, 4, 5]] = f32::NAN;
+    bench.add("d", &volume);
+    bench.add("e", &Volume { data: Array4::zeros((2, 18, 18, 18)), geometry: Geometry::default() });
+    let failed = contains("error: 3 of 5 cases failed: b: ").and(contains("cut short"));
+    let failed = failed.and(contains("d_0000.nii.gz: NaN")).and(contains("e_0000.nii.gz: has 2 channels, expected 1"));
+    bench.command(&bench.output(""), &[]).assert().code(3).stderr(failed);
+    let written = std::fs::read_dir(bench.output("")).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut written: Vec<_> = written.map(|name| name.into_string().unwrap()).collect();
+    written.sort();
+    assert_eq!(written, ["a.nii.gz", "c.nii.gz"]);
+}
+
+/// Where there is nothing but background, nothing is cropped and nothing divided by 0.
+#[test]
+fn an_empty_image_is_an_image() {
+    let mut bench = Bench::new("3d_fullres", |_, _| {});
+    bench.options.save_probabilities = true;
+    bench.add("a", &Volume { data: Array4::zeros((1, 17, 12, 20)), geometry: Geometry::default() });
+    bench.predict().unwrap();
+    assert_eq!(bench.labels("a").dim(), (17, 12, 20));
+    assert!(probabilities(&bench.output("a.npz")).iter().all(|probability| probability.is_finite()));
 }
 
 #[test]
@@ -167,7 +257,7 @@ fn a_2d_network_goes_through_a_stack_slice_by_slice() {
 
 #[test]
 fn regions_become_the_labels_of_their_order() {
-    let bench = Bench::new("3d_fullres", |_, dataset| {
+    let mut bench = Bench::new("3d_fullres", |_, dataset| {
         let background = LabelValue::Class(0);
         let (whole, core) = (LabelValue::Region(vec![1, 2]), LabelValue::Region(vec![2]));
         let labels = [("background", background), ("whole", whole), ("core", core)];
@@ -175,9 +265,37 @@ fn regions_become_the_labels_of_their_order() {
         dataset.regions_class_order = Some(vec![7, 9]);
     });
     bench.add("a", &image([20, 20, 20], 0, Geometry::default()));
+    bench.options.save_probabilities = true;
     bench.predict().unwrap();
-    let labels = read_labels(&bench.output("a.nii.gz")).unwrap().data;
-    assert!(labels.iter().all(|label| [0, 7, 9].contains(label)) && labels.iter().any(|label| *label > 0));
+    let (labels, probabilities) = (bench.labels("a"), probabilities(&bench.output("a.npz")));
+    assert_eq!(probabilities.dim(), (2, 20, 20, 20));
+    for (label, regions) in labels.iter().zip(probabilities.lanes(Axis(0))) {
+        // The core lies inside the whole, so that it wins.
+        let expected = if regions[1] > 0.5 { 9 } else { 7 * i16::from(regions[0] > 0.5) };
+        assert_eq!(*label, expected, "{regions}");
+    }
+    assert!(labels.iter().any(|label| *label > 0));
+}
+
+/// Colours are the channels of one file, and the label map is a file of the same kind.
+#[test]
+fn a_photograph_becomes_a_label_map_of_its_kind() {
+    let bench = Bench::new("2d", |plans, dataset| {
+        dataset.file_ending = ".png".into();
+        dataset.channel_names =
+            ["R", "G", "B"].iter().enumerate().map(|(i, name)| (i.to_string(), (*name).into())).collect();
+        let configuration = &mut plans["configurations"]["2d"];
+        configuration["normalization_schemes"] = json!(vec!["RGBTo01Normalization"; 3]);
+        configuration["use_mask_for_norm"] = json!(vec![false; 3]);
+        configuration["spacing"] = json!([1.0, 1.0]);
+    });
+    let photograph = |(c, _, y, x): (usize, usize, usize, usize)| ((c * 70 + y * 9 + x * 5) % 256) as f32;
+    let photograph = Volume { data: Array4::from_shape_fn((3, 1, 33, 21), photograph), geometry: Geometry::default() };
+    write_volume(&bench.images().join("a_0000.png"), &photograph).unwrap();
+    bench.predict().unwrap();
+    let labels = read_labels(&bench.output("a.png")).unwrap().data;
+    assert_eq!(labels.dim(), (1, 33, 21));
+    assert!(labels.iter().any(|label| *label > 0) && labels.iter().all(|label| (0..3).contains(label)));
 }
 
 fn assert_names(error: InferError, parts: &[&str]) {
@@ -195,4 +313,15 @@ fn what_cannot_be_predicted_is_named() {
     assert_names(predict_folder(Path::new("/nowhere"), &bench.output(""), &bench.options).unwrap_err(), &["/nowhere"]);
     bench.options.checkpoint = bench.folder.path().join("checkpoint_best");
     assert_names(bench.predict().unwrap_err(), &["checkpoint_best", "train"]);
+}
+
+#[test]
+fn an_unusable_output_folder_is_named() {
+    let bench = Bench::new("3d_fullres", |_, _| {});
+    bench.add("a", &image([18, 18, 18], 0, Geometry::default()));
+    let file = bench.folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for output in [file.clone(), file.join("below")] {
+        bench.command(&output, &[]).assert().code(3).stderr(contains("file").and(contains("cannot be written")));
+    }
 }

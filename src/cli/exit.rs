@@ -88,9 +88,11 @@ fn of_comm(fault: Fault) -> u8 {
 
 /// A file that a user named and that cannot be used is invalid data; a full or broken disk is not.
 fn of_io(error: &io::Error) -> u8 {
-    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, PermissionDenied, UnexpectedEof};
+    use io::ErrorKind::*;
     match error.kind() {
-        NotFound | PermissionDenied | NotADirectory | IsADirectory | InvalidData | UnexpectedEof => INVALID,
+        NotFound | AlreadyExists | PermissionDenied | NotADirectory | IsADirectory | InvalidData | UnexpectedEof => {
+            INVALID
+        }
         _ => INTERNAL,
     }
 }

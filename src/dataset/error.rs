@@ -24,7 +24,7 @@ pub enum DatasetError {
 }
 
 impl DatasetError {
-    pub(super) fn invalid(path: &Path, defect: impl Display) -> Self {
+    pub(crate) fn invalid(path: &Path, defect: impl Display) -> Self {
         Self::Invalid { path: path.to_owned(), defect: defect.to_string() }
     }
 

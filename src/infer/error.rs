@@ -1,5 +1,6 @@
 //! Why a prediction failed.
 
+use std::io;
 use std::path::PathBuf;
 
 use crate::dataset::DatasetError;
@@ -35,8 +36,8 @@ pub enum InferError {
     #[error("{0}")]
     Image(#[from] ImageError),
     /// A result cannot be written.
-    #[error("{path}: {cause}")]
-    Write { path: PathBuf, cause: String },
+    #[error("{path}: cannot be written: {source}")]
+    Write { path: PathBuf, source: io::Error },
     /// Some cases of a folder failed; the others are there.
     #[error("{} of {total} cases failed: {}", failed.len(), failed.join("; "))]
     Cases { failed: Vec<String>, total: usize },

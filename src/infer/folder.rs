@@ -12,7 +12,7 @@ use super::InferError;
 use super::predictor::{Predictor, WindowOptions};
 use crate::backend::{ComputeBackend, Cpu};
 use crate::config::{Device, RunDir};
-use crate::dataset::{CaseFiles, find_images};
+use crate::dataset::{Case, CaseFiles, DatasetError, find_images};
 use crate::fsio;
 use crate::image::write_labels;
 use crate::ops::NnOps;
@@ -88,12 +88,21 @@ type Logits = (String, Array4<f32>, CaseProperties, Instant);
 
 fn read_all<B: NnOps>(cases: &[CaseFiles], predictor: &Predictor<B>, to: &Sender<Preprocessed>) {
     for files in cases {
-        let case = files.load(predictor.dataset().num_channels()).map_err(InferError::from);
+        let case = load(files, predictor.dataset().num_channels());
         let result = case.and_then(|case| predictor.preprocess(&case));
         // The receiver is gone only if it panicked.
         if to.send((files.id.clone(), result)).is_err() {
             return;
         }
+    }
+}
+
+/// Reads a case, of which one NaN would make background of the whole image.
+fn load(files: &CaseFiles, channels: usize) -> Result<Case, InferError> {
+    let case = files.load(channels)?;
+    match case.image.data.iter().filter(|intensity| !intensity.is_finite()).count() {
+        0 => Ok(case),
+        count => Err(DatasetError::invalid(&files.images[0], format_args!("NaN or infinite in {count} voxels")).into()),
     }
 }
 
@@ -147,6 +156,6 @@ fn write_probabilities(path: &Path, probabilities: &Array4<f32>) -> Result<(), I
     fsio::write_atomically(path, write).map_err(|error| write_error(path, error))
 }
 
-fn write_error(path: &Path, error: std::io::Error) -> InferError {
-    InferError::Write { path: path.to_owned(), cause: format!("cannot be written: {error}") }
+fn write_error(path: &Path, source: std::io::Error) -> InferError {
+    InferError::Write { path: path.to_owned(), source }
 }
