@@ -107,6 +107,13 @@ fn all_problems_of_a_dataset_are_listed_at_once() {
 }
 
 #[test]
+fn a_plan_that_cannot_be_made_writes_nothing() {
+    let folders = Folders::with_phantoms(2);
+    folders.run("plan", &["-c", "4d"]).assert().code(3).stderr(contains("4d"));
+    assert!(!folders.work().exists());
+}
+
+#[test]
 fn a_dataset_becomes_work_files_that_users_may_edit() {
     let folders = Folders::with_phantoms(6);
     let plan = folders.run("plan", &["-c", "2d,3d_fullres"]).assert().success();

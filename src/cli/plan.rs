@@ -52,13 +52,8 @@ impl Plan {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let dataset = open_valid(&self.dataset)?;
         let work = WorkDir::new(&self.work);
-        Source::new(&self.dataset)?.save(&work)?;
-        write(&work.dataset_json(), &dataset.json)?;
-
         tracing::info!("fingerprint of {} cases", dataset.cases.len());
         let fingerprint = dataset::extract_fingerprint(&dataset)?;
-        write(&work.fingerprint(), &fingerprint)?;
-
         let Planner::Default = self.planner;
         let options = PlannerOptions {
             gpu_memory_gb: self.gpu_memory,
@@ -66,8 +61,16 @@ impl Plan {
             ..PlannerOptions::default()
         };
         let plans = plan::plan(&dataset.name, &dataset.json, &fingerprint, &options)?;
+        let splits = own_or_new_splits(&dataset, &work.splits())?;
+
+        // Written when nothing can fail any more but the disk, so that the files of a work folder belong together.
+        Source::new(&self.dataset)?.save(&work)?;
+        write(&work.dataset_json(), &dataset.json)?;
+        write(&work.fingerprint(), &fingerprint)?;
         plans.save(&work.plans())?;
-        keep_or_make_splits(&dataset, &work.splits())?;
+        if let Some(splits) = splits {
+            splits.save(&work.splits())?;
+        }
 
         print_plans(&plans)?;
         println!("work folder: {}", work.root().display());
@@ -89,15 +92,15 @@ fn open_valid(folder: &Path) -> anyhow::Result<Dataset> {
     }
 }
 
-/// A user's own splits win over generated ones.
-fn keep_or_make_splits(dataset: &Dataset, path: &Path) -> anyhow::Result<()> {
+/// Generated splits, or `None` where there are splits already: a user's own win.
+fn own_or_new_splits(dataset: &Dataset, path: &Path) -> anyhow::Result<Option<Splits>> {
     let cases: Vec<String> = dataset.cases.iter().map(|case| case.id.clone()).collect();
     if path.exists() {
         Splits::load(path)?.check_cases(&cases).with_context(|| path.display().to_string())?;
         println!("splits: kept those in {}", path.display());
-        return Ok(());
+        return Ok(None);
     }
-    Ok(Splits::generate(&cases)?.save(path)?)
+    Ok(Some(Splits::generate(&cases)?))
 }
 
 fn print_plans(plans: &Plans) -> anyhow::Result<()> {
