@@ -4,7 +4,7 @@ use libloading::{Library, Symbol};
 
 /// A vendor's library, kept open to the end of the process: unloading CUDA's libraries is not safe.
 pub(super) struct SharedLibrary {
-    library: &'static Library,
+    handle: &'static Library,
     /// The name it was found under.
     pub(super) name: &'static str,
 }
@@ -15,7 +15,7 @@ impl SharedLibrary {
         names.iter().find_map(|&name| {
             // SAFETY: these are vendors' libraries, whose initialisers may be run by any process.
             let library = unsafe { Library::new(name) }.ok()?;
-            Some(Self { library: Box::leak(Box::new(library)), name })
+            Some(Self { handle: Box::leak(Box::new(library)), name })
         })
     }
 
@@ -25,6 +25,6 @@ impl SharedLibrary {
     /// `F` must be the function's type in the vendor's header.
     pub(super) unsafe fn function<F>(&self, name: &str) -> Option<Symbol<'static, F>> {
         // SAFETY: promised by the caller.
-        unsafe { self.library.get(name.as_bytes()) }.ok()
+        unsafe { self.handle.get(name.as_bytes()) }.ok()
     }
 }
