@@ -100,9 +100,9 @@ impl Png {
         let row_samples = shape[1] * shape[2];
         let rows = bytes[..frame.buffer_size()].chunks_exact(frame.line_size);
         let samples: Vec<f32> = match frame.bit_depth {
-            png::BitDepth::Sixteen => rows
-                .flat_map(|row| row.chunks_exact(2).map(|pair| f32::from(u16::from_be_bytes([pair[0], pair[1]]))))
-                .collect(),
+            png::BitDepth::Sixteen => {
+                rows.flat_map(|row| row.as_chunks().0.iter().map(|pair| f32::from(u16::from_be_bytes(*pair)))).collect()
+            }
             depth => rows.flat_map(|row| unpack(row, depth as usize).take(row_samples)).collect(),
         };
         volume_of(&samples, shape).ok_or_else(|| ImageError::new(path, "has rows of differing length"))

@@ -68,7 +68,7 @@ impl<T: Element> MappedArray<T> {
         // SAFETY: the file is only ever replaced by renaming another over it (`fsio`), which leaves this mapping's
         // inode as it is. Whoever truncates it by hand meanwhile gets SIGBUS, as with any mapped file.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| fail(format!("cannot map into memory: {error}")))?;
-        let (data_at, shape) = decode_header::<T>(&map).map_err(&fail)?;
+        let (data_at, shape) = decode_header::<T>(&map).map_err(fail)?;
         let expected = byte_length::<T>(data_at, shape)
             .ok_or_else(|| fail(format!("the header claims the impossible shape {shape:?}")))?;
         if map.len() != expected {

@@ -194,7 +194,7 @@ mod tests {
             png::Decoder::new(std::io::BufReader::new(std::fs::File::open(&path).unwrap())).read_info().unwrap();
         let mut pixels = vec![0; (SIZE.0 * SIZE.1 * 3) as usize];
         reader.next_frame(&mut pixels).unwrap();
-        pixels.chunks_exact(3).map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect()
+        pixels.as_chunks().0.to_vec()
     }
 
     fn count(pixels: &[[u8; 3]], RGBColor(r, g, b): RGBColor) -> usize {

@@ -24,7 +24,7 @@ pub fn reduce_sums(heads: &[&LossSums], batch_dice: bool, comm: &dyn Communicato
     let reduced = heads.iter().map(|sums| {
         let (sums, tail) = rest.split_at(2 + slots * 3 * sums.dice.len());
         rest = tail;
-        let dice = sums[2..].chunks_exact(3).map(|sums| [sums[0], sums[1], sums[2]]).collect();
+        let dice = sums[2..].as_chunks().0.to_vec();
         LossSums { dice, cross_entropy: sums[0], count: sums[1] }
     });
     Ok(reduced.collect())

@@ -79,8 +79,7 @@ impl Validation {
     pub fn finish(self, comm: &dyn Communicator) -> Result<ValidationResult, CommError> {
         let mut flat = self.confusion.concat();
         comm.all_reduce_f64(&mut flat, ReduceOp::Sum, "pseudo Dice counts")?;
-        let pseudo_dice = flat.chunks_exact(3).map(|counts| {
-            let [tp, fp, fn_] = [counts[0], counts[1], counts[2]];
+        let pseudo_dice = flat.as_chunks().0.iter().map(|&[tp, fp, fn_]| {
             let denominator = 2.0 * tp + fp + fn_;
             (denominator > 0.0).then(|| 2.0 * tp / denominator)
         });
