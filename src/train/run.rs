@@ -81,7 +81,11 @@ fn announce(job: &Job, progress: &Progress) {
         validation_cases.len(),
         per_rank * ranks,
     );
-    if progress.next_epoch > 0 {
-        tracing::info!("resuming at epoch {}", progress.next_epoch + 1);
+    match progress.next_epoch {
+        0 => {}
+        done if done >= config.training.epochs => {
+            tracing::info!("all {done} epochs are done; on to the held-out cases")
+        }
+        done => tracing::info!("resuming at epoch {}", done + 1),
     }
 }
