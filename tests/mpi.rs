@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use self::job::{Job, PATIENCE, in_parallel, is_installed, is_open_mpi, me, observe};
-use nnunet_dist::dist::{self, CommError, Communicator, ReduceOp};
+use nnunet_dist::dist::{self, CommError, Communicator, ReduceOp, Wire};
 
 /// The environment variable with the part that a process has to play.
 const PART: &str = "NNUNET_TEST_PART";
@@ -27,6 +27,11 @@ fn part_of_a_rank() {
     match part.as_str() {
         "collectives" => parts::collectives(&*comm),
         "large" => parts::large(&*comm),
+        "buckets" => parts::buckets(&*comm),
+        "frozen" => parts::frozen(&*comm),
+        "frozen-first" => parts::frozen_first(&*comm),
+        "hanging" => parts::hanging(&*comm),
+        "slow" => parts::slow(&*comm),
         "places" => parts::places(&*comm),
         "disagreement" => parts::disagreement(&*comm),
         "panic" => parts::panic(&*comm),
@@ -108,6 +113,114 @@ mod parts {
         assert!(messages == (0..comm.world_size()).map(message).collect::<Vec<_>>());
     }
 
+    /// Buckets of many sizes, several under way at a time, waited for in another order, with other collectives between.
+    pub fn buckets(comm: &dyn Communicator) {
+        let (rank, size) = (comm.rank(), comm.world_size());
+        // Whole numbers, so that no order of summing up rounds.
+        let value = |rank: usize, i: usize| ((i * 31 + rank * 17) % 211) as f32 - 100.0;
+        let lengths = [0, 1, size - 1, size, 1000, 65_536 * size, 65_536 * size + 1, 1_234_567];
+        for op in [ReduceOp::Sum, ReduceOp::Mean, ReduceOp::Max] {
+            let start = |length: usize| {
+                let data = (0..length).map(|i| value(rank, i)).collect();
+                comm.start_all_reduce(data, op, Wire::F32, "a bucket").unwrap()
+            };
+            let mut under_way: Vec<_> = lengths.into_iter().map(start).collect();
+            comm.barrier("between").unwrap();
+            // The last is waited for first.
+            for length in lengths.into_iter().rev() {
+                let reduced = under_way.pop().unwrap().wait().unwrap();
+                let expected = (0..length).map(|i| {
+                    let values = (0..size).map(|rank| value(rank, i));
+                    match op {
+                        ReduceOp::Sum => values.sum(),
+                        ReduceOp::Mean => values.sum::<f32>() / size as f32,
+                        ReduceOp::Max => values.fold(f32::MIN, f32::max),
+                    }
+                });
+                assert!(reduced.into_iter().eq(expected), "{op:?} of {length}");
+            }
+        }
+        rounded_buckets(comm);
+    }
+
+    /// 16 bits on the wire lose bits, but no rank gets others than the rest.
+    fn rounded_buckets(comm: &dyn Communicator) {
+        let (rank, size) = (comm.rank(), comm.world_size());
+        let value = |rank: usize, i: usize| ((i * 7 + rank * 3) as f32 * 0.37).sin() * 1000.0;
+        let length = 200_001;
+        for (wire, tolerance) in [(Wire::F32, 1e-3), (Wire::F16, 2.0), (Wire::Bf16, 16.0)] {
+            let data = (0..length).map(|i| value(rank, i)).collect();
+            let reduced = comm.start_all_reduce(data, ReduceOp::Mean, wire, "a bucket").unwrap().wait().unwrap();
+            for (i, mean) in reduced.iter().enumerate() {
+                let expected = (0..size).map(|rank| value(rank, i)).sum::<f32>() / size as f32;
+                assert!((mean - expected).abs() < tolerance, "{wire:?} at {i}: {mean} for {expected}");
+            }
+            dist::check_agreement(comm, "the mean", bytes_of(&reduced)).unwrap();
+        }
+    }
+
+    fn bytes_of(values: &[f32]) -> &[u8] {
+        // SAFETY: floats are plain bytes.
+        unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+    }
+
+    /// The last rank stops, as under a debugger or on a host that swaps itself to death.
+    pub fn frozen(comm: &dyn Communicator) {
+        comm.set_timeout(Duration::from_secs(8));
+        comm.enter("step 1");
+        comm.barrier("all have begun").unwrap();
+        // Long enough for its first sign of life.
+        thread::sleep(Duration::from_millis(2500));
+        comm.enter("step 2");
+        if comm.rank() + 1 == comm.world_size() {
+            // SAFETY: no preconditions.
+            unsafe { libc::raise(libc::SIGSTOP) };
+        }
+        let bucket = comm.start_all_reduce(vec![0.0; 100_000], ReduceOp::Mean, Wire::F32, "bucket 3 of 4");
+        let error = bucket.unwrap().wait().unwrap_err();
+        comm.abort(75, &error.to_string());
+    }
+
+    /// Rank 0, which keeps the board, stops.
+    pub fn frozen_first(comm: &dyn Communicator) {
+        comm.set_timeout(Duration::from_secs(8));
+        comm.enter("step 1");
+        comm.barrier("all have begun").unwrap();
+        thread::sleep(Duration::from_millis(1500));
+        if comm.rank() == 0 {
+            // SAFETY: no preconditions.
+            unsafe { libc::raise(libc::SIGSTOP) };
+        }
+        let error = comm.barrier("the end that never comes").unwrap_err();
+        comm.abort(75, &error.to_string());
+    }
+
+    /// The process of the last rank lives, but its training does not go on.
+    pub fn hanging(comm: &dyn Communicator) {
+        comm.set_timeout(Duration::from_secs(3));
+        comm.barrier("all have begun").unwrap();
+        if comm.rank() + 1 == comm.world_size() {
+            comm.enter("an endless loop");
+            thread::sleep(2 * PATIENCE);
+        }
+        thread::sleep(Duration::from_secs(1));
+        let error = comm.barrier("the end that never comes").unwrap_err();
+        comm.abort(75, &error.to_string());
+    }
+
+    /// The last rank takes longer than the timeout, but says that it goes on.
+    pub fn slow(comm: &dyn Communicator) {
+        comm.set_timeout(Duration::from_secs(2));
+        comm.barrier("all have begun").unwrap();
+        if comm.rank() + 1 == comm.world_size() {
+            for case in 0..10 {
+                comm.enter(&format!("case {case}"));
+                thread::sleep(Duration::from_millis(500));
+            }
+        }
+        comm.barrier("the cases").unwrap();
+    }
+
     /// Prints what the test outside compares with what it knows of this machine.
     pub fn places(comm: &dyn Communicator) {
         let variable = |name| env::var(name).unwrap_or_default();
@@ -182,6 +295,45 @@ fn collectives_give_every_rank_the_right_result() {
 fn buffers_of_any_length_are_exchanged() {
     let Some(job) = run("large", 2, &[]) else { return };
     job.succeeded(2);
+}
+
+#[test]
+fn buckets_are_reduced_behind_other_work_to_the_same_bits_everywhere() {
+    for ranks in [2, 3, 5] {
+        let Some(job) = run("buckets", ranks, &[]) else { return };
+        job.succeeded(ranks);
+    }
+}
+
+#[test]
+fn a_frozen_rank_is_named_and_ends_the_job() {
+    let Some(job) = run("frozen", 3, &[]) else { return };
+    job.failed_with(75);
+    job.says("error: rank 0: all-reduce of bucket 3 of 4, at step 2, failed after 8.");
+    job.says("no sign of life from rank 2 on ");
+}
+
+#[test]
+fn rank_0_is_named_too() {
+    let Some(job) = run("frozen-first", 2, &[]) else { return };
+    job.failed_with(75);
+    job.says("error: rank 1: barrier of the end that never comes, at step 1, failed after ");
+    job.says("no sign of life from rank 0 on ");
+}
+
+#[test]
+fn a_rank_that_lives_but_hangs_is_named() {
+    let Some(job) = run("hanging", 3, &[]) else { return };
+    job.failed_with(75);
+    job.says("rank 2 on ");
+    job.says("is alive but has hung for ");
+    job.says("in an endless loop");
+}
+
+#[test]
+fn a_rank_that_is_slow_is_waited_for() {
+    let Some(job) = run("slow", 3, &[]) else { return };
+    job.succeeded(3);
 }
 
 #[test]

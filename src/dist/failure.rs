@@ -56,6 +56,12 @@ pub(super) fn only_once() {
     }
 }
 
+/// Waits a moment: the other ranks notice the same fault at about the same time, and what they know of it is lost when
+/// this one ends the job before they have said it.
+pub(super) fn let_others_speak() {
+    thread::sleep(Duration::from_millis(500));
+}
+
 /// Ends this process in a few seconds whatever the caller hangs in meanwhile.
 ///
 /// Every launcher ends the other ranks when one leaves without a farewell.

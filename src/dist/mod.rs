@@ -8,19 +8,25 @@
 //!
 //! No MPI or NCCL type appears outside this folder.
 
+use std::time::Duration;
+
 mod agreement;
 #[cfg(feature = "mpi")]
 mod failure;
+#[cfg(feature = "mpi")]
+mod health;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod rendezvous;
 mod single;
 mod threads;
+mod wire;
 
 pub use agreement::check_agreement;
 pub use rendezvous::{init, mpi_version};
 pub use single::Single;
 pub use threads::divide_threads;
+pub use wire::Wire;
 
 /// How values of several ranks become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +80,17 @@ pub trait Communicator: Send {
     fn all_reduce(&self, data: &mut [f32], op: ReduceOp, what: &str) -> Result<(), CommError>;
     /// As [`Communicator::all_reduce`] for the small double-precision sums of losses and metrics.
     fn all_reduce_f64(&self, data: &mut [f64], op: ReduceOp, what: &str) -> Result<(), CommError>;
+    /// Begins an all-reduce that goes on behind the computation, as far as there are cores for it. Several may be under
+    /// way; all ranks begin them in the same order.
+    ///
+    /// The result is exact and the same on all ranks for [`Wire::F32`], and the same on all ranks for the others.
+    fn start_all_reduce(
+        &self,
+        data: Vec<f32>,
+        op: ReduceOp,
+        wire: Wire,
+        what: &str,
+    ) -> Result<Box<dyn Pending>, CommError>;
     /// Copies `data` of rank `root` to all ranks.
     fn broadcast(&self, data: &mut [f32], root: usize, what: &str) -> Result<(), CommError>;
     /// As [`Communicator::broadcast`] for bytes; the lengths must agree on all ranks.
@@ -82,8 +99,20 @@ pub trait Communicator: Send {
     fn all_gather_bytes(&self, data: &[u8], what: &str) -> Result<Vec<Vec<u8>>, CommError>;
     /// Returns when all ranks have called it.
     fn barrier(&self, what: &str) -> Result<(), CommError>;
+    /// How long a collective may take from now on before it fails. It goes on longer only while the rank that is missing
+    /// is known to be at work.
+    fn set_timeout(&self, _: Duration) {}
+    /// Says what this rank is at, for errors and for ranks that wait for it. A rank that says nothing new for longer than
+    /// the timeout is taken to hang.
+    fn enter(&self, _phase: &str) {}
     /// Ends the whole job at once with an exit code (`1..=255`; any other becomes 1), after printing rank and reason.
     ///
     /// For an error that the other ranks do not share: they would wait for this one for ever.
     fn abort(&self, code: i32, reason: &str) -> !;
+}
+
+/// A collective under way.
+pub trait Pending: Send {
+    /// Waits for the result.
+    fn wait(self: Box<Self>) -> Result<Vec<f32>, CommError>;
 }

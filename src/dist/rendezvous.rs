@@ -77,6 +77,7 @@ fn join(launch: &Launch) -> Result<Box<dyn Communicator>, CommError> {
         return Err(launch.refused(began, reason));
     }
     failure::end_job_on_panic(comm.rank(), mpi::end_job);
+    comm.watch_over()?;
     // Launchers that report the death of a process by its number only (MPICH's) leave it to this line to name the rank.
     tracing::info!("rank {} of {} is process {}", comm.rank(), comm.world_size(), std::process::id());
     Ok(Box::new(comm))
