@@ -2,12 +2,12 @@
 
 use burn::tensor::backend::AutodiffBackend;
 
-use crate::ops::NnOps;
+use crate::ops::{NnOps, TapGradients};
 
 /// What training needs of a backend: automatic differentiation, and our operations with and without it.
-pub trait ComputeBackend: AutodiffBackend<InnerBackend: NnOps> + NnOps {}
+pub trait ComputeBackend: AutodiffBackend<InnerBackend: NnOps> + NnOps + TapGradients {}
 
-impl<B: AutodiffBackend<InnerBackend: NnOps> + NnOps> ComputeBackend for B {}
+impl<B: AutodiffBackend<InnerBackend: NnOps> + NnOps + TapGradients> ComputeBackend for B {}
 
 /// Training on the CPU.
 pub type Cpu = burn::backend::Autodiff<burn::backend::Flex>;

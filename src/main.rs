@@ -17,8 +17,12 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", exit::one_line(&error));
-            exit::code(&error).into()
+            let code = exit::code(&error);
+            // Being stopped on request is no error; the log has said it, once for all ranks.
+            if code != exit::STOPPED {
+                eprintln!("error: {}", exit::one_line(&error));
+            }
+            code.into()
         }
     }
 }

@@ -16,11 +16,11 @@ use burn::tensor::ops::FloatTensorOps;
 use ndarray::{Array1, Axis, Slice};
 use ndarray_npy::NpzReader;
 use nnunet_dist::backend::Cpu;
-use nnunet_dist::dist::{self, Communicator, ReduceOp};
+use nnunet_dist::dist::{self, Communicator, Wire};
 use nnunet_dist::loss::{SegmentationLoss, Target};
 use nnunet_dist::model::{TensorState, UNet};
 use nnunet_dist::optim::{Optimizer, Sgd};
-use nnunet_dist::train::{StepMetrics, TrainStep};
+use nnunet_dist::train::{ExchangeOptions, TrainStep};
 
 use self::network::{Fixture, assert_close, is_rounding};
 
@@ -43,14 +43,18 @@ fn part_of_a_rank() {
     let Some(path) = env::var_os(FIXTURE) else { return };
     let comm = dist::init().unwrap();
     assert_eq!(comm.world_size(), RANKS);
-    for batch_dice in [false, true] {
-        follow(Path::new(&path), batch_dice, &*comm);
+    // A bucket per parameter, some buckets, one for all; behind the backward pass and after it.
+    for (bucket_len, overlap) in [(1, true), (50_000, true), (50_000, false), (usize::MAX, true)] {
+        let options = ExchangeOptions { bucket_len, wire: Wire::F32, overlap, accumulate: 1 };
+        for batch_dice in [false, true] {
+            follow(Path::new(&path), batch_dice, options, &*comm);
+        }
     }
     println!("rank {} of {} is done", comm.rank(), comm.world_size());
 }
 
 /// Three steps from the fixture's weights on this rank's half of its batch.
-fn follow(path: &Path, batch_dice: bool, comm: &dyn Communicator) {
+fn follow(path: &Path, batch_dice: bool, options: ExchangeOptions, comm: &dyn Communicator) {
     // `ddp2_NAME.npz` begins with the weights of `net/NAME.npz`.
     let name = path.file_name().unwrap().to_str().unwrap().split_once('_').unwrap().1;
     let mut initial = Fixture::open(&path.parent().unwrap().with_file_name("net").join(name));
@@ -71,17 +75,18 @@ fn follow(path: &Path, batch_dice: bool, comm: &dyn Communicator) {
 
     let sgd = Sgd { momentum: 0.99, nesterov: true, weight_decay: 3e-5 };
     let loss = SegmentationLoss::new(Target::Classes, batch_dice, None);
-    let mut step = TrainStep::new(network, Optimizer::new(sgd, Some(12.0)), loss, head_weights.to_vec(), device);
     let set = if batch_dice { "bd1" } else { "bd0" };
 
-    let gradients = step.gradients(images.view(), &targets, comm, &mut StepMetrics::default()).unwrap();
+    let step = TrainStep::new(network, Optimizer::new(sgd, Some(12.0)), loss, head_weights.to_vec(), device);
+    let mut step = step.connect(options, comm).unwrap();
+    step.add(images.view(), &targets, comm).unwrap();
+    let gradients = step.gradients().unwrap();
     let expected = fixture.state(&format!("{set}/g/"), &specs);
     let largest = expected.values().flat_map(|state| &state.values).fold(0f32, |largest, g| largest.max(g.abs()));
     for (spec, gradient) in specs.iter().zip(gradients) {
         let gradient = gradient.expect("every head has a weight here");
         let data = burn::tensor::read_sync(<Flex as FloatTensorOps<Flex>>::float_into_data(gradient)).unwrap();
-        let mut averaged = data.to_vec::<f32>().unwrap();
-        comm.all_reduce(&mut averaged, ReduceOp::Mean, &spec.name).unwrap();
+        let averaged = data.to_vec::<f32>().unwrap();
         for (ours, theirs) in averaged.iter().zip(&expected[&spec.name].values) {
             assert!((ours - theirs).abs() <= 1e-5 * largest, "{set}: gradient of {}: {ours} for {theirs}", spec.name);
         }

@@ -115,14 +115,14 @@ mod parts {
 
     /// Buckets of many sizes, several under way at a time, waited for in another order, with other collectives between.
     pub fn buckets(comm: &dyn Communicator) {
-        let (rank, size) = (comm.rank(), comm.world_size());
+        let (rank, size, reducer) = (comm.rank(), comm.world_size(), comm.reducer());
         // Whole numbers, so that no order of summing up rounds.
         let value = |rank: usize, i: usize| ((i * 31 + rank * 17) % 211) as f32 - 100.0;
         let lengths = [0, 1, size - 1, size, 1000, 65_536 * size, 65_536 * size + 1, 1_234_567];
         for op in [ReduceOp::Sum, ReduceOp::Mean, ReduceOp::Max] {
             let start = |length: usize| {
                 let data = (0..length).map(|i| value(rank, i)).collect();
-                comm.start_all_reduce(data, op, Wire::F32, "a bucket").unwrap()
+                reducer.start(data, op, Wire::F32, "a bucket")
             };
             let mut under_way: Vec<_> = lengths.into_iter().map(start).collect();
             comm.barrier("between").unwrap();
@@ -150,7 +150,7 @@ mod parts {
         let length = 200_001;
         for (wire, tolerance) in [(Wire::F32, 1e-3), (Wire::F16, 2.0), (Wire::Bf16, 16.0)] {
             let data = (0..length).map(|i| value(rank, i)).collect();
-            let reduced = comm.start_all_reduce(data, ReduceOp::Mean, wire, "a bucket").unwrap().wait().unwrap();
+            let reduced = comm.reducer().start(data, ReduceOp::Mean, wire, "a bucket").wait().unwrap();
             for (i, mean) in reduced.iter().enumerate() {
                 let expected = (0..size).map(|rank| value(rank, i)).sum::<f32>() / size as f32;
                 assert!((mean - expected).abs() < tolerance, "{wire:?} at {i}: {mean} for {expected}");
@@ -176,8 +176,8 @@ mod parts {
             // SAFETY: no preconditions.
             unsafe { libc::raise(libc::SIGSTOP) };
         }
-        let bucket = comm.start_all_reduce(vec![0.0; 100_000], ReduceOp::Mean, Wire::F32, "bucket 3 of 4");
-        let error = bucket.unwrap().wait().unwrap_err();
+        let bucket = comm.reducer().start(vec![0.0; 100_000], ReduceOp::Mean, Wire::F32, "bucket 3 of 4");
+        let error = bucket.wait().unwrap_err();
         comm.abort(75, &error.to_string());
     }
 

@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 use self::work::{CONFIGURATION, Workshop, wait_for_epochs};
 
 /// What `docs/reference/files.md` promises of a line of the log, in this order.
-const LOG_KEYS: [&str; 13] = [
+const LOG_KEYS: [&str; 14] = [
     "epoch",
     "train_loss",
     "val_loss",
@@ -35,13 +35,14 @@ const LOG_KEYS: [&str; 13] = [
     "step_s",
     "data_wait_s",
     "comm_s",
+    "straggler_s",
     "epoch_s",
     "gradient_norm",
     "world_size",
 ];
 
 /// Those of them that differ from run to run.
-const TIMINGS: [&str; 5] = ["samples_per_s", "step_s", "data_wait_s", "comm_s", "epoch_s"];
+const TIMINGS: [&str; 6] = ["samples_per_s", "step_s", "data_wait_s", "comm_s", "straggler_s", "epoch_s"];
 
 #[test]
 fn a_run_without_a_launcher_is_one_process_and_leaves_all_its_files() {

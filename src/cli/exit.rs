@@ -8,6 +8,7 @@
 //! | 3 | the data, the plans or the configuration are invalid; the message names file or key |
 //! | 4 | a device or a library is missing; `nnunet-dist doctor` says what to install |
 //! | 75 | try again: a rank, a node or the network failed; `train --resume` goes on from the last checkpoint |
+//! | 79 | stopped by SIGUSR1 or SIGTERM after a checkpoint was saved; `train --resume` goes on from there |
 //! | 101 | a panic |
 
 use std::io;
@@ -34,6 +35,14 @@ pub const MISSING: u8 = 4;
 /// The same command may succeed when run again (`EX_TEMPFAIL` of sysexits.h).
 pub const RETRY: u8 = 75;
 
+/// Stopped on request, with nothing lost: not a failure (the first code that sysexits.h leaves free).
+pub const STOPPED: u8 = 79;
+
+/// A training that was asked to stop, and has.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped by a signal; `--resume` goes on from the checkpoint")]
+pub struct Stopped;
+
 /// A device or a library that this machine or this build lacks.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} is not available: {remedy}")]
@@ -55,6 +64,8 @@ pub fn code(error: &anyhow::Error) -> u8 {
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<CommError>() {
         Some(of_comm(error.fault))
+    } else if cause.is::<Stopped>() {
+        Some(STOPPED)
     } else if cause.is::<Missing>()
         || matches!(cause.downcast_ref(), Some(TrainError::Device(_)))
         || matches!(cause.downcast_ref(), Some(InferError::Device(_)))
@@ -80,7 +91,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 
 fn of_comm(fault: Fault) -> u8 {
     match fault {
-        Fault::Lost => RETRY,
+        Fault::Lost | Fault::Desync => RETRY,
         Fault::Disagreement => INVALID,
         Fault::Unavailable => MISSING,
     }

@@ -6,9 +6,9 @@ use clap::Args;
 
 use super::exit;
 use crate::config::{ConfigError, Device, FoldId, Layer, OptimizerKind, Precision, RunConfig, WorkDir};
-use crate::dist::{self, Communicator};
+use crate::dist::{self, Communicator, Wire};
 use crate::plan::Plans;
-use crate::train;
+use crate::train::{self, Outcome, Resume};
 
 /// Train a network on one fold; under mpirun, on as many processes as it starts.
 ///
@@ -77,38 +77,89 @@ pub struct Train {
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
 
-    /// Go on from the run's latest checkpoint.
+    /// Go on from the run's latest checkpoint; with `--resume=auto`, begin where there is none.
+    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "always")]
+    #[arg(default_value = "never", hide_default_value = true)]
+    resume: Resume,
+
+    #[command(flatten)]
+    dist: DistFlags,
+}
+
+/// How processes work together.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Several processes")]
+struct DistFlags {
+    /// Batches per process whose gradients make one optimiser step [default: 1].
+    #[arg(long, value_name = "N")]
+    accumulate: Option<u32>,
+
+    /// Size of a bucket of gradients in MiB [default: 4].
+    #[arg(long, value_name = "MB", value_parser = super::positive)]
+    bucket_mb: Option<f64>,
+
+    /// Format of gradients on the wire [default: none].
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    grad_compression: Option<Wire>,
+
+    /// Exchange gradients after the backward pass instead of behind it.
     #[arg(long)]
-    resume: bool,
+    no_overlap: bool,
+
+    /// Seconds after which a collective fails unless the rank it waits for is at work [default: 300, before the first
+    /// step 1200].
+    #[arg(long, value_name = "S", value_parser = super::positive)]
+    comm_timeout: Option<f64>,
+
+    /// Steps between two comparisons of the weights of all processes, 0: never [default: 250].
+    #[arg(long, value_name = "N")]
+    compare_every: Option<u32>,
+}
+
+impl DistFlags {
+    fn add_to(&self, layer: &mut Layer) {
+        layer
+            .set("training.accumulate", self.accumulate)
+            .set("dist.bucket_mb", self.bucket_mb)
+            .set("dist.compression", name_of(self.grad_compression))
+            .set("dist.overlap", self.no_overlap.then_some(false))
+            .set("dist.timeout_s", self.comm_timeout)
+            .set("dist.compare_every", self.compare_every);
+    }
 }
 
 impl Train {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let communicator = dist::init()?;
-        match self.train(&*communicator) {
+        let outcome = match self.train(&*communicator) {
             // The other ranks would wait for ever for one that just returns.
             Err(error) if communicator.world_size() > 1 => {
                 communicator.abort(exit::code(&error).into(), &exit::one_line(&error))
             }
-            result => result,
+            outcome => outcome?,
+        };
+        match outcome {
+            Outcome::Finished(_) => Ok(()),
+            Outcome::Stopped => Err(exit::Stopped.into()),
         }
     }
 
-    fn train(&self, communicator: &dyn Communicator) -> anyhow::Result<()> {
+    fn train(&self, communicator: &dyn Communicator) -> anyhow::Result<Outcome> {
         let work = WorkDir::new(&self.work);
         let config = self.resolve(&work)?;
         let is_first = communicator.rank() == 0;
         if is_first {
             print!("{}", config.to_toml());
         }
-        if let Some(summary) = train::run(&config, &work, communicator, self.resume)? {
+        let outcome = train::run(&config, &work, communicator, self.resume)?;
+        if let Outcome::Finished(Some(summary)) = &outcome {
             print!("{}", summary.table());
             println!("mean Dice {:.4}", summary.mean_dice());
         }
         if is_first {
             println!("run directory: {}", config.run_dir.display());
         }
-        Ok(())
+        Ok(outcome)
     }
 
     /// Defaults, plans, file and flags in one.
@@ -141,6 +192,7 @@ impl Train {
             .set("training.batch_size", self.batch_size)
             .set("optimizer.kind", name_of(self.optimizer))
             .set("optimizer.lr", self.lr);
+        self.dist.add_to(&mut layer);
         layer
     }
 }

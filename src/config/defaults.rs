@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use toml::{Table, Value};
 
 use super::{
-    AugmentationPreset, DataConfig, Device, FoldId, OptimizerConfig, OptimizerKind, Precision, RunConfig,
+    AugmentationPreset, DataConfig, Device, DistConfig, FoldId, OptimizerConfig, OptimizerKind, Precision, RunConfig,
     ScheduleConfig, ScheduleKind, TrainingConfig,
 };
+use crate::dist::Wire;
 
 /// Every key with its default.
 pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>) -> Table {
@@ -25,6 +26,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>) ->
             iterations_per_epoch: 250,
             validation_iterations: 50,
             batch_size: 2,
+            accumulate: 1,
             checkpoint_every: 50,
         },
         data: DataConfig {
@@ -40,6 +42,14 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>) ->
             end_lr: 5e-5,
             first_cycle_steps: 4096,
             peak_decay: 0.95,
+        },
+        dist: DistConfig {
+            bucket_mb: 4.0,
+            compression: Wire::F32,
+            overlap: true,
+            timeout_s: 300.0,
+            first_timeout_s: 1200.0,
+            compare_every: 250,
         },
     };
     match Value::try_from(config) {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::layer::{Layer, one_line};
 use super::{ConfigError, FoldId, RunDir, defaults};
+use crate::dist::Wire;
 use crate::fsio;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,7 @@ pub struct RunConfig {
     pub data: DataConfig,
     pub optimizer: OptimizerConfig,
     pub schedule: ScheduleConfig,
+    pub dist: DistConfig,
 }
 
 /// How long, how much at a time, how often saved.
@@ -46,6 +48,8 @@ pub struct TrainingConfig {
     pub validation_iterations: usize,
     /// Samples per rank and step; the plans' value unless overridden.
     pub batch_size: usize,
+    /// Batches per rank whose gradients make one step.
+    pub accumulate: usize,
     /// Epochs between two writes of `checkpoint_latest`.
     pub checkpoint_every: usize,
 }
@@ -59,6 +63,24 @@ pub struct DataConfig {
     pub augmentation: AugmentationPreset,
     /// Loader threads per rank.
     pub workers: usize,
+}
+
+/// How ranks work together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DistConfig {
+    /// Size of a bucket of gradients in MiB of f32.
+    pub bucket_mb: f64,
+    /// Format of gradients on the wire.
+    pub compression: Wire,
+    /// Send each bucket as soon as it is full, rather than all after the backward pass.
+    pub overlap: bool,
+    /// Seconds that a collective may take.
+    pub timeout_s: f64,
+    /// Seconds that a collective may take up to the end of the first step: ranks start and tune at different speeds.
+    pub first_timeout_s: f64,
+    /// Steps between two comparisons of the weights of all ranks; 0: never.
+    pub compare_every: usize,
 }
 
 /// The optimiser and its constants.

@@ -7,11 +7,12 @@ use super::{OptimizerKind, RunConfig};
 impl RunConfig {
     /// Checks every value against its range; the error is one line that names the key.
     pub(super) fn validate(&self) -> Result<(), String> {
-        let Self { training, data, optimizer, schedule, .. } = self;
+        let Self { training, data, optimizer, schedule, dist, .. } = self;
         let at_least_one = [
             ("training.epochs", training.epochs),
             ("training.iterations_per_epoch", training.iterations_per_epoch),
             ("training.batch_size", training.batch_size),
+            ("training.accumulate", training.accumulate),
             ("training.checkpoint_every", training.checkpoint_every),
             ("data.workers", data.workers),
             ("schedule.first_cycle_steps", schedule.first_cycle_steps),
@@ -29,6 +30,14 @@ impl RunConfig {
         require(unit.contains(&schedule.peak_decay), "schedule.peak_decay", schedule.peak_decay, "0 to 1")?;
         require((0.0..1.0).contains(&optimizer.momentum), "optimizer.momentum", optimizer.momentum, "0 to below 1")?;
         require(optimizer.lr > 0.0 && optimizer.lr.is_finite(), "optimizer.lr", optimizer.lr, "above 0")?;
+        let above_zero = [
+            ("dist.bucket_mb", dist.bucket_mb),
+            ("dist.timeout_s", dist.timeout_s),
+            ("dist.first_timeout_s", dist.first_timeout_s),
+        ];
+        for (key, value) in above_zero {
+            require(value > 0.0 && value <= 1e6, key, value, "above 0, and at most 1e6")?;
+        }
         let not_negative = [
             ("optimizer.weight_decay", optimizer.weight_decay),
             ("optimizer.clip", optimizer.clip),

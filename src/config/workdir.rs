@@ -105,6 +105,11 @@ impl RunDir {
         self.root.join("checkpoint_best")
     }
 
+    /// Where the run stands.
+    pub fn status(&self) -> PathBuf {
+        self.root.join("status.json")
+    }
+
     /// Losses, pseudo Dice, epoch times and learning rate, drawn after each epoch.
     pub fn progress(&self) -> PathBuf {
         self.root.join("progress.png")

@@ -14,8 +14,7 @@ use super::{CommError, Communicator, Fault};
 /// On every rank alike, naming the ranks that differ from the majority (from rank 0 where there is none).
 pub fn check_agreement(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Result<(), CommError> {
     let began = Instant::now();
-    let digests = comm.all_gather_bytes(&digest(bytes), what)?;
-    let odd = dissenters(&digests);
+    let odd = dissenters(comm, what, bytes)?;
     if odd.is_empty() {
         return Ok(());
     }
@@ -27,9 +26,17 @@ pub fn check_agreement(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Res
         reason: format!(
             "{} from the other {} (start all ranks with the same program, command and files)",
             those_differ(&odd),
-            digests.len() - odd.len(),
+            comm.world_size() - odd.len(),
         ),
     })
+}
+
+/// The ranks whose `bytes` are not those of the majority, or of rank 0 where there is none. All ranks get the same.
+///
+/// # Errors
+/// Of the collective.
+pub fn dissenters(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Result<Vec<usize>, CommError> {
+    Ok(minority(&comm.all_gather_bytes(&digest(bytes), what)?))
 }
 
 /// Length and 64-bit FNV-1a hash (<http://www.isthe.com/chongo/tech/comp/fnv/>).
@@ -44,7 +51,7 @@ fn digest(bytes: &[u8]) -> [u8; 16] {
 }
 
 /// The ranks whose digest is not the most frequent one; of equally frequent ones the lowest rank's counts.
-fn dissenters(digests: &[Vec<u8>]) -> Vec<usize> {
+fn minority(digests: &[Vec<u8>]) -> Vec<usize> {
     let votes = |digest: &Vec<u8>| digests.iter().filter(|other| *other == digest).count();
     // `max_by_key` takes the last of equals, so go backwards.
     let Some(accepted) = digests.iter().rev().max_by_key(|digest| votes(digest)) else { return Vec::new() };
@@ -52,7 +59,7 @@ fn dissenters(digests: &[Vec<u8>]) -> Vec<usize> {
 }
 
 /// `rank 3 differs`, `ranks 1, 2 differ`, and no more than a line of them.
-fn those_differ(ranks: &[usize]) -> String {
+pub fn those_differ(ranks: &[usize]) -> String {
     const NAMED: usize = 16;
     let mut names = ranks.iter().take(NAMED).map(usize::to_string).collect::<Vec<_>>().join(", ");
     if ranks.len() > NAMED {
@@ -66,7 +73,7 @@ mod tests {
     use super::*;
 
     fn differ(ranks: &[&[u8]]) -> Vec<usize> {
-        dissenters(&ranks.iter().map(|bytes| digest(bytes).to_vec()).collect::<Vec<_>>())
+        minority(&ranks.iter().map(|bytes| digest(bytes).to_vec()).collect::<Vec<_>>())
     }
 
     #[test]

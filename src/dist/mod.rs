@@ -8,9 +8,11 @@
 //!
 //! No MPI or NCCL type appears outside this folder.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 mod agreement;
+mod bucket;
 #[cfg(feature = "mpi")]
 mod failure;
 #[cfg(feature = "mpi")]
@@ -22,7 +24,8 @@ mod single;
 mod threads;
 mod wire;
 
-pub use agreement::check_agreement;
+pub use agreement::{check_agreement, dissenters, those_differ};
+pub use bucket::{Bucket, BucketLayout, Place};
 pub use rendezvous::{init, mpi_version};
 pub use single::Single;
 pub use threads::divide_threads;
@@ -46,6 +49,8 @@ pub enum Fault {
     Lost,
     /// The ranks were started with different settings or files.
     Disagreement,
+    /// The ranks no longer have the same weights: memory or the network has changed a bit.
+    Desync,
     /// This build, or this installation of MPI, cannot do what the launcher asks for.
     Unavailable,
 }
@@ -80,17 +85,8 @@ pub trait Communicator: Send {
     fn all_reduce(&self, data: &mut [f32], op: ReduceOp, what: &str) -> Result<(), CommError>;
     /// As [`Communicator::all_reduce`] for the small double-precision sums of losses and metrics.
     fn all_reduce_f64(&self, data: &mut [f64], op: ReduceOp, what: &str) -> Result<(), CommError>;
-    /// Begins an all-reduce that goes on behind the computation, as far as there are cores for it. Several may be under
-    /// way; all ranks begin them in the same order.
-    ///
-    /// The result is exact and the same on all ranks for [`Wire::F32`], and the same on all ranks for the others.
-    fn start_all_reduce(
-        &self,
-        data: Vec<f32>,
-        op: ReduceOp,
-        wire: Wire,
-        what: &str,
-    ) -> Result<Box<dyn Pending>, CommError>;
+    /// What reduces gradients behind the computation.
+    fn reducer(&self) -> Arc<dyn Reducer>;
     /// Copies `data` of rank `root` to all ranks.
     fn broadcast(&self, data: &mut [f32], root: usize, what: &str) -> Result<(), CommError>;
     /// As [`Communicator::broadcast`] for bytes; the lengths must agree on all ranks.
@@ -111,7 +107,16 @@ pub trait Communicator: Send {
     fn abort(&self, code: i32, reason: &str) -> !;
 }
 
-/// A collective under way.
+/// Begins all-reduces that go on behind the computation, from whatever thread has something to reduce.
+pub trait Reducer: Send + Sync {
+    /// Begins an all-reduce of `data`, which `what` names in errors. Several may be under way; all ranks begin them in the
+    /// same order.
+    ///
+    /// All ranks get the same bits, whatever the format on the wire; with [`Wire::F32`] nothing is rounded but the sums.
+    fn start(&self, data: Vec<f32>, op: ReduceOp, wire: Wire, what: &str) -> Box<dyn Pending>;
+}
+
+/// An all-reduce under way.
 pub trait Pending: Send {
     /// Waits for the result.
     fn wait(self: Box<Self>) -> Result<Vec<f32>, CommError>;

@@ -1,6 +1,8 @@
 //! One process by itself.
 
-use super::{CommError, Communicator, Pending, ReduceOp, Wire};
+use std::sync::Arc;
+
+use super::{CommError, Communicator, Pending, ReduceOp, Reducer, Wire};
 
 /// The only rank of its job: every collective is done before it begins.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,8 +33,8 @@ impl Communicator for Single {
         Ok(())
     }
 
-    fn start_all_reduce(&self, data: Vec<f32>, _: ReduceOp, _: Wire, _: &str) -> Result<Box<dyn Pending>, CommError> {
-        Ok(Box::new(Done(data)))
+    fn reducer(&self) -> Arc<dyn Reducer> {
+        Arc::new(Self)
     }
 
     fn broadcast(&self, _: &mut [f32], _: usize, _: &str) -> Result<(), CommError> {
@@ -54,6 +56,12 @@ impl Communicator for Single {
     fn abort(&self, code: i32, reason: &str) -> ! {
         eprintln!("error: {reason}");
         std::process::exit(code);
+    }
+}
+
+impl Reducer for Single {
+    fn start(&self, data: Vec<f32>, _: ReduceOp, _: Wire, _: &str) -> Box<dyn Pending> {
+        Box::new(Done(data))
     }
 }
 

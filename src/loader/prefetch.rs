@@ -232,9 +232,10 @@ fn check(sampler: &Sampler, pipeline: &Pipeline, options: &LoaderOptions) -> Res
             "workers ({workers}), prefetch ({prefetch}) and iterations per epoch ({iterations_per_epoch}) must not be 0"
         ));
     }
-    if batch_per_rank * world_size != drawn.global_batch_size {
+    // A step may take several batches.
+    if !drawn.global_batch_size.is_multiple_of((batch_per_rank * world_size).max(1)) {
         return Err(format!(
-            "{batch_per_rank} samples on each of {world_size} ranks are not the global batch of {}",
+            "{batch_per_rank} samples on each of {world_size} ranks are no part of the global batch of {}",
             drawn.global_batch_size
         ));
     }

@@ -15,4 +15,4 @@ pub use input::batch_tensor;
 pub use parameter::{Parameter, ParameterSpec, StateError, TensorState};
 pub use saved::{ModelDescription, SavedModel, WEIGHTS_PREFIX, with_prefix};
 pub use tensor_file::{TensorFileError, parse_tensors, read_tensors, write_tensors};
-pub use unet::{UNet, UNetSpec};
+pub use unet::{Tap, UNet, UNetSpec};

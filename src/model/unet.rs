@@ -51,6 +51,9 @@ pub struct UNet<B: Backend> {
     parameters: Vec<Parameter<B>>,
 }
 
+/// What becomes of the activations that enter a layer; the numbers are those of the layer's parameters.
+pub type Tap<'a, B> = &'a dyn Fn(Tensor<B, 5>, &[usize]) -> Tensor<B, 5>;
+
 /// Convolution, instance norm, leaky ReLU; the numbers are indices of parameters.
 #[derive(Clone, Debug)]
 struct ConvBlock {
@@ -60,6 +63,17 @@ struct ConvBlock {
     gamma: usize,
     beta: usize,
     params: ConvParams,
+}
+
+impl ConvBlock {
+    fn parameters(&self) -> Vec<usize> {
+        layer_of((self.weight, self.bias), &[self.gamma, self.beta])
+    }
+}
+
+/// The parameters of a layer: weight, bias if it has one, and others.
+fn layer_of((weight, bias): (usize, Option<usize>), others: &[usize]) -> Vec<usize> {
+    [weight].into_iter().chain(bias).chain(others.iter().copied()).collect()
 }
 
 #[derive(Clone, Debug)]
@@ -116,30 +130,39 @@ impl<B: NnOps> UNet<B> {
     ///
     /// Only the first `heads` are computed: 1 at inference, all that have a weight in the loss during training.
     pub fn forward(&self, x: Tensor<B, 5>, heads: usize) -> Vec<Tensor<B, 5>> {
+        self.forward_tapped(x, heads, &|x, _| x)
+    }
+
+    /// As [`UNet::forward`], with the activations that enter each layer passed through `tap`, which is also told the
+    /// numbers of the layer's parameters.
+    pub fn forward_tapped(&self, x: Tensor<B, 5>, heads: usize, tap: Tap<'_, B>) -> Vec<Tensor<B, 5>> {
         let mut features = x;
         let mut skips = Vec::with_capacity(self.encoder.len());
         for stage in &self.encoder {
-            features = stage.iter().fold(features, |x, block| self.conv_block(x, block));
+            features = stage.iter().fold(features, |x, block| self.conv_block(x, block, tap));
             skips.push(features.clone());
         }
         skips.pop();
 
         let mut logits = Vec::with_capacity(heads);
         for (index, stage) in self.decoder.iter().enumerate() {
-            let up = ops::conv_transpose(features, self.tensor(stage.up.0), self.bias(stage.up));
+            let features_below = tap(features, &layer_of(stage.up, &[]));
+            let up = ops::conv_transpose(features_below, self.tensor(stage.up.0), self.bias(stage.up));
             let skip = skips.pop().expect("one skip per decoder stage");
-            features = stage.convs.iter().fold(ops::concat(up, skip), |x, block| self.conv_block(x, block));
+            features = stage.convs.iter().fold(ops::concat(up, skip), |x, block| self.conv_block(x, block, tap));
             if self.decoder.len() - index <= heads {
                 let one = ConvParams { stride: [1; 3], padding: [0; 3] };
                 let (weight, bias) = stage.head;
-                logits.push(ops::conv(features.clone(), self.tensor(weight), self.tensor(bias), one));
+                let features = tap(features.clone(), &[weight, bias]);
+                logits.push(ops::conv(features, self.tensor(weight), self.tensor(bias), one));
             }
         }
         logits.reverse();
         logits
     }
 
-    fn conv_block(&self, x: Tensor<B, 5>, block: &ConvBlock) -> Tensor<B, 5> {
+    fn conv_block(&self, x: Tensor<B, 5>, block: &ConvBlock, tap: Tap<'_, B>) -> Tensor<B, 5> {
+        let x = tap(x, &block.parameters());
         let x = ops::conv(x, self.tensor(block.weight), self.bias((block.weight, block.bias)), block.params);
         let norm = NormParams { eps: self.spec.shape.norm_eps as f32, negative_slope: NEGATIVE_SLOPE };
         ops::norm_act(x, self.tensor(block.gamma), self.tensor(block.beta), norm)
@@ -181,6 +204,19 @@ impl<B: Backend> UNet<B> {
     /// All parameters, to change their values.
     pub fn parameters_mut(&mut self) -> &mut [Parameter<B>] {
         &mut self.parameters
+    }
+
+    /// The numbers of the parameters that have gradients when the first `heads` are trained, in the order of their use.
+    pub fn order_of_use(&self, heads: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = self.encoder.iter().flatten().flat_map(ConvBlock::parameters).collect();
+        for (index, stage) in self.decoder.iter().enumerate() {
+            order.extend(layer_of(stage.up, &[]));
+            order.extend(stage.convs.iter().flat_map(ConvBlock::parameters));
+            if self.decoder.len() - index <= heads {
+                order.extend([stage.head.0, stage.head.1]);
+            }
+        }
+        order
     }
 
     /// Number of trainable values.

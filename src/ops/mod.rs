@@ -15,6 +15,9 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod reference;
+mod tap;
+
+pub use tap::{GradientSink, TapGradients, tap};
 
 use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 

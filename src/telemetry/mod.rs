@@ -9,9 +9,11 @@ mod observer;
 mod plot;
 mod progress_bar;
 mod record;
+mod status_file;
 
 pub use json_lines::{JsonLines, read_log};
 pub use observer::{Observer, Observers, TelemetryError};
 pub use plot::ProgressPlot;
 pub use progress_bar::ProgressBar;
-pub use record::{EpochRecord, IterationRecord};
+pub use record::{EpochRecord, IterationRecord, RunState};
+pub use status_file::{Status, StatusFile};

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{EpochRecord, IterationRecord};
+use super::{EpochRecord, IterationRecord, RunState};
 
 /// An observer that could not do its part.
 #[derive(Debug, thiserror::Error)]
@@ -39,11 +39,11 @@ pub trait Observer: Send {
         Ok(())
     }
 
-    /// The last epoch is done.
+    /// The run is at something else now.
     ///
     /// # Errors
     /// Ends the run.
-    fn run_finished(&mut self) -> Result<(), TelemetryError> {
+    fn run_is(&mut self, _: RunState) -> Result<(), TelemetryError> {
         Ok(())
     }
 }
@@ -69,7 +69,7 @@ impl Observer for Observers {
         self.0.iter_mut().try_for_each(|observer| observer.epoch_finished(record))
     }
 
-    fn run_finished(&mut self) -> Result<(), TelemetryError> {
-        self.0.iter_mut().try_for_each(|observer| observer.run_finished())
+    fn run_is(&mut self, state: RunState) -> Result<(), TelemetryError> {
+        self.0.iter_mut().try_for_each(|observer| observer.run_is(state))
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar as Bar, ProgressStyle};
 
-use super::{EpochRecord, IterationRecord, Observer, TelemetryError};
+use super::{EpochRecord, IterationRecord, Observer, RunState, TelemetryError};
 
 /// Seconds between two lines of an epoch where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
@@ -104,7 +104,7 @@ impl Observer for ProgressBar {
         Ok(())
     }
 
-    fn run_finished(&mut self) -> Result<(), TelemetryError> {
+    fn run_is(&mut self, _: RunState) -> Result<(), TelemetryError> {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

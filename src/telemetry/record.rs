@@ -2,6 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
+/// What a run is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    Training,
+    /// Predicting the held-out cases.
+    Predicting,
+    Finished,
+    /// On request, to be resumed.
+    Stopped,
+}
+
 /// One step, as rank 0 saw it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IterationRecord {
@@ -31,10 +43,13 @@ pub struct EpochRecord {
     pub samples_per_s: f64,
     /// Mean time of a training step in seconds.
     pub step_s: f64,
-    /// Time rank 0 waited for training data in this epoch, in seconds.
+    /// Time the steps of this epoch waited for data, in seconds, mean over the ranks.
     pub data_wait_s: f64,
-    /// Time rank 0 spent in collectives of training in this epoch, in seconds.
+    /// Time the steps of this epoch waited in collectives, in seconds, mean over the ranks: communication that was not
+    /// hidden behind the computation, and waiting for slower ranks.
     pub comm_s: f64,
+    /// The part of it that ranks waited for the slowest rank.
+    pub straggler_s: f64,
     /// Wall time of the epoch, validation and checkpoint included, in seconds.
     pub epoch_s: f64,
     /// Mean norm of the averaged gradient before clipping.
@@ -59,6 +74,7 @@ impl EpochRecord {
             step_s: 1.0,
             data_wait_s: 0.01,
             comm_s: 0.0,
+            straggler_s: 0.0,
             epoch_s: 100.0 + 10.0 * (epoch % 3) as f64,
             gradient_norm: 1.0,
             world_size: 1,

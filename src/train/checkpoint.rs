@@ -18,6 +18,15 @@ const OPTIMIZER_PREFIX: &str = "optimizer.";
 pub struct Progress {
     /// Number of finished epochs, which is the number of the next.
     pub next_epoch: usize,
+    /// Steps of that epoch that are done, where the run was stopped within it.
+    #[serde(default)]
+    pub next_iteration: usize,
+    /// Their sum of losses.
+    #[serde(default)]
+    pub loss_sum: f64,
+    /// Their sum of gradient norms.
+    #[serde(default)]
+    pub gradient_norm_sum: f64,
     /// Exponential moving average of the mean pseudo Dice.
     pub ema_pseudo_dice: Option<f64>,
     /// The best it has been.

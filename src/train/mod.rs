@@ -5,17 +5,22 @@
 
 mod checkpoint;
 mod error;
+mod exchange;
 mod held_out;
 mod run;
 mod setup;
 mod step;
+mod stop;
+mod stragglers;
 mod sums;
+mod sync;
 mod trainer;
 mod validation;
 
 pub use checkpoint::{Checkpoint, Progress};
 pub use error::TrainError;
-pub use run::run;
+pub use exchange::ExchangeOptions;
+pub use run::{Outcome, Resume, run};
 pub use step::{StepMetrics, TrainStep};
 pub use trainer::Trainer;
 pub use validation::{Validation, ValidationResult};

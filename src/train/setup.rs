@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use super::TrainError;
 use super::checkpoint::{Checkpoint, Progress, ReadError};
+use super::exchange::ExchangeOptions;
 use super::step::TrainStep;
+use super::stop::StopRequest;
 use super::trainer::Trainer;
 use crate::augment::Pipeline;
 use crate::backend::ComputeBackend;
-use crate::config::{AugmentationPreset, FoldId, OptimizerConfig, OptimizerKind, RunConfig, WorkDir};
+use crate::config::{AugmentationPreset, DistConfig, FoldId, OptimizerConfig, OptimizerKind, RunConfig, WorkDir};
 use crate::dataset::{DatasetJson, Splits};
 use crate::dist::{Communicator, check_agreement};
 use crate::loader::{Loader, LoaderOptions, Sampler, SamplerOptions};
@@ -107,19 +109,21 @@ impl<'a> Job<'a> {
             config,
             comm,
             model: self.model.clone(),
-            step: TrainStep::new(network, optimizer, self.loss(), head_weights, device),
+            step: TrainStep::new(network, optimizer, self.loss(), head_weights, device)
+                .connect(exchange_options(config), comm)?,
             schedule: Schedule::new(
                 &config.schedule,
                 config.optimizer.lr,
                 config.training.epochs,
                 config.training.iterations_per_epoch,
             ),
-            train_batches: self.loader(Purpose::TrainSample, progress.next_epoch)?,
+            train_batches: self.loader(Purpose::TrainSample, &progress)?,
             validation_batches: match config.training.validation_iterations {
                 0 => None,
-                _ => Some(self.loader(Purpose::ValSample, progress.next_epoch)?),
+                _ => Some(self.loader(Purpose::ValSample, &progress)?),
             },
             progress,
+            stop_request: StopRequest::listen(),
             observers,
         })
     }
@@ -133,8 +137,8 @@ impl<'a> Job<'a> {
         SegmentationLoss::new(target, self.configuration.batch_dice, dataset.ignore_label())
     }
 
-    /// Batches of this rank from `epoch` on: augmented training samples, or validation samples as they are.
-    fn loader(&self, purpose: Purpose, epoch: usize) -> Result<Loader, TrainError> {
+    /// Batches of this rank from where the run stands: augmented training samples, or validation samples as they are.
+    fn loader(&self, purpose: Purpose, progress: &Progress) -> Result<Loader, TrainError> {
         let Self { config, comm, configuration, .. } = self;
         let patch_size = configuration.patch_size3();
         let is_training = purpose == Purpose::TrainSample;
@@ -145,13 +149,14 @@ impl<'a> Job<'a> {
             AugmentationPreset::Basic => Pipeline::nnunet_basic(patch_size, mirror_axes, masked),
             AugmentationPreset::None => Pipeline::none(patch_size),
         });
+        let accumulate = if is_training { config.training.accumulate } else { 1 };
         let cases = if is_training { &self.train_cases } else { &self.validation_cases };
         let sampler = SamplerOptions {
             seed: config.seed,
             purpose,
             patch_size: pipeline.read_patch_size(),
             final_patch_size: patch_size,
-            global_batch_size: config.training.batch_size * comm.world_size(),
+            global_batch_size: config.training.batch_size * comm.world_size() * accumulate,
             oversample_foreground: config.data.oversample_foreground,
         };
         let sampler = Sampler::new(self.store.clone(), cases.clone(), sampler)?;
@@ -161,10 +166,10 @@ impl<'a> Job<'a> {
             batch_per_rank: config.training.batch_size,
             workers: if is_training { config.data.workers } else { 1 },
             prefetch: PREFETCH,
-            epochs: epoch as u64..config.training.epochs as u64,
-            first_iteration: 0,
+            epochs: progress.next_epoch as u64..config.training.epochs as u64,
+            first_iteration: if is_training { (progress.next_iteration * accumulate) as u64 } else { 0 },
             iterations_per_epoch: match is_training {
-                true => config.training.iterations_per_epoch as u64,
+                true => (config.training.iterations_per_epoch * accumulate) as u64,
                 false => config.training.validation_iterations as u64,
             },
         };
@@ -204,6 +209,13 @@ fn rule(config: &OptimizerConfig) -> Rule {
 
 fn clip_norm(config: &OptimizerConfig) -> Option<f64> {
     (config.clip > 0.0).then_some(config.clip)
+}
+
+fn exchange_options(config: &RunConfig) -> ExchangeOptions {
+    let DistConfig { bucket_mb, compression, overlap, .. } = config.dist;
+    // A bucket holds f32 whatever travels.
+    let bucket_len = (bucket_mb * f64::from(1 << 20) / size_of::<f32>() as f64) as usize;
+    ExchangeOptions { bucket_len, wire: compression, overlap, accumulate: config.training.accumulate }
 }
 
 /// The weights of a loss without deep supervision.

@@ -1,16 +1,16 @@
-//! One optimisation step: forward, loss, backward, gradient exchange, update.
+//! One optimisation step: forward, loss and backward of its batches, with the gradients exchanged on the way, and the
+//! update.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{
-    Tensor, TensorData,
-    ops::{FloatTensor, FloatTensorOps},
-};
+use burn::tensor::{Tensor, TensorData, backend::AutodiffBackend, ops::FloatTensor};
 use ndarray::{Array4, ArrayView4, ArrayView5};
 
+use super::exchange::{Exchange, ExchangeOptions, exchange};
 use super::sums::reduce_sums;
 use crate::backend::ComputeBackend;
-use crate::dist::{CommError, Communicator, ReduceOp};
+use crate::dist::{CommError, Communicator};
 use crate::loss::{self, GlobalSums, LossSums, SegmentationLoss};
 use crate::model::{UNet, UNetSpec, batch_tensor};
 use crate::ops;
@@ -25,7 +25,21 @@ pub struct TrainStep<B: ComputeBackend> {
     pub head_weights: Vec<f64>,
     /// Where the network lives.
     pub device: B::Device,
+    /// Whether this rank has been asked to stop; all ranks learn of it in the next step.
+    pub stop_requested: bool,
+    /// `None` where there is nothing to average.
+    exchange: Option<Arc<dyn Exchange<B::InnerBackend>>>,
+    accumulate: usize,
+    /// Batches of the step so far.
+    batches: usize,
+    /// Of the step so far.
+    metrics: StepMetrics,
+    /// Of the step's only batch, where nothing is exchanged.
+    gradients: Gradients<B>,
 }
+
+/// One gradient per parameter; `None` for those that have none.
+type Gradients<B> = Vec<Option<FloatTensor<<B as AutodiffBackend>::InnerBackend>>>;
 
 /// What a step has measured.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,8 +48,10 @@ pub struct StepMetrics {
     pub loss: f64,
     /// Norm of the averaged gradient before clipping.
     pub gradient_norm: f64,
-    /// Time spent in collectives.
+    /// Time spent waiting in collectives.
     pub communication: Duration,
+    /// Whether any rank has been asked to stop.
+    pub stop_requested: bool,
 }
 
 /// One head's logits on the host with its target.
@@ -48,7 +64,7 @@ struct Head<'a, B: ComputeBackend> {
 }
 
 impl<B: ComputeBackend> TrainStep<B> {
-    /// Prepares a network for training.
+    /// Prepares a network for training on one rank, in steps of one batch.
     pub fn new(
         network: UNet<B>,
         optimizer: Optimizer<B::InnerBackend>,
@@ -56,7 +72,34 @@ impl<B: ComputeBackend> TrainStep<B> {
         head_weights: Vec<f64>,
         device: B::Device,
     ) -> Self {
-        Self { network: network.require_gradients(), optimizer, loss, head_weights, device }
+        Self {
+            network: network.require_gradients(),
+            optimizer,
+            loss,
+            head_weights,
+            device,
+            stop_requested: false,
+            exchange: None,
+            accumulate: 1,
+            batches: 0,
+            metrics: StepMetrics::default(),
+            gradients: Vec::new(),
+        }
+    }
+
+    /// Averages the gradients of each step over its batches and the ranks from now on. A collective.
+    ///
+    /// # Errors
+    /// The ranks do not agree on how, or one is gone.
+    pub fn connect(mut self, options: ExchangeOptions, comm: &dyn Communicator) -> Result<Self, CommError> {
+        self.accumulate = options.accumulate;
+        if comm.world_size() > 1 || options.accumulate > 1 {
+            let shapes = self.network.parameters().iter().map(|parameter| parameter.spec.shape.clone()).collect();
+            let heads = self.head_weights.iter().filter(|weight| **weight > 0.0).count();
+            let used = self.network.order_of_use(heads);
+            self.exchange = Some(exchange::<B::InnerBackend>(shapes, &used, options, comm, &self.device)?);
+        }
+        Ok(self)
     }
 
     /// The labels `(n, z, y, x)` at the resolution of each head that has a weight.
@@ -64,7 +107,10 @@ impl<B: ComputeBackend> TrainStep<B> {
         head_targets(self.network.spec(), &self.head_weights, labels)
     }
 
-    /// One step on this rank's part of the global batch: images `(n, c, z, y, x)` and their [`TrainStep::targets`].
+    /// A step of one batch: [`TrainStep::add`] and [`TrainStep::update`].
+    ///
+    /// # Errors
+    /// A rank is gone.
     pub fn run(
         &mut self,
         images: ArrayView5<f32>,
@@ -72,48 +118,109 @@ impl<B: ComputeBackend> TrainStep<B> {
         learning_rate: f64,
         comm: &dyn Communicator,
     ) -> Result<StepMetrics, CommError> {
-        let mut metrics = StepMetrics::default();
-        let mut gradients = self.gradients(images, targets, comm, &mut metrics)?;
-        let start = Instant::now();
-        exchange::<B>(&self.network, &mut gradients, comm, &self.device)?;
-        metrics.communication += start.elapsed();
+        self.add(images, targets, comm)?;
+        self.update(learning_rate)
+    }
+
+    /// Adds the gradients of a batch to the step's: this rank's part of the global batch, images `(n, c, z, y, x)` and
+    /// their [`TrainStep::targets`].
+    ///
+    /// # Errors
+    /// A rank is gone.
+    pub fn add(
+        &mut self,
+        images: ArrayView5<f32>,
+        targets: &[Array4<i16>],
+        comm: &dyn Communicator,
+    ) -> Result<(), CommError> {
+        if let Some(exchange) = &self.exchange {
+            exchange.begin(self.batches);
+        }
+        self.batches += 1;
+        let mut gradients = self.backward(images, targets, comm)?;
+        let rest = self.network.parameters().iter().map(|parameter| parameter.take_gradient(&mut gradients));
+        match &self.exchange {
+            // Those of the first layer; all others have been handed over on the way.
+            Some(exchange) => rest.enumerate().for_each(|(number, gradient)| {
+                if let Some(gradient) = gradient {
+                    exchange.ready(number, gradient);
+                }
+            }),
+            None => self.gradients = rest.collect(),
+        }
+        Ok(())
+    }
+
+    /// Ends the step: waits for the averaged gradients and updates the weights.
+    ///
+    /// # Errors
+    /// A rank is gone.
+    pub fn update(&mut self, learning_rate: f64) -> Result<StepMetrics, CommError> {
+        let (gradients, mut metrics) = self.end()?;
         let report = self.optimizer.step::<B>(self.network.parameters_mut(), gradients, learning_rate);
         metrics.gradient_norm = report.gradient_norm;
         Ok(metrics)
     }
 
-    /// This rank's gradients, one per parameter; their mean over the ranks is the gradient of the global loss.
-    pub fn gradients(
-        &self,
+    /// Ends the step without an update, and gives the averaged gradients, one per parameter.
+    ///
+    /// # Errors
+    /// A rank is gone.
+    pub fn gradients(&mut self) -> Result<Gradients<B>, CommError> {
+        Ok(self.end()?.0)
+    }
+
+    fn end(&mut self) -> Result<(Gradients<B>, StepMetrics), CommError> {
+        self.batches = 0;
+        let mut metrics = std::mem::take(&mut self.metrics);
+        let Some(exchange) = &self.exchange else { return Ok((std::mem::take(&mut self.gradients), metrics)) };
+        let start = Instant::now();
+        let gradients = exchange.finish()?;
+        metrics.communication += start.elapsed();
+        Ok((gradients, metrics))
+    }
+
+    /// Forward, loss and backward of a batch. Averaged over the ranks, the gradients are those of the global loss.
+    fn backward(
+        &mut self,
         images: ArrayView5<f32>,
         targets: &[Array4<i16>],
         comm: &dyn Communicator,
-        metrics: &mut StepMetrics,
-    ) -> Result<Vec<Option<FloatTensor<B::InnerBackend>>>, CommError> {
+    ) -> Result<B::Gradients, CommError> {
         let n = images.dim().0;
         let heads = self.heads(images, targets);
         let start = Instant::now();
         let sums: Vec<_> = heads.iter().map(|head| &head.sums).collect();
-        let global = reduce_sums(&sums, self.loss.batch_dice, comm)?;
+        let global = reduce_sums(&sums, self.loss.batch_dice, self.stop_requested, comm)?;
+        let mut metrics = self.metrics;
         metrics.communication += start.elapsed();
+        metrics.stop_requested |= global.stop_requested;
 
         let mut root = Tensor::<B, 1>::zeros([1], &self.device);
-        for (head, global) in heads.into_iter().zip(global) {
-            metrics.loss += head.weight * self.loss.value(&global).total;
+        for (head, global) in heads.into_iter().zip(global.heads) {
+            metrics.loss += head.weight * self.loss.value(&global).total / self.accumulate as f64;
             let sums = GlobalSums { local: head.sums, global, world_size: comm.world_size() };
             let gradient = self.loss.gradient(&head.values, head.labels, n, &sums, head.weight);
             let gradient = Tensor::from_data(TensorData::new(gradient, head.logits.dims()), &self.device);
             root = root + ops::seed_gradient(head.logits, gradient);
         }
-        let mut gradients = root.backward();
-        Ok(self.network.parameters().iter().map(|parameter| parameter.take_gradient(&mut gradients)).collect())
+        self.metrics = metrics;
+        Ok(root.backward())
     }
 
     /// Runs the network and sums up the loss of each head that has a weight.
     fn heads<'a>(&self, images: ArrayView5<f32>, targets: &'a [Array4<i16>]) -> Vec<Head<'a, B>> {
         let n = images.dim().0;
         let weights = self.head_weights.iter().copied().filter(|weight| *weight > 0.0);
-        let logits = self.network.forward(batch_tensor(images, &self.device), targets.len());
+        let images = batch_tensor(images, &self.device);
+        let logits = match &self.exchange {
+            Some(exchange) => self.network.forward_tapped(images, targets.len(), &|x, layer| {
+                let parameters =
+                    layer.iter().map(|&number| (number, self.network.parameters()[number].tensor_primitive()));
+                ops::tap(x, parameters.collect(), exchange.clone())
+            }),
+            None => self.network.forward(images, targets.len()),
+        };
         logits
             .into_iter()
             .zip(targets)
@@ -133,33 +240,4 @@ pub fn head_targets(spec: &UNetSpec, head_weights: &[f64], labels: ArrayView4<i1
     let (_, z, y, x) = labels.dim();
     let weighted = spec.head_extents([z, y, x]).into_iter().zip(head_weights).filter(|(_, weight)| **weight > 0.0);
     weighted.map(|(extent, _)| loss::downsample_labels(labels, extent)).collect()
-}
-
-/// Averages the gradients over the ranks through one flat buffer.
-fn exchange<B: ComputeBackend>(
-    network: &UNet<B>,
-    gradients: &mut [Option<FloatTensor<B::InnerBackend>>],
-    comm: &dyn Communicator,
-    device: &B::Device,
-) -> Result<(), CommError> {
-    if comm.world_size() == 1 {
-        return Ok(());
-    }
-    let mut flat = Vec::with_capacity(network.num_values());
-    for gradient in gradients.iter().flatten() {
-        let data = burn::tensor::read_sync(B::InnerBackend::float_into_data(gradient.clone()))
-            .expect("gradients can be read back");
-        flat.extend_from_slice(data.as_slice::<f32>().expect("gradients are f32"));
-    }
-    comm.all_reduce(&mut flat, ReduceOp::Mean, "gradients")?;
-    let mut offset = 0;
-    for (gradient, parameter) in gradients.iter_mut().zip(network.parameters()) {
-        if gradient.is_some() {
-            let values = flat[offset..offset + parameter.spec.len()].to_vec();
-            offset += parameter.spec.len();
-            let data = TensorData::new(values, parameter.spec.shape.clone());
-            *gradient = Some(B::InnerBackend::float_from_data(data, device));
-        }
-    }
-    Ok(())
 }

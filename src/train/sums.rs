@@ -3,15 +3,29 @@
 use crate::dist::{CommError, Communicator, ReduceOp};
 use crate::loss::LossSums;
 
+/// What all ranks together have.
+pub struct Reduced {
+    /// The sums of each head.
+    pub heads: Vec<LossSums>,
+    /// Whether any rank has been asked to stop. It travels with the sums, so that all ranks learn it at the same step
+    /// without an exchange of its own.
+    pub stop_requested: bool,
+}
+
 /// Adds up the sums of every rank, in one all-reduce for all heads.
 ///
 /// Without batch Dice every sample has sums of its own, which each rank writes into its place of the global list.
 ///
 /// # Errors
 /// Of the collective.
-pub fn reduce_sums(heads: &[&LossSums], batch_dice: bool, comm: &dyn Communicator) -> Result<Vec<LossSums>, CommError> {
+pub fn reduce_sums(
+    heads: &[&LossSums],
+    batch_dice: bool,
+    stop_requested: bool,
+    comm: &dyn Communicator,
+) -> Result<Reduced, CommError> {
     let (slots, slot) = if batch_dice { (1, 0) } else { (comm.world_size(), comm.rank()) };
-    let mut flat = Vec::new();
+    let mut flat = vec![f64::from(u8::from(stop_requested))];
     for sums in heads {
         flat.extend([sums.cross_entropy, sums.count]);
         let begin = flat.len() + slot * 3 * sums.dice.len();
@@ -20,12 +34,13 @@ pub fn reduce_sums(heads: &[&LossSums], batch_dice: bool, comm: &dyn Communicato
         flat[begin..].iter_mut().zip(dice).for_each(|(place, sum)| *place = *sum);
     }
     comm.all_reduce_f64(&mut flat, ReduceOp::Sum, "loss sums")?;
-    let mut rest = flat.as_slice();
+    let stop_requested = flat[0] > 0.0;
+    let mut rest = &flat[1..];
     let reduced = heads.iter().map(|sums| {
         let (sums, tail) = rest.split_at(2 + slots * 3 * sums.dice.len());
         rest = tail;
         let dice = sums[2..].as_chunks().0.to_vec();
         LossSums { dice, cross_entropy: sums[0], count: sums[1] }
     });
-    Ok(reduced.collect())
+    Ok(Reduced { heads: reduced.collect(), stop_requested })
 }

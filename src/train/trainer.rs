@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::TrainError;
 use super::checkpoint::{Checkpoint, Progress};
-use super::step::TrainStep;
+use super::step::{StepMetrics, TrainStep};
+use super::stop::StopRequest;
+use super::stragglers::{JobTimes, RankTimes};
+use super::sync::compare_weights;
 use super::validation::{Validation, ValidationResult};
 use crate::backend::ComputeBackend;
 use crate::config::RunConfig;
@@ -15,7 +18,7 @@ use crate::dist::Communicator;
 use crate::loader::Loader;
 use crate::model::{ModelDescription, ParameterSpec};
 use crate::optim::Schedule;
-use crate::telemetry::{EpochRecord, IterationRecord, Observer, Observers};
+use crate::telemetry::{EpochRecord, IterationRecord, Observer, Observers, RunState};
 
 /// nnU-Net's weight of the past in the moving average of the pseudo Dice.
 const EMA_MOMENTUM: f64 = 0.9;
@@ -31,68 +34,134 @@ pub struct Trainer<'a, B: ComputeBackend> {
     /// `None` where the configuration asks for no validation batches.
     pub(super) validation_batches: Option<Loader>,
     pub(super) progress: Progress,
+    pub(super) stop_request: StopRequest,
     /// Empty on all ranks but 0.
     pub(super) observers: Observers,
 }
 
-/// Sums over the steps of one epoch.
+/// How a training has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The last epoch is done.
+    Finished,
+    /// It was asked to stop; the checkpoint is written.
+    Stopped,
+}
+
+/// What the training steps of an epoch took.
 #[derive(Default)]
-struct EpochSums {
-    loss: f64,
-    gradient_norm: f64,
+struct EpochTimes {
+    /// Steps made by this process; fewer than an epoch has where it was resumed within it.
+    steps: usize,
     communication: Duration,
     data_wait: Duration,
     elapsed: Duration,
 }
 
 impl<B: ComputeBackend> Trainer<'_, B> {
-    /// Trains from where the run stands to its last epoch, and leaves `checkpoint_latest`, `checkpoint_best` and
-    /// `log.jsonl` in the run directory.
+    /// Trains from where the run stands to its last epoch, or until it is asked to stop, and leaves `checkpoint_latest`,
+    /// `checkpoint_best` and `log.jsonl` in the run directory.
     ///
     /// # Errors
     /// A rank, a file or the data failed, or the loss is no longer a number.
-    pub fn train(&mut self) -> Result<(), TrainError> {
+    pub fn train(&mut self) -> Result<Ending, TrainError> {
         for epoch in self.progress.next_epoch..self.config.training.epochs {
             let began = Instant::now();
-            let sums = self.train_epoch(epoch)?;
+            let Some(times) = self.train_epoch(epoch)? else { return self.stop() };
+            self.comm.enter(&format!("validation of epoch {}", epoch + 1));
             let validation = self.validate()?;
+            let times = self.gather(&times)?;
+            let record = self.record(epoch, &times, validation.as_ref(), began.elapsed());
             let is_best = self.advance(epoch, validation.as_ref());
             if self.comm.rank() == 0 {
                 self.save(epoch, is_best)?;
-                let record = self.record(epoch, &sums, validation, began.elapsed());
-                self.observers.epoch_finished(&record)?;
+                let ema_pseudo_dice = self.progress.ema_pseudo_dice;
+                self.observers.epoch_finished(&EpochRecord { ema_pseudo_dice, ..record })?;
             }
         }
-        Ok(self.observers.run_finished()?)
+        Ok(Ending::Finished)
     }
 
-    fn train_epoch(&mut self, epoch: usize) -> Result<EpochSums, TrainError> {
-        let mut sums = EpochSums::default();
+    /// The steps of an epoch; `None` if all ranks have stopped before its end.
+    fn train_epoch(&mut self, epoch: usize) -> Result<Option<EpochTimes>, TrainError> {
+        let mut times = EpochTimes::default();
         let began = Instant::now();
-        for iteration in 0..self.config.training.iterations_per_epoch {
+        let iterations = self.config.training.iterations_per_epoch;
+        for iteration in self.progress.next_iteration..iterations {
+            self.comm.enter(&format!("epoch {}, step {}", epoch + 1, iteration + 1));
+            let metrics = self.train_step(epoch, iteration)?;
+            self.progress.next_iteration = iteration + 1;
+            self.progress.loss_sum += metrics.loss;
+            self.progress.gradient_norm_sum += metrics.gradient_norm;
+            times.steps += 1;
+            times.communication += metrics.communication;
+            self.observers.iteration(&IterationRecord { epoch, iteration, loss: metrics.loss })?;
+            let steps = (epoch * iterations + iteration + 1) as u64;
+            let every = self.config.dist.compare_every as u64;
+            if every > 0 && steps.is_multiple_of(every) {
+                compare_weights(&self.step.network, steps, self.comm)?;
+            }
+            if metrics.stop_requested {
+                return Ok(None);
+            }
+            // The first step of a process may wait for others to start and to tune their kernels.
+            self.comm.set_timeout(Duration::from_secs_f64(self.config.dist.timeout_s));
+        }
+        times.elapsed = began.elapsed();
+        times.data_wait = self.train_batches.take_wait();
+        Ok(Some(times))
+    }
+
+    /// Makes one step of the batches that belong to it.
+    fn train_step(&mut self, epoch: usize, iteration: usize) -> Result<StepMetrics, TrainError> {
+        self.step.stop_requested = self.stop_request.has_come();
+        for _ in 0..self.config.training.accumulate {
             let batch = self.train_batches.next()?;
             let targets = self.step.targets(batch.labels.view());
-            let lr = self.schedule.lr(epoch, iteration);
-            let metrics = self.step.run(batch.images.view(), &targets, lr, self.comm)?;
+            self.step.add(batch.images.view(), &targets, self.comm)?;
             self.train_batches.recycle(batch);
-            // Loss and gradients are the global batch's: all ranks stop alike, before a checkpoint is made of it.
-            if !metrics.loss.is_finite() || !metrics.gradient_norm.is_finite() {
-                return Err(TrainError::Diverged {
-                    epoch,
-                    iteration,
-                    loss: metrics.loss,
-                    norm: metrics.gradient_norm,
-                    lr,
-                });
-            }
-            sums.loss += metrics.loss;
-            sums.gradient_norm += metrics.gradient_norm;
-            sums.communication += metrics.communication;
-            self.observers.iteration(&IterationRecord { epoch, iteration, loss: metrics.loss })?;
         }
-        sums.elapsed = began.elapsed();
-        sums.data_wait = self.train_batches.take_wait();
-        Ok(sums)
+        let lr = self.schedule.lr(epoch, iteration);
+        let metrics = self.step.update(lr)?;
+        // Loss and gradients are the global batch's: all ranks stop alike, before a checkpoint is made of it.
+        if !metrics.loss.is_finite() || !metrics.gradient_norm.is_finite() {
+            let (loss, norm) = (metrics.loss, metrics.gradient_norm);
+            return Err(TrainError::Diverged { epoch, iteration, loss, norm, lr });
+        }
+        Ok(metrics)
+    }
+
+    /// Leaves a checkpoint to go on from.
+    fn stop(&mut self) -> Result<Ending, TrainError> {
+        let Progress { next_epoch, next_iteration, .. } = self.progress;
+        if self.comm.rank() == 0 {
+            self.checkpoint().write(&self.config.run_dir().checkpoint_latest())?;
+            self.observers.run_is(RunState::Stopped)?;
+            tracing::info!(
+                "stopped by a signal after epoch {}, step {next_iteration}; the checkpoint is saved, --resume goes on",
+                next_epoch + 1
+            );
+        }
+        self.comm.barrier("checkpoint of a stopped run")?;
+        Ok(Ending::Stopped)
+    }
+
+    /// What the epoch took on all ranks; the slowest is named if it is worth it.
+    fn gather(&self, times: &EpochTimes) -> Result<JobTimes, TrainError> {
+        let steps = times.steps.max(1);
+        let per_step = |duration: Duration| duration.as_secs_f64() / steps as f64;
+        let own = RankTimes {
+            total: per_step(times.elapsed),
+            data_wait: per_step(times.data_wait),
+            communication: per_step(times.communication),
+        };
+        let times = JobTimes::gather(own, self.comm)?;
+        if self.comm.rank() == 0
+            && let Some(complaint) = times.complaint()
+        {
+            tracing::warn!("{complaint}");
+        }
+        Ok(times)
     }
 
     fn validate(&mut self) -> Result<Option<ValidationResult>, TrainError> {
@@ -111,7 +180,9 @@ impl<B: ComputeBackend> Trainer<'_, B> {
 
     /// Takes an epoch's validation into the moving average; says whether that is the best so far.
     fn advance(&mut self, epoch: usize, validation: Option<&ValidationResult>) -> bool {
-        self.progress.next_epoch = epoch + 1;
+        let Progress { ema_pseudo_dice, best_ema_pseudo_dice, .. } = self.progress;
+        self.progress =
+            Progress { next_epoch: epoch + 1, ema_pseudo_dice, best_ema_pseudo_dice, ..Progress::default() };
         let Some(validation) = validation else { return false };
         let dice = validation.mean_pseudo_dice();
         let ema = self.progress.ema_pseudo_dice.map_or(dice, |ema| EMA_MOMENTUM * ema + (1.0 - EMA_MOMENTUM) * dice);
@@ -147,29 +218,31 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         }
     }
 
+    /// The epoch's line of the log, but for the moving average.
     fn record(
         &self,
         epoch: usize,
-        sums: &EpochSums,
-        validation: Option<ValidationResult>,
+        times: &JobTimes,
+        validation: Option<&ValidationResult>,
         elapsed: Duration,
     ) -> EpochRecord {
         let training = &self.config.training;
         let steps = training.iterations_per_epoch as f64;
-        let samples = steps * (training.batch_size * self.comm.world_size()) as f64;
+        let samples = (training.batch_size * training.accumulate * self.comm.world_size()) as f64;
         EpochRecord {
             epoch,
-            train_loss: sums.loss / steps,
-            val_loss: validation.as_ref().map(|validation| validation.loss),
-            pseudo_dice: validation.map(|validation| validation.pseudo_dice).unwrap_or_default(),
-            ema_pseudo_dice: self.progress.ema_pseudo_dice,
+            train_loss: self.progress.loss_sum / steps,
+            val_loss: validation.map(|validation| validation.loss),
+            pseudo_dice: validation.map(|validation| validation.pseudo_dice.clone()).unwrap_or_default(),
+            ema_pseudo_dice: None,
             lr: self.schedule.lr(epoch, 0),
-            samples_per_s: samples / sums.elapsed.as_secs_f64(),
-            step_s: sums.elapsed.as_secs_f64() / steps,
-            data_wait_s: sums.data_wait.as_secs_f64(),
-            comm_s: sums.communication.as_secs_f64(),
+            samples_per_s: samples / times.mean.total,
+            step_s: times.mean.total,
+            data_wait_s: times.mean.data_wait * steps,
+            comm_s: times.mean.communication * steps,
+            straggler_s: times.straggling * steps,
             epoch_s: elapsed.as_secs_f64(),
-            gradient_norm: sums.gradient_norm / steps,
+            gradient_norm: self.progress.gradient_norm_sum / steps,
             world_size: self.comm.world_size(),
         }
     }

@@ -65,7 +65,7 @@ impl Validation {
                 add_all(&mut self.confusion, &count(loss, &logits, target));
             }
         }
-        let global = reduce_sums(&sums.iter().collect::<Vec<_>>(), loss.batch_dice, comm)?;
+        let global = reduce_sums(&sums.iter().collect::<Vec<_>>(), loss.batch_dice, false, comm)?.heads;
         let weights = head_weights.iter().filter(|weight| **weight > 0.0);
         self.loss += global.iter().zip(weights).map(|(sums, weight)| weight * loss.value(sums).total).sum::<f64>();
         self.batches += 1;

@@ -249,7 +249,7 @@ mod tests {
 
     /// Rank 0 and another, joined.
     fn pair() -> [Arc<Health>; 2] {
-        let ranks = [0, 1].map(|rank| Health::new(rank));
+        let ranks = [0, 1].map(Health::new);
         let invitation = ranks[0].invitation();
         ranks[1].join(&invitation);
         ranks

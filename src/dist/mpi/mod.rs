@@ -29,7 +29,7 @@ use self::engine::{Shared, Ticket};
 use self::ring::Place;
 use self::wait::{Look, Patience};
 use super::health::Health;
-use super::{CommError, Communicator, Fault, Pending, ReduceOp, Wire, failure};
+use super::{CommError, Communicator, Fault, Pending, ReduceOp, Reducer, Wire, failure};
 
 /// Elements per call. MPI counts in `c_int`; and it allocates temporary buffers as large as a message.
 const PER_CALL: usize = 1 << 24;
@@ -251,16 +251,9 @@ impl Communicator for MpiComm {
         self.reduce(data, op, self.place.world_size as f64, what)
     }
 
-    fn start_all_reduce(
-        &self,
-        data: Vec<f32>,
-        op: ReduceOp,
-        wire: Wire,
-        what: &str,
-    ) -> Result<Box<dyn Pending>, CommError> {
-        let ticket = self.shared.begin(data, op, wire, format!("all-reduce of {what}"));
-        let (shared, health, patience) = (self.shared.clone(), self.health.clone(), self.patience.clone());
-        Ok(Box::new(Bucket { ticket, shared, health, patience, rank: self.place.rank }))
+    fn reducer(&self) -> Arc<dyn Reducer> {
+        let Self { place, shared, patience, health, .. } = self;
+        Arc::new(Rings { rank: place.rank, shared: shared.clone(), patience: patience.clone(), health: health.clone() })
     }
 
     fn broadcast(&self, data: &mut [f32], root: usize, what: &str) -> Result<(), CommError> {
@@ -336,31 +329,45 @@ impl Drop for MpiComm {
     }
 }
 
+/// The way to the engine for those who have buckets.
+#[derive(Clone)]
+struct Rings {
+    rank: usize,
+    shared: Arc<Shared>,
+    patience: Arc<Mutex<Duration>>,
+    health: Arc<Health>,
+}
+
+impl Reducer for Rings {
+    fn start(&self, data: Vec<f32>, op: ReduceOp, wire: Wire, what: &str) -> Box<dyn Pending> {
+        let ticket = self.shared.begin(data, op, wire, format!("all-reduce of {what}"));
+        Box::new(Bucket { ticket, rings: self.clone() })
+    }
+}
+
 /// A bucket under way.
 struct Bucket {
     ticket: Ticket,
-    shared: Arc<Shared>,
-    health: Arc<Health>,
-    patience: Arc<Mutex<Duration>>,
-    rank: usize,
+    rings: Rings,
 }
 
 impl Pending for Bucket {
     fn wait(self: Box<Self>) -> Result<Vec<f32>, CommError> {
-        let mut engine = self.shared.lock();
+        let Rings { rank, shared, patience, health } = &self.rings;
+        let mut engine = shared.lock();
         engine.waiting += 1;
         let (operation, began) = match engine.ring(self.ticket) {
             Some(ring) => (ring.operation().to_owned(), ring.began()),
             None => unreachable!("a bucket is taken once, by its only ticket"),
         };
         drop(engine);
-        let _waiting = self.health.waiting(&operation);
-        let limit = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = Patience::new(limit, &self.health).until(self.rank, &operation, began, || {
-            let mut engine = self.shared.lock();
+        let _waiting = health.waiting(&operation);
+        let limit = *patience.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = Patience::new(limit, health).until(*rank, &operation, began, || {
+            let mut engine = shared.lock();
             if engine.is_broken() {
                 let reason = "an operation before it has failed".into();
-                return Err(error(self.rank, &operation, began, Fault::Lost, reason));
+                return Err(error(*rank, &operation, began, Fault::Lost, reason));
             }
             let moved = engine.poll()?;
             Ok(match engine.take(self.ticket) {
@@ -369,7 +376,7 @@ impl Pending for Bucket {
                 None => Look::Still,
             })
         });
-        let mut engine = self.shared.lock();
+        let mut engine = shared.lock();
         engine.waiting -= 1;
         if outcome.is_err() {
             engine.break_off();

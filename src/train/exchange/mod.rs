@@ -1,0 +1,60 @@
+//! From this rank's gradients to their mean over the ranks.
+//!
+//! The backward pass hands over each gradient the moment it is ready ([`GradientSink`]); it goes to its place in a bucket
+//! ([`BucketLayout`](crate::dist::BucketLayout)), and a bucket that is full goes out while the pass goes on. At the end
+//! of the step one waits for what is still under way. Where several batches make one step (gradient accumulation), they
+//! are summed up in the buckets and only the last sends them out.
+
+mod host;
+
+use std::sync::Arc;
+
+use burn::tensor::{backend::Backend, ops::FloatTensor};
+
+pub use host::HostExchange;
+
+use crate::dist::{BucketLayout, CommError, Communicator, Wire, check_agreement};
+use crate::ops::GradientSink;
+
+/// How gradients are exchanged.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExchangeOptions {
+    /// Values per bucket, unless a single parameter has more.
+    pub bucket_len: usize,
+    /// Format on the wire.
+    pub wire: Wire,
+    /// Send each bucket as soon as it is full, rather than all after the backward pass.
+    pub overlap: bool,
+    /// Batches per step.
+    pub accumulate: usize,
+}
+
+/// Collects the gradients of a step and averages them over its batches and the ranks.
+pub trait Exchange<B: Backend>: GradientSink<B> {
+    /// Begins with one of the step's batches, `0 .. accumulate`.
+    fn begin(&self, batch: usize);
+
+    /// Waits for the result: one gradient per parameter, `None` for those that have none.
+    ///
+    /// # Errors
+    /// A rank is gone.
+    fn finish(&self) -> Result<Vec<Option<FloatTensor<B>>>, CommError>;
+}
+
+/// The exchange for parameters of these shapes, of which `used` have gradients, in the order of their use.
+///
+/// # Errors
+/// The ranks do not agree on the layout, or one is gone.
+pub fn exchange<B: Backend>(
+    shapes: Vec<Vec<usize>>,
+    used: &[usize],
+    options: ExchangeOptions,
+    comm: &dyn Communicator,
+    device: &B::Device,
+) -> Result<Arc<dyn Exchange<B>>, CommError> {
+    let lengths: Vec<usize> = shapes.iter().map(|shape| shape.iter().product()).collect();
+    let layout = BucketLayout::new(&lengths, used, options.bucket_len);
+    let agreed = format!("{options:?}\n{}", layout.fingerprint());
+    check_agreement(comm, "layout of the gradient buckets", agreed.as_bytes())?;
+    Ok(Arc::new(HostExchange::new(layout, shapes, options, comm.reducer(), device.clone())))
+}
