@@ -22,5 +22,6 @@ pub use error::TrainError;
 pub use exchange::ExchangeOptions;
 pub use run::{Outcome, Resume, run};
 pub use step::{StepMetrics, TrainStep};
+pub use sync::compare_weights;
 pub use trainer::Trainer;
 pub use validation::{Validation, ValidationResult};

@@ -30,7 +30,7 @@ pub fn compare_weights<B: Backend>(network: &UNet<B>, step: u64, comm: &dyn Comm
         elapsed_s: began.elapsed().as_secs_f64(),
         fault: Fault::Desync,
         reason: format!(
-            "the weights of {} from those of the other {}: its memory, its GPU or the network has changed a value; \
+            "{} in its weights from the other {}: its memory, its GPU or the network has changed a value; \
              resume from the last checkpoint, without that host if it happens again",
             those_differ(&odd),
             comm.world_size() - odd.len(),

@@ -1,0 +1,195 @@
+//! How real MPI processes average their gradients: in several batches per step, with 16 bits on the wire, and what they
+//! say when they no longer agree.
+#![cfg(feature = "mpi")]
+
+#[path = "common/job.rs"]
+mod job;
+
+use std::env;
+use std::fs;
+
+use ndarray::{Array4, Array5};
+use nnunet_dist::backend::Cpu;
+use nnunet_dist::dist::{self, Communicator, Single, Wire};
+use nnunet_dist::loss::{SegmentationLoss, Target};
+use nnunet_dist::model::{UNet, UNetSpec};
+use nnunet_dist::optim::{Optimizer, Sgd};
+use nnunet_dist::plan::NetworkShape;
+use nnunet_dist::train::{ExchangeOptions, TrainStep, compare_weights};
+
+use tempfile::NamedTempFile;
+
+use self::job::{Job, me, observe};
+
+/// Environment variables: what a rank has to do, and the file for what it has come to.
+const PART: &str = "NNUNET_TEST_PART";
+const OUTPUT: &str = "NNUNET_TEST_OUTPUT";
+
+const STEPS: usize = 4;
+/// Samples of a step, over all ranks.
+const SAMPLES: usize = 4;
+
+const PLAIN: ExchangeOptions = ExchangeOptions { bucket_len: 2000, wire: Wire::F32, overlap: true, accumulate: 1 };
+
+#[test]
+fn the_mean_is_that_of_the_whole_batch_however_it_is_divided() {
+    let whole = train(PLAIN, &Single);
+    for ranks in [1, 2, 4] {
+        for accumulate in [1, 2] {
+            if ranks * accumulate <= SAMPLES {
+                let options = ExchangeOptions { accumulate, ..PLAIN };
+                let weights = match ranks {
+                    1 => train(options, &Single),
+                    _ => match train_in_parallel(accumulate, "none", ranks) {
+                        Some(weights) => weights,
+                        None => return,
+                    },
+                };
+                assert_close(&weights, &whole, 1e-5, &format!("{ranks} ranks, {accumulate} batches"));
+            }
+        }
+    }
+}
+
+#[test]
+fn sixteen_bits_on_the_wire_train_nearly_the_same() {
+    let whole = train(PLAIN, &Single);
+    for (wire, tolerance) in [("fp16", 2e-3), ("bf16", 2e-2)] {
+        let Some(weights) = train_in_parallel(1, wire, 2) else { return };
+        assert_close(&weights, &whole, tolerance, wire);
+    }
+}
+
+#[test]
+fn a_rank_with_other_weights_is_named() {
+    let Some(job) = run("desync", 3) else { return };
+    job.failed_with(75);
+    job.says("comparison of the weights after step 4 failed");
+    job.says("rank 1 differs in its weights from the other 2");
+}
+
+#[test]
+fn ranks_with_other_buckets_are_named() {
+    let Some(job) = run("mismatch", 3) else { return };
+    job.failed_with(3);
+    job.says("agreement on layout of the gradient buckets failed");
+    job.says("rank 2 differs from the other 2");
+}
+
+/// Not a test of its own: what each rank runs.
+#[test]
+fn part_of_a_rank() {
+    let Ok(part) = env::var(PART) else { return };
+    let comm = dist::init().unwrap();
+    let words: Vec<&str> = part.split(' ').collect();
+    match words[..] {
+        ["train", accumulate, wire] => {
+            let wire = match wire {
+                "fp16" => Wire::F16,
+                "bf16" => Wire::Bf16,
+                _ => Wire::F32,
+            };
+            let options = ExchangeOptions { accumulate: accumulate.parse().unwrap(), wire, ..PLAIN };
+            let weights = train(options, &*comm);
+            if comm.rank() == 0 {
+                let bytes: Vec<u8> = weights.into_iter().flat_map(f32::to_le_bytes).collect();
+                fs::write(env::var_os(OUTPUT).unwrap(), bytes).unwrap();
+            }
+        }
+        ["desync"] => {
+            let mut step = prepare(PLAIN, &*comm);
+            advance(&mut step, 1, &*comm);
+            compare_weights(&step.network, STEPS as u64, &*comm).expect("so far they are the same");
+            if comm.rank() == 1 {
+                let mut state = step.network.state();
+                state[3].values[0] += 1e-7;
+                let spec = step.network.spec().clone();
+                step.network = UNet::with_state(spec, &state, &Default::default()).unwrap();
+            }
+            let error = compare_weights(&step.network, STEPS as u64, &*comm).unwrap_err();
+            comm.abort(75, &error.to_string());
+        }
+        ["mismatch"] => {
+            let bucket_len = if comm.rank() == 2 { 1000 } else { 2000 };
+            let Err(error) = network(&*comm).connect(ExchangeOptions { bucket_len, ..PLAIN }, &*comm) else {
+                panic!("the ranks do not notice")
+            };
+            comm.abort(3, &error.to_string());
+        }
+        _ => panic!("no such part: {part}"),
+    }
+    println!("rank {} of {} is done", comm.rank(), comm.world_size());
+}
+
+/// The weights after some steps.
+fn train(options: ExchangeOptions, comm: &dyn Communicator) -> Vec<f32> {
+    let mut step = prepare(options, comm);
+    advance(&mut step, options.accumulate, comm);
+    step.network.state().into_iter().flat_map(|state| state.values).collect()
+}
+
+fn prepare(options: ExchangeOptions, comm: &dyn Communicator) -> TrainStep<Cpu> {
+    network(comm).connect(options, comm).unwrap()
+}
+
+fn network(_: &dyn Communicator) -> TrainStep<Cpu> {
+    let shape = NetworkShape {
+        features: vec![4, 8, 8],
+        kernels: vec![[3; 3]; 3],
+        strides: vec![[1; 3], [2; 3], [2; 3]],
+        convs_encoder: vec![2; 3],
+        convs_decoder: vec![2; 2],
+        conv_bias: true,
+        norm_eps: 1e-5,
+    };
+    let spec = UNetSpec { channels: 1, classes: 3, shape };
+    let device = Default::default();
+    let sgd = Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.0 };
+    // Without batch Dice, so that a batch may be divided into several.
+    let loss = SegmentationLoss::new(Target::Classes, false, None);
+    TrainStep::new(UNet::new(spec, 7, &device), Optimizer::new(sgd, Some(12.0)), loss, vec![0.75, 0.25], device)
+}
+
+/// Some steps on this rank's part of the samples.
+fn advance(step: &mut TrainStep<Cpu>, batches: usize, comm: &dyn Communicator) {
+    let per_batch = SAMPLES.div_ceil(comm.world_size() * batches);
+    for number in 0..STEPS {
+        for batch in 0..batches {
+            // All ranks' first batches, then all ranks' second ones.
+            let first = (batch * comm.world_size() + comm.rank()) * per_batch;
+            let value = |n: usize, z: usize, y: usize, x: usize| {
+                let sample = (number * SAMPLES + first + n) % 1000;
+                ((sample * 5 + z * 3 + y * 7 + x * 11) as f32 * 0.7).sin()
+            };
+            let images = Array5::from_shape_fn((per_batch, 1, 8, 8, 8), |(n, _, z, y, x)| value(n, z, y, x));
+            let labels = Array4::from_shape_fn((per_batch, 8, 8, 8), |(n, z, y, x)| {
+                (value(n, z, y, x) > 0.0) as i16 + (value(n, z, y, x) > 0.5) as i16
+            });
+            let targets = step.targets(labels.view());
+            step.add(images.view(), &targets, comm).unwrap();
+        }
+        step.update(0.05).unwrap();
+    }
+}
+
+/// The weights that a job of several processes comes to.
+fn train_in_parallel(accumulate: usize, wire: &str, ranks: usize) -> Option<Vec<f32>> {
+    let output = NamedTempFile::new().unwrap();
+    let mut rank = me(PART, &format!("train {accumulate} {wire}"));
+    rank.env(OUTPUT, output.path());
+    observe(job::in_parallel(job::launcher()?, ranks, &[], &rank)).succeeded(ranks);
+    let bytes = fs::read(output.path()).unwrap();
+    Some(bytes.as_chunks().0.iter().copied().map(f32::from_le_bytes).collect())
+}
+
+#[track_caller]
+fn assert_close(weights: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(weights.len(), expected.len(), "{what}");
+    for (weight, expected) in weights.iter().zip(expected) {
+        assert!((weight - expected).abs() <= tolerance, "{what}: {weight} for {expected}");
+    }
+}
+
+fn run(part: &str, ranks: usize) -> Option<Job> {
+    Some(observe(job::in_parallel(job::launcher()?, ranks, &[], &me(PART, part))))
+}

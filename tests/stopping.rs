@@ -1,0 +1,109 @@
+//! Training runs that are asked to stop, and go on as if they had not been.
+
+#[path = "common/job.rs"]
+mod job;
+#[path = "common/work.rs"]
+mod work;
+
+use std::fs;
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nnunet_dist::config::RunDir;
+use nnunet_dist::telemetry::{RunState, Status};
+use serde_json::{Map, Value};
+
+use self::work::Workshop;
+
+/// What a run that was stopped with nothing lost exits with.
+const STOPPED: i32 = 79;
+
+/// Steps of an epoch: so many that a signal comes in the middle of one.
+const ITERATIONS: &str = "40";
+
+#[test]
+fn a_run_stopped_within_an_epoch_goes_on_as_if_it_never_stopped() {
+    let shop = Workshop::new();
+    let [whole, broken] = ["whole", "broken"].map(|name| shop.run_dir(name));
+    let train = |run: &RunDir, flags: &[&str]| {
+        let mut command = shop.train(run);
+        command.args(["--iters-per-epoch", ITERATIONS]).args(flags);
+        command
+    };
+    assert!(train(&whole, &[]).stdout(Stdio::null()).status().unwrap().success());
+
+    for (signal, flag) in [(libc::SIGUSR1, "--resume=auto"), (libc::SIGTERM, "--resume")] {
+        let mut run = train(&broken, &[flag]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let at = wait_for_a_step_within_an_epoch(&broken, &mut run);
+        kill(&run, signal);
+        assert_eq!(run.wait().unwrap().code(), Some(STOPPED), "at {at:?}");
+        let status = status(&broken).unwrap();
+        assert_eq!(status.state, RunState::Stopped);
+        assert!(status.step >= at, "{status:?}");
+        // The next run must not take the status of this one for its own.
+        fs::remove_file(broken.status()).unwrap();
+    }
+    assert!(train(&broken, &["--resume"]).stdout(Stdio::null()).status().unwrap().success());
+    assert_eq!(status(&broken).unwrap().state, RunState::Finished);
+
+    assert_eq!(losses(&whole), losses(&broken));
+    assert!(fs::read(whole.checkpoint_latest()).unwrap() == fs::read(broken.checkpoint_latest()).unwrap());
+}
+
+#[test]
+fn all_processes_under_mpirun_stop_at_the_same_step() {
+    let Some(launcher) = job::launcher() else { return };
+    let shop = Workshop::new();
+    let run = shop.run_dir("run");
+    let mut rank = shop.train(&run);
+    rank.args(["--batch-size", "1", "--iters-per-epoch", "100000"]);
+    let mut mpirun = job::in_parallel(launcher, 2, &[], &rank);
+    let mut mpirun = mpirun.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for_a_step_within_an_epoch(&run, &mut mpirun);
+    // Both launchers hand it on to their ranks.
+    kill(&mpirun, libc::SIGUSR1);
+    assert_eq!(mpirun.wait().unwrap().code(), Some(STOPPED));
+    let stopped = status(&run).unwrap();
+    assert_eq!(stopped.state, RunState::Stopped);
+
+    let mut resumed = shop.train(&run);
+    let last = (stopped.iteration + 2).to_string();
+    resumed.args(["--batch-size", "1", "--epochs", "1", "--iters-per-epoch", &last, "--resume"]);
+    let job = job::observe(job::in_parallel(launcher, 2, &[], &resumed));
+    assert!(job.status.success(), "{}\n{}", job.status, job.output);
+    job.says(&format!("resuming at epoch 1, step {}", stopped.iteration + 2));
+}
+
+/// Waits until a run has made some steps of an epoch; gives the number of its last.
+fn wait_for_a_step_within_an_epoch(run: &RunDir, process: &mut Child) -> u64 {
+    let began = Instant::now();
+    loop {
+        if let Some(status) = status(run) {
+            return status.step;
+        }
+        assert!(process.try_wait().unwrap().is_none(), "it is over before it made a step");
+        assert!(began.elapsed() < Duration::from_secs(60), "{}: no step is made", run.root().display());
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn status(run: &RunDir) -> Option<Status> {
+    serde_json::from_slice(&fs::read(run.status()).ok()?).ok()
+}
+
+fn kill(process: &Child, signal: i32) {
+    // SAFETY: the process has not been waited for, so that the number is still its own.
+    assert_eq!(unsafe { libc::kill(process.id() as libc::pid_t, signal) }, 0);
+}
+
+/// The lines of the log without timings.
+fn losses(run: &RunDir) -> Vec<Map<String, Value>> {
+    let text = fs::read_to_string(run.log()).unwrap();
+    let lines = text.lines().map(|line| {
+        let mut line: Map<String, Value> = serde_json::from_str(line).unwrap();
+        line.retain(|key, _| !key.ends_with("_s"));
+        line
+    });
+    lines.collect()
+}
