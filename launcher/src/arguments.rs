@@ -13,12 +13,12 @@ const AFTER_HELP: &str = "\
 Examples:
   nnunet-launch -- train -w hippocampus -c 3d_fullres -f 0 --device cuda
   nnunet-launch -np 4 -- train -w hippocampus -c 3d_fullres -f 0
-  nnunet-launch -H node1:8,node2:8 --interface eth0 --max-restarts 3 -- train -w hippocampus -c 3d_fullres -f 0
+  nnunet-launch -H node1:8,node2:8 --max-restarts 3 -- train -w hippocampus -c 3d_fullres -f 0
   nnunet-launch --slurm --max-restarts 3 -- train -w hippocampus -c 3d_fullres -f 0
   nnunet-launch -np 4 --dry-run -- train -w hippocampus -c 3d_fullres -f 0
 
-Signals: USR1 and the first TERM make `train` save a checkpoint and stop (79); INT ends the job; a second TERM or INT
-kills it at once.
+Signals: USR1 and the first TERM make `train` save a checkpoint and stop (79). INT ends the job.
+A second TERM or INT kills it at once.
 
 Exit codes:
   0    the job succeeded

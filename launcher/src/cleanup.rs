@@ -65,7 +65,7 @@ fn script(marker: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
-    use std::process::{Child, Command};
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
 
@@ -78,7 +78,9 @@ mod tests {
         let id = std::process::id();
         let (one, other) = (format!("{id}-test-1"), format!("{id}-test-2"));
         let (mut environment, mut bystander) = (marked(&one), marked(&other));
-        let mut argument = Command::new("sh").args(["-c", "sleep 60; :", &format!("{MARKER}={one}")]).spawn().unwrap();
+        let mut waits = Command::new("sh");
+        waits.args(["-c", "read line", &format!("{MARKER}={one}")]).stdin(Stdio::piped());
+        let mut argument = waits.spawn().unwrap();
         kill_here(&format!("{MARKER}={one}"));
         assert_eq!(environment.wait().unwrap().signal(), Some(libc::SIGKILL));
         assert_eq!(argument.wait().unwrap().signal(), Some(libc::SIGKILL));

@@ -39,7 +39,9 @@ fn mpirun_gives_each_rank_its_prefix() {
 #[test]
 fn mpirun_hands_codes_and_signals_on() {
     for mpirun in MPIRUNS {
-        let Some(command) = shells(mpirun, &[], &format!("{RANK} [ $rank = 0 ] || exit 3; sleep 20")) else { continue };
+        let Some(command) = shells(mpirun, &[], &format!("{RANK} [ $rank = 0 ] || exit 3; exec sleep 20")) else {
+            continue;
+        };
         observe(command).ended_with(3);
         let folder = tempfile::tempdir().unwrap();
         let script = format!("{RANK} trap 'exit 79' USR1; touch $DIR/$rank; while :; do sleep 0.1; done");
