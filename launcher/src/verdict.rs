@@ -121,6 +121,7 @@ pub fn judge(end: &End, words: &Words, stop: Option<i32>) -> Verdict {
 /// One line on why an attempt ended: the words of a rank before those of the system.
 pub fn reason(end: &End, words: &Words) -> String {
     match (end, &words.error) {
+        (End::Exit(code), _) if *code == i32::from(STOPPED) => "stopped after saving a checkpoint".to_owned(),
         (_, Some(error)) => error.clone(),
         (End::Killed(cause), None) => cause.to_string(),
         (End::Exit(0), None) => "done".to_owned(),
@@ -196,6 +197,7 @@ mod tests {
     fn the_reason_is_the_first_error_of_a_rank() {
         let heard = words(&["note: error: x", "error: rank 1: lost \n", "error: rank 0: too"]);
         assert_eq!(reason(&End::Exit(75), &heard), "error: rank 1: lost");
+        assert_eq!(reason(&End::Exit(79), &heard), "stopped after saving a checkpoint");
         assert_eq!(reason(&End::Exit(137), &Words::default()), "a rank ended by signal 9");
         assert_eq!(reason(&End::Killed(Cause::Hang(Duration::from_secs(9))), &Words::default()), "no progress for 9 s");
     }
