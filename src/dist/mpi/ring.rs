@@ -93,7 +93,7 @@ impl Ring {
 
     /// Does what can be done without waiting, with at most `limit` lanes under way. Gives the number of lanes under way
     /// and whether anything has happened.
-    pub(super) fn poll(&mut self, limit: usize) -> Result<(usize, bool), CommError> {
+    pub(super) fn poll(&mut self, limit: usize, spare: &mut Vec<Scratch>) -> Result<(usize, bool), CommError> {
         let Self { buffer, lanes, next, tag } = self;
         let mut moved = false;
         let mut failure = None;
@@ -105,6 +105,7 @@ impl Ring {
             }
             Ok(Progress::Done) => {
                 moved = true;
+                spare.push(std::mem::take(&mut lane.scratch));
                 false
             }
             Err(error) => {
@@ -117,7 +118,7 @@ impl Ring {
         }
         while lanes.len() < limit && *next < buffer.data.len() {
             let end = buffer.data.len().min(*next + CHUNK * buffer.place.world_size);
-            let mut lane = Lane::new(*next..end, *tag, buffer);
+            let mut lane = Lane::new(*next..end, *tag, spare.pop().unwrap_or_default(), buffer);
             *next = end;
             *tag = (*tag + 1) % TAGS;
             lane.post(buffer)?;
@@ -158,6 +159,12 @@ struct Lane {
     step: usize,
     /// The receive and the send of the step.
     requests: [ffi::MPI_Request; 2],
+    scratch: Scratch,
+}
+
+/// A lane's own memory, which the next one takes over: fresh memory would cost more than what is done with it.
+#[derive(Default)]
+pub(super) struct Scratch {
     /// What arrives to be summed up.
     values: Vec<f32>,
     /// What travels in a 16-bit format.
@@ -166,13 +173,15 @@ struct Lane {
 }
 
 impl Lane {
-    fn new(range: Range<usize>, tag: c_int, buffer: &Buffer) -> Self {
+    fn new(range: Range<usize>, tag: c_int, mut scratch: Scratch, buffer: &Buffer) -> Self {
         let longest = range.len().div_ceil(buffer.place.world_size);
-        let bits = || vec![0; if buffer.wire == Wire::F32 { 0 } else { longest }];
+        let bits = if buffer.wire == Wire::F32 { 0 } else { longest };
+        scratch.values.resize(longest, 0.0);
+        scratch.sent_bits.resize(bits, 0);
+        scratch.received_bits.resize(bits, 0);
         // SAFETY: a constant of the C side.
         let null = unsafe { ffi::RSMPI_REQUEST_NULL };
-        let (values, sent_bits, received_bits) = (vec![0.0; longest], bits(), bits());
-        Self { range, tag, step: 0, requests: [null; 2], values, sent_bits, received_bits }
+        Self { range, tag, step: 0, requests: [null; 2], scratch }
     }
 
     /// Finishes the step if its messages are through, and begins the next.
@@ -205,12 +214,16 @@ impl Lane {
             // What is finished goes straight to its place.
             // SAFETY: both chunks lie within the data.
             let place = unsafe { base.add(incoming.start) };
-            let received = if self.is_summing(buffer) { self.values.as_mut_ptr() } else { place };
+            let received = if self.is_summing(buffer) { self.scratch.values.as_mut_ptr() } else { place };
             // SAFETY: as above.
             (unsafe { base.add(outgoing.start) }.cast::<c_void>(), received.cast::<c_void>(), f32::datatype())
         } else {
-            buffer.wire.encode(&buffer.data[outgoing], &mut self.sent_bits[..sends as usize]);
-            (self.sent_bits.as_mut_ptr().cast(), self.received_bits.as_mut_ptr().cast(), u16::datatype())
+            buffer.wire.encode(&buffer.data[outgoing], &mut self.scratch.sent_bits[..sends as usize]);
+            (
+                self.scratch.sent_bits.as_mut_ptr().cast(),
+                self.scratch.received_bits.as_mut_ptr().cast(),
+                u16::datatype(),
+            )
         };
         let (next, previous) = ((rank + 1) % world_size, (rank + world_size - 1) % world_size);
         let [receive, send] = &mut self.requests;
@@ -228,9 +241,9 @@ impl Lane {
     fn take_in(&mut self, buffer: &mut Buffer) {
         let (outgoing, incoming) = self.chunks(buffer);
         let is_rounded = buffer.wire != Wire::F32;
-        let values = &mut self.values[..incoming.len()];
+        let values = &mut self.scratch.values[..incoming.len()];
         if is_rounded {
-            buffer.wire.decode(&self.received_bits[..incoming.len()], values);
+            buffer.wire.decode(&self.scratch.received_bits[..incoming.len()], values);
         }
         let ranks = buffer.place.world_size;
         if self.step < ranks - 1 {
@@ -247,7 +260,7 @@ impl Lane {
             buffer.data[incoming].copy_from_slice(values);
             if self.step == ranks - 1 {
                 // The others got our chunk rounded, so we keep it rounded.
-                buffer.wire.decode(&self.sent_bits[..outgoing.len()], &mut buffer.data[outgoing]);
+                buffer.wire.decode(&self.scratch.sent_bits[..outgoing.len()], &mut buffer.data[outgoing]);
             }
         }
     }

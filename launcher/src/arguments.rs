@@ -1,0 +1,155 @@
+//! The command line of the launcher.
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::hosts::Host;
+
+const AFTER_HELP: &str = "\
+Examples:
+  nnunet-launch -- train -w hippocampus -c 3d_fullres -f 0 --device cuda
+  nnunet-launch -np 4 -- train -w hippocampus -c 3d_fullres -f 0
+  nnunet-launch -H node1:8,node2:8 --max-restarts 3 -- train -w hippocampus -c 3d_fullres -f 0
+  nnunet-launch --slurm --max-restarts 3 -- train -w hippocampus -c 3d_fullres -f 0
+  nnunet-launch -np 4 --dry-run -- train -w hippocampus -c 3d_fullres -f 0
+
+Signals: USR1 and the first TERM make `train` save a checkpoint and stop (79). INT ends the job.
+A second TERM or INT kills it at once.
+
+Exit codes:
+  0    the job succeeded
+  1    internal error of the launcher or of a rank
+  2    usage: an unknown flag, more processes than slots or GPUs
+  3    a rank found data, plans or configuration invalid
+  4    mpirun, srun, a device or a library is missing
+  75   a rank, a host or the network was lost, or the job hung, and no restart was left: try again
+  79   stopped by a signal after a checkpoint was saved; `train --resume` goes on
+  101  a rank panicked
+  130  interrupted (143: terminated) before the job could save";
+
+/// Starts nnunet-dist on several GPUs and hosts, watches it from outside, and restarts it from the newest checkpoint.
+#[derive(Debug, Parser)]
+#[command(name = "nnunet-launch", version, after_help = AFTER_HELP, max_term_width = 120)]
+pub struct Arguments {
+    /// Number of processes; `-np N` is understood too [default: one per GPU of this host, or the sum of the slots].
+    #[arg(short = 'n', long = "np", value_name = "N")]
+    pub processes: Option<NonZeroUsize>,
+
+    /// Hosts with their number of processes, such as node1:8,node2:8.
+    #[arg(short = 'H', long = "host", value_name = "HOST[:N],…", value_delimiter = ',')]
+    pub hosts: Vec<Host>,
+
+    /// File with one host per line: `node1 slots=8` or `node1:8`.
+    #[arg(long, value_name = "FILE", conflicts_with = "hosts")]
+    pub hostfile: Option<PathBuf>,
+
+    /// Start with srun, inside an allocation of Slurm.
+    #[arg(long, conflicts_with_all = ["hosts", "hostfile", "mpirun", "interface", "rsh_agent"])]
+    pub slurm: bool,
+
+    /// How often a job that failed in a way that may pass is started again.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub max_restarts: u32,
+
+    /// Seconds before the first restart; doubled each time, up to 60.
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    pub backoff: Duration,
+
+    /// Seconds to wait before a restart for hosts that do not answer.
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    pub host_wait: Duration,
+
+    /// Seconds without progress after which a training is killed; 0 for never.
+    #[arg(long, value_name = "SECONDS", default_value = "1800", value_parser = seconds)]
+    pub hang_timeout: Duration,
+
+    /// Seconds that a job has to end by itself after a rank reported that another one is lost.
+    #[arg(long, value_name = "SECONDS", default_value = "15", value_parser = seconds)]
+    pub grace: Duration,
+
+    /// Network interface of the exchange between hosts, such as eth0.
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<String>,
+
+    /// Program that runs a command on a host, called as `PATH HOST COMMAND` [default: ssh].
+    #[arg(long, value_name = "PATH")]
+    pub rsh_agent: Option<String>,
+
+    /// What each rank runs [default: nnunet-dist beside this program, or of the PATH].
+    #[arg(long, value_name = "PATH")]
+    pub program: Option<PathBuf>,
+
+    /// The mpirun to use: of Open MPI or of MPICH, as nnunet-dist was built.
+    #[arg(long, value_name = "PATH", default_value = "mpirun")]
+    pub mpirun: PathBuf,
+
+    /// Print the command line and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Arguments of nnunet-dist, beginning with its command: train, predict, …
+    #[arg(last = true, required = true, value_name = "ARGUMENTS")]
+    pub arguments: Vec<OsString>,
+}
+
+impl Arguments {
+    /// Parses a whole command line, the name of the program included.
+    ///
+    /// # Errors
+    ///
+    /// What clap has to say, help and version included.
+    pub fn from_command_line(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(with_long_np(words))
+    }
+}
+
+/// Replaces mpirun's `-np`, which is no short flag in the usual sense, by `--np`.
+fn with_long_np(words: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    let mut is_ours = true;
+    words.into_iter().map(move |word| {
+        is_ours &= word != "--";
+        if is_ours && word == "-np" { "--np".into() } else { word }
+    })
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(number).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::from_command_line(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn np_is_ours_before_the_dashes_only() {
+        let arguments = parse("nnunet-launch -np 3 -H a:2,b -- train -np 4").unwrap();
+        assert_eq!(arguments.processes.map(NonZeroUsize::get), Some(3));
+        assert_eq!(arguments.hosts.len(), 2);
+        assert_eq!(arguments.arguments, ["train", "-np", "4"]);
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for line in
+            ["-np 0 -- train", "-np 2", "--slurm -H a -- train", "-H a --hostfile f -- train", "--grace -1 -- x"]
+        {
+            assert!(parse(&format!("nnunet-launch {line}")).is_err(), "{line}");
+        }
+    }
+}

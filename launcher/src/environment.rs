@@ -1,0 +1,81 @@
+//! The environment variables of a job.
+
+use std::env;
+
+/// Marks every process of a job, on whatever host, so that none is left behind.
+pub const MARKER: &str = "NNUNET_LAUNCH_JOB";
+
+const NAMES: [&str; 9] = [
+    "CUDA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "PATH",
+    "PYTHONPATH",
+    "RAYON_NUM_THREADS",
+    "RUST_BACKTRACE",
+    "RUST_LOG",
+];
+const PREFIXES: [&str; 3] = ["NCCL_", "NNUNET_", "UCX_"];
+
+/// The variables that a job sets for its processes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings(Vec<(String, String)>);
+
+impl Settings {
+    /// The marker; permission for Open MPI to run as root; NCCL's interface, where the user did not choose another.
+    pub fn new(marker: &str, is_root: bool, interface: Option<&str>) -> Self {
+        let mut settings = vec![(MARKER.to_owned(), marker.to_owned())];
+        if is_root {
+            settings.push(("OMPI_ALLOW_RUN_AS_ROOT".into(), "1".into()));
+            settings.push(("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM".into(), "1".into()));
+        }
+        // MPI also understands networks such as 10.0.0.0/24; NCCL only knows names, exact ones behind a `=`.
+        if let Some(name) = interface.filter(|name| !name.contains('/') && env::var_os("NCCL_SOCKET_IFNAME").is_none())
+        {
+            settings.push(("NCCL_SOCKET_IFNAME".into(), format!("={name}")));
+        }
+        Self(settings)
+    }
+
+    /// Names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}
+
+/// The variables to export to the ranks, sorted: those of the environment that matter, and those set for the job.
+pub fn exported(settings: &Settings) -> Vec<String> {
+    let inherited = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    select(inherited.chain(settings.iter().map(|(name, _)| name.to_owned())))
+}
+
+/// Those of the names that matter to nnunet-dist and to the libraries it opens.
+fn select(names: impl Iterator<Item = String>) -> Vec<String> {
+    let mut names: Vec<String> = names
+        .filter(|name| NAMES.contains(&name.as_str()) || PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_matters_travels() {
+        let names = ["HOME", "NCCL_DEBUG", "PATH", "NNUNET_X", "PATH", "RUST_LOG", "OMPI_COMM_WORLD_RANK", "SECRET"];
+        assert_eq!(select(names.into_iter().map(str::to_owned)), ["NCCL_DEBUG", "NNUNET_X", "PATH", "RUST_LOG"]);
+    }
+
+    #[test]
+    fn the_marker_always_travels() {
+        let settings = Settings::new("7", false, None);
+        assert_eq!(settings.iter().collect::<Vec<_>>(), [(MARKER, "7")]);
+        assert!(exported(&settings).iter().any(|name| name == MARKER));
+        assert!(Settings::new("7", true, None).iter().any(|pair| pair == ("OMPI_ALLOW_RUN_AS_ROOT", "1")));
+        assert!(Settings::new("7", false, Some("10.0.0.0/24")).iter().count() == 1);
+    }
+}

@@ -1,0 +1,147 @@
+//! Whether a job is started again, and the account of its attempts.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use crate::status::Progress;
+use crate::verdict::{End, RETRY, Verdict};
+
+/// The longest wait before a restart.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// One attempt, once it is over.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// How it ended.
+    pub end: End,
+    /// What that means.
+    pub verdict: Verdict,
+    /// How far the training came; `None` before its first step.
+    pub progress: Option<Progress>,
+    /// One line.
+    pub reason: String,
+    /// From start to end.
+    pub duration: Duration,
+}
+
+/// What comes after an attempt.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The launcher ends with this code.
+    End(u8),
+    /// The next attempt begins after this time.
+    Restart(Duration),
+    /// The launcher ends with [`RETRY`], for this reason.
+    GiveUp(String),
+}
+
+/// How often, and how soon.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    /// Attempts after the first.
+    pub max_restarts: u32,
+    /// The wait before the first restart.
+    pub backoff: Duration,
+}
+
+impl Policy {
+    /// Decides after the last of `attempts`.
+    pub fn next(&self, attempts: &[Attempt]) -> Next {
+        let Some((last, earlier)) = attempts.split_last() else { return Next::Restart(Duration::ZERO) };
+        match last.verdict {
+            Verdict::Success => Next::End(0),
+            Verdict::Stopped(code) | Verdict::Final(code) => Next::End(code),
+            Verdict::Retry if self.max_restarts == 0 => Next::End(RETRY),
+            Verdict::Retry if earlier.iter().any(|attempt| attempt.progress == last.progress) => {
+                Next::GiveUp(match last.progress {
+                    Some(progress) => format!("failed twice at {progress}"),
+                    None => "failed twice before the first step".to_owned(),
+                })
+            }
+            Verdict::Retry if earlier.len() >= self.max_restarts as usize => {
+                Next::GiveUp(format!("no restart of {} is left", self.max_restarts))
+            }
+            Verdict::Retry => Next::Restart(self.wait(earlier.len())),
+        }
+    }
+
+    /// The wait after `earlier` restarts: doubled each time, up to a minute.
+    pub fn wait(&self, earlier: usize) -> Duration {
+        let factor = 1 << earlier.min(16);
+        self.backoff.saturating_mul(factor).min(LONGEST)
+    }
+}
+
+/// The account of all attempts, a line each.
+pub fn table(attempts: &[Attempt]) -> String {
+    let mut text = format!("{:>7}  {:<10}  {:<14}  {:>8}  reason\n", "attempt", "end", "reached", "seconds");
+    for (index, attempt) in attempts.iter().enumerate() {
+        let reached = attempt.progress.map_or_else(|| "-".to_owned(), |progress| progress.to_string());
+        let (end, seconds) = (attempt.end.to_string(), attempt.duration.as_secs_f64());
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{:>7}  {end:<10}  {reached:<14}  {seconds:>8.1}  {}", index + 1, attempt.reason);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(verdict: Verdict, step: Option<u64>) -> Attempt {
+        Attempt {
+            end: End::Exit(75),
+            verdict,
+            progress: step.map(Progress::Step),
+            reason: "error: rank 1: lost".into(),
+            duration: Duration::from_secs(12),
+        }
+    }
+
+    fn next(max_restarts: u32, steps: &[Option<u64>]) -> Next {
+        let attempts: Vec<_> = steps.iter().map(|step| attempt(Verdict::Retry, *step)).collect();
+        Policy { max_restarts, backoff: Duration::from_secs(1) }.next(&attempts)
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        let policy = Policy { max_restarts: 3, backoff: Duration::from_secs(1) };
+        let after = |verdict| policy.next(&[attempt(verdict, None)]);
+        assert_eq!(after(Verdict::Success), Next::End(0));
+        assert_eq!(after(Verdict::Stopped(79)), Next::End(79));
+        assert_eq!(after(Verdict::Final(3)), Next::End(3));
+        assert_eq!(after(Verdict::Retry), Next::Restart(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn restarts_are_counted() {
+        assert_eq!(next(0, &[Some(1)]), Next::End(75));
+        assert_eq!(next(2, &[Some(1), Some(2)]), Next::Restart(Duration::from_secs(2)));
+        assert_eq!(next(2, &[Some(1), Some(2), Some(3)]), Next::GiveUp("no restart of 2 is left".into()));
+    }
+
+    #[test]
+    fn the_same_step_twice_is_enough() {
+        assert_eq!(next(9, &[Some(4), Some(4)]), Next::GiveUp("failed twice at step 4".into()));
+        assert_eq!(next(9, &[Some(4), None, Some(4)]), Next::GiveUp("failed twice at step 4".into()));
+        assert_eq!(next(9, &[None, None]), Next::GiveUp("failed twice before the first step".into()));
+    }
+
+    #[test]
+    fn the_wait_doubles_up_to_a_minute() {
+        let policy = Policy { max_restarts: 9, backoff: Duration::from_secs(1) };
+        assert_eq!([0, 1, 2, 5, 6, 400].map(|earlier| policy.wait(earlier).as_secs()), [1, 2, 4, 32, 60, 60]);
+    }
+
+    #[test]
+    fn the_table_has_a_line_per_attempt() {
+        let text = table(&[attempt(Verdict::Retry, Some(120)), attempt(Verdict::Retry, None)]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(
+            lines[1].split_whitespace().collect::<Vec<_>>().join(" "),
+            "1 exit 75 step 120 12.0 error: rank 1: lost"
+        );
+        assert_eq!(lines[2].find("error"), lines[1].find("error"));
+    }
+}

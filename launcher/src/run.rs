@@ -1,0 +1,206 @@
+//! A whole job: prepare, attempt, restart, account.
+
+use std::env;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::process::Command;
+use tokio::time::{sleep, timeout};
+
+use crate::agent::Agent;
+use crate::arguments::Arguments;
+use crate::cleanup::Cleaner;
+use crate::command::{Start, Starter};
+use crate::environment::Settings;
+use crate::error::LaunchError;
+use crate::gpus;
+use crate::hosts::parse_hostfile;
+use crate::layout::{Gpus, Layout, Place};
+use crate::patience::Limits;
+use crate::restart::{Attempt, Next, Policy, table};
+use crate::signals::Signals;
+use crate::supervise::{Supervisor, say};
+use crate::task::Task;
+use crate::verdict::RETRY;
+
+/// An mpirun that does not tell its version by then does not work.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs a command line and gives the launcher's exit code.
+///
+/// # Errors
+///
+/// Nothing could be started; what becomes of a job that was started is an exit code.
+pub async fn run(arguments: Arguments) -> Result<u8, LaunchError> {
+    let task = Task::new(arguments.program.clone(), arguments.arguments.clone());
+    let marker = marker();
+    let start = prepare(&arguments, &task, &marker).await?;
+    if let Some(notice) = &start.layout.notice {
+        say(notice);
+    }
+    if arguments.dry_run {
+        println!("{}", start.shell_line(&task));
+        return Ok(0);
+    }
+    let cleaner = Cleaner::new(&marker, Agent::new(start.agent.as_deref()), start.layout.remote_hosts());
+    let hang = Some(arguments.hang_timeout).filter(|timeout| !timeout.is_zero());
+    let limits = Limits { grace: arguments.grace, hang };
+    let job = Job {
+        supervisor: Supervisor { start, limits, cleaner, run_dir: None },
+        policy: Policy { max_restarts: arguments.max_restarts, backoff: arguments.backoff },
+        host_wait: arguments.host_wait,
+        signals: Signals::new()?,
+        attempts: Vec::new(),
+    };
+    job.run(task).await
+}
+
+/// A job under way.
+struct Job {
+    supervisor: Supervisor,
+    policy: Policy,
+    host_wait: Duration,
+    signals: Signals,
+    attempts: Vec<Attempt>,
+}
+
+impl Job {
+    async fn run(mut self, mut task: Task) -> Result<u8, LaunchError> {
+        loop {
+            let attempt = self.supervisor.attempt(&task, &mut self.signals).await?;
+            self.attempts.push(attempt);
+            match self.policy.next(&self.attempts) {
+                Next::End(code) => return Ok(self.end(code, None)),
+                Next::GiveUp(why) => return Ok(self.end(RETRY, Some(&why))),
+                Next::Restart(wait) => {
+                    self.announce(wait);
+                    if let Err(why) = self.wait_to_restart(wait).await {
+                        return Ok(self.end(RETRY, Some(&why)));
+                    }
+                    task = task.resumed();
+                }
+            }
+        }
+    }
+
+    fn announce(&self, wait: Duration) {
+        let Some(attempt) = self.attempts.last() else { return };
+        let place = attempt.progress.map(|progress| format!(" at {progress}")).unwrap_or_default();
+        say(&format!(
+            "attempt {} failed{place}: {}; restart {} of {} in {:.0} s",
+            self.attempts.len(),
+            attempt.reason,
+            self.attempts.len(),
+            self.policy.max_restarts,
+            wait.as_secs_f64()
+        ));
+    }
+
+    /// Waits the back-off, and then for hosts that are away.
+    async fn wait_to_restart(&mut self, wait: Duration) -> Result<(), String> {
+        self.pause(wait).await?;
+        let began = Instant::now();
+        for round in 0.. {
+            let missing = self.supervisor.cleaner.missing_hosts().await;
+            if missing.is_empty() {
+                break;
+            }
+            let missing = missing.join(", ");
+            if began.elapsed() >= self.host_wait {
+                return Err(format!("no answer from {missing}"));
+            }
+            say(&format!("waiting for {missing}, which does not answer"));
+            let left = self.host_wait.saturating_sub(began.elapsed());
+            self.pause(self.policy.wait(round).min(left)).await?;
+        }
+        Ok(())
+    }
+
+    /// Does nothing for a while, unless a signal ends the job meanwhile.
+    async fn pause(&mut self, time: Duration) -> Result<(), String> {
+        tokio::select! {
+            () = sleep(time) => Ok(()),
+            signal = self.signals.next() => Err(format!("asked to by signal {signal}")),
+        }
+    }
+
+    /// The last words: what became of the attempts, where that is not obvious.
+    fn end(&self, code: u8, why: Option<&str>) -> u8 {
+        if code != 0 || self.attempts.len() > 1 {
+            table(&self.attempts).lines().for_each(say);
+        }
+        if let Some(why) = why {
+            say(&format!("giving up: {why}"));
+        }
+        code
+    }
+}
+
+async fn prepare(arguments: &Arguments, task: &Task, marker: &str) -> Result<Start, LaunchError> {
+    // SAFETY: no preconditions.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let gpus = Gpus {
+        here: gpus::count().await,
+        shared: env::var("NCCL_MULTI_RANK_GPU_ENABLE").is_ok_and(|value| value == "1"),
+    };
+    Ok(Start {
+        layout: Layout::new(arguments.processes.map(NonZeroUsize::get), &place(arguments)?, task, gpus)?,
+        starter: starter(arguments).await?,
+        interface: arguments.interface.clone(),
+        agent: arguments.rsh_agent.clone(),
+        settings: Settings::new(marker, is_root, arguments.interface.as_deref()),
+        is_root,
+    })
+}
+
+fn place(arguments: &Arguments) -> Result<Place, LaunchError> {
+    if arguments.slurm {
+        let tasks = env::var("SLURM_NTASKS").ok().and_then(|tasks| tasks.parse().ok());
+        return Ok(Place::Slurm { tasks });
+    }
+    let hosts = match &arguments.hostfile {
+        Some(path) => {
+            let wrong = |defect: String| LaunchError::Usage(format!("--hostfile {}: {defect}", path.display()));
+            let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+            parse_hostfile(&text).map_err(wrong)?
+        }
+        None => arguments.hosts.clone(),
+    };
+    Ok(if hosts.is_empty() { Place::Here } else { Place::Hosts(hosts) })
+}
+
+async fn starter(arguments: &Arguments) -> Result<Starter, LaunchError> {
+    if arguments.slurm {
+        return Ok(Starter::Slurm("srun".into()));
+    }
+    let mpirun = &arguments.mpirun;
+    let version = version(mpirun).await.map_err(|defect| {
+        LaunchError::Missing(format!(
+            "{}: {defect}; install Open MPI (openmpi-bin) or MPICH (mpich), or name the program with --mpirun",
+            mpirun.display()
+        ))
+    })?;
+    Starter::detect(mpirun, &version).ok_or_else(|| {
+        LaunchError::Missing(format!(
+            "{} --version names neither Open MPI nor MPICH: name another program with --mpirun",
+            mpirun.display()
+        ))
+    })
+}
+
+async fn version(mpirun: &Path) -> Result<String, String> {
+    let mut command = Command::new(mpirun);
+    command.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(PATIENCE, command.output()).await.map_err(|_| "does not answer to --version".to_owned())?;
+    let output = output.map_err(|error| error.to_string())?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
+
+/// A name that no other job on any host has.
+fn marker() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+    format!("{}-{now}", std::process::id())
+}

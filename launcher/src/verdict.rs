@@ -1,0 +1,204 @@
+//! What the end of an attempt means.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Try again: a rank, a host or the network was lost.
+pub const RETRY: u8 = 75;
+/// Stopped by a signal after a checkpoint was saved.
+pub const STOPPED: u8 = 79;
+
+/// Exit codes of nnunet-dist that no restart can change: usage, invalid data, something missing, a panic.
+const FINAL: [u8; 4] = [2, 3, 4, 101];
+
+/// How the starter ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// By itself.
+    Exit(i32),
+    /// By a signal that the launcher did not send.
+    Signal(i32),
+    /// By the launcher.
+    Killed(Cause),
+}
+
+/// Why the launcher killed a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// A rank reported a loss and the job did not end in this time.
+    Unended(Duration),
+    /// Nothing moved for this time.
+    Hang(Duration),
+    /// The user sent this signal.
+    Asked(i32),
+}
+
+impl End {
+    /// Whether all ranks are known to be gone, because they said how they ended.
+    pub fn is_orderly(&self) -> bool {
+        matches!(self, Self::Exit(code) if [0, STOPPED].iter().chain(&FINAL).any(|known| i32::from(*known) == *code))
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exit(code) => write!(f, "exit {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Killed(Cause::Unended(_)) => f.write_str("killed"),
+            Self::Killed(Cause::Hang(_)) => f.write_str("hang"),
+            Self::Killed(Cause::Asked(signal)) => write!(f, "killed ({signal})"),
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unended(grace) => {
+                write!(f, "a rank reported an error, and {:.0} s later the job had not ended", grace.as_secs_f64())
+            }
+            Self::Hang(time) => write!(f, "no progress for {:.0} s", time.as_secs_f64()),
+            Self::Asked(signal) => write!(f, "asked to by signal {signal}"),
+        }
+    }
+}
+
+/// What the ranks said before the end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Words {
+    /// The first line of a rank that begins with `error:`.
+    pub error: Option<String>,
+    /// The first final exit code of a rank that srun told of; its own may be that of another rank.
+    pub reported: Option<u8>,
+}
+
+impl Words {
+    /// Listens to a line, without the rank in front of it.
+    pub fn hear(&mut self, text: &str) {
+        if self.error.is_none() && text.starts_with("error:") {
+            self.error = Some(text.trim_end().to_owned());
+        }
+        self.reported = self.reported.or_else(|| reported(text).filter(|code| FINAL.contains(code)));
+    }
+}
+
+/// What to do about an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing: all went well.
+    Success,
+    /// Nothing: the user stopped it.
+    Stopped(u8),
+    /// Start again, if allowed.
+    Retry,
+    /// Tell the user; the same would happen again.
+    Final(u8),
+}
+
+/// Judges the end of an attempt; `stop` is the signal that asked the job to stop, if one did.
+pub fn judge(end: &End, words: &Words, stop: Option<i32>) -> Verdict {
+    let last_resort = match (stop, words.reported) {
+        // A rank without a handler, mpirun after ^C: nothing was saved, and nobody wants a restart.
+        (Some(signal), _) => Verdict::Stopped(low_byte(128 + signal)),
+        (None, Some(code)) => Verdict::Final(code),
+        (None, None) => Verdict::Retry,
+    };
+    match end {
+        End::Exit(0) => Verdict::Success,
+        End::Exit(code) if *code == i32::from(STOPPED) => Verdict::Stopped(STOPPED),
+        End::Exit(code) if FINAL.contains(&low_byte(*code)) => Verdict::Final(low_byte(*code)),
+        End::Exit(code) if *code == i32::from(RETRY) && stop.is_some() => Verdict::Stopped(RETRY),
+        // 1 is an internal error of a rank, which says so, and what mpirun ends with when it lost a host.
+        End::Exit(1) if words.error.is_some() && stop.is_none() => Verdict::Final(1),
+        End::Exit(_) | End::Signal(_) => last_resort,
+        End::Killed(Cause::Asked(signal)) => Verdict::Stopped(low_byte(128 + signal)),
+        End::Killed(_) if stop.is_some() => Verdict::Stopped(RETRY),
+        End::Killed(_) => Verdict::Retry,
+    }
+}
+
+/// One line on why an attempt ended: the words of a rank before those of the system.
+pub fn reason(end: &End, words: &Words) -> String {
+    match (end, &words.error) {
+        (End::Exit(code), _) if *code == i32::from(STOPPED) => "stopped after saving a checkpoint".to_owned(),
+        (_, Some(error)) => error.clone(),
+        (End::Killed(cause), None) => cause.to_string(),
+        (End::Exit(0), None) => "done".to_owned(),
+        (End::Exit(code @ 129..=192), None) => format!("a rank ended by signal {}", code - 128),
+        (End::Exit(205), None) => "mpirun lost the connection to a host".to_owned(),
+        (End::Exit(code), None) => format!("exit code {code}, no rank said why"),
+        (End::Signal(signal), None) => format!("ended by signal {signal}"),
+    }
+}
+
+/// The exit code in `srun: error: node1: task 3: Exited with exit code 3`.
+fn reported(line: &str) -> Option<u8> {
+    let (_, rest) = line.strip_prefix("srun: error: ")?.split_once("Exited with exit code ")?;
+    rest.trim().parse().ok()
+}
+
+/// What of an exit code the system hands on.
+fn low_byte(code: i32) -> u8 {
+    code.to_le_bytes()[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(lines: &[&str]) -> Words {
+        let mut words = Words::default();
+        lines.iter().for_each(|line| words.hear(line));
+        words
+    }
+
+    #[test]
+    fn codes_of_nnunet_dist() {
+        let silent = Words::default();
+        assert_eq!(judge(&End::Exit(0), &silent, None), Verdict::Success);
+        assert_eq!(judge(&End::Exit(79), &silent, Some(15)), Verdict::Stopped(79));
+        assert_eq!(judge(&End::Exit(75), &words(&["error: rank 1: x"]), None), Verdict::Retry);
+        for code in [2, 3, 4, 101] {
+            let end = End::Exit(i32::from(code));
+            assert_eq!(judge(&end, &silent, None), Verdict::Final(code));
+        }
+        assert_eq!(judge(&End::Exit(1), &words(&["error: bug"]), None), Verdict::Final(1));
+    }
+
+    #[test]
+    fn codes_of_lost_daemons_are_worth_a_retry() {
+        for code in [1, 9, 134, 137, 143, 205] {
+            assert_eq!(judge(&End::Exit(code), &Words::default(), None), Verdict::Retry, "{code}");
+        }
+        for cause in [Cause::Unended(Duration::ZERO), Cause::Hang(Duration::ZERO)] {
+            assert_eq!(judge(&End::Killed(cause), &words(&["error: rank 0: x"]), None), Verdict::Retry);
+        }
+        assert_eq!(judge(&End::Signal(9), &Words::default(), None), Verdict::Retry);
+    }
+
+    #[test]
+    fn srun_tells_the_code_of_the_rank_that_matters() {
+        let heard = words(&["srun: error: n1: task 1: Exited with exit code 3", "srun: error: n2: task 0: Terminated"]);
+        assert_eq!(judge(&End::Exit(143), &heard, None), Verdict::Final(3));
+        let heard = words(&["srun: error: n1: tasks 1-3: Exited with exit code 75"]);
+        assert_eq!(judge(&End::Exit(143), &heard, None), Verdict::Retry);
+    }
+
+    #[test]
+    fn who_asked_to_stop_is_not_given_a_restart() {
+        assert_eq!(judge(&End::Exit(138), &Words::default(), Some(10)), Verdict::Stopped(138));
+        assert_eq!(judge(&End::Exit(75), &Words::default(), Some(10)), Verdict::Stopped(75));
+        assert_eq!(judge(&End::Killed(Cause::Asked(2)), &Words::default(), Some(2)), Verdict::Stopped(130));
+        assert_eq!(judge(&End::Exit(3), &Words::default(), Some(15)), Verdict::Final(3));
+    }
+
+    #[test]
+    fn the_reason_is_the_first_error_of_a_rank() {
+        let heard = words(&["note: error: x", "error: rank 1: lost \n", "error: rank 0: too"]);
+        assert_eq!(reason(&End::Exit(75), &heard), "error: rank 1: lost");
+        assert_eq!(reason(&End::Exit(79), &heard), "stopped after saving a checkpoint");
+        assert_eq!(reason(&End::Exit(137), &Words::default()), "a rank ended by signal 9");
+        assert_eq!(reason(&End::Killed(Cause::Hang(Duration::from_secs(9))), &Words::default()), "no progress for 9 s");
+    }
+}
