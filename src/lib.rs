@@ -14,6 +14,7 @@
 //! 8. [`train`]: the loop that ties 5 to 7 together, validates and writes checkpoints.
 //! 9. [`infer`]: a checkpoint and an image become a label map in the image's own geometry.
 //! 10. [`eval`]: label maps become Dice and `summary.json`.
+//! 11. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
 //!
 //! # Conventions
 //!
@@ -40,6 +41,7 @@ pub mod phantom;
 pub mod plan;
 pub mod preprocess;
 pub mod rng;
+pub mod scaling;
 pub mod store;
 pub mod telemetry;
 pub mod train;

@@ -21,6 +21,7 @@ use crate::image::ImageError;
 use crate::infer::InferError;
 use crate::model::TensorFileError;
 use crate::plan::PlanError;
+use crate::scaling::ScalingError;
 use crate::store::StoreError;
 use crate::train::TrainError;
 
@@ -67,6 +68,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     } else if cause.is::<Stopped>() {
         Some(STOPPED)
     } else if cause.is::<Missing>()
+        || matches!(cause.downcast_ref(), Some(ScalingError::Launcher { .. }))
         || matches!(cause.downcast_ref(), Some(TrainError::Device(_)))
         || matches!(cause.downcast_ref(), Some(InferError::Device(_)))
     {
@@ -76,6 +78,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || cause.is::<PlanError>()
         || cause.is::<StoreError>()
         || cause.is::<TensorFileError>()
+        || matches!(cause.downcast_ref(), Some(ScalingError::Setting(_)))
         || matches!(cause.downcast_ref(), Some(TrainError::Checkpoint { .. } | TrainError::Diverged { .. }))
         || matches!(cause.downcast_ref(), Some(InferError::Weights { .. } | InferError::Cases { .. }))
     {

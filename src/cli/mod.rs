@@ -15,6 +15,8 @@ mod logging;
 mod plan;
 mod predict;
 mod preprocess;
+mod run_flags;
+mod scale;
 mod train;
 
 /// nnU-Net, trained across many GPUs and nodes.
@@ -52,6 +54,7 @@ enum Command {
     Train(train::Train),
     Predict(predict::Predict),
     Evaluate(evaluate::Evaluate),
+    Scale(scale::Scale),
     Demo(demo::Demo),
     /// Report which libraries and devices are found, and the one line that installs each missing one.
     #[command(after_help = "Example:\n  nnunet-dist doctor")]
@@ -73,6 +76,7 @@ impl Cli {
             Command::Train(command) => command.run(),
             Command::Predict(command) => command.run(),
             Command::Evaluate(command) => command.run(),
+            Command::Scale(command) => command.run(),
             Command::Demo(command) => command.run(),
             Command::Doctor => doctor::run(),
             Command::Completions(command) => command.run(),

@@ -3,6 +3,7 @@
 //! Training calls an [`Observer`] after each step and each epoch; what is done with it (a line of `log.jsonl`, a progress
 //! bar, `progress.png`) is one file each here. Only rank 0 has observers.
 
+pub mod chart;
 mod glyphs;
 mod json_lines;
 mod observer;

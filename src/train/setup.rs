@@ -211,7 +211,7 @@ fn clip_norm(config: &OptimizerConfig) -> Option<f64> {
     (config.clip > 0.0).then_some(config.clip)
 }
 
-fn exchange_options(config: &RunConfig) -> ExchangeOptions {
+pub(super) fn exchange_options(config: &RunConfig) -> ExchangeOptions {
     let DistConfig { bucket_mb, compression, overlap, .. } = config.dist;
     // A bucket holds f32 whatever travels.
     let bucket_len = (bucket_mb * f64::from(1 << 20) / size_of::<f32>() as f64) as usize;

@@ -10,7 +10,7 @@ use ndarray::{Array4, ArrayView4, ArrayView5};
 use super::exchange::{Exchange, ExchangeOptions, exchange};
 use super::sums::reduce_sums;
 use crate::backend::ComputeBackend;
-use crate::dist::{CommError, Communicator};
+use crate::dist::{BucketLayout, CommError, Communicator};
 use crate::loss::{self, GlobalSums, LossSums, SegmentationLoss};
 use crate::model::{UNet, UNetSpec, batch_tensor};
 use crate::ops;
@@ -95,11 +95,17 @@ impl<B: ComputeBackend> TrainStep<B> {
         self.accumulate = options.accumulate;
         if comm.world_size() > 1 || options.accumulate > 1 {
             let shapes = self.network.parameters().iter().map(|parameter| parameter.spec.shape.clone()).collect();
-            let heads = self.head_weights.iter().filter(|weight| **weight > 0.0).count();
-            let used = self.network.order_of_use(heads);
-            self.exchange = Some(exchange::<B::InnerBackend>(shapes, &used, options, comm, &self.device)?);
+            let layout = self.bucket_layout(options.bucket_len);
+            self.exchange = Some(exchange::<B::InnerBackend>(layout, shapes, options, comm, &self.device)?);
         }
         Ok(self)
+    }
+
+    /// How the gradients are packed, in buckets of at most `bucket_len` values.
+    pub fn bucket_layout(&self, bucket_len: usize) -> BucketLayout {
+        let lengths: Vec<_> = self.network.parameters().iter().map(|parameter| parameter.spec.len()).collect();
+        let heads = self.head_weights.iter().filter(|weight| **weight > 0.0).count();
+        BucketLayout::new(&lengths, &self.network.order_of_use(heads), bucket_len)
     }
 
     /// The labels `(n, z, y, x)` at the resolution of each head that has a weight.

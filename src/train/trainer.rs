@@ -113,7 +113,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     }
 
     /// Makes one step of the batches that belong to it.
-    fn train_step(&mut self, epoch: usize, iteration: usize) -> Result<StepMetrics, TrainError> {
+    pub(super) fn train_step(&mut self, epoch: usize, iteration: usize) -> Result<StepMetrics, TrainError> {
         self.step.stop_requested = self.stop_request.has_come();
         for _ in 0..self.config.training.accumulate {
             let batch = self.train_batches.next()?;

@@ -41,19 +41,17 @@ pub trait Exchange<B: Backend>: GradientSink<B> {
     fn finish(&self) -> Result<Vec<Option<FloatTensor<B>>>, CommError>;
 }
 
-/// The exchange for parameters of these shapes, of which `used` have gradients, in the order of their use.
+/// The exchange for parameters of these shapes.
 ///
 /// # Errors
 /// The ranks do not agree on the layout, or one is gone.
 pub fn exchange<B: Backend>(
+    layout: BucketLayout,
     shapes: Vec<Vec<usize>>,
-    used: &[usize],
     options: ExchangeOptions,
     comm: &dyn Communicator,
     device: &B::Device,
 ) -> Result<Arc<dyn Exchange<B>>, CommError> {
-    let lengths: Vec<usize> = shapes.iter().map(|shape| shape.iter().product()).collect();
-    let layout = BucketLayout::new(&lengths, used, options.bucket_len);
     let agreed = format!("{options:?}\n{}", layout.fingerprint());
     check_agreement(comm, "layout of the gradient buckets", agreed.as_bytes())?;
     Ok(Arc::new(HostExchange::new(layout, shapes, options, comm.reducer(), device.clone())))

@@ -1,0 +1,163 @@
+//! What a training is told on the command line.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::config::{ConfigError, Device, FoldId, Layer, OptimizerKind, Precision, RunConfig, WorkDir};
+use crate::dist::Wire;
+use crate::plan::Plans;
+
+/// The settings of a run.
+#[derive(Debug, Args)]
+pub struct RunFlags {
+    /// Work folder that `plan` and `preprocess` made.
+    #[arg(short, long, value_name = "DIR")]
+    work: PathBuf,
+
+    /// Configuration of the plans: 2d, 3d_fullres, 3d_lowres.
+    #[arg(short, long, value_name = "NAME")]
+    configuration: String,
+
+    /// Fold whose validation cases are held out, from 0; `all` trains and validates on every case.
+    #[arg(short, long, value_name = "FOLD|all")]
+    fold: FoldId,
+
+    /// Epochs [default: 1000].
+    #[arg(long, value_name = "N")]
+    epochs: Option<u32>,
+
+    /// Optimiser steps per epoch, whatever the number of processes [default: 250].
+    #[arg(long, value_name = "N")]
+    iters_per_epoch: Option<u32>,
+
+    /// Validation batches after each epoch [default: 50].
+    #[arg(long, value_name = "N")]
+    val_iters: Option<u32>,
+
+    /// Samples per process and step [default: the plans'].
+    #[arg(long, value_name = "N")]
+    batch_size: Option<u32>,
+
+    /// Optimiser [default: sgd].
+    #[arg(long, value_enum, value_name = "KIND")]
+    optimizer: Option<OptimizerKind>,
+
+    /// Initial learning rate [default: 0.01 for sgd, 0.0003 for adam].
+    #[arg(long, value_name = "X", value_parser = super::positive)]
+    lr: Option<f64>,
+
+    /// Seed of every random draw [default: 1234].
+    #[arg(long, value_name = "N")]
+    seed: Option<u32>,
+
+    /// Where tensors are computed [default: cpu].
+    #[arg(long, value_enum, value_name = "DEVICE")]
+    device: Option<Device>,
+
+    /// Number format of activations [default: fp32].
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    precision: Option<Precision>,
+
+    /// TOML file of settings; flags override it.
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+
+    /// Folder of the run's results [default: WORK/runs/CONFIGURATION/fold_FOLD].
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    dist: DistFlags,
+}
+
+/// How processes work together.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Several processes")]
+struct DistFlags {
+    /// Batches per process whose gradients make one optimiser step [default: 1].
+    #[arg(long, value_name = "N")]
+    accumulate: Option<u32>,
+
+    /// Size of a bucket of gradients in MiB [default: 4].
+    #[arg(long, value_name = "MB", value_parser = super::positive)]
+    bucket_mb: Option<f64>,
+
+    /// Format of gradients on the wire [default: none].
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    grad_compression: Option<Wire>,
+
+    /// Exchange gradients after the backward pass instead of behind it.
+    #[arg(long)]
+    no_overlap: bool,
+
+    /// Seconds after which a collective fails unless the rank it waits for is at work [default: 300, before the first
+    /// step 1200].
+    #[arg(long, value_name = "S", value_parser = super::positive)]
+    comm_timeout: Option<f64>,
+
+    /// Steps between two comparisons of the weights of all processes, 0: never [default: 250].
+    #[arg(long, value_name = "N")]
+    compare_every: Option<u32>,
+}
+
+impl DistFlags {
+    fn add_to(&self, layer: &mut Layer) {
+        layer
+            .set("training.accumulate", self.accumulate)
+            .set("dist.bucket_mb", self.bucket_mb)
+            .set("dist.compression", name_of(self.grad_compression))
+            .set("dist.overlap", self.no_overlap.then_some(false))
+            .set("dist.timeout_s", self.comm_timeout)
+            .set("dist.compare_every", self.compare_every);
+    }
+}
+
+impl RunFlags {
+    /// The work folder.
+    pub(super) fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// Defaults, plans, file and flags in one.
+    ///
+    /// # Errors
+    /// Plans or file are missing or invalid, or a value is out of its range.
+    pub(super) fn resolve(&self, work: &WorkDir) -> anyhow::Result<RunConfig> {
+        if !work.plans().exists() {
+            return Err(ConfigError::new(work.plans().display(), "is not there; `nnunet-dist plan` makes it").into());
+        }
+        let plans = Plans::load(&work.plans())?;
+        let mut layer = Layer::new(work.plans().display().to_string());
+        let batch_size = i64::try_from(plans.configuration(&self.configuration)?.batch_size)?;
+        let run_dir = work.run(&self.configuration, self.fold);
+        layer.set("training.batch_size", Some(batch_size)).set("run_dir", Some(run_dir.root().display().to_string()));
+        let file = self.config.as_deref().map(Layer::from_file).transpose()?;
+        Ok(RunConfig::resolve(layer, file, self.flags())?)
+    }
+
+    /// The settings given as flags.
+    fn flags(&self) -> Layer {
+        let mut layer = Layer::new("command line");
+        layer
+            .set("configuration", Some(self.configuration.clone()))
+            .set("fold", Some(self.fold.to_string()))
+            .set("seed", self.seed)
+            .set("device", name_of(self.device))
+            .set("precision", name_of(self.precision))
+            .set("run_dir", self.run_dir.as_ref().map(|path| path.display().to_string()))
+            .set("training.epochs", self.epochs)
+            .set("training.iterations_per_epoch", self.iters_per_epoch)
+            .set("training.validation_iterations", self.val_iters)
+            .set("training.batch_size", self.batch_size)
+            .set("optimizer.kind", name_of(self.optimizer))
+            .set("optimizer.lr", self.lr);
+        self.dist.add_to(&mut layer);
+        layer
+    }
+}
+
+/// The name under which a choice stands in TOML, which is its name on the command line.
+fn name_of(choice: Option<impl clap::ValueEnum>) -> Option<String> {
+    choice?.to_possible_value().map(|value| value.get_name().to_owned())
+}

@@ -1,0 +1,127 @@
+//! `nnunet-dist scale`
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::exit;
+use super::run_flags::RunFlags;
+use crate::config::WorkDir;
+use crate::dist;
+use crate::fsio;
+use crate::scaling::{Experiment, Measurement, Mode, ScalingError, csv, measure, plot, table};
+
+/// Measure how training scales with the number of processes, and predict it beyond.
+///
+/// Starts a job of training steps for each number of processes, through nnunet-launch, and separates computation,
+/// communication that is not hidden, waiting for data and waiting for the slowest process. Writes scaling.csv and
+/// scaling.png, and fits a model of the all-reduce that predicts the efficiency at 8 to 1024 GPUs.
+#[derive(Debug, Args)]
+#[command(
+    args_override_self = true,
+    after_help = "\
+Examples:
+  nnunet-dist scale -w hippocampus -c 3d_fullres -f 0 --np 1,2,4,8
+  nnunet-dist scale -w hippocampus -c 3d_fullres -f 0 --np 8,16 --device cuda --launch=-H --launch=node1:8,node2:8"
+)]
+pub struct Scale {
+    /// Numbers of processes; the first is what the others are compared with.
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "1,2")]
+    np: Vec<usize>,
+
+    /// What stays the same: the batch per process (weak) or of all together (strong; --batch-size is then the global one).
+    #[arg(long, value_enum, value_name = "MODE", default_value = "weak")]
+    mode: Mode,
+
+    /// Training steps that count.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    steps: usize,
+
+    /// Training steps before them.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    warm_up: usize,
+
+    /// Threads of a process on the CPU, 0: its share of the cores.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+
+    /// Folder of the results.
+    #[arg(short, long, value_name = "DIR", default_value = "scaling")]
+    output: PathBuf,
+
+    /// One more argument for nnunet-launch; may be repeated.
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    launch: Vec<String>,
+
+    /// What each process of a job runs.
+    #[arg(long, hide = true)]
+    as_rank: bool,
+
+    #[command(flatten)]
+    run: RunFlags,
+}
+
+impl Scale {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        if self.as_rank { self.measure() } else { self.experiment() }
+    }
+
+    fn experiment(&self) -> anyhow::Result<()> {
+        let config = self.run.resolve(&WorkDir::new(self.run.work()))?;
+        let experiment = Experiment {
+            mode: self.mode,
+            ranks: self.np.clone(),
+            batch_size: config.training.batch_size,
+            threads: self.threads,
+            arguments: own_arguments(),
+            launcher_arguments: self.launch.clone(),
+        };
+        experiment.check()?;
+        let program = env::current_exe()?;
+        let launcher = program.with_file_name("nnunet-launch");
+        let mut measurements: Vec<Measurement> = Vec::new();
+        for &ranks in &self.np {
+            tracing::info!("measuring {ranks} process(es)");
+            measurements.push(experiment.run(&launcher, &program, ranks)?);
+        }
+        print!("{}", table(self.mode, &measurements));
+        let picture = plot(&measurements).map_err(anyhow::Error::msg)?;
+        self.write("scaling.csv", csv(&measurements).as_bytes())?;
+        self.write("scaling.png", &picture)?;
+        println!("results: {}", self.output.display());
+        Ok(())
+    }
+
+    fn write(&self, name: &str, contents: &[u8]) -> Result<(), ScalingError> {
+        let path: PathBuf = Path::new(&self.output).join(name);
+        fsio::write_bytes(&path, contents).map_err(|source| ScalingError::Write { path, source })
+    }
+
+    /// As one rank of a job.
+    fn measure(&self) -> anyhow::Result<()> {
+        let comm = dist::init()?;
+        let work = WorkDir::new(self.run.work());
+        let measured = self.run.resolve(&work).and_then(|config| {
+            let (warm_up, steps) = (self.warm_up, self.steps.max(1));
+            Ok(measure(&config, &work, &*comm, warm_up, steps)?)
+        });
+        match measured {
+            Err(error) if comm.world_size() > 1 => comm.abort(exit::code(&error).into(), &exit::one_line(&error)),
+            measured => {
+                if comm.rank() == 0 {
+                    println!("{}", measured?.to_line());
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// This command's own arguments, for its ranks; what comes later overrides them.
+fn own_arguments() -> Vec<String> {
+    let mut arguments: Vec<String> = env::args().skip(1).collect();
+    let position = arguments.iter().position(|argument| argument == "scale").map_or(0, |index| index + 1);
+    arguments.insert(position, "--as-rank".into());
+    arguments
+}

@@ -1,0 +1,89 @@
+//! What the ranks of one job measure.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::AllReduceTime;
+use crate::config::{RunConfig, WorkDir};
+use crate::dist::{Communicator, ReduceOp};
+use crate::train::{TrainError, measure_steps};
+
+/// A number of ranks, measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    pub ranks: usize,
+    /// Samples of a step over all ranks.
+    pub global_batch_size: usize,
+    pub steps: usize,
+    /// A step, and its parts: means over steps and ranks in seconds.
+    pub step_s: f64,
+    pub compute_s: f64,
+    /// Waiting for data.
+    pub data_wait_s: f64,
+    /// Waiting for the slowest rank.
+    pub straggler_s: f64,
+    /// Communication that was not hidden behind the computation.
+    pub exposed_s: f64,
+    /// Bytes of the gradients on the wire, and of the last bucket.
+    pub gradient_bytes: usize,
+    pub last_bucket_bytes: usize,
+    /// All-reduces of several sizes by themselves.
+    pub all_reduces: Vec<AllReduceTime>,
+}
+
+impl Measurement {
+    /// Training samples per second over all ranks.
+    pub fn samples_per_s(&self) -> f64 {
+        self.global_batch_size as f64 / self.step_s
+    }
+}
+
+/// Sizes of the all-reduces in bytes.
+const SIZES: [usize; 5] = [1 << 10, 1 << 16, 1 << 20, 1 << 22, 1 << 24];
+const REPETITIONS: usize = 7;
+
+/// Measures this job. A collective; all ranks get the same.
+///
+/// # Errors
+/// As a training.
+pub fn measure(
+    config: &RunConfig,
+    work: &WorkDir,
+    comm: &dyn Communicator,
+    warm_up: usize,
+    steps: usize,
+) -> Result<Measurement, TrainError> {
+    let measured = measure_steps(config, work, comm, warm_up, steps)?;
+    let times = measured.times;
+    let all_reduces = SIZES.into_iter().map(|bytes| time_all_reduce(bytes, comm)).collect::<Result<_, _>>()?;
+    Ok(Measurement {
+        ranks: comm.world_size(),
+        global_batch_size: config.training.batch_size * config.training.accumulate * comm.world_size(),
+        steps,
+        step_s: times.mean.total,
+        compute_s: times.mean.total - times.mean.communication - times.mean.data_wait,
+        data_wait_s: times.mean.data_wait,
+        straggler_s: times.straggling.min(times.mean.communication),
+        exposed_s: (times.mean.communication - times.straggling).max(0.0),
+        gradient_bytes: measured.gradient_values * config.dist.compression.bytes(),
+        last_bucket_bytes: measured.last_bucket_values * config.dist.compression.bytes(),
+        all_reduces,
+    })
+}
+
+/// The median time of an all-reduce as gradients take it.
+fn time_all_reduce(bytes: usize, comm: &dyn Communicator) -> Result<AllReduceTime, TrainError> {
+    let (reducer, mut seconds) = (comm.reducer(), Vec::new());
+    let mut data = vec![0.0f32; bytes / size_of::<f32>()];
+    for _ in 0..REPETITIONS {
+        comm.barrier("begin of an all-reduce")?;
+        let began = Instant::now();
+        data = reducer.start(data, ReduceOp::Mean, Default::default(), "a probe").wait()?;
+        let mut elapsed = [began.elapsed().as_secs_f64()];
+        comm.all_reduce_f64(&mut elapsed, ReduceOp::Max, "time of an all-reduce")?;
+        seconds.push(elapsed[0]);
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(AllReduceTime { ranks: comm.world_size(), bytes, seconds: seconds[REPETITIONS / 2] })
+}

@@ -1,0 +1,15 @@
+//! How training scales with the number of ranks: measured on this machine or cluster, and predicted beyond it.
+//!
+//! [`measure`] is what the ranks of one job do: training steps, and all-reduces of several sizes. [`Experiment`] starts
+//! such a job for each number of ranks. [`Link`] is the alpha-beta model of the all-reduce, fitted to the measurements or
+//! given by a network's rating, and [`predict`] says what efficiency it allows.
+
+mod experiment;
+mod measure;
+mod model;
+mod report;
+
+pub use experiment::{Experiment, Mode, ScalingError};
+pub use measure::{Measurement, measure};
+pub use model::{AllReduceTime, Link, Prediction, Step, predict};
+pub use report::{csv, plot, table};

@@ -1,0 +1,171 @@
+//! Measurements and predictions as a table, as CSV and as a picture.
+
+use plotters::prelude::RGBColor;
+
+use super::{Link, Measurement, Mode, Step, predict};
+use crate::telemetry::chart::{self, Curve};
+
+/// Numbers of GPUs that are predicted.
+const PREDICTED: [usize; 8] = [8, 16, 32, 64, 128, 256, 512, 1024];
+
+const MEASURED: RGBColor = RGBColor(31, 78, 180);
+const IDEAL: RGBColor = RGBColor(160, 160, 160);
+const EFFICIENCY: RGBColor = RGBColor(0, 120, 40);
+
+/// Throughput per rank relative to the first measurement's.
+fn efficiency(measurements: &[Measurement], measurement: &Measurement) -> f64 {
+    let per_rank = |measurement: &Measurement| measurement.samples_per_s() / measurement.ranks as f64;
+    per_rank(measurement) / per_rank(&measurements[0])
+}
+
+/// The measurements, the fitted link, and what efficiency to expect of larger jobs, as text.
+pub fn table(mode: Mode, measurements: &[Measurement]) -> String {
+    let Some(first) = measurements.first() else { return String::new() };
+    let mut text = format!(
+        "{} scaling, {} steps each; seconds are means per step and rank\n\
+         ranks  batch  samples/s  efficiency   step s  compute s  data wait s  stragglers s  exposed comm s\n",
+        if mode == Mode::Weak { "weak" } else { "strong" },
+        first.steps,
+    );
+    for measurement in measurements {
+        let Measurement { ranks, global_batch_size, step_s, compute_s, data_wait_s, straggler_s, exposed_s, .. } =
+            measurement;
+        text += &format!(
+            "{ranks:>5}  {global_batch_size:>5}  {:>9.3}  {:>9.1} %  {step_s:>7.4}  {compute_s:>9.4}  {data_wait_s:>11.4}  \
+             {straggler_s:>12.4}  {exposed_s:>14.4}\n",
+            measurement.samples_per_s(),
+            100.0 * efficiency(measurements, measurement),
+        );
+    }
+    let times: Vec<_> = measurements.iter().flat_map(|measurement| measurement.all_reduces.clone()).collect();
+    let fitted = Link::fit(&times);
+    match &fitted {
+        Some(link) => {
+            text += &format!(
+                "\nall-reduce as measured: latency {:.1} us, {:.3} GB/s\n",
+                1e6 * link.latency_s,
+                link.bytes_per_s / 1e9
+            );
+        }
+        None => text += "\nno all-reduce was measured: that takes two ranks\n",
+    }
+    text + &predictions(first, fitted)
+}
+
+/// What the alpha-beta model expects of larger jobs with the step of the first measurement.
+fn predictions(first: &Measurement, fitted: Option<Link>) -> String {
+    let step = Step {
+        busy_s: first.compute_s + first.data_wait_s,
+        gradient_bytes: first.gradient_bytes,
+        last_bucket_bytes: first.last_bucket_bytes,
+    };
+    let [nvlink, fast, slow] = Link::presets();
+    let mut text = format!(
+        "\nPREDICTED efficiency, not measured: a step of {:.4} s, {:.1} MB of gradients, alpha-beta model of the \
+         all-reduce,\nhidden behind the backward pass but for the last bucket; 8 ranks per node joined by NVLink\n",
+        step.busy_s,
+        step.gradient_bytes as f64 / 1e6,
+    );
+    text += "GPUs";
+    for ranks in PREDICTED {
+        text += &format!("  {ranks:>7}");
+    }
+    text.push('\n');
+    let links = [(&fast, Some(&nvlink)), (&slow, Some(&nvlink))];
+    for (link, within_node) in links.into_iter().chain(fitted.as_ref().map(|link| (link, None))) {
+        text += &format!("{}\n    ", if within_node.is_some() { &link.name } else { "as measured, all ranks alike" });
+        for ranks in PREDICTED {
+            text += &format!("  {:>5.1} %", 100.0 * predict(step, ranks, link, within_node).efficiency);
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// One line per measurement, with a header.
+pub fn csv(measurements: &[Measurement]) -> String {
+    let mut text = String::from(
+        "ranks,global_batch_size,steps,samples_per_s,efficiency,step_s,compute_s,data_wait_s,straggler_s,exposed_comm_s\n",
+    );
+    for measurement in measurements {
+        let Measurement {
+            ranks, global_batch_size, steps, step_s, compute_s, data_wait_s, straggler_s, exposed_s, ..
+        } = measurement;
+        text += &format!(
+            "{ranks},{global_batch_size},{steps},{},{},{step_s},{compute_s},{data_wait_s},{straggler_s},{exposed_s}\n",
+            measurement.samples_per_s(),
+            efficiency(measurements, measurement),
+        );
+    }
+    text
+}
+
+/// Throughput, measured and ideal, and efficiency over the number of ranks, as a PNG file.
+///
+/// # Errors
+/// The drawing library's.
+pub fn plot(measurements: &[Measurement]) -> Result<Vec<u8>, String> {
+    let curve = |name, colour, is_part, value: &dyn Fn(&Measurement) -> f64| Curve {
+        name,
+        colour,
+        is_part,
+        points: measurements.iter().map(|measurement| (measurement.ranks as f64, value(measurement))).collect(),
+    };
+    let first = &measurements[0];
+    let ideal = |measurement: &Measurement| first.samples_per_s() * measurement.ranks as f64 / first.ranks as f64;
+    chart::png(&[
+        vec![
+            curve("ideal", IDEAL, false, &ideal),
+            curve("samples per s", MEASURED, false, &Measurement::samples_per_s),
+            curve("efficiency", EFFICIENCY, true, &|measurement| efficiency(measurements, measurement)),
+        ],
+        vec![
+            curve("step in s", MEASURED, false, &|measurement| measurement.step_s),
+            curve("compute in s", IDEAL, false, &|measurement| measurement.compute_s),
+        ],
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::AllReduceTime;
+    use super::*;
+
+    fn measurements() -> Vec<Measurement> {
+        let measurement = |ranks: usize, step_s: f64| Measurement {
+            ranks,
+            global_batch_size: 2 * ranks,
+            steps: 10,
+            step_s,
+            compute_s: 1.0,
+            data_wait_s: 0.0,
+            straggler_s: 0.0,
+            exposed_s: step_s - 1.0,
+            gradient_bytes: 22_000_000,
+            last_bucket_bytes: 1_000_000,
+            all_reduces: [1 << 10, 1 << 20]
+                .map(|bytes| AllReduceTime { ranks, bytes, seconds: 1e-4 + bytes as f64 / 1e9 })
+                .to_vec(),
+        };
+        vec![measurement(1, 1.0), measurement(2, 1.25)]
+    }
+
+    #[test]
+    fn the_table_has_efficiency_link_and_predictions() {
+        let text = table(Mode::Weak, &measurements());
+        for words in ["weak scaling", "80.0 %", "all-reduce as measured: latency", "PREDICTED", "1024", "100 Gb/s"] {
+            assert!(text.contains(words), "no `{words}` in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_csv_has_a_line_per_measurement() {
+        let text = csv(&measurements());
+        assert_eq!(text.lines().nth(2), Some("2,4,10,3.2,0.8,1.25,1,0,0,0.25"));
+    }
+
+    #[test]
+    fn the_plot_is_a_picture() {
+        assert!(plot(&measurements()).unwrap().starts_with(b"\x89PNG"));
+    }
+}

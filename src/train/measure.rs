@@ -1,0 +1,81 @@
+//! Training steps for the clock: as in a run, but nothing is validated, evaluated or written.
+
+use std::time::{Duration, Instant};
+
+use super::TrainError;
+use super::setup::{Job, exchange_options};
+use super::stragglers::{JobTimes, RankTimes};
+use crate::backend::{ComputeBackend, Cpu};
+use crate::config::{Device, RunConfig, WorkDir};
+use crate::dist::Communicator;
+use crate::telemetry::Observers;
+
+/// What steps took.
+pub struct MeasuredSteps {
+    /// Of a step, over all ranks.
+    pub times: JobTimes,
+    /// Values of all gradients.
+    pub gradient_values: usize,
+    /// Values of the bucket that is exchanged last.
+    pub last_bucket_values: usize,
+}
+
+/// Makes `warm_up` steps and then `steps` that count. A collective.
+///
+/// # Errors
+/// As a run.
+pub fn measure_steps(
+    config: &RunConfig,
+    work: &WorkDir,
+    comm: &dyn Communicator,
+    warm_up: usize,
+    steps: usize,
+) -> Result<MeasuredSteps, TrainError> {
+    match config.device {
+        Device::Cpu => measure_on::<Cpu>(config, work, comm, (warm_up, steps), Default::default()),
+        #[cfg(feature = "cuda")]
+        Device::Cuda => {
+            let device = burn::backend::cuda::CudaDevice::new(comm.local_rank());
+            measure_on::<crate::backend::Gpu>(config, work, comm, (warm_up, steps), device)
+        }
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda => Err(TrainError::Device("cuda")),
+    }
+}
+
+fn measure_on<B: ComputeBackend>(
+    config: &RunConfig,
+    work: &WorkDir,
+    comm: &dyn Communicator,
+    (warm_up, steps): (usize, usize),
+    device: B::Device,
+) -> Result<MeasuredSteps, TrainError> {
+    let mut config = config.clone();
+    config.training.epochs = 1;
+    config.training.iterations_per_epoch = warm_up + steps;
+    config.training.validation_iterations = 0;
+    let job = Job::open(&config, work, comm)?;
+    let mut trainer = job.trainer::<B>(false, device, |_| Ok(Observers::default()))?;
+    for iteration in 0..warm_up {
+        trainer.train_step(0, iteration)?;
+    }
+    trainer.train_batches.take_wait();
+    comm.barrier("end of the warm-up")?;
+    let (began, mut communication) = (Instant::now(), Duration::ZERO);
+    for iteration in warm_up..warm_up + steps {
+        comm.enter(&format!("step {}", iteration + 1));
+        communication += trainer.train_step(0, iteration)?.communication;
+    }
+    let per_step = |duration: Duration| duration.as_secs_f64() / steps as f64;
+    let own = RankTimes {
+        total: per_step(began.elapsed()),
+        data_wait: per_step(trainer.train_batches.take_wait()),
+        communication: per_step(communication),
+    };
+    let layout = trainer.step.bucket_layout(exchange_options(&config).bucket_len);
+    Ok(MeasuredSteps {
+        times: JobTimes::gather(own, comm)?,
+        gradient_values: layout.buckets().iter().map(|bucket| bucket.len).sum(),
+        last_bucket_values: layout.buckets().last().map_or(0, |bucket| bucket.len),
+    })
+}
