@@ -147,23 +147,37 @@ fn only_a_checkpoint_of_the_same_plans_is_resumed() {
 fn two_processes_under_mpirun_train_as_one_with_twice_the_batch() {
     let shop = Workshop::new();
     assert_eq!(samples(&shop, 1), samples(&shop, 2));
+    trains_as_one(&shop, 2, &[]);
+}
 
+/// More processes than this machine has cores, in two batches per step.
+#[test]
+fn eight_processes_under_mpirun_train_as_one_with_sixteen_times_the_batch() {
+    trains_as_one(&Workshop::new(), 8, &["--accumulate", "2", "--epochs", "2", "--val-iters", "1"]);
+}
+
+/// Trains with one process and with several of one sample per batch, and compares the losses.
+#[track_caller]
+fn trains_as_one(shop: &Workshop, processes: usize, flags: &[&str]) {
     let Some(launcher) = job::launcher() else { return };
-    let [one, two] = ["one", "two"].map(|name| shop.run_dir(name));
-    succeed(shop.train(&one));
-    let mut rank = shop.train(&two);
-    rank.args(["--batch-size", "1"]);
-    let job = job::observe(job::in_parallel(launcher, 2, &[], &rank));
+    let [one, many] = ["one", "many"].map(|name| shop.run_dir(name));
+    // A batch of one process must hold all samples of a step, for batch Dice is the whole batch's.
+    let mut rank = shop.train(&one);
+    rank.args(flags).args(["--batch-size", &processes.to_string()]);
+    succeed(rank);
+    let mut rank = shop.train(&many);
+    rank.args(flags).args(["--batch-size", "1"]);
+    let job = job::observe(job::in_parallel(launcher, processes, &[], &rank));
     assert!(job.status.success(), "{}\n{}", job.status, job.output);
     assert_eq!(job.output.matches("run directory: ").count(), 1, "only one rank speaks\n{}", job.output);
 
-    let (one, two) = (log(&one), log(&two));
-    assert_eq!(one.len(), two.len());
-    for (one, two) in one.iter().zip(&two) {
-        assert_eq!((&one["world_size"], &two["world_size"]), (&json!(1), &json!(2)));
+    let (one, many) = (log(&one), log(&many));
+    assert_eq!(one.len(), many.len());
+    for (one, many) in one.iter().zip(&many) {
+        assert_eq!((&one["world_size"], &many["world_size"]), (&json!(1), &json!(processes)));
         for key in ["train_loss", "val_loss"] {
-            let [one, two] = [one, two].map(|line| line[key].as_f64().unwrap());
-            assert!((one - two).abs() < 1e-3, "{key}: {one} and {two}");
+            let [one, many] = [one, many].map(|line| line[key].as_f64().unwrap());
+            assert!((one - many).abs() < 1e-3, "{key}: {one} and {many}");
         }
     }
 }
