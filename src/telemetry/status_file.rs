@@ -34,6 +34,8 @@ pub struct StatusFile {
     path: PathBuf,
     status: Status,
     written: Option<Instant>,
+    /// Whether the file is behind.
+    stale: bool,
     warned: bool,
 }
 
@@ -51,12 +53,13 @@ impl StatusFile {
             pid: std::process::id(),
             updated_unix: 0,
         };
-        Self { path: path.to_owned(), status, written: None, warned: false }
+        Self { path: path.to_owned(), status, written: None, stale: false, warned: false }
     }
 
     /// A file that cannot be written is no reason to end a training.
     fn write(&mut self) {
         self.written = Some(Instant::now());
+        self.stale = false;
         self.status.updated_unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
         if let Err(error) = fsio::write_json(&self.path, &self.status)
             && !std::mem::replace(&mut self.warned, true)
@@ -71,6 +74,7 @@ impl Observer for StatusFile {
         self.status.epoch = record.epoch;
         self.status.iteration = record.iteration;
         self.status.step = (record.epoch * self.status.iterations_per_epoch + record.iteration + 1) as u64;
+        self.stale = true;
         if self.written.is_none_or(|written| written.elapsed() >= INTERVAL) {
             self.write();
         }
@@ -89,6 +93,15 @@ impl Observer for StatusFile {
     }
 }
 
+impl Drop for StatusFile {
+    /// A run that fails leaves the step at which it did.
+    fn drop(&mut self) {
+        if self.stale {
+            self.write();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,5 +117,8 @@ mod tests {
         file.iteration(&IterationRecord { epoch: 1, iteration: 5, loss: 0.0 }).unwrap();
         file.run_is(RunState::Stopped).unwrap();
         assert_eq!((read().step, read().state), (16, RunState::Stopped));
+        file.iteration(&IterationRecord { epoch: 1, iteration: 6, loss: 0.0 }).unwrap();
+        drop(file);
+        assert_eq!(read().step, 17);
     }
 }
