@@ -8,9 +8,11 @@
 //!
 //! No MPI or NCCL type appears outside this folder.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 mod agreement;
+mod device;
 #[cfg(feature = "mpi")]
 mod failure;
 #[cfg(feature = "mpi")]
@@ -23,6 +25,7 @@ mod threads;
 mod wire;
 
 pub use agreement::check_agreement;
+pub use device::{DeviceBuffer, DeviceCollectives, Element, Witness};
 pub use rendezvous::{init, mpi_version};
 pub use single::Single;
 pub use threads::divide_threads;
@@ -99,6 +102,14 @@ pub trait Communicator: Send {
     fn all_gather_bytes(&self, data: &[u8], what: &str) -> Result<Vec<Vec<u8>>, CommError>;
     /// Returns when all ranks have called it.
     fn barrier(&self, what: &str) -> Result<(), CommError>;
+    /// Collectives in the memory of this rank's device, where there are any: gradients need not go through the host then.
+    fn device_collectives(&self) -> Option<&dyn DeviceCollectives> {
+        None
+    }
+    /// Who can say, from any thread, which rank is missing where a device collective is late.
+    fn witness(&self) -> Option<Arc<dyn Witness>> {
+        None
+    }
     /// How long a collective may take from now on before it fails. It goes on longer only while the rank that is missing
     /// is known to be at work.
     fn set_timeout(&self, _: Duration) {}
