@@ -19,6 +19,7 @@ mod failure;
 mod health;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod placement;
 mod rendezvous;
 mod single;
 mod threads;
@@ -26,6 +27,7 @@ mod wire;
 
 pub use agreement::check_agreement;
 pub use device::{DeviceBuffer, DeviceCollectives, Element, Witness};
+pub use placement::{LocalPlace, choose_gpu, local_place, refuse_shared_gpus};
 pub use rendezvous::{init, mpi_version};
 pub use single::Single;
 pub use threads::divide_threads;
