@@ -19,6 +19,8 @@ mod failure;
 mod health;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod placement;
 mod rendezvous;
 mod single;
@@ -27,6 +29,8 @@ mod wire;
 
 pub use agreement::check_agreement;
 pub use device::{DeviceBuffer, DeviceCollectives, Element, Witness};
+#[cfg(feature = "nccl")]
+pub use nccl::{NcclComm, NcclLink, Timeouts, nccl_version};
 pub use placement::{LocalPlace, choose_gpu, local_place, refuse_shared_gpus};
 pub use rendezvous::{init, mpi_version};
 pub use single::Single;
