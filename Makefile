@@ -22,9 +22,9 @@ demo: setup
 # two runs share is compiled once.
 test: setup-test
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features nnunet-dist/nccl -- -D warnings
 	$(CARGO) clippy --locked --workspace --features nnunet-dist/cuda -- -D warnings
-	$(CARGO) nextest run --locked --workspace
+	$(CARGO) nextest run --locked --workspace --features nnunet-dist/nccl
 	$(CARGO) test --locked --workspace --doc
 
 setup:

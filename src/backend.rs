@@ -15,3 +15,13 @@ pub type Cpu = burn::backend::Autodiff<burn::backend::Flex>;
 /// Training on an NVIDIA GPU.
 #[cfg(feature = "cuda")]
 pub type Gpu = burn::backend::Autodiff<burn::backend::Cuda>;
+
+/// The GPU of this rank: the one that the ranks have chosen, else the first that the process sees.
+///
+/// # Errors
+/// Why there is none, in one line: Burn itself would panic.
+#[cfg(feature = "cuda")]
+pub fn gpu(comm: &dyn crate::dist::Communicator) -> Result<burn::backend::cuda::CudaDevice, String> {
+    crate::dist::visible_gpus()?;
+    Ok(burn::backend::cuda::CudaDevice::new(comm.gpu().unwrap_or(0)))
+}

@@ -15,6 +15,7 @@ mod logging;
 mod plan;
 mod predict;
 mod preprocess;
+mod ranks;
 mod run_flags;
 mod scale;
 mod train;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::exit;
+use super::ranks::{join_gpus, or_abort};
 use super::run_flags::RunFlags;
 use crate::config::WorkDir;
 use crate::dist;
@@ -100,21 +100,16 @@ impl Scale {
 
     /// As one rank of a job.
     fn measure(&self) -> anyhow::Result<()> {
-        let comm = dist::init()?;
+        let host = dist::init()?;
         let work = WorkDir::new(self.run.work());
-        let measured = self.run.resolve(&work).and_then(|config| {
-            let (warm_up, steps) = (self.warm_up, self.steps.max(1));
-            Ok(measure(&config, &work, &*comm, warm_up, steps)?)
-        });
-        match measured {
-            Err(error) if comm.world_size() > 1 => comm.abort(exit::code(&error).into(), &exit::one_line(&error)),
-            measured => {
-                if comm.rank() == 0 {
-                    println!("{}", measured?.to_line());
-                }
-                Ok(())
-            }
+        let config = or_abort(self.run.resolve(&work), &*host)?;
+        let comm = join_gpus(host, &config);
+        let measured = measure(&config, &work, &*comm, self.warm_up, self.steps.max(1));
+        let measured = or_abort(measured.map_err(anyhow::Error::from), &*comm)?;
+        if comm.rank() == 0 {
+            println!("{}", measured.to_line());
         }
+        Ok(())
     }
 }
 

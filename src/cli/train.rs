@@ -3,8 +3,9 @@
 use clap::Args;
 
 use super::exit;
+use super::ranks::{join_gpus, or_abort};
 use super::run_flags::RunFlags;
-use crate::config::WorkDir;
+use crate::config::{RunConfig, WorkDir};
 use crate::dist::{self, Communicator};
 use crate::train::{self, Outcome, Resume};
 
@@ -30,28 +31,22 @@ pub struct Train {
 
 impl Train {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let communicator = dist::init()?;
-        let outcome = match self.train(&*communicator) {
-            // The other ranks would wait for ever for one that just returns.
-            Err(error) if communicator.world_size() > 1 => {
-                communicator.abort(exit::code(&error).into(), &exit::one_line(&error))
-            }
-            outcome => outcome?,
-        };
-        match outcome {
+        let host = dist::init()?;
+        let work = WorkDir::new(self.run.work());
+        let config = or_abort(self.run.resolve(&work), &*host)?;
+        let communicator = join_gpus(host, &config);
+        match or_abort(self.train(&config, &work, &*communicator), &*communicator)? {
             Outcome::Finished(_) => Ok(()),
             Outcome::Stopped => Err(exit::Stopped.into()),
         }
     }
 
-    fn train(&self, communicator: &dyn Communicator) -> anyhow::Result<Outcome> {
-        let work = WorkDir::new(self.run.work());
-        let config = self.run.resolve(&work)?;
+    fn train(&self, config: &RunConfig, work: &WorkDir, communicator: &dyn Communicator) -> anyhow::Result<Outcome> {
         let is_first = communicator.rank() == 0;
         if is_first {
             print!("{}", config.to_toml());
         }
-        let outcome = train::run(&config, &work, communicator, self.resume)?;
+        let outcome = train::run(config, work, communicator, self.resume)?;
         if let Outcome::Finished(Some(summary)) = &outcome {
             print!("{}", summary.table());
             println!("mean Dice {:.4}", summary.mean_dice());

@@ -6,6 +6,9 @@
 //! any rank and [`Communicator::abort`] end all ranks within seconds, with a non-zero exit code and a line that names
 //! the rank. Collectives match by their order alone, so [`check_agreement`] compares what they depend on beforehand.
 //!
+//! A collective has a deadline, and a rank that is missing is named by its signs of life (`health`). Gradients go in
+//! buckets ([`BucketLayout`]): through host memory by a [`Reducer`], between GPUs by [`DeviceCollectives`].
+//!
 //! No MPI or NCCL type appears outside this folder.
 
 use std::sync::Arc;
@@ -13,12 +16,16 @@ use std::time::Duration;
 
 mod agreement;
 mod bucket;
+mod device;
 #[cfg(feature = "mpi")]
 mod failure;
 #[cfg(feature = "mpi")]
 mod health;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
+mod placement;
 mod rendezvous;
 mod single;
 mod threads;
@@ -26,6 +33,10 @@ mod wire;
 
 pub use agreement::{check_agreement, dissenters, those_differ};
 pub use bucket::{Bucket, BucketLayout, Place};
+pub use device::{DeviceBuffer, DeviceCollectives, Element, Witness};
+#[cfg(feature = "nccl")]
+pub use nccl::{NcclComm, NcclLink, Timeouts, nccl_version, visible_gpus};
+pub use placement::{LocalPlace, choose_gpu, local_place, refuse_shared_gpus};
 pub use rendezvous::{init, mpi_version};
 pub use single::Single;
 pub use threads::divide_threads;
@@ -95,6 +106,18 @@ pub trait Communicator: Send {
     fn all_gather_bytes(&self, data: &[u8], what: &str) -> Result<Vec<Vec<u8>>, CommError>;
     /// Returns when all ranks have called it.
     fn barrier(&self, what: &str) -> Result<(), CommError>;
+    /// Collectives in the memory of this rank's device, where there are any: gradients need not go through the host then.
+    fn device_collectives(&self) -> Option<Arc<dyn DeviceCollectives>> {
+        None
+    }
+    /// The number of this rank's GPU among those that the process sees, where the ranks have chosen one each.
+    fn gpu(&self) -> Option<usize> {
+        None
+    }
+    /// Who can say, from any thread, which rank is missing where a device collective is late.
+    fn witness(&self) -> Option<Arc<dyn Witness>> {
+        None
+    }
     /// How long a collective may take from now on before it fails. It goes on longer only while the rank that is missing
     /// is known to be at work.
     fn set_timeout(&self, _: Duration) {}

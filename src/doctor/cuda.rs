@@ -65,19 +65,26 @@ fn cudnn() -> Finding {
 
 fn nccl() -> Finding {
     const PART: &str = "NCCL";
-    let version = SharedLibrary::open(&["libnccl.so.2", "libnccl.so"]).and_then(|library| {
-        let mut version = 0;
-        // SAFETY: the signature is that of nccl.h; the out-pointer is valid.
-        let status =
-            unsafe { library.function::<unsafe extern "C" fn(*mut c_int) -> c_int>("ncclGetVersion")?(&mut version) };
-        let version = usize::try_from(version).ok().filter(|_| status == SUCCESS)?;
-        Some(format!("{} ({})", decimal_version(version), library.name))
-    });
-    let fix = || format!("sudo apt-get install libnccl2 {REPOSITORY}");
-    version.map_or_else(
-        || Finding::optional(PART, "faster exchange between several GPUs", fix()),
+    let fix = || {
+        format!(
+            "sudo apt-get install libnccl2 {REPOSITORY}, or pip install nvidia-nccl-cu12 in the active environment \
+             (of another: NNUNET_DIST_NCCL=DIR)"
+        )
+    };
+    nccl_version().map_or_else(
+        |effect| Finding::optional(PART, format!("faster exchange between several GPUs: {effect}"), fix()),
         |version| Finding::found(PART, version),
     )
+}
+
+#[cfg(feature = "nccl")]
+fn nccl_version() -> Result<String, String> {
+    crate::dist::nccl_version()
+}
+
+#[cfg(not(feature = "nccl"))]
+fn nccl_version() -> Result<String, String> {
+    Err("not in this build (cargo build --features cuda)".into())
 }
 
 /// A part that `--device cuda` cannot do without.

@@ -14,10 +14,13 @@ mod autodiff;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod memory;
 pub mod reference;
 mod tap;
 
 pub use tap::{GradientSink, TapGradients, tap};
+
+pub use memory::{DeviceBuffer, Element};
 
 use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
@@ -148,6 +151,14 @@ pub trait NnOps: Backend {
     /// A scalar 0 whose backward step hands `gradient` to `x`: the end of a graph whose loss was computed elsewhere.
     fn seed_gradient(x: FloatTensor<Self>, _gradient: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_zeros([1].into(), &Self::float_device(&x), burn::tensor::FloatDType::F32)
+    }
+
+    /// Where a tensor lies in the memory of its device, for a library that works on it in place; all work on it so far has
+    /// been handed to the device by then.
+    ///
+    /// `None` where the backend has no such memory, or where the tensor is not one run of elements in it.
+    fn device_buffer(_tensor: &FloatTensor<Self>) -> Option<DeviceBuffer> {
+        None
     }
 }
 

@@ -123,6 +123,11 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         }
         let lr = self.schedule.lr(epoch, iteration);
         let metrics = self.step.update(lr)?;
+        // The norm has come to the host, so the GPUs are done with the exchange; an abort would have let them go on with
+        // whatever their memory held.
+        if let Some(collectives) = self.comm.device_collectives() {
+            collectives.check()?;
+        }
         // Loss and gradients are the global batch's: all ranks stop alike, before a checkpoint is made of it.
         if !metrics.loss.is_finite() || !metrics.gradient_norm.is_finite() {
             let (loss, norm) = (metrics.loss, metrics.gradient_norm);

@@ -16,6 +16,7 @@ use heartbeat::{Board, Contact};
 pub(super) use verdict::Verdict;
 use verdict::{Member, judge};
 
+use super::Witness;
 use super::threads::host_name;
 
 /// This rank's part in the exchange of signs of life.
@@ -125,6 +126,23 @@ impl Health {
     /// What this rank is at.
     pub(super) fn phase(&self) -> String {
         self.own().phase.clone()
+    }
+}
+
+impl Witness for Health {
+    fn waits(&self, operation: Option<&str>) {
+        let mut own = self.own();
+        if own.waiting.as_deref() != operation {
+            own.waiting = operation.map(str::to_owned);
+            own.changed = Instant::now();
+        }
+    }
+
+    fn verdict(&self, limit: Duration) -> Result<String, String> {
+        match self.verdict(limit) {
+            Verdict::Slow(reason) => Ok(reason),
+            Verdict::Lost(reason) => Err(reason),
+        }
     }
 }
 

@@ -29,7 +29,7 @@ use self::engine::{Shared, Ticket};
 use self::ring::Place;
 use self::wait::{Look, Patience};
 use super::health::Health;
-use super::{CommError, Communicator, Fault, Pending, ReduceOp, Reducer, Wire, failure};
+use super::{CommError, Communicator, Fault, Pending, ReduceOp, Reducer, Wire, Witness, failure};
 
 /// Elements per call. MPI counts in `c_int`; and it allocates temporary buffers as large as a message.
 const PER_CALL: usize = 1 << 24;
@@ -286,6 +286,10 @@ impl Communicator for MpiComm {
     fn barrier(&self, what: &str) -> Result<(), CommError> {
         // SAFETY: the handle is valid as long as `self`.
         self.run("barrier", what, |request| unsafe { ffi::MPI_Ibarrier(self.place.handle, request) })
+    }
+
+    fn witness(&self) -> Option<Arc<dyn Witness>> {
+        Some(self.health.clone())
     }
 
     fn set_timeout(&self, timeout: Duration) {

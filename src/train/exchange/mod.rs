@@ -5,16 +5,18 @@
 //! of the step one waits for what is still under way. Where several batches make one step (gradient accumulation), they
 //! are summed up in the buckets and only the last sends them out.
 
+mod device;
 mod host;
 
 use std::sync::Arc;
 
 use burn::tensor::{backend::Backend, ops::FloatTensor};
 
+pub use device::DeviceExchange;
 pub use host::HostExchange;
 
 use crate::dist::{BucketLayout, CommError, Communicator, Wire, check_agreement};
-use crate::ops::GradientSink;
+use crate::ops::{GradientSink, NnOps};
 
 /// How gradients are exchanged.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,7 +47,7 @@ pub trait Exchange<B: Backend>: GradientSink<B> {
 ///
 /// # Errors
 /// The ranks do not agree on the layout, or one is gone.
-pub fn exchange<B: Backend>(
+pub fn exchange<B: NnOps>(
     layout: BucketLayout,
     shapes: Vec<Vec<usize>>,
     options: ExchangeOptions,
@@ -54,5 +56,8 @@ pub fn exchange<B: Backend>(
 ) -> Result<Arc<dyn Exchange<B>>, CommError> {
     let agreed = format!("{options:?}\n{}", layout.fingerprint());
     check_agreement(comm, "layout of the gradient buckets", agreed.as_bytes())?;
+    if let Some(collectives) = comm.device_collectives() {
+        return Ok(Arc::new(DeviceExchange::new(comm.rank(), layout, shapes, options, collectives)));
+    }
     Ok(Arc::new(HostExchange::new(layout, shapes, options, comm.reducer(), device.clone())))
 }

@@ -1,0 +1,336 @@
+//! NCCL, opened at run time: the one file that knows its C interface.
+
+use std::env;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::fs;
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::OnceLock;
+
+use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
+use libloading::Library;
+
+/// Names under which the loader is asked for the library: that of PyPI's wheels and of NVIDIA's and the distributions'
+/// packages, and that of their development files.
+const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+
+/// Names a file, or a folder to look in.
+const VARIABLE: &str = "NNUNET_DIST_NCCL";
+
+/// How to get it.
+pub(super) const INSTALL: &str = "install it with `apt-get install libnccl2` or `pip install nvidia-nccl-cu12`, or name \
+                                  the file in NNUNET_DIST_NCCL";
+
+/// `NCCL_CONFIG_INITIALIZER` of nccl.h.
+const CONFIG_MAGIC: u32 = 0xcafe_beef;
+/// `NCCL_CONFIG_UNDEF_INT`.
+const UNDEFINED: c_int = c_int::MIN;
+/// The NCCL whose layout cudarc's `ncclConfig_t` has: 2.30. Older ones read only as much of it as they know.
+const CONFIG_VERSION: u32 = 23_000;
+
+/// Declares the functions in use as a struct of pointers, filled from the library by name.
+///
+/// Results are integers, not cudarc's enum: a library newer than this build may return values that the enum lacks.
+macro_rules! functions {
+    ($($name:ident($($argument:ty),*) -> $result:ty;)*) => {
+        #[allow(non_snake_case)]
+        struct Functions { $($name: unsafe extern "C" fn($($argument),*) -> $result,)* }
+
+        impl Functions {
+            /// The name of the first function that is missing is the error.
+            ///
+            /// # Safety
+            /// The library must be NCCL 2.
+            unsafe fn load(library: &Library) -> Result<Self, &'static str> {
+                // SAFETY: the signatures below are those of nccl.h.
+                unsafe { Ok(Self { $($name: *library.get(stringify!($name).as_bytes())
+                    .map_err(|_| stringify!($name))?,)* }) }
+            }
+        }
+    };
+}
+
+functions! {
+    ncclGetVersion(*mut c_int) -> c_int;
+    ncclGetUniqueId(*mut ncclUniqueId) -> c_int;
+    ncclCommInitRankConfig(*mut ncclComm_t, c_int, ncclUniqueId, c_int, *mut ncclConfig_t) -> c_int;
+    ncclCommGetAsyncError(ncclComm_t, *mut c_int) -> c_int;
+    ncclAllReduce(*const c_void, *mut c_void, usize, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t) -> c_int;
+    ncclCommFinalize(ncclComm_t) -> c_int;
+    ncclCommDestroy(ncclComm_t) -> c_int;
+    ncclCommAbort(ncclComm_t) -> c_int;
+    ncclGetErrorString(c_int) -> *const c_char;
+    ncclGetLastError(ncclComm_t) -> *const c_char;
+}
+
+/// The opened library. It is never closed: NCCL's threads may outlive its communicators.
+pub(super) struct Nccl {
+    functions: Functions,
+    /// Where it was found.
+    pub(super) path: PathBuf,
+    version: usize,
+}
+
+/// A call of NCCL that failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{call}: {message}")]
+pub(super) struct NcclError {
+    call: &'static str,
+    pub(super) code: c_int,
+    message: String,
+}
+
+impl NcclError {
+    /// Whether it is the installation or its use that is wrong, so that another attempt would fail alike: of
+    /// `ncclResult_t`, unhandled CUDA error, internal error, invalid argument, invalid usage.
+    pub(super) fn is_lasting(&self) -> bool {
+        matches!(self.code, 1 | 3 | 4 | 5)
+    }
+}
+
+/// How a call of a non-blocking communicator stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Done,
+    /// `ncclInProgress`: the communicator must not be given anything else until [`Nccl::progress`] says otherwise.
+    Going,
+}
+
+impl Nccl {
+    /// Opens the library, once.
+    ///
+    /// # Errors
+    /// Why there is none; [`INSTALL`] says how to get it.
+    pub(super) fn open() -> Result<&'static Self, String> {
+        static LIBRARY: OnceLock<Result<Nccl, String>> = OnceLock::new();
+        LIBRARY.get_or_init(|| find(env::var_os(VARIABLE).map(PathBuf::from))).as_ref().map_err(Clone::clone)
+    }
+
+    /// Such as `2.30.7`.
+    pub(super) fn version(&self) -> String {
+        format!("{}.{}.{}", self.version / 10_000, self.version / 100 % 100, self.version % 100)
+    }
+
+    /// A name for a new group of ranks. The process that makes it must live until all ranks have joined.
+    pub(super) fn unique_id(&self) -> Result<ncclUniqueId, NcclError> {
+        let mut id = ncclUniqueId { internal: [0; 128] };
+        // SAFETY: the out-pointer is valid.
+        self.check("ncclGetUniqueId", unsafe { (self.functions.ncclGetUniqueId)(&mut id) })?;
+        Ok(id)
+    }
+
+    /// Begins to join a group, without blocking; [`Nccl::progress`] tells when it is done. A communicator may come back
+    /// even where it fails, and is to be aborted then.
+    pub(super) fn begin_join(
+        &self,
+        rank: usize,
+        world_size: usize,
+        id: ncclUniqueId,
+    ) -> (ncclComm_t, Result<Progress, NcclError>) {
+        let mut comm = ptr::null_mut();
+        let mut config = non_blocking();
+        let (ranks, rank) = (world_size as c_int, rank as c_int);
+        // SAFETY: the pointers are to live variables; NCCL copies the configuration.
+        let code = unsafe { (self.functions.ncclCommInitRankConfig)(&mut comm, ranks, id, rank, &mut config) };
+        (comm, self.step("ncclCommInitRankConfig", code))
+    }
+
+    /// How the communicator stands.
+    ///
+    /// # Safety
+    /// It must be one that has neither been aborted nor destroyed. So for all functions below.
+    pub(super) unsafe fn progress(&self, comm: ncclComm_t) -> Result<Progress, NcclError> {
+        let mut state = 0;
+        // SAFETY: promised by the caller; the out-pointer is valid.
+        let code = unsafe { (self.functions.ncclCommGetAsyncError)(comm, &mut state) };
+        self.check("ncclCommGetAsyncError", code)?;
+        self.step("NCCL", state).map_err(|error| NcclError { message: self.explain(comm, error.code), ..error })
+    }
+
+    /// Queues an all-reduce in place.
+    ///
+    /// # Safety
+    /// `pointer` must be that of `len` elements in the memory of the communicator's device.
+    pub(super) unsafe fn all_reduce(
+        &self,
+        pointer: u64,
+        len: usize,
+        element: ncclDataType_t,
+        op: ncclRedOp_t,
+        comm: ncclComm_t,
+        stream: cudaStream_t,
+    ) -> Result<Progress, NcclError> {
+        let buffer = ptr::with_exposed_provenance_mut(pointer as usize);
+        // SAFETY: promised by the caller.
+        let code = unsafe { (self.functions.ncclAllReduce)(buffer, buffer, len, element, op, comm, stream) };
+        self.step("ncclAllReduce", code).map_err(|error| NcclError { message: self.explain(comm, error.code), ..error })
+    }
+
+    /// Begins to flush the communicator: all ranks must.
+    ///
+    /// # Safety
+    /// See [`Nccl::progress`].
+    pub(super) unsafe fn finalize(&self, comm: ncclComm_t) -> Result<Progress, NcclError> {
+        // SAFETY: promised by the caller.
+        self.step("ncclCommFinalize", unsafe { (self.functions.ncclCommFinalize)(comm) })
+    }
+
+    /// Frees a finalized communicator.
+    ///
+    /// # Safety
+    /// As [`Nccl::progress`]; it is the communicator's end.
+    pub(super) unsafe fn destroy(&self, comm: ncclComm_t) -> Result<Progress, NcclError> {
+        // SAFETY: promised by the caller.
+        self.step("ncclCommDestroy", unsafe { (self.functions.ncclCommDestroy)(comm) })
+    }
+
+    /// Ends what is under way on this rank, and frees the communicator.
+    ///
+    /// # Safety
+    /// As [`Nccl::progress`], with no other thread inside NCCL; it is the communicator's end.
+    pub(super) unsafe fn abort(&self, comm: ncclComm_t) -> Result<Progress, NcclError> {
+        // SAFETY: promised by the caller.
+        self.step("ncclCommAbort", unsafe { (self.functions.ncclCommAbort)(comm) })
+    }
+
+    /// NCCL's words for a result, with its account of the last error where it has one.
+    fn explain(&self, comm: ncclComm_t, code: c_int) -> String {
+        // SAFETY: both return null or a string that lives as long as the library or until the next error.
+        let (kind, detail) =
+            unsafe { (text((self.functions.ncclGetErrorString)(code)), text((self.functions.ncclGetLastError)(comm))) };
+        match detail.trim() {
+            "" => kind,
+            detail => format!("{kind} ({})", detail.replace('\n', "; ")),
+        }
+    }
+
+    fn step(&self, call: &'static str, code: c_int) -> Result<Progress, NcclError> {
+        match code {
+            0 => Ok(Progress::Done),
+            7 => Ok(Progress::Going),
+            code => Err(NcclError { call, code, message: self.explain(ptr::null_mut(), code) }),
+        }
+    }
+
+    fn check(&self, call: &'static str, code: c_int) -> Result<(), NcclError> {
+        self.step(call, code).map(|_| ())
+    }
+}
+
+fn find(asked: Option<PathBuf>) -> Result<Nccl, String> {
+    let candidates = match &asked {
+        Some(path) => below(path),
+        None => {
+            NAMES.into_iter().map(PathBuf::from).chain(environments().iter().flat_map(|root| below(root))).collect()
+        }
+    };
+    for path in candidates {
+        // SAFETY: NCCL's initialisers may be run by any process.
+        if let Ok(library) = unsafe { Library::new(&path) } {
+            return load(library, path);
+        }
+    }
+    Err(match asked {
+        Some(path) => format!("{VARIABLE}={}: no {} can be opened there", path.display(), NAMES[0]),
+        None => format!("{} is not found", NAMES[0]),
+    })
+}
+
+fn load(library: Library, path: PathBuf) -> Result<Nccl, String> {
+    let old = |what: &str| format!("{}: NCCL 2.14 or newer is needed ({what})", path.display());
+    // SAFETY: it goes by the name of NCCL 2.
+    let functions = unsafe { Functions::load(&library) }.map_err(|name| old(&format!("{name} is missing")))?;
+    // NCCL's threads may outlive its communicators.
+    std::mem::forget(library);
+    let mut version = 0;
+    // SAFETY: the out-pointer is valid.
+    let code = unsafe { (functions.ncclGetVersion)(&mut version) };
+    let version = usize::try_from(version).ok().filter(|_| code == 0).ok_or_else(|| old("its version is unknown"))?;
+    Ok(Nccl { functions, path, version })
+}
+
+/// Where the library may be if a user names `path`: there, in that folder, in Python packages in it, or in a Python
+/// environment at it.
+fn below(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let mut sites = vec![path.to_owned()];
+    let entries = fs::read_dir(path.join("lib")).into_iter().flatten().flatten();
+    sites.extend(entries.map(|entry| entry.path().join("site-packages")).filter(|site| site.is_dir()));
+    let folders = sites.into_iter().flat_map(|site| [site.join("nvidia/nccl/lib"), site]);
+    folders.flat_map(|folder| NAMES.map(|name| folder.join(name))).filter(|file| file.is_file()).collect()
+}
+
+/// The Python environments that are active.
+fn environments() -> Vec<PathBuf> {
+    ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(PathBuf::from).collect()
+}
+
+/// `NCCL_CONFIG_INITIALIZER`, with `blocking = 0`.
+fn non_blocking() -> ncclConfig_t {
+    // SAFETY: integers and pointers, for which zero is valid.
+    let zero: ncclConfig_t = unsafe { MaybeUninit::zeroed().assume_init() };
+    ncclConfig_t {
+        size: size_of::<ncclConfig_t>(),
+        magic: CONFIG_MAGIC,
+        version: CONFIG_VERSION,
+        blocking: 0,
+        cgaClusterSize: UNDEFINED,
+        minCTAs: UNDEFINED,
+        maxCTAs: UNDEFINED,
+        splitShare: UNDEFINED,
+        trafficClass: UNDEFINED,
+        collnetEnable: UNDEFINED,
+        CTAPolicy: UNDEFINED,
+        shrinkShare: UNDEFINED,
+        nvlsCTAs: UNDEFINED,
+        nChannelsPerNetPeer: UNDEFINED,
+        nvlinkCentricSched: UNDEFINED,
+        graphUsageMode: UNDEFINED,
+        numRmaCtx: UNDEFINED,
+        maxP2pPeers: UNDEFINED,
+        ..zero
+    }
+}
+
+fn text(pointer: *const c_char) -> String {
+    if pointer.is_null() {
+        return String::new();
+    }
+    // SAFETY: NCCL's strings end in a zero.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_folder_is_searched_as_python_packages_lie() {
+        let folder = tempfile::tempdir().unwrap();
+        let site = folder.path().join("lib/python3.12/site-packages");
+        let lib = site.join("nvidia/nccl/lib");
+        fs::create_dir_all(&lib).unwrap();
+        let file = lib.join(NAMES[0]);
+        fs::write(&file, "").unwrap();
+        for named in [folder.path(), site.as_path(), lib.as_path(), file.as_path()] {
+            assert_eq!(below(named), [file.as_path()], "{}", named.display());
+        }
+    }
+
+    #[test]
+    fn a_named_library_that_is_not_there_is_an_error_and_never_another() {
+        let error = find(Some("/nowhere/libnccl.so.2".into())).err().unwrap();
+        assert_eq!(error, "NNUNET_DIST_NCCL=/nowhere/libnccl.so.2: no libnccl.so.2 can be opened there");
+    }
+
+    #[test]
+    fn the_configuration_is_nccls_initializer() {
+        let config = non_blocking();
+        assert_eq!((config.size, config.magic, config.blocking), (size_of::<ncclConfig_t>(), 0xcafe_beef, 0));
+        assert!(config.netName.is_null() && config.commName.is_null());
+        assert_eq!((config.splitShare, config.maxP2pPeers), (i32::MIN, i32::MIN));
+    }
+}

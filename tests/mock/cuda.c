@@ -1,0 +1,106 @@
+// A CUDA driver without a device: its memory is the host's, and all work is done when it is queued, except on a stream
+// that has been told to hang. Calls are noted in the file $MOCK_LOG, but for those that poll.
+//
+//   MOCK_GPUS        number of devices; 1 where it is not set, and 0 is no device
+//   MOCK_UNHEALTHY   cuEventQuery reports an illegal address
+//   -DOLD_DRIVER     (compiler) a driver before CUDA 12.5
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+enum { SUCCESS = 0, NO_DEVICE = 100, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
+
+struct event { int number; volatile int *hangs; };
+
+static int hanging;            // the only stream's state, set by the mock of NCCL
+static int events;
+
+void mock_note(const char *format, ...) {
+    char line[256];
+    va_list arguments;
+    va_start(arguments, format);
+    int length = vsnprintf(line, sizeof line - 1, format, arguments);
+    va_end(arguments);
+    line[length] = '\n';
+    int file = open(getenv("MOCK_LOG"), O_WRONLY | O_APPEND | O_CREAT, 0600);
+    if (file < 0 || write(file, line, length + 1) < 0) abort();
+    close(file);
+}
+
+void mock_hang(int hangs) { hanging = hangs; }
+
+static int devices(void) {
+    const char *number = getenv("MOCK_GPUS");
+    return number ? atoi(number) : 1;
+}
+
+int cuInit(unsigned flags) { return devices() ? SUCCESS : NO_DEVICE; }
+int cuDeviceGetCount(int *count) { *count = devices(); return SUCCESS; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return SUCCESS; }
+
+int cuGetErrorName(int error, const char **name) {
+    *name = error == NO_DEVICE ? "CUDA_ERROR_NO_DEVICE" : error == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : NULL;
+    return SUCCESS;
+}
+
+int cuDeviceGetUuid_v2(char *uuid, int device) {
+    for (int i = 0; i < 16; i++) uuid[i] = device;
+    return SUCCESS;
+}
+
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)(intptr_t)(device + 1); return SUCCESS; }
+int cuDevicePrimaryCtxRelease_v2(int device) { return SUCCESS; }
+int cuCtxSetCurrent(void *context) { return SUCCESS; }
+
+int cuCtxSynchronize(void) {
+    mock_note("cuCtxSynchronize");
+    while (*(volatile int *)&hanging) usleep(1000);
+    return SUCCESS;
+}
+
+int cuStreamCreate(void **stream, unsigned flags) {
+    mock_note("cuStreamCreate flags=%u", flags);
+    *stream = &hanging;
+    return SUCCESS;
+}
+
+int cuStreamDestroy_v2(void *stream) { return SUCCESS; }
+
+int cuEventCreate(struct event **event, unsigned flags) {
+    *event = calloc(1, sizeof **event);
+    (*event)->number = ++events;
+    return SUCCESS;
+}
+
+int cuEventDestroy_v2(struct event *event) { free(event); return SUCCESS; }
+
+int cuEventRecord(struct event *event, void *stream) {
+    mock_note("cuEventRecord");
+    event->hangs = &hanging;
+    return SUCCESS;
+}
+
+int cuEventQuery(struct event *event) {
+    if (getenv("MOCK_UNHEALTHY")) return ILLEGAL_ADDRESS;
+    return event->hangs && *event->hangs ? NOT_READY : SUCCESS;
+}
+
+int cuStreamWaitEvent(void *stream, struct event *event, unsigned flags) {
+    mock_note("cuStreamWaitEvent");
+    return SUCCESS;
+}
+
+#ifndef OLD_DRIVER
+int cuCtxRecordEvent(void *context, struct event *event) {
+    mock_note("cuCtxRecordEvent");
+    return SUCCESS;
+}
+
+int cuCtxWaitEvent(void *context, struct event *event) {
+    mock_note(event->hangs ? "cuCtxWaitEvent" : "cuCtxWaitEvent on nothing");
+    return SUCCESS;
+}
+#endif

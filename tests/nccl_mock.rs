@@ -1,0 +1,341 @@
+//! All-reduces between GPUs by NCCL, on a mocked NCCL and a mocked CUDA driver (tests/mock), which are compiled here and
+//! found as the real ones are: what is called in which order, and what becomes of every way to fail.
+#![cfg(feature = "nccl")]
+
+#[path = "common/job.rs"]
+mod job;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nnunet_dist::dist::{
+    self, CommError, Communicator, DeviceBuffer, Element, NcclComm, NcclLink, ReduceOp, Timeouts, Wire,
+};
+use tempfile::TempDir;
+
+use self::job::{Job, observe};
+
+/// The environment variable with the part that a rank has to play.
+const PART: &str = "NNUNET_TEST_PART";
+const LIBRARIES: &str = "LD_LIBRARY_PATH";
+
+/// A folder with mocks, as a machine has its libraries.
+struct Machine {
+    folder: TempDir,
+}
+
+impl Machine {
+    /// With everything; `None`, with a line that says so, without a C compiler.
+    fn new() -> Option<Self> {
+        Self::with(&[("cuda.c", "libcuda.so.1", &[]), ("nccl.c", "libnccl.so.2", &[])])
+    }
+
+    fn with(libraries: &[(&str, &str, &[&str])]) -> Option<Self> {
+        if !job::is_installed("cc") {
+            println!("skipped: no C compiler to make the mocks with");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        for (source, library, flags) in libraries {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mock").join(source);
+            let mut cc = Command::new("cc");
+            cc.args(["-shared", "-fPIC", "-o"]).arg(folder.path().join(library)).args(*flags).arg(source).arg("-ldl");
+            assert!(cc.status().unwrap().success(), "{cc:?}");
+        }
+        Some(Self { folder })
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// One rank that plays `part`.
+    fn rank(&self, part: &str, settings: &[(&str, &str)]) -> Command {
+        let mut rank = job::me(PART, part);
+        for variable in ["VIRTUAL_ENV", "CONDA_PREFIX", "NNUNET_DIST_NCCL", "NNUNET_DIST_SHARE_GPUS"] {
+            rank.env_remove(variable);
+        }
+        rank.env(LIBRARIES, self.folder.path()).env("MOCK_LOG", self.log_file()).envs(settings.iter().copied());
+        rank
+    }
+
+    fn run(&self, part: &str, settings: &[(&str, &str)]) -> Job {
+        observe(self.rank(part, settings))
+    }
+
+    /// Two ranks; `None` without a launcher.
+    fn run_two(&self, part: &str, settings: &[(&str, &str)]) -> Option<Job> {
+        if !cfg!(feature = "mpi") {
+            println!("skipped: built without MPI");
+            return None;
+        }
+        Some(observe(job::in_parallel(job::launcher()?, 2, &[], &self.rank(part, settings))))
+    }
+
+    /// The calls that were made of the mocks.
+    fn calls(&self) -> Vec<String> {
+        fs::read_to_string(self.log_file()).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    #[track_caller]
+    fn was_called(&self, call: &str, times: usize) {
+        let calls = self.calls();
+        assert_eq!(calls.iter().filter(|line| line.starts_with(call)).count(), times, "{call} in {calls:#?}");
+    }
+
+    /// Nothing was asked of a communicator after its end.
+    #[track_caller]
+    fn was_left_in_order(&self, aborts: usize) {
+        self.was_called("ncclCommAbort", aborts);
+        let calls = self.calls();
+        assert!(!calls.iter().any(|line| line.contains("is gone") || line.contains("on nothing")), "{calls:#?}");
+    }
+}
+
+#[test]
+fn reductions_are_ordered_by_events() {
+    let Some(machine) = Machine::new() else { return };
+    machine.run("train", &[]).succeeded(1);
+    let calls = machine.calls();
+    let joined = calls.iter().position(|line| line.starts_with("ncclCommInitRankConfig")).unwrap();
+    assert_eq!(calls[joined], "ncclCommInitRankConfig rank 0 of 1 blocking=0 magic=cafebeef");
+    let bucket = |all_reduce| ["cuCtxRecordEvent", "cuStreamWaitEvent", all_reduce, "cuEventRecord"];
+    let step = [
+        bucket("ncclAllReduce count=3 type=7 op=4").as_slice(),
+        bucket("ncclAllReduce count=3 type=7 op=0").as_slice(),
+        bucket("ncclAllReduce count=3 type=7 op=2").as_slice(),
+        &["cuEventRecord", "cuCtxWaitEvent"],
+    ]
+    .concat();
+    let expected = [step.as_slice(), &step, &["ncclCommFinalize", "ncclCommDestroy"]].concat();
+    assert_eq!(calls[joined + 1..], expected);
+    // CU_STREAM_NON_BLOCKING
+    machine.was_called("cuStreamCreate flags=1", 1);
+    machine.was_left_in_order(0);
+}
+
+#[test]
+fn two_ranks_meet_by_the_id_of_the_first() {
+    let Some(machine) = Machine::new() else { return };
+    let Some(job) = machine.run_two("train", &[("MOCK_GPUS", "2")]) else { return };
+    job.succeeded(2);
+    machine.was_called("ncclGetUniqueId", 1);
+    machine.was_called("ncclCommInitRankConfig rank 1 of 2", 1);
+    machine.was_called("ncclCommDestroy", 2);
+    machine.was_left_in_order(0);
+}
+
+#[test]
+fn what_is_in_progress_is_waited_for() {
+    let Some(machine) = Machine::new() else { return };
+    machine.run("train", &[("MOCK_NCCL", "slow")]).succeeded(1);
+    machine.was_called("ncclCommDestroy", 1);
+    machine.was_left_in_order(0);
+}
+
+#[test]
+fn an_old_driver_stops_the_host_instead() {
+    let libraries: [(&str, &str, &[&str]); 2] =
+        [("cuda.c", "libcuda.so.1", &["-DOLD_DRIVER"]), ("nccl.c", "libnccl.so.2", &[])];
+    let Some(machine) = Machine::with(&libraries) else { return };
+    machine.run("train", &[]).succeeded(1);
+    machine.was_called("cuCtxSynchronize", 7);
+    machine.was_called("cuStreamWaitEvent", 0);
+    machine.was_left_in_order(0);
+    fs::remove_file(machine.log_file()).unwrap();
+    // The host waits for a reduction that never ends, until it is aborted.
+    let job = machine.run("fail", &[("MOCK_NCCL", "hangs")]);
+    job.succeeded(1);
+    job.says("NCCL all-reduce of bucket 0 failed after");
+    machine.was_left_in_order(1);
+}
+
+#[test]
+fn an_error_behind_the_hosts_back_is_told_by_the_next_call() {
+    let Some(machine) = Machine::new() else { return };
+    let job = machine.run("fail", &[("MOCK_NCCL", "loses-peer")]);
+    job.succeeded(1);
+    job.says("Lost: rank 0: NCCL all-reduce of bucket 0 failed after");
+    job.says("remote process exited or there was a network error (mocked)");
+    machine.was_left_in_order(1);
+    machine.was_called("ncclCommDestroy", 0);
+}
+
+#[test]
+fn a_reduction_that_never_ends_is_aborted_once() {
+    let Some(machine) = Machine::new() else { return };
+    let job = machine.run("fail", &[("MOCK_NCCL", "hangs")]);
+    job.succeeded(1);
+    job.says("Lost: rank 0: NCCL all-reduce of bucket 0 failed after");
+    job.says("the deadline has passed: another rank is lost or hangs");
+    machine.was_left_in_order(1);
+    machine.was_called("ncclCommDestroy", 0);
+}
+
+#[test]
+fn a_device_that_fails_is_told() {
+    let Some(machine) = Machine::new() else { return };
+    let job = machine.run("fail", &[("MOCK_UNHEALTHY", "1")]);
+    job.succeeded(1);
+    job.says("cuEventQuery: CUDA_ERROR_ILLEGAL_ADDRESS");
+    machine.was_left_in_order(1);
+}
+
+#[test]
+fn a_call_that_does_not_come_back_ends_the_process() {
+    let Some(machine) = Machine::new() else { return };
+    let job = machine.run("fail", &[("MOCK_NCCL", "stuck")]);
+    job.failed_with(75);
+    job.says("error: rank 0: a call of NCCL or the CUDA driver has hung for");
+    // The thread is still inside NCCL.
+    machine.was_left_in_order(0);
+}
+
+#[test]
+fn joining_has_a_deadline() {
+    let Some(machine) = Machine::new() else { return };
+    let job = machine.run("join", &[("MOCK_NCCL", "never-joins")]);
+    job.says("Lost: rank 0: joining the GPUs by NCCL failed after");
+    job.says("another rank has not come");
+    machine.was_left_in_order(1);
+}
+
+#[test]
+fn a_refusal_of_nccl_is_told_in_its_words() {
+    let Some(machine) = Machine::new() else { return };
+    let job = machine.run("join", &[("MOCK_NCCL", "refuses")]);
+    job.says("Unavailable: rank 0: joining the GPUs by NCCL failed after");
+    job.says("ncclCommInitRankConfig: invalid usage (mocked)");
+    machine.was_left_in_order(1);
+}
+
+#[test]
+fn without_the_library_there_is_a_line_that_says_how_to_get_it() {
+    let Some(machine) = Machine::with(&[("cuda.c", "libcuda.so.1", &[])]) else { return };
+    if is_there("libnccl.so.2") {
+        println!("skipped: this machine has NCCL");
+        return;
+    }
+    let job = machine.run("join", &[]);
+    job.says("Unavailable: rank 0: joining the GPUs by NCCL failed after");
+    job.says("libnccl.so.2 is not found: install it with `apt-get install libnccl2`");
+    assert!(!job.output.contains("panicked"), "{}", job.output);
+}
+
+#[test]
+fn the_library_is_found_where_the_user_says() {
+    let Some(machine) = Machine::with(&[("cuda.c", "libcuda.so.1", &[])]) else { return };
+    let Some(other) = Machine::with(&[("nccl.c", "libnccl.so.2", &[])]) else { return };
+    machine.run("train", &[("NNUNET_DIST_NCCL", other.folder.path().to_str().unwrap())]).succeeded(1);
+    let job = machine.run("join", &[("NNUNET_DIST_NCCL", "/nowhere")]);
+    job.says("NNUNET_DIST_NCCL=/nowhere: no libnccl.so.2 can be opened there");
+}
+
+#[test]
+fn without_the_driver_or_a_gpu_there_is_a_line_that_says_so() {
+    let Some(machine) = Machine::new() else { return };
+    let job = machine.run("join", &[("MOCK_GPUS", "0")]);
+    job.says("the CUDA driver finds no GPU (cuInit: CUDA_ERROR_NO_DEVICE");
+    if is_there("libcuda.so.1") {
+        println!("skipped: this machine has a driver");
+        return;
+    }
+    fs::remove_file(machine.folder.path().join("libcuda.so.1")).unwrap();
+    let job = machine.run("join", &[]);
+    job.says("Unavailable: rank 0: joining the GPUs by NCCL failed after");
+    job.says("there is no CUDA driver: libcuda.so.1 is not found");
+    assert!(!job.output.contains("panicked"), "{}", job.output);
+}
+
+#[test]
+fn two_ranks_on_one_gpu_are_refused_unless_asked_for() {
+    let Some(machine) = Machine::new() else { return };
+    let Some(job) = machine.run_two("train", &[]) else { return };
+    job.failed_with(4);
+    job.says("ranks 0 and 1 would share the GPU GPU-00000000-0000-0000-0000-000000000000 of");
+    machine.was_called("ncclCommInitRankConfig", 0);
+    let job = machine.run_two("train", &[("NNUNET_DIST_SHARE_GPUS", "1")]).unwrap();
+    job.succeeded(2);
+}
+
+/// Not a test of its own: what a rank does that another test has started.
+#[test]
+fn part_of_a_rank() {
+    let Ok(part) = env::var(PART) else { return };
+    let host = dist::init().unwrap();
+    // Only a failure takes its whole time, so the others may be long.
+    let limit = Duration::from_millis(if part == "train" { 20_000 } else { 400 });
+    let link = match NcclLink::join(&*host, Timeouts { first: limit, later: limit }) {
+        Ok(link) => link,
+        Err(error) if part == "join" => return println!("{:?}: {error}", error.fault),
+        Err(error) => host.abort(4, &error.to_string()),
+    };
+    let comm = NcclComm::new(host, link);
+    match part.as_str() {
+        "train" => train(&comm),
+        "fail" => fail(&comm),
+        other => panic!("no part {other}"),
+    }
+    let (rank, ranks) = (comm.rank(), comm.world_size());
+    drop(comm);
+    println!("rank {rank} of {ranks} is done");
+}
+
+/// Two steps of three buckets.
+fn train(comm: &NcclComm) {
+    let device = comm.device_collectives().unwrap();
+    let ranks = comm.world_size() as f32;
+    for step in 0..2 {
+        let values = |rank: usize| [1.0, 2.0, 3.0].map(|value| value * (rank + 1 + step) as f32);
+        let mut buckets = [ReduceOp::Mean, ReduceOp::Sum, ReduceOp::Max].map(|op| (op, values(comm.rank())));
+        for (op, bucket) in &mut buckets {
+            device.start_all_reduce(buffer(bucket), *op, &format!("bucket {op:?}")).unwrap();
+        }
+        device.finish("gradients").unwrap();
+        device.check().unwrap();
+        let sum: [f32; 3] = std::array::from_fn(|i| (0..comm.world_size()).map(|rank| values(rank)[i]).sum());
+        let expected = [sum.map(|value| value / ranks), sum, values(comm.world_size() - 1)];
+        assert_eq!(buckets.map(|(_, bucket)| bucket), expected);
+    }
+    // What is on the host goes the host's way.
+    let mut losses = [1.0];
+    comm.all_reduce(&mut losses, ReduceOp::Sum, "losses").unwrap();
+    let sums = comm.reducer().start(vec![1.0], ReduceOp::Sum, Wire::F32, "sums").wait().unwrap();
+    assert_eq!((losses, sums), ([ranks], vec![ranks]));
+}
+
+/// A reduction that fails behind the host's back: everything that comes after it says so.
+fn fail(comm: &NcclComm) {
+    let device = comm.device_collectives().unwrap();
+    let mut bucket = [1.0, 2.0];
+    device.start_all_reduce(buffer(&mut bucket), ReduceOp::Mean, "bucket 0").unwrap();
+    let _ = device.finish("gradients");
+    let began = Instant::now();
+    let first = loop {
+        if let Err(error) = device.check() {
+            break error;
+        }
+        assert!(began.elapsed() < job::PATIENCE, "the failure is not noticed");
+        thread::sleep(Duration::from_millis(1));
+    };
+    println!("{:?}: {first}", first.fault);
+    let again = |outcome: Result<(), CommError>| assert_eq!(outcome.unwrap_err().to_string(), first.to_string());
+    again(device.start_all_reduce(buffer(&mut bucket), ReduceOp::Mean, "bucket 1"));
+    again(device.finish("gradients"));
+    again(comm.barrier("the end"));
+}
+
+fn buffer(values: &mut [f32]) -> DeviceBuffer {
+    let pointer = values.as_mut_ptr().expose_provenance() as u64;
+    DeviceBuffer { pointer, len: values.len(), element: Element::F32 }
+}
+
+/// Whether the loader finds a library outside of the mocks.
+fn is_there(library: &str) -> bool {
+    // SAFETY: vendors' libraries, whose initialisers may be run by any process.
+    unsafe { libloading::Library::new(library) }.is_ok()
+}
