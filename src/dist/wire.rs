@@ -1,8 +1,8 @@
 //! How values travel between ranks: as they are, or rounded to 16 bits to halve the traffic.
 
 use clap::ValueEnum;
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+#[cfg(any(feature = "mpi", test))]
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use serde::{Deserialize, Serialize};
 
 /// Format of gradients on the wire. Sums are made in f32 whatever it is.
@@ -32,6 +32,7 @@ impl Wire {
     ///
     /// # Panics
     /// For [`Wire::F32`], which needs no rounding.
+    #[cfg(any(feature = "mpi", test))]
     pub(super) fn encode(self, values: &[f32], bits: &mut [u16]) {
         match self {
             Self::F32 => unreachable!("values that travel as they are are not encoded"),
@@ -44,6 +45,7 @@ impl Wire {
     ///
     /// # Panics
     /// As [`Wire::encode`].
+    #[cfg(any(feature = "mpi", test))]
     pub(super) fn decode(self, bits: &[u16], values: &mut [f32]) {
         match self {
             Self::F32 => unreachable!("values that travel as they are are not decoded"),

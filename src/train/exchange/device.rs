@@ -6,7 +6,7 @@ use std::time::Instant;
 use burn::tensor::{FloatDType, Shape, Slice, TensorMetadata, ops::FloatTensor};
 
 use super::{Exchange, ExchangeOptions};
-use crate::dist::{BucketLayout, CommError, DeviceCollectives, Fault, ReduceOp, Wire};
+use crate::dist::{BucketLayout, CommError, DeviceBuffer, DeviceCollectives, Fault, ReduceOp, Wire};
 use crate::ops::{GradientSink, NnOps};
 
 /// Exchanges gradients without their leaving the devices: the host only queues.
@@ -17,6 +17,8 @@ pub struct DeviceExchange<B: NnOps> {
     shapes: Vec<Vec<usize>>,
     options: ExchangeOptions,
     collectives: Arc<dyn DeviceCollectives>,
+    /// Where a tensor lies: [`NnOps::device_buffer`], but in tests.
+    locate: fn(&FloatTensor<B>) -> Option<DeviceBuffer>,
     state: Mutex<State<B>>,
 }
 
@@ -55,7 +57,7 @@ impl<B: NnOps> DeviceExchange<B> {
             flat: None,
         });
         let state = Mutex::new(State { slots: slots.collect(), batch: 0, next: 0, failure: None });
-        Self { rank, layout, shapes, options, collectives, state }
+        Self { rank, layout, shapes, options, collectives, locate: B::device_buffer, state }
     }
 
     fn state(&self) -> MutexGuard<'_, State<B>> {
@@ -99,7 +101,7 @@ impl<B: NnOps> DeviceExchange<B> {
             Wire::F16 => B::float_cast(flat, FloatDType::F16),
             Wire::Bf16 => B::float_cast(flat, FloatDType::BF16),
         };
-        let buffer = B::device_buffer(&flat).ok_or_else(|| fail("its memory cannot be reached: please report"))?;
+        let buffer = (self.locate)(&flat).ok_or_else(|| fail("its memory cannot be reached: please report"))?;
         // Kept until the end of the step: NCCL knows only the address.
         slot.flat = Some(flat);
         self.collectives.start_all_reduce(buffer, ReduceOp::Mean, what)
@@ -158,5 +160,127 @@ impl<B: NnOps> Exchange<B> for DeviceExchange<B> {
             }
         }
         Ok(gradients)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use burn::tensor::{TensorData, ops::FloatTensorOps};
+
+    use super::*;
+    use crate::dist::Element;
+
+    /// Notes what it is given, and leaves it as it is.
+    #[derive(Default)]
+    struct Recorder {
+        reduced: Mutex<Vec<(String, Vec<f32>)>>,
+        refuses: bool,
+    }
+
+    impl Recorder {
+        fn refusal(&self) -> Result<(), CommError> {
+            let (operation, reason) = ("all-reduce".into(), "no".into());
+            match self.refuses {
+                true => Err(CommError { rank: 0, operation, elapsed_s: 0.0, fault: Fault::Lost, reason }),
+                false => Ok(()),
+            }
+        }
+    }
+
+    impl DeviceCollectives for Recorder {
+        fn start_all_reduce(&self, buffer: DeviceBuffer, op: ReduceOp, what: &str) -> Result<(), CommError> {
+            assert_eq!((op, buffer.element), (ReduceOp::Mean, Element::F32));
+            let pointer = std::ptr::with_exposed_provenance::<f32>(buffer.pointer as usize);
+            // SAFETY: the buffer is that of a tensor which the exchange keeps.
+            let values = unsafe { std::slice::from_raw_parts(pointer, buffer.len) }.to_vec();
+            self.reduced.lock().unwrap().push((what.into(), values));
+            self.refusal()
+        }
+
+        fn finish(&self, _: &str) -> Result<(), CommError> {
+            self.refusal()
+        }
+
+        fn check(&self) -> Result<(), CommError> {
+            self.refusal()
+        }
+    }
+
+    fn locate(tensor: &FloatTensor<Flex>) -> Option<DeviceBuffer> {
+        let values = tensor.as_slice::<f32>()?;
+        Some(DeviceBuffer {
+            pointer: values.as_ptr().expose_provenance() as u64,
+            len: values.len(),
+            element: Element::F32,
+        })
+    }
+
+    fn tensor(values: &[f32], shape: &[usize]) -> FloatTensor<Flex> {
+        Flex::float_from_data(TensorData::new(values.to_vec(), shape.to_vec()), &Default::default())
+    }
+
+    /// Three parameters in two buckets: the last two in the first.
+    fn exchange(recorder: &Arc<Recorder>, accumulate: usize, overlap: bool) -> DeviceExchange<Flex> {
+        let shapes = vec![vec![2, 2], vec![1, 2], vec![3]];
+        let layout = BucketLayout::new(&[4, 2, 3], &[0, 1, 2], 5);
+        let options = ExchangeOptions { bucket_len: 5, wire: Wire::F32, overlap, accumulate };
+        DeviceExchange { locate, ..DeviceExchange::new(0, layout, shapes, options, recorder.clone()) }
+    }
+
+    fn give(exchange: &DeviceExchange<Flex>, factor: f32) {
+        let values = |values: &[f32]| values.iter().map(|value| value * factor).collect::<Vec<_>>();
+        exchange.ready(2, tensor(&values(&[7.0, 8.0, 9.0]), &[3]));
+        exchange.ready(1, tensor(&values(&[5.0, 6.0]), &[1, 2]));
+        exchange.ready(0, tensor(&values(&[1.0, 2.0, 3.0, 4.0]), &[2, 2]));
+    }
+
+    #[test]
+    fn a_bucket_goes_out_when_it_is_full_and_comes_back_in_pieces() {
+        let recorder = Arc::new(Recorder::default());
+        let exchange = exchange(&recorder, 1, true);
+        exchange.begin(0);
+        give(&exchange, 1.0);
+        let reduced = recorder.reduced.lock().unwrap().clone();
+        assert_eq!(reduced[0], ("gradient bucket 1 of 2".into(), vec![7.0, 8.0, 9.0, 5.0, 6.0]));
+        assert_eq!(reduced[1].1, [1.0, 2.0, 3.0, 4.0]);
+        let gradients = exchange.finish().unwrap();
+        let shapes: Vec<_> = gradients.iter().flatten().map(|gradient| gradient.shape().to_vec()).collect();
+        assert_eq!(shapes, [vec![2, 2], vec![1, 2], vec![3]]);
+        let last = burn::tensor::read_sync(Flex::float_into_data(gradients[2].clone().unwrap())).unwrap();
+        assert_eq!(last.to_vec::<f32>().unwrap(), [7.0, 8.0, 9.0]);
+    }
+
+    #[test]
+    fn batches_are_averaged_before_anything_goes_out() {
+        let recorder = Arc::new(Recorder::default());
+        let exchange = exchange(&recorder, 2, true);
+        for (batch, factor) in [(0, 1.0), (1, 3.0)] {
+            assert!(recorder.reduced.lock().unwrap().is_empty());
+            exchange.begin(batch);
+            give(&exchange, factor);
+        }
+        assert_eq!(recorder.reduced.lock().unwrap()[1].1, [2.0, 4.0, 6.0, 8.0]);
+        exchange.finish().unwrap();
+    }
+
+    #[test]
+    fn without_overlap_nothing_goes_out_before_the_end() {
+        let recorder = Arc::new(Recorder::default());
+        let exchange = exchange(&recorder, 1, false);
+        exchange.begin(0);
+        give(&exchange, 1.0);
+        assert!(recorder.reduced.lock().unwrap().is_empty());
+        exchange.finish().unwrap();
+        assert_eq!(recorder.reduced.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_refusal_in_the_backward_pass_is_met_at_the_end_of_the_step() {
+        let recorder = Arc::new(Recorder { refuses: true, ..Recorder::default() });
+        let exchange = exchange(&recorder, 1, true);
+        exchange.begin(0);
+        give(&exchange, 1.0);
+        assert_eq!(exchange.finish().unwrap_err().reason, "no");
     }
 }
