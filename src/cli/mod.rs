@@ -12,6 +12,7 @@ mod doctor;
 mod evaluate;
 pub mod exit;
 mod logging;
+mod phantom;
 mod plan;
 mod predict;
 mod preprocess;
@@ -56,6 +57,7 @@ enum Command {
     Predict(predict::Predict),
     Evaluate(evaluate::Evaluate),
     Scale(scale::Scale),
+    Phantom(phantom::Phantom),
     Demo(demo::Demo),
     /// Report which libraries and devices are found, and the one line that installs each missing one.
     #[command(after_help = "Example:\n  nnunet-dist doctor")]
@@ -78,6 +80,7 @@ impl Cli {
             Command::Predict(command) => command.run(),
             Command::Evaluate(command) => command.run(),
             Command::Scale(command) => command.run(),
+            Command::Phantom(command) => command.run(),
             Command::Demo(command) => command.run(),
             Command::Doctor => doctor::run(),
             Command::Completions(command) => command.run(),

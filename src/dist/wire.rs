@@ -71,7 +71,7 @@ mod tests {
     fn rounding_is_to_the_formats_nearest_value() {
         let values = [1.0, -0.1, 1e-3, 70000.0, 1e-9];
         assert_eq!(travelled(Wire::F16, &values), [1.0, -0.099975586, 0.0010004044, f32::INFINITY, 0.0]);
-        assert_eq!(travelled(Wire::Bf16, &values), [1.0, -0.10009766, 0.0009994507, 70144.0, 9.968062e-10]);
+        assert_eq!(travelled(Wire::Bf16, &values), [1.0, -0.100097656, 0.0009994507, 70144.0, 9.968062e-10]);
     }
 
     #[test]

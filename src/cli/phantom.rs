@@ -1,0 +1,53 @@
+//! `nnunet-dist phantom`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::phantom::PhantomOptions;
+
+/// Generate a labelled dataset, to try things on.
+///
+/// Bodies with organs and noise as NIfTI, in the folder layout of the Medical Segmentation Decathlon. The same seed gives
+/// the same files.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nnunet-dist phantom -o phantoms --train 10 --test 2 --shape 40,56,40")]
+pub struct Phantom {
+    /// Folder of the dataset.
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+
+    /// Training cases.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    train: usize,
+
+    /// Test cases.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    test: usize,
+
+    /// Voxels along z, y and x, at least 8 each.
+    #[arg(long, value_name = "Z,Y,X", value_parser = shape, default_value = "40,56,40")]
+    shape: [usize; 3],
+
+    /// Seed of the generator.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+}
+
+impl Phantom {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let Self { train, test, shape, seed, .. } = self;
+        PhantomOptions { train_cases: train, test_cases: test, shape, seed }.generate(&self.output)?;
+        println!("{} cases: {}", train + test, self.output.display());
+        Ok(())
+    }
+}
+
+/// Parses three extents.
+fn shape(text: &str) -> Result<[usize; 3], String> {
+    let extents: Option<Vec<usize>> = text.split(',').map(|extent| extent.trim().parse().ok()).collect();
+    match extents.as_deref() {
+        Some(&[z, y, x]) if z.min(y).min(x) >= 8 => Ok([z, y, x]),
+        _ => Err("must be three numbers of at least 8, such as 40,56,40".into()),
+    }
+}
