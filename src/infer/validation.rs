@@ -26,7 +26,7 @@ pub fn validate_fold<B: NnOps>(
     comm: &dyn Communicator,
 ) -> Result<(), InferError> {
     for case in cases.iter().skip(comm.rank()).step_by(comm.world_size()) {
-        comm.enter(&format!("validation of {case}"));
+        comm.enter_long(&format!("validation of {case}"));
         let info = store.info(case)?;
         let [z, y, x] = info.shape;
         let (data, labels) = (Array4::zeros((info.channels, z, y, x)), Array3::zeros((z, y, x)));

@@ -74,6 +74,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             let record = self.record(epoch, &times, validation.as_ref(), began.elapsed());
             let is_best = self.advance(epoch, validation.as_ref());
             if self.comm.rank() == 0 {
+                self.comm.enter_long(&format!("checkpoint of epoch {}", epoch + 1));
                 self.save(epoch, is_best)?;
                 let ema_pseudo_dice = self.progress.ema_pseudo_dice;
                 self.observers.epoch_finished(&EpochRecord { ema_pseudo_dice, ..record })?;

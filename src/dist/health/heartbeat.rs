@@ -266,8 +266,8 @@ mod tests {
     #[test]
     fn each_rank_learns_what_the_other_is_at() {
         let [first, second] = pair();
-        first.enter("step 1");
-        second.enter("step 2");
+        first.enter("step 1", false);
+        second.enter("step 2", false);
         let board = first.board.get().unwrap();
         let phase_of =
             |members: &[Member], rank| members.iter().find(|member| member.rank == rank).unwrap().phase.clone();

@@ -32,6 +32,8 @@ pub(super) struct Health {
 /// What this rank is at.
 struct Own {
     phase: String,
+    /// Whether that may take any time.
+    long: bool,
     /// The collective it waits in.
     waiting: Option<String>,
     /// When one of them last changed.
@@ -40,13 +42,14 @@ struct Own {
 
 impl Health {
     pub(super) fn new(rank: usize) -> Arc<Self> {
-        let own = Own { phase: "the start".into(), waiting: None, changed: Instant::now() };
+        let own = Own { phase: "the start".into(), long: false, waiting: None, changed: Instant::now() };
         Arc::new(Self { rank, own: Mutex::new(own), board: OnceLock::new(), contact: OnceLock::new() })
     }
 
-    /// What this rank is at from now on.
-    pub(super) fn enter(&self, phase: &str) {
+    /// What this rank is at from now on, and whether that may take any time.
+    pub(super) fn enter(&self, phase: &str, long: bool) {
         let mut own = self.own();
+        own.long = long;
         phase.clone_into(&mut own.phase);
         own.changed = Instant::now();
     }
@@ -112,6 +115,7 @@ impl Health {
             silent_ms: 0,
             idle_ms: own.changed.elapsed().as_millis() as u64,
             waiting: own.waiting.is_some(),
+            long: own.long,
             phase: match &own.waiting {
                 Some(operation) => format!("{}, {operation}", own.phase),
                 None => own.phase.clone(),

@@ -23,6 +23,8 @@ pub(super) struct Member {
     pub waiting: bool,
     /// What it is at.
     pub phase: String,
+    /// Whether that may take any time.
+    pub long: bool,
 }
 
 /// Why a collective is late.
@@ -47,7 +49,8 @@ pub(super) fn judge(own: usize, members: &[Member], limit: Duration) -> Verdict 
         ));
     }
     let busy: Vec<_> = others().filter(|member| !member.waiting).collect();
-    if let Some(stuck) = busy.iter().filter(|member| member.idle_ms >= ms(limit)).max_by_key(|member| member.idle_ms) {
+    let stuck = busy.iter().filter(|member| !member.long && member.idle_ms >= ms(limit));
+    if let Some(stuck) = stuck.max_by_key(|member| member.idle_ms) {
         return Verdict::Lost(format!(
             "{} is alive but has hung for {:.1} s in {}",
             name(stuck),
@@ -90,7 +93,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(20);
 
     fn member(rank: usize, silent_ms: u64, idle_ms: u64, waiting: bool) -> Member {
-        Member { rank, host: format!("node{rank}"), silent_ms, idle_ms, waiting, phase: "step 3".into() }
+        Member { rank, host: format!("node{rank}"), silent_ms, idle_ms, waiting, phase: "step 3".into(), long: false }
     }
 
     fn lost(members: &[Member]) -> String {
@@ -117,6 +120,8 @@ mod tests {
         assert_eq!(judge(0, &members, LIMIT), Verdict::Slow("rank 1 on node1 is still at work in step 3".into()));
         let members = [member(0, 0, 20_000, true), member(1, 500, 21_000, false)];
         assert_eq!(lost(&members), "rank 1 on node1 is alive but has hung for 21.0 s in step 3");
+        let members = [members[0].clone(), Member { long: true, ..members[1].clone() }];
+        assert!(matches!(judge(0, &members, LIMIT), Verdict::Slow(_)));
     }
 
     #[test]

@@ -297,7 +297,11 @@ impl Communicator for MpiComm {
     }
 
     fn enter(&self, phase: &str) {
-        self.health.enter(phase);
+        self.health.enter(phase, false);
+    }
+
+    fn enter_long(&self, phase: &str) {
+        self.health.enter(phase, true);
     }
 
     fn abort(&self, code: i32, reason: &str) -> ! {

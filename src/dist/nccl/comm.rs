@@ -94,6 +94,10 @@ impl Communicator for NcclComm {
         self.host.enter(phase);
     }
 
+    fn enter_long(&self, phase: &str) {
+        self.host.enter_long(phase);
+    }
+
     fn abort(&self, code: i32, reason: &str) -> ! {
         self.host.abort(code, reason)
     }
