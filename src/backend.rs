@@ -16,12 +16,15 @@ pub type Cpu = burn::backend::Autodiff<burn::backend::Flex>;
 #[cfg(feature = "cuda")]
 pub type Gpu = burn::backend::Autodiff<burn::backend::Cuda>;
 
-/// The GPU of this rank: the one that the ranks have chosen, else the first that the process sees.
+/// The GPU of this rank: the one that the ranks have chosen, or choose now. A collective in the latter case.
 ///
 /// # Errors
 /// Why there is none, in one line: Burn itself would panic.
 #[cfg(feature = "cuda")]
 pub fn gpu(comm: &dyn crate::dist::Communicator) -> Result<burn::backend::cuda::CudaDevice, String> {
-    crate::dist::visible_gpus()?;
-    Ok(burn::backend::cuda::CudaDevice::new(comm.gpu().unwrap_or(0)))
+    use crate::dist::{choose_gpu, local_place, visible_gpus};
+    let visible = visible_gpus()?;
+    let choose = || choose_gpu(comm, local_place(comm)?, visible);
+    let number = comm.gpu().map_or_else(choose, Ok).map_err(|error| error.to_string())?;
+    Ok(burn::backend::cuda::CudaDevice::new(number))
 }

@@ -12,6 +12,7 @@ use ndarray_npy::NpzReader;
 use nnunet_dist::backend::Cpu;
 use nnunet_dist::config::Device;
 use nnunet_dist::dataset::{Dataset, DatasetJson, LabelValue, extract_fingerprint};
+use nnunet_dist::dist::Single;
 use nnunet_dist::image::{Geometry, Volume, read_header, read_labels, write_volume};
 use nnunet_dist::infer::{Blend, InferError, PredictOptions, WindowOptions, predict_folder};
 use nnunet_dist::model::{ModelDescription, UNet};
@@ -70,7 +71,7 @@ impl Bench {
     }
 
     fn predict(&self) -> Result<usize, InferError> {
-        predict_folder(&self.images(), &self.output(""), &self.options)
+        predict_folder(&self.images(), &self.output(""), &self.options, &Single)
     }
 
     /// The program, to write to the folder `output`.
@@ -310,7 +311,10 @@ fn what_cannot_be_predicted_is_named() {
     });
     bench.add("a", &image([18, 18, 18], 0, Geometry::default()));
     assert_names(bench.predict().unwrap_err(), &["a", "0001"]);
-    assert_names(predict_folder(Path::new("/nowhere"), &bench.output(""), &bench.options).unwrap_err(), &["/nowhere"]);
+    assert_names(
+        predict_folder(Path::new("/nowhere"), &bench.output(""), &bench.options, &Single).unwrap_err(),
+        &["/nowhere"],
+    );
     bench.options.checkpoint = bench.folder.path().join("checkpoint_best");
     assert_names(bench.predict().unwrap_err(), &["checkpoint_best", "train"]);
 }

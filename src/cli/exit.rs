@@ -21,6 +21,7 @@ use crate::image::ImageError;
 use crate::infer::InferError;
 use crate::model::TensorFileError;
 use crate::plan::PlanError;
+use crate::preprocess::PreprocessError;
 use crate::scaling::ScalingError;
 use crate::store::StoreError;
 use crate::train::TrainError;
@@ -70,7 +71,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     } else if cause.is::<Missing>()
         || matches!(cause.downcast_ref(), Some(ScalingError::Launcher { .. }))
         || matches!(cause.downcast_ref(), Some(TrainError::Device(_) | TrainError::Gpu(_)))
-        || matches!(cause.downcast_ref(), Some(InferError::Device(_)))
+        || matches!(cause.downcast_ref(), Some(InferError::Device(_) | InferError::Gpu(_)))
     {
         Some(MISSING)
     } else if cause.is::<ConfigError>()
@@ -79,6 +80,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || cause.is::<StoreError>()
         || cause.is::<TensorFileError>()
         || matches!(cause.downcast_ref(), Some(ScalingError::Setting(_)))
+        || matches!(cause.downcast_ref(), Some(PreprocessError::Case { .. }))
         || matches!(cause.downcast_ref(), Some(TrainError::Checkpoint { .. } | TrainError::Diverged { .. }))
         || matches!(cause.downcast_ref(), Some(InferError::Weights { .. } | InferError::Cases { .. }))
     {

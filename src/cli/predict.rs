@@ -4,15 +4,17 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::ranks::or_abort;
 use crate::config::Device;
-use crate::dist::{self, Single};
-use crate::infer::{self, Blend, PredictOptions, WindowOptions};
+use crate::dist;
+use crate::infer::{self, Blend, InferError, PredictOptions, WindowOptions};
 
 /// Segment images with a trained network, in each image's own geometry.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  nnunet-dist predict -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs -o predictions")]
+  nnunet-dist predict -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs -o predictions
+  mpirun -np 8 nnunet-dist predict -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs -o predictions --device cuda")]
 pub struct Predict {
     /// Run directory of `train`, or a model folder.
     #[arg(short, long, value_name = "DIR")]
@@ -92,10 +94,17 @@ impl Predict {
             save_probabilities: self.save_probabilities,
             device: self.device,
         };
-        // Reading, prediction and writing go on side by side: threads must not wait for work by spinning.
-        dist::divide_threads(&Single)?;
-        let cases = infer::predict_folder(&self.images, &self.output, &options)?;
-        println!("{cases} cases in {}", self.output.display());
-        Ok(())
+        let comm = dist::init()?;
+        match infer::predict_folder(&self.images, &self.output, &options, &*comm) {
+            // All ranks know them; one tells.
+            Err(InferError::Cases { .. }) if comm.rank() > 0 => Ok(()),
+            predicted => {
+                let cases = or_abort(predicted.map_err(anyhow::Error::from), &*comm)?;
+                if comm.rank() == 0 {
+                    println!("{cases} cases in {}", self.output.display());
+                }
+                Ok(())
+            }
+        }
     }
 }

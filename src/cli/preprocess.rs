@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use indexmap::IndexMap;
+use indicatif::ProgressBar;
 
+use super::ranks::or_abort;
 use crate::config::{Source, WorkDir};
 use crate::dataset::Dataset;
+use crate::dist::{self, Communicator};
 use crate::plan::Plans;
 use crate::preprocess::preprocess_dataset;
 
@@ -14,7 +17,8 @@ use crate::preprocess::preprocess_dataset;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  nnunet-dist preprocess -w hippocampus -c 3d_fullres -j 4")]
+  nnunet-dist preprocess -w hippocampus -c 3d_fullres -j 4
+  mpirun -np 8 nnunet-dist preprocess -w hippocampus")]
 pub struct Preprocess {
     /// Work folder that `plan` made.
     #[arg(short, long, value_name = "DIR")]
@@ -31,18 +35,29 @@ pub struct Preprocess {
 
 impl Preprocess {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        let comm = dist::init()?;
+        or_abort(self.preprocess(&*comm), &*comm)
+    }
+
+    fn preprocess(&self, comm: &dyn Communicator) -> anyhow::Result<()> {
         let work = WorkDir::new(&self.work);
         let source = Source::load(&work)?;
         let plans = Plans::load(&work.plans())?;
         let dataset = Dataset::open(&source.dataset)?;
         for (name, data_identifier) in self.chosen(&plans)? {
             let folder = work.preprocessed(&data_identifier);
-            let progress = super::progress_bar(dataset.cases.len(), &name);
+            // What rank 0 has done stands for all.
+            let progress = match comm.rank() {
+                0 => super::progress_bar(dataset.cases.len() / comm.world_size(), &name),
+                _ => ProgressBar::hidden(),
+            };
             let on_case = |_: &str| progress.inc(1);
-            let report = preprocess_dataset(&dataset, &plans, &name, &folder, self.jobs, &on_case)?;
+            let report = preprocess_dataset(&dataset, &plans, &name, &folder, self.jobs, &on_case, comm)?;
             progress.finish_and_clear();
             let (cases, seconds) = (report.cases, report.elapsed.as_secs_f64());
-            println!("{name}: {cases} cases in {seconds:.1} s, {}", folder.display());
+            if comm.rank() == 0 {
+                println!("{name}: {cases} cases in {seconds:.1} s, {}", folder.display());
+            }
         }
         Ok(())
     }

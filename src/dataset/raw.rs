@@ -74,6 +74,12 @@ impl Dataset {
 }
 
 impl CaseFiles {
+    /// Size of the image files, to which the time that a case takes is about proportional. A file that cannot be looked at
+    /// counts nothing: it fails when it is read.
+    pub fn bytes(&self) -> u64 {
+        self.images.iter().filter_map(|path| std::fs::metadata(path).ok()).map(|file| file.len()).sum()
+    }
+
     /// Reads the images, which must have `channels` channels together, and the label map.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ mod nccl;
 mod placement;
 mod rendezvous;
 mod single;
+mod spread;
 mod threads;
 mod wire;
 
@@ -39,6 +40,7 @@ pub use nccl::{NcclComm, NcclLink, Timeouts, nccl_version, visible_gpus};
 pub use placement::{LocalPlace, choose_gpu, local_place, refuse_shared_gpus};
 pub use rendezvous::{init, mpi_version};
 pub use single::Single;
+pub use spread::{assign, share_of};
 pub use threads::divide_threads;
 pub use wire::Wire;
 

@@ -27,6 +27,14 @@ pub fn evaluate_files(pairs: &[Pair], classes: &Classes) -> Result<Summary, Eval
     Ok(summarise(pairs, &count_files(pairs)?, classes))
 }
 
+/// As [`evaluate_files`], each case by itself.
+///
+/// # Errors
+/// As [`evaluate_files`].
+pub fn evaluate_cases(pairs: &[Pair], classes: &Classes) -> Result<Vec<CaseResult>, EvalError> {
+    Ok(evaluate_files(pairs, classes)?.metric_per_case)
+}
+
 /// Reads every pair, in parallel, and keeps only its counts.
 pub(super) fn count_files(pairs: &[Pair]) -> Result<Vec<Confusion>, EvalError> {
     let counts: Vec<_> = pairs.par_iter().map(count_pair).collect();

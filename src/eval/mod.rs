@@ -16,6 +16,6 @@ mod table;
 pub use classes::Classes;
 pub use confusion::Confusion;
 pub use error::EvalError;
-pub use evaluate::{Pair, evaluate_files};
+pub use evaluate::{Pair, evaluate_cases, evaluate_files};
 pub use folder::evaluate_folder;
 pub use summary::{CaseResult, Metrics, Summary};

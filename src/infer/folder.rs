@@ -13,6 +13,7 @@ use super::predictor::{Predictor, WindowOptions};
 use crate::backend::{ComputeBackend, Cpu};
 use crate::config::{Device, RunDir};
 use crate::dataset::{Case, CaseFiles, DatasetError, find_images};
+use crate::dist::{Communicator, share_of};
 use crate::fsio;
 use crate::image::write_labels;
 use crate::ops::NnOps;
@@ -38,15 +39,25 @@ impl PredictOptions {
 
 /// Segments every case of `images` into `output`, one label map per case; gives their number.
 ///
-/// While the network works on a case, the next is read and preprocessed and the last one is written.
+/// The ranks divide the cases by the size of their files. While the network works on a case, the next is read and
+/// preprocessed and the last one is written.
 ///
 /// # Errors
-/// The network or the images cannot be read. A case that fails does not stop the others; all such are named at the end.
-pub fn predict_folder(images: &Path, output: &Path, options: &PredictOptions) -> Result<usize, InferError> {
+/// The network or the images cannot be read. A case that fails does not stop the others; all such are named at the end,
+/// on all ranks alike.
+pub fn predict_folder(
+    images: &Path,
+    output: &Path,
+    options: &PredictOptions,
+    comm: &dyn Communicator,
+) -> Result<usize, InferError> {
     match options.device {
-        Device::Cpu => predict_on::<Cpu>(images, output, options, Default::default()),
+        Device::Cpu => predict_on::<Cpu>(images, output, options, comm, Default::default()),
         #[cfg(feature = "cuda")]
-        Device::Cuda => predict_on::<crate::backend::Gpu>(images, output, options, Default::default()),
+        Device::Cuda => {
+            let device = crate::backend::gpu(comm).map_err(InferError::Gpu)?;
+            predict_on::<crate::backend::Gpu>(images, output, options, comm, device)
+        }
         #[cfg(not(feature = "cuda"))]
         Device::Cuda => Err(InferError::Device("cuda")),
     }
@@ -56,11 +67,17 @@ fn predict_on<B: ComputeBackend>(
     images: &Path,
     output: &Path,
     options: &PredictOptions,
+    comm: &dyn Communicator,
     device: <B::InnerBackend as burn::tensor::backend::BackendTypes>::Device,
 ) -> Result<usize, InferError> {
     let predictor = Predictor::<B::InnerBackend>::open(&options.checkpoint, options.windows, device)?;
     let dataset = predictor.dataset();
-    let cases = find_images(images, &dataset.file_ending, dataset.num_channels())?;
+    let mut cases = find_images(images, &dataset.file_ending, dataset.num_channels())?;
+    let total = cases.len();
+    let own = share_of(comm, &cases.iter().map(CaseFiles::bytes).collect::<Vec<_>>());
+    let mut number = 0..total;
+    cases.retain(|_| number.next().is_some_and(|number| own.binary_search(&number).is_ok()));
+    comm.enter_long("prediction");
     fs::create_dir_all(output).map_err(|error| write_error(output, error))?;
 
     let (read, preprocessed) = bounded(1);
@@ -74,11 +91,21 @@ fn predict_on<B: ComputeBackend>(
         failed.extend(writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         failed
     });
+    failed = gather(&failed, comm)?;
     if failed.is_empty() {
-        return Ok(cases.len());
+        return Ok(total);
     }
     failed.sort();
-    Err(InferError::Cases { failed, total: cases.len() })
+    Err(InferError::Cases { failed, total })
+}
+
+/// The failures of all ranks.
+fn gather(failed: &[String], comm: &dyn Communicator) -> Result<Vec<String>, InferError> {
+    let messages = comm.all_gather_bytes(failed.join("\n").as_bytes(), "cases that failed")?;
+    let lines = messages
+        .iter()
+        .flat_map(|message| String::from_utf8_lossy(message).lines().map(str::to_owned).collect::<Vec<_>>());
+    Ok(lines.collect())
 }
 
 /// A case on its way, or why it goes no further.

@@ -6,14 +6,14 @@ use ndarray::{Array3, Array4};
 
 use super::InferError;
 use super::predictor::Predictor;
-use crate::dist::Communicator;
+use crate::dist::{Communicator, share_of};
 use crate::image::write_labels;
 use crate::ops::NnOps;
-use crate::store::{CaseStore, NativeStore, Patch, read_case_properties};
+use crate::store::{CaseStore, NativeStore, Patch, StoreError, read_case_properties};
 
 /// Predicts `cases` from the preprocessed store at `folder` into label maps of their raw geometry in `output`.
 ///
-/// Rank `r` of `n` predicts cases `r, r + n, …`; when this returns, all ranks are done.
+/// The ranks divide the cases by their size; gives the numbers of this rank's. When this returns, all ranks are done.
 ///
 /// # Errors
 /// A case cannot be read or written, or a rank is gone.
@@ -24,8 +24,10 @@ pub fn validate_fold<B: NnOps>(
     cases: &[String],
     output: &Path,
     comm: &dyn Communicator,
-) -> Result<(), InferError> {
-    for case in cases.iter().skip(comm.rank()).step_by(comm.world_size()) {
+) -> Result<Vec<usize>, InferError> {
+    let voxels = cases.iter().map(|case| Ok(store.info(case)?.shape.iter().product::<usize>() as u64));
+    let own = share_of(comm, &voxels.collect::<Result<Vec<_>, StoreError>>()?);
+    for case in own.iter().map(|&number| &cases[number]) {
         comm.enter_long(&format!("validation of {case}"));
         let info = store.info(case)?;
         let [z, y, x] = info.shape;
@@ -38,5 +40,6 @@ pub fn validate_fold<B: NnOps>(
         write_labels(&path, &segmentation.labels)?;
         tracing::debug!("validated {case}");
     }
-    Ok(comm.barrier("validation of cases")?)
+    comm.barrier("validation of cases")?;
+    Ok(own)
 }

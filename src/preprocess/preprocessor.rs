@@ -7,6 +7,7 @@ use super::locations::{ClassGroups, case_number};
 use super::normalize::Normalization;
 use super::{CaseProperties, PreprocessedCase};
 use crate::dataset::{Case, DatasetError, DatasetJson};
+use crate::dist::CommError;
 use crate::image::{self, Resampling};
 use crate::plan::{PlanError, Plans, ResamplingSpec};
 use crate::store::StoreError;
@@ -22,13 +23,21 @@ pub enum PreprocessError {
     Plans(#[from] PlanError),
     /// A case cannot be read.
     #[error("case {case}: {cause}")]
-    Read { case: String, cause: DatasetError },
+    Read {
+        case: String,
+        #[source]
+        cause: DatasetError,
+    },
     /// A case does not fit the plans.
     #[error("case {case}: {defect}")]
     Case { case: String, defect: String },
     /// A case cannot be written.
     #[error("case {case}: {cause}")]
-    Write { case: String, cause: StoreError },
+    Write {
+        case: String,
+        #[source]
+        cause: StoreError,
+    },
     /// A case met a bug.
     #[error("case {case}: preprocessing panicked with the message above; this is a bug, please report it")]
     Panic { case: String },
@@ -38,6 +47,9 @@ pub enum PreprocessError {
     /// The worker threads cannot be started.
     #[error("cannot start {jobs} preprocessing threads: {cause}; use fewer jobs")]
     Threads { jobs: usize, cause: rayon::ThreadPoolBuildError },
+    /// A rank is gone.
+    #[error("{0}")]
+    Comm(#[from] CommError),
 }
 
 /// What one configuration of the plans does to a case (nnU-Net v2, `default_preprocessor.py`).

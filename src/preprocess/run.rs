@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{PreprocessError, Preprocessor};
 use crate::dataset::{CaseFiles, Dataset};
+use crate::dist::{Communicator, ReduceOp, share_of};
 use crate::plan::Plans;
 use crate::store;
 
@@ -24,11 +25,12 @@ pub struct Report {
 
 /// Preprocesses every case of the dataset into the store at `out_dir`, replacing what is there.
 ///
-/// At most `jobs` cases are in memory at a time, on as many threads (0: one per core). `on_case` is told the name of
-/// each case that is done, from whichever thread did it.
+/// The ranks divide the cases by the size of their files. At most `jobs` cases are in memory of each at a time, on as many
+/// threads (0: one per core of the rank's). `on_case` is told the name of each case that this rank has done, from
+/// whichever thread did it.
 ///
 /// # Errors
-/// Of the first case that fails, by name; no further case is begun then, and the finished ones stay.
+/// Of the first case of this rank that fails, by name; no further case is begun then, and the finished ones stay.
 pub fn preprocess_dataset(
     dataset: &Dataset,
     plans: &Plans,
@@ -36,19 +38,26 @@ pub fn preprocess_dataset(
     out_dir: &Path,
     jobs: usize,
     on_case: &(dyn Fn(&str) + Sync),
+    comm: &dyn Communicator,
 ) -> Result<Report, PreprocessError> {
     let began = Instant::now();
     let preprocessor = Preprocessor::new(plans, configuration, &dataset.json)?;
-    store::clear(out_dir)?;
+    if comm.rank() == 0 {
+        store::clear(out_dir)?;
+    }
+    comm.barrier("begin of preprocessing")?;
+    comm.enter_long("preprocessing");
 
+    let costs: Vec<u64> = dataset.cases.iter().map(CaseFiles::bytes).collect();
+    let cases: Vec<&CaseFiles> = share_of(comm, &costs).into_iter().map(|number| &dataset.cases[number]).collect();
     let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(jobs)
+        .num_threads(if jobs == 0 { rayon::current_num_threads() } else { jobs })
         .build()
         .map_err(|cause| PreprocessError::Threads { jobs, cause })?;
     let voxels = AtomicUsize::new(0);
     // One feeder per case in flight: were the cases themselves a parallel iterator, a thread that waits for a part of
     // one case could begin another, and the number in memory would have no bound.
-    for_each_until_error(&dataset.cases, pool.current_num_threads(), &|files| -> Result<(), PreprocessError> {
+    for_each_until_error(&cases, pool.current_num_threads(), &|files| -> Result<(), PreprocessError> {
         let outcome =
             catch_unwind(AssertUnwindSafe(|| pool.install(|| preprocess_case(&preprocessor, dataset, files, out_dir))));
         let written = outcome.unwrap_or_else(|_| Err(PreprocessError::Panic { case: files.id.clone() }))?;
@@ -56,7 +65,9 @@ pub fn preprocess_dataset(
         on_case(&files.id);
         Ok(())
     })?;
-    Ok(Report { cases: dataset.cases.len(), voxels: voxels.into_inner(), elapsed: began.elapsed() })
+    let mut voxels = [voxels.into_inner() as f64];
+    comm.all_reduce_f64(&mut voxels, ReduceOp::Sum, "preprocessed voxels")?;
+    Ok(Report { cases: dataset.cases.len(), voxels: voxels[0] as usize, elapsed: began.elapsed() })
 }
 
 /// Reads, preprocesses and writes one case; gives the number of voxels written.

@@ -1,4 +1,4 @@
-//! The fold's held-out cases: predicted by all ranks, evaluated by rank 0.
+//! The fold's held-out cases: predicted and compared by all ranks, summed up by rank 0.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,8 @@ use super::TrainError;
 use super::setup::Job;
 use crate::config::{Source, WorkDir};
 use crate::dataset::Dataset;
-use crate::eval::{Classes, Pair, Summary, evaluate_files};
+use crate::dist::{CommError, Communicator, Fault};
+use crate::eval::{CaseResult, Classes, Pair, Summary, evaluate_cases};
 use crate::infer::{Predictor, WindowOptions, validate_fold};
 use crate::model::UNet;
 use crate::ops::NnOps;
@@ -28,25 +29,54 @@ pub fn evaluate_held_out<B: NnOps>(
     let output = job.config.run_dir().validation();
     let folder = work.preprocessed(&job.configuration.data_identifier);
     let predictor = Predictor::new(network, &job.model, WindowOptions::default(), device)?;
-    validate_fold(&predictor, &job.store, &folder, &job.validation_cases, &output, job.comm)?;
-    if job.comm.rank() > 0 {
-        return Ok(None);
-    }
+    let own = validate_fold(&predictor, &job.store, &folder, &job.validation_cases, &output, job.comm)?;
+    drop(predictor);
 
     let raw = Dataset::open(&Source::load(work)?.dataset)?;
     let truth: HashMap<&str, _> =
         raw.cases.iter().filter_map(|case| Some((case.id.as_str(), case.label.as_ref()?))).collect();
     let ending = &job.model.dataset.file_ending;
-    let pair = |case: &String| {
+    let pair = |&number: &usize| {
+        let case = &job.validation_cases[number];
         let prediction = output.join(format!("{case}{ending}"));
-        truth.get(case.as_str()).map(|reference| Pair { prediction, reference: reference.to_path_buf() })
+        truth.get(case.as_str()).map(|reference| (number, Pair { prediction, reference: reference.to_path_buf() }))
     };
-    let pairs: Vec<Pair> = job.validation_cases.iter().filter_map(pair).collect();
-    if pairs.is_empty() {
+    // Each rank compares what it has predicted.
+    let (numbers, pairs): (Vec<usize>, Vec<Pair>) = own.iter().filter_map(pair).unzip();
+    let results = evaluate_cases(&pairs, &Classes::of_dataset(&job.model.dataset))?;
+    let cases = gather(numbers, results, job.comm)?;
+    if job.comm.rank() > 0 {
+        return Ok(None);
+    }
+    if cases.is_empty() {
         tracing::warn!("{}: holds none of the held-out labels any more; no summary.json", raw.root.display());
         return Ok(None);
     }
-    let summary = evaluate_files(&pairs, &Classes::of_dataset(&job.model.dataset))?;
+    let summary = Summary::new(cases);
     summary.save(&output.join("summary.json"))?;
     Ok(Some(summary))
+}
+
+/// The results of all ranks, in the order of their numbers.
+fn gather(
+    numbers: Vec<usize>,
+    results: Vec<CaseResult>,
+    comm: &dyn Communicator,
+) -> Result<Vec<CaseResult>, TrainError> {
+    const WHAT: &str = "results of the held-out cases";
+    let own: Vec<_> = numbers.into_iter().zip(results).collect();
+    let message = serde_json::to_vec(&own).expect("names and numbers can be written as JSON");
+    let mut all = Vec::new();
+    for message in comm.all_gather_bytes(&message, WHAT)? {
+        let results: Vec<(usize, CaseResult)> = serde_json::from_slice(&message).map_err(|error| CommError {
+            rank: comm.rank(),
+            operation: WHAT.into(),
+            elapsed_s: 0.0,
+            fault: Fault::Disagreement,
+            reason: format!("another rank runs another version of the program: {error}"),
+        })?;
+        all.extend(results);
+    }
+    all.sort_by_key(|(number, _)| *number);
+    Ok(all.into_iter().map(|(_, result)| result).collect())
 }

@@ -1,0 +1,63 @@
+//! Which rank takes which case, where each is work by itself.
+
+use std::cmp::Reverse;
+
+use super::Communicator;
+
+/// Divides items of these costs over `ranks`: the largest first, each to the rank that has the least so far. No rank gets
+/// more than 4/3 of what the best division would give it (Graham 1969, "Bounds on multiprocessing timing anomalies").
+///
+/// Gives the items of each rank, in ascending order.
+pub fn assign(costs: &[u64], ranks: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..costs.len()).collect();
+    order.sort_by_key(|&item| (Reverse(costs[item]), item));
+    let mut loads = vec![0u64; ranks];
+    let mut shares = vec![Vec::new(); ranks];
+    for item in order {
+        let rank = (0..ranks).min_by_key(|&rank| (loads[rank], shares[rank].len(), rank)).expect("there is a rank");
+        loads[rank] += costs[item];
+        shares[rank].push(item);
+    }
+    shares.iter_mut().for_each(|share| share.sort_unstable());
+    shares
+}
+
+/// This rank's items, in ascending order. All ranks must know the same costs.
+pub fn share_of(comm: &dyn Communicator, costs: &[u64]) -> Vec<usize> {
+    assign(costs, comm.world_size()).swap_remove(comm.rank())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_are_dealt_first() {
+        assert_eq!(assign(&[1, 9, 4, 5, 2], 2), [vec![0, 1], vec![2, 3, 4]]);
+        assert_eq!(assign(&[], 3), vec![Vec::<usize>::new(); 3]);
+    }
+
+    #[test]
+    fn items_that_cost_nothing_are_dealt_out_too() {
+        let lengths: Vec<_> = assign(&[0; 5], 2).iter().map(Vec::len).collect();
+        assert_eq!(lengths, [3, 2]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_item_has_one_rank_and_no_rank_too_much(
+            costs in proptest::collection::vec(0u64..1000, 0..60),
+            ranks in 1usize..9,
+        ) {
+            let shares = assign(&costs, ranks);
+            let mut items: Vec<usize> = shares.iter().flatten().copied().collect();
+            items.sort_unstable();
+            assert_eq!(items, (0..costs.len()).collect::<Vec<_>>());
+            // No division is better than this.
+            let total: u64 = costs.iter().sum();
+            let least = total.div_ceil(ranks as u64).max(costs.iter().copied().max().unwrap_or(0));
+            let most = shares.iter().map(|share| share.iter().map(|&item| costs[item]).sum::<u64>()).max();
+            assert!(most <= Some(least * 2), "{most:?} where {least} may be possible");
+        }
+    }
+}
