@@ -25,6 +25,8 @@ pub enum Purpose {
     Dataset = 5,
     /// Generated phantom datasets; index = case number.
     Phantom = 6,
+    /// The order of the cases of an epoch; index = position in the global batch and number of the turn.
+    CaseOrder = 7,
 }
 
 /// Opens the stream of `(seed, purpose, epoch, index)`.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ndarray::{Array3, Array4};
 use nnunet_dist::augment::{Pipeline, Spatial};
-use nnunet_dist::loader::{Batch, Loader, LoaderError, LoaderOptions, SampleId, Sampler, SamplerOptions};
+use nnunet_dist::loader::{Batch, Loader, LoaderError, LoaderOptions, SampleId, Sampler, SamplerOptions, Shard};
 use nnunet_dist::rng::Purpose;
 use nnunet_dist::store::{CaseInfo, CaseStore, Patch, StoreError};
 
@@ -105,6 +105,7 @@ fn sampler(store: &Arc<MemoryStore>, global_batch_size: usize, pipeline: &Pipeli
         final_patch_size: pipeline.patch_size(),
         global_batch_size,
         oversample_foreground: 0.33,
+        shard: Shard::Random,
     };
     Sampler::new(store.clone(), store.ids.clone(), options).unwrap()
 }
@@ -235,6 +236,7 @@ fn boxes_cover_exactly_the_range_that_nnunet_allows() {
             final_patch_size: PATCH,
             global_batch_size: 1,
             oversample_foreground: 0.0,
+            shard: Shard::Random,
         };
         let sampler = Sampler::new(store.clone(), store.ids.clone(), options).unwrap();
         let drawn: Vec<_> = (0..3000).map(|index| sampler.draw(0, index).unwrap().lo).collect();
@@ -348,4 +350,39 @@ fn waiting_is_counted_and_a_dropped_loader_leaves_no_thread() {
     assert_eq!(loader.take_wait(), Duration::ZERO);
     drop(loader);
     assert_eq!(Arc::strong_count(&store), 1, "a worker still holds the store");
+}
+
+#[test]
+fn cases_dealt_out_give_the_same_global_batches_on_any_number_of_ranks() {
+    let store = Arc::new(MemoryStore::new(&[[12, 12, 12]; 8]));
+    let samples = |world_size: usize| {
+        let drawn = (0..world_size).flat_map(|rank| {
+            let options = SamplerOptions {
+                seed: 3,
+                purpose: Purpose::TrainSample,
+                patch_size: PATCH,
+                final_patch_size: PATCH,
+                global_batch_size: 4,
+                oversample_foreground: 0.33,
+                shard: Shard::Epoch,
+            };
+            let sampler = Sampler::new(store.clone(), store.ids.clone(), options).unwrap();
+            let options = LoaderOptions { batch_per_rank: 4 / world_size, ..self::options(rank, world_size, 2) };
+            let loader = Loader::start(store.clone(), sampler, Arc::new(Pipeline::none(PATCH)), options).unwrap();
+            let samples: Vec<SampleId> = drain(loader).into_iter().flat_map(|batch| batch.samples).collect();
+            let cases: BTreeSet<_> = samples.iter().map(|sample| sample.case.clone()).collect();
+            assert_eq!(cases.len(), 8 / world_size, "a rank meets its part of the cases only");
+            samples
+        });
+        let mut samples: Vec<_> = drawn.collect();
+        samples.sort_by_key(|sample| (sample.epoch, sample.index));
+        samples
+    };
+    let one = samples(1);
+    assert_eq!(one, samples(2));
+    assert_eq!(one, samples(4));
+    // The cases of a position are neither always forced to foreground nor never.
+    let forced: BTreeSet<_> = one.iter().filter(|sample| sample.class.is_some()).map(|sample| &sample.case).collect();
+    let free: BTreeSet<_> = one.iter().filter(|sample| sample.class.is_none()).map(|sample| &sample.case).collect();
+    assert!(forced.len() > 4 && free.len() > 4, "{forced:?} and {free:?}");
 }

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use ndarray::{Array3, Array4};
 use nnunet_dist::image::Geometry;
 use nnunet_dist::store::{
-    CaseProperties, CaseStore, NativeStore, Patch, PreprocessedCase, clear, read_case_properties, write_case,
+    CachedStore, CaseProperties, CaseStore, NativeStore, Patch, PreprocessedCase, clear, read_case_properties,
+    write_case,
 };
 
 const SHAPE: [usize; 3] = [5, 7, 6];
@@ -195,4 +197,35 @@ fn clearing_removes_cases_and_leftovers_and_nothing_else() {
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["notes.txt"]);
     clear(&folder.path().join("never made")).unwrap();
+}
+
+#[test]
+fn a_cache_gives_what_the_store_gives_and_keeps_to_its_bound() {
+    let cases: Vec<_> = (0..4).map(|number| case(2, [5 + number, 7, 6])).collect();
+    let folder = stored(&[("a", &cases[0]), ("b", &cases[1]), ("c", &cases[2]), ("d", &cases[3])]);
+    let store = Arc::new(NativeStore::open(folder.path()).unwrap());
+    let bytes = |number: usize| (5 + number) * 7 * 6 * (2 * 4 + 2);
+    // Room for two of them, for none, for all.
+    for bound in [bytes(3) + bytes(2), 100, 1 << 20] {
+        let cached = CachedStore::new(store.clone(), bound);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (cached, store) = (&cached, &store);
+                scope.spawn(move || {
+                    for turn in 0..40_usize {
+                        let id = ["a", "b", "c", "d"][(turn * 7 + thread) % 4];
+                        let lo = [turn as isize % 7 - 3, thread as isize - 2, 1];
+                        let [mut ours, mut expected] = [(); 2].map(|()| dirty_patch(2, [4, 5, 6]));
+                        cached.read_patch(id, lo, &mut ours).unwrap();
+                        store.read_patch(id, lo, &mut expected).unwrap();
+                        assert_eq!(ours, expected, "{id} at {lo:?}");
+                        assert!(cached.bytes() <= bound, "{} of {bound}", cached.bytes());
+                    }
+                });
+            }
+        });
+        assert_eq!(cached.bytes() > 0, bound > 100);
+    }
+    let cached = CachedStore::new(store, 1 << 20);
+    assert!(cached.read_patch("e", [0; 3], &mut dirty_patch(2, [4, 5, 6])).is_err());
 }

@@ -15,7 +15,7 @@ use nnunet_dist::augment::Pipeline;
 use nnunet_dist::config::{RunConfig, RunDir};
 use nnunet_dist::dataset::Splits;
 use nnunet_dist::eval::Summary;
-use nnunet_dist::loader::{Loader, LoaderOptions, SampleId, Sampler, SamplerOptions};
+use nnunet_dist::loader::{Loader, LoaderOptions, SampleId, Sampler, SamplerOptions, Shard};
 use nnunet_dist::model::SavedModel;
 use nnunet_dist::rng::Purpose;
 use nnunet_dist::store::NativeStore;
@@ -156,6 +156,18 @@ fn eight_processes_under_mpirun_train_as_one_with_sixteen_times_the_batch() {
     trains_as_one(&Workshop::new(), 8, &["--accumulate", "2", "--epochs", "2", "--val-iters", "1"]);
 }
 
+/// Each process keeps its part of the cases in memory, read from copies that the processes have made together.
+#[test]
+fn cases_dealt_out_cached_and_staged_train_as_one() {
+    let shop = Workshop::new();
+    let disk = shop.path("disk");
+    let stage_dir = format!("--stage-dir={}", disk.display());
+    trains_as_one(&shop, 2, &["--shard", "epoch", "--cache-gb", "0.5", &stage_dir]);
+    let staged = fs::read_dir(&disk).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(names(&staged), names(&shop.store()));
+    assert_eq!(unfinished(&shop.path("")), Vec::<String>::new());
+}
+
 /// Trains with one process and with several of one sample per batch, and compares the losses.
 #[track_caller]
 fn trains_as_one(shop: &Workshop, processes: usize, flags: &[&str]) {
@@ -286,6 +298,7 @@ fn samples(shop: &Workshop, world_size: usize) -> Vec<SampleId> {
             final_patch_size: pipeline.patch_size(),
             global_batch_size: 2,
             oversample_foreground: 0.33,
+            shard: Shard::Random,
         };
         let sampler = Sampler::new(store.clone(), cases.to_vec(), options).unwrap();
         let options = LoaderOptions {

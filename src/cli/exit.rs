@@ -23,7 +23,7 @@ use crate::model::TensorFileError;
 use crate::plan::PlanError;
 use crate::preprocess::PreprocessError;
 use crate::scaling::ScalingError;
-use crate::store::StoreError;
+use crate::store::{StageError, StoreError};
 use crate::train::TrainError;
 
 /// An error that is nobody's fault but ours.
@@ -81,6 +81,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || cause.is::<TensorFileError>()
         || matches!(cause.downcast_ref(), Some(ScalingError::Setting(_)))
         || matches!(cause.downcast_ref(), Some(PreprocessError::Case { .. }))
+        || matches!(cause.downcast_ref(), Some(StageError::Copy { .. }))
         || matches!(cause.downcast_ref(), Some(TrainError::Checkpoint { .. } | TrainError::Diverged { .. }))
         || matches!(cause.downcast_ref(), Some(InferError::Weights { .. } | InferError::Cases { .. }))
     {

@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::config::{ConfigError, Device, FoldId, Layer, OptimizerKind, Precision, RunConfig, WorkDir};
 use crate::dist::Wire;
+use crate::loader::Shard;
 use crate::plan::Plans;
 
 /// The settings of a run.
@@ -50,6 +51,18 @@ pub struct RunFlags {
     /// Seed of every random draw [default: 1234].
     #[arg(long, value_name = "N")]
     seed: Option<u32>,
+
+    /// Which case each sample takes [default: random].
+    #[arg(long, value_enum, value_name = "ORDER")]
+    shard: Option<Shard>,
+
+    /// GB of preprocessed cases that each process keeps in memory [default: 0].
+    #[arg(long, value_name = "GB")]
+    cache_gb: Option<f64>,
+
+    /// Folder on a local disk of each host, for copies of the preprocessed cases.
+    #[arg(long, value_name = "DIR")]
+    stage_dir: Option<PathBuf>,
 
     /// Where tensors are computed [default: cpu].
     #[arg(long, value_enum, value_name = "DEVICE")]
@@ -145,6 +158,9 @@ impl RunFlags {
             .set("seed", self.seed)
             .set("device", name_of(self.device))
             .set("precision", name_of(self.precision))
+            .set("data.shard", name_of(self.shard))
+            .set("data.cache_gb", self.cache_gb)
+            .set("data.stage_dir", self.stage_dir.as_ref().map(|path| path.display().to_string()))
             .set("run_dir", self.run_dir.as_ref().map(|path| path.display().to_string()))
             .set("training.epochs", self.epochs)
             .set("training.iterations_per_epoch", self.iters_per_epoch)

@@ -9,6 +9,7 @@ use super::{
     ScheduleConfig, ScheduleKind, TrainingConfig,
 };
 use crate::dist::Wire;
+use crate::loader::Shard;
 
 /// Every key with its default.
 pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>) -> Table {
@@ -34,6 +35,9 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>) ->
             augmentation: AugmentationPreset::Nnunet,
             // On the CPU the loader shares the cores with the network.
             workers: if device == Device::Cuda { 8 } else { 2 },
+            shard: Shard::Random,
+            cache_gb: 0.0,
+            stage_dir: PathBuf::new(),
         },
         optimizer: OptimizerConfig::default_of(optimizer.unwrap_or(OptimizerKind::Sgd)),
         schedule: ScheduleConfig {

@@ -6,6 +6,7 @@ use super::layer::{Layer, one_line};
 use super::{ConfigError, FoldId, RunDir, defaults};
 use crate::dist::Wire;
 use crate::fsio;
+use crate::loader::Shard;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,12 @@ pub struct DataConfig {
     pub augmentation: AugmentationPreset,
     /// Loader threads per rank.
     pub workers: usize,
+    /// Which case each sample takes.
+    pub shard: Shard,
+    /// GB of cases that each rank keeps in memory; 0 for none.
+    pub cache_gb: f64,
+    /// Folder on a local disk of each host for copies of the cases; empty for none.
+    pub stage_dir: PathBuf,
 }
 
 /// How ranks work together.

@@ -42,6 +42,7 @@ impl RunConfig {
             ("optimizer.weight_decay", optimizer.weight_decay),
             ("optimizer.clip", optimizer.clip),
             ("schedule.power", schedule.power),
+            ("data.cache_gb", data.cache_gb),
             ("schedule.end_lr", schedule.end_lr),
         ];
         for (key, value) in not_negative {

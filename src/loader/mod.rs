@@ -9,11 +9,13 @@
 
 mod batch;
 mod error;
+mod order;
 mod prefetch;
 mod sampler;
 mod worker;
 
 pub use batch::{Batch, SampleId};
 pub use error::LoaderError;
+pub use order::Shard;
 pub use prefetch::{Loader, LoaderOptions};
 pub use sampler::{Sampler, SamplerOptions};

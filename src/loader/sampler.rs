@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use rand::Rng;
 
-use super::{LoaderError, SampleId};
+use super::order::Deal;
+use super::{LoaderError, SampleId, Shard};
 use crate::rng::{Purpose, Stream, stream};
 use crate::store::{CaseInfo, CaseStore, StoreError};
 
 /// Draws patches as nnU-Net v2 does (`nnUNetDataLoader`): the case uniformly with replacement, then a box anywhere in
-/// it or, for the last third of each global batch, a box centred on a voxel of a foreground class.
+/// it or, for the last third of each global batch, a box centred on a voxel of a foreground class. [`Shard::Epoch`] deals
+/// the cases out instead.
 ///
 /// A sample depends on nothing but the options and its number, so the sampler is shared freely between threads.
 pub struct Sampler {
@@ -18,6 +20,8 @@ pub struct Sampler {
     options: SamplerOptions,
     /// Positions in the global batch from this one on are forced to foreground.
     first_forced: u64,
+    /// For [`Shard::Epoch`].
+    deal: Option<Deal>,
 }
 
 /// What a [`Sampler`] draws from and for.
@@ -35,6 +39,8 @@ pub struct SamplerOptions {
     pub global_batch_size: usize,
     /// Part of the global batch that is forced to foreground; nnU-Net's default is 0.33.
     pub oversample_foreground: f64,
+    /// Which case each sample takes.
+    pub shard: Shard,
 }
 
 impl Sampler {
@@ -68,7 +74,10 @@ impl Sampler {
         }
         // Python's `round`, with which nnU-Net decides, rounds halves to even.
         let unforced = options.global_batch_size as f64 * (1.0 - options.oversample_foreground);
-        Ok(Self { store, cases, options, first_forced: unforced.round_ties_even() as u64 })
+        let first_forced = unforced.round_ties_even() as u64;
+        let deal =
+            (options.shard == Shard::Epoch).then(|| Deal::new(options.seed, cases.len(), options.global_batch_size));
+        Ok(Self { store, cases, options, first_forced, deal })
     }
 
     /// The options it was made with.
@@ -90,18 +99,29 @@ impl Sampler {
     /// [`LoaderError::Sample`] if the store knows nothing of the drawn case.
     pub fn draw(&self, epoch: u64, index: u64) -> Result<SampleId, LoaderError> {
         let mut rng = stream(self.options.seed, self.options.purpose, epoch, index);
-        let case = choose(&self.cases, &mut rng);
+        let (iteration, position) = (index / self.options.global_batch_size as u64, self.position(index));
+        let case = match &self.deal {
+            Some(deal) => &self.cases[deal.case(epoch, iteration, position as usize)],
+            None => choose(&self.cases, &mut rng),
+        };
         let info = self.store.info(case).map_err(|error| LoaderError::Sample {
             case: case.clone(),
             epoch,
             index,
             cause: error.to_string(),
         })?;
-        let forced = index % self.options.global_batch_size as u64 >= self.first_forced;
+        // Positions that have cases of their own take turns in being forced; or else some cases always were.
+        let turn = if self.deal.is_some() { iteration } else { 0 };
+        let forced = self.position(position + turn) >= self.first_forced;
         let foreground = if forced { draw_foreground(info, &mut rng) } else { None };
         let (class, voxel) = foreground.unzip();
         let lo = self.place(info.shape, voxel, &mut rng);
         Ok(SampleId { epoch, index, case: case.clone(), lo, class })
+    }
+
+    /// The position in the global batch of a sample's number.
+    fn position(&self, index: u64) -> u64 {
+        index % self.options.global_batch_size as u64
     }
 
     /// The lower corner of the box to read: centred on `voxel` but not below the lower bound, or anywhere within the

@@ -3,15 +3,19 @@
 //! Training sees only [`CaseStore`]; [`NativeStore`] implements it over the folder that preprocessing fills with
 //! [`write_case`]. A case is listed only when it is whole, and every file is checked before the first patch is read.
 
+mod cached;
 mod case;
 mod crop;
 mod native;
 mod npy;
+mod stage;
 
 use std::path::PathBuf;
 
+pub use cached::CachedStore;
 pub use case::{CaseProperties, PreprocessedCase};
 pub use native::{NativeStore, clear, read_case_properties, write_case};
+pub use stage::{StageError, stage};
 
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]

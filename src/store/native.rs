@@ -18,8 +18,8 @@ const LABELS: &str = "_seg.npy";
 const PROPERTIES: &str = ".json";
 
 /// What lies outside the image, as nnU-Net pads.
-const OUTSIDE_INTENSITY: f32 = 0.0;
-const OUTSIDE_LABEL: i16 = -1;
+pub(super) const OUTSIDE_INTENSITY: f32 = 0.0;
+pub(super) const OUTSIDE_LABEL: i16 = -1;
 
 /// A folder with three files per case, all of which NumPy or any editor can open:
 ///
@@ -167,6 +167,11 @@ pub fn clear(folder: &Path) -> Result<(), StoreError> {
         .partition(|name| name.ends_with(PROPERTIES));
     // The json files first: no case is ever listed whose arrays are gone.
     properties.iter().chain(&arrays).try_for_each(|name| remove(&folder.join(name)))
+}
+
+/// The files of a case.
+pub(super) fn files_of(folder: &Path, id: &str) -> [PathBuf; 3] {
+    [DATA, LABELS, PROPERTIES].map(|ending| file(folder, id, ending))
 }
 
 fn file(folder: &Path, id: &str, ending: &str) -> PathBuf {

@@ -9,7 +9,7 @@ use crate::infer::InferError;
 use crate::loader::LoaderError;
 use crate::model::TensorFileError;
 use crate::plan::PlanError;
-use crate::store::StoreError;
+use crate::store::{StageError, StoreError};
 use crate::telemetry::TelemetryError;
 
 /// A training run that cannot begin or go on.
@@ -24,6 +24,9 @@ pub enum TrainError {
     /// The preprocessed cases cannot be read.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// The preprocessed cases cannot be copied to a local disk.
+    #[error("{0}")]
+    Stage(#[from] StageError),
     /// A batch could not be made.
     #[error("{0}")]
     Loader(#[from] LoaderError),

@@ -27,9 +27,8 @@ pub fn evaluate_held_out<B: NnOps>(
         return Ok(None);
     }
     let output = job.config.run_dir().validation();
-    let folder = work.preprocessed(&job.configuration.data_identifier);
     let predictor = Predictor::new(network, &job.model, WindowOptions::default(), device)?;
-    let own = validate_fold(&predictor, &job.store, &folder, &job.validation_cases, &output, job.comm)?;
+    let own = validate_fold(&predictor, &job.store, &job.folder, &job.validation_cases, &output, job.comm)?;
     drop(predictor);
 
     let raw = Dataset::open(&Source::load(work)?.dataset)?;

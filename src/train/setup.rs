@@ -1,6 +1,6 @@
 //! From a configuration to a trainer that is ready to run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::TrainError;
@@ -14,13 +14,13 @@ use crate::backend::ComputeBackend;
 use crate::config::{AugmentationPreset, DistConfig, FoldId, OptimizerConfig, OptimizerKind, RunConfig, WorkDir};
 use crate::dataset::{DatasetJson, Splits};
 use crate::dist::{Communicator, check_agreement};
-use crate::loader::{Loader, LoaderOptions, Sampler, SamplerOptions};
+use crate::loader::{Loader, LoaderOptions, Sampler, SamplerOptions, Shard};
 use crate::loss::{SegmentationLoss, Target, weights};
 use crate::model::{ModelDescription, TensorState, UNet};
 use crate::optim::{Adam, Optimizer, Rule, Schedule, Sgd};
 use crate::plan::{Configuration, Plans};
 use crate::rng::Purpose;
-use crate::store::{CaseStore, NativeStore, StoreError};
+use crate::store::{CachedStore, CaseStore, NativeStore, StoreError, stage};
 use crate::telemetry::Observers;
 
 /// Batches prepared ahead of the one in use.
@@ -31,6 +31,8 @@ pub struct Job<'a> {
     pub config: &'a RunConfig,
     pub model: ModelDescription,
     pub configuration: Configuration,
+    /// Where the store lies.
+    pub folder: PathBuf,
     pub store: Arc<NativeStore>,
     /// Cases of the fold to train and to validate on; the same for [`FoldId::All`].
     pub train_cases: Vec<String>,
@@ -58,17 +60,21 @@ impl<'a> Job<'a> {
                 (train.to_vec(), validation.to_vec())
             }
         };
+        let (folder, store) = match config.data.stage_dir.as_os_str().is_empty() {
+            true => (folder, store),
+            false => stage_cases(&folder, [&train_cases, &validation_cases], config, comm)?,
+        };
         let mirror_axes = if configuration.is_2d() { vec![1, 2] } else { vec![0, 1, 2] };
         let model = ModelDescription { plans, dataset, configuration: config.configuration.clone(), mirror_axes };
-        let job = Self { config, model, configuration, store, train_cases, validation_cases, comm };
+        let job = Self { config, model, configuration, folder, store, train_cases, validation_cases, comm };
         check_agreement(comm, "configuration, plans or cases", job.fingerprint().as_bytes())?;
         Ok(job)
     }
 
     /// All that must be the same on every rank for them to train one network.
     fn fingerprint(&self) -> String {
-        let Self { config, model, store, train_cases, .. } = self;
-        format!("{}\n{model:?}\n{:?}\n{train_cases:?}", config.to_toml(), store.case_ids())
+        let Self { config, model, train_cases, validation_cases, .. } = self;
+        format!("{}\n{model:?}\n{train_cases:?}\n{validation_cases:?}", config.to_toml())
     }
 
     /// Builds this rank's trainer, from the start or from `checkpoint_latest`.
@@ -158,8 +164,15 @@ impl<'a> Job<'a> {
             final_patch_size: patch_size,
             global_batch_size: config.training.batch_size * comm.world_size() * accumulate,
             oversample_foreground: config.data.oversample_foreground,
+            shard: if is_training { config.data.shard } else { Shard::Random },
         };
-        let sampler = Sampler::new(self.store.clone(), cases.clone(), sampler)?;
+        let store: Arc<dyn CaseStore> = match (config.data.cache_gb * 1e9) as usize {
+            0 => self.store.clone(),
+            // The validation samples get no part of it: any of their cases may come at any time.
+            bound if is_training => Arc::new(CachedStore::new(self.store.clone(), bound)),
+            _ => self.store.clone(),
+        };
+        let sampler = Sampler::new(store.clone(), cases.clone(), sampler)?;
         let options = LoaderOptions {
             rank: comm.rank(),
             world_size: comm.world_size(),
@@ -173,7 +186,7 @@ impl<'a> Job<'a> {
                 false => config.training.validation_iterations as u64,
             },
         };
-        Ok(Loader::start(self.store.clone(), sampler, pipeline, options)?)
+        Ok(Loader::start(store, sampler, pipeline, options)?)
     }
 }
 
@@ -184,6 +197,21 @@ impl From<ReadError> for TrainError {
             ReadError::Comm(error) => error.into(),
         }
     }
+}
+
+/// Opens the copies of the fold's cases on this host, which are made where they are missing.
+fn stage_cases(
+    folder: &Path,
+    parts: [&Vec<String>; 2],
+    config: &RunConfig,
+    comm: &dyn Communicator,
+) -> Result<(PathBuf, Arc<NativeStore>), TrainError> {
+    let mut cases: Vec<String> = parts.into_iter().flatten().cloned().collect();
+    cases.sort();
+    cases.dedup();
+    let staged = stage(folder, &cases, &config.data.stage_dir, comm)?;
+    let store = Arc::new(NativeStore::open(&staged)?);
+    Ok((staged, store))
 }
 
 /// A class that the dataset's description lacks would have no logit.

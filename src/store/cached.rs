@@ -1,0 +1,137 @@
+//! Whole cases kept in memory, for stores that are slow to read.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use ndarray::{Array3, Array4};
+
+use super::crop::copy_box;
+use super::native::{OUTSIDE_INTENSITY, OUTSIDE_LABEL};
+use super::{CaseInfo, CaseStore, Patch, StoreError};
+
+/// A store that keeps the cases last used, up to a bound.
+///
+/// The native store is mapped into memory, so that on a local disk the operating system does the same. Over a network it
+/// does so less reliably, and drops what other programs push out.
+pub struct CachedStore {
+    inner: Arc<dyn CaseStore>,
+    bound: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    cases: HashMap<String, Cached>,
+    bytes: usize,
+    /// Counts the uses.
+    clock: u64,
+}
+
+struct Cached {
+    case: Arc<Case>,
+    bytes: usize,
+    last_used: u64,
+}
+
+/// A case, or a place for it that the first who comes fills while the others wait.
+type Case = OnceLock<Result<Patch, StoreError>>;
+
+impl CachedStore {
+    /// Keeps at most `bound` bytes of cases of `inner`. A case that is larger is always read anew.
+    pub fn new(inner: Arc<dyn CaseStore>, bound: usize) -> Self {
+        Self { inner, bound, state: Mutex::default() }
+    }
+
+    /// Bytes kept at the moment.
+    pub fn bytes(&self) -> usize {
+        self.state().bytes
+    }
+
+    /// The place of a case; `None` if it is too large.
+    fn place(&self, case: &str, info: &CaseInfo) -> Option<Arc<Case>> {
+        let voxels = info.shape.iter().product::<usize>();
+        let bytes = voxels * (info.channels * size_of::<f32>() + size_of::<i16>());
+        if bytes > self.bound {
+            return None;
+        }
+        let mut state = self.state();
+        state.clock += 1;
+        let now = state.clock;
+        if let Some(cached) = state.cases.get_mut(case) {
+            cached.last_used = now;
+            return Some(cached.case.clone());
+        }
+        while state.bytes + bytes > self.bound {
+            state.drop_least_recently_used();
+        }
+        state.bytes += bytes;
+        let place = Arc::new(Case::new());
+        state.cases.insert(case.to_owned(), Cached { case: place.clone(), bytes, last_used: now });
+        Some(place)
+    }
+
+    fn read_whole(&self, case: &str, info: &CaseInfo) -> Result<Patch, StoreError> {
+        let [z, y, x] = info.shape;
+        let mut whole = Patch { data: Array4::zeros((info.channels, z, y, x)), labels: Array3::zeros((z, y, x)) };
+        self.inner.read_patch(case, [0; 3], &mut whole)?;
+        Ok(whole)
+    }
+
+    /// What could not be read may be readable next time.
+    fn forget(&self, case: &str) {
+        let mut state = self.state();
+        if let Some(cached) = state.cases.remove(case) {
+            state.bytes -= cached.bytes;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn drop_least_recently_used(&mut self) {
+        let oldest = self.cases.iter().min_by_key(|(_, cached)| cached.last_used).map(|(case, _)| case.clone());
+        let oldest = oldest.expect("bytes are kept, so there is a case");
+        if let Some(cached) = self.cases.remove(&oldest) {
+            self.bytes -= cached.bytes;
+        }
+    }
+}
+
+impl CaseStore for CachedStore {
+    fn case_ids(&self) -> &[String] {
+        self.inner.case_ids()
+    }
+
+    fn info(&self, case: &str) -> Result<&CaseInfo, StoreError> {
+        self.inner.info(case)
+    }
+
+    /// # Panics
+    /// As [`super::NativeStore::read_patch`].
+    fn read_patch(&self, case: &str, lo: [isize; 3], patch: &mut Patch) -> Result<(), StoreError> {
+        let info = self.inner.info(case)?;
+        let Some(place) = self.place(case, info) else { return self.inner.read_patch(case, lo, patch) };
+        let whole = match place.get_or_init(|| self.read_whole(case, info)) {
+            Ok(whole) => whole,
+            Err(_) => {
+                self.forget(case);
+                // The error itself belongs to the one who met it; this meets its own.
+                return self.inner.read_patch(case, lo, patch);
+            }
+        };
+        let (_, z, y, x) = patch.data.dim();
+        let (size, voxels) = ([z, y, x], info.shape.iter().product::<usize>());
+        let sources = whole.data.as_slice().expect("made in C order").chunks_exact(voxels);
+        let targets = patch.data.as_slice_mut().expect("patches are in C order").chunks_exact_mut((z * y * x).max(1));
+        for (source, target) in sources.zip(targets) {
+            copy_box(source, info.shape, lo, target, size, OUTSIDE_INTENSITY);
+        }
+        let source = whole.labels.as_slice().expect("made in C order");
+        let target = patch.labels.as_slice_mut().expect("patches are in C order");
+        copy_box(source, info.shape, lo, target, size, OUTSIDE_LABEL);
+        Ok(())
+    }
+}
