@@ -16,5 +16,7 @@ mod job;
 mod launch;
 #[path = "cluster/runs.rs"]
 mod runs;
+#[path = "cluster/slurm.rs"]
+mod slurm;
 #[path = "common/work.rs"]
 mod work;
