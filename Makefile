@@ -6,11 +6,12 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 PROFILE ?= dev
 CARGO := cargo
 
-.PHONY: help demo test setup fmt doc
+.PHONY: help demo test test-cluster setup fmt doc
 
 help:
 	@echo 'make demo   generate a dataset, train on it with two processes, print its Dice'
 	@echo 'make test   everything a change must pass'
+	@echo 'make test-cluster   the tests on several hosts in full: lost ranks, hosts and links, Slurm (as root)'
 	@echo 'make setup  install what building needs (as root by apt; otherwise print the line to run)'
 	@echo 'make fmt    format the code'
 	@echo 'make doc    build the API documentation, and the book where mdbook is installed'
@@ -26,6 +27,11 @@ test: setup-test
 	$(CARGO) clippy --locked --workspace --features nnunet-dist/cuda -- -D warnings
 	$(CARGO) nextest run --locked --workspace --features nnunet-dist/nccl
 	$(CARGO) test --locked --workspace --doc
+
+# `test` has the short form.
+test-cluster:
+	@scripts/setup nextest cluster
+	NNUNET_CLUSTER=full $(CARGO) nextest run --locked --workspace --features nnunet-dist/nccl -E 'binary(cluster)'
 
 setup:
 	@scripts/setup

@@ -68,7 +68,7 @@ pub struct Arguments {
     pub hang_timeout: Duration,
 
     /// Seconds that a job has to end by itself after a rank reported that another one is lost.
-    #[arg(long, value_name = "SECONDS", default_value = "15", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "8", value_parser = seconds)]
     pub grace: Duration,
 
     /// Network interface of the exchange between hosts, such as eth0.

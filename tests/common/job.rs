@@ -3,13 +3,13 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nnunet_dist::dist;
+use tempfile::NamedTempFile;
 
 /// A job that is not over by then hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -78,35 +78,65 @@ pub fn me(variable: &str, part: &str) -> Command {
 }
 
 /// Runs a command to its end, one at a time: jobs have more processes than a small machine has cores.
-pub fn observe(mut command: Command) -> Job {
+pub fn observe(command: Command) -> Job {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let output = || Stdio::from(File::options().append(true).open(file.path()).unwrap());
-    let mut child = command.stdin(Stdio::null()).stdout(output()).stderr(output()).spawn().unwrap();
-    let status = wait(&mut child);
-    let mut bytes = Vec::new();
-    File::open(file.path()).unwrap().read_to_end(&mut bytes).unwrap();
-    let output = String::from_utf8_lossy(&bytes).into_owned();
-    Job { status: status.unwrap_or_else(|| panic!("the job hangs: {command:?}\n{output}")), output }
+    Running::start(command).ends_within(PATIENCE)
 }
 
-/// The exit status, or `None` where the process had to be killed.
-fn wait(child: &mut Child) -> Option<ExitStatus> {
-    let began = Instant::now();
-    while began.elapsed() < PATIENCE {
-        if let Some(status) = child.try_wait().unwrap() {
-            return Some(status);
-        }
-        thread::sleep(Duration::from_millis(10));
+/// A job under way, which is killed when it is dropped.
+pub struct Running {
+    command: Command,
+    child: Child,
+    output: NamedTempFile,
+}
+
+impl Running {
+    pub fn start(mut command: Command) -> Self {
+        let file = NamedTempFile::new().unwrap();
+        let output = || Stdio::from(File::options().append(true).open(file.path()).unwrap());
+        let child = command.stdin(Stdio::null()).stdout(output()).stderr(output()).spawn().unwrap();
+        Self { command, child, output: file }
     }
-    // A launcher that is asked to end takes its ranks along.
-    // SAFETY: the process has not been waited for, so that the number is still its own.
-    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
-    thread::sleep(Duration::from_secs(5));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    None
+
+    /// What all ranks and the launcher have printed so far.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.output.path()).unwrap()).into_owned()
+    }
+
+    pub fn is_over(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits for the end of the job, which hangs if it has not come by then.
+    #[track_caller]
+    pub fn ends_within(mut self, patience: Duration) -> Job {
+        let began = Instant::now();
+        while began.elapsed() < patience {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return Job { status, output: self.output() };
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the job hangs: {:?}\n{}", self.command, self.output());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.is_over() {
+            return;
+        }
+        // A launcher that is asked to end takes its ranks along.
+        // SAFETY: the process has not been waited for, so that the number is still its own.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+        let began = Instant::now();
+        while !self.is_over() && began.elapsed() < Duration::from_secs(5) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
 }
 
 pub fn is_open_mpi() -> bool {
