@@ -16,15 +16,15 @@ pub type Cpu = burn::backend::Autodiff<burn::backend::Flex>;
 #[cfg(feature = "cuda")]
 pub type Gpu = burn::backend::Autodiff<burn::backend::Cuda>;
 
-/// The GPU of this rank: the one that the ranks have chosen, or choose now. A collective in the latter case.
+/// The GPU of this rank: the one that the ranks have chosen, or choose now, which is a collective.
 ///
 /// # Errors
-/// Why there is none, in one line: Burn itself would panic.
+/// Why there is none of its own, where Burn itself would panic.
 #[cfg(feature = "cuda")]
-pub fn gpu(comm: &dyn crate::dist::Communicator) -> Result<burn::backend::cuda::CudaDevice, String> {
-    use crate::dist::{choose_gpu, local_place, visible_gpus};
-    let visible = visible_gpus()?;
-    let choose = || choose_gpu(comm, local_place(comm)?, visible);
-    let number = comm.gpu().map_or_else(choose, Ok).map_err(|error| error.to_string())?;
+pub fn gpu(comm: &dyn crate::dist::Communicator) -> Result<burn::backend::cuda::CudaDevice, crate::dist::CommError> {
+    let number = match comm.gpu() {
+        Some(number) => number,
+        None => crate::dist::own_gpu(comm)?.0,
+    };
     Ok(burn::backend::cuda::CudaDevice::new(number))
 }

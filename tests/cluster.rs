@@ -18,5 +18,18 @@ mod launch;
 mod runs;
 #[path = "cluster/slurm.rs"]
 mod slurm;
+#[path = "common/small.rs"]
+mod small;
 #[path = "common/work.rs"]
 mod work;
+
+/// Of a process that is a rank with other weights than the rest.
+const PART: &str = "NNUNET_TEST_PART";
+
+/// Not a test of its own: what each rank of [`faults`] runs that must differ from the others.
+#[test]
+fn part_of_a_rank() {
+    if std::env::var_os(PART).is_some() {
+        small::differ(&*nnunet_dist::dist::init().unwrap());
+    }
+}

@@ -4,32 +4,23 @@
 
 #[path = "common/job.rs"]
 mod job;
+#[path = "common/small.rs"]
+mod small;
 
 use std::env;
 use std::fs;
 
-use ndarray::{Array4, Array5};
-use nnunet_dist::backend::Cpu;
 use nnunet_dist::dist::{self, Communicator, Single, Wire};
-use nnunet_dist::loss::{SegmentationLoss, Target};
-use nnunet_dist::model::{UNet, UNetSpec};
-use nnunet_dist::optim::{Optimizer, Sgd};
-use nnunet_dist::plan::NetworkShape;
-use nnunet_dist::train::{ExchangeOptions, TrainStep, compare_weights};
+use nnunet_dist::train::ExchangeOptions;
 
 use tempfile::NamedTempFile;
 
 use self::job::{Job, me, observe};
+use self::small::{PLAIN, SAMPLES};
 
 /// Environment variables: what a rank has to do, and the file for what it has come to.
 const PART: &str = "NNUNET_TEST_PART";
 const OUTPUT: &str = "NNUNET_TEST_OUTPUT";
-
-const STEPS: usize = 4;
-/// Samples of a step, over all ranks.
-const SAMPLES: usize = 4;
-
-const PLAIN: ExchangeOptions = ExchangeOptions { bucket_len: 2000, wire: Wire::F32, overlap: true, accumulate: 1 };
 
 #[test]
 fn the_mean_is_that_of_the_whole_batch_however_it_is_divided() {
@@ -96,22 +87,10 @@ fn part_of_a_rank() {
                 fs::write(env::var_os(OUTPUT).unwrap(), bytes).unwrap();
             }
         }
-        ["desync"] => {
-            let mut step = prepare(PLAIN, &*comm);
-            advance(&mut step, 1, &*comm);
-            compare_weights(&step.network, STEPS as u64, &*comm).expect("so far they are the same");
-            if comm.rank() == 1 {
-                let mut state = step.network.state();
-                state[3].values[0] += 1e-7;
-                let spec = step.network.spec().clone();
-                step.network = UNet::with_state(spec, &state, &Default::default()).unwrap();
-            }
-            let error = compare_weights(&step.network, STEPS as u64, &*comm).unwrap_err();
-            comm.abort(75, &error.to_string());
-        }
+        ["desync"] => small::differ(&*comm),
         ["mismatch"] => {
             let bucket_len = if comm.rank() == 2 { 1000 } else { 2000 };
-            let Err(error) = network(&*comm).connect(ExchangeOptions { bucket_len, ..PLAIN }, &*comm) else {
+            let Err(error) = small::network().connect(ExchangeOptions { bucket_len, ..PLAIN }, &*comm) else {
                 panic!("the ranks do not notice")
             };
             comm.abort(3, &error.to_string());
@@ -123,53 +102,9 @@ fn part_of_a_rank() {
 
 /// The weights after some steps.
 fn train(options: ExchangeOptions, comm: &dyn Communicator) -> Vec<f32> {
-    let mut step = prepare(options, comm);
-    advance(&mut step, options.accumulate, comm);
+    let mut step = small::network().connect(options, comm).unwrap();
+    small::advance(&mut step, options.accumulate, comm);
     step.network.state().into_iter().flat_map(|state| state.values).collect()
-}
-
-fn prepare(options: ExchangeOptions, comm: &dyn Communicator) -> TrainStep<Cpu> {
-    network(comm).connect(options, comm).unwrap()
-}
-
-fn network(_: &dyn Communicator) -> TrainStep<Cpu> {
-    let shape = NetworkShape {
-        features: vec![4, 8, 8],
-        kernels: vec![[3; 3]; 3],
-        strides: vec![[1; 3], [2; 3], [2; 3]],
-        convs_encoder: vec![2; 3],
-        convs_decoder: vec![2; 2],
-        conv_bias: true,
-        norm_eps: 1e-5,
-    };
-    let spec = UNetSpec { channels: 1, classes: 3, shape };
-    let device = Default::default();
-    let sgd = Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.0 };
-    // Without batch Dice, so that a batch may be divided into several.
-    let loss = SegmentationLoss::new(Target::Classes, false, None);
-    TrainStep::new(UNet::new(spec, 7, &device), Optimizer::new(sgd, Some(12.0)), loss, vec![0.75, 0.25], device)
-}
-
-/// Some steps on this rank's part of the samples.
-fn advance(step: &mut TrainStep<Cpu>, batches: usize, comm: &dyn Communicator) {
-    let per_batch = SAMPLES.div_ceil(comm.world_size() * batches);
-    for number in 0..STEPS {
-        for batch in 0..batches {
-            // All ranks' first batches, then all ranks' second ones.
-            let first = (batch * comm.world_size() + comm.rank()) * per_batch;
-            let value = |n: usize, z: usize, y: usize, x: usize| {
-                let sample = (number * SAMPLES + first + n) % 1000;
-                ((sample * 5 + z * 3 + y * 7 + x * 11) as f32 * 0.7).sin()
-            };
-            let images = Array5::from_shape_fn((per_batch, 1, 8, 8, 8), |(n, _, z, y, x)| value(n, z, y, x));
-            let labels = Array4::from_shape_fn((per_batch, 8, 8, 8), |(n, z, y, x)| {
-                (value(n, z, y, x) > 0.0) as i16 + (value(n, z, y, x) > 0.5) as i16
-            });
-            let targets = step.targets(labels.view());
-            step.add(images.view(), &targets, comm).unwrap();
-        }
-        step.update(0.05).unwrap();
-    }
 }
 
 /// The weights that a job of several processes comes to.

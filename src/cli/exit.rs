@@ -70,8 +70,8 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(STOPPED)
     } else if cause.is::<Missing>()
         || matches!(cause.downcast_ref(), Some(ScalingError::Launcher { .. }))
-        || matches!(cause.downcast_ref(), Some(TrainError::Device(_) | TrainError::Gpu(_)))
-        || matches!(cause.downcast_ref(), Some(InferError::Device(_) | InferError::Gpu(_)))
+        || matches!(cause.downcast_ref(), Some(TrainError::Device(_)))
+        || matches!(cause.downcast_ref(), Some(InferError::Device(_)))
     {
         Some(MISSING)
     } else if cause.is::<ConfigError>()

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
+use super::ranks::or_abort;
 use crate::config::{ConfigError, Source, WorkDir};
 use crate::dataset::{self, Dataset, Splits};
+use crate::dist;
 use crate::fsio;
 use crate::plan::{self, PlannerOptions, Plans};
 
@@ -49,7 +51,17 @@ enum Planner {
 }
 
 impl Plan {
+    /// Of several processes, the first plans and the others wait.
     pub(super) fn run(self) -> anyhow::Result<()> {
+        let comm = dist::init()?;
+        comm.enter_long("planning");
+        if comm.rank() == 0 {
+            or_abort(self.plan(), &*comm)?;
+        }
+        Ok(comm.barrier("the plans")?)
+    }
+
+    fn plan(self) -> anyhow::Result<()> {
         let dataset = open_valid(&self.dataset)?;
         let work = WorkDir::new(&self.work);
         tracing::info!("fingerprint of {} cases", dataset.cases.len());

@@ -36,7 +36,7 @@ pub use agreement::{check_agreement, dissenters, those_differ};
 pub use bucket::{Bucket, BucketLayout, Place};
 pub use device::{DeviceBuffer, DeviceCollectives, Element, Witness};
 #[cfg(feature = "nccl")]
-pub use nccl::{NcclComm, NcclLink, Timeouts, nccl_version, visible_gpus};
+pub use nccl::{NcclComm, NcclLink, Timeouts, nccl_version, own_gpu};
 pub use placement::{LocalPlace, choose_gpu, local_place, refuse_shared_gpus};
 pub use rendezvous::{init, mpi_version};
 pub use single::Single;

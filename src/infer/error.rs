@@ -44,9 +44,6 @@ pub enum InferError {
     /// A rank is gone.
     #[error("{0}")]
     Comm(#[from] CommError),
-    /// There is no GPU to predict on.
-    #[error("--device cuda: {0}; `nnunet-dist doctor` says more")]
-    Gpu(String),
     /// This build does not know the device.
     #[error("this build has no {0} support: build it with `--features {0}`")]
     Device(&'static str),

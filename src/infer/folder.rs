@@ -13,7 +13,7 @@ use super::predictor::{Predictor, WindowOptions};
 use crate::backend::{ComputeBackend, Cpu};
 use crate::config::{Device, RunDir};
 use crate::dataset::{Case, CaseFiles, DatasetError, find_images};
-use crate::dist::{Communicator, share_of};
+use crate::dist::{Communicator, check_agreement, share_of};
 use crate::fsio;
 use crate::image::write_labels;
 use crate::ops::NnOps;
@@ -55,7 +55,7 @@ pub fn predict_folder(
         Device::Cpu => predict_on::<Cpu>(images, output, options, comm, Default::default()),
         #[cfg(feature = "cuda")]
         Device::Cuda => {
-            let device = crate::backend::gpu(comm).map_err(InferError::Gpu)?;
+            let device = crate::backend::gpu(comm)?;
             predict_on::<crate::backend::Gpu>(images, output, options, comm, device)
         }
         #[cfg(not(feature = "cuda"))]
@@ -74,10 +74,11 @@ fn predict_on<B: ComputeBackend>(
     let dataset = predictor.dataset();
     let mut cases = find_images(images, &dataset.file_ending, dataset.num_channels())?;
     let total = cases.len();
+    let listing: Vec<_> = cases.iter().map(|case| (&case.id, case.bytes())).collect();
+    check_agreement(comm, "images to predict", format!("{listing:?}").as_bytes())?;
     let own = share_of(comm, &cases.iter().map(CaseFiles::bytes).collect::<Vec<_>>());
     let mut number = 0..total;
     cases.retain(|_| number.next().is_some_and(|number| own.binary_search(&number).is_ok()));
-    comm.enter_long("prediction");
     fs::create_dir_all(output).map_err(|error| write_error(output, error))?;
 
     let (read, preprocessed) = bounded(1);
@@ -86,7 +87,7 @@ fn predict_on<B: ComputeBackend>(
         let (cases, predictor) = (&cases, &predictor);
         scope.spawn(move || read_all(cases, predictor, &read));
         let writer = scope.spawn(move || write_all(&to_write, predictor, output, options.save_probabilities));
-        let mut failed = predict_all(&preprocessed, predictor, &predicted);
+        let mut failed = predict_all(&preprocessed, predictor, &predicted, comm);
         drop(predicted);
         failed.extend(writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         failed
@@ -101,11 +102,10 @@ fn predict_on<B: ComputeBackend>(
 
 /// The failures of all ranks.
 fn gather(failed: &[String], comm: &dyn Communicator) -> Result<Vec<String>, InferError> {
-    let messages = comm.all_gather_bytes(failed.join("\n").as_bytes(), "cases that failed")?;
-    let lines = messages
-        .iter()
-        .flat_map(|message| String::from_utf8_lossy(message).lines().map(str::to_owned).collect::<Vec<_>>());
-    Ok(lines.collect())
+    let message = serde_json::to_vec(failed).expect("strings can be written as JSON");
+    let messages = comm.all_gather_bytes(&message, "cases that failed")?;
+    // They come from the same program.
+    Ok(messages.iter().flat_map(|message| serde_json::from_slice::<Vec<String>>(message).unwrap_or_default()).collect())
 }
 
 /// A case on its way, or why it goes no further.
@@ -133,11 +133,17 @@ fn load(files: &CaseFiles, channels: usize) -> Result<Case, InferError> {
     }
 }
 
-fn predict_all<B: NnOps>(from: &Receiver<Preprocessed>, predictor: &Predictor<B>, to: &Sender<Logits>) -> Vec<String> {
+fn predict_all<B: NnOps>(
+    from: &Receiver<Preprocessed>,
+    predictor: &Predictor<B>,
+    to: &Sender<Logits>,
+    comm: &dyn Communicator,
+) -> Vec<String> {
     let mut failed = Vec::new();
     for (id, result) in from {
         match result {
             Ok(case) => {
+                comm.enter_long(&format!("prediction of {id}"));
                 let began = Instant::now();
                 let logits = predictor.logits(case.data.view());
                 if to.send((id, logits, case.properties, began)).is_err() {

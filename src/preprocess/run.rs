@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{PreprocessError, Preprocessor};
 use crate::dataset::{CaseFiles, Dataset};
-use crate::dist::{Communicator, ReduceOp, share_of};
+use crate::dist::{Communicator, ReduceOp, check_agreement, share_of};
 use crate::plan::Plans;
 use crate::store;
 
@@ -42,13 +42,14 @@ pub fn preprocess_dataset(
 ) -> Result<Report, PreprocessError> {
     let began = Instant::now();
     let preprocessor = Preprocessor::new(plans, configuration, &dataset.json)?;
+    let costs: Vec<u64> = dataset.cases.iter().map(CaseFiles::bytes).collect();
+    let listing: Vec<_> = dataset.cases.iter().map(|case| &case.id).zip(&costs).collect();
+    check_agreement(comm, "images to preprocess", format!("{listing:?}").as_bytes())?;
     if comm.rank() == 0 {
         store::clear(out_dir)?;
     }
     comm.barrier("begin of preprocessing")?;
     comm.enter_long("preprocessing");
-
-    let costs: Vec<u64> = dataset.cases.iter().map(CaseFiles::bytes).collect();
     let cases: Vec<&CaseFiles> = share_of(comm, &costs).into_iter().map(|number| &dataset.cases[number]).collect();
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(if jobs == 0 { rayon::current_num_threads() } else { jobs })

@@ -57,9 +57,6 @@ pub enum TrainError {
          the gradient's norm {norm}; resume from the last checkpoint with a lower --lr"
     )]
     Diverged { epoch: usize, iteration: usize, loss: f64, norm: f64, lr: f64 },
-    /// There is no GPU to train on.
-    #[error("--device cuda: {0}; `nnunet-dist doctor` says more")]
-    Gpu(String),
     /// The build does not know the device.
     #[error("this build has no {0} support: build it with `--features {0}`")]
     Device(&'static str),

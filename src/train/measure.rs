@@ -35,7 +35,7 @@ pub fn measure_steps(
         Device::Cpu => measure_on::<Cpu>(config, work, comm, (warm_up, steps), Default::default()),
         #[cfg(feature = "cuda")]
         Device::Cuda => {
-            let device = crate::backend::gpu(comm).map_err(TrainError::Gpu)?;
+            let device = crate::backend::gpu(comm)?;
             measure_on::<crate::backend::Gpu>(config, work, comm, (warm_up, steps), device)
         }
         #[cfg(not(feature = "cuda"))]

@@ -44,7 +44,7 @@ pub fn run(config: &RunConfig, work: &WorkDir, comm: &dyn Communicator, resume: 
         Device::Cpu => run_on::<Cpu>(config, work, comm, resume, Default::default()),
         #[cfg(feature = "cuda")]
         Device::Cuda => {
-            let device = crate::backend::gpu(comm).map_err(TrainError::Gpu)?;
+            let device = crate::backend::gpu(comm)?;
             run_on::<crate::backend::Gpu>(config, work, comm, resume, device)
         }
         #[cfg(not(feature = "cuda"))]

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::hosts::{Cluster, is_full};
-use crate::job::{Job, Running};
+use crate::job::{Job, Running, me};
 use crate::launch;
 use crate::runs::{HOSTS, PATIENCE, assert_same_losses, endless_share, share, train_alone, wait_for_steps};
 use crate::work::Workshop;
@@ -105,6 +105,18 @@ fn other_buckets_on_one_host_are_refused() {
     let job = Running::start(cluster.mpirun(&rank)).ends_within(PATIENCE);
     assert_eq!(job.status.code(), Some(3), "{}", job.output);
     job.says("rank 1 differs from the other 2");
+}
+
+#[test]
+fn other_weights_on_one_host_are_named() {
+    if !is_full() {
+        return;
+    }
+    let Some(cluster) = Cluster::up(HOSTS) else { return };
+    let job = Running::start(cluster.mpirun(&me(crate::PART, "differ"))).ends_within(PATIENCE);
+    assert_eq!(job.status.code(), Some(RETRY), "{}", job.output);
+    job.says("comparison of the weights after step 4 failed");
+    job.says("rank 1 differs in its weights from the other 2");
 }
 
 #[test]

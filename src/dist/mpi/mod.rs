@@ -308,6 +308,8 @@ impl Communicator for MpiComm {
         let rank = format!("rank {}: ", self.place.rank);
         // A `CommError` names the rank itself.
         failure::say(&format!("error: {rank}{}", reason.strip_prefix(&rank).unwrap_or(reason)));
+        // Nobody else is within MPI while the job is ended.
+        let _engine = self.shared.lock();
         end_job(code)
     }
 }

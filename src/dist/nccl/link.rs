@@ -42,6 +42,21 @@ pub struct NcclLink {
     gpu: usize,
 }
 
+/// Chooses this rank's GPU: its number among those that the process sees, and its UUID. A collective of `host`.
+///
+/// # Errors
+/// [`Fault::Unavailable`] where there is no driver or no GPU of the rank's own.
+pub fn own_gpu(host: &dyn Communicator) -> Result<(usize, String), CommError> {
+    let began = Instant::now();
+    let unavailable = |reason: String| failure(host.rank(), "choosing a GPU", began, Fault::Unavailable, reason);
+    let driver = Driver::open().map_err(unavailable)?;
+    let visible = driver.devices().map_err(|error| unavailable(error.to_string()))?;
+    let gpu = choose_gpu(host, local_place(host)?, visible)?;
+    let uuid = driver.uuid(gpu).map_err(|error| unavailable(error.to_string()))?;
+    refuse_shared_gpus(host, &uuid)?;
+    Ok((gpu, uuid))
+}
+
 impl NcclLink {
     /// Chooses this rank's GPU and joins it with the others'. A collective of `host`.
     ///
@@ -53,10 +68,7 @@ impl NcclLink {
         let unavailable = |reason: String| failure(host.rank(), JOINING, began, Fault::Unavailable, reason);
         let nccl = Nccl::open().map_err(|reason| unavailable(format!("{reason}: {INSTALL}")))?;
         let driver = Driver::open().map_err(unavailable)?;
-        let visible = driver.devices().map_err(|error| unavailable(error.to_string()))?;
-        let gpu = choose_gpu(host, local_place(host)?, visible)?;
-        let uuid = driver.uuid(gpu).map_err(|error| unavailable(error.to_string()))?;
-        refuse_shared_gpus(host, &uuid)?;
+        let (gpu, uuid) = own_gpu(host)?;
         let context = Context::of_device(driver, gpu).map_err(|error| unavailable(error.to_string()))?;
         let link = Self::connect(host, nccl, context, gpu, timeouts)?;
         tracing::info!(

@@ -18,19 +18,7 @@ mod link;
 mod watchdog;
 
 pub use comm::NcclComm;
-pub use link::{NcclLink, Timeouts};
-
-/// How many GPUs this process sees.
-///
-/// # Errors
-/// Why there is none, in one line.
-pub fn visible_gpus() -> Result<usize, String> {
-    match driver::Driver::open()?.devices() {
-        Ok(0) => Err("no GPU is visible to this process (see CUDA_VISIBLE_DEVICES)".into()),
-        Ok(count) => Ok(count),
-        Err(error) => Err(error.to_string()),
-    }
-}
+pub use link::{NcclLink, Timeouts, own_gpu};
 
 /// Version and place of the NCCL library that is found, such as `2.30.7 (libnccl.so.2)`.
 ///
