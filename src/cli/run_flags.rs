@@ -60,7 +60,7 @@ pub struct RunFlags {
     #[arg(long, value_name = "GB")]
     cache_gb: Option<f64>,
 
-    /// Folder on a local disk of each host, for copies of the preprocessed cases.
+    /// Folder on a local disk of each host, for copies of the preprocessed cases [default: none].
     #[arg(long, value_name = "DIR")]
     stage_dir: Option<PathBuf>,
 

@@ -50,7 +50,7 @@ pub struct Scale {
     #[arg(short, long, value_name = "DIR", default_value = "scaling")]
     output: PathBuf,
 
-    /// One more argument for nnunet-launch; may be repeated.
+    /// One more argument for nnunet-launch; may be repeated [default: none].
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     launch: Vec<String>,
 

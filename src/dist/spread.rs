@@ -33,7 +33,7 @@ mod tests {
 
     #[test]
     fn the_largest_are_dealt_first() {
-        assert_eq!(assign(&[1, 9, 4, 5, 2], 2), [vec![0, 1], vec![2, 3, 4]]);
+        assert_eq!(assign(&[1, 9, 4, 5, 2], 2), [vec![1, 4], vec![0, 2, 3]]);
         assert_eq!(assign(&[], 3), vec![Vec::<usize>::new(); 3]);
     }
 
