@@ -1,6 +1,6 @@
 //! The exchange of gradient buckets against `MPI_Allreduce` of the same bytes, in turn, in the same job:
 //!
-//! `mpirun -np 2 $(benches/build allreduce) [MB of gradients [MB per bucket [rounds]]]`
+//! `mpirun -np 2 target/release/deps/allreduce-HASH [MB of gradients [MB per bucket [rounds]]]`
 //!
 //! Prints one JSON line per format on the wire: medians of the seconds per exchange, the ratio of the speeds, and their
 //! spread (quartiles of the ratio of neighbouring rounds).

@@ -18,7 +18,9 @@ results=$(cd "$results" && pwd)
 export PATH=$pack/bin:$pack/mpi/bin:$PATH
 export LD_LIBRARY_PATH=$pack/lib:$pack/mpi/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export OPAL_PREFIX=$pack/mpi OPAL_LIBDIR=$pack/mpi/lib OPAL_PKGLIBDIR=$pack/mpi/lib/openmpi
-export OMPI_MCA_mca_base_component_path=$pack/mpi/lib/openmpi OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader,tcp
+export OPAL_BINDIR=$pack/mpi/bin OPAL_DATADIR=$pack/mpi/share OPAL_PKGDATADIR=$pack/mpi/share/openmpi
+export OMPI_MCA_mca_base_component_path=$pack/mpi/lib/openmpi PMIX_MCA_mca_base_component_path=$pack/mpi/lib/pmix
+export OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader,tcp
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 # NCCL of the pack, which is new enough for two ranks on a GPU; else the machine's.
@@ -79,7 +81,7 @@ last_loss() {
     sed -n "$loss" "$1/log.jsonl" 2>/dev/null | tail -n 1
 }
 
-check 'doctor' '/NCCL/p' nnunet-dist doctor
+check 'doctor' '/NCCL/{s/fix:.*//;p;}' nnunet-dist doctor
 check 'MPI: two ranks on the CPU' 's/.*mean Dice/mean Dice/p' \
     mpirun -np 2 "$results/train" --batch-size 1 --run-dir "$results/cpu2"
 check 'one rank on the CPU' 's/.*mean Dice/mean Dice/p' "$results/train" --batch-size 2 --run-dir "$results/cpu1"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Gathers all that benches/gpu/check.sh needs on a GPU machine that can reach nothing: the programs with CUDA, Open MPI,
 # oneDNN, a small preprocessed dataset, and an NCCL that lets two ranks share a GPU if one is given.
-#   benches/gpu/pack.sh [-n LIBNCCL] [FOLDER]     builds and fills FOLDER (default: gpu-pack)
+#   benches/gpu/pack.sh [-n LIBNCCL] [FOLDER]     builds, fills FOLDER (default: gpu-pack), makes FOLDER.tar.xz
 # LIBNCCL is a libnccl.so.2 of NCCL 2.30 or newer; the whole library has 340 MB, of which one GPU architecture needs 50.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -21,20 +21,19 @@ cargo build --locked --release --workspace --features nnunet-dist/cuda
 nccl_bench=$(cargo bench --locked --no-run --features cuda --bench nccl 2>&1 | sed -n 's/.*(\(.*nccl-[0-9a-f]*\))$/\1/p')
 
 rm -rf "$pack"
-mkdir -p "$pack"/{bin,lib,mpi/bin,mpi/lib,mpi/share}
+mkdir -p "$pack"/{bin,lib,mpi/bin,mpi/lib/openmpi,mpi/lib/pmix,mpi/share}
 cp "$target"/release/{nnunet-dist,nnunet-launch} "$pack/bin/"
 cp "$nccl_bench" "$pack/bin/nccl"
 
-# Open MPI finds its parts relative to OPAL_PREFIX.
-plugins=$(dirname "$(find /usr/lib -name mca_btl_tcp.so -print -quit)")
-for name in allocator_basic bml_r2 btl_self btl_tcp btl_vader coll_basic coll_inter coll_libnbc coll_self coll_sm \
-    coll_tuned errmgr_default_app errmgr_default_hnp errmgr_default_orted ess_env ess_hnp ess_pmi ess_singleton filem_raw \
-    grpcomm_direct iof_hnp iof_orted iof_tool mpool_hugepage odls_default odls_pspawn oob_tcp osc_rdma osc_sm plm_isolated \
-    plm_rsh pmix_ext3x pml_ob1 ras_simulator rcache_grdma rmaps_resilient rmaps_round_robin rml_oob routed_direct \
-    routed_radix rtc_hwloc schizo_flux schizo_ompi schizo_orte shmem_mmap state_app state_hnp state_novm state_orted \
-    state_tool topo_basic; do
-    [ -e "$plugins/mca_$name.so" ] && mkdir -p "$pack/mpi/lib/openmpi" && cp "$plugins/mca_$name.so" "$pack/mpi/lib/openmpi/"
+# Open MPI and PMIx with the plugins that one host needs; those for other networks bring large libraries along.
+for plugin in "$(dirname "$(find /usr/lib -name mca_btl_tcp.so -print -quit)")"/mca_*.so; do
+    case $plugin in
+    *ucx* | *ofi* | *psm* | *portals* | *cuda* | *usnic* | *openib* | *monitoring*) ;;
+    *_io_* | *fcoll* | *_fs_* | *fbtl* | *sharedfp*) ;;
+    *) cp "$plugin" "$pack/mpi/lib/openmpi/" ;;
+    esac
 done
+find /usr/lib -name 'pmix_mca_*.so' -exec cp {} "$pack/mpi/lib/pmix/" \;
 cp "$(readlink -f "$(command -v mpirun.openmpi || command -v mpirun)")" "$pack/mpi/bin/mpirun"
 cp "$(command -v orted)" "$pack/mpi/bin/"
 cp -r /usr/share/openmpi "$pack/mpi/share/"
@@ -42,7 +41,7 @@ cp -r /usr/share/openmpi "$pack/mpi/share/"
 # The libraries of all these but the C library's own, and oneDNN, which is opened at run time.
 {
     find "$pack" -type f \( -perm -u+x -o -name '*.so' \) -print0 | xargs -0 ldd 2>/dev/null | awk '$2 == "=>" { print $3 }'
-    ldconfig -p | awk '$1 ~ /^libdnnl\.so/ { print $NF }'
+    ldconfig -p | awk '$1 ~ /^libdnnl\.so\.[0-9]/ { print $NF }'
 } | sort -u | grep -vE '/(libc|libm|libdl|librt|libpthread|ld-linux[^/]*|libgcc_s|libstdc\+\+)\.so' |
     while read -r library; do
         [ -e "$library" ] && cp -L "$library" "$pack/lib/"
@@ -56,4 +55,5 @@ strip --strip-unneeded "$pack"/bin/* "$pack"/lib/*.so* 2>/dev/null || true
 "$pack/bin/nnunet-dist" -q preprocess -w "$pack/work" -c 3d_fullres
 cp benches/gpu/check.sh "$pack/"
 git rev-parse --short HEAD >"$pack/commit"
-du -sh "$pack"
+tar -C "$pack" -cJf "$pack.tar.xz" .
+du -sh "$pack" "$pack.tar.xz"

@@ -19,8 +19,11 @@ HERE = pathlib.Path(__file__).parent
 
 def ours(program, work):
     with tempfile.TemporaryDirectory() as folder:
+        # The peer trains on one batch in memory, so that its second core has nothing to do while there is one process.
+        settings = pathlib.Path(folder) / "settings.toml"
+        settings.write_text('[data]\naugmentation = "none"\nworkers = 1\n', encoding="utf-8")
         subprocess.run([program, "-q", "scale", "-w", work, "-c", "3d_fullres", "-f", "0", "--np", "1,2", "--threads", "1",
-                        "--batch-size", "1", "--steps", "12", "--warm-up", "2", "-o", folder],
+                        "--batch-size", "1", "--steps", "12", "--warm-up", "2", "-o", folder, "--config", settings],
                        check=True, stdout=subprocess.DEVNULL)
         with open(pathlib.Path(folder) / "scaling.csv", encoding="utf-8") as table:
             return [float(row["samples_per_s"]) for row in csv.DictReader(table)]

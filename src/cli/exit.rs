@@ -66,6 +66,9 @@ pub fn code(error: &anyhow::Error) -> u8 {
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<CommError>() {
         Some(of_comm(error.fault))
+    } else if let Some(ScalingError::Job { status, .. }) = cause.downcast_ref() {
+        // The job has said why.
+        status.code().and_then(|code| u8::try_from(code).ok())
     } else if cause.is::<Stopped>() {
         Some(STOPPED)
     } else if cause.is::<Missing>()

@@ -92,7 +92,7 @@ struct DistFlags {
     #[arg(long, value_name = "N")]
     accumulate: Option<u32>,
 
-    /// Size of a bucket of gradients in MiB [default: 4].
+    /// Size of a bucket of gradients in MiB [default: 2].
     #[arg(long, value_name = "MB", value_parser = super::positive)]
     bucket_mb: Option<f64>,
 

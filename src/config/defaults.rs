@@ -48,7 +48,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>) ->
             peak_decay: 0.95,
         },
         dist: DistConfig {
-            bucket_mb: 4.0,
+            bucket_mb: 2.0,
             compression: Wire::F32,
             overlap: true,
             timeout_s: 300.0,
