@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use burn::tensor::{FloatDType, Shape, Slice, TensorMetadata, ops::FloatTensor};
 
+use super::turn::Turn;
 use super::{Exchange, ExchangeOptions};
-use crate::dist::{BucketLayout, CommError, DeviceBuffer, DeviceCollectives, Fault, ReduceOp, Wire};
+use crate::dist::{Bucket, BucketLayout, CommError, DeviceBuffer, DeviceCollectives, Fault, ReduceOp, Wire};
 use crate::ops::{GradientSink, NnOps};
 
 /// Exchanges gradients without their leaving the devices: the host only queues.
@@ -24,10 +25,7 @@ pub struct DeviceExchange<B: NnOps> {
 
 struct State<B: NnOps> {
     slots: Vec<Slot<B>>,
-    /// Which of the step's batches it is.
-    batch: usize,
-    /// The next bucket to send: they go out in order, which is the same on all ranks.
-    next: usize,
+    turn: Turn,
     /// What could not be queued, to be met at the end of the step.
     failure: Option<CommError>,
 }
@@ -36,8 +34,6 @@ struct State<B: NnOps> {
 struct Slot<B: NnOps> {
     /// By place in the bucket, summed up over the step's batches so far.
     gradients: Vec<Option<FloatTensor<B>>>,
-    /// Gradients of this batch that have not come yet.
-    missing: usize,
     /// All of them one after the other, in the format on the wire, once it is sent.
     flat: Option<FloatTensor<B>>,
 }
@@ -51,12 +47,9 @@ impl<B: NnOps> DeviceExchange<B> {
         options: ExchangeOptions,
         collectives: Arc<dyn DeviceCollectives>,
     ) -> Self {
-        let slots = layout.buckets().iter().map(|bucket| Slot {
-            gradients: vec![None; bucket.parameters.len()],
-            missing: bucket.parameters.len(),
-            flat: None,
-        });
-        let state = Mutex::new(State { slots: slots.collect(), batch: 0, next: 0, failure: None });
+        let slot = |bucket: &Bucket| Slot { gradients: vec![None; bucket.parameters.len()], flat: None };
+        let slots = layout.buckets().iter().map(slot).collect();
+        let state = Mutex::new(State { slots, turn: Turn::new(&layout), failure: None });
         Self { rank, layout, shapes, options, collectives, locate: B::device_buffer, state }
     }
 
@@ -66,15 +59,11 @@ impl<B: NnOps> DeviceExchange<B> {
 
     /// Sends the buckets that are full, or all of them.
     fn send(&self, state: &mut State<B>, all: bool) {
-        let count = state.slots.len();
-        while let Some(slot) = state.slots.get_mut(state.next)
-            && (all || slot.missing == 0)
-        {
-            let what = format!("gradient bucket {} of {count}", state.next + 1);
-            if let Err(error) = self.start(slot, state.next, &what) {
+        while let Some(number) = state.turn.next_to_send(all) {
+            let what = state.turn.name_of(number);
+            if let Err(error) = self.start(&mut state.slots[number], number, &what) {
                 state.failure.get_or_insert(error);
             }
-            state.next += 1;
         }
     }
 
@@ -118,15 +107,13 @@ impl<B: NnOps> GradientSink<B> for DeviceExchange<B> {
             batches => B::float_mul_scalar(gradient, (1.0 / batches as f32).into()),
         };
         let mut state = self.state();
-        let is_last = state.batch + 1 == self.options.accumulate;
-        let slot = &mut state.slots[place.bucket];
-        let sum = match slot.gradients[position].take() {
+        let sum = match state.slots[place.bucket].gradients[position].take() {
             Some(sum) => B::float_add(sum, gradient),
             None => gradient,
         };
-        slot.gradients[position] = Some(sum);
-        slot.missing -= 1;
-        if is_last && self.options.overlap {
+        state.slots[place.bucket].gradients[position] = Some(sum);
+        state.turn.arrived(place.bucket);
+        if self.options.sends_early(state.turn.batch()) {
             self.send(&mut state, false);
         }
     }
@@ -134,12 +121,7 @@ impl<B: NnOps> GradientSink<B> for DeviceExchange<B> {
 
 impl<B: NnOps> Exchange<B> for DeviceExchange<B> {
     fn begin(&self, batch: usize) {
-        let mut state = self.state();
-        state.batch = batch;
-        state.next = 0;
-        for (slot, bucket) in state.slots.iter_mut().zip(self.layout.buckets()) {
-            slot.missing = bucket.parameters.len();
-        }
+        self.state().turn.begin(batch, &self.layout);
     }
 
     fn finish(&self) -> Result<Vec<Option<FloatTensor<B>>>, CommError> {

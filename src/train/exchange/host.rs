@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{TensorData, backend::Backend, ops::FloatTensor};
 
+use super::turn::Turn;
 use super::{Exchange, ExchangeOptions};
 use crate::dist::{BucketLayout, CommError, Pending, ReduceOp, Reducer};
 use crate::ops::GradientSink;
@@ -21,10 +22,7 @@ pub struct HostExchange<B: Backend> {
 
 struct State {
     slots: Vec<Slot>,
-    /// Which of the step's batches it is.
-    batch: usize,
-    /// The next bucket to send: they go out in order, which is the same on all ranks.
-    next: usize,
+    turn: Turn,
 }
 
 /// A bucket.
@@ -32,8 +30,6 @@ struct Slot {
     /// Empty while it is under way.
     data: Vec<f32>,
     under_way: Option<Box<dyn Pending>>,
-    /// Gradients that have not come yet.
-    missing: usize,
 }
 
 impl<B: Backend> HostExchange<B> {
@@ -45,12 +41,8 @@ impl<B: Backend> HostExchange<B> {
         reducer: Arc<dyn Reducer>,
         device: B::Device,
     ) -> Self {
-        let slots = layout.buckets().iter().map(|bucket| Slot {
-            data: vec![0.0; bucket.len],
-            under_way: None,
-            missing: bucket.parameters.len(),
-        });
-        let state = Mutex::new(State { slots: slots.collect(), batch: 0, next: 0 });
+        let slots = layout.buckets().iter().map(|bucket| Slot { data: vec![0.0; bucket.len], under_way: None });
+        let state = Mutex::new(State { slots: slots.collect(), turn: Turn::new(&layout) });
         Self { layout, shapes, options, reducer, device, state }
     }
 
@@ -60,14 +52,11 @@ impl<B: Backend> HostExchange<B> {
 
     /// Sends the buckets that are full, or all of them.
     fn send(&self, state: &mut State, all: bool) {
-        let count = state.slots.len();
-        while let Some(slot) = state.slots.get_mut(state.next)
-            && (all || slot.missing == 0)
-        {
-            let what = format!("gradient bucket {} of {count}", state.next + 1);
+        while let Some(number) = state.turn.next_to_send(all) {
+            let slot = &mut state.slots[number];
             let data = std::mem::take(&mut slot.data);
+            let what = state.turn.name_of(number);
             slot.under_way = Some(self.reducer.start(data, ReduceOp::Mean, self.options.wire, &what));
-            state.next += 1;
         }
     }
 }
@@ -79,17 +68,16 @@ impl<B: Backend> GradientSink<B> for HostExchange<B> {
             .expect("reading a gradient back needs no more than the device that holds it");
         let gradient = gradient.as_slice::<f32>().expect("gradients are f32");
         let mut state = self.state();
-        let (batch, is_last) = (state.batch, state.batch + 1 == self.options.accumulate);
-        let slot = &mut state.slots[place.bucket];
-        let values = &mut slot.data[place.range.clone()];
+        let batch = state.turn.batch();
+        let values = &mut state.slots[place.bucket].data[place.range.clone()];
         let share = 1.0 / self.options.accumulate as f32;
         match (batch, self.options.accumulate) {
             (_, 1) => values.copy_from_slice(gradient),
             (0, _) => values.iter_mut().zip(gradient).for_each(|(sum, value)| *sum = share * value),
             _ => values.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += share * value),
         }
-        slot.missing -= 1;
-        if is_last && self.options.overlap {
+        state.turn.arrived(place.bucket);
+        if self.options.sends_early(batch) {
             self.send(&mut state, false);
         }
     }
@@ -97,12 +85,7 @@ impl<B: Backend> GradientSink<B> for HostExchange<B> {
 
 impl<B: Backend> Exchange<B> for HostExchange<B> {
     fn begin(&self, batch: usize) {
-        let mut state = self.state();
-        state.batch = batch;
-        state.next = 0;
-        for (slot, bucket) in state.slots.iter_mut().zip(self.layout.buckets()) {
-            slot.missing = bucket.parameters.len();
-        }
+        self.state().turn.begin(batch, &self.layout);
     }
 
     fn finish(&self) -> Result<Vec<Option<FloatTensor<B>>>, CommError> {

@@ -7,6 +7,7 @@
 
 mod device;
 mod host;
+mod turn;
 
 use std::sync::Arc;
 
@@ -29,6 +30,13 @@ pub struct ExchangeOptions {
     pub overlap: bool,
     /// Batches per step.
     pub accumulate: usize,
+}
+
+impl ExchangeOptions {
+    /// Whether buckets go out as soon as they are full in one of the step's batches: only the last completes them.
+    fn sends_early(&self, batch: usize) -> bool {
+        self.overlap && batch + 1 == self.accumulate
+    }
 }
 
 /// Collects the gradients of a step and averages them over its batches and the ranks.

@@ -1,0 +1,68 @@
+//! Which buckets are full, and which goes out next.
+
+use crate::dist::BucketLayout;
+
+/// How far a step's batch has come.
+pub(super) struct Turn {
+    /// Gradients of each bucket that have not come yet.
+    missing: Vec<usize>,
+    /// Which of the step's batches it is.
+    batch: usize,
+    /// The next bucket to send: they go out in order, which is the same on all ranks.
+    next: usize,
+}
+
+impl Turn {
+    /// Of the first batch.
+    pub(super) fn new(layout: &BucketLayout) -> Self {
+        let missing = layout.buckets().iter().map(|bucket| bucket.parameters.len()).collect();
+        Self { missing, batch: 0, next: 0 }
+    }
+
+    /// Begins with one of the step's batches.
+    pub(super) fn begin(&mut self, batch: usize, layout: &BucketLayout) {
+        *self = Self { batch, ..Self::new(layout) };
+    }
+
+    /// Which of the step's batches it is.
+    pub(super) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// A gradient of a bucket has come.
+    pub(super) fn arrived(&mut self, bucket: usize) {
+        self.missing[bucket] -= 1;
+    }
+
+    /// Takes the next bucket to send: one that is full, or any that is left.
+    pub(super) fn next_to_send(&mut self, any: bool) -> Option<usize> {
+        let missing = self.missing.get(self.next)?;
+        (any || *missing == 0).then(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
+    /// What errors call a bucket.
+    pub(super) fn name_of(&self, bucket: usize) -> String {
+        format!("gradient bucket {} of {}", bucket + 1, self.missing.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_go_out_in_order_even_if_a_later_one_is_full_first() {
+        let layout = BucketLayout::new(&[1, 1, 1], &[2, 1, 0], 1);
+        let mut turn = Turn::new(&layout);
+        turn.arrived(1);
+        assert_eq!(turn.next_to_send(false), None);
+        turn.arrived(0);
+        assert_eq!([turn.next_to_send(false), turn.next_to_send(false)], [Some(0), Some(1)]);
+        assert_eq!([turn.next_to_send(false), turn.next_to_send(true), turn.next_to_send(true)], [None, Some(2), None]);
+        turn.begin(1, &layout);
+        assert_eq!((turn.batch(), turn.next_to_send(false)), (1, None));
+    }
+}
