@@ -63,7 +63,9 @@ fn all_processes_under_mpirun_stop_at_the_same_step() {
     wait_for_a_step_within_an_epoch(&run, &mut mpirun);
     // Both launchers hand it on to their ranks.
     kill(&mpirun, libc::SIGUSR1);
-    assert_eq!(mpirun.wait().unwrap().code(), Some(STOPPED));
+    let code = mpirun.wait().unwrap().code();
+    // That of MPICH may end with 0 after a signal, whatever the ranks exit with.
+    assert!(code == Some(STOPPED) || (!job::is_open_mpi() && code == Some(0)), "{code:?}");
     let stopped = status(&run).unwrap();
     assert_eq!(stopped.state, RunState::Stopped);
 
