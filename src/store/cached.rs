@@ -37,7 +37,8 @@ struct Cached {
 type Case = OnceLock<Result<Patch, StoreError>>;
 
 impl CachedStore {
-    /// Keeps at most `bound` bytes of cases of `inner`. A case that is larger is always read anew.
+    /// Keeps at most `bound` bytes of cases of `inner`; one that is dropped while a thread reads it lives until that has
+    /// done. A case that is larger is always read anew.
     pub fn new(inner: Arc<dyn CaseStore>, bound: usize) -> Self {
         Self { inner, bound, state: Mutex::default() }
     }

@@ -8,6 +8,7 @@
 //! Small collectives are MPI's own ([`wait`]); gradients take [`ring`], which the thread of [`engine`] moves on while the
 //! others compute.
 
+mod bucket;
 mod calls;
 mod engine;
 mod ring;
@@ -23,13 +24,14 @@ use std::time::{Duration, Instant};
 
 use ::mpi::ffi;
 
+use self::bucket::Rings;
 pub(super) use self::calls::library_version;
 use self::calls::{Element, check, error};
-use self::engine::{Shared, Ticket};
+use self::engine::Shared;
 use self::ring::Place;
 use self::wait::{Look, Patience};
 use super::health::Health;
-use super::{CommError, Communicator, Fault, Pending, ReduceOp, Reducer, Wire, Witness, failure};
+use super::{CommError, Communicator, Fault, ReduceOp, Reducer, Witness, failure};
 
 /// Elements per call. MPI counts in `c_int`; and it allocates temporary buffers as large as a message.
 const PER_CALL: usize = 1 << 24;
@@ -336,62 +338,6 @@ impl Drop for MpiComm {
         if let Err(error) = ended {
             failure::say(&format!("warning: {error}"));
         }
-    }
-}
-
-/// The way to the engine for those who have buckets.
-#[derive(Clone)]
-struct Rings {
-    rank: usize,
-    shared: Arc<Shared>,
-    patience: Arc<Mutex<Duration>>,
-    health: Arc<Health>,
-}
-
-impl Reducer for Rings {
-    fn start(&self, data: Vec<f32>, op: ReduceOp, wire: Wire, what: &str) -> Box<dyn Pending> {
-        let ticket = self.shared.begin(data, op, wire, format!("all-reduce of {what}"));
-        Box::new(Bucket { ticket, rings: self.clone() })
-    }
-}
-
-/// A bucket under way.
-struct Bucket {
-    ticket: Ticket,
-    rings: Rings,
-}
-
-impl Pending for Bucket {
-    fn wait(self: Box<Self>) -> Result<Vec<f32>, CommError> {
-        let Rings { rank, shared, patience, health } = &self.rings;
-        let mut engine = shared.lock();
-        engine.waiting += 1;
-        let (operation, began) = match engine.ring(self.ticket) {
-            Some(ring) => (ring.operation().to_owned(), ring.began()),
-            None => unreachable!("a bucket is taken once, by its only ticket"),
-        };
-        drop(engine);
-        let _waiting = health.waiting(&operation);
-        let limit = *patience.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = Patience::new(limit, health).until(*rank, &operation, began, || {
-            let mut engine = shared.lock();
-            if engine.is_broken() {
-                let reason = "an operation before it has failed".into();
-                return Err(error(*rank, &operation, began, Fault::Lost, reason));
-            }
-            let moved = engine.poll()?;
-            Ok(match engine.take(self.ticket) {
-                Some(data) => Look::Done(data),
-                None if moved => Look::Moving,
-                None => Look::Still,
-            })
-        });
-        let mut engine = shared.lock();
-        engine.waiting -= 1;
-        if outcome.is_err() {
-            engine.break_off();
-        }
-        outcome
     }
 }
 
