@@ -15,6 +15,7 @@
 //! 9. [`infer`]: a checkpoint and an image become a label map in the image's own geometry.
 //! 10. [`eval`]: label maps become Dice and `summary.json`.
 //! 11. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
+//! 12. [`bench`]: how fast each part is alone, next to what the machine can do at most.
 //!
 //! # Conventions
 //!
@@ -23,6 +24,7 @@
 
 pub mod augment;
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod dataset;

@@ -6,6 +6,7 @@
 use clap::{ArgAction, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
+mod bench;
 mod completions;
 mod demo;
 mod doctor;
@@ -57,6 +58,7 @@ enum Command {
     Predict(predict::Predict),
     Evaluate(evaluate::Evaluate),
     Scale(scale::Scale),
+    Bench(bench::Bench),
     Phantom(phantom::Phantom),
     Demo(demo::Demo),
     /// Report which libraries and devices are found, and the one line that installs each missing one.
@@ -80,6 +82,7 @@ impl Cli {
             Command::Predict(command) => command.run(),
             Command::Evaluate(command) => command.run(),
             Command::Scale(command) => command.run(),
+            Command::Bench(command) => command.run(),
             Command::Phantom(command) => command.run(),
             Command::Demo(command) => command.run(),
             Command::Doctor => doctor::run(),

@@ -1,0 +1,15 @@
+//! How fast the parts are, each alone: `nnunet-dist bench`.
+//!
+//! A benchmark runs its work a few times, takes the median, and sets it against what this machine can do at most
+//! ([`Peak`], measured too), so that a figure from another machine can be judged. Comparisons with other programs are
+//! made of these figures by `benches/peers`.
+
+mod memory;
+mod probe;
+mod report;
+mod timing;
+
+pub use memory::peak_resident_bytes;
+pub use probe::Peak;
+pub use report::{Report, Row, Work};
+pub use timing::{Timings, measure};

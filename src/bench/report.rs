@@ -1,0 +1,168 @@
+//! What a benchmark prints.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::{Peak, Timings, peak_resident_bytes};
+
+/// What one run of a row does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Work {
+    /// Samples, cases, voxels: whatever the row's unit says.
+    pub items: f64,
+    /// Floating-point operations, 0 where they say nothing about the work.
+    pub flops: f64,
+    /// Bytes that must at least be read and written, 0 where they say nothing about the work.
+    pub bytes: f64,
+}
+
+/// One measured piece of work.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// What was measured.
+    pub name: String,
+    /// What is counted, in the plural: `samples`, `cases`.
+    pub unit: &'static str,
+    /// Of one run.
+    pub work: Work,
+    /// Of each run.
+    pub seconds: Timings,
+}
+
+impl Row {
+    /// Items per second of the median run.
+    pub fn rate(&self) -> f64 {
+        self.work.items / self.seconds.median()
+    }
+
+    /// 10^12 floating-point operations per second.
+    pub fn tflops(&self) -> Option<f64> {
+        (self.work.flops > 0.0).then(|| self.work.flops / self.seconds.median() / 1e12)
+    }
+
+    /// 10^9 bytes per second.
+    pub fn gb_per_s(&self) -> Option<f64> {
+        (self.work.bytes > 0.0).then(|| self.work.bytes / self.seconds.median() / 1e9)
+    }
+
+    /// The share of what the machine could do at most: of arithmetic or of copying, whichever it comes nearer to.
+    pub fn share_of_peak(&self, peak: &Peak) -> Option<f64> {
+        let arithmetic = self.tflops().map(|rate| rate / peak.matmul_tflops);
+        let memory = self.gb_per_s().map(|rate| rate / peak.copy_gb_per_s);
+        arithmetic.into_iter().chain(memory).reduce(f64::max)
+    }
+}
+
+/// A benchmark's rows, as a table for people and as JSON for programs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Name of the benchmark.
+    pub bench: &'static str,
+    /// Of this process.
+    pub threads: usize,
+    /// In the order in which they were measured.
+    pub rows: Vec<Row>,
+    /// What they are compared with.
+    pub peak: Peak,
+    /// Of the process when the rows were measured, before the peak was.
+    pub memory_bytes: Option<u64>,
+}
+
+impl Report {
+    /// A report of these rows; measures the machine's peak.
+    pub fn new(bench: &'static str, rows: Vec<Row>) -> Self {
+        let memory_bytes = peak_resident_bytes();
+        Self { bench, threads: rayon::current_num_threads(), rows, peak: Peak::measure(), memory_bytes }
+    }
+
+    /// One line per row, and a line about the machine.
+    pub fn table(&self) -> String {
+        let width = self.rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(self.bench.len());
+        let mut table = format!(
+            "{:width$}  {:>10} {:>10} {:>10} {:>12} {:<8} {:>8} {:>8} {:>8}\n",
+            self.bench, "median s", "min s", "max s", "per second", "", "TFLOP/s", "GB/s", "of peak"
+        );
+        for row in &self.rows {
+            let optional = |value: Option<f64>, digits| value.map_or("-".into(), |value| format!("{value:.digits$}"));
+            let _ = writeln!(
+                table,
+                "{:width$}  {:>10.4} {:>10.4} {:>10.4} {:>12.3} {:<8} {:>8} {:>8} {:>8}",
+                row.name,
+                row.seconds.median(),
+                row.seconds.min(),
+                row.seconds.max(),
+                row.rate(),
+                row.unit,
+                optional(row.tflops(), 3),
+                optional(row.gb_per_s(), 2),
+                row.share_of_peak(&self.peak).map_or("-".into(), |share| format!("{:.0} %", 100.0 * share)),
+            );
+        }
+        let memory = self.memory_bytes.map_or(String::new(), |bytes| format!("; peak memory {} MiB", bytes >> 20));
+        let _ = writeln!(
+            table,
+            "{} thread(s); this machine: matmul {:.3} TFLOP/s, copy {:.1} GB/s{memory}",
+            self.threads, self.peak.matmul_tflops, self.peak.copy_gb_per_s
+        );
+        table
+    }
+
+    /// One JSON object on one line.
+    pub fn json(&self) -> String {
+        let rows: Vec<_> = self
+            .rows
+            .iter()
+            .map(|row| {
+                serde_json::json!({
+                    "name": row.name,
+                    "unit": row.unit,
+                    "seconds_median": row.seconds.median(),
+                    "seconds": row.seconds,
+                    "per_second": row.rate(),
+                    "tflops": row.tflops(),
+                    "gb_per_s": row.gb_per_s(),
+                    "share_of_peak": row.share_of_peak(&self.peak),
+                })
+            })
+            .collect();
+        let report = serde_json::json!({
+            "bench": self.bench,
+            "threads": self.threads,
+            "rows": rows,
+            "peak": self.peak,
+            "peak_memory_bytes": self.memory_bytes,
+        });
+        report.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let work = Work { items: 4.0, flops: 1e12, bytes: 0.0 };
+        let row = Row { name: "forward".into(), unit: "samples", work, seconds: Timings::new(vec![2.0]) };
+        let peak = Peak { matmul_tflops: 2.0, copy_gb_per_s: 10.0 };
+        Report { bench: "step", threads: 2, rows: vec![row], peak, memory_bytes: Some(3 << 20) }
+    }
+
+    #[test]
+    fn rates_come_from_the_median_and_the_peak() {
+        let report = report();
+        let row = &report.rows[0];
+        assert_eq!((row.rate(), row.tflops(), row.gb_per_s()), (2.0, Some(0.5), None));
+        assert_eq!(row.share_of_peak(&report.peak), Some(0.25));
+    }
+
+    #[test]
+    fn table_and_json_say_the_same() {
+        let report = report();
+        let table = report.table();
+        assert!(table.contains("forward") && table.contains("25 %") && table.contains("peak memory 3 MiB"), "{table}");
+        let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
+        assert_eq!(json["rows"][0]["per_second"], 2.0);
+        assert_eq!(json["peak_memory_bytes"], 3 << 20);
+    }
+}

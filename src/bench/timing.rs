@@ -1,0 +1,72 @@
+//! Repeated runs of the same work.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+/// Seconds of each run, warm-up left out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Timings(Vec<f64>);
+
+impl Timings {
+    /// Timings of at least one run.
+    pub fn new(seconds: Vec<f64>) -> Self {
+        assert!(!seconds.is_empty(), "at least one run is measured");
+        Self(seconds)
+    }
+
+    /// The middle one, or the mean of the two in the middle.
+    pub fn median(&self) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+    }
+
+    /// The fastest.
+    pub fn min(&self) -> f64 {
+        self.0.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    /// The slowest.
+    pub fn max(&self) -> f64 {
+        self.0.iter().copied().fold(0.0, f64::max)
+    }
+}
+
+/// Times `rounds` runs after one that does not count.
+///
+/// # Errors
+/// The first one of a run.
+pub fn measure<E>(rounds: usize, mut run: impl FnMut() -> Result<(), E>) -> Result<Timings, E> {
+    run()?;
+    let mut seconds = Vec::with_capacity(rounds.max(1));
+    for _ in 0..rounds.max(1) {
+        let began = Instant::now();
+        run()?;
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    Ok(Timings::new(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(Timings::new(vec![3.0, 1.0, 2.0]).median(), 2.0);
+        assert_eq!(Timings::new(vec![4.0, 1.0, 2.0, 3.0]).median(), 2.5);
+    }
+
+    #[test]
+    fn the_first_run_does_not_count() {
+        let mut runs = 0;
+        let timings = measure::<()>(3, || {
+            runs += 1;
+            Ok(())
+        });
+        assert_eq!((runs, timings.unwrap().0.len()), (4, 3));
+    }
+}
