@@ -7,9 +7,11 @@
 mod memory;
 mod probe;
 mod report;
+mod step;
 mod timing;
 
 pub use memory::peak_resident_bytes;
 pub use probe::Peak;
 pub use report::{Report, Row, Work};
+pub use step::StepBench;
 pub use timing::{Timings, measure};
