@@ -17,8 +17,8 @@ Examples:
   nnunet-dist bench step --patch 64,64,64 --channels 4 --features 32,64,128,256,320,320 --batch-size 2 --profile")]
 pub(super) struct Step {
     /// Extents of the patch, z,y,x; two numbers for a 2D network.
-    #[arg(long, value_name = "N,N,N", value_delimiter = ',', num_args = 2..=3, default_value = "40,56,40")]
-    patch: Vec<usize>,
+    #[arg(long, value_name = "N,N,N", value_parser = extents, default_value = "40,56,40")]
+    patch: [usize; 3],
 
     /// Samples of a batch.
     #[arg(long, value_name = "N", default_value_t = 9)]
@@ -47,13 +47,8 @@ pub(super) struct Step {
 
 impl Step {
     pub(super) fn run(&self, rounds: usize) -> anyhow::Result<Report> {
-        let patch = match *self.patch {
-            [y, x] => [1, y, x],
-            [z, y, x] => [z, y, x],
-            _ => anyhow::bail!("--patch takes two or three numbers"),
-        };
         let bench = StepBench {
-            patch,
+            patch: self.patch,
             batch_size: self.batch_size,
             channels: self.channels,
             classes: self.classes,
@@ -66,5 +61,15 @@ impl Step {
             rows.extend(bench.profile::<Cpu>(device)?);
         }
         Ok(Report::new("step", rows))
+    }
+}
+
+/// Parses `z,y,x` or `y,x`.
+fn extents(text: &str) -> Result<[usize; 3], String> {
+    let extents: Result<Vec<usize>, _> = text.split(',').map(str::parse).collect();
+    match extents.as_deref() {
+        Ok(&[y, x]) if y > 0 && x > 0 => Ok([1, y, x]),
+        Ok(&[z, y, x]) if z > 0 && y > 0 && x > 0 => Ok([z, y, x]),
+        _ => Err("must be two or three numbers above 0, separated by commas".into()),
     }
 }

@@ -13,31 +13,53 @@ use crate::simd::widest;
 
 /// Voxels one task handles.
 const BLOCK: usize = 2048;
-/// Logits that are summed up together: an AVX-512 register.
-const LANES: usize = 16;
+/// Voxels that are computed together, with their features transposed: four AVX-512 registers.
+const TILE: usize = 64;
 
 /// `(n, z, y, x, c)` times `(k, c, 1, 1, 1)` plus `(k)`: `(n, z, y, x, k)`.
 pub fn forward<T: Element>(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTensor) -> FlexTensor {
     let (x, weight, bias) = (contiguous(x.clone()), contiguous(weight.clone()), contiguous(bias.clone()));
     let [n, depth, height, width, c] = dims(&x);
     let [k, ..] = dims::<5>(&weight);
-    let groups = Groups::new(values(&weight), values(&bias), k, c);
+    let (weights, bias) = (values::<f32>(&weight), values::<f32>(&bias));
     let mut logits = buffer::<f32>(n * depth * height * width * k);
     logits.par_chunks_mut(BLOCK * k).zip(values::<T>(&x).par_chunks(BLOCK * c)).for_each(|(logits, x)| {
+        let (mut features, mut sums) = (vec![0.0; c * TILE], vec![0.0; TILE]);
         widest(|| {
-            for (logits, x) in logits.chunks_exact_mut(k).zip(x.chunks_exact(c)) {
-                for (logits, (weights, bias)) in logits.chunks_mut(LANES).zip(groups.iter()) {
-                    let mut sums = *bias;
-                    for (x, weights) in x.iter().zip(weights) {
-                        let x = x.widen();
-                        sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += x * weight);
+            for (logits, x) in logits.chunks_mut(TILE * k).zip(x.chunks(TILE * c)) {
+                transpose(x, c, &mut features);
+                for logit in 0..k {
+                    sums.fill(bias[logit]);
+                    dot(&weights[logit * c..(logit + 1) * c], &features, &mut sums);
+                    for (row, sum) in logits.chunks_exact_mut(k).zip(&sums) {
+                        row[logit] = *sum;
                     }
-                    logits.copy_from_slice(&sums[..logits.len()]);
                 }
             }
         });
     });
     logits.into_tensor([n, depth, height, width, k])
+}
+
+/// Rows of `c` features to rows of [`TILE`] voxels; voxels that are not there keep what was there.
+#[inline(always)]
+fn transpose<T: Element>(x: &[T], c: usize, features: &mut [f32]) {
+    for (voxel, row) in x.chunks_exact(c).enumerate() {
+        for (channel, value) in row.iter().enumerate() {
+            features[channel * TILE + voxel] = value.widen();
+        }
+    }
+}
+
+/// Adds to each voxel's sum its features times the weights.
+#[inline(always)]
+fn dot(weights: &[f32], features: &[f32], sums: &mut [f32]) {
+    let len = sums.len();
+    for (weight, features) in weights.iter().zip(features.chunks_exact(len)) {
+        for i in 0..len {
+            sums[i] += weight * features[i];
+        }
+    }
 }
 
 /// Gradients of [`forward`].
@@ -66,29 +88,6 @@ pub fn backward<T: Element>(x: &FlexTensor, weight: &FlexTensor, grad: &FlexTens
     }
 }
 
-/// The weights with the logits along the lanes, so that a feature is multiplied with many of them at once.
-struct Groups {
-    /// Per group of logits, `(c)` rows of lanes; lanes without a logit are 0.
-    weights: Vec<Vec<[f32; LANES]>>,
-    bias: Vec<[f32; LANES]>,
-}
-
-impl Groups {
-    fn new(weight: &[f32], bias: &[f32], k: usize, c: usize) -> Self {
-        let lanes = |first: usize, value: &dyn Fn(usize) -> f32| -> [f32; LANES] {
-            std::array::from_fn(|lane| if first + lane < k { value(first + lane) } else { 0.0 })
-        };
-        let firsts = || (0..k).step_by(LANES);
-        let rows = |first| (0..c).map(|channel| lanes(first, &|logit| weight[logit * c + channel])).collect();
-        Self { weights: firsts().map(rows).collect(), bias: firsts().map(|first| lanes(first, &|l| bias[l])).collect() }
-    }
-
-    #[inline(always)]
-    fn iter(&self) -> impl Iterator<Item = (&[[f32; LANES]], &[f32; LANES])> {
-        self.weights.iter().map(Vec::as_slice).zip(&self.bias)
-    }
-}
-
 /// Fills the block's part of the input gradient, and returns its parts of those of weight and bias.
 #[inline(always)]
 fn block_backward<T: Element>(
@@ -101,20 +100,24 @@ fn block_backward<T: Element>(
 ) -> (Vec<f32>, Vec<f32>) {
     let (mut d_weight, mut d_bias) = (vec![0.0f32; k * c], vec![0.0f32; k]);
     let (mut row, mut features) = (vec![0.0f32; c], vec![0.0f32; c]);
+    let (row, features) = (&mut row[..c], &mut features[..c]);
     for ((d_x, x), grad) in d_x.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(grad.chunks_exact(k)) {
-        row.fill(0.0);
-        features.iter_mut().zip(x).for_each(|(feature, x)| *feature = x.widen());
-        let logits = grad.iter().zip(weights.chunks_exact(c)).zip(d_weight.chunks_exact_mut(c)).zip(&mut d_bias);
-        for (((grad, weights), d_weight), d_bias) in logits {
-            *d_bias += grad;
-            for ((row, weight), (d_weight, feature)) in
-                row.iter_mut().zip(weights).zip(d_weight.iter_mut().zip(&features))
-            {
-                *row += grad * weight;
-                *d_weight += grad * feature;
+        for i in 0..c {
+            row[i] = 0.0;
+            features[i] = x[i].widen();
+        }
+        for logit in 0..k {
+            let grad = grad[logit];
+            d_bias[logit] += grad;
+            let (weights, d_weight) = (&weights[logit * c..][..c], &mut d_weight[logit * c..][..c]);
+            for i in 0..c {
+                row[i] += grad * weights[i];
+                d_weight[i] += grad * features[i];
             }
         }
-        d_x.iter_mut().zip(&row).for_each(|(d_x, row)| *d_x = T::narrow(*row));
+        for i in 0..c {
+            d_x[i] = T::narrow(row[i]);
+        }
     }
     (d_weight, d_bias)
 }

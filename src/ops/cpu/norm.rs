@@ -1,10 +1,10 @@
 //! Instance norm and leaky ReLU in one: two passes over memory forward, two backward, nothing saved but the statistics.
 //!
-//! Channels-last, a voxel is a row of `c` values. A block of rows fits the cache, and in it [`LANES`] channels at a time
-//! are carried through all rows, so that sums and coefficients stay in registers. Statistics are f32 sums of deviations
-//! from the block's first row, combined over the blocks in f64 in a fixed order (Chan, Golub, LeVeque 1983), so a large
-//! mean costs no precision and threads do not change the result. A sample is finished before the next begins, because its
-//! second pass then finds it in the last cache.
+//! Channels-last, a voxel is a row of `c` values. A block of rows is one flat run over which the channels' coefficients
+//! repeat, so they are laid out [`PERIOD`] values long once: the loops then have the same long trip whatever `c` is, and
+//! vectorise. Statistics are f32 sums of deviations from the block's first row, combined over the blocks in f64 in a fixed
+//! order (Chan, Golub, LeVeque 1983), so a large mean costs no precision and threads do not change the result. A sample is
+//! finished before the next begins, because its second pass then finds it in the last cache.
 
 use std::ops::Range;
 
@@ -19,11 +19,8 @@ use crate::simd::widest;
 
 /// Values one task handles: 64 KiB of f32, which stays in a core's L2 cache between the groups of channels.
 const BLOCK_VALUES: usize = 16 * 1024;
-/// Channels that are handled together: an AVX-512 register.
-const LANES: usize = 16;
-
-/// [`LANES`] channels; where the tensor has fewer left, the rest is 0.
-type Lanes = [f32; LANES];
+/// Coefficients are repeated to at least so many values: sixteen AVX-512 registers.
+const PERIOD: usize = 256;
 
 /// `(y, statistics)`; statistics are mean and 1 / sqrt(variance + eps), `(2, n, c)` in f32.
 pub fn forward<T: Element>(
@@ -43,22 +40,10 @@ pub fn forward<T: Element>(
         let (mean, rstd) = shape.of_sample_mut(&mut statistics, sample);
         moments(x, shape.c, params.eps, mean, rstd);
         let scale: Vec<f32> = rstd.iter().zip(values::<f32>(&gamma)).map(|(rstd, gamma)| rstd * gamma).collect();
-        let shift: Vec<f32> = mean
-            .iter()
-            .zip(&scale)
-            .zip(values::<f32>(&beta))
-            .map(|((mean, scale), beta)| beta - mean * scale)
-            .collect();
+        let shift = mean.iter().zip(&scale).zip(values::<f32>(&beta)).map(|((mean, scale), beta)| beta - mean * scale);
+        let (shift, scale) = (repeat(&shift.collect::<Vec<f32>>()), repeat(&scale));
         y[range].par_chunks_mut(shape.block()).zip(x.par_chunks(shape.block())).for_each(|(y, x)| {
-            widest(|| {
-                for_groups(shape.c, |group| {
-                    let (scale, shift) = (load(&scale, &group), load(&shift, &group));
-                    for (y, x) in y.chunks_exact_mut(shape.c).zip(x.chunks_exact(shape.c)) {
-                        let value = zip(zip(load(x, &group), scale, |x, scale| x * scale), shift, |x, shift| x + shift);
-                        store(y, &group, value.map(|v| if v < 0.0 { v * params.negative_slope } else { v }));
-                    }
-                });
-            });
+            widest(|| scale_shift_activate(y, x, &scale, &shift, params.negative_slope));
         });
     }
     (y.into_tensor(dims::<5>(&x)), statistics.into_tensor([2, shape.n, shape.c]))
@@ -96,7 +81,7 @@ pub fn backward<T: Element>(
         let range = shape.sample_range(sample);
         let x = &x_values[range.clone()];
         let d_x = &mut d_x[range];
-        let norm = Norm { mean, rstd, gamma: values(&gamma), beta: values(&beta), slope: params.negative_slope };
+        let norm = Norm::new(mean, rstd, values(&gamma), values(&beta), params.negative_slope);
 
         let sums = gradient_sums(x, d_x, &norm, shape);
         let voxels = shape.voxels as f64;
@@ -105,9 +90,9 @@ pub fn backward<T: Element>(
             d_beta[channel] += sums[channel];
             d_gamma[channel] += sums[shape.c + channel];
         }
-        let (mean_grad, mean_projected) = means.split_at(shape.c);
+        let (mean_grad, mean_projected) = (repeat(&means[..shape.c]), repeat(&means[shape.c..]));
         d_x.par_chunks_mut(shape.block()).zip(x.par_chunks(shape.block())).for_each(|(d_x, x)| {
-            widest(|| input_gradient(d_x, x, &norm, mean_grad, mean_projected));
+            widest(|| input_gradient(d_x, x, &norm, &mean_grad, &mean_projected));
         });
     }
     let input = match fresh {
@@ -155,8 +140,34 @@ impl Shape {
     }
 }
 
+/// Values of a block of rows of `c`.
 fn block(c: usize) -> usize {
     (BLOCK_VALUES / c).max(1) * c
+}
+
+/// `(c)` values again and again, up to the least multiple of `c` that is at least [`PERIOD`].
+fn repeat(values: &[f32]) -> Vec<f32> {
+    values.repeat(PERIOD.div_ceil(values.len()))
+}
+
+/// Sums of what was summed up by place in the period: those of each channel.
+fn fold(by_place: &[f32], channels: &mut [f32]) {
+    for places in by_place.chunks_exact(channels.len()) {
+        channels.iter_mut().zip(places).for_each(|(sum, place)| *sum += place);
+    }
+}
+
+/// `leaky_relu(x * scale + shift)`.
+#[inline(always)]
+fn scale_shift_activate<T: Element>(y: &mut [T], x: &[T], scale: &[f32], shift: &[f32], slope: f32) {
+    for (y, x) in y.chunks_mut(scale.len()).zip(x.chunks(scale.len())) {
+        let len = y.len();
+        let (x, scale, shift) = (&x[..len], &scale[..len], &shift[..len]);
+        for i in 0..len {
+            let value = x[i].widen() * scale[i] + shift[i];
+            y[i] = T::narrow(if value < 0.0 { value * slope } else { value });
+        }
+    }
 }
 
 /// Mean and 1 / sqrt(variance + eps) of each channel of a sample.
@@ -185,65 +196,44 @@ fn moments<T: Element>(x: &[T], c: usize, eps: f32, means: &mut [f32], rstds: &m
 #[inline(always)]
 fn block_moments<T: Element>(block: &[T], c: usize) -> Vec<f32> {
     let rows = (block.len() / c) as f32;
+    // Deviations from some value near the mean: rounding errors stay small however large the mean is.
+    let first: Vec<f32> = block[..c].iter().map(|value| value.widen()).collect();
+    let origin = repeat(&first);
+    let (mut sums, mut squares) = (vec![0.0f32; origin.len()], vec![0.0f32; origin.len()]);
+    for x in block.chunks(origin.len()) {
+        let len = x.len();
+        let (origin, sums, squares) = (&origin[..len], &mut sums[..len], &mut squares[..len]);
+        for i in 0..len {
+            let deviation = x[i].widen() - origin[i];
+            sums[i] += deviation;
+            squares[i] += deviation * deviation;
+        }
+    }
     let mut moments = vec![0.0; 2 * c];
     let (mean, m2) = moments.split_at_mut(c);
-    for_groups(c, |group| {
-        // Deviations from some value near the mean: rounding errors stay small however large the mean is.
-        let origin = load(&block[..c], &group);
-        let (mut sum, mut squares) = ([0.0; LANES], [0.0; LANES]);
-        for row in block.chunks_exact(c) {
-            let deviation = zip(load(row, &group), origin, |x, origin| x - origin);
-            sum = zip(sum, deviation, |sum, deviation| sum + deviation);
-            squares = zip(squares, deviation, |squares, deviation| squares + deviation * deviation);
-        }
-        store(mean, &group, zip(origin, sum, |origin, sum| origin + sum / rows));
-        store(m2, &group, zip(squares, sum, |squares, sum| (squares - sum * sum / rows).max(0.0)));
-    });
+    fold(&sums, mean);
+    fold(&squares, m2);
+    for ((mean, m2), first) in mean.iter_mut().zip(m2).zip(first) {
+        *m2 = (*m2 - *mean * *mean / rows).max(0.0);
+        *mean = first + *mean / rows;
+    }
     moments
 }
 
-/// The norm of one sample.
-struct Norm<'a> {
-    mean: &'a [f32],
-    rstd: &'a [f32],
-    gamma: &'a [f32],
-    beta: &'a [f32],
+/// The norm of one sample; all coefficients repeat with the [`PERIOD`].
+struct Norm {
+    c: usize,
+    mean: Vec<f32>,
+    rstd: Vec<f32>,
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
     slope: f32,
 }
 
-impl Norm<'_> {
-    #[inline(always)]
-    fn of(&self, group: &Range<usize>) -> GroupNorm {
-        GroupNorm {
-            mean: load(self.mean, group),
-            rstd: load(self.rstd, group),
-            gamma: load(self.gamma, group),
-            beta: load(self.beta, group),
-            slope: self.slope,
-        }
-    }
-}
-
-/// The norm of a group of channels, in registers.
-struct GroupNorm {
-    mean: Lanes,
-    rstd: Lanes,
-    gamma: Lanes,
-    beta: Lanes,
-    slope: f32,
-}
-
-impl GroupNorm {
-    /// The normalised values and the gradients before the leaky ReLU.
-    #[inline(always)]
-    fn undo(&self, x: Lanes, grad: Lanes) -> (Lanes, Lanes) {
-        let (mut normalised, mut before) = ([0.0; LANES], [0.0; LANES]);
-        for lane in 0..LANES {
-            normalised[lane] = (x[lane] - self.mean[lane]) * self.rstd[lane];
-            let activation = normalised[lane] * self.gamma[lane] + self.beta[lane];
-            before[lane] = if activation < 0.0 { grad[lane] * self.slope } else { grad[lane] };
-        }
-        (normalised, before)
+impl Norm {
+    fn new(mean: &[f32], rstd: &[f32], gamma: &[f32], beta: &[f32], slope: f32) -> Self {
+        let c = mean.len();
+        Self { c, mean: repeat(mean), rstd: repeat(rstd), gamma: repeat(gamma), beta: repeat(beta), slope }
     }
 }
 
@@ -265,79 +255,47 @@ fn gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm, shape: Shape) -> 
 
 #[inline(always)]
 fn block_gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm) -> Vec<f32> {
-    let c = norm.mean.len();
-    let mut sums = vec![0.0f32; 2 * c];
-    let (sum, projected) = sums.split_at_mut(c);
-    for_groups(c, |group| {
-        let norm = norm.of(&group);
-        let (mut group_sum, mut group_projected) = ([0.0; LANES], [0.0; LANES]);
-        for (x, grad) in x.chunks_exact(c).zip(grad.chunks_exact(c)) {
-            let (normalised, before) = norm.undo(load(x, &group), load(grad, &group));
-            group_sum = zip(group_sum, before, |sum, before| sum + before);
-            group_projected = zip(group_projected, zip(before, normalised, |b, n| b * n), |sum, value| sum + value);
+    let period = norm.mean.len();
+    let (mut sums, mut projected) = (vec![0.0f32; period], vec![0.0f32; period]);
+    for (x, grad) in x.chunks(period).zip(grad.chunks(period)) {
+        let len = x.len();
+        let (grad, sums, projected) = (&grad[..len], &mut sums[..len], &mut projected[..len]);
+        let (mean, rstd, gamma, beta) = (&norm.mean[..len], &norm.rstd[..len], &norm.gamma[..len], &norm.beta[..len]);
+        for i in 0..len {
+            let normalised = (x[i].widen() - mean[i]) * rstd[i];
+            let before = before_activation(normalised * gamma[i] + beta[i], grad[i].widen(), norm.slope);
+            sums[i] += before;
+            projected[i] += before * normalised;
         }
-        store(sum, &group, group_sum);
-        store(projected, &group, group_projected);
-    });
-    sums
+    }
+    let mut folded = vec![0.0; 2 * norm.c];
+    let (sum, projection) = folded.split_at_mut(norm.c);
+    fold(&sums, sum);
+    fold(&projected, projection);
+    folded
 }
 
 /// Turns the gradient of the output into that of the input, in place.
 #[inline(always)]
 fn input_gradient<T: Element>(grad: &mut [T], x: &[T], norm: &Norm, mean_grad: &[f32], mean_projected: &[f32]) {
-    let c = norm.mean.len();
-    for_groups(c, |group| {
-        let norm = norm.of(&group);
-        let (mean_grad, mean_projected) = (load(mean_grad, &group), load(mean_projected, &group));
-        let factor = zip(norm.gamma, norm.rstd, |gamma, rstd| gamma * rstd);
-        for (grad, x) in grad.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-            let (normalised, before) = norm.undo(load(x, &group), load(grad, &group));
-            let mut d_x = [0.0; LANES];
-            for lane in 0..LANES {
-                d_x[lane] = (before[lane] - mean_grad[lane] - normalised[lane] * mean_projected[lane]) * factor[lane];
-            }
-            store(grad, &group, d_x);
-        }
-    });
-}
-
-/// Calls `run` with the channels of each group. The two calls let the compiler know that all groups but the last are full.
-#[inline(always)]
-fn for_groups(c: usize, mut run: impl FnMut(Range<usize>)) {
-    let full = c - c % LANES;
-    for first in (0..full).step_by(LANES) {
-        run(first..first + LANES);
-    }
-    if full < c {
-        run(full..c);
-    }
-}
-
-#[inline(always)]
-fn load<T: Element>(row: &[T], group: &Range<usize>) -> Lanes {
-    let values = &row[group.clone()];
-    match <&[T; LANES]>::try_from(values) {
-        Ok(values) => values.map(Element::widen),
-        Err(_) => {
-            let mut lanes = [0.0; LANES];
-            lanes.iter_mut().zip(values).for_each(|(lane, value)| *lane = value.widen());
-            lanes
+    let period = norm.mean.len();
+    for (grad, x) in grad.chunks_mut(period).zip(x.chunks(period)) {
+        let len = grad.len();
+        let (x, mean_grad, mean_projected) = (&x[..len], &mean_grad[..len], &mean_projected[..len]);
+        let (mean, rstd, gamma, beta) = (&norm.mean[..len], &norm.rstd[..len], &norm.gamma[..len], &norm.beta[..len]);
+        for i in 0..len {
+            let normalised = (x[i].widen() - mean[i]) * rstd[i];
+            let before = before_activation(normalised * gamma[i] + beta[i], grad[i].widen(), norm.slope);
+            let centred = before - mean_grad[i] - normalised * mean_projected[i];
+            grad[i] = T::narrow(centred * (gamma[i] * rstd[i]));
         }
     }
 }
 
+/// The gradient before the leaky ReLU, which has seen `activation`.
 #[inline(always)]
-fn store<T: Element>(row: &mut [T], group: &Range<usize>, lanes: Lanes) {
-    let values = &mut row[group.clone()];
-    match <&mut [T; LANES]>::try_from(&mut *values) {
-        Ok(values) => *values = lanes.map(T::narrow),
-        Err(_) => values.iter_mut().zip(lanes).for_each(|(value, lane)| *value = T::narrow(lane)),
-    }
-}
-
-#[inline(always)]
-fn zip(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
-    std::array::from_fn(|lane| f(a[lane], b[lane]))
+fn before_activation(activation: f32, grad: f32, slope: f32) -> f32 {
+    if activation < 0.0 { grad * slope } else { grad }
 }
 
 fn narrowed(values: &[f64]) -> FlexTensor {
