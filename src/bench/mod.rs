@@ -7,9 +7,11 @@
 mod memory;
 mod probe;
 mod report;
+mod resample;
 mod timing;
 
 pub use memory::peak_resident_bytes;
 pub use probe::Peak;
 pub use report::{Report, Row, Work};
+pub use resample::resample;
 pub use timing::{Timings, measure};
