@@ -1,0 +1,122 @@
+//! Resampling within a plane, which fits into a core's cache.
+
+use super::rows::{extend_edges, to_coefficients, weighted_sum};
+use super::taps::Taps;
+use crate::simd::{self, Kernel};
+
+/// Rows that are resampled along themselves at once, side by side.
+const BLOCK: usize = 16;
+
+/// Resamples planes of one extent to another, along both axes.
+pub struct PlaneResampler<'a> {
+    from: [usize; 2],
+    to: [usize; 2],
+    /// Along y and x; `None` where the extent stays.
+    taps: [Option<&'a Taps>; 2],
+    /// The plane, with its margins along y.
+    plane: Vec<f32>,
+    /// Rows resampled along y.
+    rows: Vec<f32>,
+    /// The same transposed, with their margins along x, and resampled along x.
+    columns: Vec<[f32; BLOCK]>,
+    resampled: Vec<[f32; BLOCK]>,
+}
+
+impl<'a> PlaneResampler<'a> {
+    /// Resamples `from` to `to` samples `[y, x]`.
+    pub fn new(from: [usize; 2], to: [usize; 2], taps: [Option<&'a Taps>; 2]) -> Self {
+        let [margin_y, margin_x] = taps.map(|taps| taps.map_or(0, |taps| taps.margin));
+        Self {
+            from,
+            to,
+            taps,
+            plane: vec![0.0; (from[0] + 2 * margin_y) * from[1]],
+            rows: vec![0.0; BLOCK * from[1]],
+            columns: vec![[0.0; BLOCK]; from[1] + 2 * margin_x],
+            resampled: vec![[0.0; BLOCK]; to[1]],
+        }
+    }
+
+    /// Fills `out`, of the new extent, from the plane that `load` puts into the buffer it is given, of the old one.
+    /// Values beyond `range` are clipped to it.
+    pub fn resample(&mut self, load: impl FnOnce(&mut [f32]), out: &mut [f32], range: [f32; 2]) {
+        simd::run(ResamplePlane { resampler: self, load, out, range });
+    }
+
+    /// Resamples the plane along y into `rows`, for the output rows from `first` on.
+    #[inline(always)]
+    fn interpolate_y(&mut self, first: usize, count: usize) {
+        let width = self.from[1];
+        for (k, row) in self.rows.chunks_exact_mut(width).take(count).enumerate() {
+            match self.taps[0] {
+                Some(taps) => {
+                    let (tap, weights) = &taps.taps[first + k];
+                    weighted_sum(&self.plane[tap * width..], width, weights, taps.support, row);
+                }
+                None => row.copy_from_slice(&self.plane[(first + k) * width..(first + k + 1) * width]),
+            }
+        }
+    }
+
+    /// Resamples `rows` along x into `out`.
+    #[inline(always)]
+    fn interpolate_x(&mut self, taps: &Taps, out: &mut [f32], [low, high]: [f32; 2]) {
+        let (width, margin) = (self.from[1], taps.margin);
+        for (x, column) in self.columns[margin..margin + width].iter_mut().enumerate() {
+            for (k, value) in column.iter_mut().enumerate() {
+                *value = self.rows[k * width + x];
+            }
+        }
+        let columns = self.columns.as_flattened_mut();
+        extend_edges(columns, BLOCK, margin);
+        if taps.of_coefficients() {
+            to_coefficients(columns, BLOCK);
+        }
+        for ((tap, weights), column) in taps.taps.iter().zip(&mut self.resampled) {
+            weighted_sum(&columns[tap * BLOCK..], BLOCK, weights, taps.support, column);
+            column.iter_mut().for_each(|value| *value = clip(*value, low, high));
+        }
+        for (k, row) in out.chunks_exact_mut(self.to[1]).enumerate() {
+            row.iter_mut().zip(&self.resampled).for_each(|(value, column)| *value = column[k]);
+        }
+    }
+}
+
+struct ResamplePlane<'a, 'b, F> {
+    resampler: &'a mut PlaneResampler<'b>,
+    load: F,
+    out: &'a mut [f32],
+    range: [f32; 2],
+}
+
+impl<F: FnOnce(&mut [f32])> Kernel for ResamplePlane<'_, '_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { resampler: this, load, out, range: range @ [low, high] } = self;
+        let width = this.from[1];
+        let margin = this.taps[0].map_or(0, |taps| taps.margin);
+        load(&mut this.plane[margin * width..(margin + this.from[0]) * width]);
+        if let Some(taps) = this.taps[0] {
+            extend_edges(&mut this.plane, width, margin);
+            if taps.of_coefficients() {
+                to_coefficients(&mut this.plane, width);
+            }
+        }
+        for (block, out) in out.chunks_mut(BLOCK * this.to[1]).enumerate() {
+            this.interpolate_y(block * BLOCK, out.len() / this.to[1]);
+            match this.taps[1] {
+                Some(taps) => this.interpolate_x(taps, out, range),
+                None => out.iter_mut().zip(&this.rows).for_each(|(value, row)| *value = clip(*row, low, high)),
+            }
+        }
+    }
+}
+
+/// As `f32::clamp`, without its demand that the range be one: that of an image without any number is not.
+#[inline(always)]
+fn clip(value: f32, low: f32, high: f32) -> f32 {
+    let value = if value < low { low } else { value };
+    if value > high { high } else { value }
+}
