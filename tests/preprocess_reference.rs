@@ -12,7 +12,7 @@ use nnunet_dist::dataset::{Case, CaseFiles, Dataset, DatasetJson};
 use nnunet_dist::dist::Single;
 use nnunet_dist::image::LabelMap;
 use nnunet_dist::plan::Plans;
-use nnunet_dist::preprocess::{PreprocessedCase, Preprocessor, preprocess_dataset};
+use nnunet_dist::preprocess::{Limits, PreprocessedCase, Preprocessor, preprocess_dataset};
 use nnunet_dist::store::{CaseStore, NativeStore, Patch};
 use serde_json::{Value, json};
 
@@ -86,7 +86,7 @@ fn a_whole_dataset_ends_in_the_store_and_replaces_what_was_there() {
 
     let done = Mutex::new(Vec::new());
     let on_case = |id: &str| done.lock().unwrap().push(id.to_owned());
-    let report = preprocess_dataset(&dataset, &plans, "3d_fullres", out.path(), 2, &on_case, &Single).unwrap();
+    let report = preprocess_dataset(&dataset, &plans, "3d_fullres", out.path(), Limits::threads(2), &on_case, &Single).unwrap();
     assert_eq!(report.cases, references.len());
     let mut done = done.into_inner().unwrap();
     done.sort();
@@ -104,7 +104,9 @@ fn a_whole_dataset_ends_in_the_store_and_replaces_what_was_there() {
 
     dataset.cases[0].label = Some(dataset.root.join("not_there.nii.gz"));
     let error =
-        preprocess_dataset(&dataset, &plans, "3d_fullres", out.path(), 1, &|_| {}, &Single).unwrap_err().to_string();
+        preprocess_dataset(&dataset, &plans, "3d_fullres", out.path(), Limits::threads(1), &|_| {}, &Single)
+            .unwrap_err()
+            .to_string();
     assert!(error.contains(&dataset.cases[0].id) && error.contains("not_there.nii.gz"), "{error}");
 }
 

@@ -74,10 +74,14 @@ impl<'a> PlaneResampler<'a> {
         }
         for ((tap, weights), column) in taps.taps.iter().zip(&mut self.resampled) {
             weighted_sum(&columns[tap * BLOCK..], BLOCK, weights, taps.support, column);
-            column.iter_mut().for_each(|value| *value = clip(*value, low, high));
+            for value in column {
+                *value = clip(*value, low, high);
+            }
         }
         for (k, row) in out.chunks_exact_mut(self.to[1]).enumerate() {
-            row.iter_mut().zip(&self.resampled).for_each(|(value, column)| *value = column[k]);
+            for (value, column) in row.iter_mut().zip(&self.resampled) {
+                *value = column[k];
+            }
         }
     }
 }
@@ -108,7 +112,11 @@ impl<F: FnOnce(&mut [f32])> Kernel for ResamplePlane<'_, '_, F> {
             this.interpolate_y(block * BLOCK, out.len() / this.to[1]);
             match this.taps[1] {
                 Some(taps) => this.interpolate_x(taps, out, range),
-                None => out.iter_mut().zip(&this.rows).for_each(|(value, row)| *value = clip(*row, low, high)),
+                None => {
+                    for (value, row) in out.iter_mut().zip(&this.rows) {
+                        *value = clip(*row, low, high);
+                    }
+                }
             }
         }
     }

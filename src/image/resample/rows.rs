@@ -1,6 +1,7 @@
 //! The arithmetic of splines, on lines that lie side by side: sample `k` of all lines is row `k` of a buffer.
 //!
-//! Every loop runs along a row, over contiguous memory. All functions are inlined into kernels ([`crate::simd`]).
+//! Every loop runs along a row, over contiguous memory. All functions are inlined into kernels ([`crate::simd`]); the
+//! loops are plain ones, as the closures of iterators need not be inlined with them.
 
 /// Fills the margins of `rows`, which are `width` wide, with copies of the first and the last row between them.
 #[inline(always)]
@@ -15,20 +16,29 @@ pub fn extend_edges(rows: &mut [f32], width: usize, margin: usize) {
 /// `out = sum of weights[k] * row k of rows`, over the first `support` rows (1, 2 or 4).
 #[inline(always)]
 pub fn weighted_sum(rows: &[f32], width: usize, weights: &[f32; 4], support: usize, out: &mut [f32]) {
-    let row = |k: usize| &rows[k * width..(k + 1) * width];
-    weighted_sum_of([0, 1, 2, 3].map(|k| row(k.min(support - 1))), weights, support, out);
+    let [b, c, d] = [1, 2, 3].map(|k: usize| k.min(support - 1) * width);
+    weighted_sum_of([rows, &rows[b..], &rows[c..], &rows[d..]], weights, support, out);
 }
 
-/// [`weighted_sum`] of rows that lie anywhere.
+/// [`weighted_sum`] of rows that lie anywhere, each from the begin of its slice.
 #[inline(always)]
 pub fn weighted_sum_of(rows: [&[f32]; 4], weights: &[f32; 4], support: usize, out: &mut [f32]) {
     let len = out.len();
-    let [a, b, c, d] = rows.map(|row| &row[..len]);
+    let [a, b, c, d] = rows;
+    let [a, b, c, d] = [&a[..len], &b[..len], &c[..len], &d[..len]];
     let [p, q, r, s] = *weights;
     match support {
         1 => out.copy_from_slice(a),
-        2 => (0..len).for_each(|i| out[i] = p * a[i] + q * b[i]),
-        _ => (0..len).for_each(|i| out[i] = p * a[i] + q * b[i] + r * c[i] + s * d[i]),
+        2 => {
+            for i in 0..len {
+                out[i] = p * a[i] + q * b[i];
+            }
+        }
+        _ => {
+            for i in 0..len {
+                out[i] = p * a[i] + q * b[i] + r * c[i] + s * d[i];
+            }
+        }
     }
 }
 
@@ -41,10 +51,14 @@ pub fn to_coefficients(rows: &mut [f32], width: usize) {
     let pole = 3f32.sqrt() - 2.0;
     let steady = 6.0 / (1.0 - pole);
     let len = rows.len() / width;
-    rows[..width].iter_mut().for_each(|value| *value *= steady);
+    for value in &mut rows[..width] {
+        *value *= steady;
+    }
     for k in 1..len {
         let (before, row) = rows[(k - 1) * width..(k + 1) * width].split_at_mut(width);
-        row.iter_mut().zip(before).for_each(|(value, before)| *value = 6.0 * *value + pole * *before);
+        for (value, before) in row.iter_mut().zip(before) {
+            *value = 6.0 * *value + pole * *before;
+        }
     }
     // The last samples are the margin's, all alike: there the causal filter nears `steady` geometrically.
     let (before, last) = rows[(len - 2) * width..].split_at_mut(width);
@@ -54,6 +68,8 @@ pub fn to_coefficients(rows: &mut [f32], width: usize) {
     }
     for k in (1..len).rev() {
         let (row, next) = rows[(k - 1) * width..(k + 1) * width].split_at_mut(width);
-        row.iter_mut().zip(next).for_each(|(value, next)| *value = pole * (*next - *value));
+        for (value, next) in row.iter_mut().zip(next) {
+            *value = pole * (*next - *value);
+        }
     }
 }
