@@ -5,12 +5,14 @@
 //! made of these figures by `benches/peers`.
 
 mod memory;
+mod preprocess;
 mod probe;
 mod report;
 mod resample;
 mod timing;
 
 pub use memory::peak_resident_bytes;
+pub use preprocess::preprocess;
 pub use probe::Peak;
 pub use report::{Report, Row, Work};
 pub use resample::resample;

@@ -90,7 +90,7 @@ impl Preprocess {
 }
 
 /// Parses a number of bytes: `512M`, `8G`, `1.5GiB`. Units are powers of 1024; without one it is bytes.
-fn bytes(text: &str) -> Result<u64, String> {
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
     let unit = unit.trim().to_ascii_uppercase();

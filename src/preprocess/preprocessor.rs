@@ -123,18 +123,39 @@ impl Preprocessor {
     }
 
     /// The second half: resamples, and samples where the classes lie.
-    pub fn finish(&self, prepared: Prepared) -> PreprocessedCase {
-        let Prepared { case, mut data, mut labels, mut properties } = prepared;
+    pub fn finish(&self, mut prepared: Prepared) -> PreprocessedCase {
+        if let Some(resampled) = self.resample_image(&prepared) {
+            prepared.data = resampled;
+        }
+        if let Some(resampled) = self.resample_labels(&prepared) {
+            prepared.labels = Some(resampled);
+        }
+        let class_locations = prepared.labels.as_ref().map(|labels| self.locate(&prepared, labels));
+        let Prepared { data, labels, mut properties, .. } = prepared;
+        properties.class_locations = class_locations.unwrap_or_default();
+        PreprocessedCase { data, labels, properties }
+    }
+
+    /// The image in its new extent; `None` where that is the old one.
+    pub(crate) fn resample_image(&self, prepared: &Prepared) -> Option<Array4<f32>> {
+        let Prepared { data, properties, .. } = prepared;
         let [from, to] = [properties.spacing_before_resampling(), properties.spacing_after_resampling];
         let shape = properties.shape_after_resampling;
-        if shape != spatial(&data) {
-            data = image::resample_data(data.view(), shape, from, to, &self.resampling_data);
-            labels = labels.map(|map| image::resample_labels(map.view(), shape, from, to, &self.resampling_labels));
-        }
-        if let Some(labels) = &labels {
-            properties.class_locations = self.classes.sample(labels.view(), case);
-        }
-        PreprocessedCase { data, labels, properties }
+        prepared.is_resampled().then(|| image::resample_data(data.view(), shape, from, to, &self.resampling_data))
+    }
+
+    /// The labels in their new extent; `None` where that is the old one, or there are none.
+    pub(crate) fn resample_labels(&self, prepared: &Prepared) -> Option<Array3<i16>> {
+        let Prepared { labels, properties, .. } = prepared;
+        let [from, to] = [properties.spacing_before_resampling(), properties.spacing_after_resampling];
+        let shape = properties.shape_after_resampling;
+        let labels = labels.as_ref().filter(|_| prepared.is_resampled())?;
+        Some(image::resample_labels(labels.view(), shape, from, to, &self.resampling_labels))
+    }
+
+    /// Where the classes lie in the labels of a case after resampling.
+    pub(crate) fn locate(&self, prepared: &Prepared, labels: &Array3<i16>) -> BTreeMap<i16, Vec<[u32; 3]>> {
+        self.classes.sample(labels.view(), prepared.case)
     }
 
     /// The extent to which a raw image is resampled, `(z, y, x)` after transposition, if nothing of it is cropped.
@@ -222,6 +243,12 @@ pub struct Prepared {
     labels: Option<Array3<i16>>,
     /// Complete but for the locations of the classes.
     properties: CaseProperties,
+}
+
+impl Prepared {
+    fn is_resampled(&self) -> bool {
+        self.properties.shape_after_resampling != self.properties.shape_after_cropping_and_before_resampling
+    }
 }
 
 /// The part of a case that is not empty, in C order.

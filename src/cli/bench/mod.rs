@@ -1,5 +1,6 @@
 //! `nnunet-dist bench`
 
+mod preprocess;
 mod resample;
 
 use clap::{Args, Subcommand};
@@ -31,6 +32,7 @@ enum What {
     /// Only the machine itself: a matrix product and a copy.
     #[command(after_help = "Example:\n  nnunet-dist bench peak")]
     Peak,
+    Preprocess(preprocess::Preprocess),
     Resample(resample::Resample),
 }
 
@@ -39,6 +41,7 @@ impl Bench {
         dist::divide_threads(&dist::Single)?;
         let report = match &self.what {
             What::Peak => Report::new("peak", Vec::new()),
+            What::Preprocess(what) => what.run(self.rounds)?,
             What::Resample(what) => what.run(self.rounds)?,
         };
         if self.json {
