@@ -31,8 +31,7 @@ pub fn preprocess(
         preprocess_dataset(dataset, plans, configuration, folder, limits, &|_| {}, &Single).map(|_| ())
     })?;
     let work = |cases: usize| Work { items: cases as f64, ..Work::default() };
-    let mut rows =
-        vec![Row { name: "all cases".into(), unit: "cases", work: work(dataset.cases.len()), seconds: all }];
+    let mut rows = vec![Row { name: "all cases".into(), unit: "cases", work: work(dataset.cases.len()), seconds: all }];
 
     let files = &dataset.cases[..dataset.cases.len().min(CASES_OF_PIECES)];
     let pieces = Pieces {

@@ -15,13 +15,7 @@ const LABELS: Resampling = Resampling { order: 1, order_z: 0, force_separate_z: 
 /// Resamples an image, and its labels where given, from their spacing to another, both in mm along `(z, y, x)`.
 ///
 /// Voxels are counted after resampling, in millions, over all channels.
-pub fn resample(
-    image: &Volume,
-    labels: Option<&Array3<i16>>,
-    from: [f64; 3],
-    to: [f64; 3],
-    rounds: usize,
-) -> Vec<Row> {
+pub fn resample(image: &Volume, labels: Option<&Array3<i16>>, from: [f64; 3], to: [f64; 3], rounds: usize) -> Vec<Row> {
     let (channels, z, y, x) = image.data.dim();
     let shape = compute_new_shape([z, y, x], from, to);
     let [before, after] = [z * y * x, shape.iter().product::<usize>()];

@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     fn a_case_needs_what_its_arrays_take() {
-        // Not resampled: the image twice, and a little.
-        assert_eq!(need(1, [10; 3], [10; 3]), 16_000);
+        // Coarser: cropping needs the most, the image twice and a little.
+        assert_eq!(need(1, [10; 3], [5; 3]), 16_000);
         // Twice as fine: the image once and its eightfold.
         assert_eq!(need(2, [10; 3], [20; 3]), 15_000 + 80_000);
         assert_eq!(need(1, [usize::MAX; 3], [1; 3]), u64::MAX);

@@ -12,8 +12,8 @@ mod normalize;
 mod preprocessor;
 mod run;
 
-pub use normalize::Normalization;
 pub use granted::granted_memory;
+pub use normalize::Normalization;
 pub use preprocessor::{Prepared, PreprocessError, Preprocessor};
 pub use run::{Limits, Report, preprocess_dataset};
 

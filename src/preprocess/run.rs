@@ -87,7 +87,8 @@ pub fn preprocess_dataset(
         .num_threads(threads)
         .build()
         .map_err(|cause| PreprocessError::Threads { jobs: threads, cause })?;
-    let line = Line { preprocessor, channels: dataset.json.channel_names.len(), pool, budget: limits.budget(comm), out_dir };
+    let line =
+        Line { preprocessor, channels: dataset.json.channel_names.len(), pool, budget: limits.budget(comm), out_dir };
     let voxels = AtomicUsize::new(0);
     // One feeder per case in flight: were the cases themselves a parallel iterator, a thread that waits for a part of
     // one case could begin another, and the number in memory would have no bound.
