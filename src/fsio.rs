@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use tempfile::NamedTempFile;
+
 /// Writes a file so that a reader never sees a part of it: to a temporary name beside it, fsync, rename.
 ///
 /// Creates the parent directories. On error nothing is left behind.
@@ -11,10 +13,26 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let temporary = write_beside(path, write)?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    // The rename itself is durable only once the directory is.
+    File::open(parent(path))?.sync_all()
+}
+
+/// As [`write_atomically`], but without waiting for the disk: for many files that can be made again.
+///
+/// After a loss of power a file written shortly before may be short or empty, so readers check the length.
+pub fn write_unsynced(path: &Path, write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>) -> io::Result<()> {
+    write_beside(path, write)?.persist(path).map(drop).map_err(|error| error.error)
+}
+
+/// Writes to a temporary file in the folder of `path`.
+fn write_beside(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
+) -> io::Result<NamedTempFile> {
+    let directory = parent(path);
     std::fs::create_dir_all(directory)?;
     let mut temporary = tempfile::Builder::new().prefix(".partial-").tempfile_in(directory)?;
     {
@@ -22,11 +40,15 @@ pub fn write_atomically(
         write(&mut buffered)?;
         buffered.flush()?;
     }
-    temporary.as_file().sync_all()?;
     set_default_mode(temporary.as_file())?;
-    temporary.persist(path).map_err(|error| error.error)?;
-    // The rename itself is durable only once the directory is.
-    File::open(directory)?.sync_all()
+    Ok(temporary)
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// As [`write_atomically`], for contents already in memory.

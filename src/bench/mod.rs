@@ -5,13 +5,17 @@
 //! made of these figures by `benches/peers`.
 
 mod memory;
+mod preprocess;
 mod probe;
 mod report;
+mod resample;
 mod step;
 mod timing;
 
 pub use memory::peak_resident_bytes;
+pub use preprocess::preprocess;
 pub use probe::Peak;
 pub use report::{Report, Row, Work};
+pub use resample::resample;
 pub use step::StepBench;
 pub use timing::{Timings, measure};

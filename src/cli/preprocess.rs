@@ -11,13 +11,13 @@ use crate::config::{Source, WorkDir};
 use crate::dataset::Dataset;
 use crate::dist::{self, Communicator};
 use crate::plan::Plans;
-use crate::preprocess::preprocess_dataset;
+use crate::preprocess::{Limits, preprocess_dataset};
 
 /// Crop, normalise and resample all training cases as the plans say.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  nnunet-dist preprocess -w hippocampus -c 3d_fullres -j 4
+  nnunet-dist preprocess -w hippocampus -c 3d_fullres -j 4 --max-memory 8G
   mpirun -np 8 nnunet-dist preprocess -w hippocampus")]
 pub struct Preprocess {
     /// Work folder that `plan` made.
@@ -28,9 +28,17 @@ pub struct Preprocess {
     #[arg(short, long, value_name = "NAMES", value_delimiter = ',', num_args = 1..)]
     configurations: Vec<String>,
 
-    /// Cases in memory at a time [default: number of cores].
+    /// Threads [default: number of cores].
     #[arg(short, long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     jobs: usize,
+
+    /// Memory of each process for the cases that it has in flight, such as 512M or 8G [default: half of the machine's or
+    /// of the control group's, divided by the processes of the host].
+    ///
+    /// What a case takes is estimated from the headers of its files. A case that needs more than this is preprocessed
+    /// alone, with a warning.
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    max_memory: Option<u64>,
 }
 
 impl Preprocess {
@@ -44,6 +52,7 @@ impl Preprocess {
         let source = Source::load(&work)?;
         let plans = Plans::load(&work.plans())?;
         let dataset = Dataset::open(&source.dataset)?;
+        let limits = Limits { threads: self.jobs, memory: self.max_memory };
         for (name, data_identifier) in self.chosen(&plans)? {
             let folder = work.preprocessed(&data_identifier);
             // What rank 0 has done stands for all.
@@ -52,7 +61,7 @@ impl Preprocess {
                 _ => ProgressBar::hidden(),
             };
             let on_case = |_: &str| progress.inc(1);
-            let report = preprocess_dataset(&dataset, &plans, &name, &folder, self.jobs, &on_case, comm)?;
+            let report = preprocess_dataset(&dataset, &plans, &name, &folder, limits, &on_case, comm)?;
             progress.finish_and_clear();
             let (cases, seconds) = (report.cases, report.elapsed.as_secs_f64());
             if comm.rank() == 0 {
@@ -77,5 +86,39 @@ impl Preprocess {
             }
         }
         Ok(chosen)
+    }
+}
+
+/// Parses a number of bytes: `512M`, `8G`, `1.5GiB`. Units are powers of 1024; without one it is bytes.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let unit = unit.trim().to_ascii_uppercase();
+    let power = match unit.strip_suffix("IB").or_else(|| unit.strip_suffix('B')).unwrap_or(&unit) {
+        "" => 0,
+        "K" => 1,
+        "M" => 2,
+        "G" => 3,
+        "T" => 4,
+        _ => return Err(format!("the unit {unit} is none of K, M, G, T")),
+    };
+    let number: f64 = number.parse().map_err(|_| "not a number with a unit, such as 8G".to_owned())?;
+    let bytes = number * 1024f64.powi(power);
+    if bytes < 1.0 { Err("no memory at all".to_owned()) } else { Ok(bytes as u64) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_numbers_with_a_unit() {
+        let sizes = [("512M", 512 << 20), ("8G", 8 << 30), ("1.5GiB", 3 << 29), ("2 kb", 2048), ("77", 77)];
+        for (text, size) in sizes {
+            assert_eq!(bytes(text), Ok(size), "{text}");
+        }
+        for wrong in ["", "G", "8X", "-8G", "0", "1.2.3M", "8Gb/s"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ndarray::Axis;
+use rayon::prelude::*;
 
 use super::description::{Description, ListedCase};
 use super::images::{group_by_case, stems, with_channel};
@@ -85,12 +86,19 @@ impl CaseFiles {
     /// # Errors
     /// A file cannot be read, or the images do not fit together. Whether the label map fits is not checked.
     pub fn load(&self, channels: usize) -> Result<Case, DatasetError> {
-        let Some((first, rest)) = self.images.split_first() else {
+        let (image, label) =
+            rayon::join(|| self.load_image(channels), || self.label.as_deref().map(image::read_labels).transpose());
+        Ok(Case { id: self.id.clone(), image: image?, label: label? })
+    }
+
+    /// Reads all images at once, as files of their own take their own time to decompress.
+    fn load_image(&self, channels: usize) -> Result<Volume, DatasetError> {
+        let volumes = self.images.par_iter().map(|path| image::read_volume(path)).collect::<Result<Vec<_>, _>>()?;
+        let mut files = self.images.iter().zip(volumes);
+        let Some((first, mut image)) = files.next() else {
             return Err(DatasetError::invalid(Path::new(&self.id), "a case without images"));
         };
-        let mut image = image::read_volume(first)?;
-        for path in rest {
-            let next = image::read_volume(path)?;
+        for (path, next) in files {
             let (shape, next_shape) = (image.data.shape()[1..].to_vec(), next.data.shape()[1..].to_vec());
             image.data.append(Axis(0), next.data.view()).map_err(|_| {
                 let defect = format!("shape {next_shape:?} differs from {shape:?} of {}", first.display());
@@ -101,8 +109,7 @@ impl CaseFiles {
         if found != channels {
             return Err(DatasetError::invalid(first, self.channel_mismatch(found, channels)));
         }
-        let label = self.label.as_deref().map(image::read_labels).transpose()?;
-        Ok(Case { id: self.id.clone(), image, label })
+        Ok(image)
     }
 
     pub(super) fn channel_mismatch(&self, found: usize, expected: usize) -> String {

@@ -84,12 +84,22 @@ fn to_labels(data: Array4<f32>) -> Result<Array3<i16>, String> {
         return Err(format!("a label map has one channel, this file {channels}"));
     }
     let data = data.index_axis_move(Axis(0), 0);
-    let is_label = |value: f32| {
+    let to_label = |value: f32| {
+        // Nearly all are whole numbers in range, which the first test finds without rounding.
+        let label = value as i16;
+        if f32::from(label) == value {
+            return Some(label);
+        }
         let nearest = value.round();
-        (value - nearest).abs() <= TOLERANCE && (f32::from(i16::MIN)..=f32::from(i16::MAX)).contains(&nearest)
+        let is_label =
+            (value - nearest).abs() <= TOLERANCE && (f32::from(i16::MIN)..=f32::from(i16::MAX)).contains(&nearest);
+        is_label.then_some(nearest as i16)
     };
-    if let Some(((z, y, x), value)) = data.indexed_iter().find(|(_, value)| !is_label(**value)) {
-        return Err(format!("{value} at voxel (x, y, z) = ({x}, {y}, {z}) is not a label: labels are integers"));
+    let labels = data.iter().map(|value| to_label(*value)).collect::<Option<Vec<_>>>();
+    if let Some(labels) = labels {
+        return Ok(Array3::from_shape_vec(data.raw_dim(), labels).expect("one label per voxel"));
     }
-    Ok(data.mapv(|value| value.round() as i16))
+    let strange = data.indexed_iter().find(|(_, value)| to_label(**value).is_none());
+    let ((z, y, x), value) = strange.expect("one was found just now");
+    Err(format!("{value} at voxel (x, y, z) = ({x}, {y}, {z}) is not a label: labels are integers"))
 }

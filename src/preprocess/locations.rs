@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ndarray::ArrayView3;
+use ndarray::{ArrayView1, ArrayView3, Axis};
 use rand::Rng;
 
 use crate::dataset::DatasetJson;
@@ -46,17 +46,32 @@ impl ClassGroups {
         let groups_of = |label: i16| usize::try_from(label).ok().and_then(|label| memberships.get(label));
 
         let mut counts = vec![0u64; self.groups.len()];
-        for &group in labels.iter().filter_map(|&label| groups_of(label)).flatten() {
-            counts[group] += 1;
+        // Most rows hold none of the classes, which takes less to see than to look up each label.
+        let (first, last) = self.label_range();
+        let holds_any = |row: &ArrayView1<i16>| row.fold(false, |any, label| any | (first..=last).contains(label));
+        for row in labels.rows().into_iter().filter(holds_any) {
+            for &group in row.iter().filter_map(|&label| groups_of(label)).flatten() {
+                counts[group] += 1;
+            }
         }
         let mut samplers: Vec<_> = counts.iter().enumerate().map(|(i, &n)| Sampler::new(n, case, i as u64)).collect();
-        for ((z, y, x), &label) in labels.indexed_iter() {
-            for &group in groups_of(label).into_iter().flatten() {
-                samplers[group].offer([z as u32, y as u32, x as u32]);
+        let rows_of_a_plane = labels.len_of(Axis(1));
+        for (number, row) in labels.rows().into_iter().enumerate().filter(|(_, row)| holds_any(row)) {
+            let (z, y) = (number / rows_of_a_plane, number % rows_of_a_plane);
+            for (x, &label) in row.iter().enumerate() {
+                for &group in groups_of(label).into_iter().flatten() {
+                    samplers[group].offer([z as u32, y as u32, x as u32]);
+                }
             }
         }
         let keys = self.groups.iter().map(|(key, _)| *key);
         keys.zip(samplers).filter(|(_, sampler)| !sampler.drawn.is_empty()).map(|(key, s)| (key, s.drawn)).collect()
+    }
+
+    /// The smallest and the largest label that belongs to a group.
+    fn label_range(&self) -> (i16, i16) {
+        let members = || self.groups.iter().flat_map(|(_, members)| members.iter().copied());
+        (members().min().unwrap_or(i16::MAX), members().max().unwrap_or(i16::MIN))
     }
 
     /// For each label, the groups it belongs to.

@@ -3,6 +3,7 @@
 use ndarray::{ArrayView3, ArrayViewMut3, Zip};
 
 use crate::dataset::IntensityProperties;
+use crate::simd::widest;
 
 /// Standard deviations and ranges below this count as this.
 const EPSILON: f32 = 1e-8;
@@ -71,23 +72,15 @@ impl Normalization {
                 let divisor = std.max(EPSILON);
                 image.mapv_inplace(|v| (v.max(lower).min(upper) - mean) / divisor);
             }
-            Self::ZScore { inside_mask: false } => {
-                let (mean, divisor) = moments(|visit| image.iter().for_each(|&v| visit(v)));
-                image.mapv_inplace(|v| (v - mean) / divisor);
-            }
-            Self::ZScore { inside_mask: true } => {
-                let (mean, divisor) = moments(|visit| {
-                    Zip::from(&image).and(inside).for_each(|&v, &inside| {
-                        if inside {
-                            visit(v);
-                        }
-                    });
-                });
-                Zip::from(&mut image).and(inside).for_each(|v, &inside| {
-                    if inside {
-                        *v = (*v - mean) / divisor;
-                    }
-                });
+            Self::ZScore { inside_mask } => {
+                let mask = inside_mask.then_some(inside);
+                let (mean, divisor) = moments(image.view(), mask);
+                match mask {
+                    None => image.mapv_inplace(|v| (v - mean) / divisor),
+                    Some(inside) => Zip::from(&mut image).and(inside).for_each(|v, &inside| {
+                        *v = if inside { (*v - mean) / divisor } else { *v };
+                    }),
+                }
             }
             Self::None => {}
             Self::RescaleTo01 => {
@@ -107,19 +100,64 @@ impl Normalization {
     }
 }
 
-/// Mean and standard deviation, at least [`EPSILON`], of the visited values; in two passes of double precision, as
-/// single precision loses digits on large images.
-fn moments(mut values: impl FnMut(&mut dyn FnMut(f32))) -> (f32, f32) {
-    let (mut count, mut sum) = (0u64, 0.0f64);
-    values(&mut |v| {
-        count += 1;
-        sum += f64::from(v);
-    });
-    let count = count.max(1) as f64;
-    let mean = sum / count;
-    let mut squares = 0.0f64;
-    values(&mut |v| squares += (f64::from(v) - mean).powi(2));
+/// Mean and standard deviation, at least [`EPSILON`], of the values inside the mask, or of all without one; in two passes
+/// of double precision, as single precision loses digits on large images.
+fn moments(image: ArrayView3<f32>, mask: Option<ArrayView3<bool>>) -> (f32, f32) {
+    let sum_of = |centre: f64, power: Power| {
+        let (image, mask) = (image.as_standard_layout(), mask.as_ref().map(|mask| mask.as_standard_layout()));
+        let image = image.as_slice().expect("in C order");
+        let mask = mask.as_ref().map(|mask| mask.as_slice().expect("in C order"));
+        let deviations = Deviations { image, mask, centre };
+        widest(|| deviations.sum_of(power))
+    };
+    let count = mask.as_ref().map_or(image.len(), |mask| mask.iter().filter(|inside| **inside).count()).max(1) as f64;
+    let mean = sum_of(0.0, Power::First) / count;
+    let squares = sum_of(mean, Power::Second);
     (mean as f32, ((squares / count).sqrt() as f32).max(EPSILON))
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Power {
+    First,
+    Second,
+}
+
+/// The sum of deviations from a centre, or of their squares; in lanes, for a sum need not wait for the one before.
+struct Deviations<'a> {
+    image: &'a [f32],
+    mask: Option<&'a [bool]>,
+    centre: f64,
+}
+
+/// Sums that are carried side by side.
+const LANES: usize = 32;
+
+impl Deviations<'_> {
+    #[inline(always)]
+    fn sum_of(&self, power: Power) -> f64 {
+        match (power, self.mask) {
+            (Power::First, None) => self.sum(|deviation, _| deviation),
+            (Power::Second, None) => self.sum(|deviation, _| deviation * deviation),
+            (Power::First, Some(_)) => self.sum(|deviation, inside| if inside { deviation } else { 0.0 }),
+            (Power::Second, Some(_)) => self.sum(|deviation, inside| if inside { deviation * deviation } else { 0.0 }),
+        }
+    }
+
+    #[inline(always)]
+    fn sum(&self, term: impl Fn(f64, bool) -> f64) -> f64 {
+        const EVERYWHERE: [bool; LANES] = [true; LANES];
+        let mut sums = [0.0; LANES];
+        for (block, values) in self.image.chunks(LANES).enumerate() {
+            let inside = match self.mask {
+                Some(mask) => &mask[block * LANES..][..values.len()],
+                None => &EVERYWHERE[..values.len()],
+            };
+            for ((sum, value), inside) in sums.iter_mut().zip(values).zip(inside) {
+                *sum += term(f64::from(*value) - self.centre, *inside);
+            }
+        }
+        sums.iter().sum()
+    }
 }
 
 fn range(image: &ArrayViewMut3<f32>) -> (f32, f32) {

@@ -1,5 +1,7 @@
 //! One case, from raw to what the network sees.
 
+use std::collections::BTreeMap;
+
 use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, Zip, s};
 use rayon::prelude::*;
 
@@ -8,7 +10,7 @@ use super::normalize::Normalization;
 use super::{CaseProperties, PreprocessedCase};
 use crate::dataset::{Case, DatasetError, DatasetJson};
 use crate::dist::CommError;
-use crate::image::{self, Resampling};
+use crate::image::{self, ImageHeader, Resampling};
 use crate::plan::{PlanError, Plans, ResamplingSpec};
 use crate::store::StoreError;
 
@@ -108,10 +110,63 @@ impl Preprocessor {
     /// The case has another number of channels than the plans, image and label map differ in shape, or its intensities
     /// do not suit the normalisation.
     pub fn run(&self, case: &Case) -> Result<PreprocessedCase, PreprocessError> {
-        self.run_unnamed(case).map_err(|defect| PreprocessError::Case { case: case.id.clone(), defect })
+        Ok(self.finish(self.prepare(case)?))
     }
 
-    fn run_unnamed(&self, case: &Case) -> Result<PreprocessedCase, String> {
+    /// The first half of [`Preprocessor::run`]: transposes, crops to nonzero and normalises. After it the raw case is not
+    /// needed any more.
+    ///
+    /// # Errors
+    /// As those of [`Preprocessor::run`].
+    pub fn prepare(&self, case: &Case) -> Result<Prepared, PreprocessError> {
+        self.prepare_unnamed(case).map_err(|defect| PreprocessError::Case { case: case.id.clone(), defect })
+    }
+
+    /// The second half: resamples, and samples where the classes lie.
+    pub fn finish(&self, mut prepared: Prepared) -> PreprocessedCase {
+        if let Some(resampled) = self.resample_image(&prepared) {
+            prepared.data = resampled;
+        }
+        if let Some(resampled) = self.resample_labels(&prepared) {
+            prepared.labels = Some(resampled);
+        }
+        let class_locations = prepared.labels.as_ref().map(|labels| self.locate(&prepared, labels));
+        let Prepared { data, labels, mut properties, .. } = prepared;
+        properties.class_locations = class_locations.unwrap_or_default();
+        PreprocessedCase { data, labels, properties }
+    }
+
+    /// The image in its new extent; `None` where that is the old one.
+    pub(crate) fn resample_image(&self, prepared: &Prepared) -> Option<Array4<f32>> {
+        let Prepared { data, properties, .. } = prepared;
+        let [from, to] = [properties.spacing_before_resampling(), properties.spacing_after_resampling];
+        let shape = properties.shape_after_resampling;
+        prepared.is_resampled().then(|| image::resample_data(data.view(), shape, from, to, &self.resampling_data))
+    }
+
+    /// The labels in their new extent; `None` where that is the old one, or there are none.
+    pub(crate) fn resample_labels(&self, prepared: &Prepared) -> Option<Array3<i16>> {
+        let Prepared { labels, properties, .. } = prepared;
+        let [from, to] = [properties.spacing_before_resampling(), properties.spacing_after_resampling];
+        let shape = properties.shape_after_resampling;
+        let labels = labels.as_ref().filter(|_| prepared.is_resampled())?;
+        Some(image::resample_labels(labels.view(), shape, from, to, &self.resampling_labels))
+    }
+
+    /// Where the classes lie in the labels of a case after resampling.
+    pub(crate) fn locate(&self, prepared: &Prepared, labels: &Array3<i16>) -> BTreeMap<i16, Vec<[u32; 3]>> {
+        self.classes.sample(labels.view(), prepared.case)
+    }
+
+    /// The extent to which a raw image is resampled, `(z, y, x)` after transposition, if nothing of it is cropped.
+    pub fn shape_after_resampling(&self, image: &ImageHeader) -> [usize; 3] {
+        let [_, shape @ ..] = image.shape;
+        let spacing = self.transpose_forward.map(|raw| image.geometry.spacing[raw]);
+        let target = self.target_spacing.of(spacing);
+        image::compute_new_shape(self.transpose_forward.map(|raw| shape[raw]), spacing, target)
+    }
+
+    fn prepare_unnamed(&self, case: &Case) -> Result<Prepared, String> {
         let channels = case.image.data.len_of(Axis(0));
         if channels != self.normalizations.len() {
             return Err(format!("has {channels} channels, the plans {}", self.normalizations.len()));
@@ -124,9 +179,8 @@ impl Preprocessor {
             return Err(format!("the label map's shape {labels:?} differs from the image's {image:?}"));
         }
 
-        let Cropped { bbox, mut data, mut labels, inside } = crop_to_nonzero(image, labels);
+        let Cropped { bbox, mut data, labels, inside } = crop_to_nonzero(image, labels);
         self.normalize(&mut data, inside.view())?;
-        drop(inside);
 
         let spacing = self.transpose_forward.map(|raw| case.image.geometry.spacing[raw]);
         let target = self.target_spacing.of(spacing);
@@ -137,14 +191,6 @@ impl Preprocessor {
                 "{cropped_shape:?} voxels of {spacing:?} mm vanish at the target spacing {target:?} mm"
             ));
         }
-        if shape != cropped_shape {
-            data = image::resample_data(data.view(), shape, spacing, target, &self.resampling_data);
-            labels =
-                labels.map(|map| image::resample_labels(map.view(), shape, spacing, target, &self.resampling_labels));
-        }
-
-        let class_locations =
-            labels.as_ref().map(|labels| self.classes.sample(labels.view(), case_number(&case.id))).unwrap_or_default();
         let properties = CaseProperties {
             geometry: case.image.geometry.clone(),
             transpose_forward: self.transpose_forward,
@@ -153,9 +199,9 @@ impl Preprocessor {
             shape_after_cropping_and_before_resampling: cropped_shape,
             shape_after_resampling: shape,
             spacing_after_resampling: target,
-            class_locations,
+            class_locations: BTreeMap::new(),
         };
-        Ok(PreprocessedCase { data, labels, properties })
+        Ok(Prepared { case: case_number(&case.id), data, labels, properties })
     }
 
     fn normalize(&self, data: &mut Array4<f32>, inside: ArrayView3<bool>) -> Result<(), String> {
@@ -185,6 +231,23 @@ impl TargetSpacing {
             Self::InPlane([y, x]) => [spacing[0], y, x],
             Self::Volume(target) => target,
         }
+    }
+}
+
+/// A case that is cropped and normalised: what [`Preprocessor::prepare`] makes for [`Preprocessor::finish`].
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// [`case_number`] of the case.
+    case: u64,
+    data: Array4<f32>,
+    labels: Option<Array3<i16>>,
+    /// Complete but for the locations of the classes.
+    properties: CaseProperties,
+}
+
+impl Prepared {
+    fn is_resampled(&self) -> bool {
+        self.properties.shape_after_resampling != self.properties.shape_after_cropping_and_before_resampling
     }
 }
 

@@ -128,6 +128,9 @@ impl StoredCase {
 
 /// Writes a case into a store's folder, replacing an older one; a reader sees it only once it is whole.
 ///
+/// It does not wait for the disk, which takes longer than to preprocess a small case. What a loss of power leaves of the
+/// last cases [`NativeStore::open`] refuses: their files are shorter than their headers say.
+///
 /// # Errors
 /// The disk, or a case that cannot be stored: one without labels, or whose name ends in `_seg`.
 pub fn write_case(folder: &Path, id: &str, case: &PreprocessedCase) -> Result<(), StoreError> {
@@ -143,7 +146,7 @@ pub fn write_case(folder: &Path, id: &str, case: &PreprocessedCase) -> Result<()
     npy::write(&file(folder, id, DATA), case.data.view())?;
     let labels: ArrayView4<i16> = labels.view().insert_axis(ndarray::Axis(0));
     npy::write(&file(folder, id, LABELS), labels)?;
-    fsio::write_atomically(&properties_path, |file| {
+    fsio::write_unsynced(&properties_path, |file| {
         serde_json::to_writer(&mut *file, &case.properties)?;
         file.write_all(b"\n")
     })

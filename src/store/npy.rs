@@ -34,12 +34,12 @@ impl Element for i16 {
     const DESCR: &'static str = if cfg!(target_endian = "little") { "<i2" } else { ">i2" };
 }
 
-/// Writes an array in C order, atomically.
+/// Writes an array in C order, as [`fsio::write_unsynced`] does.
 pub fn write<T: Element>(path: &Path, array: ArrayView4<T>) -> Result<(), StoreError> {
     let header = encode_header::<T>(array.shape());
     let array = array.as_standard_layout();
     let elements = array.as_slice().expect("as_standard_layout gives C order");
-    fsio::write_atomically(path, |file| {
+    fsio::write_unsynced(path, |file| {
         file.write_all(&header)?;
         file.write_all(bytemuck::cast_slice(elements))
     })

@@ -1,5 +1,7 @@
 //! `nnunet-dist bench`
 
+mod preprocess;
+mod resample;
 mod step;
 
 use clap::{Args, Subcommand};
@@ -32,6 +34,8 @@ enum What {
     #[command(after_help = "Example:\n  nnunet-dist bench peak")]
     Peak,
     Step(step::Step),
+    Preprocess(preprocess::Preprocess),
+    Resample(resample::Resample),
 }
 
 impl Bench {
@@ -40,6 +44,8 @@ impl Bench {
         let report = match &self.what {
             What::Peak => Report::new("peak", Vec::new()),
             What::Step(step) => step.run(self.rounds)?,
+            What::Preprocess(what) => what.run(self.rounds)?,
+            What::Resample(what) => what.run(self.rounds)?,
         };
         if self.json {
             println!("{}", report.json())

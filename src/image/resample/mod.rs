@@ -2,15 +2,18 @@
 //!
 //! Its reference is `skimage.transform.resize(mode='edge', anti_aliasing=False)`: spline interpolation between voxel
 //! centres with the border voxels continued outward, clipped to the range of the input. Splines are separable, so an
-//! image is resampled axis by axis ([`axis`]). Where voxels are far longer along one axis than along the others, that
-//! axis is resampled on its own, usually to the nearest slice.
+//! image is resampled axis by axis: along z between whole planes ([`volume`]), then within each plane ([`plane`]). Where
+//! voxels are far longer along one axis than along the others, that axis is resampled on its own, usually to the nearest
+//! slice.
 
-mod axis;
 mod labels;
+mod plane;
+mod rows;
+mod taps;
+mod volume;
 
-use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, Zip};
+use ndarray::{Array3, Array4, ArrayView3, ArrayView4, ArrayViewMut3};
 
-use self::axis::Taps;
 pub use self::labels::resample_labels;
 
 /// Voxels this many times longer along one axis than along another make that axis a case of its own
@@ -74,61 +77,27 @@ pub fn resample_data(
     }
     let separate = resampling.separate_axis(current_spacing, new_spacing);
     let mut resampled = Array4::zeros((channels, new_shape[0], new_shape[1], new_shape[2]));
-    for (channel, mut out) in data.outer_iter().zip(resampled.outer_iter_mut()) {
-        out.assign(&resample_channel(channel, new_shape, separate, resampling));
+    for (channel, out) in data.outer_iter().zip(resampled.outer_iter_mut()) {
+        match separate {
+            Some(axis) => resample_separately(channel, out, axis, resampling),
+            None => volume::resample(channel, out, resampling.order),
+        }
     }
     resampled
 }
 
-fn resample_channel(
-    image: ArrayView3<f32>,
-    new_shape: [usize; 3],
-    separate: Option<usize>,
-    resampling: &Resampling,
-) -> Array3<f32> {
-    let mut current = image.to_owned();
-    // What shrinks most goes first, for the others to have less to do.
-    let mut axes: Vec<usize> = (0..3).filter(|axis| Some(*axis) != separate).collect();
-    axes.sort_by(|a, b| {
-        let growth = |axis: usize| new_shape[axis] as f64 / image.len_of(Axis(axis)) as f64;
-        growth(*a).total_cmp(&growth(*b))
-    });
-    for axis in axes {
-        current =
-            axis::resample(current, axis, &Taps::new(resampling.order, image.len_of(Axis(axis)), new_shape[axis]));
+/// Resamples an axis on its own: those that are not the first change places with it.
+fn resample_separately(image: ArrayView3<f32>, mut out: ArrayViewMut3<f32>, axis: usize, resampling: &Resampling) {
+    let Resampling { order, order_z, .. } = *resampling;
+    if axis == 0 {
+        return volume::resample_slices(image, out, order, order_z);
     }
-    if resampling.order > 1 {
-        clip(&mut current, image, separate);
-    }
-    match separate {
-        Some(axis) => {
-            let taps = Taps::new(resampling.order_z, image.len_of(Axis(axis)), new_shape[axis]);
-            axis::resample(current, axis, &taps)
-        }
-        None => current,
-    }
-}
-
-/// Keeps the result within the range of what it was made from: the image, or each slice of it.
-fn clip(resampled: &mut Array3<f32>, image: ArrayView3<f32>, separate: Option<usize>) {
-    let range = |min: f32, max: f32, value: f32| (min.min(value), max.max(value));
-    let bounds = |values: &mut dyn Iterator<Item = &f32>| {
-        values.fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), value| range(min, max, *value))
-    };
-    match separate {
-        None => {
-            let (min, max) = bounds(&mut image.iter());
-            resampled.par_mapv_inplace(|value| value.clamp(min, max));
-        }
-        Some(axis) => {
-            Zip::from(resampled.axis_iter_mut(Axis(axis))).and(image.axis_iter(Axis(axis))).par_for_each(
-                |mut slice, source| {
-                    let (min, max) = bounds(&mut source.iter());
-                    slice.mapv_inplace(|value| value.clamp(min, max));
-                },
-            );
-        }
-    }
+    let mut image = image;
+    image.swap_axes(0, axis);
+    out.swap_axes(0, axis);
+    let mut resampled = Array3::zeros(out.raw_dim());
+    volume::resample_slices(image, resampled.view_mut(), order, order_z);
+    out.assign(&resampled);
 }
 
 #[cfg(test)]

@@ -1,0 +1,117 @@
+//! Resampling within a plane, which fits into a core's cache.
+
+use super::rows::{extend_edges, to_coefficients, weighted_sum};
+use super::taps::Taps;
+use crate::simd::widest;
+
+/// Rows that are resampled along themselves at once, side by side.
+const BLOCK: usize = 16;
+
+/// Resamples planes of one extent to another, along both axes.
+pub struct PlaneResampler<'a> {
+    from: [usize; 2],
+    to: [usize; 2],
+    /// Along y and x; `None` where the extent stays.
+    taps: [Option<&'a Taps>; 2],
+    /// The plane, with its margins along y.
+    plane: Vec<f32>,
+    /// Rows resampled along y.
+    rows: Vec<f32>,
+    /// The same transposed, with their margins along x, and resampled along x.
+    columns: Vec<[f32; BLOCK]>,
+    resampled: Vec<[f32; BLOCK]>,
+}
+
+impl<'a> PlaneResampler<'a> {
+    /// Resamples `from` to `to` samples `[y, x]`.
+    pub fn new(from: [usize; 2], to: [usize; 2], taps: [Option<&'a Taps>; 2]) -> Self {
+        let [margin_y, margin_x] = taps.map(|taps| taps.map_or(0, |taps| taps.margin));
+        Self {
+            from,
+            to,
+            taps,
+            plane: vec![0.0; (from[0] + 2 * margin_y) * from[1]],
+            rows: vec![0.0; BLOCK * from[1]],
+            columns: vec![[0.0; BLOCK]; from[1] + 2 * margin_x],
+            resampled: vec![[0.0; BLOCK]; to[1]],
+        }
+    }
+
+    /// Fills `out`, of the new extent, from the plane that `load` puts into the buffer it is given, of the old one.
+    /// Values beyond `range` are clipped to it.
+    pub fn resample(&mut self, load: impl FnOnce(&mut [f32]), out: &mut [f32], range: [f32; 2]) {
+        let margin = self.taps[0].map_or(0, |taps| taps.margin);
+        load(&mut self.plane[margin * self.from[1]..][..self.from[0] * self.from[1]]);
+        widest(|| self.resample_loaded(out, range));
+    }
+
+    #[inline(always)]
+    fn resample_loaded(&mut self, out: &mut [f32], range: [f32; 2]) {
+        if let Some(taps) = self.taps[0] {
+            extend_edges(&mut self.plane, self.from[1], taps.margin);
+            if taps.of_coefficients() {
+                to_coefficients(&mut self.plane, self.from[1]);
+            }
+        }
+        for (block, out) in out.chunks_mut(BLOCK * self.to[1]).enumerate() {
+            self.interpolate_y(block * BLOCK, out.len() / self.to[1]);
+            match self.taps[1] {
+                Some(taps) => self.interpolate_x(taps, out, range),
+                None => {
+                    for (value, row) in out.iter_mut().zip(&self.rows) {
+                        *value = clip(*row, range[0], range[1]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Resamples the plane along y into `rows`, for the output rows from `first` on.
+    #[inline(always)]
+    fn interpolate_y(&mut self, first: usize, count: usize) {
+        let width = self.from[1];
+        for (k, row) in self.rows.chunks_exact_mut(width).take(count).enumerate() {
+            match self.taps[0] {
+                Some(taps) => {
+                    let (tap, weights) = &taps.taps[first + k];
+                    weighted_sum(&self.plane[tap * width..], width, weights, taps.support, row);
+                }
+                None => row.copy_from_slice(&self.plane[(first + k) * width..(first + k + 1) * width]),
+            }
+        }
+    }
+
+    /// Resamples `rows` along x into `out`.
+    #[inline(always)]
+    fn interpolate_x(&mut self, taps: &Taps, out: &mut [f32], [low, high]: [f32; 2]) {
+        let (width, margin) = (self.from[1], taps.margin);
+        for (x, column) in self.columns[margin..margin + width].iter_mut().enumerate() {
+            for (k, value) in column.iter_mut().enumerate() {
+                *value = self.rows[k * width + x];
+            }
+        }
+        let columns = self.columns.as_flattened_mut();
+        extend_edges(columns, BLOCK, margin);
+        if taps.of_coefficients() {
+            to_coefficients(columns, BLOCK);
+        }
+        for ((tap, weights), column) in taps.taps.iter().zip(&mut self.resampled) {
+            weighted_sum(&columns[tap * BLOCK..], BLOCK, weights, taps.support, column);
+            for value in column {
+                *value = clip(*value, low, high);
+            }
+        }
+        for (k, row) in out.chunks_exact_mut(self.to[1]).enumerate() {
+            for (value, column) in row.iter_mut().zip(&self.resampled) {
+                *value = column[k];
+            }
+        }
+    }
+}
+
+/// As `f32::clamp`, without its demand that the range be one: that of an image without any number is not.
+#[inline(always)]
+fn clip(value: f32, low: f32, high: f32) -> f32 {
+    let value = if value < low { low } else { value };
+    if value > high { high } else { value }
+}
