@@ -36,6 +36,7 @@ pub mod image;
 pub mod infer;
 pub mod loader;
 pub mod loss;
+pub mod math;
 pub mod model;
 pub mod ops;
 pub mod optim;

@@ -5,7 +5,7 @@ use burn::backend::{Autodiff, Flex};
 use burn::tensor::{
     DType, Distribution, FloatDType, Tensor, TensorData, TensorPrimitive, backend::ops::FloatTensorOps,
 };
-use nnunet_dist::ops::{self, ConvParams, NnOps, NormParams, reference};
+use nnunet_dist::ops::{self, AdamStep, ConvParams, NnOps, NormParams, SgdStep, reference};
 
 type Cpu = Autodiff<Flex>;
 
@@ -196,6 +196,49 @@ fn gradients_of_one_activation_add_up() {
         let shared = a.clone();
         assert_within(tolerance, "shared", Flex::accumulate(a, b.clone()), expected.clone());
         assert_within(tolerance, "in place", Flex::accumulate(shared, b), expected);
+    }
+}
+
+#[test]
+fn updates_agree_with_the_reference_over_several_steps() {
+    for shape in [[40, 30, 3, 3, 3], [7, 1, 1, 1, 1]] {
+        let start = primitive(&random(shape));
+        let sgd =
+            SgdStep { learning_rate: 0.1, momentum: 0.99, nesterov: true, weight_decay: 3e-5, gradient_scale: 0.7 };
+        let (mut ours, mut expected) = ((start.clone(), None), (start.clone(), None));
+        for nesterov in [true, false, true] {
+            let (gradient, sgd) = (primitive(&random(shape)), SgdStep { nesterov, ..sgd });
+            let [value, velocity] = Flex::sgd(ours.0, gradient.clone(), ours.1, sgd);
+            ours = (value, Some(velocity));
+            let [value, velocity] = reference::sgd::<Flex>(expected.0, gradient, expected.1, sgd);
+            expected = (value, Some(velocity));
+        }
+        assert_close("sgd: value", ours.0, expected.0);
+        assert_close("sgd: velocity", ours.1.unwrap(), expected.1.unwrap());
+
+        let (mut ours, mut expected) = ((start.clone(), None), (start.clone(), None));
+        for updates in 1..4 {
+            let gradient = primitive(&random(shape));
+            let adam = AdamStep {
+                learning_rate: 0.1,
+                betas: [0.9, 0.999],
+                eps: 1e-8,
+                weight_decay: 0.01,
+                gradient_scale: 0.7,
+                corrections: [1.0 - 0.9f32.powi(updates), 1.0 - 0.999f32.powi(updates)],
+            };
+            let [value, first, second] = Flex::adam(ours.0, gradient.clone(), ours.1, adam);
+            ours = (value, Some([first, second]));
+            let [value, first, second] = reference::adam::<Flex>(expected.0, gradient, expected.1, adam);
+            expected = (value, Some([first, second]));
+        }
+        assert_close("adam: value", ours.0, expected.0);
+        for (ours, expected) in ours.1.unwrap().into_iter().zip(expected.1.unwrap()) {
+            assert_close("adam: moment", ours, expected);
+        }
+        let norms = [Flex::squared_norm(start.clone()), reference::squared_norm::<Flex>(start)];
+        let [ours, expected] = norms;
+        assert_close("squared norm", ours, expected);
     }
 }
 

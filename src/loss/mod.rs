@@ -7,6 +7,7 @@
 
 mod deep_supervision;
 mod segmentation;
+mod tile;
 
 pub use deep_supervision::{downsample_labels, weights};
 pub use segmentation::{GlobalSums, LossSums, LossValue, SegmentationLoss, Target};

@@ -6,6 +6,9 @@
 
 use rayon::prelude::*;
 
+use super::tile::{Slopes, TILE, Tile};
+use crate::simd::widest;
+
 /// What the logits stand for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
@@ -52,8 +55,8 @@ pub struct LossValue {
 const BLOCK: usize = 4096;
 /// nnU-Net's lower bound of the Dice denominator.
 const MIN_DENOMINATOR: f64 = 1e-8;
-/// More channels than any segmentation has; bounds the stack space of a voxel's activations.
-const MAX_CHANNELS: usize = 1024;
+/// More channels than any segmentation has; the product of a tile's softmax denominators must not overflow.
+const MAX_CHANNELS: usize = 1 << 13;
 
 impl SegmentationLoss {
     /// nnU-Net's defaults.
@@ -61,19 +64,22 @@ impl SegmentationLoss {
         Self { target, batch_dice, smooth: 1e-5, ignore_label }
     }
 
-    /// This rank's sums. `logits` is `(n, voxels, channels)` in C order, `labels` `(n, voxels)`.
-    pub fn sums(&self, logits: &[f32], labels: &[i16], n: usize) -> LossSums {
+    /// This rank's sums; leaves activations (softmax or sigmoid) where the logits were, for [`Self::gradient`].
+    ///
+    /// `logits` is `(n, voxels, channels)` in C order, `labels` `(n, voxels)`.
+    ///
+    /// # Panics
+    /// If a label is none of the classes.
+    pub fn sums(&self, logits: &mut [f32], labels: &[i16], n: usize) -> LossSums {
         let shape = Extents::new(logits, labels, n);
-        let first = self.first_dice_channel();
-        let classes = shape.channels - first;
+        let classes = shape.channels - self.first_dice_channel();
         let groups = if self.batch_dice { 1 } else { n };
-        let mut sums = LossSums { dice: vec![[0.0; 3]; groups * classes], cross_entropy: 0.0, count: 0.0 };
-        for sample in 0..n {
-            let (logits, labels) = shape.sample(logits, labels, sample);
+        let mut sums = LossSums::zero(groups * classes);
+        for (sample, (logits, labels)) in shape.samples(logits, labels).enumerate() {
             let blocks: Vec<LossSums> = logits
-                .par_chunks(BLOCK * shape.channels)
+                .par_chunks_mut(BLOCK * shape.channels)
                 .zip(labels.par_chunks(BLOCK))
-                .map(|(logits, labels)| self.block_sums(logits, labels, shape.channels))
+                .map(|(logits, labels)| self.activate(logits, labels, shape.channels))
                 .collect();
             let group = if self.batch_dice { 0 } else { sample };
             for block in blocks {
@@ -94,12 +100,13 @@ impl SegmentationLoss {
         LossValue { total: cross_entropy - dice, dice: -dice, cross_entropy }
     }
 
-    /// `scale` times the gradient of the loss with respect to this rank's logits, in their layout.
+    /// Turns the activations that [`Self::sums`] has left into `scale` times the gradient of the loss with respect to this
+    /// rank's logits.
     ///
     /// Gradients are averaged over ranks afterwards, so this one is the number of ranks times the derivative of the
     /// global loss.
-    pub fn gradient(&self, logits: &[f32], labels: &[i16], n: usize, sums: &GlobalSums, scale: f64) -> Vec<f32> {
-        let shape = Extents::new(logits, labels, n);
+    pub fn gradient(&self, activations: &mut [f32], labels: &[i16], n: usize, sums: &GlobalSums, scale: f64) {
+        let shape = Extents::new(activations, labels, n);
         let first = self.first_dice_channel();
         let classes = shape.channels - first;
         let world_size = sums.world_size as f64;
@@ -108,25 +115,20 @@ impl SegmentationLoss {
         let ce_scale = if sums.global.count > 0.0 { scale * world_size / sums.global.count } else { 0.0 };
         let dice_sums = if self.batch_dice { &sums.global.dice } else { &sums.local.dice };
 
-        let mut gradient = vec![0.0f32; logits.len()];
-        for (sample, gradient) in gradient.chunks_exact_mut(shape.voxels * shape.channels).enumerate() {
-            let (logits, labels) = shape.sample(logits, labels, sample);
+        for (sample, (activations, labels)) in shape.samples(activations, labels).enumerate() {
             let group = if self.batch_dice { 0 } else { sample };
-            // d dice / d p is `slope * y - offset` with one slope and offset per class.
-            let (mut slopes, mut offsets) = (vec![0.0f32; shape.channels], vec![0.0f32; shape.channels]);
+            let zeros = vec![0.0f32; shape.channels];
+            let mut slopes = Slopes { slope: zeros.clone(), offset: zeros, cross_entropy: ce_scale as f32 };
             for class in 0..classes {
                 let (dice, denominator) = self.soft_dice(dice_sums[group * classes + class]);
-                slopes[first + class] = (dice_scale * 2.0 / denominator) as f32;
-                offsets[first + class] = (dice_scale * dice / denominator) as f32;
+                slopes.slope[first + class] = (dice_scale * 2.0 / denominator) as f32;
+                slopes.offset[first + class] = (dice_scale * dice / denominator) as f32;
             }
-            let voxel = VoxelGradient { loss: self, slopes, offsets, ce_scale: ce_scale as f32 };
-            gradient
-                .par_chunks_mut(BLOCK * shape.channels)
-                .zip(logits.par_chunks(BLOCK * shape.channels))
-                .zip(labels.par_chunks(BLOCK))
-                .for_each(|((gradient, logits), labels)| voxel.block(gradient, logits, labels, shape.channels));
+            let blocks = activations.par_chunks_mut(BLOCK * shape.channels).zip(labels.par_chunks(BLOCK));
+            blocks.for_each(|(activations, labels)| {
+                self.for_tiles(activations, labels, shape.channels, |tile| tile.gradient(&self.target, &slopes));
+            });
         }
-        gradient
     }
 
     /// The Dice of one group and class, and its denominator.
@@ -140,63 +142,37 @@ impl SegmentationLoss {
         usize::from(self.target == Target::Classes)
     }
 
-    fn block_sums(&self, logits: &[f32], labels: &[i16], channels: usize) -> LossSums {
-        let first = self.first_dice_channel();
-        let mut sums = LossSums { dice: vec![[0.0; 3]; channels - first], cross_entropy: 0.0, count: 0.0 };
-        let mut activations = [0.0f32; MAX_CHANNELS];
-        let activations = &mut activations[..channels];
-        for (logits, &label) in logits.chunks_exact(channels).zip(labels) {
-            if self.ignore_label == Some(label) {
-                continue;
-            }
-            sums.cross_entropy += self.activate(logits, label, activations);
-            sums.count += if self.target == Target::Classes { 1.0 } else { channels as f64 };
-            let scored = activations.iter().enumerate().skip(first);
-            for ((channel, p), [intersection, activation, target]) in scored.zip(&mut sums.dice) {
-                let p = f64::from(*p);
-                *activation += p;
-                if self.contains(channel, label) {
-                    *intersection += p;
-                    *target += 1.0;
-                }
-            }
-        }
+    /// Softmax or sigmoid of a block in place, and its sums.
+    fn activate(&self, logits: &mut [f32], labels: &[i16], channels: usize) -> LossSums {
+        self.check(labels, channels);
+        let mut sums = LossSums::zero(channels - self.first_dice_channel());
+        self.for_tiles(logits, labels, channels, |tile| tile.activate(&self.target, &mut sums));
         sums
     }
 
-    /// Whether a voxel with this label belongs to the channel's class or region.
-    #[inline]
-    fn contains(&self, channel: usize, label: i16) -> bool {
-        match &self.target {
-            Target::Classes => label as usize == channel,
-            Target::Regions(regions) => regions[channel].contains(&label),
+    fn check(&self, labels: &[i16], channels: usize) {
+        let known = |label: &i16| (0..channels as i16).contains(label) || self.ignore_label == Some(*label);
+        if let (Target::Classes, Some(label)) = (&self.target, labels.iter().find(|label| !known(label))) {
+            panic!("label {label} is none of {channels} classes");
         }
     }
 
-    /// Softmax or sigmoid of one voxel's logits, and the cross-entropy with its label (summed over regions).
-    #[inline]
-    fn activate(&self, logits: &[f32], label: i16, activations: &mut [f32]) -> f64 {
-        match &self.target {
-            Target::Classes => {
-                let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let mut sum = 0.0;
-                for (p, logit) in activations.iter_mut().zip(logits) {
-                    *p = (logit - largest).exp();
-                    sum += *p;
-                }
-                activations.iter_mut().for_each(|p| *p /= sum);
-                f64::from(largest + sum.ln() - logits[label as usize])
-            }
-            Target::Regions(_) => {
-                let mut cross_entropy = 0.0;
-                for (channel, (p, &logit)) in activations.iter_mut().zip(logits).enumerate() {
-                    *p = 1.0 / (1.0 + (-logit).exp());
-                    let target = if self.contains(channel, label) { logit } else { 0.0 };
-                    cross_entropy += f64::from(logit.max(0.0) - target + (-logit.abs()).exp().ln_1p());
-                }
-                cross_entropy
-            }
+    /// Hands a block's values `(voxels, channels)` out tile by tile, to be changed in place.
+    fn for_tiles(&self, values: &mut [f32], labels: &[i16], channels: usize, mut change: impl FnMut(&mut Tile)) {
+        let mut tile = Tile::new(channels);
+        for (values, labels) in values.chunks_mut(TILE * channels).zip(labels.chunks(TILE)) {
+            widest(|| {
+                tile.load(values, labels, self.ignore_label);
+                change(&mut tile);
+                tile.store(values);
+            });
         }
+    }
+}
+
+impl LossSums {
+    fn zero(dice: usize) -> Self {
+        Self { dice: vec![[0.0; 3]; dice], cross_entropy: 0.0, count: 0.0 }
     }
 }
 
@@ -218,44 +194,6 @@ impl GlobalSums {
     }
 }
 
-/// The gradient of one sample's voxels.
-struct VoxelGradient<'a> {
-    loss: &'a SegmentationLoss,
-    slopes: Vec<f32>,
-    offsets: Vec<f32>,
-    ce_scale: f32,
-}
-
-impl VoxelGradient<'_> {
-    fn block(&self, gradient: &mut [f32], logits: &[f32], labels: &[i16], channels: usize) {
-        let mut activations = [0.0f32; MAX_CHANNELS];
-        let p = &mut activations[..channels];
-        for ((gradient, logits), &label) in
-            gradient.chunks_exact_mut(channels).zip(logits.chunks_exact(channels)).zip(labels)
-        {
-            if self.loss.ignore_label == Some(label) {
-                continue;
-            }
-            self.loss.activate(logits, label, p);
-            // Through the Dice term first: gradient with respect to the activations.
-            let mut projection = 0.0;
-            for channel in 0..channels {
-                let target = self.loss.contains(channel, label);
-                gradient[channel] = if target { self.slopes[channel] } else { 0.0 } - self.offsets[channel];
-                projection += gradient[channel] * p[channel];
-            }
-            for channel in 0..channels {
-                let jacobian = match self.loss.target {
-                    Target::Classes => p[channel] * (gradient[channel] - projection),
-                    Target::Regions(_) => p[channel] * (1.0 - p[channel]) * gradient[channel],
-                };
-                let target = f32::from(u8::from(self.loss.contains(channel, label)));
-                gradient[channel] = jacobian + self.ce_scale * (p[channel] - target);
-            }
-        }
-    }
-}
-
 /// Extents of a batch of logits.
 #[derive(Clone, Copy)]
 struct Extents {
@@ -271,9 +209,9 @@ impl Extents {
         extents
     }
 
-    fn sample<'a>(&self, logits: &'a [f32], labels: &'a [i16], sample: usize) -> (&'a [f32], &'a [i16]) {
-        let voxels = sample * self.voxels..(sample + 1) * self.voxels;
-        (&logits[voxels.start * self.channels..voxels.end * self.channels], &labels[voxels])
+    /// Values and labels of each sample.
+    fn samples<'a>(self, values: &'a mut [f32], labels: &'a [i16]) -> impl Iterator<Item = (&'a mut [f32], &'a [i16])> {
+        values.chunks_exact_mut(self.voxels * self.channels).zip(labels.chunks_exact(self.voxels))
     }
 }
 
@@ -285,6 +223,13 @@ mod tests {
         let logits = (0..n * voxels * channels).map(|i| ((i * 37 % 101) as f32 / 25.0) - 2.0).collect();
         let labels = (0..n * voxels).map(|i| (i * 7 % channels) as i16).collect();
         (logits, labels)
+    }
+
+    fn gradient(loss: &SegmentationLoss, logits: &[f32], labels: &[i16], n: usize) -> Vec<f32> {
+        let mut values = logits.to_vec();
+        let sums = GlobalSums::single(loss.sums(&mut values, labels, n));
+        loss.gradient(&mut values, labels, n, &sums, 1.0);
+        values
     }
 
     fn losses() -> Vec<SegmentationLoss> {
@@ -302,14 +247,13 @@ mod tests {
     fn gradients_agree_with_finite_differences() {
         let (logits, labels) = batch(2, 11, 3);
         for loss in losses() {
-            let total = |logits: &[f32]| loss.value(&loss.sums(logits, &labels, 2)).total;
-            let sums = GlobalSums::single(loss.sums(&logits, &labels, 2));
-            let gradient = loss.gradient(&logits, &labels, 2, &sums, 1.0);
+            let total = |mut logits: Vec<f32>| loss.value(&loss.sums(&mut logits, &labels, 2)).total;
+            let gradient = gradient(&loss, &logits, &labels, 2);
             for index in 0..logits.len() {
                 let shifted = |step: f32| {
                     let mut logits = logits.clone();
                     logits[index] += step;
-                    total(&logits)
+                    total(logits)
                 };
                 let difference = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
                 assert!((difference - f64::from(gradient[index])).abs() < 2e-5, "{loss:?} at {index}");
@@ -319,16 +263,18 @@ mod tests {
 
     #[test]
     fn averaged_over_ranks_the_gradient_is_that_of_the_whole_batch() {
-        let (logits, labels) = batch(4, 9, 3);
+        let (logits, labels) = batch(4, 150, 3);
         for loss in losses() {
-            let whole = loss.sums(&logits, &labels, 4);
-            let expected = loss.gradient(&logits, &labels, 4, &GlobalSums::single(whole.clone()), 0.5);
-            let halves = logits.chunks(2 * 9 * 3).zip(labels.chunks(2 * 9));
+            let expected = gradient(&loss, &logits, &labels, 4);
+            let whole = loss.sums(&mut logits.clone(), &labels, 4);
+            let halves = logits.chunks(2 * 150 * 3).zip(labels.chunks(2 * 150));
             let gradient: Vec<f32> = halves
                 .flat_map(|(logits, labels)| {
-                    let local = loss.sums(logits, labels, 2);
+                    let mut values = logits.to_vec();
+                    let local = loss.sums(&mut values, labels, 2);
                     let sums = GlobalSums { local, global: whole.clone(), world_size: 2 };
-                    loss.gradient(logits, labels, 2, &sums, 0.5)
+                    loss.gradient(&mut values, labels, 2, &sums, 1.0);
+                    values
                 })
                 .map(|gradient| gradient / 2.0)
                 .collect();
@@ -336,5 +282,21 @@ mod tests {
                 assert!((ours - expected).abs() < 1e-7, "{loss:?}");
             }
         }
+    }
+
+    #[test]
+    fn ignored_voxels_have_no_gradient_and_large_logits_no_overflow() {
+        let loss = SegmentationLoss::new(Target::Classes, true, Some(2));
+        let got = gradient(&loss, &[1e4, -1e4, 5.0, 5.0, -1e4, 1e4], &[0, 2, 0], 1);
+        assert_eq!(got[2..4], [0.0; 2]);
+        assert!(got.iter().all(|value| value.is_finite()), "{got:?}");
+        let mut wrong = [1e4, -1e4, 5.0, 5.0, -1e4, 1e4];
+        assert_eq!(loss.sums(&mut wrong, &[0, 2, 0], 1).cross_entropy, 2e4);
+    }
+
+    #[test]
+    #[should_panic(expected = "label 3 is none of 3 classes")]
+    fn a_label_that_is_no_class_is_refused() {
+        SegmentationLoss::new(Target::Classes, true, None).sums(&mut [0.0; 6], &[3, 0], 1);
     }
 }

@@ -19,11 +19,13 @@ mod precision;
 pub mod profile;
 pub mod reference;
 mod tap;
+mod update;
 
 pub use tap::{GradientSink, TapGradients, tap};
 
 pub use memory::{DeviceBuffer, Element};
 pub use precision::Precision;
+pub use update::{AdamStep, SgdStep};
 
 use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
@@ -175,6 +177,35 @@ pub trait NnOps: Backend {
     /// The sum of two gradients of one activation, which may take the first one's memory.
     fn accumulate(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_add(a, b)
+    }
+
+    /// Sum of the squares of a gradient, `(1)`, in f32.
+    fn squared_norm(gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::squared_norm::<Self>(gradient)
+    }
+
+    /// One step of SGD on a parameter of any shape: its new value and velocity, which may take the old one's memory.
+    ///
+    /// Without a velocity it is the parameter's first step.
+    fn sgd(
+        value: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        velocity: Option<FloatTensor<Self>>,
+        step: SgdStep,
+    ) -> [FloatTensor<Self>; 2] {
+        reference::sgd::<Self>(value, gradient, velocity, step)
+    }
+
+    /// One step of Adam on a parameter of any shape: its new value and two moments, which may take the old ones' memory.
+    ///
+    /// Without moments it is the parameter's first step.
+    fn adam(
+        value: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        moments: Option<[FloatTensor<Self>; 2]>,
+        step: AdamStep,
+    ) -> [FloatTensor<Self>; 3] {
+        reference::adam::<Self>(value, gradient, moments, step)
     }
 
     /// A scalar 0 whose backward step hands `gradient` to `x`: the end of a graph whose loss was computed elsewhere.

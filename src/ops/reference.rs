@@ -2,12 +2,14 @@
 //! a backend without kernels runs.
 
 use burn::tensor::{
-    FloatDType, Tensor,
+    FloatDType, Shape, Tensor,
     backend::Backend,
     ops::{ConvOptions, ConvTransposeOptions, FloatTensor},
 };
 
-use super::{ConvParams, HeadGradients, NormGradients, NormParams, WeightGradients, float, primitive};
+use super::{
+    AdamStep, ConvParams, HeadGradients, NormGradients, NormParams, SgdStep, WeightGradients, float, primitive,
+};
 
 /// `(n, z, y, x, c)` to `(n, c, z, y, x)`.
 fn channels_first<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
@@ -192,4 +194,57 @@ pub fn split<B: Backend>(x: FloatTensor<B>, channels: usize) -> (FloatTensor<B>,
     let x = float::<B, 5>(x);
     let rest = x.dims()[4] - channels;
     (primitive(x.clone().narrow(4, 0, channels)), primitive(x.narrow(4, channels, rest)))
+}
+
+pub fn squared_norm<B: Backend>(gradient: FloatTensor<B>) -> FloatTensor<B> {
+    primitive(flat::<B>(gradient).square().sum())
+}
+
+pub fn sgd<B: Backend>(
+    value: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+    velocity: Option<FloatTensor<B>>,
+    step: SgdStep,
+) -> [FloatTensor<B>; 2] {
+    let shape = shape::<B>(&value);
+    let value = flat::<B>(value);
+    let gradient = flat::<B>(gradient) * step.gradient_scale + value.clone() * step.weight_decay;
+    let velocity = match velocity {
+        Some(velocity) => flat::<B>(velocity) * step.momentum + gradient.clone(),
+        None => gradient.clone(),
+    };
+    let direction = if step.nesterov { gradient + velocity.clone() * step.momentum } else { velocity.clone() };
+    [value - direction * step.learning_rate, velocity].map(|tensor| B::float_reshape(primitive(tensor), shape.clone()))
+}
+
+pub fn adam<B: Backend>(
+    value: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+    moments: Option<[FloatTensor<B>; 2]>,
+    step: AdamStep,
+) -> [FloatTensor<B>; 3] {
+    let shape = shape::<B>(&value);
+    let value = flat::<B>(value);
+    let gradient = flat::<B>(gradient) * step.gradient_scale + value.clone() * step.weight_decay;
+    let [first, second] = match moments {
+        Some(moments) => moments.map(flat::<B>),
+        None => [value.zeros_like(), value.zeros_like()],
+    };
+    let [beta1, beta2] = step.betas;
+    let first = first * beta1 + gradient.clone() * (1.0 - beta1);
+    let second = second * beta2 + gradient.square() * (1.0 - beta2);
+    let denominator = (second.clone() / step.corrections[1]).sqrt() + step.eps;
+    let value = value - first.clone() / denominator * (step.learning_rate / step.corrections[0]);
+    [value, first, second].map(|tensor| B::float_reshape(primitive(tensor), shape.clone()))
+}
+
+fn shape<B: Backend>(tensor: &FloatTensor<B>) -> Shape {
+    use burn::tensor::TensorMetadata;
+    tensor.shape()
+}
+
+/// The tensor as a vector.
+fn flat<B: Backend>(tensor: FloatTensor<B>) -> Tensor<B, 1> {
+    let len = shape::<B>(&tensor).num_elements();
+    float(B::float_reshape(tensor, [len].into()))
 }

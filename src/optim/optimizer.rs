@@ -9,6 +9,7 @@ use burn::tensor::{
 };
 
 use crate::model::{Parameter, ParameterSpec, StateError, TensorState};
+use crate::ops::{AdamStep, NnOps, SgdStep};
 
 /// Stochastic gradient descent (`torch.optim.SGD`), nnU-Net's default.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,7 +81,7 @@ pub struct Optimizer<B: Backend> {
     moments: Vec<Option<Moments<B>>>,
 }
 
-impl<B: Backend> Optimizer<B> {
+impl<B: NnOps> Optimizer<B> {
     /// An optimiser without history.
     pub fn new(rule: impl Into<Rule>, clip_norm: Option<f64>) -> Self {
         Self { rule: rule.into(), clip_norm, moments: Vec::new() }
@@ -102,13 +103,12 @@ impl<B: Backend> Optimizer<B> {
         let scale = self.clip_norm.map_or(1.0, |limit| (limit / (gradient_norm + 1e-6)).min(1.0));
         for ((parameter, gradient), moments) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
             let Some(gradient) = gradient else { continue };
-            let gradient = if scale < 1.0 { (flat::<B>(gradient) * scale).into_primitive().tensor() } else { gradient };
             let value = parameter.inner();
             let updated = match &self.rule {
-                Rule::Sgd(sgd) => sgd.update::<B>(value, gradient, moments, learning_rate),
-                Rule::Adam(adam) => adam.update::<B>(value, gradient, moments, learning_rate),
+                Rule::Sgd(sgd) => sgd.update::<B>(value, gradient, moments, learning_rate, scale),
+                Rule::Adam(adam) => adam.update::<B>(value, gradient, moments, learning_rate, scale),
             };
-            parameter.set(reshape::<B>(updated, &parameter.spec.shape));
+            parameter.set(updated);
         }
         StepReport { gradient_norm }
     }
@@ -167,77 +167,67 @@ impl<B: Backend> Optimizer<B> {
 }
 
 impl Sgd {
-    fn update<B: Backend>(
+    fn update<B: NnOps>(
         &self,
         value: FloatTensor<B>,
         gradient: FloatTensor<B>,
         moments: &mut Option<Moments<B>>,
         learning_rate: f64,
-    ) -> Tensor<B, 1> {
-        let value = flat::<B>(value);
-        let gradient = flat::<B>(gradient) + value.clone() * self.weight_decay;
-        let velocity = match moments.take() {
-            Some(moments) => flat::<B>(moments.first) * self.momentum + gradient.clone(),
-            None => gradient.clone(),
+        gradient_scale: f64,
+    ) -> FloatTensor<B> {
+        let step = SgdStep {
+            learning_rate: learning_rate as f32,
+            momentum: self.momentum as f32,
+            nesterov: self.nesterov,
+            weight_decay: self.weight_decay as f32,
+            gradient_scale: gradient_scale as f32,
         };
-        let direction = if self.nesterov { gradient + velocity.clone() * self.momentum } else { velocity.clone() };
-        *moments = Some(Moments { first: velocity.into_primitive().tensor(), second: None, updates: 0 });
-        value - direction * learning_rate
+        let velocity = moments.take().map(|moments| moments.first);
+        let [value, velocity] = B::sgd(value, gradient, velocity, step);
+        *moments = Some(Moments { first: velocity, second: None, updates: 0 });
+        value
     }
 }
 
 impl Adam {
-    fn update<B: Backend>(
+    fn update<B: NnOps>(
         &self,
         value: FloatTensor<B>,
         gradient: FloatTensor<B>,
         moments: &mut Option<Moments<B>>,
         learning_rate: f64,
-    ) -> Tensor<B, 1> {
-        let value = flat::<B>(value);
-        let gradient = flat::<B>(gradient) + value.clone() * self.weight_decay;
-        let (first, second, updates) = match moments.take() {
-            Some(moments) => (Some(moments.first), moments.second, moments.updates + 1),
-            None => (None, None, 1),
+        gradient_scale: f64,
+    ) -> FloatTensor<B> {
+        let (moments_before, updates) = match moments.take() {
+            Some(Moments { first, second, updates }) => (second.map(|second| [first, second]), updates + 1),
+            None => (None, 1),
         };
-        let blend = |old: Option<FloatTensor<B>>, new: Tensor<B, 1>, beta: f64| match old {
-            Some(old) => flat::<B>(old) * beta + new * (1.0 - beta),
-            None => new * (1.0 - beta),
+        let step = AdamStep {
+            learning_rate: learning_rate as f32,
+            betas: [self.beta1 as f32, self.beta2 as f32],
+            eps: self.eps as f32,
+            weight_decay: self.weight_decay as f32,
+            gradient_scale: gradient_scale as f32,
+            corrections: [self.beta1, self.beta2].map(|beta| (1.0 - beta.powi(updates as i32)) as f32),
         };
-        let first = blend(first, gradient.clone(), self.beta1);
-        let second = blend(second, gradient.square(), self.beta2);
-        let correction1 = 1.0 - self.beta1.powi(updates as i32);
-        let correction2 = 1.0 - self.beta2.powi(updates as i32);
-        let denominator = (second.clone() / correction2).sqrt() + self.eps;
-        let updated = value - first.clone() / denominator * (learning_rate / correction1);
-        *moments = Some(Moments {
-            first: first.into_primitive().tensor(),
-            second: Some(second.into_primitive().tensor()),
-            updates,
-        });
-        updated
+        let [value, first, second] = B::adam(value, gradient, moments_before, step);
+        *moments = Some(Moments { first, second: Some(second), updates });
+        value
     }
 }
 
-/// The tensor as a vector.
-fn flat<B: Backend>(tensor: FloatTensor<B>) -> Tensor<B, 1> {
-    use burn::tensor::TensorMetadata;
-    let len = tensor.shape().num_elements();
-    Tensor::from_primitive(TensorPrimitive::Float(B::float_reshape(tensor, [len].into())))
-}
-
-fn reshape<B: Backend>(tensor: Tensor<B, 1>, shape: &[usize]) -> FloatTensor<B> {
-    B::float_reshape(tensor.into_primitive().tensor(), shape.to_vec().into())
-}
-
 fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
-    flat::<B>(tensor).into_data().convert::<f32>().into_vec().expect("converted to f32")
+    let data = burn::tensor::read_sync(B::float_into_data(tensor)).expect("reading back needs no more than the device");
+    data.convert::<f32>().into_vec().expect("converted to f32")
 }
 
 /// Norm of all gradients together, with one read-back from the device.
-fn global_norm<B: Backend>(gradients: &[Option<FloatTensor<B>>]) -> f64 {
-    let squares: Vec<_> =
-        gradients.iter().flatten().map(|gradient| flat::<B>(gradient.clone()).square().sum()).collect();
+fn global_norm<B: NnOps>(gradients: &[Option<FloatTensor<B>>]) -> f64 {
+    let squares = gradients
+        .iter()
+        .flatten()
+        .map(|gradient| Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(B::squared_norm(gradient.clone()))));
+    let squares: Vec<_> = squares.collect();
     if squares.is_empty() {
         return 0.0;
     }

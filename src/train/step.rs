@@ -54,10 +54,10 @@ pub struct StepMetrics {
     pub stop_requested: bool,
 }
 
-/// One head's logits on the host with its target.
+/// One head's logits, and on the host its activations and target.
 struct Head<'a, B: ComputeBackend> {
     logits: Tensor<B, 5>,
-    values: Vec<f32>,
+    activations: Vec<f32>,
     labels: &'a [i16],
     sums: LossSums,
     weight: f64,
@@ -206,8 +206,9 @@ impl<B: ComputeBackend> TrainStep<B> {
         for (head, global) in heads.into_iter().zip(global.heads) {
             metrics.loss += head.weight * self.loss.value(&global).total / self.accumulate as f64;
             let sums = GlobalSums { local: head.sums, global, world_size: comm.world_size() };
-            let gradient = self.loss.gradient(&head.values, head.labels, n, &sums, head.weight);
-            let gradient = Tensor::from_data(TensorData::new(gradient, head.logits.dims()), &self.device);
+            let mut values = head.activations;
+            self.loss.gradient(&mut values, head.labels, n, &sums, head.weight);
+            let gradient = Tensor::from_data(TensorData::new(values, head.logits.dims()), &self.device);
             root = root + ops::seed_gradient(head.logits, gradient);
         }
         self.metrics = metrics;
@@ -232,10 +233,11 @@ impl<B: ComputeBackend> TrainStep<B> {
             .zip(targets)
             .zip(weights)
             .map(|((logits, labels), weight)| {
-                let values = logits.clone().inner().into_data().convert::<f32>().into_vec().expect("converted to f32");
+                let mut values =
+                    logits.clone().inner().into_data().convert::<f32>().into_vec().expect("converted to f32");
                 let labels = labels.as_slice().expect("targets are made in C order");
-                let sums = self.loss.sums(&values, labels, n);
-                Head { logits, values, labels, sums, weight }
+                let sums = self.loss.sums(&mut values, labels, n);
+                Head { logits, activations: values, labels, sums, weight }
             })
             .collect()
     }

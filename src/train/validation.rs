@@ -58,12 +58,12 @@ impl Validation {
         let heads = network.forward(batch_tensor(images, device), targets.len());
         let mut sums = Vec::with_capacity(heads.len());
         for (head, (logits, target)) in heads.into_iter().zip(&targets).enumerate() {
-            let logits = logits.into_data().convert::<f32>().into_vec::<f32>().expect("converted to f32");
+            let mut logits = logits.into_data().convert::<f32>().into_vec::<f32>().expect("converted to f32");
             let target = target.as_slice().expect("targets are made in C order");
-            sums.push(loss.sums(&logits, target, n));
             if head == 0 {
                 add_all(&mut self.confusion, &count(loss, &logits, target));
             }
+            sums.push(loss.sums(&mut logits, target, n));
         }
         let global = reduce_sums(&sums.iter().collect::<Vec<_>>(), loss.batch_dice, false, comm)?.heads;
         let weights = head_weights.iter().filter(|weight| **weight > 0.0);

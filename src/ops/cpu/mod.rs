@@ -12,14 +12,16 @@ mod head;
 mod norm;
 pub mod onednn;
 mod pool;
+mod update;
 
 use burn::backend::Flex;
-use burn::tensor::{DType, bf16, ops::FloatTensor};
+use burn::tensor::{DType, TensorMetadata, bf16, ops::FloatTensor};
 use burn_flex::FlexTensor;
 
 use element::Element;
 
 use super::profile::span;
+use super::update::{AdamStep, SgdStep};
 use super::{ConvParams, HeadGradients, NnOps, NormGradients, NormParams, WeightGradients, reference};
 
 /// Runs `$run` with `$T` the type of a tensor's elements.
@@ -123,6 +125,26 @@ impl NnOps for Flex {
     fn accumulate(a: FlexTensor, b: FlexTensor) -> FlexTensor {
         let _span = span("accumulate", || (shape_of(&a), 0.0));
         by_type!(a, T => accumulate::add::<T>(a, &b))
+    }
+
+    fn squared_norm(gradient: FlexTensor) -> FlexTensor {
+        let _span = span("squared_norm", || (gradient.shape().num_elements().to_string(), 0.0));
+        FlexTensor::filled_typed([1].into(), DType::F32, update::squared_norm(gradient) as f32)
+    }
+
+    fn sgd(value: FlexTensor, gradient: FlexTensor, velocity: Option<FlexTensor>, step: SgdStep) -> [FlexTensor; 2] {
+        let _span = span("sgd", || (value.shape().num_elements().to_string(), 0.0));
+        update::sgd(value, gradient, velocity, step)
+    }
+
+    fn adam(
+        value: FlexTensor,
+        gradient: FlexTensor,
+        moments: Option<[FlexTensor; 2]>,
+        step: AdamStep,
+    ) -> [FlexTensor; 3] {
+        let _span = span("adam", || (value.shape().num_elements().to_string(), 0.0));
+        update::adam(value, gradient, moments, step)
     }
 
     fn concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {

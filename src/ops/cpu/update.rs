@@ -1,0 +1,81 @@
+//! Updates of a parameter in one pass over it, its gradient and its moments.
+
+use burn::tensor::{DType, TensorMetadata};
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::pool::buffer;
+use super::{contiguous, values};
+use crate::ops::update::{AdamStep, SgdStep};
+use crate::simd::widest;
+
+/// Weights one task updates.
+const BLOCK: usize = 16 * 1024;
+
+/// Sum of the squares.
+pub fn squared_norm(gradient: FlexTensor) -> f64 {
+    let gradient = contiguous(gradient);
+    let blocks: Vec<f64> = values::<f32>(&gradient).par_chunks(BLOCK).map(|block| widest(|| squares(block))).collect();
+    blocks.iter().sum()
+}
+
+#[inline(always)]
+fn squares(values: &[f32]) -> f64 {
+    let mut sums = [0.0f64; 16];
+    let (blocks, rest) = values.as_chunks::<16>();
+    for block in blocks.iter().map(|block| &block[..]).chain([rest]) {
+        for (sum, value) in sums.iter_mut().zip(block) {
+            *sum += f64::from(*value) * f64::from(*value);
+        }
+    }
+    sums.iter().sum()
+}
+
+/// New value and velocity; the velocity in the memory of the old one.
+pub fn sgd(value: FlexTensor, gradient: FlexTensor, velocity: Option<FlexTensor>, step: SgdStep) -> [FlexTensor; 2] {
+    let (value, gradient) = (contiguous(value), contiguous(gradient));
+    let (old, gradient) = (values::<f32>(&value), values::<f32>(&gradient));
+    let mut new = buffer::<f32>(old.len());
+    let has_velocity = velocity.is_some();
+    let mut velocity = own(velocity, &value);
+    let velocities = new.par_chunks_mut(BLOCK).zip(velocity.storage_mut::<f32>().par_chunks_mut(BLOCK));
+    let blocks = velocities.zip(old.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
+    blocks.for_each(|(((new, velocity), old), gradient)| {
+        widest(|| {
+            for (((new, velocity), old), gradient) in new.iter_mut().zip(velocity).zip(old).zip(gradient) {
+                (*new, *velocity) = step.apply(*old, *gradient, has_velocity.then_some(*velocity));
+            }
+        });
+    });
+    [new.into_tensor([old.len()]).reshape(value.shape()), velocity]
+}
+
+/// New value and moments; the moments in the memory of the old ones.
+pub fn adam(
+    value: FlexTensor,
+    gradient: FlexTensor,
+    moments: Option<[FlexTensor; 2]>,
+    step: AdamStep,
+) -> [FlexTensor; 3] {
+    let (value, gradient) = (contiguous(value), contiguous(gradient));
+    let (old, gradient) = (values::<f32>(&value), values::<f32>(&gradient));
+    let mut new = buffer::<f32>(old.len());
+    let [first, second] = moments.map_or([None, None], |moments| moments.map(Some));
+    let (mut first, mut second) = (own(first, &value), own(second, &value));
+    let moments = first.storage_mut::<f32>().par_chunks_mut(BLOCK).zip(second.storage_mut().par_chunks_mut(BLOCK));
+    let blocks = new.par_chunks_mut(BLOCK).zip(moments).zip(old.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
+    blocks.for_each(|(((new, (first, second)), old), gradient)| {
+        widest(|| {
+            let moments = first.iter_mut().zip(second);
+            for (((new, (first, second)), old), gradient) in new.iter_mut().zip(moments).zip(old).zip(gradient) {
+                (*new, [*first, *second]) = step.apply(*old, *gradient, [*first, *second]);
+            }
+        });
+    });
+    [new.into_tensor([old.len()]).reshape(value.shape()), first, second]
+}
+
+/// The tensor as the only holder of its memory, which is all the tensor's; zeros like `value` where there is none.
+fn own(tensor: Option<FlexTensor>, value: &FlexTensor) -> FlexTensor {
+    tensor.map_or_else(|| FlexTensor::zeros(value.shape(), DType::F32), |tensor| tensor.to_contiguous())
+}
