@@ -103,6 +103,19 @@ impl Pipeline {
         self.steps.iter().map(|step| (step.name, step.probability))
     }
 
+    /// The transform that cuts the patch.
+    pub fn spatial(&self) -> &Spatial {
+        &self.spatial
+    }
+
+    /// Applies the transform of this number of [`Pipeline::steps`], whatever its probability: to measure it alone.
+    ///
+    /// # Panics
+    /// If there is no such transform.
+    pub fn apply_step(&self, number: usize, patch: &mut Patch, rng: &mut Stream) {
+        (self.steps[number].apply)(patch, rng);
+    }
+
     /// Makes `patch`, of extent [`Pipeline::patch_size`], out of `read`, of extent [`Pipeline::read_patch_size`].
     /// Labels outside the image stay -1.
     pub fn apply(&self, read: &Patch, patch: &mut Patch, rng: &mut Stream) {
