@@ -5,10 +5,13 @@ use std::ops::Range;
 use super::draw::{chance, uniform};
 use super::voxels::{channels_mut, shape};
 use crate::rng::Stream;
+use crate::simd::widest;
 use crate::store::Patch;
 
 /// The kernel spans about this many standard deviations in all (batchgeneratorsv2 `blur_dimension`).
 const TRUNCATE: f64 = 6.0;
+/// Values that are summed up in registers.
+const BLOCK: usize = 16;
 
 /// Smooths a channel by a separable Gaussian with its own width along each axis, mirrored at the border.
 ///
@@ -31,12 +34,10 @@ impl GaussianBlur {
             if !chance(self.per_channel, rng) {
                 continue;
             }
-            scratch.resize(channel.len(), 0.0);
             for (axis, &extent) in shape.iter().enumerate() {
                 if extent > 1 {
                     let inner = shape[axis + 1..].iter().product();
                     convolve(channel, &mut scratch, extent, inner, &kernel(uniform(&self.sigma, rng)));
-                    channel.copy_from_slice(&scratch);
                 }
             }
         }
@@ -58,30 +59,45 @@ fn nearest_odd(value: f64) -> usize {
 }
 
 /// Convolves along an axis of this `extent` whose neighbours lie `inner` values apart.
-fn convolve(input: &[f32], output: &mut [f32], extent: usize, inner: usize, kernel: &[f32]) {
+fn convolve(values: &mut [f32], scratch: &mut Vec<f32>, extent: usize, inner: usize, kernel: &[f32]) {
     let radius = kernel.len() / 2;
     let sources: Vec<usize> = (0..extent + 2 * radius).map(|shifted| reflect(shifted, radius, extent)).collect();
-    let mut padded = vec![0.0; sources.len()];
-    for (input, output) in input.chunks_exact(extent * inner).zip(output.chunks_exact_mut(extent * inner)) {
-        output.fill(0.0);
+    let moves: Vec<usize> = (0..kernel.len()).collect();
+    for block in values.chunks_exact_mut(extent * inner) {
+        scratch.clear();
         if inner == 1 {
-            padded.iter_mut().zip(&sources).for_each(|(value, &source)| *value = input[source]);
-            for (shift, &weight) in kernel.iter().enumerate() {
-                add_scaled(output, &padded[shift..][..extent], weight);
-            }
+            // The mirrored borders are written out, so that every tap is the row itself, moved.
+            scratch.extend(sources.iter().map(|&source| block[source]));
+            widest(|| weighted_sum(block, scratch, &moves[..kernel.len()], 1, kernel));
         } else {
-            for (row, sources) in output.chunks_exact_mut(inner).zip(sources.windows(kernel.len())) {
-                for (&source, &weight) in sources.iter().zip(kernel) {
-                    add_scaled(row, &input[source * inner..][..inner], weight);
-                }
+            scratch.extend_from_slice(block);
+            for (row, sources) in block.chunks_exact_mut(inner).zip(sources.windows(kernel.len())) {
+                widest(|| weighted_sum(row, scratch, sources, inner, kernel));
             }
         }
     }
 }
 
-/// `sums += weight * values`.
-fn add_scaled(sums: &mut [f32], values: &[f32], weight: f32) {
-    sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += weight * value);
+/// The sum over the taps of `kernel[tap]` times the row of `values` that begins at `starts[tap] * unit`.
+#[inline(always)]
+fn weighted_sum(sums: &mut [f32], values: &[f32], starts: &[usize], unit: usize, kernel: &[f32]) {
+    let mut at = 0;
+    let mut blocks = sums.chunks_exact_mut(BLOCK);
+    for block in &mut blocks {
+        let mut sum = [0.0; BLOCK];
+        for (&start, &weight) in starts.iter().zip(kernel) {
+            let values = &values[start * unit + at..][..BLOCK];
+            sum.iter_mut().zip(values).for_each(|(sum, &value)| *sum += weight * value);
+        }
+        block.copy_from_slice(&sum);
+        at += BLOCK;
+    }
+    let rest = blocks.into_remainder();
+    rest.fill(0.0);
+    for (&start, &weight) in starts.iter().zip(kernel) {
+        let values = &values[start * unit + at..][..rest.len()];
+        rest.iter_mut().zip(values).for_each(|(sum, &value)| *sum += weight * value);
+    }
 }
 
 /// Position `shifted - radius`, mirrored about the first and last voxel until it lies in `0..extent`.
@@ -117,8 +133,8 @@ mod tests {
         let kernel = kernel(0.7);
         let mut input = vec![0.0; 7 * 3];
         input[3 * 3 + 1] = 1.0;
-        let mut output = vec![9.0; 21];
-        convolve(&input, &mut output, 7, 3, &kernel);
+        let mut output = input;
+        convolve(&mut output, &mut Vec::new(), 7, 3, &kernel);
         let column: Vec<f32> = (1..6).map(|row| output[row * 3 + 1]).collect();
         assert_eq!(column, kernel);
         assert_eq!(output.iter().filter(|&&value| value != 0.0).count(), kernel.len());

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::draw::around_one;
-use super::voxels::{channels_mut, mean, range};
+use super::voxels::{Statistics, channels_mut};
 use crate::rng::Stream;
+use crate::simd::widest;
 use crate::store::Patch;
 
 /// Stretches each channel about its mean by its own factor, then clips it to the range it had.
@@ -22,11 +23,17 @@ impl Contrast {
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         for channel in channels_mut(patch) {
             let factor = around_one(&self.factor, rng) as f32;
-            let (mean, (low, high)) = (mean(channel), range(channel));
-            for value in channel {
-                // Not `clamp`, which panics where the range is empty or NaN.
-                *value = ((*value - mean) * factor + mean).max(low).min(high);
-            }
+            let before = Statistics::of(channel);
+            widest(|| stretch(channel, factor, before));
         }
+    }
+}
+
+#[inline(always)]
+fn stretch(values: &mut [f32], factor: f32, before: Statistics) {
+    let Statistics { mean, low, high, .. } = before;
+    for value in values {
+        // Not `clamp`, which panics where the range is empty or NaN.
+        *value = ((*value - mean) * factor + mean).max(low).min(high);
     }
 }

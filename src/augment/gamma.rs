@@ -3,8 +3,10 @@
 use std::ops::Range;
 
 use super::draw::around_one;
-use super::voxels::{channels_mut, mean, range, standard_deviation};
+use super::voxels::{Statistics, channels_mut};
+use crate::math::power;
 use crate::rng::Stream;
+use crate::simd::widest;
 use crate::store::Patch;
 
 /// Below this, a range or deviation counts as none.
@@ -27,35 +29,30 @@ impl Gamma {
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         for channel in channels_mut(patch) {
             let exponent = around_one(&self.exponent, rng) as f32;
-            if self.inverted {
-                negate(channel);
-            }
-            keeping_statistics(channel, |channel| power(channel, exponent));
-            if self.inverted {
-                negate(channel);
-            }
+            let before = Statistics::of(channel);
+            let (sign, before) = if self.inverted { (-1.0, before.negated()) } else { (1.0, before) };
+            widest(|| bend(channel, sign, exponent, before));
+            let after = Statistics::of(channel);
+            let gain = before.std / after.std.max(EPSILON);
+            widest(|| restore(channel, after.mean, sign * gain, sign * before.mean));
         }
     }
 }
 
-fn negate(values: &mut [f32]) {
-    values.iter_mut().for_each(|value| *value = -*value);
-}
-
-/// `x ↦ x^exponent` on the values scaled to 0..1, scaled back.
-fn power(values: &mut [f32], exponent: f32) {
-    let (low, high) = range(values);
-    let extent = high - low;
+/// Applies the curve to `sign * values`.
+#[inline(always)]
+fn bend(values: &mut [f32], sign: f32, exponent: f32, before: Statistics) {
+    let (low, extent) = (before.low, before.high - before.low);
     let scale = 1.0 / extent.max(EPSILON);
-    values.iter_mut().for_each(|value| *value = ((*value - low) * scale).powf(exponent) * extent + low);
+    for value in values {
+        *value = power((sign * *value - low) * scale, exponent) * extent + low;
+    }
 }
 
-/// Runs `change` and gives the values back the mean and standard deviation they had.
-fn keeping_statistics(values: &mut [f32], change: impl FnOnce(&mut [f32])) {
-    let mean_before = mean(values);
-    let std_before = standard_deviation(values, mean_before);
-    change(values);
-    let mean_after = mean(values);
-    let gain = std_before / standard_deviation(values, mean_after).max(EPSILON);
-    values.iter_mut().for_each(|value| *value = (*value - mean_after) * gain + mean_before);
+/// Moves values of mean `from` to mean `to`, `gain` times as far from it.
+#[inline(always)]
+fn restore(values: &mut [f32], from: f32, gain: f32, to: f32) {
+    for value in values {
+        *value = (*value - from) * gain + to;
+    }
 }

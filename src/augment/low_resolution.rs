@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::draw::{chance, uniform};
 use super::voxels::{channels_mut, shape};
 use crate::rng::Stream;
+use crate::simd::widest;
 use crate::store::Patch;
 
 /// Samples a channel down by nearest neighbours and up again linearly.
@@ -25,7 +26,7 @@ impl LowResolution {
     /// Changes the intensities in place.
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         let full = shape(patch);
-        let mut coarse = Vec::new();
+        let mut rows = Vec::new();
         for channel in channels_mut(patch) {
             if !chance(self.per_channel, rng) {
                 continue;
@@ -35,45 +36,51 @@ impl LowResolution {
             if self.keep_z {
                 small[0] = full[0];
             }
-            sample_down(channel, full, &mut coarse, small);
-            sample_up(&coarse, small, channel, full);
+            coarsen(channel, full, small, &mut rows);
         }
     }
 }
 
-/// Nearest neighbours, as PyTorch's `nearest-exact`.
-fn sample_down(fine: &[f32], full: [usize; 3], coarse: &mut Vec<f32>, small: [usize; 3]) {
-    let [zs, ys, xs] = [0, 1, 2].map(|axis| {
-        let step = full[axis] as f64 / small[axis] as f64;
-        let nearest = |index| (((index as f64 + 0.5) * step) as usize).min(full[axis] - 1);
-        (0..small[axis]).map(nearest).collect::<Vec<_>>()
-    });
-    coarse.clear();
-    for z in zs {
-        for &y in &ys {
-            let row = &fine[(z * full[1] + y) * full[2]..][..full[2]];
-            coarse.extend(xs.iter().map(|&x| row[x]));
-        }
-    }
-}
-
-/// Linear, as PyTorch's `trilinear` without aligned corners: four coarse rows make one, which is then stretched.
-fn sample_up(coarse: &[f32], small: [usize; 3], fine: &mut [f32], full: [usize; 3]) {
+/// Samples down to `small` by nearest neighbours, as PyTorch's `nearest-exact`, and up again linearly, as its `trilinear`
+/// without aligned corners.
+///
+/// Both at once along x, which leaves the rows of the coarse volume at full length; they are then blended row by row.
+fn coarsen(values: &mut [f32], full: [usize; 3], small: [usize; 3], rows: &mut Vec<f32>) {
     let [zs, ys, xs] = [0, 1, 2].map(|axis| Support::along(small[axis], full[axis]));
-    let coarse_row = |z: usize, y: usize| &coarse[(z * small[1] + y) * small[2]..][..small[2]];
-    let mut blended = vec![0.0; small[2]];
-    for (z, plane) in zs.iter().zip(fine.chunks_exact_mut(full[1] * full[2])) {
-        for (y, row) in ys.iter().zip(plane.chunks_exact_mut(full[2])) {
-            let corners = [(z.low, y.low), (z.low, y.high), (z.high, y.low), (z.high, y.high)];
-            let [a, b, c, d] = corners.map(|(z, y)| coarse_row(z, y));
-            for (index, value) in blended.iter_mut().enumerate() {
-                *value = z.blend(y.blend(a[index], b[index]), y.blend(c[index], d[index]));
-            }
-            for (value, x) in row.iter_mut().zip(&xs) {
-                *value = x.blend(blended[x.low], blended[x.high]);
-            }
+    let [near_z, near_y, near_x] = [0, 1, 2].map(|axis| nearest(small[axis], full[axis]));
+    let [_, ny, nx] = full;
+    rows.clear();
+    for z in near_z {
+        for &y in &near_y {
+            let row = &values[(z * ny + y) * nx..][..nx];
+            rows.extend(xs.iter().map(|x| x.blend(row[near_x[x.low]], row[near_x[x.high]])));
         }
     }
+    let row = |z: usize, y: usize| &rows[(z * small[1] + y) * nx..][..nx];
+    for (z, plane) in zs.iter().zip(values.chunks_exact_mut(ny * nx)) {
+        for (y, target) in ys.iter().zip(plane.chunks_exact_mut(nx)) {
+            let [a, b, c, d] =
+                [(z.low, y.low), (z.low, y.high), (z.high, y.low), (z.high, y.high)].map(|(z, y)| row(z, y));
+            widest(|| blend_rows([a, b, c, d], z.fraction, y.fraction, target));
+        }
+    }
+}
+
+/// Blends four rows: the first two and the last two along y, the results along z.
+#[inline(always)]
+fn blend_rows(rows: [&[f32]; 4], z: f32, y: f32, target: &mut [f32]) {
+    let [a, b, c, d] = rows.map(|row| &row[..target.len()]);
+    for (index, value) in target.iter_mut().enumerate() {
+        let low = a[index] + y * (b[index] - a[index]);
+        let high = c[index] + y * (d[index] - c[index]);
+        *value = low + z * (high - low);
+    }
+}
+
+/// The fine voxel that each coarse one of an axis takes its value from.
+fn nearest(small: usize, full: usize) -> Vec<usize> {
+    let step = full as f64 / small as f64;
+    (0..small).map(|index| (((index as f64 + 0.5) * step) as usize).min(full - 1)).collect()
 }
 
 /// The two coarse voxels that a fine one lies between.
@@ -109,10 +116,8 @@ mod tests {
     fn a_ramp_goes_down_to_nearest_voxels_and_up_linearly() {
         // Worked out by hand: sources (i + 0.5) * 7/4 down, (i + 0.5) * 4/7 - 0.5 up, clamped at the ends.
         let mut line: Vec<f32> = (0..7).map(|value| value as f32).collect();
-        let mut coarse = Vec::new();
-        sample_down(&line, [1, 1, 7], &mut coarse, [1, 1, 4]);
-        assert_eq!(coarse, [0.0, 2.0, 4.0, 6.0]);
-        sample_up(&coarse, [1, 1, 4], &mut line, [1, 1, 7]);
+        assert_eq!(nearest(4, 7), [0, 2, 4, 6]);
+        coarsen(&mut line, [1, 1, 7], [1, 1, 4], &mut Vec::new());
         let expected = [0.0, 0.714_285_7, 1.857_142_9, 3.0, 4.142_857, 5.285_714_4, 6.0];
         for (value, expected) in line.iter().zip(expected) {
             assert!((value - expected).abs() < 1e-5, "{line:?}");
@@ -122,9 +127,26 @@ mod tests {
     #[test]
     fn an_unchanged_size_changes_nothing() {
         let volume: Vec<f32> = (0..60).map(|value| (value as f32).sin()).collect();
-        let (mut coarse, mut result) = (Vec::new(), vec![0.0; 60]);
-        sample_down(&volume, [3, 4, 5], &mut coarse, [3, 4, 5]);
-        sample_up(&coarse, [3, 4, 5], &mut result, [3, 4, 5]);
+        let mut result = volume.clone();
+        coarsen(&mut result, [3, 4, 5], [3, 4, 5], &mut Vec::new());
         assert_eq!(result, volume);
+    }
+
+    #[test]
+    fn axes_are_coarsened_alike() {
+        let line = |axis: usize| {
+            let mut shape = [1; 3];
+            shape[axis] = 9;
+            let mut values: Vec<f32> = (0..9).map(|value| (value as f32 * 1.3).cos()).collect();
+            let mut small = [1; 3];
+            small[axis] = 5;
+            coarsen(&mut values, shape, small, &mut Vec::new());
+            values
+        };
+        let along_x = line(2);
+        assert!(along_x != (0..9).map(|value| (value as f32 * 1.3).cos()).collect::<Vec<_>>());
+        for axis in [0, 1] {
+            assert!(line(axis).iter().zip(&along_x).all(|(a, b)| (a - b).abs() < 1e-6), "axis {axis}");
+        }
     }
 }

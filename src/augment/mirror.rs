@@ -1,7 +1,7 @@
 //! Mirroring.
 
 use super::draw::chance;
-use super::voxels::{data_mut, labels_mut, shape};
+use super::voxels::{channels_mut, labels_mut, shape};
 use crate::rng::Stream;
 use crate::store::Patch;
 
@@ -13,30 +13,42 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Changes data and labels in place.
+    /// Changes data and labels in place, in one pass for all axes.
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         let shape = shape(patch);
+        let mut flips = [false; 3];
         for &axis in &self.axes {
-            if chance(0.5, rng) {
-                flip(data_mut(patch), shape, axis);
-                flip(labels_mut(patch), shape, axis);
-            }
+            flips[axis] ^= chance(0.5, rng);
         }
+        channels_mut(patch).for_each(|channel| flip(channel, shape, flips));
+        flip(labels_mut(patch), shape, flips);
     }
 }
 
-/// Reverses one axis of a stack of volumes of this shape.
-fn flip<T>(values: &mut [T], shape: [usize; 3], axis: usize) {
-    let extent = shape[axis];
-    let inner: usize = shape[axis + 1..].iter().product();
-    for block in values.chunks_exact_mut(extent * inner) {
-        if inner == 1 {
-            block.reverse();
+/// Reverses some axes of a volume of this shape: every row changes places with its mirror image.
+fn flip<T>(values: &mut [T], [nz, ny, nx]: [usize; 3], [flip_z, flip_y, flip_x]: [bool; 3]) {
+    let image = |row: usize| {
+        let (z, y) = (row / ny, row % ny);
+        (if flip_z { nz - 1 - z } else { z }) * ny + if flip_y { ny - 1 - y } else { y }
+    };
+    for row in 0..nz * ny {
+        let other = image(row);
+        if other < row {
             continue;
         }
-        for low in 0..extent / 2 {
-            let (head, tail) = block.split_at_mut((extent - 1 - low) * inner);
-            head[low * inner..][..inner].swap_with_slice(&mut tail[..inner]);
+        let (head, tail) = values.split_at_mut(other * nx);
+        let second = &mut tail[..nx];
+        if other == row {
+            if flip_x {
+                second.reverse();
+            }
+            continue;
+        }
+        let first = &mut head[row * nx..][..nx];
+        if flip_x {
+            first.iter_mut().zip(second.iter_mut().rev()).for_each(|(a, b)| std::mem::swap(a, b));
+        } else {
+            first.swap_with_slice(second);
         }
     }
 }

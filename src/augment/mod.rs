@@ -20,6 +20,7 @@ mod noise;
 mod pipeline;
 mod resample;
 mod spatial;
+mod tap;
 mod voxels;
 
 pub use blur::GaussianBlur;

@@ -6,7 +6,7 @@ use super::{
     Contrast, Gamma, GaussianBlur, GaussianNoise, LowResolution, MaskOutside, Mirror, MultiplicativeBrightness,
 };
 use crate::rng::Stream;
-use crate::store::Patch;
+use crate::store::{Patch, Region};
 
 /// A spatial transform followed by named transforms, each with the probability that it is applied to a sample.
 pub struct Pipeline {
@@ -103,9 +103,22 @@ impl Pipeline {
         self.steps.iter().map(|step| (step.name, step.probability))
     }
 
+    /// The transform that cuts the patch.
+    pub fn spatial(&self) -> &Spatial {
+        &self.spatial
+    }
+
+    /// Applies the transform of this number of [`Pipeline::steps`], whatever its probability: to measure it alone.
+    ///
+    /// # Panics
+    /// If there is no such transform.
+    pub fn apply_step(&self, number: usize, patch: &mut Patch, rng: &mut Stream) {
+        (self.steps[number].apply)(patch, rng);
+    }
+
     /// Makes `patch`, of extent [`Pipeline::patch_size`], out of `read`, of extent [`Pipeline::read_patch_size`].
     /// Labels outside the image stay -1.
-    pub fn apply(&self, read: &Patch, patch: &mut Patch, rng: &mut Stream) {
+    pub fn apply<'a>(&self, read: impl Into<Region<'a>>, patch: &mut Patch, rng: &mut Stream) {
         self.spatial.apply(read, patch, rng);
         for step in &self.steps {
             if chance(step.probability, rng) {

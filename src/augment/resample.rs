@@ -1,120 +1,242 @@
 //! Affine resampling of data and labels in one pass.
 
-use super::voxels::{data_mut, labels_mut, shape};
-use crate::store::Patch;
+use std::ops::Range;
 
-/// Label and intensity beyond the source.
-const OUTSIDE_LABEL: i16 = -1;
-const OUTSIDE_VALUE: f32 = 0.0;
+use super::tap::{self, Tap, between};
+use super::voxels::{channels_mut, labels_mut, shape};
+use crate::simd::widest;
+use crate::store::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Patch, Region};
 
-/// Index of a corner beyond the source; no volume is that large.
-const OUTSIDE: u32 = u32::MAX;
+/// Voxels that are interpolated together.
+const BLOCK: usize = 16;
 
-/// Label scores closer than this count as tied (batchgeneratorsv2 rounds scores to float16, about as coarse).
-const TIE: f32 = 5e-4;
+/// How far from a border, in voxels, rounding can make no difference to which side a position is on.
+const MARGIN: f64 = 1e-2;
 
 /// Fills `target` with `source` seen through `matrix`, which takes positions relative to the target's centre to
-/// positions relative to the source's centre, `(z, y, x)`.
+/// positions relative to the box's centre, `(z, y, x)`.
 ///
 /// Data is interpolated linearly, 0 beyond the source. A label gets the sum of its neighbours' linear weights and the
 /// best one wins, ties going to the nearest neighbour; beyond the source the label is -1 (batchgeneratorsv2
 /// `SpatialTransform` with `mode_seg` bilinear).
-pub(super) fn resample(source: &Patch, target: &mut Patch, matrix: &[[f64; 3]; 3]) {
-    let source_shape = shape(source);
+///
+/// Along a row of the target the way through the source is a straight line: the part well inside the source needs no
+/// check per voxel, the part beyond it no interpolation, and only what is between goes voxel by voxel.
+pub(super) fn resample(source: Region, target: &mut Patch, matrix: &[[f64; 3]; 3]) {
     let [nz, ny, nx] = shape(target);
-    let data = source.data.as_slice().expect("patches are allocated in C order and never permuted");
-    let labels = source.labels.as_slice().expect("patches are allocated in C order and never permuted");
     let centre = |extent: usize| (extent as f64 - 1.0) / 2.0;
-    let step = matrix.map(|row| row[2] as f32);
-
-    let mut taps = Vec::with_capacity(nx);
+    let mut border = Vec::new();
     for z in 0..nz {
         for y in 0..ny {
             let offset = [z as f64 - centre(nz), y as f64 - centre(ny), -centre(nx)];
-            let start: [f32; 3] = std::array::from_fn(|axis| {
+            let start = std::array::from_fn(|axis| {
                 let turned: f64 = (0..3).map(|column| matrix[axis][column] * offset[column]).sum();
-                (turned + centre(source_shape[axis])) as f32
+                (turned + centre(source.size[axis])) as f32
             });
-            taps.clear();
-            taps.extend(
-                (0..nx).map(|x| Tap::at(std::array::from_fn(|axis| start[axis] + x as f32 * step[axis]), source_shape)),
-            );
-
-            let row = (z * ny + y) * nx;
-            for (channel, source) in data.chunks_exact(labels.len()).enumerate() {
-                let target = &mut data_mut(target)[channel * nz * ny * nx + row..][..nx];
-                target.iter_mut().zip(&taps).for_each(|(value, tap)| *value = tap.blend(source));
-            }
-            let target = &mut labels_mut(target)[row..][..nx];
-            target.iter_mut().zip(&taps).for_each(|(label, tap)| *label = tap.vote(labels));
+            let line = Line { start, step: matrix.map(|row| row[2] as f32), len: nx };
+            fill_row(&source, target, (z * ny + y) * nx, &line, &mut border);
         }
     }
 }
 
-/// The eight voxels around a position and their linear weights.
-struct Tap {
-    index: [u32; 8],
-    weight: [f32; 8],
+/// Fills the row of the target that begins at `row`. `border` is memory that each row uses anew, for the index in the
+/// target and the tap of each position between the source and its padding.
+fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &Line, border: &mut Vec<(usize, Tap)>) {
+    let voxels = source.voxels();
+    let touching = line.touching(&voxels);
+    let within = line.within(&voxels, &touching);
+    border.clear();
+    border.extend(
+        (touching.start..within.start)
+            .chain(within.end..touching.end)
+            .map(|x| (row + x, Tap::at(line.position(x), source, &voxels))),
+    );
+    let beyond = [row..row + touching.start, row + touching.end..row + line.len];
+    let part = row + within.start..row + within.end;
+    let grid = Grid::new(source, line, &voxels);
+
+    for (target, source) in channels_mut(target).zip(source.channels()) {
+        beyond.iter().for_each(|beyond| target[beyond.clone()].fill(OUTSIDE_INTENSITY));
+        border.iter().for_each(|(index, tap)| target[*index] = tap.blend(source));
+        widest(|| blend(source, &grid, line, within.start, &mut target[part.clone()]));
+    }
+    let target = labels_mut(target);
+    beyond.iter().for_each(|beyond| target[beyond.clone()].fill(OUTSIDE_LABEL));
+    border.iter().for_each(|(index, tap)| target[*index] = tap.vote(source.labels));
+    widest(|| vote(source.labels, &grid, line, within.start, &mut target[part]));
 }
 
-impl Tap {
-    /// The tap at `position`, in voxels of a volume of this `shape`.
-    fn at(position: [f32; 3], shape: [usize; 3]) -> Self {
-        let corner = position.map(floor);
-        let [z, y, x]: [f32; 3] = std::array::from_fn(|axis| position[axis] - corner[axis] as f32);
-        let (z, y, x) = ([1.0 - z, z], [1.0 - y, y], [1.0 - x, x]);
-        let weight = std::array::from_fn(|k| z[k >> 2] * y[k >> 1 & 1] * x[k & 1]);
-        Self { weight, index: corners(corner, shape.map(|extent| extent as i32)) }
+/// The way of a target's row through the source, in positions of its box.
+struct Line {
+    start: [f32; 3],
+    step: [f32; 3],
+    len: usize,
+}
+
+impl Line {
+    fn position(&self, x: usize) -> [f32; 3] {
+        std::array::from_fn(|axis| self.start[axis] + x as f32 * self.step[axis])
     }
 
-    /// The interpolated intensity.
-    fn blend(&self, source: &[f32]) -> f32 {
-        let mut sum = 0.0;
-        for (&index, &weight) in self.index.iter().zip(&self.weight) {
-            sum += weight * source.get(index as usize).copied().unwrap_or(OUTSIDE_VALUE);
-        }
-        sum
-    }
-
-    /// The label with the largest sum of weights.
-    fn vote(&self, source: &[i16]) -> i16 {
-        let labels = self.index.map(|index| source.get(index as usize).copied().unwrap_or(OUTSIDE_LABEL));
-        if labels.iter().all(|&label| label == labels[0]) {
-            return labels[0];
-        }
-        let score = |label: i16| -> f32 {
-            labels.iter().zip(&self.weight).filter(|(other, _)| **other == label).map(|(_, weight)| weight).sum()
+    /// A range outside of which no position has a neighbour among the voxels.
+    fn touching(&self, voxels: &[Range<usize>; 3]) -> Range<usize> {
+        let part = |axis: usize| {
+            let Range { start, end } = voxels[axis];
+            self.between(axis, start as f64 - 1.0 - MARGIN, end as f64 + MARGIN)
         };
-        let scores = labels.map(score);
-        let best = scores.iter().copied().fold(0.0, f32::max);
-        let nearest = (0..8).fold(0, |nearest, k| if self.weight[k] > self.weight[nearest] { k } else { nearest });
-        if scores[nearest] >= best - TIE {
-            return labels[nearest];
+        (0..3).fold(0..self.len, |all, axis| intersection(&all, &part(axis)))
+    }
+
+    /// A part of `touching` within which the neighbours of all positions are voxels.
+    fn within(&self, voxels: &[Range<usize>; 3], touching: &Range<usize>) -> Range<usize> {
+        let part = |axis: usize| {
+            let Range { start, end } = voxels[axis];
+            if self.step[axis] == 0.0 {
+                let inside = (start as f32..end as f32 - 1.0).contains(&self.start[axis]);
+                return if inside || self.on_last_voxel(axis, voxels) { 0..self.len } else { 0..0 };
+            }
+            self.between(axis, start as f64 + MARGIN, end as f64 - 1.0 - MARGIN)
+        };
+        let within = (0..3).fold(touching.clone(), |all, axis| intersection(&all, &part(axis)));
+        if within.is_empty() { touching.end..touching.end } else { within }
+    }
+
+    /// Whether the line runs through the centres of the voxels next to a border, as through the only slice of a 2D patch:
+    /// the neighbour beyond has no weight. Along x, neighbours are read in pairs, so that the question does not arise.
+    fn on_last_voxel(&self, axis: usize, voxels: &[Range<usize>; 3]) -> bool {
+        axis < 2
+            && self.step[axis] == 0.0
+            && self.start[axis] + 1.0 == voxels[axis].end as f32
+            && !voxels[axis].is_empty()
+    }
+
+    /// The steps at which the position along `axis` is between two values.
+    fn between(&self, axis: usize, low: f64, high: f64) -> Range<usize> {
+        let (start, step) = (f64::from(self.start[axis]), f64::from(self.step[axis]));
+        if low > high {
+            return 0..0;
         }
-        (0..8).filter(|&k| scores[k] == best).map(|k| labels[k]).min().expect("one of the scores is the best")
+        if step == 0.0 {
+            return if (low..=high).contains(&start) { 0..self.len } else { 0..0 };
+        }
+        let (first, last) = ((low - start) / step, (high - start) / step);
+        let (first, last) = (first.min(last), first.max(last));
+        if last < 0.0 {
+            return 0..0;
+        }
+        // Conversions to integers round down and saturate.
+        let end = (last as usize).saturating_add(1).min(self.len);
+        let begin = first.max(0.0) as usize;
+        (begin + usize::from((begin as f64) < first)).min(end)..end
     }
 }
 
-/// Indices of the voxels at `corner` and one further along each axis.
-fn corners(corner: [i32; 3], shape: [i32; 3]) -> [u32; 8] {
-    let [_, ny, nx] = shape;
-    let flat = |z: i32, y: i32, x: i32| (z * ny + y) * nx + x;
-    if (0..3).all(|axis| corner[axis] >= 0 && corner[axis] + 1 < shape[axis]) {
-        let first = flat(corner[0], corner[1], corner[2]);
-        let (y, z) = (nx, ny * nx);
-        return [0, 1, y, y + 1, z, z + 1, z + y, z + y + 1].map(|step| (first + step) as u32);
-    }
-    std::array::from_fn(|k| {
-        let at = [corner[0] + (k >> 2) as i32, corner[1] + (k >> 1 & 1) as i32, corner[2] + (k & 1) as i32];
-        let inside = (0..3).all(|axis| (0..shape[axis]).contains(&at[axis]));
-        if inside { flat(at[0], at[1], at[2]) as u32 } else { OUTSIDE }
-    })
+fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    let start = a.start.max(b.start);
+    start..a.end.min(b.end).max(start)
 }
 
-/// `value.floor()`, without the library call that the baseline x86-64 needs for it.
-fn floor(value: f32) -> i32 {
-    let truncated = value as i32;
-    truncated - i32::from(value < truncated as f32)
+/// How positions of the box become indices of the arrays.
+struct Grid {
+    lo: [i32; 3],
+    /// Extent of the arrays along y and x.
+    extent: [i32; 2],
+    /// From a voxel to its neighbours: none, along y, along z, along both. Along x the next is the neighbour.
+    steps: [usize; 4],
+}
+
+impl Grid {
+    fn new(source: &Region, line: &Line, voxels: &[Range<usize>; 3]) -> Self {
+        let [_, ny, nx] = source.shape;
+        let stride = |axis: usize, stride| if line.on_last_voxel(axis, voxels) { 0 } else { stride };
+        let (to_y, to_z) = (stride(1, nx), stride(0, ny * nx));
+        let lo = source.lo.map(|lo| lo as i32);
+        Self { lo, extent: [ny as i32, nx as i32], steps: [0, to_y, to_z, to_y + to_z] }
+    }
+
+    /// Index of the first of the eight neighbours, and the distances from it, of the positions from `x` on. Those that are
+    /// not before `end` are taken to be the last before it.
+    #[inline(always)]
+    fn locate(&self, line: &Line, x: usize, end: usize) -> ([u32; BLOCK], [[f32; BLOCK]; 3]) {
+        let (mut first, mut fraction) = ([0; BLOCK], [[0.0; BLOCK]; 3]);
+        let last = (end - 1 - x) as i32;
+        for lane in 0..BLOCK {
+            let step = (x as i32).wrapping_add((lane as i32).min(last)) as f32;
+            let z = line.start[0] + step * line.step[0];
+            let y = line.start[1] + step * line.step[1];
+            let x = line.start[2] + step * line.step[2];
+            // No position is negative, so that this rounds down.
+            let (whole_z, whole_y, whole_x) = (z as i32, y as i32, x as i32);
+            fraction[0][lane] = z - whole_z as f32;
+            fraction[1][lane] = y - whole_y as f32;
+            fraction[2][lane] = x - whole_x as f32;
+            let row = whole_z.wrapping_add(self.lo[0]).wrapping_mul(self.extent[0]).wrapping_add(whole_y);
+            let row = row.wrapping_add(self.lo[1]).wrapping_mul(self.extent[1]);
+            first[lane] = row.wrapping_add(whole_x).wrapping_add(self.lo[2]) as u32;
+        }
+        (first, fraction)
+    }
+
+    /// Panics where a neighbour of one of these voxels is not among `len` values.
+    #[inline(always)]
+    fn check(&self, first: &[u32; BLOCK], len: usize) {
+        let mut last = 0;
+        for &first in first {
+            last = if first > last { first } else { last };
+        }
+        assert!(last as usize + self.steps[3] + 1 < len, "a neighbour lies outside the case");
+    }
+
+    /// The neighbours of a position, as four pairs that lie side by side along x.
+    ///
+    /// # Safety
+    /// All of them are among the values, see [`Grid::check`].
+    #[inline(always)]
+    unsafe fn neighbours<T: Copy>(&self, values: &[T], first: u32) -> [[T; 2]; 4] {
+        let [a, b, c, d] = self.steps;
+        // An array of two needs no more alignment than one value.
+        let pair = |step: usize| unsafe { values.as_ptr().add(first as usize + step).cast::<[T; 2]>().read() };
+        [pair(a), pair(b), pair(c), pair(d)]
+    }
+}
+
+/// Interpolates the positions from `x` on, whose neighbours must all be in the channel.
+#[inline(always)]
+fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]) {
+    let end = x + target.len();
+    for (target, x) in target.chunks_mut(BLOCK).zip((x..end).step_by(BLOCK)) {
+        let (first, [fz, fy, fx]) = grid.locate(line, x, end);
+        grid.check(&first, channel.len());
+        for (lane, value) in target.iter_mut().enumerate() {
+            // SAFETY: checked for all of the block.
+            let [[a0, a1], [b0, b1], [c0, c1], [d0, d1]] = unsafe { grid.neighbours(channel, first[lane]) };
+            let near = [between(a0, b0, fy[lane]), between(a1, b1, fy[lane])];
+            let far = [between(c0, d0, fy[lane]), between(c1, d1, fy[lane])];
+            let pair = [between(near[0], far[0], fz[lane]), between(near[1], far[1], fz[lane])];
+            *value = between(pair[0], pair[1], fx[lane]);
+        }
+    }
+}
+
+/// Finds the labels of the positions from `x` on, whose neighbours must all be in the source. Mostly all eight are the
+/// same.
+#[inline(always)]
+fn vote(labels: &[i16], grid: &Grid, line: &Line, x: usize, target: &mut [i16]) {
+    let end = x + target.len();
+    for (target, x) in target.chunks_mut(BLOCK).zip((x..end).step_by(BLOCK)) {
+        let (first, [fz, fy, fx]) = grid.locate(line, x, end);
+        grid.check(&first, labels.len());
+        for (lane, label) in target.iter_mut().enumerate() {
+            // SAFETY: checked for all of the block.
+            let [a, b, c, d] = unsafe { grid.neighbours(labels, first[lane]) };
+            *label = if a[0] == a[1] && a == b && a == c && a == d {
+                a[0]
+            } else {
+                let neighbours = [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]];
+                tap::vote(neighbours, [fz[lane], fy[lane], fx[lane]])
+            };
+        }
+    }
 }
 
 #[cfg(test)]
@@ -140,7 +262,7 @@ mod tests {
     fn identity_copies_every_voxel() {
         let source = gradient([5, 6, 7]);
         let mut target = blank_patch(2, [5, 6, 7]);
-        resample(&source, &mut target, &IDENTITY);
+        resample((&source).into(), &mut target, &IDENTITY);
         assert_eq!(source, target);
     }
 
@@ -149,14 +271,14 @@ mod tests {
         let source = gradient([9, 9, 9]);
         let mut target = blank_patch(2, [9, 9, 9]);
         let half = IDENTITY.map(|row| row.map(|value| value * 0.75));
-        resample(&source, &mut target, &half);
+        resample((&source).into(), &mut target, &half);
         // Target voxel (0, 8, 4) lies at 4 + 0.75 * (-4, 4, 0) = (1, 7, 4) of the source.
         assert_eq!(target.data[[0, 0, 8, 4]], 174.0);
         assert_eq!(target.data[[1, 0, 8, 4]], 348.0);
         assert!((target.data[[0, 1, 4, 4]] - (100.0 * 1.75 + 44.0)).abs() < 1e-3);
 
         let double = IDENTITY.map(|row| row.map(|value| value * 2.0));
-        resample(&source, &mut target, &double);
+        resample((&source).into(), &mut target, &double);
         assert_eq!((target.data[[0, 0, 4, 4]], target.labels[[0, 4, 4]]), (0.0, -1));
         assert_eq!(target.data[[0, 4, 4, 4]], 444.0);
     }
@@ -165,7 +287,7 @@ mod tests {
     fn a_quarter_turn_permutes_voxels() {
         let source = gradient([3, 5, 5]);
         let mut target = blank_patch(2, [3, 5, 5]);
-        resample(&source, &mut target, &[[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]);
+        resample((&source).into(), &mut target, &[[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]);
         for ((z, y, x), &label) in target.labels.indexed_iter() {
             assert_eq!(label, source.labels[[z, 4 - x, y]]);
             assert_eq!(target.data[[1, z, y, x]], source.data[[1, z, 4 - x, y]]);
@@ -173,11 +295,37 @@ mod tests {
     }
 
     #[test]
-    fn a_label_wins_by_its_total_weight() {
-        // Two corners of label 7 outweigh the single nearest one of label 3.
-        let tap = Tap::at([0.0, 0.45, 0.45], [1, 2, 2]);
-        assert_eq!(tap.vote(&[3, 7, 7, 1]), 7);
-        // An exact tie goes to the nearest neighbour or, all being equally near, to the first.
-        assert_eq!(Tap::at([0.0, 0.0, 0.5], [1, 1, 2]).vote(&[5, 2]), 5);
+    fn every_voxel_is_what_the_tap_at_its_position_says() {
+        let case = gradient([9, 11, 10]);
+        let turned = [[0.9, 0.3, -0.2], [-0.25, 0.85, 0.4], [0.3, -0.35, 0.8]];
+        let flat = [[1.0, 0.0, 0.0], [0.0, 0.6, 0.7], [0.0, -0.7, 0.6]];
+        // With room to spare, with padding on every side, within one slice, and beyond the case altogether.
+        for (matrix, lo, size, shape) in [
+            (turned, [1, 2, 1], [7, 8, 8], [3, 4, 4]),
+            (turned, [-3, -2, -4], [15, 15, 18], [12, 13, 20]),
+            (flat, [8, -2, 0], [1, 14, 9], [1, 9, 18]),
+            (flat, [-1, -1, -1], [11, 13, 12], [11, 9, 12]),
+            (turned, [20, 0, 0], [4, 4, 4], [4, 4, 4]),
+        ] {
+            let source = Region { lo, size, ..Region::from(&case) };
+            let mut target = blank_patch(2, shape);
+            resample(source, &mut target, &matrix);
+            for ((z, y, x), &label) in target.labels.indexed_iter() {
+                let offset = [z, y, x].map(|at| at as f64);
+                let position = std::array::from_fn(|axis| {
+                    let turned = (0..3).map(|k| matrix[axis][k] * (offset[k] - (shape[k] as f64 - 1.0) / 2.0));
+                    (turned.sum::<f64>() + (size[axis] as f64 - 1.0) / 2.0) as f32
+                });
+                let tap = Tap::at(position, &source, &source.voxels());
+                for (channel, data) in source.channels().enumerate() {
+                    let (value, expected) = (target.data[[channel, z, y, x]], tap.blend(data));
+                    assert!((value - expected).abs() < 0.02, "{value} instead of {expected} at {position:?}");
+                }
+                // In the middle between two labels the last digit of the position decides.
+                if position.iter().all(|at| (at - at.floor() - 0.5).abs() > 1e-3) {
+                    assert_eq!(label, tap.vote(source.labels), "at {position:?}");
+                }
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::crop::centre_crop;
 use super::draw::{chance, uniform};
 use super::resample::resample;
 use crate::rng::Stream;
-use crate::store::Patch;
+use crate::store::{Patch, Region};
 
 /// A 3D patch this many times longer than its first axis is augmented slice by slice (nnU-Net's `ANISO_THRESHOLD`).
 const ANISOTROPY_THRESHOLD: f64 = 3.0;
@@ -84,9 +84,9 @@ impl Spatial {
     }
 
     /// Fills `patch`, of extent [`Spatial::patch_size`], from `read`, of extent [`Spatial::read_patch_size`].
-    pub fn apply(&self, read: &Patch, patch: &mut Patch, rng: &mut Stream) {
+    pub fn apply<'a>(&self, read: impl Into<Region<'a>>, patch: &mut Patch, rng: &mut Stream) {
         match self.draw(rng) {
-            Some(matrix) => resample(read, patch, &matrix),
+            Some(matrix) => resample(read.into(), patch, &matrix),
             None => centre_crop(read, patch),
         }
     }

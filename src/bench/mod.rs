@@ -4,6 +4,8 @@
 //! ([`Peak`], measured too), so that a figure from another machine can be judged. Comparisons with other programs are
 //! made of these figures by `benches/peers`.
 
+mod generated;
+mod loader;
 mod memory;
 mod preprocess;
 mod probe;
@@ -12,6 +14,8 @@ mod resample;
 mod step;
 mod timing;
 
+pub use generated::GeneratedStore;
+pub use loader::LoaderBench;
 pub use memory::peak_resident_bytes;
 pub use preprocess::preprocess;
 pub use probe::Peak;

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::{Batch, LoaderError, SampleId};
 use crate::augment::{Pipeline, blank_patch};
 use crate::rng::{Purpose, stream};
-use crate::store::{CaseStore, Patch};
+use crate::store::{CaseStore, Patch, Region};
 
 /// One sample to fetch.
 pub(super) struct Job {
@@ -58,24 +58,26 @@ pub(super) fn run(context: &Context, jobs: &Receiver<Job>, reports: &Sender<Repo
 
 /// A worker's own memory, used for one sample after the other.
 struct Buffers {
+    /// For stores that cannot lend what they have in memory.
     read: Patch,
     patch: Patch,
 }
 
 impl Buffers {
     fn new(context: &Context) -> Self {
-        Self {
-            read: blank_patch(context.channels, context.pipeline.read_patch_size()),
-            patch: blank_patch(context.channels, context.pipeline.patch_size()),
-        }
+        Self { read: Patch::default(), patch: blank_patch(context.channels, context.pipeline.patch_size()) }
     }
 
     /// Reads, augments and delivers a sample.
     fn fill(&mut self, context: &Context, job: &Job) -> Result<(), String> {
         let SampleId { case, epoch, index, lo, .. } = &job.sample;
-        context.store.read_patch(case, *lo, &mut self.read).map_err(|error| error.to_string())?;
+        let Context { store, pipeline, .. } = context;
         let mut rng = stream(context.seed, Purpose::Augment, *epoch, *index);
-        context.pipeline.apply(&self.read, &mut self.patch, &mut rng);
+        let Self { read, patch } = self;
+        let mut augment = |region: Region| pipeline.apply(region, patch, &mut rng);
+        store
+            .with_region(case, *lo, pipeline.read_patch_size(), read, &mut augment)
+            .map_err(|error| error.to_string())?;
         job.batch.lock().unwrap_or_else(PoisonError::into_inner).place(job.position, &self.patch);
         Ok(())
     }

@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ndarray::{Array3, Array4};
 
-use super::crop::copy_box;
-use super::native::{OUTSIDE_INTENSITY, OUTSIDE_LABEL};
-use super::{CaseInfo, CaseStore, Patch, StoreError};
+use super::{CaseInfo, CaseStore, Patch, Region, StoreError};
 
 /// A store that keeps the cases last used, up to a bound.
 ///
@@ -33,8 +31,8 @@ struct Cached {
     last_used: u64,
 }
 
-/// A case, or a place for it that the first who comes fills while the others wait.
-type Case = OnceLock<Result<Patch, StoreError>>;
+/// A case, or a place for it that the first who comes fills while the others wait; `None` if it could not be read.
+type Case = OnceLock<Option<Arc<Patch>>>;
 
 impl CachedStore {
     /// Keeps at most `bound` bytes of cases of `inner`; one that is dropped while a thread reads it lives until that has
@@ -46,6 +44,18 @@ impl CachedStore {
     /// Bytes kept at the moment.
     pub fn bytes(&self) -> usize {
         self.state().bytes
+    }
+
+    /// A case, read now if it was not before; `None` if it is too large or cannot be read.
+    fn whole(&self, case: &str) -> Result<Option<Arc<Patch>>, StoreError> {
+        let info = self.inner.info(case)?;
+        let Some(place) = self.place(case, info) else { return Ok(None) };
+        let whole = place.get_or_init(|| self.read_whole(case, info).ok().map(Arc::new));
+        if whole.is_none() {
+            // Who met the error meets it again, by reading from the store itself.
+            self.forget(case);
+        }
+        Ok(whole.clone())
     }
 
     /// The place of a case; `None` if it is too large.
@@ -113,26 +123,26 @@ impl CaseStore for CachedStore {
     /// # Panics
     /// As [`super::NativeStore::read_patch`].
     fn read_patch(&self, case: &str, lo: [isize; 3], patch: &mut Patch) -> Result<(), StoreError> {
-        let info = self.inner.info(case)?;
-        let Some(place) = self.place(case, info) else { return self.inner.read_patch(case, lo, patch) };
-        let whole = match place.get_or_init(|| self.read_whole(case, info)) {
-            Ok(whole) => whole,
-            Err(_) => {
-                self.forget(case);
-                // The error itself belongs to the one who met it; this meets its own.
-                return self.inner.read_patch(case, lo, patch);
-            }
-        };
-        let (_, z, y, x) = patch.data.dim();
-        let (size, voxels) = ([z, y, x], info.shape.iter().product::<usize>());
-        let sources = whole.data.as_slice().expect("made in C order").chunks_exact(voxels);
-        let targets = patch.data.as_slice_mut().expect("patches are in C order").chunks_exact_mut((z * y * x).max(1));
-        for (source, target) in sources.zip(targets) {
-            copy_box(source, info.shape, lo, target, size, OUTSIDE_INTENSITY);
+        let size = patch.labels.dim().into();
+        match self.whole(case)? {
+            Some(whole) => Region { lo, size, ..(&*whole).into() }.copy_to(patch),
+            None => self.inner.read_patch(case, lo, patch)?,
         }
-        let source = whole.labels.as_slice().expect("made in C order");
-        let target = patch.labels.as_slice_mut().expect("patches are in C order");
-        copy_box(source, info.shape, lo, target, size, OUTSIDE_LABEL);
+        Ok(())
+    }
+
+    fn with_region(
+        &self,
+        case: &str,
+        lo: [isize; 3],
+        size: [usize; 3],
+        scratch: &mut Patch,
+        visit: &mut dyn FnMut(Region),
+    ) -> Result<(), StoreError> {
+        match self.whole(case)? {
+            Some(whole) => visit(Region { lo, size, ..(&*whole).into() }),
+            None => self.inner.with_region(case, lo, size, scratch, visit)?,
+        }
         Ok(())
     }
 }

@@ -8,13 +8,17 @@ mod case;
 mod crop;
 mod native;
 mod npy;
+mod region;
 mod stage;
 
 use std::path::PathBuf;
 
+use ndarray::{Array3, Array4};
+
 pub use cached::CachedStore;
 pub use case::{CaseProperties, PreprocessedCase};
 pub use native::{NativeStore, clear, read_case_properties, write_case};
+pub use region::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Region};
 pub use stage::{StageError, stage};
 
 /// A failure of the store.
@@ -47,15 +51,36 @@ pub trait CaseStore: Send + Sync {
     ///
     /// The box may reach beyond the image: there, data becomes 0 and labels become -1 (as nnU-Net pads).
     fn read_patch(&self, case: &str, lo: [isize; 3], patch: &mut Patch) -> Result<(), StoreError>;
+
+    /// Lends the box `lo .. lo + size` of a case to `visit`, which is called once.
+    ///
+    /// A store that has its cases in memory lends them as they lie there; others read the box into `scratch`, which keeps
+    /// its memory from one call to the next.
+    fn with_region(
+        &self,
+        case: &str,
+        lo: [isize; 3],
+        size: [usize; 3],
+        scratch: &mut Patch,
+        visit: &mut dyn FnMut(Region),
+    ) -> Result<(), StoreError> {
+        let (channels, [z, y, x]) = (self.info(case)?.channels, size);
+        if scratch.data.dim() != (channels, z, y, x) {
+            *scratch = Patch { data: Array4::zeros((channels, z, y, x)), labels: Array3::zeros((z, y, x)) };
+        }
+        self.read_patch(case, lo, scratch)?;
+        visit((&*scratch).into());
+        Ok(())
+    }
 }
 
 /// Data and labels of one box of a case.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Patch {
     /// Normalised intensities, `(channel, z, y, x)`.
-    pub data: ndarray::Array4<f32>,
+    pub data: Array4<f32>,
     /// Labels, `(z, y, x)`; -1 outside the image or outside the nonzero mask.
-    pub labels: ndarray::Array3<i16>,
+    pub labels: Array3<i16>,
 }
 
 /// What is known of a preprocessed case without reading its voxels.

@@ -8,18 +8,13 @@ use std::path::{Path, PathBuf};
 use ndarray::ArrayView4;
 use rayon::prelude::*;
 
-use super::crop::copy_box;
 use super::npy::{self, MappedArray};
-use super::{CaseInfo, CaseProperties, CaseStore, Patch, PreprocessedCase, StoreError};
+use super::{CaseInfo, CaseProperties, CaseStore, Patch, PreprocessedCase, Region, StoreError};
 use crate::fsio;
 
 const DATA: &str = ".npy";
 const LABELS: &str = "_seg.npy";
 const PROPERTIES: &str = ".json";
-
-/// What lies outside the image, as nnU-Net pads.
-pub(super) const OUTSIDE_INTENSITY: f32 = 0.0;
-pub(super) const OUTSIDE_LABEL: i16 = -1;
 
 /// A folder with three files per case, all of which NumPy or any editor can open:
 ///
@@ -78,24 +73,26 @@ impl CaseStore for NativeStore {
     /// If the patch's arrays are not in C order, or its data and labels differ in extent.
     fn read_patch(&self, case: &str, lo: [isize; 3], patch: &mut Patch) -> Result<(), StoreError> {
         let stored = self.case(case)?;
-        let CaseInfo { channels, shape, .. } = stored.info;
+        let channels = stored.info.channels;
         let (patch_channels, z, y, x) = patch.data.dim();
         assert_eq!(patch.labels.dim(), (z, y, x), "data and labels of a patch have one extent");
         if patch_channels != channels {
             let path = file(&self.folder, case, DATA);
             return Err(StoreError::new(path, format!("has {channels} channels, the patch {patch_channels}")));
         }
-        if patch.labels.is_empty() {
-            return Ok(());
-        }
-        let size = [z, y, x];
-        let targets = patch.data.as_slice_mut().expect("patches are in C order").chunks_exact_mut(z * y * x);
-        let sources = stored.data.as_slice().chunks_exact(shape.iter().product());
-        for (source, target) in sources.zip(targets) {
-            copy_box(source, shape, lo, target, size, OUTSIDE_INTENSITY);
-        }
-        let target = patch.labels.as_slice_mut().expect("patches are in C order");
-        copy_box(stored.labels.as_slice(), shape, lo, target, size, OUTSIDE_LABEL);
+        stored.region(lo, [z, y, x]).copy_to(patch);
+        Ok(())
+    }
+
+    fn with_region(
+        &self,
+        case: &str,
+        lo: [isize; 3],
+        size: [usize; 3],
+        _: &mut Patch,
+        visit: &mut dyn FnMut(Region),
+    ) -> Result<(), StoreError> {
+        visit(self.case(case)?.region(lo, size));
         Ok(())
     }
 }
@@ -123,6 +120,10 @@ impl StoredCase {
         check_locations(&properties).map_err(|defect| StoreError::new(properties_path, defect))?;
         let info = CaseInfo { channels, shape: stated, class_locations: properties.class_locations };
         Ok(Self { info, data, labels })
+    }
+
+    fn region(&self, lo: [isize; 3], size: [usize; 3]) -> Region<'_> {
+        Region { data: self.data.as_slice(), labels: self.labels.as_slice(), shape: self.info.shape, lo, size }
     }
 }
 

@@ -1,5 +1,6 @@
 //! `nnunet-dist bench`
 
+mod loader;
 mod preprocess;
 mod resample;
 mod step;
@@ -36,6 +37,7 @@ enum What {
     Step(step::Step),
     Preprocess(preprocess::Preprocess),
     Resample(resample::Resample),
+    Loader(loader::Loader),
 }
 
 impl Bench {
@@ -44,8 +46,9 @@ impl Bench {
         let report = match &self.what {
             What::Peak => Report::new("peak", Vec::new()),
             What::Step(step) => step.run(self.rounds)?,
-            What::Preprocess(what) => what.run(self.rounds)?,
-            What::Resample(what) => what.run(self.rounds)?,
+            What::Preprocess(preprocess) => preprocess.run(self.rounds)?,
+            What::Resample(resample) => resample.run(self.rounds)?,
+            What::Loader(loader) => loader.run(self.rounds)?,
         };
         if self.json {
             println!("{}", report.json())

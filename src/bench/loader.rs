@@ -1,0 +1,223 @@
+//! The way from the store to a batch, part by part, on one core.
+
+use std::convert::Infallible;
+use std::hint::black_box;
+use std::sync::Arc;
+
+use ndarray::Axis;
+
+use super::{Report, Row, Timings, Work, measure};
+use crate::augment::{Pipeline, blank_patch};
+use crate::loader::{Loader, LoaderError, LoaderOptions, SampleId, Sampler, SamplerOptions, Shard};
+use crate::loss::downsample_labels;
+use crate::rng::{Purpose, Stream, stream};
+use crate::store::{CaseStore, Patch};
+
+const SEED: u64 = 1;
+/// Batches per run: transforms are drawn at random, so that one batch says little.
+const BATCHES: usize = 8;
+
+/// What is loaded and how.
+pub struct LoaderBench {
+    store: Arc<dyn CaseStore>,
+    pipeline: Arc<Pipeline>,
+    batch_size: usize,
+    channels: usize,
+    samples: Vec<SampleId>,
+}
+
+impl LoaderBench {
+    /// Draws the samples of a run from all cases of the store.
+    ///
+    /// # Errors
+    /// As [`Sampler::new`] and [`Sampler::draw`].
+    pub fn new(store: Arc<dyn CaseStore>, pipeline: Pipeline, batch_size: usize) -> Result<Self, LoaderError> {
+        let mut bench = Self { store, pipeline: Arc::new(pipeline), batch_size, channels: 0, samples: Vec::new() };
+        let sampler = bench.sampler()?;
+        bench.channels = sampler.channels().map_err(|error| LoaderError::Setup(error.to_string()))?;
+        let count = (BATCHES * batch_size) as u64;
+        bench.samples = (0..count).map(|index| sampler.draw(0, index)).collect::<Result<_, _>>()?;
+        Ok(bench)
+    }
+
+    /// Measures `rounds` runs of each part.
+    ///
+    /// `read` is the patch with the margin that turning and scaling need. The transforms' rows are those of a sample that
+    /// is transformed: they count as often as the factor behind their name says. `augment` is what nnU-Net's transforms
+    /// do: all of them, each as often as it is drawn, and the targets of deep supervision. `loader` is the whole, with
+    /// one worker.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub fn run(&self, rounds: usize) -> Result<Report, LoaderError> {
+        let mut rows = vec![self.read(rounds)?, self.spatial(rounds)?];
+        for (number, (name, probability)) in self.pipeline.steps().enumerate() {
+            let pipeline = &self.pipeline;
+            let seconds = self.transform(rounds, |patch, rng| pipeline.apply_step(number, patch, rng));
+            rows.push(self.row(format!("{name} × {probability}"), seconds));
+        }
+        rows.push(self.targets(rounds));
+        rows.push(self.augment(rounds)?);
+        rows.push(self.whole(rounds)?);
+        // One core: the peak that the rows are held against must be one core's too.
+        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+        let one = one.map_err(|error| LoaderError::Setup(error.to_string()))?;
+        Ok(one.install(|| Report::new("loader", rows)))
+    }
+
+    fn read(&self, rounds: usize) -> Result<Row, LoaderError> {
+        let mut read = blank_patch(self.channels, self.pipeline.read_patch_size());
+        let seconds = measure(rounds, || {
+            for sample in &self.samples {
+                self.read_sample(sample, &mut read)?;
+                black_box(&mut read);
+            }
+            Ok::<_, LoaderError>(())
+        })?;
+        let mut row = self.row("read".into(), seconds);
+        let bytes = size_of_val(read.data.as_slice().unwrap_or_default())
+            + size_of_val(read.labels.as_slice().unwrap_or_default());
+        row.work.bytes = 2.0 * (bytes * self.samples.len()) as f64;
+        Ok(row)
+    }
+
+    fn spatial(&self, rounds: usize) -> Result<Row, LoaderError> {
+        let (read, mut patch) = (self.read_batch()?, self.blank());
+        let seconds = unfailing(rounds, || {
+            for (index, read) in self.repeated(&read) {
+                self.pipeline.spatial().apply(read, &mut patch, &mut self.stream(index));
+                black_box(&mut patch);
+            }
+        });
+        Ok(self.row("spatial".into(), seconds))
+    }
+
+    /// A transform of the final patch, which is noise: some transforms are quicker on a constant.
+    fn transform(&self, rounds: usize, apply: impl Fn(&mut Patch, &mut Stream)) -> Timings {
+        let mut patch = self.blank();
+        unfailing(rounds, || {
+            for index in 0..self.samples.len() {
+                if index % self.batch_size == 0 {
+                    texture(&mut patch);
+                }
+                apply(&mut patch, &mut self.stream(index));
+                black_box(&mut patch);
+            }
+        })
+    }
+
+    fn targets(&self, rounds: usize) -> Row {
+        let patch = self.blank();
+        let seconds = unfailing(rounds, || {
+            (0..self.samples.len()).for_each(|_| make_targets(&patch));
+        });
+        self.row("targets".into(), seconds)
+    }
+
+    fn augment(&self, rounds: usize) -> Result<Row, LoaderError> {
+        let (read, mut patch) = (self.read_batch()?, self.blank());
+        let seconds = unfailing(rounds, || {
+            for (index, read) in self.repeated(&read) {
+                self.pipeline.apply(read, &mut patch, &mut self.stream(index));
+                make_targets(&patch);
+            }
+        });
+        Ok(self.row("augment".into(), seconds))
+    }
+
+    fn whole(&self, rounds: usize) -> Result<Row, LoaderError> {
+        let options = LoaderOptions {
+            rank: 0,
+            world_size: 1,
+            batch_per_rank: self.batch_size,
+            workers: 1,
+            prefetch: 2,
+            epochs: 0..u64::MAX,
+            first_iteration: 0,
+            iterations_per_epoch: BATCHES as u64,
+        };
+        let mut loader = Loader::start(self.store.clone(), self.sampler()?, self.pipeline.clone(), options)?;
+        let seconds = measure(rounds, || {
+            for _ in 0..BATCHES {
+                let batch = loader.next()?;
+                loader.recycle(batch);
+            }
+            Ok::<_, LoaderError>(())
+        })?;
+        Ok(self.row("loader".into(), seconds))
+    }
+
+    fn sampler(&self) -> Result<Sampler, LoaderError> {
+        let options = SamplerOptions {
+            seed: SEED,
+            purpose: Purpose::TrainSample,
+            patch_size: self.pipeline.read_patch_size(),
+            final_patch_size: self.pipeline.patch_size(),
+            global_batch_size: self.batch_size,
+            oversample_foreground: 0.33,
+            shard: Shard::Random,
+        };
+        Sampler::new(self.store.clone(), self.store.case_ids().to_vec(), options)
+    }
+
+    fn row(&self, name: String, seconds: Timings) -> Row {
+        let work = Work { items: self.samples.len() as f64, ..Work::default() };
+        Row { name, unit: "samples", work, seconds }
+    }
+
+    fn stream(&self, index: usize) -> Stream {
+        stream(SEED, Purpose::Augment, 0, index as u64)
+    }
+
+    fn blank(&self) -> Patch {
+        blank_patch(self.channels, self.pipeline.patch_size())
+    }
+
+    fn read_sample(&self, sample: &SampleId, read: &mut Patch) -> Result<(), LoaderError> {
+        self.store.read_patch(&sample.case, sample.lo, read).map_err(|error| LoaderError::Setup(error.to_string()))
+    }
+
+    /// The first batch's patches, with the margin.
+    fn read_batch(&self) -> Result<Vec<Patch>, LoaderError> {
+        let read = |sample| {
+            let mut read = blank_patch(self.channels, self.pipeline.read_patch_size());
+            self.read_sample(sample, &mut read)?;
+            Ok(read)
+        };
+        self.samples.iter().take(self.batch_size).map(read).collect()
+    }
+
+    /// As many patches as a run has samples, and their numbers.
+    fn repeated<'a>(&self, batch: &'a [Patch]) -> impl Iterator<Item = (usize, &'a Patch)> {
+        batch.iter().cycle().take(self.samples.len()).enumerate()
+    }
+}
+
+/// Times work that cannot fail.
+fn unfailing(rounds: usize, mut run: impl FnMut()) -> Timings {
+    let timings = measure::<Infallible>(rounds, || {
+        run();
+        Ok(())
+    });
+    match timings {
+        Ok(timings) => timings,
+    }
+}
+
+/// The labels at half and at a quarter of the resolution, as deep supervision of a U-Net with four levels wants them.
+fn make_targets(patch: &Patch) {
+    let extent = patch.labels.dim().into();
+    for divisor in [2, 4] {
+        let coarse = <[usize; 3]>::map(extent, |extent| extent.div_ceil(divisor));
+        black_box(downsample_labels(patch.labels.view().insert_axis(Axis(0)), coarse));
+    }
+}
+
+/// Uniform noise from a simple recurrence, the same each time.
+fn texture(patch: &mut Patch) {
+    let mut state = 1u32;
+    for value in &mut patch.data {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *value = (state >> 8) as f32 / (1 << 23) as f32 - 1.0;
+    }
+}

@@ -1,0 +1,105 @@
+//! A box of a case, left where it lies.
+
+use std::ops::Range;
+
+use super::Patch;
+use super::crop::copy_box;
+
+/// What lies outside the image, as nnU-Net pads.
+pub const OUTSIDE_INTENSITY: f32 = 0.0;
+pub const OUTSIDE_LABEL: i16 = -1;
+
+/// A box of a case in the memory of the whole case, without a copy.
+///
+/// Position `p` of the box is the voxel `lo + p` of the arrays. Where the box reaches beyond them there is padding:
+/// intensity 0 and label -1.
+#[derive(Clone, Copy, Debug)]
+pub struct Region<'a> {
+    /// Intensities of the whole case, `(channel, z, y, x)` in C order.
+    pub data: &'a [f32],
+    /// Labels of the whole case, `(z, y, x)` in C order.
+    pub labels: &'a [i16],
+    /// Extent of the arrays, `(z, y, x)`.
+    pub shape: [usize; 3],
+    /// Lower corner of the box in the arrays; may be negative.
+    pub lo: [isize; 3],
+    /// Extent of the box.
+    pub size: [usize; 3],
+}
+
+impl<'a> From<&'a Patch> for Region<'a> {
+    /// All of a patch.
+    ///
+    /// # Panics
+    /// If the patch's arrays are not in C order.
+    fn from(patch: &'a Patch) -> Self {
+        let shape = patch.labels.dim().into();
+        let data = patch.data.as_slice().expect("patches are in C order");
+        let labels = patch.labels.as_slice().expect("patches are in C order");
+        Self { data, labels, shape, lo: [0; 3], size: shape }
+    }
+}
+
+impl<'a> Region<'a> {
+    /// The box of this `size` in the middle; where the rest cannot be halved, the larger half lies behind, as with
+    /// batchgeneratorsv2's `crop_tensor`.
+    pub fn centre(self, size: [usize; 3]) -> Self {
+        let lo = std::array::from_fn(|axis| {
+            let margin = (self.size[axis] / 2).cast_signed() - (size[axis] / 2).cast_signed();
+            self.lo[axis] + margin
+        });
+        Self { lo, size, ..self }
+    }
+
+    /// Positions of the box along each axis that are voxels of the arrays; the others are padding.
+    pub fn voxels(&self) -> [Range<usize>; 3] {
+        std::array::from_fn(|axis| {
+            let begin = self.lo[axis].min(0).unsigned_abs().min(self.size[axis]);
+            let end = self.shape[axis].cast_signed().saturating_sub(self.lo[axis]).max(0).unsigned_abs();
+            begin..end.min(self.size[axis]).max(begin)
+        })
+    }
+
+    /// The intensities of each channel of the whole case.
+    pub fn channels(&self) -> impl Iterator<Item = &'a [f32]> {
+        self.data.chunks_exact(self.labels.len().max(1))
+    }
+
+    /// Copies the box into a patch of its extent.
+    ///
+    /// # Panics
+    /// If the patch has another extent or is not in C order.
+    pub fn copy_to(&self, patch: &mut Patch) {
+        let voxels = self.size.iter().product::<usize>().max(1);
+        let data = patch.data.as_slice_mut().expect("patches are in C order");
+        for (source, target) in self.channels().zip(data.chunks_exact_mut(voxels)) {
+            copy_box(source, self.shape, self.lo, target, self.size, OUTSIDE_INTENSITY);
+        }
+        let labels = patch.labels.as_slice_mut().expect("patches are in C order");
+        copy_box(self.labels, self.shape, self.lo, labels, self.size, OUTSIDE_LABEL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array3, Array4, s};
+
+    use super::*;
+
+    #[test]
+    fn a_region_knows_its_voxels_and_copies_padding_around_them() {
+        let mut case = Patch { data: Array4::ones((2, 4, 5, 6)), labels: Array3::zeros((4, 5, 6)) };
+        case.labels[[0, 1, 5]] = 7;
+        let region = Region { lo: [-2, 1, 4], size: [4, 3, 5], ..Region::from(&case) };
+        assert_eq!(region.voxels(), [2..4, 0..3, 0..2]);
+        let mut patch = Patch { data: Array4::zeros((2, 4, 3, 5)), labels: Array3::zeros((4, 3, 5)) };
+        region.copy_to(&mut patch);
+        assert_eq!(patch.labels[[2, 0, 1]], 7);
+        assert_eq!(patch.data.sum(), 2.0 * 2.0 * 3.0 * 2.0);
+        assert!(patch.labels.slice(s![..2, .., ..]).iter().all(|&label| label == OUTSIDE_LABEL));
+
+        let centre = region.centre([1, 2, 2]);
+        assert_eq!((centre.lo, centre.size), ([0, 1, 5], [1, 2, 2]));
+        assert_eq!(Region { lo: [9, 0, -9], ..region }.voxels(), [0..0, 0..3, 5..5]);
+    }
+}
