@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use multiversion::multiversion;
+
 use super::draw::{chance, uniform};
 use super::voxels::{channels_mut, shape};
 use crate::rng::Stream;
-use crate::simd::widest;
 use crate::store::Patch;
 
 /// The kernel spans about this many standard deviations in all (batchgeneratorsv2 `blur_dimension`).
@@ -68,18 +69,18 @@ fn convolve(values: &mut [f32], scratch: &mut Vec<f32>, extent: usize, inner: us
         if inner == 1 {
             // The mirrored borders are written out, so that every tap is the row itself, moved.
             scratch.extend(sources.iter().map(|&source| block[source]));
-            widest(|| weighted_sum(block, scratch, &moves[..kernel.len()], 1, kernel));
+            weighted_sum(block, scratch, &moves[..kernel.len()], 1, kernel);
         } else {
             scratch.extend_from_slice(block);
             for (row, sources) in block.chunks_exact_mut(inner).zip(sources.windows(kernel.len())) {
-                widest(|| weighted_sum(row, scratch, sources, inner, kernel));
+                weighted_sum(row, scratch, sources, inner, kernel);
             }
         }
     }
 }
 
 /// The sum over the taps of `kernel[tap]` times the row of `values` that begins at `starts[tap] * unit`.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn weighted_sum(sums: &mut [f32], values: &[f32], starts: &[usize], unit: usize, kernel: &[f32]) {
     let mut at = 0;
     let mut blocks = sums.chunks_exact_mut(BLOCK);

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use multiversion::multiversion;
+
 use super::draw::around_one;
 use super::voxels::{Statistics, channels_mut};
 use crate::rng::Stream;
-use crate::simd::widest;
 use crate::store::Patch;
 
 /// Stretches each channel about its mean by its own factor, then clips it to the range it had.
@@ -24,12 +25,12 @@ impl Contrast {
         for channel in channels_mut(patch) {
             let factor = around_one(&self.factor, rng) as f32;
             let before = Statistics::of(channel);
-            widest(|| stretch(channel, factor, before));
+            stretch(channel, factor, before);
         }
     }
 }
 
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn stretch(values: &mut [f32], factor: f32, before: Statistics) {
     let Statistics { mean, low, high, .. } = before;
     for value in values {

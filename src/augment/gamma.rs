@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
+use multiversion::multiversion;
+
 use super::draw::around_one;
 use super::voxels::{Statistics, channels_mut};
 use crate::math::power;
 use crate::rng::Stream;
-use crate::simd::widest;
 use crate::store::Patch;
 
 /// Below this, a range or deviation counts as none.
@@ -31,16 +32,16 @@ impl Gamma {
             let exponent = around_one(&self.exponent, rng) as f32;
             let before = Statistics::of(channel);
             let (sign, before) = if self.inverted { (-1.0, before.negated()) } else { (1.0, before) };
-            widest(|| bend(channel, sign, exponent, before));
+            bend(channel, sign, exponent, before);
             let after = Statistics::of(channel);
             let gain = before.std / after.std.max(EPSILON);
-            widest(|| restore(channel, after.mean, sign * gain, sign * before.mean));
+            restore(channel, after.mean, sign * gain, sign * before.mean);
         }
     }
 }
 
 /// Applies the curve to `sign * values`.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn bend(values: &mut [f32], sign: f32, exponent: f32, before: Statistics) {
     let (low, extent) = (before.low, before.high - before.low);
     let scale = 1.0 / extent.max(EPSILON);
@@ -50,7 +51,7 @@ fn bend(values: &mut [f32], sign: f32, exponent: f32, before: Statistics) {
 }
 
 /// Moves values of mean `from` to mean `to`, `gain` times as far from it.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn restore(values: &mut [f32], from: f32, gain: f32, to: f32) {
     for value in values {
         *value = (*value - from) * gain + to;

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use multiversion::multiversion;
+
 use super::draw::{chance, uniform};
 use super::voxels::{channels_mut, shape};
 use crate::rng::Stream;
-use crate::simd::widest;
 use crate::store::Patch;
 
 /// Samples a channel down by nearest neighbours and up again linearly.
@@ -61,13 +62,13 @@ fn coarsen(values: &mut [f32], full: [usize; 3], small: [usize; 3], rows: &mut V
         for (y, target) in ys.iter().zip(plane.chunks_exact_mut(nx)) {
             let [a, b, c, d] =
                 [(z.low, y.low), (z.low, y.high), (z.high, y.low), (z.high, y.high)].map(|(z, y)| row(z, y));
-            widest(|| blend_rows([a, b, c, d], z.fraction, y.fraction, target));
+            blend_rows([a, b, c, d], z.fraction, y.fraction, target);
         }
     }
 }
 
 /// Blends four rows: the first two and the last two along y, the results along z.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn blend_rows(rows: [&[f32]; 4], z: f32, y: f32, target: &mut [f32]) {
     let [a, b, c, d] = rows.map(|row| &row[..target.len()]);
     for (index, value) in target.iter_mut().enumerate() {

@@ -3,13 +3,13 @@
 use std::f32::consts::LN_2;
 use std::ops::Range;
 
+use multiversion::multiversion;
 use rand::Rng;
 
 use super::draw::uniform;
 use super::voxels::data_mut;
 use crate::math::{log2, sin_cos};
 use crate::rng::Stream;
-use crate::simd::widest;
 use crate::store::Patch;
 
 /// Generators side by side, as many as the widest vectors have places.
@@ -30,7 +30,7 @@ impl GaussianNoise {
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         let std = uniform(&self.std, rng) as f32;
         let generators = std::array::from_fn(|_| std::array::from_fn(|_| rng.random()));
-        widest(|| add_noise(data_mut(patch), std, generators));
+        add_noise(data_mut(patch), std, generators);
     }
 }
 
@@ -39,7 +39,7 @@ type Generators = [[u32; LANES]; 4];
 
 /// Adds normal deviates of this standard deviation, made of two uniform ones each by Box and Muller's transform. They
 /// end at 5.8 standard deviations, where one in 10^8 would lie beyond.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn add_noise(values: &mut [f32], std: f32, generators: Generators) {
     let mut generators = generators;
     for block in values.chunks_mut(2 * LANES) {

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use multiversion::multiversion;
+
 use super::tap::{self, Tap, between};
 use super::voxels::{channels_mut, labels_mut, shape};
-use crate::simd::widest;
 use crate::store::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Patch, Region};
 
 /// Voxels that are interpolated together.
@@ -58,12 +59,12 @@ fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &Line, border
     for (target, source) in channels_mut(target).zip(source.channels()) {
         beyond.iter().for_each(|beyond| target[beyond.clone()].fill(OUTSIDE_INTENSITY));
         border.iter().for_each(|(index, tap)| target[*index] = tap.blend(source));
-        widest(|| blend(source, &grid, line, within.start, &mut target[part.clone()]));
+        blend(source, &grid, line, within.start, &mut target[part.clone()]);
     }
     let target = labels_mut(target);
     beyond.iter().for_each(|beyond| target[beyond.clone()].fill(OUTSIDE_LABEL));
     border.iter().for_each(|(index, tap)| target[*index] = tap.vote(source.labels));
-    widest(|| vote(source.labels, &grid, line, within.start, &mut target[part]));
+    vote(source.labels, &grid, line, within.start, &mut target[part]);
 }
 
 /// The way of a target's row through the source, in positions of its box.
@@ -201,7 +202,7 @@ impl Grid {
 }
 
 /// Interpolates the positions from `x` on, whose neighbours must all be in the channel.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]) {
     let end = x + target.len();
     for (target, x) in target.chunks_mut(BLOCK).zip((x..end).step_by(BLOCK)) {
@@ -220,7 +221,7 @@ fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]
 
 /// Finds the labels of the positions from `x` on, whose neighbours must all be in the source. Mostly all eight are the
 /// same.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn vote(labels: &[i16], grid: &Grid, line: &Line, x: usize, target: &mut [i16]) {
     let end = x + target.len();
     for (target, x) in target.chunks_mut(BLOCK).zip((x..end).step_by(BLOCK)) {

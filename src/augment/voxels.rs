@@ -1,8 +1,8 @@
 //! Access to a patch's memory, and statistics of it.
 
+use multiversion::multiversion;
 use ndarray::{Array3, Array4};
 
-use crate::simd::widest;
 use crate::store::Patch;
 
 /// Sums kept side by side, so that one addition need not wait for the one before.
@@ -46,7 +46,7 @@ pub(super) struct Statistics {
 impl Statistics {
     /// One pass, with sums in f64.
     pub(super) fn of(values: &[f32]) -> Self {
-        widest(|| statistics(values))
+        statistics(values)
     }
 
     /// Of the values with the other sign.
@@ -55,7 +55,7 @@ impl Statistics {
     }
 }
 
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn statistics(values: &[f32]) -> Statistics {
     // Sums are taken about a value among them, so that no digits are lost in the difference of squares.
     let origin = values.first().copied().unwrap_or(0.0);

@@ -7,7 +7,6 @@
 use rayon::prelude::*;
 
 use super::tile::{Slopes, TILE, Tile};
-use crate::simd::widest;
 
 /// What the logits stand for.
 #[derive(Clone, Debug, PartialEq)]
@@ -161,11 +160,9 @@ impl SegmentationLoss {
     fn for_tiles(&self, values: &mut [f32], labels: &[i16], channels: usize, mut change: impl FnMut(&mut Tile)) {
         let mut tile = Tile::new(channels);
         for (values, labels) in values.chunks_mut(TILE * channels).zip(labels.chunks(TILE)) {
-            widest(|| {
-                tile.load(values, labels, self.ignore_label);
-                change(&mut tile);
-                tile.store(values);
-            });
+            tile.load(values, labels, self.ignore_label);
+            change(&mut tile);
+            tile.store(values);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The arithmetic of the loss on a tile: a few voxels, channel by channel, so that every loop runs over voxels and is
-//! compiled to the machine's widest vectors ([`crate::simd`]).
+//! compiled to the machine's widest vectors.
 
 use std::f32::consts::LOG2_E;
+
+use multiversion::multiversion;
 
 use super::segmentation::{LossSums, Target};
 use crate::math::exp2;
@@ -44,7 +46,6 @@ impl Tile {
     }
 
     /// Takes values `(voxels, channels)` and the voxels' labels.
-    #[inline(always)]
     pub fn load(&mut self, values: &[f32], labels: &[i16], ignore_label: Option<i16>) {
         let channels = self.values.len();
         self.counted = [0.0; TILE];
@@ -61,7 +62,6 @@ impl Tile {
     }
 
     /// Gives the values back, `(voxels, channels)`.
-    #[inline(always)]
     pub fn store(&self, values: &mut [f32]) {
         let channels = self.values.len();
         for (channel, lane) in self.values.iter().enumerate() {
@@ -72,8 +72,12 @@ impl Tile {
     }
 
     /// Turns logits into softmax or sigmoid, and adds the sums of voxels that count.
-    #[inline(always)]
     pub fn activate(&mut self, target: &Target, sums: &mut LossSums) {
+        activate(self, target, sums);
+    }
+
+    #[inline(always)]
+    fn activate_inlined(&mut self, target: &Target, sums: &mut LossSums) {
         let voxels: f32 = self.counted.iter().sum();
         let first = match target {
             Target::Classes => {
@@ -103,8 +107,12 @@ impl Tile {
     }
 
     /// Turns activations into the gradient with respect to the logits.
-    #[inline(always)]
     pub fn gradient(&mut self, target: &Target, slopes: &Slopes) {
+        gradient(self, target, slopes);
+    }
+
+    #[inline(always)]
+    fn gradient_inlined(&mut self, target: &Target, slopes: &Slopes) {
         let mut projection = [0.0f32; TILE];
         for channel in 0..self.values.len() {
             let y = self.members(target, channel);
@@ -196,6 +204,16 @@ impl Tile {
         }
         sum(&linear) + sum_of_logarithms(&total)
     }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn activate(tile: &mut Tile, target: &Target, sums: &mut LossSums) {
+    tile.activate_inlined(target, sums);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn gradient(tile: &mut Tile, target: &Target, slopes: &Slopes) {
+    tile.gradient_inlined(target, slopes);
 }
 
 /// Sum in double precision, in lanes side by side.

@@ -1,9 +1,9 @@
 //! Intensity normalisation (nnU-Net v2, `default_normalization_schemes.py`).
 
+use multiversion::multiversion;
 use ndarray::{ArrayView3, ArrayViewMut3, Zip};
 
 use crate::dataset::IntensityProperties;
-use crate::simd::widest;
 
 /// Standard deviations and ranges below this count as this.
 const EPSILON: f32 = 1e-8;
@@ -108,7 +108,7 @@ fn moments(image: ArrayView3<f32>, mask: Option<ArrayView3<bool>>) -> (f32, f32)
         let image = image.as_slice().expect("in C order");
         let mask = mask.as_ref().map(|mask| mask.as_slice().expect("in C order"));
         let deviations = Deviations { image, mask, centre };
-        widest(|| deviations.sum_of(power))
+        sum_of(&deviations, power)
     };
     let count = mask.as_ref().map_or(image.len(), |mask| mask.iter().filter(|inside| **inside).count()).max(1) as f64;
     let mean = sum_of(0.0, Power::First) / count;
@@ -132,17 +132,19 @@ struct Deviations<'a> {
 /// Sums that are carried side by side.
 const LANES: usize = 32;
 
-impl Deviations<'_> {
-    #[inline(always)]
-    fn sum_of(&self, power: Power) -> f64 {
-        match (power, self.mask) {
-            (Power::First, None) => self.sum(|deviation, _| deviation),
-            (Power::Second, None) => self.sum(|deviation, _| deviation * deviation),
-            (Power::First, Some(_)) => self.sum(|deviation, inside| if inside { deviation } else { 0.0 }),
-            (Power::Second, Some(_)) => self.sum(|deviation, inside| if inside { deviation * deviation } else { 0.0 }),
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn sum_of(deviations: &Deviations, power: Power) -> f64 {
+    match (power, deviations.mask) {
+        (Power::First, None) => deviations.sum(|deviation, _| deviation),
+        (Power::Second, None) => deviations.sum(|deviation, _| deviation * deviation),
+        (Power::First, Some(_)) => deviations.sum(|deviation, inside| if inside { deviation } else { 0.0 }),
+        (Power::Second, Some(_)) => {
+            deviations.sum(|deviation, inside| if inside { deviation * deviation } else { 0.0 })
         }
     }
+}
 
+impl Deviations<'_> {
     #[inline(always)]
     fn sum(&self, term: impl Fn(f64, bool) -> f64) -> f64 {
         const EVERYWHERE: [bool; LANES] = [true; LANES];

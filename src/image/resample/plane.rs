@@ -1,8 +1,9 @@
 //! Resampling within a plane, which fits into a core's cache.
 
+use multiversion::multiversion;
+
 use super::rows::{extend_edges, to_coefficients, weighted_sum};
 use super::taps::Taps;
-use crate::simd::widest;
 
 /// Rows that are resampled along themselves at once, side by side.
 const BLOCK: usize = 16;
@@ -42,28 +43,7 @@ impl<'a> PlaneResampler<'a> {
     pub fn resample(&mut self, load: impl FnOnce(&mut [f32]), out: &mut [f32], range: [f32; 2]) {
         let margin = self.taps[0].map_or(0, |taps| taps.margin);
         load(&mut self.plane[margin * self.from[1]..][..self.from[0] * self.from[1]]);
-        widest(|| self.resample_loaded(out, range));
-    }
-
-    #[inline(always)]
-    fn resample_loaded(&mut self, out: &mut [f32], range: [f32; 2]) {
-        if let Some(taps) = self.taps[0] {
-            extend_edges(&mut self.plane, self.from[1], taps.margin);
-            if taps.of_coefficients() {
-                to_coefficients(&mut self.plane, self.from[1]);
-            }
-        }
-        for (block, out) in out.chunks_mut(BLOCK * self.to[1]).enumerate() {
-            self.interpolate_y(block * BLOCK, out.len() / self.to[1]);
-            match self.taps[1] {
-                Some(taps) => self.interpolate_x(taps, out, range),
-                None => {
-                    for (value, row) in out.iter_mut().zip(&self.rows) {
-                        *value = clip(*row, range[0], range[1]);
-                    }
-                }
-            }
-        }
+        resample_loaded(self, out, range);
     }
 
     /// Resamples the plane along y into `rows`, for the output rows from `first` on.
@@ -104,6 +84,28 @@ impl<'a> PlaneResampler<'a> {
         for (k, row) in out.chunks_exact_mut(self.to[1]).enumerate() {
             for (value, column) in row.iter_mut().zip(&self.resampled) {
                 *value = column[k];
+            }
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn resample_loaded(resampler: &mut PlaneResampler, out: &mut [f32], range: [f32; 2]) {
+    let PlaneResampler { from, to, taps, .. } = *resampler;
+    if let Some(taps) = taps[0] {
+        extend_edges(&mut resampler.plane, from[1], taps.margin);
+        if taps.of_coefficients() {
+            to_coefficients(&mut resampler.plane, from[1]);
+        }
+    }
+    for (block, out) in out.chunks_mut(BLOCK * to[1]).enumerate() {
+        resampler.interpolate_y(block * BLOCK, out.len() / to[1]);
+        match taps[1] {
+            Some(taps) => resampler.interpolate_x(taps, out, range),
+            None => {
+                for (value, row) in out.iter_mut().zip(&resampler.rows) {
+                    *value = clip(*row, range[0], range[1]);
+                }
             }
         }
     }

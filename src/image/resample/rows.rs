@@ -1,6 +1,6 @@
 //! The arithmetic of splines, on lines that lie side by side: sample `k` of all lines is row `k` of a buffer.
 //!
-//! Every loop runs along a row, over contiguous memory. All functions are inlined where they are compiled ([`crate::simd`]); the
+//! Every loop runs along a row, over contiguous memory. All functions are inlined into functions that are compiled for several widths of vectors; the
 //! loops are plain ones, as the closures of iterators need not be inlined with them.
 
 /// Fills the margins of `rows`, which are `width` wide, with copies of the first and the last row between them.

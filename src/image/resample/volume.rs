@@ -4,13 +4,13 @@
 //! as the image: each new plane is made of four planes of coefficients, resampled along y and x while it is in the cache,
 //! and written once.
 
+use multiversion::multiversion;
 use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut3, Axis, CowArray, Ix3};
 use rayon::prelude::*;
 
 use super::plane::PlaneResampler;
 use super::rows::{extend_edges, to_coefficients, weighted_sum_of};
 use super::taps::Taps;
-use crate::simd::widest;
 
 /// Lines along z whose coefficients are computed at once, side by side: few enough for a core's cache.
 const TILE: usize = 128;
@@ -99,10 +99,7 @@ impl<'a> Planes<'a> {
                 for (row, line) in buffer.chunks_exact_mut(width).skip(taps.margin).zip(lines.rows()) {
                     row.copy_from_slice(line.as_slice().expect("rows are contiguous"));
                 }
-                widest(|| {
-                    extend_edges(buffer, width, taps.margin);
-                    to_coefficients(buffer, width);
-                });
+                fill_coefficients(buffer, width, taps.margin);
                 for (mut out, row) in out.rows_mut().into_iter().zip(buffer.chunks_exact(width)) {
                     out.as_slice_mut().expect("rows are contiguous").copy_from_slice(row);
                 }
@@ -121,17 +118,28 @@ impl<'a> Planes<'a> {
             let row = self.source.row(row.min(self.source.nrows() - 1));
             row.to_slice().expect("planes are contiguous")
         });
-        widest(|| weighted_sum_of(rows, weights, self.taps.support, out));
+        sum_of_planes(rows, weights, self.taps.support, out);
     }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn fill_coefficients(rows: &mut [f32], width: usize, margin: usize) {
+    extend_edges(rows, width, margin);
+    to_coefficients(rows, width);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn sum_of_planes(planes: [&[f32]; 4], weights: &[f32; 4], support: usize, out: &mut [f32]) {
+    weighted_sum_of(planes, weights, support, out);
 }
 
 /// Smallest and largest value.
 fn range_of(values: &[f32]) -> [f32; 2] {
-    let ranges = values.par_chunks(1 << 16).map(|values| widest(|| range_in(values)));
+    let ranges = values.par_chunks(1 << 16).map(range_in);
     ranges.reduce(|| [f32::INFINITY, f32::NEG_INFINITY], |[a, b], [c, d]| [a.min(c), b.max(d)])
 }
 
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn range_in(values: &[f32]) -> [f32; 2] {
     const LANES: usize = 32;
     let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);

@@ -1,12 +1,12 @@
 //! The sum of two gradients of the same activation.
 
 use burn_flex::FlexTensor;
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::element::Element;
 use super::pool::buffer;
 use super::{contiguous, dims, values};
-use crate::simd::widest;
 
 /// Values one task adds.
 const BLOCK: usize = 64 * 1024;
@@ -18,17 +18,22 @@ pub fn add<T: Element>(a: FlexTensor, b: &FlexTensor) -> FlexTensor {
     if a.is_unique() && a.storage::<T>().len() == b.len() {
         let sums: &mut [T] = a.storage_mut();
         sums.par_chunks_mut(BLOCK).zip(b.par_chunks(BLOCK)).for_each(|(sums, b)| {
-            widest(|| sums.iter_mut().zip(b).for_each(|(sum, b)| *sum = T::narrow(sum.widen() + b.widen())));
+            add_to(sums, b);
         });
         return a;
     }
     let mut sums = buffer::<T>(b.len());
     let parts = sums.par_chunks_mut(BLOCK).zip(values::<T>(&a).par_chunks(BLOCK)).zip(b.par_chunks(BLOCK));
     parts.for_each(|((sums, a), b)| {
-        widest(|| {
-            let pairs = a.iter().zip(b);
-            sums.iter_mut().zip(pairs).for_each(|(sum, (a, b))| *sum = T::narrow(a.widen() + b.widen()));
-        });
+        sums.copy_from_slice(a);
+        add_to(sums, b);
     });
     sums.into_tensor(dims::<5>(&a))
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn add_to<T: Element>(sums: &mut [T], b: &[T]) {
+    for (sum, b) in sums.iter_mut().zip(b) {
+        *sum = T::narrow(sum.widen() + b.widen());
+    }
 }

@@ -5,13 +5,13 @@
 
 use burn::backend::Flex;
 use burn_flex::FlexTensor;
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::element::Element;
 use super::onednn::{Library, Problem};
 use super::pool::{Buffer, buffer};
 use super::{ConvParams, WeightGradients, contiguous, dims, values};
-use crate::simd::widest;
 
 fn problem<T: Element>(input: [usize; 5], weight: [usize; 5], params: ConvParams) -> Problem {
     let [n, z, y, x, c_in] = input;
@@ -134,33 +134,21 @@ pub fn transpose_backward_weights<T: Element>(
 const BLOCK: usize = 1024;
 
 fn add_bias<T: Element>(y: &mut [T], bias: &[f32]) {
-    y.par_chunks_mut(BLOCK * bias.len()).for_each(|block| {
-        widest(|| {
-            for row in block.chunks_exact_mut(bias.len()) {
-                for (y, bias) in row.iter_mut().zip(bias) {
-                    *y = T::narrow(y.widen() + bias);
-                }
-            }
-        });
-    });
+    y.par_chunks_mut(BLOCK * bias.len()).for_each(|block| add_to_rows(block, bias));
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn add_to_rows<T: Element>(rows: &mut [T], bias: &[f32]) {
+    for row in rows.chunks_exact_mut(bias.len()) {
+        for (y, bias) in row.iter_mut().zip(bias) {
+            *y = T::narrow(y.widen() + bias);
+        }
+    }
 }
 
 /// Sum over the rows of a `(rows, c)` matrix, by blocks added in order.
 fn sum_rows<T: Element>(rows: &[T], c: usize) -> Buffer<f32> {
-    let blocks: Vec<Vec<f32>> = rows
-        .par_chunks(BLOCK * c)
-        .map(|block| {
-            let mut sum = vec![0.0f32; c];
-            widest(|| {
-                for row in block.chunks_exact(c) {
-                    for (sum, value) in sum.iter_mut().zip(row) {
-                        *sum += value.widen();
-                    }
-                }
-            });
-            sum
-        })
-        .collect();
+    let blocks: Vec<Vec<f32>> = rows.par_chunks(BLOCK * c).map(|block| sum_of_rows(block, c)).collect();
     let mut total = vec![0.0f64; c];
     for block in &blocks {
         for (total, value) in total.iter_mut().zip(block) {
@@ -170,4 +158,15 @@ fn sum_rows<T: Element>(rows: &[T], c: usize) -> Buffer<f32> {
     let mut sums = buffer(c);
     sums.iter_mut().zip(total).for_each(|(sum, total)| *sum = total as f32);
     sums
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn sum_of_rows<T: Element>(rows: &[T], c: usize) -> Vec<f32> {
+    let mut sum = vec![0.0f32; c];
+    for row in rows.chunks_exact(c) {
+        for (sum, value) in sum.iter_mut().zip(row) {
+            *sum += value.widen();
+        }
+    }
+    sum
 }

@@ -4,12 +4,12 @@
 
 use burn::backend::Flex;
 use burn_flex::FlexTensor;
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::element::Element;
 use super::pool::{Buffer, buffer};
 use super::{HeadGradients, contiguous, dims, values};
-use crate::simd::widest;
 
 /// Voxels one task handles.
 const BLOCK: usize = 2048;
@@ -23,22 +23,27 @@ pub fn forward<T: Element>(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTenso
     let [k, ..] = dims::<5>(&weight);
     let (weights, bias) = (values::<f32>(&weight), values::<f32>(&bias));
     let mut logits = buffer::<f32>(n * depth * height * width * k);
-    logits.par_chunks_mut(BLOCK * k).zip(values::<T>(&x).par_chunks(BLOCK * c)).for_each(|(logits, x)| {
-        let (mut features, mut sums) = (vec![0.0; c * TILE], vec![0.0; TILE]);
-        widest(|| {
-            for (logits, x) in logits.chunks_mut(TILE * k).zip(x.chunks(TILE * c)) {
-                transpose(x, c, &mut features);
-                for logit in 0..k {
-                    sums.fill(bias[logit]);
-                    dot(&weights[logit * c..(logit + 1) * c], &features, &mut sums);
-                    for (row, sum) in logits.chunks_exact_mut(k).zip(&sums) {
-                        row[logit] = *sum;
-                    }
-                }
-            }
-        });
-    });
+    let blocks = logits.par_chunks_mut(BLOCK * k).zip(values::<T>(&x).par_chunks(BLOCK * c));
+    blocks.for_each(|(logits, x)| block_forward(logits, x, weights, bias));
     logits.into_tensor([n, depth, height, width, k])
+}
+
+/// Fills the block's logits.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn block_forward<T: Element>(logits: &mut [f32], x: &[T], weights: &[f32], bias: &[f32]) {
+    let k = bias.len();
+    let c = weights.len() / k;
+    let (mut features, mut sums) = (vec![0.0; c * TILE], vec![0.0; TILE]);
+    for (logits, x) in logits.chunks_mut(TILE * k).zip(x.chunks(TILE * c)) {
+        transpose(x, c, &mut features);
+        for logit in 0..k {
+            sums.fill(bias[logit]);
+            dot(&weights[logit * c..(logit + 1) * c], &features, &mut sums);
+            for (row, sum) in logits.chunks_exact_mut(k).zip(&sums) {
+                row[logit] = *sum;
+            }
+        }
+    }
 }
 
 /// Rows of `c` features to rows of [`TILE`] voxels; voxels that are not there keep what was there.
@@ -74,7 +79,7 @@ pub fn backward<T: Element>(x: &FlexTensor, weight: &FlexTensor, grad: &FlexTens
         .par_chunks_mut(BLOCK * c)
         .zip(values::<T>(&x).par_chunks(BLOCK * c))
         .zip(values::<f32>(&grad).par_chunks(BLOCK * k))
-        .map(|((d_x, x), grad)| widest(|| block_backward(d_x, x, weights, grad, c, k)))
+        .map(|((d_x, x), grad)| block_backward(d_x, x, weights, grad, c, k))
         .collect();
     let (d_weight, d_bias) = blocks.iter().fold((vec![0.0; k * c], vec![0.0; k]), |(mut weight, mut bias), block| {
         add(&mut weight, &block.0);
@@ -89,7 +94,7 @@ pub fn backward<T: Element>(x: &FlexTensor, weight: &FlexTensor, grad: &FlexTens
 }
 
 /// Fills the block's part of the input gradient, and returns its parts of those of weight and bias.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn block_backward<T: Element>(
     d_x: &mut [T],
     x: &[T],

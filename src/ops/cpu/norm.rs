@@ -10,12 +10,12 @@ use std::ops::Range;
 
 use burn::backend::Flex;
 use burn_flex::FlexTensor;
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::element::Element;
 use super::pool::{Buffer, buffer};
 use super::{NormGradients, NormParams, contiguous, dims, values};
-use crate::simd::widest;
 
 /// Values one task handles: 64 KiB of f32, which stays in a core's L2 cache between the groups of channels.
 const BLOCK_VALUES: usize = 16 * 1024;
@@ -43,7 +43,7 @@ pub fn forward<T: Element>(
         let shift = mean.iter().zip(&scale).zip(values::<f32>(&beta)).map(|((mean, scale), beta)| beta - mean * scale);
         let (shift, scale) = (repeat(&shift.collect::<Vec<f32>>()), repeat(&scale));
         y[range].par_chunks_mut(shape.block()).zip(x.par_chunks(shape.block())).for_each(|(y, x)| {
-            widest(|| scale_shift_activate(y, x, &scale, &shift, params.negative_slope));
+            scale_shift_activate(y, x, &scale, &shift, params.negative_slope);
         });
     }
     (y.into_tensor(dims::<5>(&x)), statistics.into_tensor([2, shape.n, shape.c]))
@@ -92,7 +92,7 @@ pub fn backward<T: Element>(
         }
         let (mean_grad, mean_projected) = (repeat(&means[..shape.c]), repeat(&means[shape.c..]));
         d_x.par_chunks_mut(shape.block()).zip(x.par_chunks(shape.block())).for_each(|(d_x, x)| {
-            widest(|| input_gradient(d_x, x, &norm, &mean_grad, &mean_projected));
+            input_gradient(d_x, x, &norm, &mean_grad, &mean_projected);
         });
     }
     let input = match fresh {
@@ -158,7 +158,7 @@ fn fold(by_place: &[f32], channels: &mut [f32]) {
 }
 
 /// `leaky_relu(x * scale + shift)`.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn scale_shift_activate<T: Element>(y: &mut [T], x: &[T], scale: &[f32], shift: &[f32], slope: f32) {
     for (y, x) in y.chunks_mut(scale.len()).zip(x.chunks(scale.len())) {
         let len = y.len();
@@ -173,7 +173,7 @@ fn scale_shift_activate<T: Element>(y: &mut [T], x: &[T], scale: &[f32], shift: 
 /// Mean and 1 / sqrt(variance + eps) of each channel of a sample.
 fn moments<T: Element>(x: &[T], c: usize, eps: f32, means: &mut [f32], rstds: &mut [f32]) {
     let blocks: Vec<(usize, Vec<f32>)> =
-        x.par_chunks(block(c)).map(|block| (block.len() / c, widest(|| block_moments(block, c)))).collect();
+        x.par_chunks(block(c)).map(|block| (block.len() / c, block_moments(block, c))).collect();
     let mut count = 0.0;
     let (mut mean, mut m2) = (vec![0.0f64; c], vec![0.0f64; c]);
     for (rows, moments) in &blocks {
@@ -193,7 +193,7 @@ fn moments<T: Element>(x: &[T], c: usize, eps: f32, means: &mut [f32], rstds: &m
 }
 
 /// Mean and sum of squared deviations of each channel of a block, `(2, c)`.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn block_moments<T: Element>(block: &[T], c: usize) -> Vec<f32> {
     let rows = (block.len() / c) as f32;
     // Deviations from some value near the mean: rounding errors stay small however large the mean is.
@@ -242,7 +242,7 @@ fn gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm, shape: Shape) -> 
     let blocks: Vec<Vec<f32>> = x
         .par_chunks(shape.block())
         .zip(grad.par_chunks(shape.block()))
-        .map(|(x, grad)| widest(|| block_gradient_sums(x, grad, norm)))
+        .map(|(x, grad)| block_gradient_sums(x, grad, norm))
         .collect();
     let mut total = vec![0.0f64; 2 * shape.c];
     for block in &blocks {
@@ -253,7 +253,7 @@ fn gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm, shape: Shape) -> 
     total
 }
 
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn block_gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm) -> Vec<f32> {
     let period = norm.mean.len();
     let (mut sums, mut projected) = (vec![0.0f32; period], vec![0.0f32; period]);
@@ -276,7 +276,7 @@ fn block_gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm) -> Vec<f32>
 }
 
 /// Turns the gradient of the output into that of the input, in place.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn input_gradient<T: Element>(grad: &mut [T], x: &[T], norm: &Norm, mean_grad: &[f32], mean_projected: &[f32]) {
     let period = norm.mean.len();
     for (grad, x) in grad.chunks_mut(period).zip(x.chunks(period)) {

@@ -2,12 +2,12 @@
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_flex::FlexTensor;
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::pool::buffer;
 use super::{contiguous, values};
 use crate::ops::update::{AdamStep, SgdStep};
-use crate::simd::widest;
 
 /// Weights one task updates.
 const BLOCK: usize = 16 * 1024;
@@ -15,11 +15,11 @@ const BLOCK: usize = 16 * 1024;
 /// Sum of the squares.
 pub fn squared_norm(gradient: FlexTensor) -> f64 {
     let gradient = contiguous(gradient);
-    let blocks: Vec<f64> = values::<f32>(&gradient).par_chunks(BLOCK).map(|block| widest(|| squares(block))).collect();
+    let blocks: Vec<f64> = values::<f32>(&gradient).par_chunks(BLOCK).map(squares).collect();
     blocks.iter().sum()
 }
 
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn squares(values: &[f32]) -> f64 {
     let mut sums = [0.0f64; 16];
     let (blocks, rest) = values.as_chunks::<16>();
@@ -40,14 +40,15 @@ pub fn sgd(value: FlexTensor, gradient: FlexTensor, velocity: Option<FlexTensor>
     let mut velocity = own(velocity, &value);
     let velocities = new.par_chunks_mut(BLOCK).zip(velocity.storage_mut::<f32>().par_chunks_mut(BLOCK));
     let blocks = velocities.zip(old.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
-    blocks.for_each(|(((new, velocity), old), gradient)| {
-        widest(|| {
-            for (((new, velocity), old), gradient) in new.iter_mut().zip(velocity).zip(old).zip(gradient) {
-                (*new, *velocity) = step.apply(*old, *gradient, has_velocity.then_some(*velocity));
-            }
-        });
-    });
+    blocks.for_each(|(((new, velocity), old), gradient)| sgd_block(new, velocity, has_velocity, old, gradient, step));
     [new.into_tensor([old.len()]).reshape(value.shape()), velocity]
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn sgd_block(new: &mut [f32], velocity: &mut [f32], has_velocity: bool, old: &[f32], gradient: &[f32], step: SgdStep) {
+    for (((new, velocity), old), gradient) in new.iter_mut().zip(velocity).zip(old).zip(gradient) {
+        (*new, *velocity) = step.apply(*old, *gradient, has_velocity.then_some(*velocity));
+    }
 }
 
 /// New value and moments; the moments in the memory of the old ones.
@@ -64,15 +65,17 @@ pub fn adam(
     let (mut first, mut second) = (own(first, &value), own(second, &value));
     let moments = first.storage_mut::<f32>().par_chunks_mut(BLOCK).zip(second.storage_mut().par_chunks_mut(BLOCK));
     let blocks = new.par_chunks_mut(BLOCK).zip(moments).zip(old.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
-    blocks.for_each(|(((new, (first, second)), old), gradient)| {
-        widest(|| {
-            let moments = first.iter_mut().zip(second);
-            for (((new, (first, second)), old), gradient) in new.iter_mut().zip(moments).zip(old).zip(gradient) {
-                (*new, [*first, *second]) = step.apply(*old, *gradient, [*first, *second]);
-            }
-        });
-    });
+    blocks.for_each(|(((new, (first, second)), old), gradient)| adam_block(new, [first, second], old, gradient, step));
     [new.into_tensor([old.len()]).reshape(value.shape()), first, second]
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn adam_block(new: &mut [f32], moments: [&mut [f32]; 2], old: &[f32], gradient: &[f32], step: AdamStep) {
+    let [first, second] = moments;
+    let moments = first.iter_mut().zip(second);
+    for (((new, (first, second)), old), gradient) in new.iter_mut().zip(moments).zip(old).zip(gradient) {
+        (*new, [*first, *second]) = step.apply(*old, *gradient, [*first, *second]);
+    }
 }
 
 /// The tensor as the only holder of its memory, which is all the tensor's; zeros like `value` where there is none.
