@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::ranks::or_abort;
 use crate::config::Device;
 use crate::dist;
-use crate::infer::{self, Blend, InferError, PredictOptions, WindowOptions};
+use crate::infer::{self, Accumulate, Blend, InferError, MemoryOptions, PredictOptions, WindowOptions};
 
 /// Segment images with a trained network, in each image's own geometry.
 #[derive(Debug, Args)]
@@ -44,6 +44,19 @@ pub struct Predict {
     #[arg(long, value_enum, default_value_t = BlendName::Gaussian)]
     blend: BlendName,
 
+    /// Windows and their mirrorings per call of the network; by default as many as are of use.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch_size: Option<u16>,
+
+    /// Precision in which the logits of overlapping windows are added up.
+    #[arg(long, value_enum, default_value_t = AccumulateName::F32)]
+    accumulate: AccumulateName,
+
+    /// GiB that the sums of the windows' logits may take: as many planes as a window has, times the classes. Where they
+    /// would take more, they are kept in half precision.
+    #[arg(long, value_name = "GIB", value_parser = gibibytes)]
+    max_memory: Option<u64>,
+
     /// Write the class probabilities beside each label map.
     #[arg(long)]
     save_probabilities: bool,
@@ -71,6 +84,21 @@ enum BlendName {
     Constant,
 }
 
+/// Precisions of the sums of logits.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AccumulateName {
+    F32,
+    /// Half the memory, and as precise as nnU-Net v2.
+    F16,
+}
+
+fn gibibytes(text: &str) -> Result<u64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok((number * (1u64 << 30) as f64) as u64),
+        _ => Err("must be a number above 0".into()),
+    }
+}
+
 fn overlap(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(part) if (0.0..1.0).contains(&part) => Ok(part),
@@ -88,9 +116,18 @@ impl Predict {
             BlendName::Gaussian => Blend::Gaussian,
             BlendName::Constant => Blend::Constant,
         };
+        let memory = MemoryOptions {
+            batch_size: self.batch_size.map(usize::from),
+            accumulate: match self.accumulate {
+                AccumulateName::F32 => Accumulate::F32,
+                AccumulateName::F16 => Accumulate::F16,
+            },
+            limit: self.max_memory,
+        };
         let options = PredictOptions {
             checkpoint,
             windows: WindowOptions { mirror: !self.no_tta, overlap: self.overlap, blend },
+            memory,
             save_probabilities: self.save_probabilities,
             device: self.device,
         };

@@ -29,8 +29,8 @@ pub struct Resampling {
 }
 
 impl Resampling {
-    /// The axis to be resampled on its own, if any.
-    fn separate_axis(&self, current_spacing: [f64; 3], new_spacing: [f64; 3]) -> Option<usize> {
+    /// The axis to be resampled on its own, if any; spacings in mm.
+    pub fn separate_axis(&self, current_spacing: [f64; 3], new_spacing: [f64; 3]) -> Option<usize> {
         let decisive = match self.force_separate_z {
             Some(false) => return None,
             Some(true) => current_spacing,

@@ -1,0 +1,50 @@
+//! What can be chosen about a prediction.
+
+use super::gaussian::Blend;
+
+/// How windows are laid and blended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WindowOptions {
+    /// Test-time augmentation: average over mirrorings.
+    pub mirror: bool,
+    /// Part of a window by which neighbours overlap, `0.0..1.0`.
+    pub overlap: f64,
+    pub blend: Blend,
+}
+
+impl Default for WindowOptions {
+    /// nnU-Net's.
+    fn default() -> Self {
+        Self { mirror: true, overlap: 0.5, blend: Blend::Gaussian }
+    }
+}
+
+/// What a prediction may spend memory on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryOptions {
+    /// Windows and their mirrorings per call of the network, at least 1; by default as many as are of use.
+    pub batch_size: Option<usize>,
+    /// Precision of the sums of the windows' logits.
+    pub accumulate: Accumulate,
+    /// Bytes that these sums may take; where they would take more in f32, f16 is taken.
+    pub limit: Option<u64>,
+}
+
+/// Precision in which the logits of overlapping windows are added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accumulate {
+    #[default]
+    F32,
+    /// Half the memory, three digits: as precise as nnU-Net v2, which adds up in f16 as well.
+    F16,
+}
+
+impl Accumulate {
+    /// Bytes of a logit.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! How much is done at a time.
+
+use super::InferError;
+use super::options::{Accumulate, MemoryOptions};
+use super::sliding_window::SlidingWindow;
+use crate::model::UNetSpec;
+
+/// How the work on an image is cut up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Portions {
+    /// Windows and mirrorings per call of the network.
+    pub batch_size: usize,
+    /// Precision of the sums.
+    pub accumulate: Accumulate,
+}
+
+/// Activations of one call of the network. More windows at a time keep a GPU busier, but a CPU not.
+const CALL_BYTES: usize = 512 << 20;
+/// Arrays of the network's first stage that are alive at once: two inputs of the last stage, joined, and its output.
+const LIVE_ARRAYS: usize = 6;
+
+impl Portions {
+    /// What the options allow for an image `(z, y, x)`.
+    ///
+    /// # Errors
+    /// The sums of the logits exceed the limit even in half precision.
+    pub fn new(
+        options: &MemoryOptions,
+        sliding: &SlidingWindow,
+        network: &UNetSpec,
+        image: [usize; 3],
+    ) -> Result<Self, InferError> {
+        let batch_size = options.batch_size.unwrap_or_else(|| batch_size(sliding, network)).max(1);
+        let bytes = |accumulate| sliding.slab_bytes(image, network.classes, accumulate);
+        let accumulate = match options.limit {
+            Some(limit) if bytes(Accumulate::F16) > limit => {
+                return Err(InferError::Memory { needed: bytes(Accumulate::F16), limit });
+            }
+            Some(limit) if bytes(options.accumulate) > limit => Accumulate::F16,
+            _ => options.accumulate,
+        };
+        if accumulate != options.accumulate {
+            let mib = bytes(options.accumulate) >> 20;
+            tracing::info!("adding up logits in half precision: in single precision they would take {mib} MiB");
+        }
+        Ok(Self { batch_size, accumulate })
+    }
+}
+
+/// As many windows as fit into [`CALL_BYTES`]: all mirrorings of some, or an equal part of the mirrorings of one.
+fn batch_size(sliding: &SlidingWindow, network: &UNetSpec) -> usize {
+    let values = LIVE_ARRAYS * network.shape.features[0] + 2 * network.classes;
+    let bytes = 4 * values * sliding.window.iter().product::<usize>();
+    let fitting = (CALL_BYTES / bytes).max(1);
+    let mirrorings = sliding.num_mirrorings();
+    match fitting >= mirrorings {
+        true => fitting / mirrorings * mirrorings,
+        // Their number is a power of 2.
+        false => 1 << fitting.ilog2(),
+    }
+}
