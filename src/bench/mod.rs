@@ -4,11 +4,13 @@
 //! ([`Peak`], measured too), so that a figure from another machine can be judged. Comparisons with other programs are
 //! made of these figures by `benches/peers`.
 
+mod infer;
 mod memory;
 mod probe;
 mod report;
 mod timing;
 
+pub use infer::{InferFolder, InferStub};
 pub use memory::peak_resident_bytes;
 pub use probe::Peak;
 pub use report::{Report, Row, Work};

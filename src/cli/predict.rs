@@ -49,8 +49,8 @@ pub struct Predict {
     batch_size: Option<u16>,
 
     /// Precision in which the logits of overlapping windows are added up.
-    #[arg(long, value_enum, default_value_t = AccumulateName::F32)]
-    accumulate: AccumulateName,
+    #[arg(long, value_enum, default_value = "f32")]
+    accumulate: Accumulate,
 
     /// GiB that the sums of the windows' logits may take: as many planes as a window has, times the classes. Where they
     /// would take more, they are kept in half precision.
@@ -84,14 +84,6 @@ enum BlendName {
     Constant,
 }
 
-/// Precisions of the sums of logits.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum AccumulateName {
-    F32,
-    /// Half the memory, and as precise as nnU-Net v2.
-    F16,
-}
-
 fn gibibytes(text: &str) -> Result<u64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() => Ok((number * (1u64 << 30) as f64) as u64),
@@ -99,7 +91,7 @@ fn gibibytes(text: &str) -> Result<u64, String> {
     }
 }
 
-fn overlap(text: &str) -> Result<f64, String> {
+pub(super) fn overlap(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(part) if (0.0..1.0).contains(&part) => Ok(part),
         _ => Err("must be a number from 0 to below 1".into()),
@@ -118,10 +110,7 @@ impl Predict {
         };
         let memory = MemoryOptions {
             batch_size: self.batch_size.map(usize::from),
-            accumulate: match self.accumulate {
-                AccumulateName::F32 => Accumulate::F32,
-                AccumulateName::F16 => Accumulate::F16,
-            },
+            accumulate: self.accumulate,
             limit: self.max_memory,
         };
         let options = PredictOptions {

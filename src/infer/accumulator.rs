@@ -175,3 +175,24 @@ impl Window<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_planes_of_a_window_are_in_memory() {
+        let mut slab = Slab::<f32>::new([4, 4, 2]);
+        let (ones, logits) = ([1.0; 4], ndarray::Array4::ones((4, 4, 4, 2)));
+        let mut finished = Vec::new();
+        for z in (0..40).step_by(2) {
+            slab.finish(z, |plane, sums| finished.push((plane, sums.iter().sum::<f32>())));
+            let samples = vec![([false; 3], logits.view())];
+            slab.add(&Window { origin: [z, 0, 0], weights: [&ones; 3], share: 1.0, samples }, add_f32);
+            assert_eq!(slab.planes.len() + slab.spare.len(), 4);
+        }
+        // Two windows reach every plane but the first two.
+        let expected = (0..38).map(|plane| (plane, if plane < 2 { 32.0 } else { 64.0 }));
+        assert!(expected.eq(finished));
+    }
+}

@@ -23,11 +23,14 @@ mod steps;
 mod taps;
 mod validation;
 
+pub(crate) use decide::Decision;
 pub use error::InferError;
+pub(crate) use export::Export;
 pub use export::Segmentation;
 pub use folder::{PredictOptions, predict_folder};
 pub use gaussian::{Blend, importance};
 pub use options::{Accumulate, MemoryOptions, WindowOptions};
+pub(crate) use portions::Portions;
 pub use predictor::Predictor;
 pub use sliding_window::{SlidingWindow, Spent};
 pub use steps::window_steps;

@@ -1,5 +1,7 @@
 //! What can be chosen about a prediction.
 
+use clap::ValueEnum;
+
 use super::gaussian::Blend;
 
 /// How windows are laid and blended.
@@ -31,8 +33,9 @@ pub struct MemoryOptions {
 }
 
 /// Precision in which the logits of overlapping windows are added up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Accumulate {
+    /// Single precision.
     #[default]
     F32,
     /// Half the memory, three digits: as precise as nnU-Net v2, which adds up in f16 as well.

@@ -59,3 +59,49 @@ fn batch_size(sliding: &SlidingWindow, network: &UNetSpec) -> usize {
         false => 1 << fitting.ilog2(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::Blend;
+    use crate::plan::NetworkShape;
+
+    fn spec(features: usize) -> UNetSpec {
+        let shape = NetworkShape {
+            features: vec![features],
+            strides: vec![[1; 3]],
+            kernels: vec![[3; 3]],
+            convs_encoder: vec![2],
+            convs_decoder: Vec::new(),
+            conv_bias: true,
+            norm_eps: 1e-5,
+        };
+        UNetSpec { channels: 1, classes: 105, shape }
+    }
+
+    fn sliding(window: [usize; 3]) -> SlidingWindow {
+        SlidingWindow { window, step: 0.5, blend: Blend::Gaussian, mirror_axes: vec![0, 1, 2] }
+    }
+
+    #[test]
+    fn half_precision_comes_with_a_limit_and_ends_with_it() {
+        let (window, image) = (sliding([128; 3]), [1000, 512, 512]);
+        let gib = |gib: u64| MemoryOptions { limit: Some(gib << 30), ..MemoryOptions::default() };
+        let accumulate = |options| Portions::new(&options, &window, &spec(32), image).map(|found| found.accumulate);
+        assert_eq!(accumulate(MemoryOptions::default()).unwrap(), Accumulate::F32);
+        assert_eq!(accumulate(gib(14)).unwrap(), Accumulate::F32);
+        assert_eq!(accumulate(gib(7)).unwrap(), Accumulate::F16);
+        let error = accumulate(gib(6)).unwrap_err().to_string();
+        assert!(error.contains("6720 MiB") && error.contains("6144 MiB"), "{error}");
+    }
+
+    #[test]
+    fn batches_hold_whole_sets_of_mirrorings_or_equal_parts_of_one() {
+        assert_eq!(batch_size(&sliding([16; 3]), &spec(4)) % 8, 0);
+        assert_eq!(batch_size(&sliding([256; 3]), &spec(32)), 1);
+        for edge in 16..128 {
+            let found = batch_size(&sliding([edge; 3]), &spec(8));
+            assert!(found % 8 == 0 || 8 % found == 0, "{found} windows of {edge}");
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! The network moved over an image.
 
+use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Tensor, TensorData};
@@ -36,6 +37,15 @@ pub struct Spent {
     pub accumulate: Duration,
     /// Making labels of finished logits: resampling them to the raw image's voxels, and deciding.
     pub export: Duration,
+}
+
+impl AddAssign for Spent {
+    fn add_assign(&mut self, other: Self) {
+        self.windows += other.windows;
+        self.network += other.network;
+        self.accumulate += other.accumulate;
+        self.export += other.export;
+    }
 }
 
 impl SlidingWindow {
@@ -196,5 +206,105 @@ pub(crate) fn forward<'n, B: NnOps>(
         let [n, z, y, x, classes] = logits.dims();
         let values = logits.into_data().convert::<f32>().into_vec().expect("converted to f32");
         Array5::from_shape_vec((n, z, y, x, classes), values).expect("as many values as the tensor has").into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLASSES: usize = 3;
+
+    fn sliding(window: [usize; 3], mirror_axes: &[usize]) -> SlidingWindow {
+        SlidingWindow { window, step: 0.5, blend: Blend::Gaussian, mirror_axes: mirror_axes.to_vec() }
+    }
+
+    fn image([z, y, x]: [usize; 3]) -> Array4<f32> {
+        Array4::from_shape_fn((2, z, y, x), |(c, z, y, x)| ((c * 7 + z * 5 + y * 3 + x) as f32 * 0.7).sin())
+    }
+
+    /// What a network without symmetry might say: its logits depend on where in the window a voxel lies.
+    fn network(windows: Array5<f32>) -> CowArray<'static, f32, Ix5> {
+        let (n, z, y, x, _) = windows.dim();
+        let logit = |(n, z, y, x, class): (usize, usize, usize, usize, usize)| {
+            windows[[n, z, y, x, class % 2]] * (1.0 + class as f32) + 0.1 * z as f32 - 0.2 * y as f32 + 0.05 * x as f32
+        };
+        Array5::from_shape_fn((n, z, y, x, CLASSES), logit).into()
+    }
+
+    /// The planes as they are handed out, which must be in order.
+    fn run(sliding: &SlidingWindow, image: &Array4<f32>, portions: Portions) -> Array4<f32> {
+        let (_, z, y, x) = image.dim();
+        let mut logits = Array4::zeros((z, y, x, CLASSES));
+        let mut next = 0;
+        sliding.run(image.view(), CLASSES, portions, network, |z, plane| {
+            assert_eq!(z, next);
+            next += 1;
+            logits.index_axis_mut(Axis(0), z).assign(&plane);
+        });
+        assert_eq!(next, z);
+        logits
+    }
+
+    /// The mean over all windows and mirrorings, written down voxel by voxel.
+    fn expected(sliding: &SlidingWindow, image: &Array4<f32>) -> Array4<f32> {
+        let (image, [z0, y0, x0]) = sliding.pad(image.view());
+        let (_, z, y, x) = image.dim();
+        let profiles = sliding.window.map(|extent| sliding.blend.profile(extent));
+        let (mut sums, mut weights) = (Array4::<f64>::zeros((z, y, x, CLASSES)), Array4::<f64>::zeros((z, y, x, 1)));
+        let grid = Grid::new([z, y, x], sliding.window, sliding.step, sliding.blend);
+        for window in grid.windows() {
+            let [k, j, i] = grid.origin(window);
+            for mirroring in sliding.mirrorings() {
+                let call = Call { windows: vec![window], mirrorings: &[mirroring] };
+                let mut logits = network(sliding.cut(image.view(), &grid, &call));
+                (0..3).filter(|axis| mirroring[*axis]).for_each(|axis| logits.invert_axis(Axis(axis + 1)));
+                for ((_, dz, dy, dx, class), logit) in logits.indexed_iter() {
+                    let weight = f64::from(profiles[0][dz]) * f64::from(profiles[1][dy]) * f64::from(profiles[2][dx]);
+                    sums[[k + dz, j + dy, i + dx, class]] += weight * f64::from(*logit);
+                    weights[[k + dz, j + dy, i + dx, 0]] += if class == 0 { weight } else { 0.0 };
+                }
+            }
+        }
+        let means = (sums / weights).mapv(|mean| mean as f32);
+        let [z, y, x] = [z - 2 * z0, y - 2 * y0, x - 2 * x0];
+        means.slice(s![z0..z0 + z, y0..y0 + y, x0..x0 + x, ..]).to_owned()
+    }
+
+    fn assert_near(ours: &Array4<f32>, expected: &Array4<f32>, tolerance: f32) {
+        assert_eq!(ours.dim(), expected.dim());
+        let error = (ours - expected).iter().fold(0f32, |largest, error| largest.max(error.abs()));
+        assert!(error < tolerance, "{error}");
+    }
+
+    #[test]
+    fn batches_of_any_size_give_the_mean_of_all_windows_and_mirrorings() {
+        for (extent, window, axes) in [
+            ([19, 12, 11], [6, 8, 4], &[0, 1, 2][..]),
+            ([5, 13, 14], [1, 8, 6], &[1, 2][..]),
+            ([4, 12, 9], [8, 8, 9], &[0][..]),
+            ([16, 8, 8], [8, 8, 8], &[][..]),
+        ] {
+            let (sliding, image) = (sliding(window, axes), image(extent));
+            let expected = expected(&sliding, &image);
+            for batch_size in [1, 2, 3, 8, 17] {
+                for (accumulate, tolerance) in [(Accumulate::F32, 1e-5), (Accumulate::F16, 1e-2)] {
+                    assert_near(&run(&sliding, &image, Portions { batch_size, accumulate }), &expected, tolerance);
+                }
+            }
+        }
+    }
+
+    /// Where only the corner of a window reaches, its weight is far below the smallest number of half precision.
+    #[test]
+    fn half_precision_loses_nothing_in_the_corners() {
+        let (sliding, image) = (sliding([16; 3], &[]), image([16; 3]));
+        let portions = Portions { batch_size: 1, accumulate: Accumulate::F16 };
+        let expected = network(sliding.cut(
+            image.view(),
+            &Grid::new([16; 3], [16; 3], 0.5, Blend::Gaussian),
+            &Call { windows: vec![[0; 3]], mirrorings: &[[false; 3]] },
+        ));
+        assert_near(&run(&sliding, &image, portions), &expected.index_axis(Axis(0), 0).to_owned(), 5e-3);
     }
 }

@@ -1,5 +1,7 @@
 //! `nnunet-dist bench`
 
+mod infer;
+
 use clap::{Args, Subcommand};
 
 use crate::bench::Report;
@@ -29,6 +31,7 @@ enum What {
     /// Only the machine itself: a matrix product and a copy.
     #[command(after_help = "Example:\n  nnunet-dist bench peak")]
     Peak,
+    Infer(infer::Infer),
 }
 
 impl Bench {
@@ -36,6 +39,7 @@ impl Bench {
         dist::divide_threads(&dist::Single)?;
         let report = match &self.what {
             What::Peak => Report::new("peak", Vec::new()),
+            What::Infer(infer) => infer.report(self.rounds)?,
         };
         if self.json {
             println!("{}", report.json())
