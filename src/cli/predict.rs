@@ -112,6 +112,7 @@ impl Predict {
             batch_size: self.batch_size.map(usize::from),
             accumulate: self.accumulate,
             limit: self.max_memory,
+            ..MemoryOptions::on(self.device)
         };
         let options = PredictOptions {
             checkpoint,

@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 
 use super::gaussian::Blend;
+use crate::config::Device;
 
 /// How windows are laid and blended.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,14 +23,34 @@ impl Default for WindowOptions {
 }
 
 /// What a prediction may spend memory on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryOptions {
-    /// Windows and their mirrorings per call of the network, at least 1; by default as many as are of use.
+    /// Windows and their mirrorings per call of the network, at least 1; by default as many as `call_bytes` hold.
     pub batch_size: Option<usize>,
+    /// Bytes that the activations of a call of the network may take, if it is not a single window that takes more.
+    pub call_bytes: u64,
     /// Precision of the sums of the windows' logits.
     pub accumulate: Accumulate,
     /// Bytes that these sums may take; where they would take more in f32, f16 is taken.
     pub limit: Option<u64>,
+}
+
+impl MemoryOptions {
+    /// On a device. A GPU needs many voxels at a time to be busy; a CPU is with one window, and its caches hold no more.
+    pub fn on(device: Device) -> Self {
+        let call_bytes = match device {
+            Device::Cpu => 64 << 20,
+            Device::Cuda => 4 << 30,
+        };
+        Self { batch_size: None, call_bytes, accumulate: Accumulate::F32, limit: None }
+    }
+}
+
+impl Default for MemoryOptions {
+    /// On the CPU.
+    fn default() -> Self {
+        Self::on(Device::Cpu)
+    }
 }
 
 /// Precision in which the logits of overlapping windows are added up.

@@ -14,8 +14,6 @@ pub struct Portions {
     pub accumulate: Accumulate,
 }
 
-/// Activations of one call of the network. More windows at a time keep a GPU busier, but a CPU not.
-const CALL_BYTES: usize = 512 << 20;
 /// Arrays of the network's first stage that are alive at once: two inputs of the last stage, joined, and its output.
 const LIVE_ARRAYS: usize = 6;
 
@@ -30,7 +28,7 @@ impl Portions {
         network: &UNetSpec,
         image: [usize; 3],
     ) -> Result<Self, InferError> {
-        let batch_size = options.batch_size.unwrap_or_else(|| batch_size(sliding, network)).max(1);
+        let batch_size = options.batch_size.unwrap_or_else(|| batch_size(options.call_bytes, sliding, network)).max(1);
         let bytes = |accumulate| sliding.slab_bytes(image, network.classes, accumulate);
         let accumulate = match options.limit {
             Some(limit) if bytes(Accumulate::F16) > limit => {
@@ -47,11 +45,11 @@ impl Portions {
     }
 }
 
-/// As many windows as fit into [`CALL_BYTES`]: all mirrorings of some, or an equal part of the mirrorings of one.
-fn batch_size(sliding: &SlidingWindow, network: &UNetSpec) -> usize {
+/// As many windows as `call_bytes` hold: all mirrorings of some, or an equal part of the mirrorings of one.
+fn batch_size(call_bytes: u64, sliding: &SlidingWindow, network: &UNetSpec) -> usize {
     let values = LIVE_ARRAYS * network.shape.features[0] + 2 * network.classes;
     let bytes = 4 * values * sliding.window.iter().product::<usize>();
-    let fitting = (CALL_BYTES / bytes).max(1);
+    let fitting = (call_bytes / bytes as u64).max(1) as usize;
     let mirrorings = sliding.num_mirrorings();
     match fitting >= mirrorings {
         true => fitting / mirrorings * mirrorings,
@@ -97,10 +95,11 @@ mod tests {
 
     #[test]
     fn batches_hold_whole_sets_of_mirrorings_or_equal_parts_of_one() {
-        assert_eq!(batch_size(&sliding([16; 3]), &spec(4)) % 8, 0);
-        assert_eq!(batch_size(&sliding([256; 3]), &spec(32)), 1);
+        let batch_size = |window, features| batch_size(64 << 20, &sliding(window), &spec(features));
+        assert_eq!(batch_size([16; 3], 4), 16);
+        assert_eq!(batch_size([256; 3], 32), 1);
         for edge in 16..128 {
-            let found = batch_size(&sliding([edge; 3]), &spec(8));
+            let found = batch_size([edge; 3], 8);
             assert!(found % 8 == 0 || 8 % found == 0, "{found} windows of {edge}");
         }
     }

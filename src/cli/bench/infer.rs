@@ -83,7 +83,7 @@ impl Infer {
         let options = PredictOptions {
             checkpoint: PredictOptions::checkpoint_of(&run, RunDir::checkpoint_latest),
             windows: WindowOptions { mirror: !self.no_tta, overlap: self.overlap, ..WindowOptions::default() },
-            memory: MemoryOptions { batch_size, accumulate: self.accumulate, limit: None },
+            memory: MemoryOptions { batch_size, accumulate: self.accumulate, ..MemoryOptions::default() },
             save_probabilities: false,
             device: Device::Cpu,
         };
