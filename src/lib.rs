@@ -44,6 +44,7 @@ pub mod plan;
 pub mod preprocess;
 pub mod rng;
 pub mod scaling;
+pub mod simd;
 pub mod store;
 pub mod telemetry;
 pub mod train;

@@ -8,10 +8,12 @@ mod infer;
 mod memory;
 mod probe;
 mod report;
+mod step;
 mod timing;
 
 pub use infer::{InferFolder, InferStub};
 pub use memory::peak_resident_bytes;
 pub use probe::Peak;
 pub use report::{Report, Row, Work};
+pub use step::StepBench;
 pub use timing::{Timings, measure};

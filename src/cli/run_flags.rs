@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::config::{ConfigError, Device, FoldId, Layer, OptimizerKind, Precision, RunConfig, WorkDir};
+use crate::config::{ConfigError, Device, FoldId, Layer, OptimizerKind, RunConfig, WorkDir};
 use crate::dist::Wire;
 use crate::loader::Shard;
+use crate::ops::Precision;
 use crate::plan::Plans;
 
 /// The settings of a run.

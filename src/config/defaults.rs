@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use toml::{Table, Value};
 
 use super::{
-    AugmentationPreset, DataConfig, Device, DistConfig, FoldId, OptimizerConfig, OptimizerKind, Precision, RunConfig,
+    AugmentationPreset, DataConfig, Device, DistConfig, FoldId, OptimizerConfig, OptimizerKind, RunConfig,
     ScheduleConfig, ScheduleKind, TrainingConfig,
 };
 use crate::dist::Wire;
 use crate::loader::Shard;
+use crate::ops::Precision;
 
 /// Every key with its default.
 pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>) -> Table {

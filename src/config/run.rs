@@ -7,6 +7,7 @@ use super::{ConfigError, FoldId, RunDir, defaults};
 use crate::dist::Wire;
 use crate::fsio;
 use crate::loader::Shard;
+use crate::ops::Precision;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -129,14 +130,6 @@ pub enum Device {
     Cpu,
     /// NVIDIA GPUs, one per local rank (cargo feature `cuda`).
     Cuda,
-}
-
-/// Number format of activations; weights, losses and reductions are always f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Precision {
-    /// IEEE single precision.
-    Fp32,
 }
 
 /// Update rule of the weights.

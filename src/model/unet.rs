@@ -8,7 +8,7 @@ use burn::tensor::{
 };
 
 use super::{Parameter, ParameterSpec, StateError, TensorState, init};
-use crate::ops::{self, ConvParams, NnOps, NormParams};
+use crate::ops::{self, ConvParams, NnOps, NormParams, Precision};
 use crate::plan::NetworkShape;
 
 /// Slope of the leaky ReLU.
@@ -46,6 +46,7 @@ impl UNetSpec {
 #[derive(Clone, Debug)]
 pub struct UNet<B: Backend> {
     spec: UNetSpec,
+    precision: Precision,
     encoder: Vec<Vec<ConvBlock>>,
     decoder: Vec<DecoderStage>,
     parameters: Vec<Parameter<B>>,
@@ -123,7 +124,7 @@ impl<B: NnOps> UNet<B> {
             .enumerate()
             .map(|(index, parameter)| Parameter::new(parameter.clone(), values(parameter, index), device))
             .collect();
-        Self { spec, encoder, decoder, parameters }
+        Self { spec, precision: Precision::Fp32, encoder, decoder, parameters }
     }
 
     /// Logits `(n, z, y, x, classes)` of each decoder stage, highest resolution first, of an input `(n, z, y, x, c)`.
@@ -136,7 +137,7 @@ impl<B: NnOps> UNet<B> {
     /// As [`UNet::forward`], with the activations that enter each layer passed through `tap`, which is also told the
     /// numbers of the layer's parameters.
     pub fn forward_tapped(&self, x: Tensor<B, 5>, heads: usize, tap: Tap<'_, B>) -> Vec<Tensor<B, 5>> {
-        let mut features = x;
+        let mut features = x.cast(self.precision.activations());
         let mut skips = Vec::with_capacity(self.encoder.len());
         for stage in &self.encoder {
             features = stage.iter().fold(features, |x, block| self.conv_block(x, block, tap));
@@ -151,10 +152,9 @@ impl<B: NnOps> UNet<B> {
             let skip = skips.pop().expect("one skip per decoder stage");
             features = stage.convs.iter().fold(ops::concat(up, skip), |x, block| self.conv_block(x, block, tap));
             if self.decoder.len() - index <= heads {
-                let one = ConvParams { stride: [1; 3], padding: [0; 3] };
                 let (weight, bias) = stage.head;
                 let features = tap(features.clone(), &[weight, bias]);
-                logits.push(ops::conv(features, self.tensor(weight), self.tensor(bias), one));
+                logits.push(ops::head(features, self.tensor(weight), self.tensor(bias)));
             }
         }
         logits.reverse();
@@ -186,6 +186,11 @@ impl<B: NnOps> UNet<B> {
 }
 
 impl<B: Backend> UNet<B> {
+    /// The same network with activations of another type; the logits stay f32.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
     /// What determines the network but its weights.
     pub fn spec(&self) -> &UNetSpec {
         &self.spec
@@ -235,6 +240,7 @@ impl<B: AutodiffBackend> UNet<B> {
     pub fn valid(&self) -> UNet<B::InnerBackend> {
         UNet {
             spec: self.spec.clone(),
+            precision: self.precision,
             encoder: self.encoder.clone(),
             decoder: self.decoder.clone(),
             parameters: self.parameters.iter().map(Parameter::valid).collect(),

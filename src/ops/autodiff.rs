@@ -10,6 +10,24 @@ use burn_autodiff::{
 
 use super::{ConvParams, NnOps, NormParams};
 
+/// Adds to the gradient of an activation, which may be an input of several operations. (`Gradients::register` would add by
+/// Burn's own addition. A macro, because Burn does not export the type of a node.)
+macro_rules! add_gradient {
+    ($B:ty, $grads:expr, $node:expr, $gradient:expr) => {{
+        let gradient = $gradient;
+        // The container is asked by tensor, but looks only at the tensor's node.
+        let mut key = FloatTensor::<Autodiff<$B>>::new(gradient.clone());
+        key.node = $node.clone();
+        let before = $grads.remove::<$B>(&key);
+        drop(key);
+        let sum = match before {
+            Some(before) => <$B>::accumulate(before, gradient),
+            None => gradient,
+        };
+        $grads.register::<$B>($node.id, sum);
+    }};
+}
+
 /// What a convolution keeps for its backward step.
 #[derive(Clone, Debug)]
 struct ConvState<B: NnOps> {
@@ -30,7 +48,7 @@ impl<B: NnOps> Backward<B, 3> for ConvStep {
         let [node_x, node_weight, node_bias] = ops.parents;
         if let Some(node) = node_x {
             let dx = B::conv_backward_input(x.clone(), weight.clone(), grad.clone(), params);
-            grads.register::<B>(node.id, dx);
+            add_gradient!(B, grads, node, dx);
         }
         if node_weight.is_some() || node_bias.is_some() {
             let d = B::conv_backward_weights(x, weight, grad, params);
@@ -56,7 +74,7 @@ impl<B: NnOps> Backward<B, 3> for ConvTransposeStep {
         let [node_x, node_weight, node_bias] = ops.parents;
         if let Some(node) = node_x {
             let dx = B::conv_transpose_backward_input(weight.clone(), grad.clone());
-            grads.register::<B>(node.id, dx);
+            add_gradient!(B, grads, node, dx);
         }
         if node_weight.is_some() || node_bias.is_some() {
             let d = B::conv_transpose_backward_weights(x, weight, grad);
@@ -99,6 +117,29 @@ impl<B: NnOps> Backward<B, 3> for NormStep {
 }
 
 #[derive(Debug)]
+struct HeadStep;
+
+impl<B: NnOps> Backward<B, 3> for HeadStep {
+    /// Input and weights.
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (x, weight) = ops.state;
+        let d = B::head_backward(x, weight, grad);
+        let [node_x, node_weight, node_bias] = ops.parents;
+        if let Some(node) = node_x {
+            add_gradient!(B, grads, node, d.input);
+        }
+        for (node, gradient) in [(node_weight, d.weight), (node_bias, d.bias)] {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
 struct ConcatStep;
 
 impl<B: NnOps> Backward<B, 2> for ConcatStep {
@@ -110,7 +151,7 @@ impl<B: NnOps> Backward<B, 2> for ConcatStep {
         let (a, b) = B::split(grad, ops.state);
         for (node, gradient) in ops.parents.into_iter().zip([a, b]) {
             if let Some(node) = node {
-                grads.register::<B>(node.id, gradient);
+                add_gradient!(B, grads, node, gradient);
             }
         }
     }
@@ -173,6 +214,16 @@ impl<B: NnOps, C: CheckpointStrategy> NnOps for Autodiff<B, C> {
             OpsKind::UnTracked(prep) => prep.finish(output),
         };
         (output, untracked_statistics)
+    }
+
+    fn head(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
+        let (x, weight) = (x.primitive, weight.primitive);
+        let logits = B::head(x.clone(), weight.clone(), bias.primitive);
+        match Backward::<B, 3>::prepare::<C>(HeadStep, nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((x, weight), logits),
+            OpsKind::UnTracked(prep) => prep.finish(logits),
+        }
     }
 
     fn seed_gradient(x: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -15,12 +15,15 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod memory;
+mod precision;
+pub mod profile;
 pub mod reference;
 mod tap;
 
 pub use tap::{GradientSink, TapGradients, tap};
 
 pub use memory::{DeviceBuffer, Element};
+pub use precision::Precision;
 
 use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
@@ -60,10 +63,21 @@ pub struct NormGradients<B: Backend> {
     pub beta: FloatTensor<B>,
 }
 
+/// Gradients of a head with respect to its input and parameters.
+pub struct HeadGradients<B: Backend> {
+    /// Shape and type of the input.
+    pub input: FloatTensor<B>,
+    /// Shape of the weights.
+    pub weight: FloatTensor<B>,
+    /// `(k)`.
+    pub bias: FloatTensor<B>,
+}
+
 /// A backend that has the operations of a U-Net, forward and backward.
 ///
 /// Shapes: activations `(n, z, y, x, c)`; convolution weights `(c_out, c_in, kz, ky, kx)`; transposed convolution weights
-/// `(c_in, c_out, kz, ky, kx)`; biases, `gamma` and `beta` `(c)`.
+/// `(c_in, c_out, kz, ky, kx)`; biases, `gamma` and `beta` `(c)`. Parameters, their gradients and statistics are f32;
+/// activations and their gradients are all f32 or all of a smaller type, which is that of the result.
 pub trait NnOps: Backend {
     /// Convolution (cross-correlation, as in PyTorch) with bias.
     fn conv(
@@ -148,6 +162,21 @@ pub trait NnOps: Backend {
         reference::split::<Self>(x, channels)
     }
 
+    /// The 1x1x1 convolution from features to logits: weights `(k, c, 1, 1, 1)`, logits `(n, z, y, x, k)`, always f32.
+    fn head(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::head::<Self>(x, weight, bias)
+    }
+
+    /// Gradients of [`NnOps::head`].
+    fn head_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> HeadGradients<Self> {
+        reference::head_backward::<Self>(x, weight, grad)
+    }
+
+    /// The sum of two gradients of one activation, which may take the first one's memory.
+    fn accumulate(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_add(a, b)
+    }
+
     /// A scalar 0 whose backward step hands `gradient` to `x`: the end of a graph whose loss was computed elsewhere.
     fn seed_gradient(x: FloatTensor<Self>, _gradient: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_zeros([1].into(), &Self::float_device(&x), burn::tensor::FloatDType::F32)
@@ -188,6 +217,11 @@ pub fn norm_act<B: NnOps>(
     params: NormParams,
 ) -> Tensor<B, 5> {
     float(B::norm_act(primitive(x), primitive(gamma), primitive(beta), params).0)
+}
+
+/// [`NnOps::head`] on tensors.
+pub fn head<B: NnOps>(x: Tensor<B, 5>, weight: Tensor<B, 5>, bias: Tensor<B, 1>) -> Tensor<B, 5> {
+    float(B::head(primitive(x), primitive(weight), primitive(bias)))
 }
 
 /// [`NnOps::concat`] on tensors.

@@ -2,12 +2,12 @@
 //! a backend without kernels runs.
 
 use burn::tensor::{
-    Tensor,
+    FloatDType, Tensor,
     backend::Backend,
     ops::{ConvOptions, ConvTransposeOptions, FloatTensor},
 };
 
-use super::{ConvParams, NormGradients, NormParams, WeightGradients, float, primitive};
+use super::{ConvParams, HeadGradients, NormGradients, NormParams, WeightGradients, float, primitive};
 
 /// `(n, z, y, x, c)` to `(n, c, z, y, x)`.
 fn channels_first<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
@@ -29,9 +29,27 @@ fn transpose_options<B: Backend>(weight: &FloatTensor<B>) -> ConvTransposeOption
     ConvTransposeOptions::new([z, y, x], [0; 3], [0; 3], [1; 3], 1)
 }
 
-/// Sum over all but the channels.
+fn dtype<B: Backend>(x: &FloatTensor<B>) -> FloatDType {
+    use burn::tensor::TensorMetadata;
+    x.dtype().into()
+}
+
+/// A parameter, which is f32, in the type of the activations.
+fn like<B: Backend>(parameter: FloatTensor<B>, x: &FloatTensor<B>) -> FloatTensor<B> {
+    cast::<B>(parameter, dtype::<B>(x))
+}
+
+fn cast<B: Backend>(x: FloatTensor<B>, to: FloatDType) -> FloatTensor<B> {
+    if dtype::<B>(&x) == to { x } else { B::float_cast(x, to) }
+}
+
+fn f32<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    cast::<B>(x, FloatDType::F32)
+}
+
+/// Sum over all but the channels, in f32.
 fn bias_gradient<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
-    let grad = float::<B, 5>(grad);
+    let grad = float::<B, 5>(f32::<B>(grad));
     let channels = grad.dims()[4];
     primitive(grad.reshape([-1, channels as i64]).sum_dim(0).reshape([channels]))
 }
@@ -42,6 +60,7 @@ pub fn conv<B: Backend>(
     bias: FloatTensor<B>,
     params: ConvParams,
 ) -> FloatTensor<B> {
+    let (weight, bias) = (like::<B>(weight, &x), like::<B>(bias, &x));
     channels_last::<B>(B::conv3d(channels_first::<B>(x), weight, Some(bias), options(params)))
 }
 
@@ -51,6 +70,7 @@ pub fn conv_backward_input<B: Backend>(
     grad: FloatTensor<B>,
     params: ConvParams,
 ) -> FloatTensor<B> {
+    let weight = like::<B>(weight, &grad);
     let (x, grad) = (channels_first::<B>(x), channels_first::<B>(grad));
     channels_last::<B>(B::conv3d_x_backward(x, weight, grad, options(params)))
 }
@@ -62,17 +82,20 @@ pub fn conv_backward_weights<B: Backend>(
     params: ConvParams,
 ) -> WeightGradients<B> {
     let bias = bias_gradient::<B>(grad.clone());
+    let weight = like::<B>(weight, &grad);
     let (x, grad) = (channels_first::<B>(x), channels_first::<B>(grad));
-    WeightGradients { weight: B::conv3d_weight_backward(x, weight, grad, options(params)), bias }
+    WeightGradients { weight: f32::<B>(B::conv3d_weight_backward(x, weight, grad, options(params))), bias }
 }
 
 pub fn conv_transpose<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
     let options = transpose_options::<B>(&weight);
+    let (weight, bias) = (like::<B>(weight, &x), like::<B>(bias, &x));
     channels_last::<B>(B::conv_transpose3d(channels_first::<B>(x), weight, Some(bias), options))
 }
 
 pub fn conv_transpose_backward_input<B: Backend>(weight: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
     let options = transpose_options::<B>(&weight);
+    let weight = like::<B>(weight, &grad);
     channels_last::<B>(B::conv_transpose3d_x_backward(weight, channels_first::<B>(grad), options))
 }
 
@@ -83,8 +106,9 @@ pub fn conv_transpose_backward_weights<B: Backend>(
 ) -> WeightGradients<B> {
     let options = transpose_options::<B>(&weight);
     let bias = bias_gradient::<B>(grad.clone());
+    let weight = like::<B>(weight, &grad);
     let (x, grad) = (channels_first::<B>(x), channels_first::<B>(grad));
-    WeightGradients { weight: B::conv_transpose3d_weight_backward(x, weight, grad, options), bias }
+    WeightGradients { weight: f32::<B>(B::conv_transpose3d_weight_backward(x, weight, grad, options)), bias }
 }
 
 /// `(n, z, y, x, c)` to `(n, voxels, c)`.
@@ -104,15 +128,15 @@ pub fn norm_act<B: Backend>(
     beta: FloatTensor<B>,
     params: NormParams,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let shape = float::<B, 5>(x.clone()).shape();
-    let x = flatten::<B>(x);
+    let (shape, dtype) = (float::<B, 5>(x.clone()).shape(), dtype::<B>(&x));
+    let x = flatten::<B>(f32::<B>(x));
     let mean = x.clone().mean_dim(1);
     let centred = x - mean.clone();
     let rstd = centred.clone().square().mean_dim(1).add_scalar(params.eps).sqrt().recip();
     let y = centred * rstd.clone() * per_channel::<B>(gamma) + per_channel::<B>(beta);
     let y = burn::tensor::activation::leaky_relu(y, params.negative_slope as f64);
     let statistics = Tensor::cat(vec![mean.swap_dims(0, 1), rstd.swap_dims(0, 1)], 0);
-    (primitive::<B, 5>(y.reshape(shape)), primitive(statistics))
+    (cast::<B>(primitive::<B, 5>(y.reshape(shape)), dtype), primitive(statistics))
 }
 
 pub fn norm_act_backward<B: Backend>(
@@ -123,7 +147,8 @@ pub fn norm_act_backward<B: Backend>(
     grad: FloatTensor<B>,
     params: NormParams,
 ) -> NormGradients<B> {
-    let shape = float::<B, 5>(x.clone()).shape();
+    let (shape, dtype) = (float::<B, 5>(x.clone()).shape(), dtype::<B>(&x));
+    let (x, grad) = (f32::<B>(x), f32::<B>(grad));
     let statistics = float::<B, 3>(statistics);
     let mean = statistics.clone().narrow(0, 0, 1).swap_dims(0, 1);
     let rstd = statistics.narrow(0, 1, 1).swap_dims(0, 1);
@@ -142,7 +167,21 @@ pub fn norm_act_backward<B: Backend>(
     let d_beta = over_samples_and_voxels(grad.clone());
 
     let d_x = (grad.clone() - grad.mean_dim(1) - normalised * projected.mean_dim(1)) * (gamma * rstd);
-    NormGradients { input: primitive::<B, 5>(d_x.reshape(shape)), gamma: d_gamma, beta: d_beta }
+    NormGradients { input: cast::<B>(primitive::<B, 5>(d_x.reshape(shape)), dtype), gamma: d_gamma, beta: d_beta }
+}
+
+const POINTWISE: ConvParams = ConvParams { stride: [1; 3], padding: [0; 3] };
+
+pub fn head<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
+    conv::<B>(f32::<B>(x), weight, bias, POINTWISE)
+}
+
+pub fn head_backward<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, grad: FloatTensor<B>) -> HeadGradients<B> {
+    let dtype = dtype::<B>(&x);
+    let x = f32::<B>(x);
+    let input = conv_backward_input::<B>(x.clone(), weight.clone(), grad.clone(), POINTWISE);
+    let WeightGradients { weight, bias } = conv_backward_weights::<B>(x, weight, grad, POINTWISE);
+    HeadGradients { input: cast::<B>(input, dtype), weight, bias }
 }
 
 pub fn concat<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {

@@ -115,8 +115,14 @@ impl<'a> Job<'a> {
             config,
             comm,
             model: self.model.clone(),
-            step: TrainStep::new(network, optimizer, self.loss(), head_weights, device)
-                .connect(exchange_options(config), comm)?,
+            step: TrainStep::new(
+                network.with_precision(config.precision),
+                optimizer,
+                self.loss(),
+                head_weights,
+                device,
+            )
+            .connect(exchange_options(config), comm)?,
             schedule: Schedule::new(
                 &config.schedule,
                 config.optimizer.lr,

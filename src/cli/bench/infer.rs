@@ -70,7 +70,7 @@ fn extent(text: &str) -> Result<[usize; 3], String> {
 }
 
 impl Infer {
-    pub(super) fn report(&self, rounds: usize) -> anyhow::Result<Report> {
+    pub(super) fn run(&self, rounds: usize) -> anyhow::Result<Report> {
         let rows = match (&self.run, &self.images) {
             (Some(run), Some(images)) => self.folder(run.clone(), images.clone()).measure(rounds)?,
             _ => self.stub().measure(rounds.max(1)),

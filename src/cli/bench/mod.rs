@@ -1,6 +1,7 @@
 //! `nnunet-dist bench`
 
 mod infer;
+mod step;
 
 use clap::{Args, Subcommand};
 
@@ -32,6 +33,7 @@ enum What {
     #[command(after_help = "Example:\n  nnunet-dist bench peak")]
     Peak,
     Infer(infer::Infer),
+    Step(step::Step),
 }
 
 impl Bench {
@@ -39,7 +41,8 @@ impl Bench {
         dist::divide_threads(&dist::Single)?;
         let report = match &self.what {
             What::Peak => Report::new("peak", Vec::new()),
-            What::Infer(infer) => infer.report(self.rounds)?,
+            What::Infer(infer) => infer.run(self.rounds)?,
+            What::Step(step) => step.run(self.rounds)?,
         };
         if self.json {
             println!("{}", report.json())

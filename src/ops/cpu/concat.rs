@@ -3,44 +3,47 @@
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::{buffer, contiguous, dims, tensor, values};
+use super::element::Element;
+use super::pool::buffer;
+use super::{contiguous, dims, values};
 
 /// Voxels one task copies.
 const BLOCK: usize = 4096;
 
 /// `(n, z, y, x, ca)` and `(n, z, y, x, cb)` to `(n, z, y, x, ca + cb)`.
-pub fn concat(a: &FlexTensor, b: &FlexTensor) -> FlexTensor {
+pub fn concat<T: Element>(a: &FlexTensor, b: &FlexTensor) -> FlexTensor {
     let (a, b) = (contiguous(a.clone()), contiguous(b.clone()));
     let [n, z, y, x, ca] = dims(&a);
     let [.., cb] = dims::<5>(&b);
-    let mut joined = buffer(n * z * y * x * (ca + cb));
+    let mut joined = buffer::<T>(n * z * y * x * (ca + cb));
     joined
         .par_chunks_mut(BLOCK * (ca + cb))
-        .zip(values(&a).par_chunks(BLOCK * ca))
-        .zip(values(&b).par_chunks(BLOCK * cb))
+        .zip(values::<T>(&a).par_chunks(BLOCK * ca))
+        .zip(values::<T>(&b).par_chunks(BLOCK * cb))
         .for_each(|((joined, a), b)| {
             for ((to, a), b) in joined.chunks_exact_mut(ca + cb).zip(a.chunks_exact(ca)).zip(b.chunks_exact(cb)) {
                 to[..ca].copy_from_slice(a);
                 to[ca..].copy_from_slice(b);
             }
         });
-    tensor(joined, [n, z, y, x, ca + cb])
+    joined.into_tensor([n, z, y, x, ca + cb])
 }
 
 /// The inverse of [`concat`]; the first part has `ca` channels.
-pub fn split(joined: &FlexTensor, ca: usize) -> (FlexTensor, FlexTensor) {
+pub fn split<T: Element>(joined: &FlexTensor, ca: usize) -> (FlexTensor, FlexTensor) {
     let joined = contiguous(joined.clone());
     let [n, z, y, x, c] = dims(&joined);
     let cb = c - ca;
     let voxels = n * z * y * x;
-    let (mut a, mut b) = (buffer(voxels * ca), buffer(voxels * cb));
-    a.par_chunks_mut(BLOCK * ca).zip(b.par_chunks_mut(BLOCK * cb)).zip(values(&joined).par_chunks(BLOCK * c)).for_each(
-        |((a, b), joined)| {
+    let (mut a, mut b) = (buffer::<T>(voxels * ca), buffer::<T>(voxels * cb));
+    a.par_chunks_mut(BLOCK * ca)
+        .zip(b.par_chunks_mut(BLOCK * cb))
+        .zip(values::<T>(&joined).par_chunks(BLOCK * c))
+        .for_each(|((a, b), joined)| {
             for ((from, a), b) in joined.chunks_exact(c).zip(a.chunks_exact_mut(ca)).zip(b.chunks_exact_mut(cb)) {
                 a.copy_from_slice(&from[..ca]);
                 b.copy_from_slice(&from[ca..]);
             }
-        },
-    );
-    (tensor(a, [n, z, y, x, ca]), tensor(b, [n, z, y, x, cb]))
+        });
+    (a.into_tensor([n, z, y, x, ca]), b.into_tensor([n, z, y, x, cb]))
 }

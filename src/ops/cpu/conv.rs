@@ -7,23 +7,26 @@ use burn::backend::Flex;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::element::Element;
 use super::onednn::{Library, Problem};
-use super::{ConvParams, WeightGradients, buffer, contiguous, dims, tensor, values};
+use super::pool::{Buffer, buffer};
+use super::{ConvParams, WeightGradients, contiguous, dims, values};
+use crate::simd::widest;
 
-fn problem(input: [usize; 5], weight: [usize; 5], params: ConvParams) -> Problem {
+fn problem<T: Element>(input: [usize; 5], weight: [usize; 5], params: ConvParams) -> Problem {
     let [n, z, y, x, c_in] = input;
     let [c_out, _, kz, ky, kx] = weight;
     let (input, kernel) = ([z, y, x], [kz, ky, kx]);
     let output =
         std::array::from_fn(|axis| (input[axis] + 2 * params.padding[axis] - kernel[axis]) / params.stride[axis] + 1);
-    Problem { n, c_in, c_out, input, output, kernel, stride: params.stride, padding: params.padding }
+    Problem { data: T::ONEDNN, n, c_in, c_out, input, output, kernel, stride: params.stride, padding: params.padding }
 }
 
 fn activation(n: usize, extent: [usize; 3], c: usize) -> [usize; 5] {
     [n, extent[0], extent[1], extent[2], c]
 }
 
-pub fn forward(
+pub fn forward<T: Element>(
     library: &Library,
     x: FlexTensor,
     weight: FlexTensor,
@@ -31,14 +34,14 @@ pub fn forward(
     params: ConvParams,
 ) -> FlexTensor {
     let (x, weight, bias) = (contiguous(x), contiguous(weight), contiguous(bias));
-    let problem = problem(dims(&x), dims(&weight), params);
+    let problem = problem::<T>(dims(&x), dims(&weight), params);
     let shape = activation(problem.n, problem.output, problem.c_out);
-    let mut y = buffer(shape.iter().product());
-    library.forward(problem, values(&x), values(&weight), values(&bias), &mut y);
-    tensor(y, shape)
+    let mut y = buffer::<T>(shape.iter().product());
+    library.forward(problem, values::<T>(&x), values(&weight), values(&bias), &mut y);
+    y.into_tensor(shape)
 }
 
-pub fn backward_input(
+pub fn backward_input<T: Element>(
     library: &Library,
     x: [usize; 5],
     weight: FlexTensor,
@@ -46,13 +49,13 @@ pub fn backward_input(
     params: ConvParams,
 ) -> FlexTensor {
     let (weight, grad) = (contiguous(weight), contiguous(grad));
-    let problem = problem(x, dims(&weight), params);
-    let mut dx = buffer(x.iter().product());
-    library.backward_input(problem, values(&weight), values(&grad), &mut dx);
-    tensor(dx, x)
+    let problem = problem::<T>(x, dims(&weight), params);
+    let mut dx = buffer::<T>(x.iter().product());
+    library.backward_input(problem, values(&weight), values::<T>(&grad), &mut dx);
+    dx.into_tensor(x)
 }
 
-pub fn backward_weights(
+pub fn backward_weights<T: Element>(
     library: &Library,
     x: FlexTensor,
     weight: [usize; 5],
@@ -60,19 +63,20 @@ pub fn backward_weights(
     params: ConvParams,
 ) -> WeightGradients<Flex> {
     let (x, grad) = (contiguous(x), contiguous(grad));
-    let problem = problem(dims(&x), weight, params);
-    let mut d_weight = buffer(weight.iter().product());
-    let mut d_bias = buffer(problem.c_out);
-    library.backward_weights(problem, values(&x), values(&grad), &mut d_weight, &mut d_bias);
-    WeightGradients { weight: tensor(d_weight, weight), bias: tensor(d_bias, [problem.c_out]) }
+    let problem = problem::<T>(dims(&x), weight, params);
+    let mut d_weight = buffer::<f32>(weight.iter().product());
+    let mut d_bias = buffer::<f32>(problem.c_out);
+    library.backward_weights(problem, values::<T>(&x), values::<T>(&grad), &mut d_weight, &mut d_bias);
+    WeightGradients { weight: d_weight.into_tensor(weight), bias: d_bias.into_tensor([problem.c_out]) }
 }
 
 /// The convolution whose backward-input step is the transposed convolution of `x` (or of a gradient of that shape).
-fn transposed(x: [usize; 5], weight: [usize; 5]) -> Problem {
+fn transposed<T: Element>(x: [usize; 5], weight: [usize; 5]) -> Problem {
     let [n, z, y, width, c_in] = x;
     let [_, c_out, kz, ky, kx] = weight;
     let kernel = [kz, ky, kx];
     Problem {
+        data: T::ONEDNN,
         n,
         c_in: c_out,
         c_out: c_in,
@@ -84,67 +88,76 @@ fn transposed(x: [usize; 5], weight: [usize; 5]) -> Problem {
     }
 }
 
-pub fn transpose_forward(library: &Library, x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+pub fn transpose_forward<T: Element>(
+    library: &Library,
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: FlexTensor,
+) -> FlexTensor {
     let (x, weight, bias) = (contiguous(x), contiguous(weight), contiguous(bias));
-    let problem = transposed(dims(&x), dims(&weight));
+    let problem = transposed::<T>(dims(&x), dims(&weight));
     let shape = activation(problem.n, problem.input, problem.c_in);
-    let mut y = buffer(shape.iter().product());
-    library.backward_input(problem, values(&weight), values(&x), &mut y);
+    let mut y = buffer::<T>(shape.iter().product());
+    library.backward_input(problem, values(&weight), values::<T>(&x), &mut y);
     add_bias(&mut y, values(&bias));
-    tensor(y, shape)
+    y.into_tensor(shape)
 }
 
-pub fn transpose_backward_input(library: &Library, weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
+pub fn transpose_backward_input<T: Element>(library: &Library, weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let (weight, grad) = (contiguous(weight), contiguous(grad));
     let [c_in, _, kz, ky, kx] = dims(&weight);
     let [n, z, y, x, _] = dims(&grad);
     let shape = [n, z / kz, y / ky, x / kx, c_in];
-    let problem = transposed(shape, dims(&weight));
-    let mut dx = buffer(shape.iter().product());
-    library.forward(problem, values(&grad), values(&weight), &vec![0.0; c_in], &mut dx);
-    tensor(dx, shape)
+    let problem = transposed::<T>(shape, dims(&weight));
+    let mut dx = buffer::<T>(shape.iter().product());
+    library.forward(problem, values::<T>(&grad), values(&weight), &vec![0.0; c_in], &mut dx);
+    dx.into_tensor(shape)
 }
 
-pub fn transpose_backward_weights(
+pub fn transpose_backward_weights<T: Element>(
     library: &Library,
     x: FlexTensor,
     weight: [usize; 5],
     grad: FlexTensor,
 ) -> WeightGradients<Flex> {
     let (x, grad) = (contiguous(x), contiguous(grad));
-    let problem = transposed(dims(&x), weight);
-    let mut d_weight = buffer(weight.iter().product());
+    let problem = transposed::<T>(dims(&x), weight);
+    let mut d_weight = buffer::<f32>(weight.iter().product());
     // The convolution's bias has the channels of `x`; the transposed one's is the sum of `grad`.
-    let mut unused = buffer(problem.c_out);
-    library.backward_weights(problem, values(&grad), values(&x), &mut d_weight, &mut unused);
-    let d_bias = sum_rows(values(&grad), problem.c_in);
-    WeightGradients { weight: tensor(d_weight, weight), bias: tensor(d_bias, [problem.c_in]) }
+    let mut unused = buffer::<f32>(problem.c_out);
+    library.backward_weights(problem, values::<T>(&grad), values::<T>(&x), &mut d_weight, &mut unused);
+    let d_bias = sum_rows(values::<T>(&grad), problem.c_in);
+    WeightGradients { weight: d_weight.into_tensor(weight), bias: d_bias.into_tensor([problem.c_in]) }
 }
 
 /// Rows one task handles.
 const BLOCK: usize = 1024;
 
-fn add_bias(y: &mut [f32], bias: &[f32]) {
+fn add_bias<T: Element>(y: &mut [T], bias: &[f32]) {
     y.par_chunks_mut(BLOCK * bias.len()).for_each(|block| {
-        for row in block.chunks_exact_mut(bias.len()) {
-            for (y, bias) in row.iter_mut().zip(bias) {
-                *y += bias;
+        widest(|| {
+            for row in block.chunks_exact_mut(bias.len()) {
+                for (y, bias) in row.iter_mut().zip(bias) {
+                    *y = T::narrow(y.widen() + bias);
+                }
             }
-        }
+        });
     });
 }
 
 /// Sum over the rows of a `(rows, c)` matrix, by blocks added in order.
-fn sum_rows(rows: &[f32], c: usize) -> Vec<f32> {
+fn sum_rows<T: Element>(rows: &[T], c: usize) -> Buffer<f32> {
     let blocks: Vec<Vec<f32>> = rows
         .par_chunks(BLOCK * c)
         .map(|block| {
             let mut sum = vec![0.0f32; c];
-            for row in block.chunks_exact(c) {
-                for (sum, value) in sum.iter_mut().zip(row) {
-                    *sum += value;
+            widest(|| {
+                for row in block.chunks_exact(c) {
+                    for (sum, value) in sum.iter_mut().zip(row) {
+                        *sum += value.widen();
+                    }
                 }
-            }
+            });
             sum
         })
         .collect();
@@ -154,5 +167,7 @@ fn sum_rows(rows: &[f32], c: usize) -> Vec<f32> {
             *total += f64::from(*value);
         }
     }
-    total.into_iter().map(|value| value as f32).collect()
+    let mut sums = buffer(c);
+    sums.iter_mut().zip(total).for_each(|(sum, total)| *sum = total as f32);
+    sums
 }

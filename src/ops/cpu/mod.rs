@@ -4,28 +4,54 @@
 //! Results do not depend on the number of threads: work is cut into blocks of fixed size whose partial sums are added in
 //! order. (oneDNN's own reductions depend on its thread count, which a run keeps.)
 
+mod accumulate;
 mod concat;
 mod conv;
+mod element;
+mod head;
 mod norm;
 pub mod onednn;
+mod pool;
 
 use burn::backend::Flex;
-use burn::tensor::{DType, Shape, ops::FloatTensor};
-use burn_flex::{FlexTensor, Layout};
+use burn::tensor::{DType, bf16, ops::FloatTensor};
+use burn_flex::FlexTensor;
 
-use super::{ConvParams, NnOps, NormGradients, NormParams, WeightGradients, reference};
+use element::Element;
+
+use super::profile::span;
+use super::{ConvParams, HeadGradients, NnOps, NormGradients, NormParams, WeightGradients, reference};
+
+/// Runs `$run` with `$T` the type of a tensor's elements.
+macro_rules! by_type {
+    ($tensor:expr, $T:ident => $run:expr) => {
+        match $tensor.dtype() {
+            DType::F32 => {
+                type $T = f32;
+                $run
+            }
+            DType::BF16 => {
+                type $T = bf16;
+                $run
+            }
+            other => panic!("activations are f32 or bf16, not {other:?}"),
+        }
+    };
+}
 
 impl NnOps for Flex {
     fn conv(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, params: ConvParams) -> FlexTensor {
-        match onednn::library() {
-            Some(library) => conv::forward(library, x, weight, bias, params),
+        let _span = span("conv", || describe(&x, &weight, Some(params)));
+        match onednn::library_for(x.dtype()) {
+            Some(library) => by_type!(x, T => conv::forward::<T>(library, x, weight, bias, params)),
             None => reference::conv::<Self>(x, weight, bias, params),
         }
     }
 
     fn conv_backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, params: ConvParams) -> FlexTensor {
-        match onednn::library() {
-            Some(library) => conv::backward_input(library, dims(&x), weight, grad, params),
+        let _span = span("conv_backward_input", || describe(&x, &weight, Some(params)));
+        match onednn::library_for(x.dtype()) {
+            Some(library) => by_type!(x, T => conv::backward_input::<T>(library, dims(&x), weight, grad, params)),
             None => reference::conv_backward_input::<Self>(x, weight, grad, params),
         }
     }
@@ -36,35 +62,40 @@ impl NnOps for Flex {
         grad: FlexTensor,
         params: ConvParams,
     ) -> WeightGradients<Self> {
-        match onednn::library() {
-            Some(library) => conv::backward_weights(library, x, dims(&weight), grad, params),
+        let _span = span("conv_backward_weights", || describe(&x, &weight, Some(params)));
+        match onednn::library_for(x.dtype()) {
+            Some(library) => by_type!(x, T => conv::backward_weights::<T>(library, x, dims(&weight), grad, params)),
             None => reference::conv_backward_weights::<Self>(x, weight, grad, params),
         }
     }
 
     fn conv_transpose(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
-        match onednn::library() {
-            Some(library) => conv::transpose_forward(library, x, weight, bias),
+        let _span = span("conv_transpose", || describe(&x, &weight, None));
+        match onednn::library_for(x.dtype()) {
+            Some(library) => by_type!(x, T => conv::transpose_forward::<T>(library, x, weight, bias)),
             None => reference::conv_transpose::<Self>(x, weight, bias),
         }
     }
 
     fn conv_transpose_backward_input(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
-        match onednn::library() {
-            Some(library) => conv::transpose_backward_input(library, weight, grad),
+        let _span = span("conv_transpose_backward_input", || (shape_of(&grad), 0.0));
+        match onednn::library_for(grad.dtype()) {
+            Some(library) => by_type!(grad, T => conv::transpose_backward_input::<T>(library, weight, grad)),
             None => reference::conv_transpose_backward_input::<Self>(weight, grad),
         }
     }
 
     fn conv_transpose_backward_weights(x: FlexTensor, weight: FlexTensor, grad: FlexTensor) -> WeightGradients<Self> {
-        match onednn::library() {
-            Some(library) => conv::transpose_backward_weights(library, x, dims(&weight), grad),
+        let _span = span("conv_transpose_backward_weights", || describe(&x, &weight, None));
+        match onednn::library_for(x.dtype()) {
+            Some(library) => by_type!(x, T => conv::transpose_backward_weights::<T>(library, x, dims(&weight), grad)),
             None => reference::conv_transpose_backward_weights::<Self>(x, weight, grad),
         }
     }
 
     fn norm_act(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, params: NormParams) -> (FlexTensor, FlexTensor) {
-        norm::forward(&x, &gamma, &beta, params)
+        let _span = span("norm_act", || (shape_of(&x), 0.0));
+        by_type!(x, T => norm::forward::<T>(&x, &gamma, &beta, params))
     }
 
     fn norm_act_backward(
@@ -75,16 +106,50 @@ impl NnOps for Flex {
         grad: FlexTensor,
         params: NormParams,
     ) -> NormGradients<Self> {
-        norm::backward(&x, &statistics, &gamma, &beta, grad, params)
+        let _span = span("norm_act_backward", || (shape_of(&x), 0.0));
+        by_type!(x, T => norm::backward::<T>(&x, &statistics, &gamma, &beta, grad, params))
+    }
+
+    fn head(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        let _span = span("head", || (shape_of(&x), 0.0));
+        by_type!(x, T => head::forward::<T>(&x, &weight, &bias))
+    }
+
+    fn head_backward(x: FlexTensor, weight: FlexTensor, grad: FlexTensor) -> HeadGradients<Self> {
+        let _span = span("head_backward", || (shape_of(&x), 0.0));
+        by_type!(x, T => head::backward::<T>(&x, &weight, &grad))
+    }
+
+    fn accumulate(a: FlexTensor, b: FlexTensor) -> FlexTensor {
+        let _span = span("accumulate", || (shape_of(&a), 0.0));
+        by_type!(a, T => accumulate::add::<T>(a, &b))
     }
 
     fn concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
-        concat::concat(&a, &b)
+        let _span = span("concat", || (shape_of(&a), 0.0));
+        by_type!(a, T => concat::concat::<T>(&a, &b))
     }
 
     fn split(x: FloatTensor<Self>, channels: usize) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        concat::split(&x, channels)
+        let _span = span("split", || (shape_of(&x), 0.0));
+        by_type!(x, T => concat::split::<T>(&x, channels))
     }
+}
+
+/// A convolution's shape and its floating-point operations, for the profile; without parameters a transposed one's.
+fn describe(x: &FlexTensor, weight: &FlexTensor, params: Option<ConvParams>) -> (String, f64) {
+    let [first, second, kz, ky, kx] = dims(weight);
+    let [n, z, y, width, _] = dims(x);
+    let (from, to) = if params.is_some() { (second, first) } else { (first, second) };
+    let stride = params.map_or([1; 3], |params| params.stride);
+    let voxels = n * z.div_ceil(stride[0]) * y.div_ceil(stride[1]) * width.div_ceil(stride[2]);
+    let shape = format!("{n}x {from}->{to} @{z}x{y}x{width} k{kz}{ky}{kx} s{}{}{}", stride[0], stride[1], stride[2]);
+    (shape, 2.0 * (voxels * first * second * kz * ky * kx) as f64)
+}
+
+fn shape_of(x: &FlexTensor) -> String {
+    let [n, z, y, width, c] = dims(x);
+    format!("{n}x {c} @{z}x{y}x{width}")
 }
 
 /// The shape as an array.
@@ -93,30 +158,14 @@ fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     std::array::from_fn(|axis| shape[axis])
 }
 
-/// A tensor over a buffer in C order.
-fn tensor<const D: usize>(data: Vec<f32>, shape: [usize; D]) -> FlexTensor {
-    debug_assert_eq!(data.len(), shape.iter().product::<usize>());
-    let bytes = burn::tensor::Bytes::from_elems(data);
-    FlexTensor::new(bytes, Layout::contiguous(Shape::from(shape.to_vec())), DType::F32)
-}
-
 /// The tensor in C order, as it is if it already lies so.
 fn contiguous(tensor: FlexTensor) -> FlexTensor {
-    if tensor.as_slice::<f32>().is_some() { tensor } else { tensor.to_contiguous() }
+    let whole = tensor.layout().contiguous_offsets().is_some();
+    if whole { tensor } else { tensor.to_contiguous() }
 }
 
 /// The values of a tensor that [`contiguous`] has returned.
-fn values(tensor: &FlexTensor) -> &[f32] {
-    tensor.as_slice().expect("contiguous() was called on an f32 tensor")
-}
-
-/// An uninitialised buffer of `len` values, for kernels that write every element.
-///
-/// Zeroing first would cost a pass over memory as long as many of the kernels themselves.
-#[allow(clippy::uninit_vec)]
-fn buffer(len: usize) -> Vec<f32> {
-    let mut data = Vec::with_capacity(len);
-    // SAFETY: the capacity is there, every bit pattern is an f32, and each kernel writes all of it before it is read.
-    unsafe { data.set_len(len) };
-    data
+fn values<T: Element>(tensor: &FlexTensor) -> &[T] {
+    let (start, end) = tensor.layout().contiguous_offsets().expect("contiguous() was called");
+    &tensor.storage()[start..end]
 }

@@ -8,12 +8,16 @@ use std::ffi::{c_int, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use burn::tensor::DType;
+
+use super::element::Element;
+
 /// Names under which the library is looked for.
 const LIBRARY_NAMES: [&str; 1] = ["libdnnl.so.2"];
 
 const ENGINE_CPU: c_int = 1;
 const STREAM_IN_ORDER: u32 = 1;
-const TYPE_F32: c_int = 3;
+const FORWARD_TRAINING: c_int = 64;
 const TAG_ANY: c_int = 1;
 const ALGORITHM_DIRECT: c_int = 1;
 const MEMORY_ALLOCATE: usize = usize::MAX;
@@ -29,6 +33,16 @@ const ARG_DIFF_BIAS: c_int = 169;
 
 const QUERY_WEIGHTS: c_int = 131;
 const QUERY_DIFF_WEIGHTS: c_int = 132;
+
+/// `dnnl_data_type_t`, the part in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum DataType {
+    /// bfloat16; sums are f32.
+    Bf16 = 2,
+    /// IEEE single precision.
+    F32 = 3,
+}
 
 /// `dnnl_memory_desc_t` (696 bytes in 2.6).
 #[derive(Clone)]
@@ -99,6 +113,8 @@ functions! {
 /// One convolution problem, without regard to which of its three steps is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
+    /// Type of input and output and their gradients; weights and bias and their gradients are f32 outside.
+    pub data: DataType,
     /// Samples.
     pub n: usize,
     /// Channels of the convolution's input.
@@ -147,6 +163,17 @@ pub fn library() -> Option<&'static Library> {
             Library::open()
         })
         .as_ref()
+}
+
+/// The library where it has kernels for activations of this type on this processor (bf16 needs AVX-512).
+pub fn library_for(activations: DType) -> Option<&'static Library> {
+    static BF16: OnceLock<bool> = OnceLock::new();
+    let library = library()?;
+    match activations {
+        DType::F32 => Some(library),
+        DType::BF16 => BF16.get_or_init(|| library.supports(DataType::Bf16)).then_some(library),
+        _ => None,
+    }
 }
 
 /// Whether the user asks to do without the library.
@@ -200,38 +227,70 @@ impl Library {
         (version.major, version.minor, version.patch)
     }
 
+    /// Whether there are kernels for a type on this processor.
+    pub fn supports(&self, data: DataType) -> bool {
+        let f = &self.functions;
+        let (dims, ones, zeros) = ([1, 16, 4, 4], [1, 1], [0, 0]);
+        let activation = self.channels_last(data, &dims);
+        let weights = self.any(data, &[16, 16, 1, 1]);
+        let bias = self.strided(DataType::F32, &[16], &[1]);
+        let mut descriptor = ConvolutionDesc([0; 8192]);
+        let mut desc = null_mut();
+        // SAFETY: every pointer is to a live value of the type dnnl.h names.
+        unsafe {
+            let made = (f.dnnl_convolution_forward_desc_init)(
+                &mut descriptor,
+                FORWARD_TRAINING,
+                ALGORITHM_DIRECT,
+                &activation,
+                &weights,
+                &bias,
+                &activation,
+                ones.as_ptr(),
+                zeros.as_ptr(),
+                zeros.as_ptr(),
+            );
+            let descriptor = (&raw const descriptor).cast();
+            if made != 0 || (f.dnnl_primitive_desc_create)(&mut desc, descriptor, null(), self.engine, null()) != 0 {
+                return false;
+            }
+            (f.dnnl_primitive_desc_destroy)(desc);
+        }
+        true
+    }
+
     /// `dst = conv(src, weights) + bias`.
-    pub fn forward(&self, problem: Problem, src: &[f32], weights: &[f32], bias: &[f32], dst: &mut [f32]) {
-        problem.check(src.len(), weights.len(), dst.len());
+    pub fn forward<T: Element>(&self, problem: Problem, src: &[T], weights: &[f32], bias: &[f32], dst: &mut [T]) {
+        problem.check::<T>(src.len(), weights.len(), dst.len());
         assert_eq!(bias.len(), problem.c_out);
-        let pointers = [(ARG_SRC, src.as_ptr()), (ARG_BIAS, bias.as_ptr()), (ARG_DST, dst.as_ptr())];
-        self.run(Step::Forward, problem, &pointers, weights.as_ptr());
+        let pointers = [(ARG_SRC, address(src)), (ARG_BIAS, address(bias)), (ARG_DST, address(dst))];
+        self.run(Step::Forward, problem, &pointers, address(weights));
     }
 
     /// Gradient of the input: `d_src` from `d_dst` and the weights.
-    pub fn backward_input(&self, problem: Problem, weights: &[f32], d_dst: &[f32], d_src: &mut [f32]) {
-        problem.check(d_src.len(), weights.len(), d_dst.len());
-        let pointers = [(ARG_DIFF_DST, d_dst.as_ptr()), (ARG_DIFF_SRC, d_src.as_ptr())];
-        self.run(Step::BackwardInput, problem, &pointers, weights.as_ptr());
+    pub fn backward_input<T: Element>(&self, problem: Problem, weights: &[f32], d_dst: &[T], d_src: &mut [T]) {
+        problem.check::<T>(d_src.len(), weights.len(), d_dst.len());
+        let pointers = [(ARG_DIFF_DST, address(d_dst)), (ARG_DIFF_SRC, address(d_src))];
+        self.run(Step::BackwardInput, problem, &pointers, address(weights));
     }
 
     /// Gradients of weights and bias.
-    pub fn backward_weights(
+    pub fn backward_weights<T: Element>(
         &self,
         problem: Problem,
-        src: &[f32],
-        d_dst: &[f32],
+        src: &[T],
+        d_dst: &[T],
         d_weights: &mut [f32],
         d_bias: &mut [f32],
     ) {
-        problem.check(src.len(), d_weights.len(), d_dst.len());
+        problem.check::<T>(src.len(), d_weights.len(), d_dst.len());
         assert_eq!(d_bias.len(), problem.c_out);
-        let pointers = [(ARG_SRC, src.as_ptr()), (ARG_DIFF_DST, d_dst.as_ptr()), (ARG_DIFF_BIAS, d_bias.as_ptr())];
-        self.run(Step::BackwardWeights, problem, &pointers, d_weights.as_ptr());
+        let pointers = [(ARG_SRC, address(src)), (ARG_DIFF_DST, address(d_dst)), (ARG_DIFF_BIAS, address(d_bias))];
+        self.run(Step::BackwardWeights, problem, &pointers, address(d_weights));
     }
 
     /// Runs a step on operands whose lengths have been checked.
-    fn run(&self, step: Step, problem: Problem, operands: &[(c_int, *const f32)], weights: *const f32) {
+    fn run(&self, step: Step, problem: Problem, operands: &[(c_int, *mut c_void)], weights: *mut c_void) {
         let mut primitives = self.primitives.lock().expect("no panic while the lock is held");
         let primitive = primitives.entry((step, problem)).or_insert_with(|| Arc::new(self.compile(step, problem)));
         // SAFETY: the pointers cover what the memory descriptors say (checked by the callers), outputs were passed as
@@ -241,11 +300,11 @@ impl Library {
             let mut args = Vec::with_capacity(operands.len() + 1);
             for (&(argument, pointer), &(expected, memory)) in operands.iter().zip(&primitive.operands) {
                 debug_assert_eq!(argument, expected);
-                check((f.dnnl_memory_set_data_handle)(memory, pointer as *mut c_void), "dnnl_memory_set_data_handle");
+                check((f.dnnl_memory_set_data_handle)(memory, pointer), "dnnl_memory_set_data_handle");
                 args.push(ExecArg { arg: argument, memory });
             }
             let packed = &primitive.weights;
-            check((f.dnnl_memory_set_data_handle)(packed.plain, weights as *mut c_void), "dnnl_memory_set_data_handle");
+            check((f.dnnl_memory_set_data_handle)(packed.plain, weights), "dnnl_memory_set_data_handle");
             args.push(ExecArg { arg: packed.argument, memory: packed.packed });
             if step == Step::BackwardWeights {
                 self.execute(primitive.handle, &args);
@@ -280,12 +339,13 @@ impl Library {
         let dims = |n: usize, c: usize, extent: [usize; 3]| -> Vec<i64> {
             [n, c].into_iter().chain(extent.into_iter().skip(skip)).map(|extent| extent as i64).collect()
         };
-        let src = self.channels_last(&dims(problem.n, problem.c_in, problem.input));
-        let dst = self.channels_last(&dims(problem.n, problem.c_out, problem.output));
-        let bias = self.strided(&[problem.c_out as i64], &[1]);
+        let src = self.channels_last(problem.data, &dims(problem.n, problem.c_in, problem.input));
+        let dst = self.channels_last(problem.data, &dims(problem.n, problem.c_out, problem.output));
+        let bias = self.strided(DataType::F32, &[problem.c_out as i64], &[1]);
         let weight_dims = dims(problem.c_out, problem.c_in, problem.kernel);
-        let weights_plain = self.strided(&weight_dims, &c_order(&weight_dims));
-        let weights_any = self.any(&weight_dims);
+        let weights_plain = self.strided(DataType::F32, &weight_dims, &c_order(&weight_dims));
+        let weights_any = self.any(problem.data, &weight_dims);
+        let weight_gradients_any = self.any(DataType::F32, &weight_dims);
         let axes = |values: [usize; 3]| -> Vec<i64> { values[skip..].iter().map(|&value| value as i64).collect() };
         let (stride, padding) = (axes(problem.stride), axes(problem.padding));
         let padding_after: Vec<i64> = (skip..3).map(|axis| problem.padding_after(axis)).collect();
@@ -296,7 +356,7 @@ impl Library {
         let forward_hint = unsafe {
             let status = (f.dnnl_convolution_forward_desc_init)(
                 &mut descriptor,
-                64, // dnnl_forward_training
+                FORWARD_TRAINING,
                 ALGORITHM_DIRECT,
                 &src,
                 &weights_any,
@@ -336,7 +396,7 @@ impl Library {
                         &mut descriptor,
                         ALGORITHM_DIRECT,
                         &src,
-                        &weights_any,
+                        &weight_gradients_any,
                         &bias,
                         &dst,
                         stride,
@@ -403,19 +463,25 @@ impl Library {
         memory
     }
 
-    fn strided(&self, dims: &[i64], strides: &[i64]) -> MemoryDesc {
+    fn strided(&self, data: DataType, dims: &[i64], strides: &[i64]) -> MemoryDesc {
         let mut md = MemoryDesc([0; 1024]);
         // SAFETY: both lists have `dims.len()` entries.
         let status = unsafe {
             let rank = dims.len() as c_int;
-            (self.functions.dnnl_memory_desc_init_by_strides)(&mut md, rank, dims.as_ptr(), TYPE_F32, strides.as_ptr())
+            (self.functions.dnnl_memory_desc_init_by_strides)(
+                &mut md,
+                rank,
+                dims.as_ptr(),
+                data as c_int,
+                strides.as_ptr(),
+            )
         };
         check(status, "dnnl_memory_desc_init_by_strides");
         md
     }
 
     /// `(n, c, …)` dimensions over `(n, …, c)` memory.
-    fn channels_last(&self, dims: &[i64]) -> MemoryDesc {
+    fn channels_last(&self, data: DataType, dims: &[i64]) -> MemoryDesc {
         let mut strides = vec![0; dims.len()];
         let mut stride = dims[1];
         strides[1] = 1;
@@ -424,15 +490,15 @@ impl Library {
             stride *= dims[axis];
         }
         strides[0] = stride;
-        self.strided(dims, &strides)
+        self.strided(data, dims, &strides)
     }
 
-    fn any(&self, dims: &[i64]) -> MemoryDesc {
+    fn any(&self, data: DataType, dims: &[i64]) -> MemoryDesc {
         let mut md = MemoryDesc([0; 1024]);
         // SAFETY: `dims` has the stated length.
         let status = unsafe {
             let rank = dims.len() as c_int;
-            (self.functions.dnnl_memory_desc_init_by_tag)(&mut md, rank, dims.as_ptr(), TYPE_F32, TAG_ANY)
+            (self.functions.dnnl_memory_desc_init_by_tag)(&mut md, rank, dims.as_ptr(), data as c_int, TAG_ANY)
         };
         check(status, "dnnl_memory_desc_init_by_tag");
         md
@@ -451,12 +517,18 @@ impl Problem {
         reach as i64 - self.input[axis] as i64 - self.padding[axis] as i64
     }
 
-    fn check(&self, src: usize, weights: usize, dst: usize) {
+    fn check<T: Element>(&self, src: usize, weights: usize, dst: usize) {
         let volume = |extent: [usize; 3]| extent.iter().product::<usize>();
+        assert_eq!(self.data, T::ONEDNN);
         assert_eq!(src, self.n * self.c_in * volume(self.input), "input of {self:?}");
         assert_eq!(weights, self.c_out * self.c_in * volume(self.kernel), "weights of {self:?}");
         assert_eq!(dst, self.n * self.c_out * volume(self.output), "output of {self:?}");
     }
+}
+
+/// Where a slice begins, for C; who passes an output has borrowed it mutably.
+fn address<T>(values: &[T]) -> *mut c_void {
+    values.as_ptr().cast_mut().cast()
 }
 
 fn c_order(dims: &[i64]) -> Vec<i64> {

@@ -1,0 +1,34 @@
+//! The sum of two gradients of the same activation.
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::element::Element;
+use super::pool::buffer;
+use super::{contiguous, dims, values};
+use crate::simd::widest;
+
+/// Values one task adds.
+const BLOCK: usize = 64 * 1024;
+
+/// `a + b`, in the memory of `a` where nobody else holds it.
+pub fn add<T: Element>(a: FlexTensor, b: &FlexTensor) -> FlexTensor {
+    let (mut a, b) = (contiguous(a), contiguous(b.clone()));
+    let b = values::<T>(&b);
+    if a.is_unique() && a.storage::<T>().len() == b.len() {
+        let sums: &mut [T] = a.storage_mut();
+        sums.par_chunks_mut(BLOCK).zip(b.par_chunks(BLOCK)).for_each(|(sums, b)| {
+            widest(|| sums.iter_mut().zip(b).for_each(|(sum, b)| *sum = T::narrow(sum.widen() + b.widen())));
+        });
+        return a;
+    }
+    let mut sums = buffer::<T>(b.len());
+    let parts = sums.par_chunks_mut(BLOCK).zip(values::<T>(&a).par_chunks(BLOCK)).zip(b.par_chunks(BLOCK));
+    parts.for_each(|((sums, a), b)| {
+        widest(|| {
+            let pairs = a.iter().zip(b);
+            sums.iter_mut().zip(pairs).for_each(|(sum, (a, b))| *sum = T::narrow(a.widen() + b.widen()));
+        });
+    });
+    sums.into_tensor(dims::<5>(&a))
+}

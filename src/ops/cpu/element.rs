@@ -1,0 +1,70 @@
+//! The types an activation may have.
+
+use burn::tensor::{DType, bf16};
+
+use super::onednn::DataType;
+
+/// A floating-point type of activations; arithmetic is done in f32.
+pub trait Element: burn::tensor::Element + bytemuck::Pod + Send + Sync {
+    /// Burn's name of it.
+    const DTYPE: DType;
+    /// oneDNN's name of it.
+    const ONEDNN: DataType;
+
+    /// The value in f32.
+    fn widen(self) -> f32;
+
+    /// The nearest value, ties to even.
+    fn narrow(value: f32) -> Self;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+    const ONEDNN: DataType = DataType::F32;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        value
+    }
+}
+
+impl Element for bf16 {
+    const DTYPE: DType = DType::BF16;
+    const ONEDNN: DataType = DataType::Bf16;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    /// Without branches, so that loops over it vectorise.
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        const QUIET_NAN: u32 = 0x7fc0;
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        Self::from_bits(if value.is_nan() { QUIET_NAN } else { rounded } as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrowing_rounds_as_the_standard_does() {
+        let mut bits = 1u32;
+        for _ in 0..100_000 {
+            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let value = f32::from_bits(bits);
+            let (ours, expected) = (<bf16 as Element>::narrow(value), bf16::from_f32(value));
+            assert!(ours == expected || value.is_nan() && ours.is_nan(), "{value}: {ours} instead of {expected}");
+            assert!(value.is_nan() || Element::widen(ours) == expected.to_f32());
+        }
+    }
+}

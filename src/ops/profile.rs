@@ -1,0 +1,72 @@
+//! Where a step's time goes, by operation and shape.
+//!
+//! Off, it costs one atomic load per operation. On, every operation of a backend that calls [`span`] adds its time; the
+//! operations run one after the other, so their times add up to the step's, but for what lies between them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+static ON: AtomicBool = AtomicBool::new(false);
+static ENTRIES: Mutex<BTreeMap<Operation, Entry>> = Mutex::new(BTreeMap::new());
+
+/// An operation on operands of some shape.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Operation {
+    /// `conv`, `norm_act`, …
+    pub name: &'static str,
+    /// `n x c_in -> c_out @ z x y x x, …`
+    pub shape: String,
+}
+
+/// What was recorded of an operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Entry {
+    /// How often it ran.
+    pub calls: u64,
+    /// Of all calls.
+    pub time: Duration,
+    /// Floating-point operations of all calls, 0 for operations that memory bounds.
+    pub flops: f64,
+}
+
+/// Records `run`, and returns what it has recorded. Not to be nested.
+pub fn record<T>(run: impl FnOnce() -> T) -> (T, BTreeMap<Operation, Entry>) {
+    entries().clear();
+    ON.store(true, Ordering::Relaxed);
+    let result = run();
+    ON.store(false, Ordering::Relaxed);
+    (result, std::mem::take(&mut *entries()))
+}
+
+/// Times the scope it lives in, where recording is on.
+pub(super) fn span(name: &'static str, describe: impl FnOnce() -> (String, f64)) -> Option<Span> {
+    ON.load(Ordering::Relaxed).then(|| {
+        let (shape, flops) = describe();
+        Span { operation: Some(Operation { name, shape }), flops, began: Instant::now() }
+    })
+}
+
+pub(super) struct Span {
+    /// Taken when it ends.
+    operation: Option<Operation>,
+    flops: f64,
+    began: Instant,
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        let time = self.began.elapsed();
+        let Some(operation) = self.operation.take() else { return };
+        let mut entries = entries();
+        let entry = entries.entry(operation).or_default();
+        entry.calls += 1;
+        entry.time += time;
+        entry.flops += self.flops;
+    }
+}
+
+fn entries() -> std::sync::MutexGuard<'static, BTreeMap<Operation, Entry>> {
+    ENTRIES.lock().unwrap_or_else(PoisonError::into_inner)
+}
