@@ -5,6 +5,7 @@
 //! made of these figures by `benches/peers`.
 
 mod generated;
+mod infer;
 mod loader;
 mod memory;
 mod preprocess;
@@ -15,6 +16,7 @@ mod step;
 mod timing;
 
 pub use generated::GeneratedStore;
+pub use infer::{InferFolder, InferStub};
 pub use loader::LoaderBench;
 pub use memory::peak_resident_bytes;
 pub use preprocess::preprocess;

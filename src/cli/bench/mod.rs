@@ -1,5 +1,6 @@
 //! `nnunet-dist bench`
 
+mod infer;
 mod loader;
 mod preprocess;
 mod resample;
@@ -35,9 +36,10 @@ enum What {
     #[command(after_help = "Example:\n  nnunet-dist bench peak")]
     Peak,
     Step(step::Step),
+    Loader(loader::Loader),
     Preprocess(preprocess::Preprocess),
     Resample(resample::Resample),
-    Loader(loader::Loader),
+    Infer(infer::Infer),
 }
 
 impl Bench {
@@ -45,6 +47,7 @@ impl Bench {
         dist::divide_threads(&dist::Single)?;
         let report = match &self.what {
             What::Peak => Report::new("peak", Vec::new()),
+            What::Infer(infer) => infer.run(self.rounds)?,
             What::Step(step) => step.run(self.rounds)?,
             What::Preprocess(preprocess) => preprocess.run(self.rounds)?,
             What::Resample(resample) => resample.run(self.rounds)?,
