@@ -4,6 +4,8 @@
 //! ([`Peak`], measured too), so that a figure from another machine can be judged. Comparisons with other programs are
 //! made of these figures by `benches/peers`.
 
+mod all_reduce;
+mod checkpoint;
 mod generated;
 mod infer;
 mod loader;
@@ -15,6 +17,8 @@ mod resample;
 mod step;
 mod timing;
 
+pub use all_reduce::AllReduceBench;
+pub use checkpoint::checkpoint;
 pub use generated::GeneratedStore;
 pub use infer::{InferFolder, InferStub};
 pub use loader::LoaderBench;

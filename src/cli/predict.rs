@@ -45,7 +45,7 @@ pub struct Predict {
     #[arg(long, value_enum, default_value_t = BlendName::Gaussian)]
     blend: BlendName,
 
-    /// Windows and their mirrorings per call of the network; by default as many as are of use.
+    /// Windows and their mirrorings per call of the network [default: as many as are of use].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
 
@@ -54,7 +54,7 @@ pub struct Predict {
     accumulate: Accumulate,
 
     /// GiB that the sums of the windows' logits may take: as many planes as a window has, times the classes. Where they
-    /// would take more, they are kept in half precision.
+    /// would take more, they are kept in half precision [default: no limit].
     #[arg(long, value_name = "GIB", value_parser = gibibytes)]
     max_memory: Option<u64>,
 

@@ -18,7 +18,8 @@ impl Tap {
             0 => Self { first: nearest(position, from), part: 0.0 },
             _ => {
                 let (first, part) = linear(position, from);
-                Self { first, part: part as f32 }
+                // The last sample alone.
+                if part == 1.0 { Self { first: first + 1, part: 0.0 } } else { Self { first, part: part as f32 } }
             }
         });
         taps.collect()

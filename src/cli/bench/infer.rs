@@ -36,7 +36,7 @@ pub struct Infer {
     #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = super::super::predict::overlap)]
     overlap: f64,
 
-    /// Windows and their mirrorings per call of the network; by default as many as are of use.
+    /// Windows and their mirrorings per call of the network [default: as many as are of use].
     #[arg(long, value_name = "N", requires = "run", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
 
@@ -52,7 +52,7 @@ pub struct Infer {
     #[arg(long, value_name = "Z,Y,X", conflicts_with = "run", value_parser = extent)]
     extent: Option<[usize; 3]>,
 
-    /// Voxels that the generated image has for the network; by default as many as it has.
+    /// Voxels that the generated image has for the network [default: as many as it has].
     #[arg(long, value_name = "Z,Y,X", requires = "extent", value_parser = extent)]
     resampled: Option<[usize; 3]>,
 

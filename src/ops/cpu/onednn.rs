@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use burn::tensor::DType;
 
 use super::element::Element;
+use crate::ops::profile::in_library;
 
 /// Names under which the library is looked for.
 const LIBRARY_NAMES: [&str; 1] = ["libdnnl.so.2"];
@@ -307,11 +308,11 @@ impl Library {
             check((f.dnnl_memory_set_data_handle)(packed.plain, weights), "dnnl_memory_set_data_handle");
             args.push(ExecArg { arg: packed.argument, memory: packed.packed });
             if step == Step::BackwardWeights {
-                self.execute(primitive.handle, &args);
+                in_library(|| self.execute(primitive.handle, &args));
                 self.reorder(packed, packed.packed, packed.plain);
             } else {
                 self.reorder(packed, packed.plain, packed.packed);
-                self.execute(primitive.handle, &args);
+                in_library(|| self.execute(primitive.handle, &args));
             }
             check((f.dnnl_stream_wait)(self.stream), "dnnl_stream_wait");
         }
