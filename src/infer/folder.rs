@@ -12,7 +12,7 @@ use super::InferError;
 use super::export::Segmentation;
 use super::options::{MemoryOptions, WindowOptions};
 use super::predictor::Predictor;
-use crate::backend::{ComputeBackend, Cpu};
+use crate::backend::{ComputeBackend, Cpu, warn_if_slow_on_cpu};
 use crate::config::{Device, RunDir};
 use crate::dataset::{Case, CaseFiles, DatasetError, find_images};
 use crate::dist::{Communicator, check_agreement, share_of};
@@ -57,7 +57,12 @@ pub fn predict_folder(
     comm: &dyn Communicator,
 ) -> Result<usize, InferError> {
     match options.device {
-        Device::Cpu => predict_on::<Cpu>(images, output, options, comm, Default::default()),
+        Device::Cpu => {
+            if comm.rank() == 0 {
+                warn_if_slow_on_cpu(options.precision);
+            }
+            predict_on::<Cpu>(images, output, options, comm, Default::default())
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda => {
             let device = crate::backend::gpu(comm)?;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use burn::tensor::DType;
 
 use super::element::Element;
+use crate::ops::Precision;
 use crate::ops::profile::in_library;
 
 /// Names under which the library is looked for.
@@ -175,6 +176,11 @@ pub fn library_for(activations: DType) -> Option<&'static Library> {
         DType::BF16 => BF16.get_or_init(|| library.supports(DataType::Bf16)).then_some(library),
         _ => None,
     }
+}
+
+/// Whether activations of this format have kernels of the library on this machine; without, they run on Burn's own.
+pub fn has_kernels(precision: Precision) -> bool {
+    library_for(precision.activations().into()).is_some()
 }
 
 /// Whether the user asks to do without the library.
