@@ -161,10 +161,10 @@ impl Pool {
     }
 
     /// Makes room for `size` new bytes: what lies idle in sizes that nobody asks for any more goes back to the system,
-    /// until the whole is at most a quarter above what was ever in use.
+    /// until the whole is at most a sixteenth above what was ever in use.
     fn shrink(&mut self, size: usize) {
         let peak = self.peak_bytes.max(self.live_bytes + size);
-        while self.live_bytes + self.idle_bytes + size > peak + peak / 4 {
+        while self.live_bytes + self.idle_bytes + size > peak + peak / 16 {
             let Some(mut largest) = self.idle.last_entry() else { return };
             let block = largest.get_mut().pop().expect("empty lists are removed");
             if largest.get().is_empty() {
@@ -219,7 +219,7 @@ mod tests {
         for size in 1..40 {
             let block = pool.take(size * HUGE_PAGE);
             pool.give(block);
-            assert!(pool.idle_bytes <= pool.peak_bytes + pool.peak_bytes / 4, "{} idle", pool.idle_bytes);
+            assert!(pool.idle_bytes <= pool.peak_bytes + pool.peak_bytes / 16, "{} idle", pool.idle_bytes);
         }
         assert_eq!(pool.live_bytes, 0);
     }
