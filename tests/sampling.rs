@@ -302,7 +302,13 @@ fn a_failure_names_case_sample_and_cause_and_is_repeated() {
     broken.unreadable.insert("case_001".into());
     let mut panicking = MemoryStore::new(&[[12, 20, 16], [12, 20, 16]]);
     panicking.panicking.insert("case_001".into());
-    for (store, expected) in [(broken, "the block is cut short"), (panicking, "panicked: arithmetic gone wrong")] {
+    let mut other = MemoryStore::new(&[[12, 20, 16], [12, 20, 16]]);
+    other.infos[1].channels = 3;
+    for (store, expected) in [
+        (broken, "the block is cut short"),
+        (panicking, "panicked: arithmetic gone wrong"),
+        (other, "has 3 channels, the first case has 2"),
+    ] {
         let store = Arc::new(store);
         let mut loader = start(&store, Pipeline::none(PATCH), options(0, 1, 2)).unwrap();
         let error = std::iter::repeat_with(|| loader.next()).find_map(Result::err).unwrap();

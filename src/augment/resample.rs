@@ -24,6 +24,11 @@ const MARGIN: f64 = 1e-2;
 /// Along a row of the target the way through the source is a straight line: the part well inside the source needs no
 /// check per voxel, the part beyond it no interpolation, and only what is between goes voxel by voxel.
 pub(super) fn resample(source: Region, target: &mut Patch, matrix: &[[f64; 3]; 3]) {
+    if source.voxels().iter().any(Range::is_empty) {
+        target.data.fill(OUTSIDE_INTENSITY);
+        target.labels.fill(OUTSIDE_LABEL);
+        return;
+    }
     let [nz, ny, nx] = shape(target);
     let centre = |extent: usize| (extent as f64 - 1.0) / 2.0;
     let mut border = Vec::new();
@@ -59,12 +64,12 @@ fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &Line, border
     for (target, source) in channels_mut(target).zip(source.channels()) {
         beyond.iter().for_each(|beyond| target[beyond.clone()].fill(OUTSIDE_INTENSITY));
         border.iter().for_each(|(index, tap)| target[*index] = tap.blend(source));
-        blend(source, &grid, line, within.start, &mut target[part.clone()]);
+        blend(&source[grid.base..], &grid, line, within.start, &mut target[part.clone()]);
     }
     let target = labels_mut(target);
     beyond.iter().for_each(|beyond| target[beyond.clone()].fill(OUTSIDE_LABEL));
     border.iter().for_each(|(index, tap)| target[*index] = tap.vote(source.labels));
-    vote(source.labels, &grid, line, within.start, &mut target[part]);
+    vote(&source.labels[grid.base..], &grid, line, within.start, &mut target[part]);
 }
 
 /// The way of a target's row through the source, in positions of its box.
@@ -137,9 +142,13 @@ fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     start..a.end.min(b.end).max(start)
 }
 
-/// How positions of the box become indices of the arrays.
+/// How positions of the box become indices of the arrays, counted from the box's first voxel: 32 bits suffice for those,
+/// however large the case.
 struct Grid {
-    lo: [i32; 3],
+    /// Index of the first voxel.
+    base: usize,
+    /// Position of the first voxel.
+    first: [i32; 3],
     /// Extent of the arrays along y and x.
     extent: [i32; 2],
     /// From a voxel to its neighbours: none, along y, along z, along both. Along x the next is the neighbour.
@@ -151,12 +160,15 @@ impl Grid {
         let [_, ny, nx] = source.shape;
         let stride = |axis: usize, stride| if line.on_last_voxel(axis, voxels) { 0 } else { stride };
         let (to_y, to_z) = (stride(1, nx), stride(0, ny * nx));
-        let lo = source.lo.map(|lo| lo as i32);
-        Self { lo, extent: [ny as i32, nx as i32], steps: [0, to_y, to_z, to_y + to_z] }
+        let [z, y, x] = std::array::from_fn(|axis| source.lo[axis].saturating_add_unsigned(voxels[axis].start));
+        let base = [(z, ny * nx), (y, nx), (x, 1)].map(|(at, stride)| at.cast_unsigned() * stride).iter().sum();
+        let first = std::array::from_fn(|axis| voxels[axis].start as i32);
+        assert!(u32::try_from(voxels[0].len() * ny * nx).is_ok(), "the slices of a patch have at most 2^32 voxels");
+        Self { base, first, extent: [ny as i32, nx as i32], steps: [0, to_y, to_z, to_y + to_z] }
     }
 
-    /// Index of the first of the eight neighbours, and the distances from it, of the positions from `x` on. Those that are
-    /// not before `end` are taken to be the last before it.
+    /// Index, counted from `base`, of the first of the eight neighbours, and the distances from it, of the positions from
+    /// `x` on. Those that are not before `end` are taken to be the last before it.
     #[inline(always)]
     fn locate(&self, line: &Line, x: usize, end: usize) -> ([u32; BLOCK], [[f32; BLOCK]; 3]) {
         let (mut first, mut fraction) = ([0; BLOCK], [[0.0; BLOCK]; 3]);
@@ -171,9 +183,9 @@ impl Grid {
             fraction[0][lane] = z - whole_z as f32;
             fraction[1][lane] = y - whole_y as f32;
             fraction[2][lane] = x - whole_x as f32;
-            let row = whole_z.wrapping_add(self.lo[0]).wrapping_mul(self.extent[0]).wrapping_add(whole_y);
-            let row = row.wrapping_add(self.lo[1]).wrapping_mul(self.extent[1]);
-            first[lane] = row.wrapping_add(whole_x).wrapping_add(self.lo[2]) as u32;
+            let row = whole_z.wrapping_sub(self.first[0]).wrapping_mul(self.extent[0]).wrapping_add(whole_y);
+            let row = row.wrapping_sub(self.first[1]).wrapping_mul(self.extent[1]);
+            first[lane] = row.wrapping_add(whole_x).wrapping_sub(self.first[2]) as u32;
         }
         (first, fraction)
     }
@@ -201,7 +213,7 @@ impl Grid {
     }
 }
 
-/// Interpolates the positions from `x` on, whose neighbours must all be in the channel.
+/// Interpolates the positions from `x` on, whose neighbours must all be in the channel, given from the grid's base on.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]) {
     let end = x + target.len();
@@ -219,8 +231,8 @@ fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]
     }
 }
 
-/// Finds the labels of the positions from `x` on, whose neighbours must all be in the source. Mostly all eight are the
-/// same.
+/// Finds the labels of the positions from `x` on, whose neighbours must all be in the source, given from the grid's base
+/// on. Mostly all eight are the same.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn vote(labels: &[i16], grid: &Grid, line: &Line, x: usize, target: &mut [i16]) {
     let end = x + target.len();

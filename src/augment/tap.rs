@@ -10,7 +10,7 @@ const TIE: f32 = 5e-4;
 /// The eight voxels around a position: the nearer ones along z, y and x first, the last axis fastest.
 pub(super) struct Tap {
     /// Index of each voxel, or `None` where it is padding.
-    index: [Option<u32>; 8],
+    index: [Option<usize>; 8],
     /// How far the position lies from the first voxel, along z, y and x.
     fraction: [f32; 3],
 }
@@ -23,11 +23,11 @@ impl Tap {
         let [_, ny, nx] = source.shape;
         let stride = [ny * nx, nx, 1];
         // Of both voxels along an axis, the part of the index that belongs to the axis.
-        let offsets: [[Option<u32>; 2]; 3] = std::array::from_fn(|axis| {
+        let offsets: [[Option<usize>; 2]; 3] = std::array::from_fn(|axis| {
             [0, 1].map(|step| {
                 let at = corner[axis] as isize + step;
                 let inside = at >= 0 && voxels[axis].contains(&at.cast_unsigned());
-                inside.then(|| ((source.lo[axis] + at).cast_unsigned() * stride[axis]) as u32)
+                inside.then(|| (source.lo[axis] + at).cast_unsigned() * stride[axis])
             })
         });
         let index = std::array::from_fn(|k| {
@@ -39,13 +39,13 @@ impl Tap {
 
     /// The interpolated intensity.
     pub(super) fn blend(&self, channel: &[f32]) -> f32 {
-        let value = |index: Option<u32>| index.map_or(OUTSIDE_INTENSITY, |index| channel[index as usize]);
+        let value = |index: Option<usize>| index.map_or(OUTSIDE_INTENSITY, |index| channel[index]);
         interpolate(self.index.map(value), self.fraction)
     }
 
     /// The label with the largest sum of weights.
     pub(super) fn vote(&self, labels: &[i16]) -> i16 {
-        let labels = self.index.map(|index| index.map_or(OUTSIDE_LABEL, |index| labels[index as usize]));
+        let labels = self.index.map(|index| index.map_or(OUTSIDE_LABEL, |index| labels[index]));
         if labels.iter().all(|label| *label == labels[0]) { labels[0] } else { vote(labels, self.fraction) }
     }
 }

@@ -23,25 +23,26 @@ pub struct GeneratedStore {
 }
 
 impl GeneratedStore {
-    /// Writes `cases` cases of one channel and this extent, `(z, y, x)`: noise around two ellipsoids of classes 1 and 2.
+    /// Writes `cases` cases of this many `channels` and this extent, `(z, y, x)`: noise around two ellipsoids of classes 1
+    /// and 2.
     ///
     /// # Errors
     /// If the temporary folder cannot be written.
-    pub fn new(cases: usize, shape: [usize; 3]) -> Result<Self, StoreError> {
+    pub fn new(cases: usize, channels: usize, shape: [usize; 3]) -> Result<Self, StoreError> {
         let fail = |error| StoreError { path: std::env::temp_dir(), defect: format!("cannot make a folder: {error}") };
         let folder = tempfile::tempdir().map_err(fail)?;
         for number in 0..cases {
-            write_case(folder.path(), &format!("generated_{number:03}"), &case(shape, number as u64))?;
+            write_case(folder.path(), &format!("generated_{number:03}"), &case(channels, shape, number as u64))?;
         }
         Ok(Self { store: Arc::new(NativeStore::open(folder.path())?), _folder: folder })
     }
 }
 
-fn case(shape: [usize; 3], number: u64) -> PreprocessedCase {
+fn case(channels: usize, shape: [usize; 3], number: u64) -> PreprocessedCase {
     let mut rng = stream(1, Purpose::Phantom, 0, number);
     let labels = Array3::from_shape_fn(shape, |(z, y, x)| label([z, y, x], shape));
     let [z, y, x] = shape;
-    let data = Array4::from_shape_fn((1, z, y, x), |(_, z, y, x)| {
+    let data = Array4::from_shape_fn((channels, z, y, x), |(_, z, y, x)| {
         f32::from(labels[[z, y, x]]) + rng.sample::<f32, _>(StandardNormal)
     });
     let mut class_locations = BTreeMap::<i16, Vec<[u32; 3]>>::new();
@@ -82,10 +83,10 @@ mod tests {
 
     #[test]
     fn cases_hold_both_classes_where_they_say() {
-        let generated = GeneratedStore::new(2, [12, 20, 14]).unwrap();
+        let generated = GeneratedStore::new(2, 3, [12, 20, 14]).unwrap();
         assert_eq!(generated.store.case_ids().len(), 2);
         let info = generated.store.info("generated_001").unwrap();
-        assert_eq!((info.channels, info.shape), (1, [12, 20, 14]));
+        assert_eq!((info.channels, info.shape), (3, [12, 20, 14]));
         assert!(info.class_locations.keys().eq(&[1, 2]));
         for (class, voxels) in &info.class_locations {
             assert!(voxels.iter().all(|voxel| label(voxel.map(|at| at as usize), info.shape) == *class));

@@ -42,15 +42,15 @@ impl LoaderBench {
 
     /// Measures `rounds` runs of each part.
     ///
-    /// `read` is the patch with the margin that turning and scaling need. The transforms' rows are those of a sample that
-    /// is transformed: they count as often as the factor behind their name says. `augment` is what nnU-Net's transforms
-    /// do: all of them, each as often as it is drawn, and the targets of deep supervision. `loader` is the whole, with
-    /// one worker.
+    /// The transforms' rows are those of a sample that is transformed: they count as often as the factor behind their name
+    /// says. `augment` is what nnU-Net's transforms do to a patch that was read: all of them, each as often as it is drawn,
+    /// and the targets of deep supervision. `loader` is the whole, from the store to the batch, with one worker; reading
+    /// has no row, as the store lends its cases where they lie.
     ///
     /// # Errors
     /// Of the store.
     pub fn run(&self, rounds: usize) -> Result<Report, LoaderError> {
-        let mut rows = vec![self.read(rounds)?, self.spatial(rounds)?];
+        let mut rows = vec![self.spatial(rounds)?];
         for (number, (name, probability)) in self.pipeline.steps().enumerate() {
             let pipeline = &self.pipeline;
             let seconds = self.transform(rounds, |patch, rng| pipeline.apply_step(number, patch, rng));
@@ -63,22 +63,6 @@ impl LoaderBench {
         let one = rayon::ThreadPoolBuilder::new().num_threads(1).build();
         let one = one.map_err(|error| LoaderError::Setup(error.to_string()))?;
         Ok(one.install(|| Report::new("loader", rows)))
-    }
-
-    fn read(&self, rounds: usize) -> Result<Row, LoaderError> {
-        let mut read = blank_patch(self.channels, self.pipeline.read_patch_size());
-        let seconds = measure(rounds, || {
-            for sample in &self.samples {
-                self.read_sample(sample, &mut read)?;
-                black_box(&mut read);
-            }
-            Ok::<_, LoaderError>(())
-        })?;
-        let mut row = self.row("read".into(), seconds);
-        let bytes = size_of_val(read.data.as_slice().unwrap_or_default())
-            + size_of_val(read.labels.as_slice().unwrap_or_default());
-        row.work.bytes = 2.0 * (bytes * self.samples.len()) as f64;
-        Ok(row)
     }
 
     fn spatial(&self, rounds: usize) -> Result<Row, LoaderError> {

@@ -72,6 +72,10 @@ impl Buffers {
     fn fill(&mut self, context: &Context, job: &Job) -> Result<(), String> {
         let SampleId { case, epoch, index, lo, .. } = &job.sample;
         let Context { store, pipeline, .. } = context;
+        let channels = store.info(case).map_err(|error| error.to_string())?.channels;
+        if channels != context.channels {
+            return Err(format!("has {channels} channels, the first case has {}; preprocess again", context.channels));
+        }
         let mut rng = stream(context.seed, Purpose::Augment, *epoch, *index);
         let Self { read, patch } = self;
         let mut augment = |region: Region| pipeline.apply(region, patch, &mut rng);

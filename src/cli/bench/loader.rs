@@ -15,15 +15,16 @@ use crate::store::{CaseStore, NativeStore};
 /// Cases that are generated where no work folder is named.
 const CASES: usize = 20;
 
-/// Reading, each transform and the whole loader, in samples per second of one core.
+/// Each transform, all of them, and the whole loader, in samples per second of one core.
 ///
 /// Reads generated cases, a little smaller than the patch as those of Hippocampus are, or the preprocessed ones of a work
 /// folder. A transform's row is that of a sample to which it is applied; the factor behind its name says how often that
-/// is.
+/// is. `augment` is a sample as nnU-Net's loader makes it once it is read; `loader` reads, augments and fills batches.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   nnunet-dist bench loader
+  nnunet-dist bench loader --patch 128,128,128 --channels 4 --batch-size 2
   nnunet-dist bench loader -w hippocampus -c 3d_fullres --batch-size 9 --json")]
 pub struct Loader {
     /// Work folder whose preprocessed cases are read [default: generated cases].
@@ -41,6 +42,11 @@ pub struct Loader {
     /// Extent of the patch [default: 40,56,40 or the configuration's].
     #[arg(long, value_name = "Z,Y,X", value_delimiter = ',')]
     patch: Option<Vec<usize>>,
+
+    /// Channels of generated cases.
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "work")]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..))]
+    channels: u8,
 
     /// Which transforms.
     #[arg(long, value_enum, value_name = "PRESET", default_value = "nnunet")]
@@ -63,9 +69,9 @@ impl Loader {
                 self.bench(Arc::new(store), patch, &configuration.use_mask_for_norm, rounds)
             }
             _ => {
-                let patch = patch.unwrap_or([40, 56, 40]);
-                let generated = GeneratedStore::new(CASES, patch.map(|extent| (extent * 9).div_ceil(10)))?;
-                self.bench(generated.store.clone(), patch, &[false], rounds)
+                let (channels, patch) = (usize::from(self.channels), patch.unwrap_or([40, 56, 40]));
+                let generated = GeneratedStore::new(CASES, channels, patch.map(|extent| (extent * 9).div_ceil(10)))?;
+                self.bench(generated.store.clone(), patch, &vec![false; channels], rounds)
             }
         }
     }
