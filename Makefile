@@ -6,12 +6,13 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 PROFILE ?= dev
 CARGO := cargo
 
-.PHONY: help demo test test-cluster setup fmt doc
+.PHONY: help demo test test-cluster bench setup fmt doc
 
 help:
 	@echo 'make demo   generate a dataset, train on it with two processes, print its Dice'
 	@echo 'make test   everything a change must pass'
 	@echo 'make test-cluster   the tests on several hosts in full: lost ranks, hosts and links, Slurm (as root)'
+	@echo 'make bench  ours and nnU-Net in PyTorch, the same work in turn, on this machine; BENCH=step_f32 for some rows'
 	@echo 'make setup  install what building needs (as root by apt; otherwise print the line to run)'
 	@echo 'make fmt    format the code'
 	@echo 'make doc    build the API documentation, and the book where mdbook is installed'
@@ -32,6 +33,10 @@ test: setup-test
 test-cluster:
 	@scripts/setup nextest cluster
 	NNUNET_CLUSTER=full $(CARGO) nextest run --locked --workspace --features nnunet-dist/nccl -E 'binary(cluster)'
+
+# Installs PyTorch and nnU-Net v2 into a virtual environment of their own.
+bench: setup
+	benches/peers/run.sh $(BENCH)
 
 setup:
 	@scripts/setup

@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::AutodiffBackend;
 
-use crate::ops::{NnOps, TapGradients};
+use crate::ops::{NnOps, Precision, TapGradients};
 
 /// What training needs of a backend: automatic differentiation, and our operations with and without it.
 pub trait ComputeBackend: AutodiffBackend<InnerBackend: NnOps> + NnOps + TapGradients {}
@@ -11,6 +11,13 @@ impl<B: AutodiffBackend<InnerBackend: NnOps> + NnOps + TapGradients> ComputeBack
 
 /// Training on the CPU.
 pub type Cpu = burn::backend::Autodiff<burn::backend::Flex>;
+
+/// Says so where the CPU, or its library, has no kernels for this precision, so that it is slower than f32.
+pub fn warn_if_slow_on_cpu(precision: Precision) {
+    if !crate::ops::cpu::onednn::has_kernels(precision) && precision != Precision::Fp32 {
+        tracing::warn!("this machine has no kernels for bf16: --precision fp32 is faster; see nnunet-dist doctor");
+    }
+}
 
 /// Training on an NVIDIA GPU.
 #[cfg(feature = "cuda")]

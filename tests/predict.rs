@@ -14,8 +14,9 @@ use nnunet_dist::config::Device;
 use nnunet_dist::dataset::{Dataset, DatasetJson, LabelValue, extract_fingerprint};
 use nnunet_dist::dist::Single;
 use nnunet_dist::image::{Geometry, Volume, read_header, read_labels, write_volume};
-use nnunet_dist::infer::{Blend, InferError, PredictOptions, WindowOptions, predict_folder};
+use nnunet_dist::infer::{Blend, InferError, MemoryOptions, PredictOptions, WindowOptions, predict_folder};
 use nnunet_dist::model::{ModelDescription, UNet};
+use nnunet_dist::ops::Precision;
 use nnunet_dist::phantom::PhantomOptions;
 use nnunet_dist::plan::{PlannerOptions, Plans, plan};
 use nnunet_dist::train::{Checkpoint, Progress};
@@ -54,7 +55,15 @@ impl Bench {
         let weights = network.state();
         Checkpoint { model, progress: Progress::default(), weights, optimizer: Vec::new() }.write(&checkpoint).unwrap();
         let windows = WindowOptions::default();
-        let options = PredictOptions { checkpoint, windows, save_probabilities: false, device: Device::Cpu };
+        let memory = MemoryOptions::default();
+        let options = PredictOptions {
+            checkpoint,
+            windows,
+            memory,
+            precision: Precision::Fp32,
+            save_probabilities: false,
+            device: Device::Cpu,
+        };
         Self { folder, options }
     }
 

@@ -4,7 +4,10 @@
 //! ([`Peak`], measured too), so that a figure from another machine can be judged. Comparisons with other programs are
 //! made of these figures by `benches/peers`.
 
+mod all_reduce;
+mod checkpoint;
 mod generated;
+mod infer;
 mod loader;
 mod memory;
 mod preprocess;
@@ -14,7 +17,10 @@ mod resample;
 mod step;
 mod timing;
 
+pub use all_reduce::AllReduceBench;
+pub use checkpoint::checkpoint;
 pub use generated::GeneratedStore;
+pub use infer::{InferFolder, InferStub};
 pub use loader::LoaderBench;
 pub use memory::peak_resident_bytes;
 pub use preprocess::preprocess;

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{Peak, Timings, peak_resident_bytes};
+use crate::ops::Precision;
 
 /// What one run of a row does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -15,6 +16,8 @@ pub struct Work {
     pub flops: f64,
     /// Bytes that must at least be read and written, 0 where they say nothing about the work.
     pub bytes: f64,
+    /// Format of the operands that the floating-point operations are done on.
+    pub precision: Precision,
 }
 
 /// One measured piece of work.
@@ -48,7 +51,7 @@ impl Row {
 
     /// The share of what the machine could do at most: of arithmetic or of copying, whichever it comes nearer to.
     pub fn share_of_peak(&self, peak: &Peak) -> Option<f64> {
-        let arithmetic = self.tflops().map(|rate| rate / peak.matmul_tflops);
+        let arithmetic = self.tflops().map(|rate| rate / peak.tflops(self.work.precision));
         let memory = self.gb_per_s().map(|rate| rate / peak.copy_gb_per_s);
         arithmetic.into_iter().chain(memory).reduce(f64::max)
     }
@@ -102,8 +105,8 @@ impl Report {
         let memory = self.memory_bytes.map_or(String::new(), |bytes| format!("; peak memory {} MiB", bytes >> 20));
         let _ = writeln!(
             table,
-            "{} thread(s); this machine: matmul {:.3} TFLOP/s, copy {:.1} GB/s{memory}",
-            self.threads, self.peak.matmul_tflops, self.peak.copy_gb_per_s
+            "{} thread(s); this machine: matmul {:.3} TFLOP/s, in bf16 {:.3}, copy {:.1} GB/s{memory}",
+            self.threads, self.peak.matmul_tflops, self.peak.matmul_bf16_tflops, self.peak.copy_gb_per_s
         );
         table
     }
@@ -142,9 +145,9 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let work = Work { items: 4.0, flops: 1e12, bytes: 0.0 };
+        let work = Work { items: 4.0, flops: 1e12, ..Work::default() };
         let row = Row { name: "forward".into(), unit: "samples", work, seconds: Timings::new(vec![2.0]) };
-        let peak = Peak { matmul_tflops: 2.0, copy_gb_per_s: 10.0 };
+        let peak = Peak { matmul_tflops: 2.0, matmul_bf16_tflops: 4.0, copy_gb_per_s: 10.0 };
         Report { bench: "step", threads: 2, rows: vec![row], peak, memory_bytes: Some(3 << 20) }
     }
 
@@ -154,6 +157,8 @@ mod tests {
         let row = &report.rows[0];
         assert_eq!((row.rate(), row.tflops(), row.gb_per_s()), (2.0, Some(0.5), None));
         assert_eq!(row.share_of_peak(&report.peak), Some(0.25));
+        let bf16 = Row { work: Work { precision: Precision::AmpBf16, ..row.work }, ..row.clone() };
+        assert_eq!(bf16.share_of_peak(&report.peak), Some(0.125));
     }
 
     #[test]

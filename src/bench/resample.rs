@@ -27,7 +27,7 @@ pub fn resample(image: &Volume, labels: Option<&Array3<i16>>, from: [f64; 3], to
         let Ok(seconds) = seconds;
         let items = (channels * after) as f64 / 1e6;
         let bytes = (channels * (before + after) * voxel_bytes) as f64;
-        Row { name: name.into(), unit: "Mvoxel", work: Work { items, flops: 0.0, bytes }, seconds }
+        Row { name: name.into(), unit: "Mvoxel", work: Work { items, bytes, ..Work::default() }, seconds }
     };
     let mut rows = vec![row("image, cubic", channels, size_of::<f32>(), &|| {
         black_box(resample_data(image.data.view(), shape, from, to, &IMAGE));

@@ -59,11 +59,13 @@ impl StepBench {
     pub fn run<B: ComputeBackend>(&self, device: B::Device, rounds: usize) -> Result<Row, CommError> {
         let mut prepared = self.prepare::<B>(device);
         let seconds = measure(rounds, || prepared.step())?;
-        let work = Work { items: self.batch_size as f64, flops: self.flops(), bytes: 0.0 };
+        let work =
+            Work { items: self.batch_size as f64, flops: self.flops(), precision: self.precision, ..Work::default() };
         Ok(Row { name: "step".into(), unit: "samples", work, seconds })
     }
 
-    /// A row for each operation of one step, the longest first, and one for what lies between them.
+    /// A row for each operation of one step, the longest first, with the part of its time that oneDNN's kernel took; one for
+    /// what lies between them, and one for the kernels together.
     ///
     /// # Errors
     /// None where there is one process.
@@ -73,7 +75,7 @@ impl StepBench {
         let began = std::time::Instant::now();
         let (result, entries) = profile::record(|| prepared.step());
         result?;
-        Ok(rows(entries, began.elapsed(), self.batch_size as f64))
+        Ok(self.rows(entries, began.elapsed()))
     }
 
     /// Of a step: three times those of the forward pass, as is customary; convolutions only.
@@ -98,6 +100,28 @@ impl StepBench {
             flops += volume(extents[stage]) * (features * self.classes) as f64;
         }
         3.0 * 2.0 * flops * self.batch_size as f64
+    }
+
+    fn rows(&self, entries: BTreeMap<Operation, Entry>, total: Duration) -> Vec<Row> {
+        let mut entries: Vec<_> = entries.into_iter().collect();
+        entries.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.time));
+        let known: Duration = entries.iter().map(|(_, entry)| entry.time).sum();
+        let in_library: Duration = entries.iter().map(|(_, entry)| entry.in_library).sum();
+        let flops = entries.iter().map(|(_, entry)| entry.flops).sum();
+        let row = |name: String, time: Duration, flops: f64| {
+            let work = Work { items: self.batch_size as f64, flops, precision: self.precision, ..Work::default() };
+            Row { name, unit: "samples", work, seconds: Timings::new(vec![time.as_secs_f64()]) }
+        };
+        let of_operation = |(operation, entry): (Operation, Entry)| {
+            let Operation { name, shape } = operation;
+            let share = 100.0 * entry.in_library.as_secs_f64() / entry.time.as_secs_f64();
+            let library = if share > 0.0 { format!(", {share:.0} % oneDNN") } else { String::new() };
+            row(format!("{name} {shape} x{}{library}", entry.calls), entry.time, entry.flops)
+        };
+        let mut rows: Vec<_> = entries.into_iter().map(of_operation).collect();
+        rows.push(row("between operations".into(), total.saturating_sub(known), 0.0));
+        rows.push(row("oneDNN's kernels together".into(), in_library, flops));
+        rows
     }
 
     fn prepare<B: ComputeBackend>(&self, device: B::Device) -> Prepared<B> {
@@ -133,24 +157,4 @@ impl<B: ComputeBackend> Prepared<B> {
         self.step.run(self.images.view(), &self.targets, 0.01, &Single)?;
         Ok(())
     }
-}
-
-fn rows(entries: BTreeMap<Operation, Entry>, total: Duration, items: f64) -> Vec<Row> {
-    let mut entries: Vec<_> = entries.into_iter().collect();
-    entries.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.time));
-    let known: Duration = entries.iter().map(|(_, entry)| entry.time).sum();
-    let row = |name: String, time: Duration, flops| Row {
-        name,
-        unit: "samples",
-        work: Work { items, flops, bytes: 0.0 },
-        seconds: Timings::new(vec![time.as_secs_f64()]),
-    };
-    let mut rows: Vec<_> = entries
-        .into_iter()
-        .map(|(operation, entry)| {
-            row(format!("{} {} x{}", operation.name, operation.shape, entry.calls), entry.time, entry.flops)
-        })
-        .collect();
-    rows.push(row("between operations".into(), total.saturating_sub(known), 0.0));
-    rows
 }

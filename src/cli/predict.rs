@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 use super::ranks::or_abort;
 use crate::config::Device;
 use crate::dist;
-use crate::infer::{self, Blend, InferError, PredictOptions, WindowOptions};
+use crate::infer::{self, Accumulate, Blend, InferError, MemoryOptions, PredictOptions, WindowOptions};
+use crate::ops::Precision;
 
 /// Segment images with a trained network, in each image's own geometry.
 #[derive(Debug, Args)]
@@ -44,6 +45,23 @@ pub struct Predict {
     #[arg(long, value_enum, default_value_t = BlendName::Gaussian)]
     blend: BlendName,
 
+    /// Windows and their mirrorings per call of the network [default: as many as are of use].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch_size: Option<u16>,
+
+    /// Precision in which the logits of overlapping windows are added up.
+    #[arg(long, value_enum, default_value = "f32")]
+    accumulate: Accumulate,
+
+    /// GiB that the sums of the windows' logits may take: as many planes as a window has, times the classes. Where they
+    /// would take more, they are kept in half precision [default: no limit].
+    #[arg(long, value_name = "GIB", value_parser = gibibytes)]
+    max_memory: Option<u64>,
+
+    /// Number format of the network's activations.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Precision::Fp32)]
+    precision: Precision,
+
     /// Write the class probabilities beside each label map.
     #[arg(long)]
     save_probabilities: bool,
@@ -71,7 +89,14 @@ enum BlendName {
     Constant,
 }
 
-fn overlap(text: &str) -> Result<f64, String> {
+fn gibibytes(text: &str) -> Result<u64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok((number * (1u64 << 30) as f64) as u64),
+        _ => Err("must be a number above 0".into()),
+    }
+}
+
+pub(super) fn overlap(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(part) if (0.0..1.0).contains(&part) => Ok(part),
         _ => Err("must be a number from 0 to below 1".into()),
@@ -88,9 +113,17 @@ impl Predict {
             BlendName::Gaussian => Blend::Gaussian,
             BlendName::Constant => Blend::Constant,
         };
+        let memory = MemoryOptions {
+            batch_size: self.batch_size.map(usize::from),
+            accumulate: self.accumulate,
+            limit: self.max_memory,
+            ..MemoryOptions::on(self.device)
+        };
         let options = PredictOptions {
             checkpoint,
             windows: WindowOptions { mirror: !self.no_tta, overlap: self.overlap, blend },
+            memory,
+            precision: self.precision,
             save_probabilities: self.save_probabilities,
             device: self.device,
         };

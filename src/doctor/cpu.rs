@@ -1,5 +1,6 @@
 //! The processor and what makes it fast.
 
+use crate::ops::Precision;
 use crate::ops::cpu::onednn;
 
 use super::Finding;
@@ -29,7 +30,11 @@ pub(super) fn onednn() -> Finding {
     match onednn::library() {
         Some(library) => {
             let (major, minor, patch) = library.version();
-            Finding::found("oneDNN", format!("{major}.{minor}.{patch}"))
+            let formats = match onednn::has_kernels(Precision::AmpBf16) {
+                true => "f32 and bf16",
+                false => "f32; no kernels for bf16 on this processor: --precision amp-bf16 would be slow",
+            };
+            Finding::found("oneDNN", format!("{major}.{minor}.{patch}, {formats}"))
         }
         None if onednn::is_switched_off() => {
             let effect = "switched off by NNUNET_DIST_ONEDNN=0; convolutions on the CPU are several times slower";

@@ -16,5 +16,6 @@ pub use crop::{bounding_box, nonzero_mask};
 pub use error::ImageError;
 pub use format::{read_header, read_labels, read_volume, write_labels, write_volume};
 pub use resample::{Resampling, compute_new_shape, resample_data, resample_labels};
+pub(crate) use resample::{linear, nearest, positions};
 pub use seam::{ImageHeader, ImageReader, ImageWriter};
 pub use volume::{Geometry, LabelMap, Volume};

@@ -38,6 +38,12 @@ pub enum InferError {
     /// A result cannot be written.
     #[error("{path}: cannot be written: {source}")]
     Write { path: PathBuf, source: io::Error },
+    /// An image needs more memory than it may take.
+    #[error(
+        "the sums of its windows' logits take {} MiB even in half precision, more than the {} MiB of --max-memory",
+        needed.div_ceil(1 << 20), limit >> 20
+    )]
+    Memory { needed: u64, limit: u64 },
     /// Some cases of a folder failed; the others are there.
     #[error("{} of {total} cases failed: {}", failed.len(), failed.join("; "))]
     Cases { failed: Vec<String>, total: usize },

@@ -1,9 +1,12 @@
 //! The way back: from logits of a preprocessed case to a label map of the raw image.
 
-use ndarray::{Array3, Array4, ArrayView4, Axis, Zip, s};
+use ndarray::{Array3, Array4, ArrayView3, ArrayViewMut1, ArrayViewMut2, Axis};
+use rayon::prelude::*;
 
-use crate::dataset::DatasetJson;
-use crate::image::{LabelMap, Resampling, resample_data};
+use super::decide::Decision;
+use super::sliding_window::Spent;
+use super::taps::Tap;
+use crate::image::{LabelMap, Resampling};
 use crate::store::CaseProperties;
 
 /// What was found in an image, in its own geometry.
@@ -12,101 +15,251 @@ pub struct Segmentation {
     pub labels: LabelMap,
     /// Per class or region, `(class, z, y, x)`, if asked for.
     pub probabilities: Option<Array4<f32>>,
+    /// On what the time went.
+    pub spent: Spent,
 }
 
-/// Resamples logits `(class, z, y, x)` to the raw image's voxels, decides on labels, and undoes cropping and
-/// transposition (nnU-Net v2, `export_prediction.py`).
+/// Turns planes of logits, as they come, into planes of labels with the raw image's voxels (nnU-Net v2,
+/// `export_prediction.py`).
 ///
-/// Without probabilities only one class is in memory at a time.
-pub fn to_raw(
-    logits: ArrayView4<f32>,
-    properties: &CaseProperties,
-    resampling: &Resampling,
-    dataset: &DatasetJson,
-    with_probabilities: bool,
-) -> Segmentation {
-    let regions = if dataset.has_regions() { dataset.regions_class_order.clone() } else { None };
-    let (labels, probabilities) = match with_probabilities {
-        false => (decide(logits, properties, resampling, regions.as_deref()), None),
-        true => {
-            // Of logits that have the raw image's voxels already, `decide` resamples nothing.
-            let resampled = resample(logits, properties, resampling);
-            let labels = decide(resampled.view(), properties, resampling, regions.as_deref());
-            (labels, Some(to_probabilities(resampled, regions.is_some())))
-        }
-    };
-    let geometry = properties.geometry.clone();
-    Segmentation {
-        labels: LabelMap { data: properties.restore(labels.view(), 0), geometry },
-        probabilities: probabilities.map(|cropped| restore_probabilities(&cropped, properties, regions.is_some())),
-    }
+/// Resampling and decision are one pass: a label needs the logits of at most two planes, and no plane of resampled
+/// logits is ever in memory.
+pub struct Export<'a> {
+    properties: &'a CaseProperties,
+    decision: &'a Decision,
+    /// Of the new samples along z, y and x.
+    taps: [Vec<Tap>; 3],
+    /// Of the cropped image.
+    labels: Array3<i16>,
+    /// Of the cropped image, `(class, z, y, x)`.
+    probabilities: Option<Array4<f32>>,
+    /// The plane before the current one, where it is still needed.
+    before: Array3<f32>,
+    /// Planes of labels that are done.
+    done: usize,
 }
 
-fn resample(logits: ArrayView4<f32>, properties: &CaseProperties, resampling: &Resampling) -> Array4<f32> {
-    resample_data(
-        logits,
-        properties.shape_after_cropping_and_before_resampling,
-        properties.spacing_after_resampling,
-        properties.spacing_before_resampling(),
-        resampling,
-    )
-}
-
-/// The label of each voxel: the class of the largest logit, or the last region of a positive one.
-fn decide(
-    logits: ArrayView4<f32>,
-    properties: &CaseProperties,
-    resampling: &Resampling,
-    regions: Option<&[i16]>,
-) -> Array3<i16> {
-    let [z, y, x] = properties.shape_after_cropping_and_before_resampling;
-    let mut labels = Array3::<i16>::zeros((z, y, x));
-    // The first class is the background, which is what a voxel is until another class exceeds it.
-    let start = if regions.is_some() { 0.0 } else { f32::NEG_INFINITY };
-    let mut largest = Array3::from_elem((z, y, x), start);
-    for class in 0..logits.len_of(Axis(0)) {
-        let one = resample(logits.slice(s![class..class + 1, .., .., ..]), properties, resampling);
-        let one = one.index_axis(Axis(0), 0);
-        let voxels = Zip::from(&mut labels).and(&mut largest).and(&one);
-        match regions {
-            // Later regions lie inside earlier ones.
-            Some(order) => voxels.par_for_each(|label, _, logit| {
-                if *logit > 0.0 {
-                    *label = order[class];
-                }
-            }),
-            None => voxels.par_for_each(|label, largest, logit| {
-                if *logit > *largest {
-                    (*label, *largest) = (class as i16, *logit);
-                }
-            }),
+impl<'a> Export<'a> {
+    /// For logits of `shape`, `(z, y, x)`, of a case.
+    ///
+    /// # Panics
+    /// If the logits have not the raw image's voxels and [`Export::can_resample`] denies it.
+    pub fn new(
+        shape: [usize; 3],
+        properties: &'a CaseProperties,
+        resampling: &Resampling,
+        decision: &'a Decision,
+    ) -> Self {
+        let to = properties.shape_after_cropping_and_before_resampling;
+        assert!(shape == to || Self::can_resample(resampling), "cubic splines need the whole image");
+        let spacing = (properties.spacing_after_resampling, properties.spacing_before_resampling());
+        let separate = resampling.separate_axis(spacing.0, spacing.1);
+        let order = |axis| if Some(axis) == separate { resampling.order_z } else { resampling.order };
+        Self {
+            properties,
+            decision,
+            taps: std::array::from_fn(|axis| Tap::along_axis(order(axis), shape[axis], to[axis])),
+            labels: Array3::zeros(to),
+            probabilities: None,
+            before: Array3::zeros([0; 3]),
+            done: 0,
         }
     }
-    labels
+
+    /// Whether a new sample is made of two neighbours: nnU-Net's plans ask for that of logits.
+    pub fn can_resample(resampling: &Resampling) -> bool {
+        resampling.order <= 1 && resampling.order_z <= 1
+    }
+
+    /// Keeps the probabilities of this many classes too.
+    pub fn with_probabilities(mut self, classes: usize) -> Self {
+        let (z, y, x) = self.labels.dim();
+        self.probabilities = Some(Array4::zeros((classes, z, y, x)));
+        self
+    }
+
+    /// Takes the next plane of logits, `(y, x, class)`, whose rows are contiguous; `z` counts from 0.
+    pub fn plane(&mut self, z: usize, logits: ArrayView3<f32>) {
+        while let Some(tap) = self.taps[0].get(self.done).copied().filter(|tap| tap.last() <= z) {
+            let before = std::mem::take(&mut self.before);
+            let first = if tap.first == z { logits } else { before.view() };
+            self.decide(self.done, [(first, 1.0 - tap.part), (logits, tap.part)]);
+            self.before = before;
+            self.done += 1;
+        }
+        if self.taps[0].get(self.done).is_some_and(|tap| tap.first == z) {
+            self.before = match std::mem::take(&mut self.before) {
+                mut before if before.dim() == logits.dim() => {
+                    before
+                        .axis_iter_mut(Axis(0))
+                        .into_par_iter()
+                        .zip(logits.axis_iter(Axis(0)).into_par_iter())
+                        .for_each(|(mut before, logits)| before.assign(&logits));
+                    before
+                }
+                _ => logits.to_owned(),
+            };
+        }
+    }
+
+    /// Undoes cropping and transposition.
+    ///
+    /// # Panics
+    /// If planes are missing.
+    pub fn finish(self, spent: Spent) -> Segmentation {
+        let Self { properties, decision, labels, probabilities, done, .. } = self;
+        assert_eq!(done, labels.len_of(Axis(0)), "planes of logits are missing");
+        Segmentation {
+            labels: LabelMap { data: properties.restore(labels.view(), 0), geometry: properties.geometry.clone() },
+            probabilities: probabilities.map(|cropped| restore_probabilities(&cropped, properties, decision)),
+            spent,
+        }
+    }
+
+    /// Makes plane `z` of labels from two planes of logits and their weights.
+    fn decide(&mut self, z: usize, planes: [(ArrayView3<f32>, f32); 2]) {
+        let Self { labels, probabilities, taps: [_, ys, xs], decision, .. } = self;
+        let classes = planes[0].0.len_of(Axis(2));
+        let mut labels = labels.index_axis_mut(Axis(0), z);
+        let mut probabilities = probabilities.as_mut().map(|all| all.index_axis_mut(Axis(1), z));
+        // `(class, x)` of each row.
+        let mut probabilities: Vec<Option<ArrayViewMut2<f32>>> = match &mut probabilities {
+            Some(plane) => plane.axis_iter_mut(Axis(1)).map(Some).collect(),
+            None => ys.iter().map(|_| None).collect(),
+        };
+        let rows = labels.axis_iter_mut(Axis(0)).into_par_iter().zip(&mut probabilities).zip(ys);
+        rows.for_each_init(Scratch::default, |scratch, ((labels, probabilities), y)| {
+            let Scratch { row, voxel } = scratch;
+            let row = blend_rows(&planes, *y, row);
+            decide_row(row, xs, classes, decision, voxel, labels, probabilities.as_mut());
+        });
+    }
 }
 
-/// Softmax over classes, or the sigmoid of each region.
-fn to_probabilities(mut logits: Array4<f32>, are_regions: bool) -> Array4<f32> {
-    if are_regions {
-        logits.par_mapv_inplace(|logit| 1.0 / (1.0 + (-logit).exp()));
-        return logits;
-    }
-    Zip::from(logits.lanes_mut(Axis(0))).par_for_each(|mut classes| {
-        let largest = classes.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        classes.mapv_inplace(|logit| (logit - largest).exp());
-        let sum = classes.sum();
-        classes.mapv_inplace(|value| value / sum);
+/// Memory of a thread.
+#[derive(Default)]
+struct Scratch {
+    /// A row of logits, `(x, class)`.
+    row: Vec<f32>,
+    voxel: Vec<f32>,
+}
+
+/// The row that lies between two rows of two planes.
+fn blend_rows<'r>(planes: &'r [(ArrayView3<f32>, f32); 2], y: Tap, blended: &'r mut Vec<f32>) -> &'r [f32] {
+    let weighted = planes.iter().flat_map(|(plane, of_plane)| {
+        y.pair().map(|(row, of_row)| {
+            let row = plane.index_axis(Axis(0), row).to_slice().expect("rows of logits are contiguous");
+            (row, of_plane * of_row)
+        })
     });
-    logits
+    let mut weighted = weighted.filter(|(_, weight)| *weight > 0.0);
+    let (first, weight) = weighted.next().expect("weights add up to 1");
+    if weight == 1.0 {
+        return first;
+    }
+    blended.clear();
+    blended.extend(first.iter().map(|logit| weight * logit));
+    for (row, weight) in weighted {
+        blended.iter_mut().zip(row).for_each(|(sum, logit)| *sum += weight * logit);
+    }
+    blended
+}
+
+/// Makes a row of labels, and of probabilities `(class, x)`, from a row of logits `(x, class)`.
+fn decide_row(
+    row: &[f32],
+    xs: &[Tap],
+    classes: usize,
+    decision: &Decision,
+    voxel: &mut Vec<f32>,
+    mut labels: ArrayViewMut1<i16>,
+    mut probabilities: Option<&mut ArrayViewMut2<f32>>,
+) {
+    for (x, (label, tap)) in labels.iter_mut().zip(xs).enumerate() {
+        let [(first, of_first), (second, of_second)] =
+            tap.pair().map(|(x, weight)| (&row[x * classes..][..classes], weight));
+        if tap.part == 0.0 && probabilities.is_none() {
+            *label = decision.label(first);
+            continue;
+        }
+        voxel.clear();
+        voxel.extend(first.iter().zip(second).map(|(first, second)| of_first * first + of_second * second));
+        *label = decision.label(voxel);
+        if let Some(probabilities) = &mut probabilities {
+            decision.to_probabilities(voxel);
+            probabilities.column_mut(x).iter_mut().zip(&*voxel).for_each(|(to, from)| *to = *from);
+        }
+    }
 }
 
 /// Outside the cropped part everything is background.
-fn restore_probabilities(cropped: &Array4<f32>, properties: &CaseProperties, are_regions: bool) -> Array4<f32> {
+fn restore_probabilities(cropped: &Array4<f32>, properties: &CaseProperties, decision: &Decision) -> Array4<f32> {
     let [z, y, x] = properties.raw_shape();
     let mut raw = Array4::zeros((cropped.len_of(Axis(0)), z, y, x));
     for (class, (mut raw, cropped)) in raw.outer_iter_mut().zip(cropped.outer_iter()).enumerate() {
-        let outside = if class == 0 && !are_regions { 1.0 } else { 0.0 };
+        let outside = if class == 0 && !decision.is_of_regions() { 1.0 } else { 0.0 };
         raw.assign(&properties.restore(cropped, outside));
     }
     raw
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ndarray::s;
+
+    use super::*;
+    use crate::image::{Geometry, resample_data};
+
+    fn properties(raw: [usize; 3], spacing: [f64; 3], preprocessed: [f64; 3]) -> CaseProperties {
+        CaseProperties {
+            geometry: Geometry { spacing, ..Geometry::default() },
+            transpose_forward: [0, 1, 2],
+            shape_before_cropping: raw,
+            bbox_used_for_cropping: raw.map(|extent| [0, extent]),
+            shape_after_cropping_and_before_resampling: raw,
+            shape_after_resampling: [7, 9, 8],
+            spacing_after_resampling: preprocessed,
+            class_locations: BTreeMap::new(),
+        }
+    }
+
+    /// Planes one after the other give what the whole resampled volume gives.
+    #[test]
+    fn labels_are_those_of_the_resampled_logits() {
+        let logits = |c: usize, z: usize, y: usize, x: usize| {
+            ((c * 37 + z * 11 + y * 5 + x * 3) as f32 * 0.37).sin() + ((c + 1) as f32 * 0.11 * (x + z) as f32).cos()
+        };
+        let logits = Array4::from_shape_fn((5, 7, 9, 8), |(c, z, y, x)| logits(c, z, y, x));
+        let standard = Resampling { order: 1, order_z: 0, force_separate_z: None };
+        for (raw, spacing, preprocessed) in [
+            ([7, 9, 8], [1.0; 3], [1.0; 3]),
+            ([13, 6, 20], [1.0; 3], [1.0; 3]),
+            ([4, 20, 17], [5.0, 1.0, 1.0], [3.0, 2.0, 2.0]),
+            ([15, 18, 3], [1.0, 1.0, 6.0], [2.0, 2.0, 2.0]),
+            ([1, 1, 1], [1.0; 3], [1.0; 3]),
+        ] {
+            for resampling in [standard, Resampling { order_z: 1, ..standard }, Resampling { order: 0, ..standard }] {
+                let properties = properties(raw, spacing, preprocessed);
+                let whole = resample_data(logits.view(), raw, preprocessed, spacing, &resampling);
+                for decision in [Decision::Classes, Decision::Regions(vec![4, 2, 5, 1, 3])] {
+                    let mut export = Export::new([7, 9, 8], &properties, &resampling, &decision).with_probabilities(5);
+                    for z in 0..7 {
+                        let plane = logits.slice(s![.., z, .., ..]).permuted_axes([1, 2, 0]);
+                        export.plane(z, plane.as_standard_layout().view());
+                    }
+                    let found = export.finish(Spent::default());
+                    for ((z, y, x), label) in found.labels.data.indexed_iter() {
+                        let mut voxel = whole.slice(s![.., z, y, x]).to_vec();
+                        assert_eq!(*label, decision.label(&voxel), "{raw:?} {resampling:?} at {z} {y} {x}");
+                        decision.to_probabilities(&mut voxel);
+                        let probabilities = found.probabilities.as_ref().unwrap().slice(s![.., z, y, x]);
+                        let is_near = |(one, other): (&f32, &f32)| (one - other).abs() < 1e-5;
+                        assert!(probabilities.iter().zip(&voxel).all(is_near), "{raw:?} {resampling:?}");
+                    }
+                }
+            }
+        }
+    }
 }

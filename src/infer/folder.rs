@@ -9,15 +9,17 @@ use ndarray::Array4;
 use ndarray_npy::NpzWriter;
 
 use super::InferError;
-use super::predictor::{Predictor, WindowOptions};
-use crate::backend::{ComputeBackend, Cpu};
+use super::export::Segmentation;
+use super::options::{MemoryOptions, WindowOptions};
+use super::predictor::Predictor;
+use crate::backend::{ComputeBackend, Cpu, warn_if_slow_on_cpu};
 use crate::config::{Device, RunDir};
 use crate::dataset::{Case, CaseFiles, DatasetError, find_images};
 use crate::dist::{Communicator, check_agreement, share_of};
 use crate::fsio;
 use crate::image::write_labels;
-use crate::ops::NnOps;
-use crate::store::{CaseProperties, PreprocessedCase};
+use crate::ops::{NnOps, Precision};
+use crate::store::PreprocessedCase;
 
 /// How a folder is predicted.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +27,9 @@ pub struct PredictOptions {
     /// The network.
     pub checkpoint: PathBuf,
     pub windows: WindowOptions,
+    pub memory: MemoryOptions,
+    /// Of the network's activations.
+    pub precision: Precision,
     /// Write the class probabilities beside each label map, as `CASE.npz`.
     pub save_probabilities: bool,
     pub device: Device,
@@ -40,7 +45,7 @@ impl PredictOptions {
 /// Segments every case of `images` into `output`, one label map per case; gives their number.
 ///
 /// The ranks divide the cases by the size of their files. While the network works on a case, the next is read and
-/// preprocessed and the last one is written.
+/// preprocessed, and the last one is written: three cases are in memory at most, one of them as labels only.
 ///
 /// # Errors
 /// The network or the images cannot be read. A case that fails does not stop the others; all such are named at the end,
@@ -52,7 +57,12 @@ pub fn predict_folder(
     comm: &dyn Communicator,
 ) -> Result<usize, InferError> {
     match options.device {
-        Device::Cpu => predict_on::<Cpu>(images, output, options, comm, Default::default()),
+        Device::Cpu => {
+            if comm.rank() == 0 {
+                warn_if_slow_on_cpu(options.precision);
+            }
+            predict_on::<Cpu>(images, output, options, comm, Default::default())
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda => {
             let device = crate::backend::gpu(comm)?;
@@ -70,7 +80,9 @@ fn predict_on<B: ComputeBackend>(
     comm: &dyn Communicator,
     device: <B::InnerBackend as burn::tensor::backend::BackendTypes>::Device,
 ) -> Result<usize, InferError> {
-    let predictor = Predictor::<B::InnerBackend>::open(&options.checkpoint, options.windows, device)?;
+    let predictor = Predictor::<B::InnerBackend>::open(&options.checkpoint, options.windows, device)?
+        .with_memory(options.memory)
+        .with_precision(options.precision);
     let dataset = predictor.dataset();
     let mut cases = find_images(images, &dataset.file_ending, dataset.num_channels())?;
     let total = cases.len();
@@ -81,13 +93,14 @@ fn predict_on<B: ComputeBackend>(
     cases.retain(|_| number.next().is_some_and(|number| own.binary_search(&number).is_ok()));
     fs::create_dir_all(output).map_err(|error| write_error(output, error))?;
 
-    let (read, preprocessed) = bounded(1);
-    let (predicted, to_write) = bounded(1);
+    // Whoever is done waits with its case in hand for the next one to take it.
+    let (read, preprocessed) = bounded(0);
+    let (predicted, to_write) = bounded(0);
     let mut failed = std::thread::scope(|scope| {
         let (cases, predictor) = (&cases, &predictor);
         scope.spawn(move || read_all(cases, predictor, &read));
-        let writer = scope.spawn(move || write_all(&to_write, predictor, output, options.save_probabilities));
-        let mut failed = predict_all(&preprocessed, predictor, &predicted, comm);
+        let writer = scope.spawn(move || write_all(&to_write, output, &dataset.file_ending));
+        let mut failed = predict_all(&preprocessed, predictor, &predicted, options.save_probabilities, comm);
         drop(predicted);
         failed.extend(writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         failed
@@ -111,7 +124,7 @@ fn gather(failed: &[String], comm: &dyn Communicator) -> Result<Vec<String>, Inf
 /// A case on its way, or why it goes no further.
 type Outcome<T> = (String, Result<T, InferError>);
 type Preprocessed = Outcome<PreprocessedCase>;
-type Logits = (String, Array4<f32>, CaseProperties, Instant);
+type Segmented = (String, Segmentation, Instant);
 
 fn read_all<B: NnOps>(cases: &[CaseFiles], predictor: &Predictor<B>, to: &Sender<Preprocessed>) {
     for files in cases {
@@ -136,17 +149,20 @@ fn load(files: &CaseFiles, channels: usize) -> Result<Case, InferError> {
 fn predict_all<B: NnOps>(
     from: &Receiver<Preprocessed>,
     predictor: &Predictor<B>,
-    to: &Sender<Logits>,
+    to: &Sender<Segmented>,
+    save_probabilities: bool,
     comm: &dyn Communicator,
 ) -> Vec<String> {
     let mut failed = Vec::new();
     for (id, result) in from {
-        match result {
-            Ok(case) => {
-                comm.enter_long(&format!("prediction of {id}"));
-                let began = Instant::now();
-                let logits = predictor.logits(case.data.view());
-                if to.send((id, logits, case.properties, began)).is_err() {
+        let began = Instant::now();
+        let segmented = result.and_then(|PreprocessedCase { data, properties, .. }| {
+            comm.enter_long(&format!("prediction of {id}"));
+            predictor.segment(data.view(), &properties, save_probabilities)
+        });
+        match segmented {
+            Ok(segmentation) => {
+                if to.send((id, segmentation, began)).is_err() {
                     break;
                 }
             }
@@ -156,16 +172,10 @@ fn predict_all<B: NnOps>(
     failed
 }
 
-fn write_all<B: NnOps>(
-    from: &Receiver<Logits>,
-    predictor: &Predictor<B>,
-    output: &Path,
-    save_probabilities: bool,
-) -> Vec<String> {
+fn write_all(from: &Receiver<Segmented>, output: &Path, file_ending: &str) -> Vec<String> {
     let mut failed = Vec::new();
-    for (id, logits, properties, began) in from {
-        let segmentation = predictor.export(logits.view(), &properties, save_probabilities);
-        let path = output.join(format!("{id}{}", predictor.dataset().file_ending));
+    for (id, segmentation, began) in from {
+        let path = output.join(format!("{id}{file_ending}"));
         let labels = write_labels(&path, &segmentation.labels).map_err(InferError::from);
         let written = labels.and_then(|()| match &segmentation.probabilities {
             Some(probabilities) => write_probabilities(&output.join(format!("{id}.npz")), probabilities),

@@ -2,35 +2,20 @@
 
 use std::path::Path;
 
-use ndarray::ArrayView4;
+use ndarray::{Array4, ArrayView4, Axis};
 
 use super::InferError;
-use super::export::{Segmentation, to_raw};
-use super::gaussian::Blend;
-use super::sliding_window::SlidingWindow;
+use super::decide::Decision;
+use super::export::{Export, Segmentation};
+use super::options::{MemoryOptions, WindowOptions};
+use super::portions::Portions;
+use super::sliding_window::{SlidingWindow, forward};
 use crate::dataset::{Case, DatasetJson};
-use crate::image::Resampling;
+use crate::image::{Resampling, resample_data};
 use crate::model::{SavedModel, TensorFileError, UNet};
-use crate::ops::NnOps;
+use crate::ops::{NnOps, Precision};
 use crate::preprocess::Preprocessor;
 use crate::store::{CaseProperties, PreprocessedCase};
-
-/// How windows are laid and blended.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct WindowOptions {
-    /// Test-time augmentation: average over mirrorings.
-    pub mirror: bool,
-    /// Part of a window by which neighbours overlap, `0.0..1.0`.
-    pub overlap: f64,
-    pub blend: Blend,
-}
-
-impl Default for WindowOptions {
-    /// nnU-Net's.
-    fn default() -> Self {
-        Self { mirror: true, overlap: 0.5, blend: Blend::Gaussian }
-    }
-}
 
 /// A network, the preprocessing it was trained with, and the way back.
 pub struct Predictor<B: NnOps> {
@@ -39,8 +24,10 @@ pub struct Predictor<B: NnOps> {
     dataset: DatasetJson,
     preprocessor: Preprocessor,
     window: SlidingWindow,
+    memory: MemoryOptions,
     /// Of logits, to the raw image's voxels.
     resampling: Resampling,
+    decision: Decision,
 }
 
 impl<B: NnOps> Predictor<B> {
@@ -74,6 +61,8 @@ impl<B: NnOps> Predictor<B> {
         Ok(Self {
             network,
             device,
+            memory: MemoryOptions::default(),
+            decision: Decision::of_dataset(&description.dataset),
             dataset: description.dataset.clone(),
             preprocessor: Preprocessor::new(&description.plans, &description.configuration, &description.dataset)?,
             window: SlidingWindow {
@@ -90,6 +79,16 @@ impl<B: NnOps> Predictor<B> {
         })
     }
 
+    /// The same within other bounds.
+    pub fn with_memory(self, memory: MemoryOptions) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// The same with activations of another format.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { network: self.network.with_precision(precision), ..self }
+    }
+
     /// What the network was trained on.
     pub fn dataset(&self) -> &DatasetJson {
         &self.dataset
@@ -103,18 +102,52 @@ impl<B: NnOps> Predictor<B> {
         Ok(self.preprocessor.run(case)?)
     }
 
-    /// Logits `(class, z, y, x)` of preprocessed intensities `(channel, z, y, x)`.
-    pub fn logits(&self, data: ArrayView4<f32>) -> ndarray::Array4<f32> {
-        self.window.logits(&self.network, data, &self.device)
-    }
-
-    /// Turns logits of a preprocessed case into labels of the raw image.
-    pub fn export(
+    /// Segments preprocessed intensities `(channel, z, y, x)` into the raw image's geometry.
+    ///
+    /// Besides the image and the result, memory holds logits of about as many planes as a window has; those of the whole
+    /// image only where plans ask for cubic splines to resample them, as nnU-Net's do not.
+    ///
+    /// # Errors
+    /// The image needs more memory than it may take.
+    pub fn segment(
         &self,
-        logits: ArrayView4<f32>,
+        image: ArrayView4<f32>,
         properties: &CaseProperties,
         with_probabilities: bool,
-    ) -> Segmentation {
-        to_raw(logits, properties, &self.resampling, &self.dataset, with_probabilities)
+    ) -> Result<Segmentation, InferError> {
+        let (_, z, y, x) = image.dim();
+        let portions = Portions::new(&self.memory, &self.window, self.network.spec(), [z, y, x])?;
+        let classes = self.network.spec().classes;
+        let begin = |shape| {
+            let export = Export::new(shape, properties, &self.resampling, &self.decision);
+            if with_probabilities { export.with_probabilities(classes) } else { export }
+        };
+        let network = forward(&self.network, &self.device);
+        if Export::can_resample(&self.resampling) {
+            let mut export = begin([z, y, x]);
+            let spent = self.window.run(image, classes, portions, network, |z, plane| export.plane(z, plane));
+            return Ok(export.finish(spent));
+        }
+        let mut logits = Array4::zeros((z, y, x, classes));
+        let spent = self.window.run(image, classes, portions, network, |z, plane| {
+            logits.index_axis_mut(Axis(0), z).assign(&plane);
+        });
+        let logits = self.resample(logits.permuted_axes([3, 0, 1, 2]).view(), properties);
+        let mut export = begin(properties.shape_after_cropping_and_before_resampling);
+        for (z, plane) in logits.axis_iter(Axis(1)).enumerate() {
+            export.plane(z, plane.permuted_axes([1, 2, 0]).as_standard_layout().view());
+        }
+        Ok(export.finish(spent))
+    }
+
+    /// Logits `(class, z, y, x)` with the raw image's voxels.
+    fn resample(&self, logits: ArrayView4<f32>, properties: &CaseProperties) -> Array4<f32> {
+        resample_data(
+            logits,
+            properties.shape_after_cropping_and_before_resampling,
+            properties.spacing_after_resampling,
+            properties.spacing_before_resampling(),
+            &self.resampling,
+        )
     }
 }

@@ -1,11 +1,17 @@
 //! The network moved over an image.
 
-use ndarray::{Array4, ArrayView4, ArrayViewMut4, Axis, CowArray, Ix4, s};
-use rayon::prelude::*;
+use std::ops::AddAssign;
+use std::time::{Duration, Instant};
 
+use burn::tensor::{Tensor, TensorData};
+use ndarray::{Array4, Array5, ArrayView3, ArrayView4, Axis, CowArray, Ix4, Ix5, s};
+
+use super::accumulator::{Accumulator, Mirroring, Window};
 use super::gaussian::Blend;
-use super::steps::window_steps;
-use crate::model::{UNet, batch_tensor};
+use super::grid::Grid;
+use super::options::Accumulate;
+use super::portions::Portions;
+use crate::model::UNet;
 use crate::ops::NnOps;
 
 /// How the network is moved over an image (nnU-Net v2, `predict_sliding_window_return_logits`).
@@ -20,41 +26,127 @@ pub struct SlidingWindow {
     pub mirror_axes: Vec<usize>,
 }
 
+/// Where the time of an image went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Windows the image was cut into, their mirrorings not counted.
+    pub windows: usize,
+    /// In the network.
+    pub network: Duration,
+    /// Cutting windows out, and adding up their logits.
+    pub accumulate: Duration,
+    /// Making labels of finished logits: resampling them to the raw image's voxels, and deciding.
+    pub export: Duration,
+}
+
+impl AddAssign for Spent {
+    fn add_assign(&mut self, other: Self) {
+        self.windows += other.windows;
+        self.network += other.network;
+        self.accumulate += other.accumulate;
+        self.export += other.export;
+    }
+}
+
 impl SlidingWindow {
     /// Logits `(class, z, y, x)` of an image `(channel, z, y, x)`.
-    ///
-    /// Memory: one accumulator of classes times voxels. The weights need none, since the windows form a grid: their sum
-    /// at a voxel is the product of one sum per axis.
     pub fn logits<B: NnOps>(&self, network: &UNet<B>, image: ArrayView4<f32>, device: &B::Device) -> Array4<f32> {
         let (_, z, y, x) = image.dim();
-        let (image, inner) = self.pad(image);
+        let classes = network.spec().classes;
+        let mut logits = Array4::zeros((z, y, x, classes));
+        let portions = Portions { batch_size: 1, accumulate: Accumulate::F32 };
+        self.run(image, classes, portions, forward(network, device), |z, plane| {
+            logits.index_axis_mut(Axis(0), z).assign(&plane);
+        });
+        logits.permuted_axes([3, 0, 1, 2])
+    }
+
+    /// Hands the logits `(y, x, class)` of an image `(channel, z, y, x)` to `take`, plane by plane in order of z.
+    ///
+    /// Windows go in order of z, and a plane is handed out as soon as no window to come reaches it: at most about as many
+    /// planes as a window has are in memory. `network` gives logits `(n, z, y, x, class)` of windows
+    /// `(n, z, y, x, channel)`.
+    pub(crate) fn run<'n>(
+        &self,
+        image: ArrayView4<f32>,
+        classes: usize,
+        portions: Portions,
+        mut network: impl FnMut(Array5<f32>) -> CowArray<'n, f32, Ix5>,
+        mut take: impl FnMut(usize, ArrayView3<f32>),
+    ) -> Spent {
+        let began = Instant::now();
+        let mut spent = Spent::default();
+        let (_, z, y, x) = image.dim();
+        let (image, [z0, y0, x0]) = self.pad(image);
         let (_, pz, py, px) = image.dim();
-        let steps = window_steps([pz, py, px], self.window, self.step);
-        let profiles = self.window.map(|extent| self.blend.profile(extent));
-        let mut sums = Array4::<f32>::zeros((pz, py, px, network.spec().classes));
-        let [wz, wy, wx] = self.window;
-        for &k in &steps[0] {
-            for &j in &steps[1] {
-                for &i in &steps[2] {
-                    let patch = image.slice(s![.., k..k + wz, j..j + wy, i..i + wx]);
-                    let mut target = sums.slice_mut(s![k..k + wz, j..j + wy, i..i + wx, ..]);
-                    self.add_window(network, patch, &mut target, &profiles, device);
+        let grid = Grid::new([pz, py, px], self.window, self.step, self.blend);
+        let mirrorings = self.mirrorings();
+        let calls = self.calls(&grid, &mirrorings, portions.batch_size);
+        spent.windows = grid.windows().count();
+        let mut sums = Accumulator::new([py, px, classes], portions.accumulate);
+        for (number, call) in calls.iter().enumerate() {
+            let input = self.cut(image.view(), &grid, call);
+            let called = Instant::now();
+            let logits = network(input);
+            spent.network += called.elapsed();
+            call.add(&logits, &grid, 1.0 / mirrorings.len() as f32, &mut sums);
+            let finished = calls.get(number + 1).map_or(pz, |next| grid.origin(next.windows[0])[0]);
+            let finishing = Instant::now();
+            sums.finish(finished, |plane, logits| {
+                if (z0..z0 + z).contains(&plane) {
+                    take(plane - z0, logits.slice(s![y0..y0 + y, x0..x0 + x, ..]));
                 }
-            }
+            });
+            spent.export += finishing.elapsed();
         }
-        divide(&mut sums, &steps, &profiles, self.mirrorings().len() as f32);
-        let sums = sums.slice_move(s![inner[0]..inner[0] + z, inner[1]..inner[1] + y, inner[2]..inner[2] + x, ..]);
-        sums.permuted_axes([3, 0, 1, 2])
+        spent.accumulate = began.elapsed() - spent.network - spent.export;
+        spent
+    }
+
+    /// Bytes of the sums that [`SlidingWindow::run`] has in memory at a time, at most, for an image `(z, y, x)`.
+    pub(crate) fn slab_bytes(&self, image: [usize; 3], classes: usize, accumulate: Accumulate) -> u64 {
+        let [_, y, x]: [usize; 3] = std::array::from_fn(|axis| image[axis].max(self.window[axis]));
+        [self.window[0], y, x, classes, accumulate.bytes()].iter().map(|&factor| factor as u64).product()
+    }
+
+    /// Number of mirrorings, that of none included.
+    pub(crate) fn num_mirrorings(&self) -> usize {
+        1 << self.mirror_axes.len()
     }
 
     /// All subsets of the axes to mirror, the empty one first.
-    fn mirrorings(&self) -> Vec<Vec<usize>> {
-        let subsets = 0..1usize << self.mirror_axes.len();
+    fn mirrorings(&self) -> Vec<Mirroring> {
         let members = |subset: usize| {
-            let chosen = self.mirror_axes.iter().enumerate().filter(move |(bit, _)| subset >> bit & 1 == 1);
-            chosen.map(|(_, axis)| *axis).collect()
+            let mut mirroring = [false; 3];
+            self.mirror_axes.iter().enumerate().for_each(|(bit, axis)| mirroring[*axis] = subset >> bit & 1 == 1);
+            mirroring
         };
-        subsets.map(members).collect()
+        (0..self.num_mirrorings()).map(members).collect()
+    }
+
+    /// Shares windows and mirrorings out to calls of the network of at most `batch_size` samples.
+    fn calls<'m>(&self, grid: &Grid, mirrorings: &'m [Mirroring], batch_size: usize) -> Vec<Call<'m>> {
+        let mirrored: Vec<_> = mirrorings.chunks(batch_size).collect();
+        let windows: Vec<_> = grid.windows().collect();
+        // Windows further along z would let no plane be finished meanwhile, unless they are single slices.
+        let layers = windows.chunk_by(|one, other| self.window[0] == 1 || one[0] == other[0]);
+        let together = layers.flat_map(|layer| layer.chunks((batch_size / mirrorings.len()).max(1)));
+        let calls = together
+            .flat_map(|windows| mirrored.iter().map(|mirrorings| Call { windows: windows.to_vec(), mirrorings }));
+        calls.collect()
+    }
+
+    /// The samples `(n, z, y, x, channel)` of a call.
+    fn cut(&self, image: ArrayView4<f32>, grid: &Grid, call: &Call) -> Array5<f32> {
+        let [wz, wy, wx] = self.window;
+        let mut samples = Array5::zeros((call.len(), wz, wy, wx, image.len_of(Axis(0))));
+        for ((window, mirroring), mut sample) in call.samples().zip(samples.outer_iter_mut()) {
+            let [z, y, x] = grid.origin(window);
+            let mut from = image.slice(s![.., z..z + wz, y..y + wy, x..x + wx]).permuted_axes([1, 2, 3, 0]);
+            (0..3).filter(|axis| mirroring[*axis]).for_each(|axis| from.invert_axis(Axis(axis)));
+            sample.assign(&from);
+        }
+        samples
     }
 
     /// Zeros around an image smaller than the window, and where the image then begins (`pad_nd_image`).
@@ -71,73 +163,147 @@ impl SlidingWindow {
         larger.slice_mut(inner).assign(&image);
         (larger.into(), first)
     }
+}
 
-    /// Adds the weighted logits of all mirrorings of one window to `target`, `(z, y, x, class)`.
-    fn add_window<B: NnOps>(
-        &self,
-        network: &UNet<B>,
-        patch: ArrayView4<f32>,
-        target: &mut ArrayViewMut4<f32>,
-        profiles: &[Vec<f32>; 3],
-        device: &B::Device,
-    ) {
-        for axes in self.mirrorings() {
-            let mut mirrored = patch.view();
-            axes.iter().for_each(|axis| mirrored.invert_axis(Axis(axis + 1)));
-            let mut logits = forward(network, mirrored, device);
-            // Rows along x stay as they are, to be read from either end.
-            axes.iter().filter(|axis| **axis < 2).for_each(|axis| logits.invert_axis(Axis(*axis)));
-            let is_reversed = axes.contains(&2);
-            let slices = target.axis_iter_mut(Axis(0)).into_par_iter().zip(logits.axis_iter(Axis(0)).into_par_iter());
-            slices.zip(&profiles[0]).for_each(|((mut target, logits), wz)| {
-                for ((mut target, logits), wy) in target.outer_iter_mut().zip(logits.outer_iter()).zip(&profiles[1]) {
-                    let target = target.as_slice_mut().expect("a row of the accumulator is contiguous");
-                    let logits = logits.to_slice().expect("a row of logits is contiguous");
-                    add_row(target, logits, is_reversed, wz * wy, &profiles[2]);
+/// What the network is asked at once: some mirrorings of some windows.
+struct Call<'m> {
+    windows: Vec<[usize; 3]>,
+    mirrorings: &'m [Mirroring],
+}
+
+impl Call<'_> {
+    fn len(&self) -> usize {
+        self.windows.len() * self.mirrorings.len()
+    }
+
+    /// Window and mirroring of each sample.
+    fn samples(&self) -> impl Iterator<Item = ([usize; 3], Mirroring)> {
+        self.windows.iter().flat_map(|window| self.mirrorings.iter().map(|mirroring| (*window, *mirroring)))
+    }
+
+    /// Adds what the network said; `share` is the weight of one mirroring.
+    fn add(&self, logits: &CowArray<f32, Ix5>, grid: &Grid, share: f32, sums: &mut Accumulator) {
+        let of_windows = logits.axis_chunks_iter(Axis(0), self.mirrorings.len());
+        for (&window, logits) in self.windows.iter().zip(of_windows) {
+            let samples = self.mirrorings.iter().enumerate();
+            let samples = samples.map(|(number, mirroring)| (*mirroring, logits.index_axis_move(Axis(0), number)));
+            let (origin, weights) = (grid.origin(window), grid.weights(window));
+            sums.add(&Window { origin, weights, share, samples: samples.collect() });
+        }
+    }
+}
+
+/// The network as a function of windows `(n, z, y, x, channel)` to logits `(n, z, y, x, class)`.
+pub(crate) fn forward<'n, B: NnOps>(
+    network: &'n UNet<B>,
+    device: &'n B::Device,
+) -> impl FnMut(Array5<f32>) -> CowArray<'n, f32, Ix5> {
+    move |windows| {
+        let shape = windows.shape().to_vec();
+        let (values, _) = windows.into_raw_vec_and_offset();
+        let logits = network.forward(Tensor::from_data(TensorData::new(values, shape), device), 1).remove(0);
+        let [n, z, y, x, classes] = logits.dims();
+        let values = logits.into_data().convert::<f32>().into_vec().expect("converted to f32");
+        Array5::from_shape_vec((n, z, y, x, classes), values).expect("as many values as the tensor has").into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLASSES: usize = 3;
+
+    fn sliding(window: [usize; 3], mirror_axes: &[usize]) -> SlidingWindow {
+        SlidingWindow { window, step: 0.5, blend: Blend::Gaussian, mirror_axes: mirror_axes.to_vec() }
+    }
+
+    fn image([z, y, x]: [usize; 3]) -> Array4<f32> {
+        Array4::from_shape_fn((2, z, y, x), |(c, z, y, x)| ((c * 7 + z * 5 + y * 3 + x) as f32 * 0.7).sin())
+    }
+
+    /// What a network without symmetry might say: its logits depend on where in the window a voxel lies.
+    fn network(windows: Array5<f32>) -> CowArray<'static, f32, Ix5> {
+        let (n, z, y, x, _) = windows.dim();
+        let logit = |(n, z, y, x, class): (usize, usize, usize, usize, usize)| {
+            windows[[n, z, y, x, class % 2]] * (1.0 + class as f32) + 0.1 * z as f32 - 0.2 * y as f32 + 0.05 * x as f32
+        };
+        Array5::from_shape_fn((n, z, y, x, CLASSES), logit).into()
+    }
+
+    /// The planes as they are handed out, which must be in order.
+    fn run(sliding: &SlidingWindow, image: &Array4<f32>, portions: Portions) -> Array4<f32> {
+        let (_, z, y, x) = image.dim();
+        let mut logits = Array4::zeros((z, y, x, CLASSES));
+        let mut next = 0;
+        sliding.run(image.view(), CLASSES, portions, network, |z, plane| {
+            assert_eq!(z, next);
+            next += 1;
+            logits.index_axis_mut(Axis(0), z).assign(&plane);
+        });
+        assert_eq!(next, z);
+        logits
+    }
+
+    /// The mean over all windows and mirrorings, written down voxel by voxel.
+    fn expected(sliding: &SlidingWindow, image: &Array4<f32>) -> Array4<f32> {
+        let (image, [z0, y0, x0]) = sliding.pad(image.view());
+        let (_, z, y, x) = image.dim();
+        let profiles = sliding.window.map(|extent| sliding.blend.profile(extent));
+        let (mut sums, mut weights) = (Array4::<f64>::zeros((z, y, x, CLASSES)), Array4::<f64>::zeros((z, y, x, 1)));
+        let grid = Grid::new([z, y, x], sliding.window, sliding.step, sliding.blend);
+        for window in grid.windows() {
+            let [k, j, i] = grid.origin(window);
+            for mirroring in sliding.mirrorings() {
+                let call = Call { windows: vec![window], mirrorings: &[mirroring] };
+                let mut logits = network(sliding.cut(image.view(), &grid, &call));
+                (0..3).filter(|axis| mirroring[*axis]).for_each(|axis| logits.invert_axis(Axis(axis + 1)));
+                for ((_, dz, dy, dx, class), logit) in logits.indexed_iter() {
+                    let weight = f64::from(profiles[0][dz]) * f64::from(profiles[1][dy]) * f64::from(profiles[2][dx]);
+                    sums[[k + dz, j + dy, i + dx, class]] += weight * f64::from(*logit);
+                    weights[[k + dz, j + dy, i + dx, 0]] += if class == 0 { weight } else { 0.0 };
                 }
-            });
-        }
-    }
-}
-
-/// Logits `(z, y, x, class)` of a patch `(channel, z, y, x)`.
-fn forward<B: NnOps>(network: &UNet<B>, patch: ArrayView4<f32>, device: &B::Device) -> Array4<f32> {
-    let logits = network.forward(batch_tensor(patch.insert_axis(Axis(0)), device), 1).remove(0);
-    let [_, z, y, x, classes] = logits.dims();
-    let values = logits.into_data().convert::<f32>().into_vec().expect("converted to f32");
-    Array4::from_shape_vec((z, y, x, classes), values).expect("as many values as the tensor has")
-}
-
-/// `target += weight * weights[x] * logits` for a row of voxels.
-fn add_row(target: &mut [f32], logits: &[f32], is_reversed: bool, weight: f32, weights: &[f32]) {
-    let classes = logits.len() / weights.len();
-    let add = |((target, logits), x): ((&mut [f32], &[f32]), &f32)| {
-        target.iter_mut().zip(logits).for_each(|(target, logit)| *target += weight * x * logit);
-    };
-    let target = target.chunks_exact_mut(classes);
-    match is_reversed {
-        true => target.zip(logits.chunks_exact(classes).rev()).zip(weights).for_each(add),
-        false => target.zip(logits.chunks_exact(classes)).zip(weights).for_each(add),
-    }
-}
-
-/// Divides the sums `(z, y, x, class)` by the weights that went into them.
-fn divide(sums: &mut Array4<f32>, steps: &[Vec<usize>; 3], profiles: &[Vec<f32>; 3], mirrorings: f32) {
-    let (z, y, x, classes) = sums.dim();
-    let totals: [Vec<f32>; 3] = std::array::from_fn(|axis| {
-        let mut total = vec![0.0; [z, y, x][axis]];
-        for &first in &steps[axis] {
-            total[first..].iter_mut().zip(&profiles[axis]).for_each(|(total, weight)| *total += weight);
-        }
-        total
-    });
-    sums.axis_iter_mut(Axis(0)).into_par_iter().zip(&totals[0]).for_each(|(mut slice, wz)| {
-        for (mut row, wy) in slice.outer_iter_mut().zip(&totals[1]) {
-            let row = row.as_slice_mut().expect("a row of the accumulator is contiguous");
-            for (voxel, wx) in row.chunks_exact_mut(classes).zip(&totals[2]) {
-                let scale = 1.0 / (mirrorings * wz * wy * wx);
-                voxel.iter_mut().for_each(|logit| *logit *= scale);
             }
         }
-    });
+        let means = (sums / weights).mapv(|mean| mean as f32);
+        let [z, y, x] = [z - 2 * z0, y - 2 * y0, x - 2 * x0];
+        means.slice(s![z0..z0 + z, y0..y0 + y, x0..x0 + x, ..]).to_owned()
+    }
+
+    fn assert_near(ours: &Array4<f32>, expected: &Array4<f32>, tolerance: f32) {
+        assert_eq!(ours.dim(), expected.dim());
+        let error = (ours - expected).iter().fold(0f32, |largest, error| largest.max(error.abs()));
+        assert!(error < tolerance, "{error}");
+    }
+
+    #[test]
+    fn batches_of_any_size_give_the_mean_of_all_windows_and_mirrorings() {
+        for (extent, window, axes) in [
+            ([19, 12, 11], [6, 8, 4], &[0, 1, 2][..]),
+            ([5, 13, 14], [1, 8, 6], &[1, 2][..]),
+            ([4, 12, 9], [8, 8, 9], &[0][..]),
+            ([16, 8, 8], [8, 8, 8], &[][..]),
+        ] {
+            let (sliding, image) = (sliding(window, axes), image(extent));
+            let expected = expected(&sliding, &image);
+            for batch_size in [1, 2, 3, 8, 17] {
+                for (accumulate, tolerance) in [(Accumulate::F32, 1e-5), (Accumulate::F16, 3e-2)] {
+                    assert_near(&run(&sliding, &image, Portions { batch_size, accumulate }), &expected, tolerance);
+                }
+            }
+        }
+    }
+
+    /// Where only the corner of a window reaches, its weight is far below the smallest number of half precision.
+    #[test]
+    fn half_precision_loses_nothing_in_the_corners() {
+        let (sliding, image) = (sliding([16; 3], &[]), image([16; 3]));
+        let portions = Portions { batch_size: 1, accumulate: Accumulate::F16 };
+        let expected = network(sliding.cut(
+            image.view(),
+            &Grid::new([16; 3], [16; 3], 0.5, Blend::Gaussian),
+            &Call { windows: vec![[0; 3]], mirrorings: &[[false; 3]] },
+        ));
+        assert_near(&run(&sliding, &image, portions), &expected.index_axis(Axis(0), 0).to_owned(), 5e-3);
+    }
 }

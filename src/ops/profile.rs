@@ -4,11 +4,13 @@
 //! operations run one after the other, so their times add up to the step's, but for what lies between them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 static ON: AtomicBool = AtomicBool::new(false);
+/// Nanoseconds inside a library since the last span ended.
+static IN_LIBRARY: AtomicU64 = AtomicU64::new(0);
 static ENTRIES: Mutex<BTreeMap<Operation, Entry>> = Mutex::new(BTreeMap::new());
 
 /// An operation on operands of some shape.
@@ -27,6 +29,8 @@ pub struct Entry {
     pub calls: u64,
     /// Of all calls.
     pub time: Duration,
+    /// The part of it that a library's own kernel took.
+    pub in_library: Duration,
     /// Floating-point operations of all calls, 0 for operations that memory bounds.
     pub flops: f64,
 }
@@ -48,6 +52,17 @@ pub(super) fn span(name: &'static str, describe: impl FnOnce() -> (String, f64))
     })
 }
 
+/// Runs a library's kernel within a span, whose time it is a part of.
+pub(super) fn in_library<T>(run: impl FnOnce() -> T) -> T {
+    if !ON.load(Ordering::Relaxed) {
+        return run();
+    }
+    let began = Instant::now();
+    let result = run();
+    IN_LIBRARY.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    result
+}
+
 pub(super) struct Span {
     /// Taken when it ends.
     operation: Option<Operation>,
@@ -63,6 +78,7 @@ impl Drop for Span {
         let entry = entries.entry(operation).or_default();
         entry.calls += 1;
         entry.time += time;
+        entry.in_library += Duration::from_nanos(IN_LIBRARY.swap(0, Ordering::Relaxed));
         entry.flops += self.flops;
     }
 }

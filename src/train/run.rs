@@ -8,7 +8,7 @@ use super::held_out::evaluate_held_out;
 use super::setup::Job;
 use super::trainer::Ending;
 use super::{Progress, TrainError};
-use crate::backend::{ComputeBackend, Cpu};
+use crate::backend::{ComputeBackend, Cpu, warn_if_slow_on_cpu};
 use crate::config::{Device, RunConfig, WorkDir};
 use crate::dist::Communicator;
 use crate::eval::Summary;
@@ -41,7 +41,12 @@ pub enum Outcome {
 /// On one rank or on several: the caller must see to it that the others do not wait for those that failed.
 pub fn run(config: &RunConfig, work: &WorkDir, comm: &dyn Communicator, resume: Resume) -> Result<Outcome, TrainError> {
     match config.device {
-        Device::Cpu => run_on::<Cpu>(config, work, comm, resume, Default::default()),
+        Device::Cpu => {
+            if comm.rank() == 0 {
+                warn_if_slow_on_cpu(config.precision);
+            }
+            run_on::<Cpu>(config, work, comm, resume, Default::default())
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda => {
             let device = crate::backend::gpu(comm)?;

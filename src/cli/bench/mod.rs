@@ -1,5 +1,8 @@
 //! `nnunet-dist bench`
 
+mod all_reduce;
+mod checkpoint;
+mod infer;
 mod loader;
 mod preprocess;
 mod resample;
@@ -7,6 +10,7 @@ mod step;
 
 use clap::{Args, Subcommand};
 
+use super::ranks::or_abort;
 use crate::bench::Report;
 use crate::dist;
 
@@ -35,26 +39,46 @@ enum What {
     #[command(after_help = "Example:\n  nnunet-dist bench peak")]
     Peak,
     Step(step::Step),
+    Loader(loader::Loader),
     Preprocess(preprocess::Preprocess),
     Resample(resample::Resample),
-    Loader(loader::Loader),
+    Infer(infer::Infer),
+    #[command(name = "allreduce")]
+    AllReduce(all_reduce::AllReduce),
+    Checkpoint(checkpoint::Checkpoint),
 }
 
 impl Bench {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        if let What::AllReduce(all_reduce) = &self.what {
+            return self.run_on_ranks(all_reduce);
+        }
         dist::divide_threads(&dist::Single)?;
         let report = match &self.what {
             What::Peak => Report::new("peak", Vec::new()),
             What::Step(step) => step.run(self.rounds)?,
+            What::Loader(loader) => loader.run(self.rounds)?,
             What::Preprocess(preprocess) => preprocess.run(self.rounds)?,
             What::Resample(resample) => resample.run(self.rounds)?,
-            What::Loader(loader) => loader.run(self.rounds)?,
+            What::Infer(infer) => infer.run(self.rounds)?,
+            What::AllReduce(_) => unreachable!("it runs on all ranks, above"),
+            What::Checkpoint(checkpoint) => checkpoint.run(self.rounds)?,
         };
-        if self.json {
-            println!("{}", report.json())
-        } else {
-            print!("{}", report.table())
+        self.print(&report);
+        Ok(())
+    }
+
+    fn run_on_ranks(&self, all_reduce: &all_reduce::AllReduce) -> anyhow::Result<()> {
+        let comm = dist::init()?;
+        dist::divide_threads(&*comm)?;
+        let rows = or_abort(all_reduce.run(self.rounds, &*comm), &*comm)?;
+        if comm.rank() == 0 {
+            self.print(&Report::new("allreduce", rows));
         }
         Ok(())
+    }
+
+    fn print(&self, report: &Report) {
+        if self.json { println!("{}", report.json()) } else { print!("{}", report.table()) }
     }
 }

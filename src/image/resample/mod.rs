@@ -15,6 +15,7 @@ mod volume;
 use ndarray::{Array3, Array4, ArrayView3, ArrayView4, ArrayViewMut3};
 
 pub use self::labels::resample_labels;
+pub(crate) use self::taps::{linear, nearest, positions};
 
 /// Voxels this many times longer along one axis than along another make that axis a case of its own
 /// (`ANISO_THRESHOLD`).
@@ -32,8 +33,8 @@ pub struct Resampling {
 }
 
 impl Resampling {
-    /// The axis to be resampled on its own, if any.
-    fn separate_axis(&self, current_spacing: [f64; 3], new_spacing: [f64; 3]) -> Option<usize> {
+    /// The axis to be resampled on its own, if any; spacings in mm.
+    pub fn separate_axis(&self, current_spacing: [f64; 3], new_spacing: [f64; 3]) -> Option<usize> {
         let decisive = match self.force_separate_z {
             Some(false) => return None,
             Some(true) => current_spacing,

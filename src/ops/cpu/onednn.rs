@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use burn::tensor::DType;
 
 use super::element::Element;
+use crate::ops::Precision;
+use crate::ops::profile::in_library;
 
 /// Names under which the library is looked for.
 const LIBRARY_NAMES: [&str; 1] = ["libdnnl.so.2"];
@@ -176,6 +178,11 @@ pub fn library_for(activations: DType) -> Option<&'static Library> {
     }
 }
 
+/// Whether activations of this format have kernels of the library on this machine; without, they run on Burn's own.
+pub fn has_kernels(precision: Precision) -> bool {
+    library_for(precision.activations().into()).is_some()
+}
+
 /// Whether the user asks to do without the library.
 pub fn is_switched_off() -> bool {
     std::env::var_os("NNUNET_DIST_ONEDNN").is_some_and(|value| value == "0")
@@ -307,11 +314,11 @@ impl Library {
             check((f.dnnl_memory_set_data_handle)(packed.plain, weights), "dnnl_memory_set_data_handle");
             args.push(ExecArg { arg: packed.argument, memory: packed.packed });
             if step == Step::BackwardWeights {
-                self.execute(primitive.handle, &args);
+                in_library(|| self.execute(primitive.handle, &args));
                 self.reorder(packed, packed.packed, packed.plain);
             } else {
                 self.reorder(packed, packed.plain, packed.packed);
-                self.execute(primitive.handle, &args);
+                in_library(|| self.execute(primitive.handle, &args));
             }
             check((f.dnnl_stream_wait)(self.stream), "dnnl_stream_wait");
         }

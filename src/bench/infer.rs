@@ -1,0 +1,219 @@
+//! Sliding-window inference, stage by stage.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use burn::backend::Flex;
+use ndarray::{Array4, Array5};
+
+use super::{Row, Timings, Work, measure};
+use crate::dataset::{CaseFiles, find_images};
+use crate::dist::Single;
+use crate::image::{Geometry, Resampling, write_labels};
+use crate::infer::{
+    Accumulate, Blend, Decision, Export, InferError, Portions, PredictOptions, Predictor, SlidingWindow, Spent,
+    predict_folder,
+};
+use crate::ops::NnOps;
+use crate::store::CaseProperties;
+
+/// A trained network and the images that it is asked about.
+#[derive(Clone, Debug)]
+pub struct InferFolder {
+    pub images: PathBuf,
+    pub options: PredictOptions,
+}
+
+/// An image without content and a network without cost: what remains is what inference adds to the network.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InferStub {
+    /// Voxels `(z, y, x)` of the raw image.
+    pub extent: [usize; 3],
+    /// Voxels `(z, y, x)` after resampling, where windows are laid.
+    pub resampled: [usize; 3],
+    pub classes: usize,
+    /// Voxels `(z, y, x)` of a window.
+    pub patch: [usize; 3],
+    /// Part of a window by which neighbours overlap.
+    pub overlap: f64,
+    pub mirror: bool,
+    pub accumulate: Accumulate,
+}
+
+/// Where the time of one round went.
+#[derive(Default)]
+struct Round {
+    read: Duration,
+    spent: Spent,
+    write: Duration,
+}
+
+impl InferFolder {
+    /// Rows for reading and preprocessing, network, sums, export, writing, one after the other; and for the whole folder,
+    /// where they overlap.
+    ///
+    /// # Errors
+    /// The network or an image cannot be read, or a label map not written.
+    pub fn measure(&self, rounds: usize) -> Result<Vec<Row>, InferError> {
+        let options = &self.options;
+        let predictor = Predictor::<Flex>::open(&options.checkpoint, options.windows, Default::default())?;
+        let predictor = predictor.with_memory(options.memory).with_precision(options.precision);
+        let dataset = predictor.dataset();
+        let cases = find_images(&self.images, &dataset.file_ending, dataset.num_channels())?;
+        let output = tempfile::tempdir().map_err(|source| InferError::Write { path: std::env::temp_dir(), source })?;
+        let (mut voxels, mut raw_voxels) = (0, 0);
+        let mut stages = Vec::new();
+        measure(rounds, || {
+            let mut round = Round::default();
+            (voxels, raw_voxels) = (0, 0);
+            for case in &cases {
+                let [network, raw] = one_case(case, &predictor, output.path(), &mut round)?;
+                (voxels, raw_voxels) = (voxels + network, raw_voxels + raw);
+            }
+            stages.push(round);
+            Ok::<_, InferError>(())
+        })?;
+        let folder = measure(rounds, || predict_folder(&self.images, output.path(), options, &Single).map(drop))?;
+
+        // The first round was the warm-up.
+        let stages = &stages[1..];
+        let number = cases.len() as f64;
+        let spent: Vec<_> = stages.iter().map(|round| round.spent).collect();
+        let mut rows = vec![row("read, preprocess", "cases", number, stages.iter().map(|round| round.read))];
+        rows.extend(spent_rows(&spent, voxels, raw_voxels));
+        rows.push(row("write", "cases", number, stages.iter().map(|round| round.write)));
+        let work = Work { items: number, ..Work::default() };
+        rows.push(Row { name: "folder, overlapped".into(), unit: "cases", work, seconds: folder });
+        Ok(rows)
+    }
+}
+
+/// Predicts a case; gives the voxels the network saw, and those of the label map.
+fn one_case<B: NnOps>(
+    case: &CaseFiles,
+    predictor: &Predictor<B>,
+    output: &Path,
+    round: &mut Round,
+) -> Result<[usize; 2], InferError> {
+    let dataset = predictor.dataset();
+    let began = Instant::now();
+    let preprocessed = predictor.preprocess(&case.load(dataset.num_channels())?)?;
+    round.read += began.elapsed();
+    let found = predictor.segment(preprocessed.data.view(), &preprocessed.properties, false)?;
+    round.spent += found.spent;
+    let began = Instant::now();
+    write_labels(&output.join(format!("{}{}", case.id, dataset.file_ending)), &found.labels)?;
+    round.write += began.elapsed();
+    Ok([preprocessed.data.len() / dataset.num_channels(), found.labels.data.len()])
+}
+
+impl Default for InferStub {
+    /// An image that a laptop has room for.
+    fn default() -> Self {
+        Self {
+            extent: [160, 256, 256],
+            resampled: [128, 224, 224],
+            classes: 5,
+            patch: [96; 3],
+            overlap: 0.5,
+            mirror: true,
+            accumulate: Accumulate::F32,
+        }
+    }
+}
+
+impl InferStub {
+    /// Rows for network, sums and export.
+    ///
+    /// A single round is not preceded by one that does not count: it may take minutes.
+    pub fn measure(&self, rounds: usize) -> Vec<Row> {
+        let sliding = SlidingWindow {
+            window: self.patch,
+            step: 1.0 - self.overlap,
+            blend: Blend::Gaussian,
+            mirror_axes: if self.mirror { vec![0, 1, 2] } else { Vec::new() },
+        };
+        let [z, y, x] = self.resampled;
+        let image = Array4::<f32>::zeros((1, z, y, x));
+        let [pz, py, px] = self.patch;
+        let logits = Array5::from_shape_fn((1, pz, py, px, self.classes), |(_, z, y, x, class)| {
+            ((z / 8 + y / 8 + x / 8 + class) % self.classes) as f32
+        });
+        let properties = self.properties();
+        let portions = Portions { batch_size: sliding.num_mirrorings(), accumulate: self.accumulate };
+        let mut spent = Vec::new();
+        for _ in 0..rounds + usize::from(rounds > 1) {
+            let mut export = Export::new(self.resampled, &properties, &LINEAR, &Decision::Classes);
+            // The same logits whatever is asked, and no copies of them.
+            let network = |windows: Array5<f32>| {
+                let (samples, ..) = windows.dim();
+                logits.broadcast((samples, pz, py, px, self.classes)).expect("logits of one sample").into()
+            };
+            let round = sliding.run(image.view(), self.classes, portions, network, |z, plane| export.plane(z, plane));
+            spent.push(export.finish(round).spent);
+        }
+        let counted = &spent[usize::from(rounds > 1)..];
+        let mut rows = spent_rows(counted, self.resampled.iter().product(), self.extent.iter().product());
+        let whole = counted.iter().map(|spent| spent.network + spent.accumulate + spent.export);
+        rows.push(row("image", "voxels", self.extent.iter().product::<usize>() as f64, whole));
+        rows
+    }
+
+    /// Of a raw image whose voxels have been made `resampled / extent` times as many.
+    fn properties(&self) -> CaseProperties {
+        let size: [f64; 3] = std::array::from_fn(|axis| self.extent[axis] as f64 / self.resampled[axis] as f64);
+        CaseProperties {
+            geometry: Geometry::default(),
+            transpose_forward: [0, 1, 2],
+            shape_before_cropping: self.extent,
+            bbox_used_for_cropping: self.extent.map(|extent| [0, extent]),
+            shape_after_cropping_and_before_resampling: self.extent,
+            shape_after_resampling: self.resampled,
+            spacing_after_resampling: size,
+            class_locations: BTreeMap::new(),
+        }
+    }
+}
+
+/// nnU-Net's resampling of logits.
+const LINEAR: Resampling = Resampling { order: 1, order_z: 0, force_separate_z: None };
+
+/// Rows of what [`Spent`] tells apart, for images of so many voxels before and after resampling to the raw grid.
+fn spent_rows(spent: &[Spent], voxels: usize, raw_voxels: usize) -> Vec<Row> {
+    let windows = spent.first().map_or(0, |spent| spent.windows);
+    vec![
+        row("network", "windows", windows as f64, spent.iter().map(|spent| spent.network)),
+        row("cut, accumulate", "voxels", voxels as f64, spent.iter().map(|spent| spent.accumulate)),
+        row("resample, decide", "voxels", raw_voxels as f64, spent.iter().map(|spent| spent.export)),
+    ]
+}
+
+fn row(name: &str, unit: &'static str, items: f64, times: impl Iterator<Item = Duration>) -> Row {
+    let seconds = Timings::new(times.map(|time| time.as_secs_f64()).collect());
+    Row { name: name.into(), unit, work: Work { items, ..Work::default() }, seconds }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stub_is_measured_in_every_part() {
+        let stub = InferStub {
+            extent: [20, 18, 16],
+            resampled: [24, 16, 17],
+            patch: [16; 3],
+            classes: 3,
+            ..InferStub::default()
+        };
+        for accumulate in [Accumulate::F32, Accumulate::F16] {
+            let rows = InferStub { accumulate, ..stub }.measure(2);
+            let names: Vec<_> = rows.iter().map(|row| row.name.as_str()).collect();
+            assert_eq!(names, ["network", "cut, accumulate", "resample, decide", "image"]);
+            // Two windows along each axis that is longer than the window.
+            assert_eq!(rows[0].work.items, 4.0);
+            assert_eq!(rows[3].work.items, (20 * 18 * 16) as f64);
+        }
+    }
+}

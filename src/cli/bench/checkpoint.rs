@@ -1,0 +1,39 @@
+//! `nnunet-dist bench checkpoint`
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::bench::{Report, StepBench, checkpoint};
+use crate::ops::Precision;
+
+/// Writing and reading of a checkpoint: weights and momentum of nnU-Net's plain U-Net.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nnunet-dist bench checkpoint --dir /scratch --features 32,64,128,256,320,320")]
+pub(super) struct Checkpoint {
+    /// Folder on the disk in question [default: the system's temporary folder].
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+
+    /// Feature maps of each stage of the network.
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "32,64,128,256")]
+    features: Vec<usize>,
+}
+
+impl Checkpoint {
+    pub(super) fn run(&self, rounds: usize) -> anyhow::Result<Report> {
+        let step = StepBench {
+            patch: [40, 56, 40],
+            batch_size: 1,
+            channels: 1,
+            classes: 3,
+            features: self.features.clone(),
+            precision: Precision::Fp32,
+        };
+        let folder = self.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let folder =
+            tempfile::tempdir_in(&folder).with_context(|| format!("{}: cannot be written to", folder.display()))?;
+        Ok(Report::new("checkpoint", checkpoint(&step, folder.path(), rounds)?))
+    }
+}

@@ -1,0 +1,111 @@
+//! `nnunet-dist bench infer`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::bench::{InferFolder, InferStub, Report};
+use crate::config::{Device, RunDir};
+use crate::infer::{Accumulate, MemoryOptions, PredictOptions, WindowOptions};
+use crate::ops::Precision;
+
+/// Sliding-window inference: reading, network, sums of windows, resampling with decision, writing.
+///
+/// With --run and --images a trained network segments a folder. Without, a network that takes no time segments an image
+/// without content: what remains is what inference adds to the network, and how much memory it takes for any number of
+/// voxels and classes.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nnunet-dist bench infer -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs --rounds 3
+  nnunet-dist bench infer --extent 1000,512,512 --classes 105 --patch 128,128,128 --accumulate f16 --rounds 1")]
+pub struct Infer {
+    /// Run directory of `train`, or a checkpoint.
+    #[arg(short, long, value_name = "DIR", requires = "images")]
+    run: Option<PathBuf>,
+
+    /// Folder of images, one file per case and channel.
+    #[arg(short, long, value_name = "DIR", requires = "run")]
+    images: Option<PathBuf>,
+
+    /// Do not mirror.
+    #[arg(long)]
+    no_tta: bool,
+
+    /// Part of the window by which neighbours overlap, 0 to below 1.
+    #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = super::super::predict::overlap)]
+    overlap: f64,
+
+    /// Windows and their mirrorings per call of the network [default: as many as are of use].
+    #[arg(long, value_name = "N", requires = "run", value_parser = clap::value_parser!(u16).range(1..))]
+    batch_size: Option<u16>,
+
+    /// Number format of the network's activations.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Precision::Fp32)]
+    precision: Precision,
+
+    /// Precision in which the logits of overlapping windows are added up.
+    #[arg(long, value_enum, default_value = "f32")]
+    accumulate: Accumulate,
+
+    /// Voxels of the generated image.
+    #[arg(long, value_name = "Z,Y,X", conflicts_with = "run", value_parser = extent)]
+    extent: Option<[usize; 3]>,
+
+    /// Voxels that the generated image has for the network [default: as many as it has].
+    #[arg(long, value_name = "Z,Y,X", requires = "extent", value_parser = extent)]
+    resampled: Option<[usize; 3]>,
+
+    /// Classes of the network without cost.
+    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u16).range(1..=i16::MAX as i64))]
+    classes: Option<u16>,
+
+    /// Voxels of a window of the network without cost.
+    #[arg(long, value_name = "Z,Y,X", conflicts_with = "run", value_parser = extent)]
+    patch: Option<[usize; 3]>,
+}
+
+/// Three extents, `128,96,96`.
+fn extent(text: &str) -> Result<[usize; 3], String> {
+    let numbers: Result<Vec<usize>, _> = text.split(',').map(|number| number.trim().parse()).collect();
+    match numbers.map(<[usize; 3]>::try_from) {
+        Ok(Ok(extent)) if !extent.contains(&0) => Ok(extent),
+        _ => Err("must be three numbers above 0, such as 128,96,96".into()),
+    }
+}
+
+impl Infer {
+    pub(super) fn run(&self, rounds: usize) -> anyhow::Result<Report> {
+        let rows = match (&self.run, &self.images) {
+            (Some(run), Some(images)) => self.folder(run.clone(), images.clone()).measure(rounds)?,
+            _ => self.stub().measure(rounds.max(1)),
+        };
+        Ok(Report::new("infer", rows))
+    }
+
+    fn folder(&self, run: PathBuf, images: PathBuf) -> InferFolder {
+        let batch_size = self.batch_size.map(usize::from);
+        let options = PredictOptions {
+            checkpoint: PredictOptions::checkpoint_of(&run, RunDir::checkpoint_latest),
+            windows: WindowOptions { mirror: !self.no_tta, overlap: self.overlap, ..WindowOptions::default() },
+            memory: MemoryOptions { batch_size, accumulate: self.accumulate, ..MemoryOptions::default() },
+            precision: self.precision,
+            save_probabilities: false,
+            device: Device::Cpu,
+        };
+        InferFolder { images, options }
+    }
+
+    fn stub(&self) -> InferStub {
+        let default = InferStub::default();
+        InferStub {
+            extent: self.extent.unwrap_or(default.extent),
+            resampled: self.resampled.or(self.extent).unwrap_or(default.resampled),
+            classes: self.classes.map_or(default.classes, usize::from),
+            patch: self.patch.unwrap_or(default.patch),
+            overlap: self.overlap,
+            mirror: !self.no_tta,
+            accumulate: self.accumulate,
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! How much is done at a time.
+
+use super::InferError;
+use super::options::{Accumulate, MemoryOptions};
+use super::sliding_window::SlidingWindow;
+use crate::model::UNetSpec;
+
+/// How the work on an image is cut up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Portions {
+    /// Windows and mirrorings per call of the network.
+    pub batch_size: usize,
+    /// Precision of the sums.
+    pub accumulate: Accumulate,
+}
+
+/// Arrays of the network's first stage that are alive at once: two inputs of the last stage, joined, and its output.
+const LIVE_ARRAYS: usize = 6;
+
+impl Portions {
+    /// What the options allow for an image `(z, y, x)`.
+    ///
+    /// # Errors
+    /// The sums of the logits exceed the limit even in half precision.
+    pub fn new(
+        options: &MemoryOptions,
+        sliding: &SlidingWindow,
+        network: &UNetSpec,
+        image: [usize; 3],
+    ) -> Result<Self, InferError> {
+        let batch_size = options.batch_size.unwrap_or_else(|| batch_size(options.call_bytes, sliding, network)).max(1);
+        let bytes = |accumulate| sliding.slab_bytes(image, network.classes, accumulate);
+        let accumulate = match options.limit {
+            Some(limit) if bytes(Accumulate::F16) > limit => {
+                return Err(InferError::Memory { needed: bytes(Accumulate::F16), limit });
+            }
+            Some(limit) if bytes(options.accumulate) > limit => Accumulate::F16,
+            _ => options.accumulate,
+        };
+        if accumulate != options.accumulate {
+            let mib = bytes(options.accumulate) >> 20;
+            tracing::info!("adding up logits in half precision: in single precision they would take {mib} MiB");
+        }
+        Ok(Self { batch_size, accumulate })
+    }
+}
+
+/// As many windows as `call_bytes` hold: all mirrorings of some, or an equal part of the mirrorings of one.
+fn batch_size(call_bytes: u64, sliding: &SlidingWindow, network: &UNetSpec) -> usize {
+    let values = LIVE_ARRAYS * network.shape.features[0] + 2 * network.classes;
+    let bytes = 4 * values * sliding.window.iter().product::<usize>();
+    let fitting = (call_bytes / bytes as u64).max(1) as usize;
+    let mirrorings = sliding.num_mirrorings();
+    match fitting >= mirrorings {
+        true => fitting / mirrorings * mirrorings,
+        // Their number is a power of 2.
+        false => 1 << fitting.ilog2(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::Blend;
+    use crate::plan::NetworkShape;
+
+    fn spec(features: usize) -> UNetSpec {
+        let shape = NetworkShape {
+            features: vec![features],
+            strides: vec![[1; 3]],
+            kernels: vec![[3; 3]],
+            convs_encoder: vec![2],
+            convs_decoder: Vec::new(),
+            conv_bias: true,
+            norm_eps: 1e-5,
+        };
+        UNetSpec { channels: 1, classes: 105, shape }
+    }
+
+    fn sliding(window: [usize; 3]) -> SlidingWindow {
+        SlidingWindow { window, step: 0.5, blend: Blend::Gaussian, mirror_axes: vec![0, 1, 2] }
+    }
+
+    #[test]
+    fn half_precision_comes_with_a_limit_and_ends_with_it() {
+        let (window, image) = (sliding([128; 3]), [1000, 512, 512]);
+        let gib = |gib: u64| MemoryOptions { limit: Some(gib << 30), ..MemoryOptions::default() };
+        let accumulate = |options| Portions::new(&options, &window, &spec(32), image).map(|found| found.accumulate);
+        assert_eq!(accumulate(MemoryOptions::default()).unwrap(), Accumulate::F32);
+        assert_eq!(accumulate(gib(14)).unwrap(), Accumulate::F32);
+        assert_eq!(accumulate(gib(7)).unwrap(), Accumulate::F16);
+        let error = accumulate(gib(6)).unwrap_err().to_string();
+        assert!(error.contains("6720 MiB") && error.contains("6144 MiB"), "{error}");
+    }
+
+    #[test]
+    fn batches_hold_whole_sets_of_mirrorings_or_equal_parts_of_one() {
+        let batch_size = |window, features| batch_size(64 << 20, &sliding(window), &spec(features));
+        assert_eq!(batch_size([16; 3], 4), 16);
+        assert_eq!(batch_size([256; 3], 32), 1);
+        for edge in 16..128 {
+            let found = batch_size([edge; 3], 8);
+            assert!(found % 8 == 0 || 8 % found == 0, "{found} windows of {edge}");
+        }
+    }
+}
