@@ -20,19 +20,21 @@ help:
 demo: setup
 	$(CARGO) run --locked --profile $(PROFILE) --bin nnunet-dist -- demo --dir demo
 
-# The compile check of the GPU build is a clippy run too: clippy compiles the dependencies' metadata only, and what the
-# two runs share is compiled once.
+# The compile check of the CUDA build is a clippy run too: clippy compiles the dependencies' metadata only, and what the
+# runs share is compiled once. The GPU's kernels are run on Vulkan, in software where there is no GPU.
 test: setup-test
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --workspace --all-targets --features nnunet-dist/nccl -- -D warnings
-	$(CARGO) clippy --locked --workspace --features nnunet-dist/cuda -- -D warnings
-	$(CARGO) nextest run --locked --workspace --features nnunet-dist/nccl
-	$(CARGO) test --locked --workspace --doc
+	$(CARGO) clippy --locked --all-targets --features nnunet-dist/nccl -- -D warnings
+	$(CARGO) clippy --locked --features nnunet-dist/cuda -- -D warnings
+	$(CARGO) clippy --locked --package gpu-tests --all-targets -- -D warnings
+	$(CARGO) nextest run --locked --features nnunet-dist/nccl
+	$(CARGO) nextest run --locked --package gpu-tests
+	$(CARGO) test --locked --doc
 
 # `test` has the short form.
 test-cluster:
 	@scripts/setup nextest cluster
-	NNUNET_CLUSTER=full $(CARGO) nextest run --locked --workspace --features nnunet-dist/nccl -E 'binary(cluster)'
+	NNUNET_CLUSTER=full $(CARGO) nextest run --locked --features nnunet-dist/nccl -E 'binary(cluster)'
 
 # Installs PyTorch and nnU-Net v2 into a virtual environment of their own.
 bench: setup
@@ -43,7 +45,7 @@ setup:
 
 .PHONY: setup-test
 setup-test:
-	@scripts/setup nextest
+	@scripts/setup nextest vulkan
 
 fmt:
 	$(CARGO) fmt --all

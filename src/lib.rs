@@ -27,6 +27,8 @@ pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod config;
+#[cfg(feature = "nccl")]
+mod cuda;
 pub mod dataset;
 pub mod dist;
 pub mod doctor;

@@ -79,7 +79,7 @@ fn follow(path: &Path, batch_dice: bool, options: ExchangeOptions, comm: &dyn Co
 
     let step = TrainStep::new(network, Optimizer::new(sgd, Some(12.0)), loss, head_weights.to_vec(), device);
     let mut step = step.connect(options, comm).unwrap();
-    step.add(images.view(), &targets, comm).unwrap();
+    step.add(step.upload().batch_with(images.view(), targets.to_vec()), comm).unwrap();
     let gradients = step.gradients().unwrap();
     let expected = fixture.state(&format!("{set}/g/"), &specs);
     let largest = expected.values().flat_map(|state| &state.values).fold(0f32, |largest, g| largest.max(g.abs()));

@@ -4,101 +4,46 @@
 
 #[path = "common/job.rs"]
 mod job;
+#[path = "common/machine.rs"]
+mod machine;
 
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nnunet_dist::dist::{
     self, CommError, Communicator, DeviceBuffer, Element, NcclComm, NcclLink, ReduceOp, Timeouts, Wire,
 };
-use tempfile::TempDir;
 
 use self::job::{Job, observe};
+use self::machine::{Machine, PART};
 
-/// The environment variable with the part that a rank has to play.
-const PART: &str = "NNUNET_TEST_PART";
-const LIBRARIES: &str = "LD_LIBRARY_PATH";
-
-/// A folder with mocks, as a machine has its libraries.
-struct Machine {
-    folder: TempDir,
+/// With everything; `None`, with a line that says so, without a C compiler.
+fn machine() -> Option<Machine> {
+    Machine::with(&[("cuda.c", "libcuda.so.1", &[]), ("nccl.c", "libnccl.so.2", &[])])
 }
 
-impl Machine {
-    /// With everything; `None`, with a line that says so, without a C compiler.
-    fn new() -> Option<Self> {
-        Self::with(&[("cuda.c", "libcuda.so.1", &[]), ("nccl.c", "libnccl.so.2", &[])])
+/// Two ranks; `None` without a launcher.
+fn run_two(machine: &Machine, part: &str, settings: &[(&str, &str)]) -> Option<Job> {
+    if !cfg!(feature = "mpi") {
+        println!("skipped: built without MPI");
+        return None;
     }
+    Some(observe(job::in_parallel(job::launcher()?, 2, &[], &machine.rank(part, settings))))
+}
 
-    fn with(libraries: &[(&str, &str, &[&str])]) -> Option<Self> {
-        if !job::is_installed("cc") {
-            println!("skipped: no C compiler to make the mocks with");
-            return None;
-        }
-        let folder = tempfile::tempdir().unwrap();
-        for (source, library, flags) in libraries {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mock").join(source);
-            let mut cc = Command::new("cc");
-            cc.args(["-shared", "-fPIC", "-o"]).arg(folder.path().join(library)).args(*flags).arg(source).arg("-ldl");
-            assert!(cc.status().unwrap().success(), "{cc:?}");
-        }
-        Some(Self { folder })
-    }
-
-    fn log_file(&self) -> PathBuf {
-        self.folder.path().join("log")
-    }
-
-    /// One rank that plays `part`.
-    fn rank(&self, part: &str, settings: &[(&str, &str)]) -> Command {
-        let mut rank = job::me(PART, part);
-        for variable in ["VIRTUAL_ENV", "CONDA_PREFIX", "NNUNET_DIST_NCCL", "NNUNET_DIST_SHARE_GPUS"] {
-            rank.env_remove(variable);
-        }
-        rank.env(LIBRARIES, self.folder.path()).env("MOCK_LOG", self.log_file()).envs(settings.iter().copied());
-        rank
-    }
-
-    fn run(&self, part: &str, settings: &[(&str, &str)]) -> Job {
-        observe(self.rank(part, settings))
-    }
-
-    /// Two ranks; `None` without a launcher.
-    fn run_two(&self, part: &str, settings: &[(&str, &str)]) -> Option<Job> {
-        if !cfg!(feature = "mpi") {
-            println!("skipped: built without MPI");
-            return None;
-        }
-        Some(observe(job::in_parallel(job::launcher()?, 2, &[], &self.rank(part, settings))))
-    }
-
-    /// The calls that were made of the mocks.
-    fn calls(&self) -> Vec<String> {
-        fs::read_to_string(self.log_file()).unwrap_or_default().lines().map(str::to_owned).collect()
-    }
-
-    #[track_caller]
-    fn was_called(&self, call: &str, times: usize) {
-        let calls = self.calls();
-        assert_eq!(calls.iter().filter(|line| line.starts_with(call)).count(), times, "{call} in {calls:#?}");
-    }
-
-    /// Nothing was asked of a communicator after its end.
-    #[track_caller]
-    fn was_left_in_order(&self, aborts: usize) {
-        self.was_called("ncclCommAbort", aborts);
-        let calls = self.calls();
-        assert!(!calls.iter().any(|line| line.contains("is gone") || line.contains("on nothing")), "{calls:#?}");
-    }
+/// Nothing was asked of a communicator after its end.
+#[track_caller]
+fn was_left_in_order(machine: &Machine, aborts: usize) {
+    machine.was_called("ncclCommAbort", aborts);
+    let calls = machine.calls();
+    assert!(!calls.iter().any(|line| line.contains("is gone") || line.contains("on nothing")), "{calls:#?}");
 }
 
 #[test]
 fn reductions_are_ordered_by_events() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     machine.run("train", &[]).succeeded(1);
     let calls = machine.calls();
     let joined = calls.iter().position(|line| line.starts_with("ncclCommInitRankConfig")).unwrap();
@@ -115,26 +60,26 @@ fn reductions_are_ordered_by_events() {
     assert_eq!(calls[joined + 1..], expected);
     // CU_STREAM_NON_BLOCKING
     machine.was_called("cuStreamCreate flags=1", 1);
-    machine.was_left_in_order(0);
+    was_left_in_order(&machine, 0);
 }
 
 #[test]
 fn two_ranks_meet_by_the_id_of_the_first() {
-    let Some(machine) = Machine::new() else { return };
-    let Some(job) = machine.run_two("train", &[("MOCK_GPUS", "2")]) else { return };
+    let Some(machine) = machine() else { return };
+    let Some(job) = run_two(&machine, "train", &[("MOCK_GPUS", "2")]) else { return };
     job.succeeded(2);
     machine.was_called("ncclGetUniqueId", 1);
     machine.was_called("ncclCommInitRankConfig rank 1 of 2", 1);
     machine.was_called("ncclCommDestroy", 2);
-    machine.was_left_in_order(0);
+    was_left_in_order(&machine, 0);
 }
 
 #[test]
 fn what_is_in_progress_is_waited_for() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     machine.run("train", &[("MOCK_NCCL", "slow")]).succeeded(1);
     machine.was_called("ncclCommDestroy", 1);
-    machine.was_left_in_order(0);
+    was_left_in_order(&machine, 0);
 }
 
 #[test]
@@ -145,72 +90,72 @@ fn an_old_driver_stops_the_host_instead() {
     machine.run("train", &[]).succeeded(1);
     machine.was_called("cuCtxSynchronize", 7);
     machine.was_called("cuStreamWaitEvent", 0);
-    machine.was_left_in_order(0);
-    fs::remove_file(machine.log_file()).unwrap();
+    was_left_in_order(&machine, 0);
+    machine.forget_calls();
     // The host waits for a reduction that never ends, until it is aborted.
     let job = machine.run("fail", &[("MOCK_NCCL", "hangs")]);
     job.succeeded(1);
     job.says("NCCL all-reduce of bucket 0 failed after");
-    machine.was_left_in_order(1);
+    was_left_in_order(&machine, 1);
 }
 
 #[test]
 fn an_error_behind_the_hosts_back_is_told_by_the_next_call() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     let job = machine.run("fail", &[("MOCK_NCCL", "loses-peer")]);
     job.succeeded(1);
     job.says("Lost: rank 0: NCCL all-reduce of bucket 0 failed after");
     job.says("remote process exited or there was a network error (mocked)");
-    machine.was_left_in_order(1);
+    was_left_in_order(&machine, 1);
     machine.was_called("ncclCommDestroy", 0);
 }
 
 #[test]
 fn a_reduction_that_never_ends_is_aborted_once() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     let job = machine.run("fail", &[("MOCK_NCCL", "hangs")]);
     job.succeeded(1);
     job.says("Lost: rank 0: NCCL all-reduce of bucket 0 failed after");
     job.says("the deadline has passed: another rank is lost or hangs");
-    machine.was_left_in_order(1);
+    was_left_in_order(&machine, 1);
     machine.was_called("ncclCommDestroy", 0);
 }
 
 #[test]
 fn a_device_that_fails_is_told() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     let job = machine.run("fail", &[("MOCK_UNHEALTHY", "1")]);
     job.succeeded(1);
     job.says("cuEventQuery: CUDA_ERROR_ILLEGAL_ADDRESS");
-    machine.was_left_in_order(1);
+    was_left_in_order(&machine, 1);
 }
 
 #[test]
 fn a_call_that_does_not_come_back_ends_the_process() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     let job = machine.run("fail", &[("MOCK_NCCL", "stuck")]);
     job.failed_with(75);
     job.says("error: rank 0: a call of NCCL or the CUDA driver has hung for");
     // The thread is still inside NCCL.
-    machine.was_left_in_order(0);
+    was_left_in_order(&machine, 0);
 }
 
 #[test]
 fn joining_has_a_deadline() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     let job = machine.run("join", &[("MOCK_NCCL", "never-joins")]);
     job.says("Lost: rank 0: joining the GPUs by NCCL failed after");
     job.says("another rank has not come");
-    machine.was_left_in_order(1);
+    was_left_in_order(&machine, 1);
 }
 
 #[test]
 fn a_refusal_of_nccl_is_told_in_its_words() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     let job = machine.run("join", &[("MOCK_NCCL", "refuses")]);
     job.says("Unavailable: rank 0: joining the GPUs by NCCL failed after");
     job.says("ncclCommInitRankConfig: invalid usage (mocked)");
-    machine.was_left_in_order(1);
+    was_left_in_order(&machine, 1);
 }
 
 #[test]
@@ -237,7 +182,7 @@ fn the_library_is_found_where_the_user_says() {
 
 #[test]
 fn without_the_driver_or_a_gpu_there_is_a_line_that_says_so() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = machine() else { return };
     let job = machine.run("join", &[("MOCK_GPUS", "0")]);
     job.says("the CUDA driver finds no GPU (cuInit: CUDA_ERROR_NO_DEVICE");
     if is_there("libcuda.so.1") {
@@ -253,12 +198,12 @@ fn without_the_driver_or_a_gpu_there_is_a_line_that_says_so() {
 
 #[test]
 fn two_ranks_on_one_gpu_are_refused_unless_asked_for() {
-    let Some(machine) = Machine::new() else { return };
-    let Some(job) = machine.run_two("train", &[]) else { return };
+    let Some(machine) = machine() else { return };
+    let Some(job) = run_two(&machine, "train", &[]) else { return };
     job.failed_with(4);
     job.says("ranks 0 and 1 would share the GPU GPU-00000000-0000-0000-0000-000000000000 of");
     machine.was_called("ncclCommInitRankConfig", 0);
-    let job = machine.run_two("train", &[("NNUNET_DIST_SHARE_GPUS", "1")]).unwrap();
+    let job = run_two(&machine, "train", &[("NNUNET_DIST_SHARE_GPUS", "1")]).unwrap();
     job.succeeded(2);
 }
 

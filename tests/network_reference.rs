@@ -45,7 +45,7 @@ fn outputs_gradients_and_ten_steps_agree_with_pytorchs() {
         let sgd = Sgd { momentum: 0.99, nesterov: true, weight_decay: 3e-5 };
         let loss = SegmentationLoss::new(Target::Classes, fixture.batch_dice, None);
         let mut step = TrainStep::new(network, Optimizer::new(sgd, Some(12.0)), loss, head_weights, device);
-        step.add(images.view(), &targets, &Single).unwrap();
+        step.add(step.upload().batch_with(images.view(), targets.to_vec()), &Single).unwrap();
         let gradients = step.gradients().unwrap();
         let expected = fixture.state("g/", &specs);
         for (spec, gradient) in specs.iter().zip(gradients) {

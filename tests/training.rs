@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 use self::work::{CONFIGURATION, Workshop, wait_for_epochs};
 
 /// What `docs/reference/files.md` promises of a line of the log, in this order.
-const LOG_KEYS: [&str; 14] = [
+const LOG_KEYS: [&str; 16] = [
     "epoch",
     "train_loss",
     "val_loss",
@@ -38,6 +38,8 @@ const LOG_KEYS: [&str; 14] = [
     "straggler_s",
     "epoch_s",
     "gradient_norm",
+    "loss_scale",
+    "skipped_steps",
     "world_size",
 ];
 

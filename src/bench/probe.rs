@@ -40,8 +40,8 @@ impl Peak {
     /// Of a matrix product in this format.
     pub fn tflops(&self, precision: Precision) -> f64 {
         match precision {
-            Precision::Fp32 => self.matmul_tflops,
-            Precision::AmpBf16 => self.matmul_bf16_tflops,
+            Precision::Fp32 | Precision::Tf32 => self.matmul_tflops,
+            Precision::AmpBf16 | Precision::AmpFp16 => self.matmul_bf16_tflops,
         }
     }
 }
@@ -54,7 +54,7 @@ fn matmul(precision: Precision) -> f64 {
     let a = random([1, 1, 1, MATRIX, MATRIX]).cast(precision.activations());
     let b = random([MATRIX, MATRIX, 1, 1, 1]);
     let bias = Tensor::zeros([MATRIX], &device);
-    let params = ConvParams { stride: [1; 3], padding: [0; 3] };
+    let params = ConvParams { stride: [1; 3], padding: [0; 3], bias_cancels: false };
     let timings = measure::<()>(ROUNDS, || {
         black_box(ops::conv(a.clone(), b.clone(), bias.clone(), params));
         Ok(())

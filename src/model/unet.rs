@@ -334,7 +334,7 @@ impl Layout {
             bias: shape.conv_bias.then(|| self.add(format!("{name}.conv.bias"), vec![features])),
             gamma: self.add(format!("{name}.norm.weight"), vec![features]),
             beta: self.add(format!("{name}.norm.bias"), vec![features]),
-            params: ConvParams { stride, padding: kernel.map(|kernel| (kernel - 1) / 2) },
+            params: ConvParams { stride, padding: kernel.map(|kernel| (kernel - 1) / 2), bias_cancels: true },
         }
     }
 

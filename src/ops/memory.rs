@@ -1,7 +1,7 @@
 //! A tensor's memory as the libraries see it that are handed raw device pointers.
 
 /// The type of a buffer's elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
     /// IEEE single precision.
     F32,

@@ -12,8 +12,11 @@
 
 mod autodiff;
 pub mod cpu;
-#[cfg(feature = "cuda")]
-mod cuda;
+#[cfg(feature = "cubecl")]
+mod cube;
+#[cfg(feature = "nccl")]
+pub mod cudnn;
+mod loss;
 mod memory;
 mod precision;
 pub mod profile;
@@ -23,9 +26,12 @@ mod update;
 
 pub use tap::{GradientSink, TapGradients, tap};
 
+#[cfg(feature = "cubecl")]
+pub use cube::GpuRuntime;
+pub use loss::{DeviceLoss, LossGradientInput, LossRule, LossTarget};
 pub use memory::{DeviceBuffer, Element};
 pub use precision::Precision;
-pub use update::{AdamStep, SgdStep};
+pub use update::{AdamStep, Control, ControlRule, INITIAL_SCALE, Scaler, SgdStep};
 
 use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
@@ -36,6 +42,8 @@ pub struct ConvParams {
     pub stride: [usize; 3],
     /// Zeros added on either side of each axis.
     pub padding: [usize; 3],
+    /// Whether an instance norm follows, which takes any bias away: then it may be left out, and its gradient be 0.
+    pub bias_cancels: bool,
 }
 
 /// Constants of the fused instance norm + leaky ReLU.
@@ -179,33 +187,45 @@ pub trait NnOps: Backend {
         Self::float_add(a, b)
     }
 
-    /// Sum of the squares of a gradient, `(1)`, in f32.
-    fn squared_norm(gradient: FloatTensor<Self>) -> FloatTensor<Self> {
-        reference::squared_norm::<Self>(gradient)
+    /// What becomes of a step's gradients, which carry the loss scale: the values of [`Control`], and of the [`Scaler`]
+    /// after them.
+    fn control(
+        gradients: Vec<FloatTensor<Self>>,
+        scaler: FloatTensor<Self>,
+        rule: ControlRule,
+    ) -> [FloatTensor<Self>; 2] {
+        reference::control::<Self>(gradients, scaler, rule)
     }
 
     /// One step of SGD on a parameter of any shape: its new value and velocity, which may take the old one's memory.
     ///
-    /// Without a velocity it is the parameter's first step.
+    /// Without a velocity it is the parameter's first step. Where the control says so, both stay as they are.
     fn sgd(
         value: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         velocity: Option<FloatTensor<Self>>,
+        control: FloatTensor<Self>,
         step: SgdStep,
     ) -> [FloatTensor<Self>; 2] {
-        reference::sgd::<Self>(value, gradient, velocity, step)
+        reference::sgd::<Self>(value, gradient, velocity, control, step)
     }
 
     /// One step of Adam on a parameter of any shape: its new value and two moments, which may take the old ones' memory.
     ///
-    /// Without moments it is the parameter's first step.
+    /// Without moments it is the parameter's first step. Where the control says so, all stay as they are.
     fn adam(
         value: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         moments: Option<[FloatTensor<Self>; 2]>,
+        control: FloatTensor<Self>,
         step: AdamStep,
     ) -> [FloatTensor<Self>; 3] {
-        reference::adam::<Self>(value, gradient, moments, step)
+        reference::adam::<Self>(value, gradient, moments, control, step)
+    }
+
+    /// The loss on the device; `None` where the host computes it.
+    fn device_loss() -> Option<DeviceLoss<Self>> {
+        None
     }
 
     /// A scalar 0 whose backward step hands `gradient` to `x`: the end of a graph whose loss was computed elsewhere.

@@ -8,7 +8,8 @@ use burn::tensor::{
 };
 
 use super::{
-    AdamStep, ConvParams, HeadGradients, NormGradients, NormParams, SgdStep, WeightGradients, float, primitive,
+    AdamStep, Control, ControlRule, ConvParams, HeadGradients, NormGradients, NormParams, Scaler, SgdStep,
+    WeightGradients, float, primitive,
 };
 
 /// `(n, z, y, x, c)` to `(n, c, z, y, x)`.
@@ -50,7 +51,7 @@ fn f32<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
 }
 
 /// Sum over all but the channels, in f32.
-fn bias_gradient<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
+pub fn bias_gradient<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
     let grad = float::<B, 5>(f32::<B>(grad));
     let channels = grad.dims()[4];
     primitive(grad.reshape([-1, channels as i64]).sum_dim(0).reshape([channels]))
@@ -172,7 +173,7 @@ pub fn norm_act_backward<B: Backend>(
     NormGradients { input: cast::<B>(primitive::<B, 5>(d_x.reshape(shape)), dtype), gamma: d_gamma, beta: d_beta }
 }
 
-const POINTWISE: ConvParams = ConvParams { stride: [1; 3], padding: [0; 3] };
+const POINTWISE: ConvParams = ConvParams { stride: [1; 3], padding: [0; 3], bias_cancels: false };
 
 pub fn head<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
     conv::<B>(f32::<B>(x), weight, bias, POINTWISE)
@@ -196,46 +197,78 @@ pub fn split<B: Backend>(x: FloatTensor<B>, channels: usize) -> (FloatTensor<B>,
     (primitive(x.clone().narrow(4, 0, channels)), primitive(x.narrow(4, channels, rest)))
 }
 
-pub fn squared_norm<B: Backend>(gradient: FloatTensor<B>) -> FloatTensor<B> {
-    primitive(flat::<B>(gradient).square().sum())
+pub fn control<B: Backend>(
+    gradients: Vec<FloatTensor<B>>,
+    scaler: FloatTensor<B>,
+    rule: ControlRule,
+) -> [FloatTensor<B>; 2] {
+    let square = |gradient| host::<B>(primitive(flat::<B>(gradient).square().sum()))[0];
+    let sum = gradients.into_iter().map(|gradient| f64::from(square(gradient))).sum();
+    advance::<B>(sum, scaler, rule)
+}
+
+/// [`Scaler::advance`] on a tensor.
+pub fn advance<B: Backend>(sum_of_squares: f64, scaler: FloatTensor<B>, rule: ControlRule) -> [FloatTensor<B>; 2] {
+    let device = B::float_device(&scaler);
+    let (control, after) = Scaler::from_values(&host::<B>(scaler)).advance(sum_of_squares, rule);
+    [&control.values()[..], &after.values()[..]].map(|values| B::float_from_data(values.into(), &device))
+}
+
+fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
+    let data = burn::tensor::read_sync(B::float_into_data(tensor)).expect("reading back needs no more than the device");
+    data.convert::<f32>().into_vec().expect("converted to f32")
 }
 
 pub fn sgd<B: Backend>(
     value: FloatTensor<B>,
     gradient: FloatTensor<B>,
     velocity: Option<FloatTensor<B>>,
+    control: FloatTensor<B>,
     step: SgdStep,
 ) -> [FloatTensor<B>; 2] {
     let shape = shape::<B>(&value);
+    let control = Control::from_values(&host::<B>(control));
     let value = flat::<B>(value);
-    let gradient = flat::<B>(gradient) * step.gradient_scale + value.clone() * step.weight_decay;
-    let velocity = match velocity {
-        Some(velocity) => flat::<B>(velocity) * step.momentum + gradient.clone(),
-        None => gradient.clone(),
+    let [value, velocity] = if control.apply == 0.0 {
+        let velocity = velocity.map_or_else(|| value.zeros_like(), flat::<B>);
+        [value, velocity]
+    } else {
+        let gradient = flat::<B>(gradient) * control.factor + value.clone() * step.weight_decay;
+        let velocity = match velocity {
+            Some(velocity) => flat::<B>(velocity) * step.momentum + gradient.clone(),
+            None => gradient.clone(),
+        };
+        let direction = if step.nesterov { gradient + velocity.clone() * step.momentum } else { velocity.clone() };
+        [value - direction * step.learning_rate, velocity]
     };
-    let direction = if step.nesterov { gradient + velocity.clone() * step.momentum } else { velocity.clone() };
-    [value - direction * step.learning_rate, velocity].map(|tensor| B::float_reshape(primitive(tensor), shape.clone()))
+    [value, velocity].map(|tensor| B::float_reshape(primitive(tensor), shape.clone()))
 }
 
 pub fn adam<B: Backend>(
     value: FloatTensor<B>,
     gradient: FloatTensor<B>,
     moments: Option<[FloatTensor<B>; 2]>,
+    control: FloatTensor<B>,
     step: AdamStep,
 ) -> [FloatTensor<B>; 3] {
     let shape = shape::<B>(&value);
+    let control = Control::from_values(&host::<B>(control));
     let value = flat::<B>(value);
-    let gradient = flat::<B>(gradient) * step.gradient_scale + value.clone() * step.weight_decay;
     let [first, second] = match moments {
         Some(moments) => moments.map(flat::<B>),
         None => [value.zeros_like(), value.zeros_like()],
     };
-    let [beta1, beta2] = step.betas;
-    let first = first * beta1 + gradient.clone() * (1.0 - beta1);
-    let second = second * beta2 + gradient.square() * (1.0 - beta2);
-    let denominator = (second.clone() / step.corrections[1]).sqrt() + step.eps;
-    let value = value - first.clone() / denominator * (step.learning_rate / step.corrections[0]);
-    [value, first, second].map(|tensor| B::float_reshape(primitive(tensor), shape.clone()))
+    let updated = if control.apply == 0.0 {
+        [value, first, second]
+    } else {
+        let gradient = flat::<B>(gradient) * control.factor + value.clone() * step.weight_decay;
+        let [beta1, beta2] = step.betas;
+        let first = first * beta1 + gradient.clone() * (1.0 - beta1);
+        let second = second * beta2 + gradient.square() * (1.0 - beta2);
+        let denominator = (second.clone() / control.corrections[1]).sqrt() + step.eps;
+        [value - first.clone() / denominator * (step.learning_rate / control.corrections[0]), first, second]
+    };
+    updated.map(|tensor| B::float_reshape(primitive(tensor), shape.clone()))
 }
 
 fn shape<B: Backend>(tensor: &FloatTensor<B>) -> Shape {

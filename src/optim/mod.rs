@@ -3,5 +3,5 @@
 mod optimizer;
 mod schedule;
 
-pub use optimizer::{Adam, Moments, Optimizer, Rule, Sgd, StepReport};
+pub use optimizer::{Adam, Moments, Optimizer, Rule, Sgd};
 pub use schedule::Schedule;

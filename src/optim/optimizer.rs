@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 
 use burn::tensor::{
-    Tensor, TensorPrimitive,
     backend::{AutodiffBackend, Backend},
     ops::FloatTensor,
 };
 
 use crate::model::{Parameter, ParameterSpec, StateError, TensorState};
-use crate::ops::{AdamStep, NnOps, SgdStep};
+use crate::ops::{AdamStep, ControlRule, INITIAL_SCALE, NnOps, Scaler, SgdStep};
 
 /// Stochastic gradient descent (`torch.optim.SGD`), nnU-Net's default.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,20 +55,11 @@ impl From<Adam> for Rule {
     }
 }
 
-/// What a step has done.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
-    /// Euclidean norm of all gradients before clipping.
-    pub gradient_norm: f64,
-}
-
 /// What an optimiser remembers of one parameter: the momentum buffer, or Adam's two moments.
 #[derive(Clone, Debug)]
 pub struct Moments<B: Backend> {
     first: FloatTensor<B>,
     second: Option<FloatTensor<B>>,
-    /// Updates of this parameter so far, for Adam's bias correction.
-    updates: u64,
 }
 
 /// An update rule with its state, one entry per parameter.
@@ -78,42 +68,72 @@ pub struct Optimizer<B: Backend> {
     rule: Rule,
     /// Gradients are scaled down to this norm; `None` leaves them.
     clip_norm: Option<f64>,
+    /// Whether the loss is scaled, as far as the gradients' range allows.
+    dynamic_scale: bool,
+    /// `None` before its first use.
+    scaler: Option<FloatTensor<B>>,
     moments: Vec<Option<Moments<B>>>,
 }
+
+/// Name of the scaler in the optimiser's state.
+const SCALER: &str = "scaler";
 
 impl<B: NnOps> Optimizer<B> {
     /// An optimiser without history.
     pub fn new(rule: impl Into<Rule>, clip_norm: Option<f64>) -> Self {
-        Self { rule: rule.into(), clip_norm, moments: Vec::new() }
+        Self { rule: rule.into(), clip_norm, dynamic_scale: false, scaler: None, moments: Vec::new() }
+    }
+
+    /// The same with a loss scale that grows until a gradient overflows (`torch.amp.GradScaler`): for activations in fp16.
+    pub fn with_dynamic_scale(self) -> Self {
+        Self { dynamic_scale: true, ..self }
+    }
+
+    /// The values of [`Scaler`], by the first of which the loss is to be multiplied.
+    pub fn scaler(&mut self, device: &B::Device) -> FloatTensor<B> {
+        let initial = if self.dynamic_scale { INITIAL_SCALE } else { 1.0 };
+        let new = || B::float_from_data(Scaler::new(initial).values().as_slice().into(), device);
+        self.scaler.get_or_insert_with(new).clone()
     }
 
     /// Updates all parameters. A parameter without gradient stays as it is, without weight decay, as in PyTorch.
     ///
-    /// `gradients` holds one entry per parameter, averaged over the ranks.
+    /// `gradients` holds one entry per parameter, averaged over the ranks, times the loss scale. Where one of them is not
+    /// finite, nothing is updated. Gives what became of them, the values of [`crate::ops::Control`]; the host waits for
+    /// nothing.
     pub fn step<A: AutodiffBackend<InnerBackend = B>>(
         &mut self,
         parameters: &mut [Parameter<A>],
         gradients: Vec<Option<FloatTensor<B>>>,
         learning_rate: f64,
-    ) -> StepReport {
+        device: &B::Device,
+    ) -> FloatTensor<B> {
         debug_assert_eq!(parameters.len(), gradients.len());
         self.moments.resize_with(parameters.len(), || None);
-        let gradient_norm = global_norm::<B>(&gradients);
-        // `torch.nn.utils.clip_grad_norm_`, its epsilon included.
-        let scale = self.clip_norm.map_or(1.0, |limit| (limit / (gradient_norm + 1e-6)).min(1.0));
+        let rule = ControlRule {
+            clip_norm: self.clip_norm.map(|norm| norm as f32),
+            dynamic_scale: self.dynamic_scale,
+            betas: match &self.rule {
+                Rule::Sgd(_) => [0.0; 2],
+                Rule::Adam(adam) => [adam.beta1 as f32, adam.beta2 as f32],
+            },
+        };
+        let scaler = self.scaler(device);
+        let [control, scaler] = B::control(gradients.iter().flatten().cloned().collect(), scaler, rule);
+        self.scaler = Some(scaler);
         for ((parameter, gradient), moments) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
             let Some(gradient) = gradient else { continue };
             let value = parameter.inner();
             let updated = match &self.rule {
-                Rule::Sgd(sgd) => sgd.update::<B>(value, gradient, moments, learning_rate, scale),
-                Rule::Adam(adam) => adam.update::<B>(value, gradient, moments, learning_rate, scale),
+                Rule::Sgd(sgd) => sgd.update::<B>(value, gradient, moments, learning_rate, control.clone()),
+                Rule::Adam(adam) => adam.update::<B>(value, gradient, moments, learning_rate, control.clone()),
             };
             parameter.set(updated);
         }
-        StepReport { gradient_norm }
+        control
     }
 
-    /// The optimiser's state on the host: `NAME.first`, `NAME.second` (Adam) and `NAME.updates` per parameter.
+    /// The optimiser's state on the host: `NAME.first` and `NAME.second` (Adam) per parameter, and the scaler.
     pub fn state(&self, specs: &[ParameterSpec]) -> Vec<TensorState> {
         let mut state = Vec::new();
         for (spec, moments) in specs.iter().zip(&self.moments) {
@@ -126,7 +146,10 @@ impl<B: NnOps> Optimizer<B> {
             if let Some(second) = &moments.second {
                 state.push(named("second", spec.shape.clone(), host::<B>(second.clone())));
             }
-            state.push(named("updates", vec![1], vec![moments.updates as f32]));
+        }
+        if let Some(scaler) = &self.scaler {
+            let values = host::<B>(scaler.clone());
+            state.push(TensorState { spec: ParameterSpec { name: SCALER.into(), shape: vec![values.len()] }, values });
         }
         state
     }
@@ -155,13 +178,14 @@ impl<B: NnOps> Optimizer<B> {
         };
         let moments = specs.iter().map(|spec| {
             let Some(first) = find(spec, "first", &spec.shape)? else { return Ok(None) };
-            Ok(Some(Moments {
-                first: upload(first),
-                second: find(spec, "second", &spec.shape)?.map(upload),
-                updates: find(spec, "updates", &[1])?.map_or(0, |updates| updates.values[0] as u64),
-            }))
+            Ok(Some(Moments { first: upload(first), second: find(spec, "second", &spec.shape)?.map(upload) }))
         });
         self.moments = moments.collect::<Result<_, _>>()?;
+        self.scaler = match by_name.get(SCALER) {
+            Some(scaler) if scaler.spec.shape == [Scaler::LEN] => Some(upload(scaler)),
+            None if state.is_empty() => None,
+            _ => return Err(StateError(format!("the optimiser's {SCALER} is missing or has another shape"))),
+        };
         Ok(())
     }
 }
@@ -173,18 +197,17 @@ impl Sgd {
         gradient: FloatTensor<B>,
         moments: &mut Option<Moments<B>>,
         learning_rate: f64,
-        gradient_scale: f64,
+        control: FloatTensor<B>,
     ) -> FloatTensor<B> {
         let step = SgdStep {
             learning_rate: learning_rate as f32,
             momentum: self.momentum as f32,
             nesterov: self.nesterov,
             weight_decay: self.weight_decay as f32,
-            gradient_scale: gradient_scale as f32,
         };
         let velocity = moments.take().map(|moments| moments.first);
-        let [value, velocity] = B::sgd(value, gradient, velocity, step);
-        *moments = Some(Moments { first: velocity, second: None, updates: 0 });
+        let [value, velocity] = B::sgd(value, gradient, velocity, control, step);
+        *moments = Some(Moments { first: velocity, second: None });
         value
     }
 }
@@ -196,22 +219,17 @@ impl Adam {
         gradient: FloatTensor<B>,
         moments: &mut Option<Moments<B>>,
         learning_rate: f64,
-        gradient_scale: f64,
+        control: FloatTensor<B>,
     ) -> FloatTensor<B> {
-        let (moments_before, updates) = match moments.take() {
-            Some(Moments { first, second, updates }) => (second.map(|second| [first, second]), updates + 1),
-            None => (None, 1),
-        };
+        let before = moments.take().and_then(|Moments { first, second }| second.map(|second| [first, second]));
         let step = AdamStep {
             learning_rate: learning_rate as f32,
             betas: [self.beta1 as f32, self.beta2 as f32],
             eps: self.eps as f32,
             weight_decay: self.weight_decay as f32,
-            gradient_scale: gradient_scale as f32,
-            corrections: [self.beta1, self.beta2].map(|beta| (1.0 - beta.powi(updates as i32)) as f32),
         };
-        let [value, first, second] = B::adam(value, gradient, moments_before, step);
-        *moments = Some(Moments { first, second: Some(second), updates });
+        let [value, first, second] = B::adam(value, gradient, before, control, step);
+        *moments = Some(Moments { first, second: Some(second) });
         value
     }
 }
@@ -219,18 +237,4 @@ impl Adam {
 fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
     let data = burn::tensor::read_sync(B::float_into_data(tensor)).expect("reading back needs no more than the device");
     data.convert::<f32>().into_vec().expect("converted to f32")
-}
-
-/// Norm of all gradients together, with one read-back from the device.
-fn global_norm<B: NnOps>(gradients: &[Option<FloatTensor<B>>]) -> f64 {
-    let squares = gradients
-        .iter()
-        .flatten()
-        .map(|gradient| Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(B::squared_norm(gradient.clone()))));
-    let squares: Vec<_> = squares.collect();
-    if squares.is_empty() {
-        return 0.0;
-    }
-    let squares: Vec<f32> = Tensor::cat(squares, 0).into_data().convert::<f32>().into_vec().expect("converted to f32");
-    squares.iter().map(|square| f64::from(*square)).sum::<f64>().sqrt()
 }

@@ -54,6 +54,12 @@ pub struct EpochRecord {
     pub epoch_s: f64,
     /// Mean norm of the averaged gradient before clipping.
     pub gradient_norm: f64,
+    /// By which the loss is multiplied; null where it is not.
+    #[serde(default)]
+    pub loss_scale: Option<f64>,
+    /// Steps without an update, because a gradient was not finite.
+    #[serde(default)]
+    pub skipped_steps: usize,
     /// Number of processes.
     pub world_size: usize,
 }
@@ -77,6 +83,8 @@ impl EpochRecord {
             straggler_s: 0.0,
             epoch_s: 100.0 + 10.0 * (epoch % 3) as f64,
             gradient_norm: 1.0,
+            loss_scale: None,
+            skipped_steps: 0,
             world_size: 1,
         }
     }

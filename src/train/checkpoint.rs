@@ -27,6 +27,12 @@ pub struct Progress {
     /// Their sum of gradient norms.
     #[serde(default)]
     pub gradient_norm_sum: f64,
+    /// Those of them without an update.
+    #[serde(default)]
+    pub skipped_steps: usize,
+    /// Of the last step.
+    #[serde(default)]
+    pub loss_scale: f64,
     /// Exponential moving average of the mean pseudo Dice.
     pub ema_pseudo_dice: Option<f64>,
     /// The best it has been.

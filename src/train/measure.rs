@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::TrainError;
 use super::setup::{Job, exchange_options};
+use super::step::StepMetrics;
 use super::stragglers::{JobTimes, RankTimes};
 use crate::backend::{ComputeBackend, Cpu};
 use crate::config::{Device, RunConfig, WorkDir};
@@ -58,14 +59,19 @@ fn measure_on<B: ComputeBackend>(
     let mut trainer = job.trainer::<B>(false, device, |_| Ok(Observers::default()))?;
     for iteration in 0..warm_up {
         trainer.train_step(0, iteration)?;
+        trainer.finished_steps()?;
     }
     trainer.train_batches.take_wait();
     comm.barrier("end of the warm-up")?;
     let (began, mut communication) = (Instant::now(), Duration::ZERO);
     for iteration in warm_up..warm_up + steps {
         comm.enter(&format!("step {}", iteration + 1));
-        communication += trainer.train_step(0, iteration)?.communication;
+        trainer.train_step(0, iteration)?;
+        if !trainer.step.is_queued() {
+            communication += communication_of(&trainer.finished_steps()?);
+        }
     }
+    communication += communication_of(&trainer.finished_steps()?);
     let per_step = |duration: Duration| duration.as_secs_f64() / steps as f64;
     let own = RankTimes {
         total: per_step(began.elapsed()),
@@ -78,4 +84,8 @@ fn measure_on<B: ComputeBackend>(
         gradient_values: layout.buckets().iter().map(|bucket| bucket.len).sum(),
         last_bucket_values: layout.buckets().last().map_or(0, |bucket| bucket.len),
     })
+}
+
+fn communication_of(steps: &[StepMetrics]) -> Duration {
+    steps.iter().map(|step| step.communication).sum()
 }

@@ -3,7 +3,9 @@
 //! [`run`] is what the command line calls. It makes a [`Trainer`] (`setup.rs`), lets it train (`trainer.rs`), and has the
 //! fold's held-out cases predicted and evaluated (`held_out.rs`).
 
+mod batch;
 mod checkpoint;
+mod device_loss;
 mod error;
 mod exchange;
 mod held_out;
@@ -18,6 +20,7 @@ mod sync;
 mod trainer;
 mod validation;
 
+pub use batch::{DeviceBatch, Targets, Upload};
 pub use checkpoint::{Checkpoint, Progress};
 pub use error::TrainError;
 pub use exchange::ExchangeOptions;

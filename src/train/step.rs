@@ -1,19 +1,24 @@
 //! One optimisation step: forward, loss and backward of its batches, with the gradients exchanged on the way, and the
 //! update.
+//!
+//! Where the backend has the loss on its device, a step is only queued: what it has measured is asked for later, of
+//! several steps at once ([`TrainStep::metrics`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Tensor, TensorData, backend::AutodiffBackend, ops::FloatTensor};
+use burn::tensor::{Tensor, TensorData, TensorPrimitive, backend::AutodiffBackend, backend::Backend, ops::FloatTensor};
 use ndarray::{Array4, ArrayView4, ArrayView5};
 
+use super::batch::{DeviceBatch, Inner, Targets, Upload, head_targets};
+use super::device_loss::{DeviceLoss, host};
 use super::exchange::{Exchange, ExchangeOptions, exchange};
 use super::sums::reduce_sums;
 use crate::backend::ComputeBackend;
-use crate::dist::{BucketLayout, CommError, Communicator};
-use crate::loss::{self, GlobalSums, LossSums, SegmentationLoss};
-use crate::model::{UNet, UNetSpec, batch_tensor};
-use crate::ops;
+use crate::dist::{BucketLayout, CommError, Communicator, ReduceOp};
+use crate::loss::{GlobalSums, LossSums, SegmentationLoss};
+use crate::model::UNet;
+use crate::ops::{self, Control};
 use crate::optim::Optimizer;
 
 /// Network, loss and optimiser of one rank.
@@ -25,37 +30,62 @@ pub struct TrainStep<B: ComputeBackend> {
     pub head_weights: Vec<f64>,
     /// Where the network lives.
     pub device: B::Device,
-    /// Whether this rank has been asked to stop; all ranks learn of it in the next step.
+    /// Whether this rank has been asked to stop; all ranks learn of it with the next metrics.
     pub stop_requested: bool,
+    /// `None` where the host computes the loss.
+    device_loss: Option<DeviceLoss<B::InnerBackend>>,
     /// `None` where there is nothing to average.
     exchange: Option<Arc<dyn Exchange<B::InnerBackend>>>,
     accumulate: usize,
     /// Batches of the step so far.
     batches: usize,
     /// Of the step so far.
-    metrics: StepMetrics,
+    current: Measured<B::InnerBackend>,
     /// Of the step's only batch, where nothing is exchanged.
     gradients: Gradients<B>,
+    /// Of the updates whose metrics have not been asked for.
+    pending: Vec<Measured<B::InnerBackend>>,
 }
 
 /// One gradient per parameter; `None` for those that have none.
 type Gradients<B> = Vec<Option<FloatTensor<<B as AutodiffBackend>::InnerBackend>>>;
 
 /// What a step has measured.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepMetrics {
     /// The deep-supervision loss of the global batch.
     pub loss: f64,
-    /// Norm of the averaged gradient before clipping.
+    /// Norm of the averaged gradient before clipping; not finite where the step was skipped.
     pub gradient_norm: f64,
+    /// By which the loss was multiplied.
+    pub loss_scale: f64,
     /// Time spent waiting in collectives.
     pub communication: Duration,
     /// Whether any rank has been asked to stop.
     pub stop_requested: bool,
 }
 
+/// What a step has measured, as far as it is known, and where the rest is.
+struct Measured<B: Backend> {
+    /// What the host has computed.
+    loss: f64,
+    communication: Duration,
+    stop_requested: bool,
+    /// Sums of each batch's heads on the device.
+    sums: Vec<FloatTensor<B>>,
+    /// Of the update.
+    control: Option<FloatTensor<B>>,
+}
+
+impl<B: Backend> Default for Measured<B> {
+    fn default() -> Self {
+        let (sums, control) = (Vec::new(), None);
+        Self { loss: 0.0, communication: Duration::ZERO, stop_requested: false, sums, control }
+    }
+}
+
 /// One head's logits, and on the host its activations and target.
-struct Head<'a, B: ComputeBackend> {
+struct HostHead<'a, B: ComputeBackend> {
     logits: Tensor<B, 5>,
     activations: Vec<f32>,
     labels: &'a [i16],
@@ -73,6 +103,7 @@ impl<B: ComputeBackend> TrainStep<B> {
         device: B::Device,
     ) -> Self {
         Self {
+            device_loss: DeviceLoss::new(&loss, network.spec().classes, &device),
             network: network.require_gradients(),
             optimizer,
             loss,
@@ -82,8 +113,9 @@ impl<B: ComputeBackend> TrainStep<B> {
             exchange: None,
             accumulate: 1,
             batches: 0,
-            metrics: StepMetrics::default(),
+            current: Measured::default(),
             gradients: Vec::new(),
+            pending: Vec::new(),
         }
     }
 
@@ -108,12 +140,26 @@ impl<B: ComputeBackend> TrainStep<B> {
         BucketLayout::new(&lengths, &self.network.order_of_use(heads), bucket_len)
     }
 
+    /// What brings batches to where the steps take them.
+    pub fn upload(&self) -> Upload<B> {
+        Upload {
+            spec: self.network.spec().clone(),
+            head_weights: self.head_weights.clone(),
+            device: self.device.clone(),
+        }
+    }
+
     /// The labels `(n, z, y, x)` at the resolution of each head that has a weight.
     pub fn targets(&self, labels: ArrayView4<i16>) -> Vec<Array4<i16>> {
         head_targets(self.network.spec(), &self.head_weights, labels)
     }
 
-    /// A step of one batch: [`TrainStep::add`] and [`TrainStep::update`].
+    /// Whether steps are only queued, so that their metrics come later.
+    pub fn is_queued(&self) -> bool {
+        self.device_loss.is_some()
+    }
+
+    /// A step of one batch, waited for: images `(n, c, z, y, x)` and their [`TrainStep::targets`].
     ///
     /// # Errors
     /// A rank is gone.
@@ -124,26 +170,26 @@ impl<B: ComputeBackend> TrainStep<B> {
         learning_rate: f64,
         comm: &dyn Communicator,
     ) -> Result<StepMetrics, CommError> {
-        self.add(images, targets, comm)?;
-        self.update(learning_rate)
+        self.add(self.upload().batch_with(images, targets.to_vec()), comm)?;
+        self.update(learning_rate)?;
+        Ok(self.metrics(comm)?.pop().unwrap_or_default())
     }
 
-    /// Adds the gradients of a batch to the step's: this rank's part of the global batch, images `(n, c, z, y, x)` and
-    /// their [`TrainStep::targets`].
+    /// Adds the gradients of a batch, this rank's part of the global batch, to the step's.
     ///
     /// # Errors
     /// A rank is gone.
-    pub fn add(
-        &mut self,
-        images: ArrayView5<f32>,
-        targets: &[Array4<i16>],
-        comm: &dyn Communicator,
-    ) -> Result<(), CommError> {
+    pub fn add(&mut self, batch: DeviceBatch<B::InnerBackend>, comm: &dyn Communicator) -> Result<(), CommError> {
         if let Some(exchange) = &self.exchange {
             exchange.begin(self.batches);
         }
         self.batches += 1;
-        let mut gradients = self.backward(images, targets, comm)?;
+        let images = Tensor::from_inner(batch.images);
+        let root = match &batch.targets {
+            Targets::Host(targets) => self.host_loss(images, targets, comm)?,
+            Targets::Device(targets) => self.queued_loss(images, targets, comm)?,
+        };
+        let mut gradients = root.backward();
         let rest = self.network.parameters().iter().map(|parameter| parameter.take_gradient(&mut gradients));
         match &self.exchange {
             // Those of the first layer; all others have been handed over on the way.
@@ -157,15 +203,16 @@ impl<B: ComputeBackend> TrainStep<B> {
         Ok(())
     }
 
-    /// Ends the step: waits for the averaged gradients and updates the weights.
+    /// Ends the step: waits for the averaged gradients, or queues what does, and updates the weights.
     ///
     /// # Errors
     /// A rank is gone.
-    pub fn update(&mut self, learning_rate: f64) -> Result<StepMetrics, CommError> {
-        let (gradients, mut metrics) = self.end()?;
-        let report = self.optimizer.step::<B>(self.network.parameters_mut(), gradients, learning_rate);
-        metrics.gradient_norm = report.gradient_norm;
-        Ok(metrics)
+    pub fn update(&mut self, learning_rate: f64) -> Result<(), CommError> {
+        let gradients = self.end()?;
+        let control = self.optimizer.step::<B>(self.network.parameters_mut(), gradients, learning_rate, &self.device);
+        self.current.control = Some(control);
+        self.pending.push(std::mem::take(&mut self.current));
+        Ok(())
     }
 
     /// Ends the step without an update, and gives the averaged gradients, one per parameter.
@@ -173,79 +220,166 @@ impl<B: ComputeBackend> TrainStep<B> {
     /// # Errors
     /// A rank is gone.
     pub fn gradients(&mut self) -> Result<Gradients<B>, CommError> {
-        Ok(self.end()?.0)
+        let gradients = self.end();
+        self.current = Measured::default();
+        gradients
     }
 
-    fn end(&mut self) -> Result<(Gradients<B>, StepMetrics), CommError> {
+    fn end(&mut self) -> Result<Gradients<B>, CommError> {
         self.batches = 0;
-        let mut metrics = std::mem::take(&mut self.metrics);
-        let Some(exchange) = &self.exchange else { return Ok((std::mem::take(&mut self.gradients), metrics)) };
+        let Some(exchange) = &self.exchange else { return Ok(std::mem::take(&mut self.gradients)) };
         let start = Instant::now();
         let gradients = exchange.finish()?;
-        metrics.communication += start.elapsed();
-        Ok((gradients, metrics))
+        self.current.communication += start.elapsed();
+        Ok(gradients)
     }
 
-    /// Forward, loss and backward of a batch. Averaged over the ranks, the gradients are those of the global loss.
-    fn backward(
+    /// Number of updates whose metrics have not been asked for.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// What the updates since the last call have measured, the oldest first; waits for them. A collective.
+    ///
+    /// # Errors
+    /// A rank is gone.
+    pub fn metrics(&mut self, comm: &dyn Communicator) -> Result<Vec<StepMetrics>, CommError> {
+        let pending = std::mem::take(&mut self.pending);
+        let tensors = pending.iter().flat_map(|step| step.sums.iter().chain(&step.control));
+        let tensors: Vec<Tensor<Inner<B>, 1>> =
+            tensors.map(|tensor| Tensor::from_primitive(TensorPrimitive::Float(tensor.clone()))).collect();
+        if tensors.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lengths: Vec<usize> = tensors.iter().map(|tensor| tensor.dims()[0]).collect();
+        // One read for all.
+        let values = host::<B::InnerBackend>(Tensor::cat(tensors, 0).into_primitive().tensor());
+        let mut parts = lengths.into_iter().scan(0, |begin, len| {
+            *begin += len;
+            Some(&values[*begin - len..*begin])
+        });
+        let mut metrics: Vec<_> = pending.iter().map(|step| self.metrics_of(step, &mut parts)).collect();
+        if self.is_queued() && comm.world_size() > 1 {
+            self.agree(&mut metrics, comm)?;
+        }
+        Ok(metrics)
+    }
+
+    /// The metrics of a step from its values.
+    fn metrics_of<'a>(
+        &self,
+        step: &Measured<B::InnerBackend>,
+        values: &mut impl Iterator<Item = &'a [f32]>,
+    ) -> StepMetrics {
+        let weights: Vec<f64> = self.head_weights.iter().copied().filter(|weight| *weight > 0.0).collect();
+        let mut loss = step.loss;
+        if let Some(device_loss) = &self.device_loss {
+            let channels = self.network.spec().classes;
+            for (sums, weight) in values.by_ref().take(step.sums.len()).zip(weights.iter().cycle()) {
+                let value = self.loss.value(&device_loss.loss_sums(sums, channels));
+                loss += weight * value.total / self.accumulate as f64;
+            }
+        }
+        let control = values.next().map(Control::from_values);
+        StepMetrics {
+            loss,
+            gradient_norm: control.map_or(0.0, |control| f64::from(control.norm)),
+            loss_scale: control.map_or(1.0, |control| f64::from(control.scale)),
+            communication: step.communication,
+            stop_requested: step.stop_requested || (self.is_queued() && self.stop_requested),
+        }
+    }
+
+    /// Lets all ranks know the mean loss, and who has been asked to stop.
+    fn agree(&self, metrics: &mut [StepMetrics], comm: &dyn Communicator) -> Result<(), CommError> {
+        let mut values: Vec<f64> = metrics.iter().map(|metrics| metrics.loss).collect();
+        values.push(f64::from(u8::from(self.stop_requested)));
+        comm.all_reduce_f64(&mut values, ReduceOp::Mean, "losses")?;
+        let stop_requested = values.pop().is_some_and(|share| share > 0.0);
+        for (metrics, loss) in metrics.iter_mut().zip(values) {
+            metrics.loss = loss;
+            metrics.stop_requested = stop_requested;
+        }
+        Ok(())
+    }
+
+    /// The end of a batch's graph, on whose backward pass hang the gradients of a loss that the device computes.
+    fn queued_loss(
         &mut self,
-        images: ArrayView5<f32>,
+        images: Tensor<B, 5>,
+        targets: &[Tensor<B::InnerBackend, 4, burn::tensor::Int>],
+        comm: &dyn Communicator,
+    ) -> Result<Tensor<B, 1>, CommError> {
+        let scaler = self.optimizer.scaler(&self.device);
+        let logits = self.forward(images, targets.len());
+        let Some(loss) = &self.device_loss else { unreachable!("targets are on the device where the loss is") };
+        let heads: Vec<_> = logits
+            .iter()
+            .zip(targets)
+            .map(|(logits, labels)| loss.sums(logits.clone().inner(), labels.clone()))
+            .collect();
+        let start = Instant::now();
+        let globals = loss.all_ranks(&heads, comm)?;
+        self.current.communication += start.elapsed();
+        self.current.sums.extend(heads.iter().zip(&globals).map(|(head, global)| loss.logged(head, global)));
+        let weights = self.head_weights.iter().copied().filter(|weight| *weight > 0.0);
+        let mut root = Tensor::<B, 1>::zeros([1], &self.device);
+        for (((logits, head), global), weight) in logits.into_iter().zip(heads).zip(globals).zip(weights) {
+            let gradient = loss.gradient(head, global, scaler.clone(), weight, comm.world_size());
+            root = root + ops::seed_gradient(logits, Tensor::from_inner(gradient));
+        }
+        Ok(root)
+    }
+
+    /// The end of a batch's graph, on whose backward pass hang the gradients of a loss that the host computes. Averaged over
+    /// the ranks, the gradients are those of the global loss.
+    fn host_loss(
+        &mut self,
+        images: Tensor<B, 5>,
         targets: &[Array4<i16>],
         comm: &dyn Communicator,
-    ) -> Result<B::Gradients, CommError> {
-        let n = images.dim().0;
-        let heads = self.heads(images, targets);
+    ) -> Result<Tensor<B, 1>, CommError> {
+        let n = images.dims()[0];
+        let heads = self.host_heads(images, targets);
         let start = Instant::now();
         let sums: Vec<_> = heads.iter().map(|head| &head.sums).collect();
         let global = reduce_sums(&sums, self.loss.batch_dice, self.stop_requested, comm)?;
-        let mut metrics = self.metrics;
-        metrics.communication += start.elapsed();
-        metrics.stop_requested |= global.stop_requested;
+        self.current.communication += start.elapsed();
+        self.current.stop_requested |= global.stop_requested;
 
         let mut root = Tensor::<B, 1>::zeros([1], &self.device);
         for (head, global) in heads.into_iter().zip(global.heads) {
-            metrics.loss += head.weight * self.loss.value(&global).total / self.accumulate as f64;
+            self.current.loss += head.weight * self.loss.value(&global).total / self.accumulate as f64;
             let sums = GlobalSums { local: head.sums, global, world_size: comm.world_size() };
             let mut values = head.activations;
             self.loss.gradient(&mut values, head.labels, n, &sums, head.weight);
             let gradient = Tensor::from_data(TensorData::new(values, head.logits.dims()), &self.device);
             root = root + ops::seed_gradient(head.logits, gradient);
         }
-        self.metrics = metrics;
-        Ok(root.backward())
+        Ok(root)
     }
 
     /// Runs the network and sums up the loss of each head that has a weight.
-    fn heads<'a>(&self, images: ArrayView5<f32>, targets: &'a [Array4<i16>]) -> Vec<Head<'a, B>> {
-        let n = images.dim().0;
+    fn host_heads<'a>(&self, images: Tensor<B, 5>, targets: &'a [Array4<i16>]) -> Vec<HostHead<'a, B>> {
+        let n = images.dims()[0];
         let weights = self.head_weights.iter().copied().filter(|weight| *weight > 0.0);
-        let images = batch_tensor(images, &self.device);
-        let logits = match &self.exchange {
-            Some(exchange) => self.network.forward_tapped(images, targets.len(), &|x, layer| {
-                let parameters =
-                    layer.iter().map(|&number| (number, self.network.parameters()[number].tensor_primitive()));
-                ops::tap(x, parameters.collect(), exchange.clone())
-            }),
-            None => self.network.forward(images, targets.len()),
-        };
-        logits
-            .into_iter()
-            .zip(targets)
-            .zip(weights)
-            .map(|((logits, labels), weight)| {
-                let mut values =
-                    logits.clone().inner().into_data().convert::<f32>().into_vec().expect("converted to f32");
-                let labels = labels.as_slice().expect("targets are made in C order");
-                let sums = self.loss.sums(&mut values, labels, n);
-                Head { logits, activations: values, labels, sums, weight }
-            })
-            .collect()
+        let logits = self.forward(images, targets.len());
+        let heads = logits.into_iter().zip(targets).zip(weights).map(|((logits, labels), weight)| {
+            let mut activations =
+                logits.clone().inner().into_data().convert::<f32>().into_vec().expect("converted to f32");
+            let labels = labels.as_slice().expect("targets are made in C order");
+            let sums = self.loss.sums(&mut activations, labels, n);
+            HostHead { logits, activations, labels, sums, weight }
+        });
+        heads.collect()
     }
-}
 
-/// Labels `(n, z, y, x)` at the resolution of each head that has a weight, highest first.
-pub fn head_targets(spec: &UNetSpec, head_weights: &[f64], labels: ArrayView4<i16>) -> Vec<Array4<i16>> {
-    let (_, z, y, x) = labels.dim();
-    let weighted = spec.head_extents([z, y, x]).into_iter().zip(head_weights).filter(|(_, weight)| **weight > 0.0);
-    weighted.map(|(extent, _)| loss::downsample_labels(labels, extent)).collect()
+    /// The logits of the first `heads` heads; gradients are handed to the exchange on the way back.
+    fn forward(&self, images: Tensor<B, 5>, heads: usize) -> Vec<Tensor<B, 5>> {
+        let Some(exchange) = &self.exchange else { return self.network.forward(images, heads) };
+        self.network.forward_tapped(images, heads, &|x, layer| {
+            let parameters = layer.iter().map(|&number| (number, self.network.parameters()[number].tensor_primitive()));
+            ops::tap(x, parameters.collect(), exchange.clone())
+        })
+    }
 }

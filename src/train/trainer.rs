@@ -20,6 +20,8 @@ use crate::model::{ModelDescription, ParameterSpec};
 use crate::optim::Schedule;
 use crate::telemetry::{EpochRecord, IterationRecord, Observer, Observers, RunState};
 
+/// Steps that are queued on a device before their losses are read.
+const QUEUED_STEPS: u64 = 10;
 /// nnU-Net's weight of the past in the moving average of the pseudo Dice.
 const EMA_MOMENTUM: f64 = 0.9;
 
@@ -90,19 +92,16 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         let iterations = self.config.training.iterations_per_epoch;
         for iteration in self.progress.next_iteration..iterations {
             self.comm.enter(&format!("epoch {}, step {}", epoch + 1, iteration + 1));
-            let metrics = self.train_step(epoch, iteration)?;
+            self.train_step(epoch, iteration)?;
             self.progress.next_iteration = iteration + 1;
-            self.progress.loss_sum += metrics.loss;
-            self.progress.gradient_norm_sum += metrics.gradient_norm;
-            times.steps += 1;
-            times.communication += metrics.communication;
-            self.observers.iteration(&IterationRecord { epoch, iteration, loss: metrics.loss })?;
             let steps = (epoch * iterations + iteration + 1) as u64;
             let every = self.config.dist.compare_every as u64;
             if every > 0 && steps.is_multiple_of(every) {
                 compare_weights(&self.step.network, steps, self.comm)?;
             }
-            if metrics.stop_requested {
+            // What is queued on a device is asked about now and then; all ranks do so at the same steps.
+            let is_due = !self.step.is_queued() || steps.is_multiple_of(QUEUED_STEPS) || iteration + 1 == iterations;
+            if is_due && self.report(epoch, &mut times)? {
                 return Ok(None);
             }
             // The first step of a process may wait for others to start and to tune their kernels.
@@ -113,28 +112,62 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         Ok(Some(times))
     }
 
-    /// Makes one step of the batches that belong to it.
-    pub(super) fn train_step(&mut self, epoch: usize, iteration: usize) -> Result<StepMetrics, TrainError> {
+    /// Makes, or queues, one step of the batches that belong to it.
+    pub(super) fn train_step(&mut self, epoch: usize, iteration: usize) -> Result<(), TrainError> {
         self.step.stop_requested = self.stop_request.has_come();
+        let upload = self.step.upload();
         for _ in 0..self.config.training.accumulate {
             let batch = self.train_batches.next()?;
-            let targets = self.step.targets(batch.labels.view());
-            self.step.add(batch.images.view(), &targets, self.comm)?;
+            let on_device = upload.batch(batch.images.view(), batch.labels.view());
             self.train_batches.recycle(batch);
+            self.step.add(on_device, self.comm)?;
         }
-        let lr = self.schedule.lr(epoch, iteration);
-        let metrics = self.step.update(lr)?;
-        // The norm has come to the host, so the GPUs are done with the exchange; an abort would have let them go on with
+        self.step.update(self.schedule.lr(epoch, iteration))?;
+        Ok(())
+    }
+
+    /// Waits for the steps made so far, and takes what they have measured into the epoch's record; says whether all ranks
+    /// are to stop.
+    fn report(&mut self, epoch: usize, times: &mut EpochTimes) -> Result<bool, TrainError> {
+        let metrics = self.finished_steps()?;
+        let first = self.progress.next_iteration - metrics.len();
+        let mut stop_requested = false;
+        for (iteration, metrics) in (first..).zip(&metrics) {
+            self.check(epoch, iteration, metrics)?;
+            self.progress.loss_sum += metrics.loss;
+            self.progress.loss_scale = metrics.loss_scale;
+            match metrics.gradient_norm.is_finite() {
+                true => self.progress.gradient_norm_sum += metrics.gradient_norm,
+                false => self.progress.skipped_steps += 1,
+            }
+            times.steps += 1;
+            times.communication += metrics.communication;
+            self.observers.iteration(&IterationRecord { epoch, iteration, loss: metrics.loss })?;
+            stop_requested |= metrics.stop_requested;
+        }
+        Ok(stop_requested)
+    }
+
+    /// What the steps since the last call have measured; waits for them.
+    pub(super) fn finished_steps(&mut self) -> Result<Vec<StepMetrics>, TrainError> {
+        let metrics = self.step.metrics(self.comm)?;
+        // The values have come to the host, so the GPUs are done with the exchange; an abort would have let them go on with
         // whatever their memory held.
         if let Some(collectives) = self.comm.device_collectives() {
             collectives.check()?;
         }
-        // Loss and gradients are the global batch's: all ranks stop alike, before a checkpoint is made of it.
-        if !metrics.loss.is_finite() || !metrics.gradient_norm.is_finite() {
-            let (loss, norm) = (metrics.loss, metrics.gradient_norm);
-            return Err(TrainError::Diverged { epoch, iteration, loss, norm, lr });
-        }
         Ok(metrics)
+    }
+
+    /// Loss and gradients are the global batch's: all ranks stop alike, before a checkpoint is made of what is no number.
+    fn check(&self, epoch: usize, iteration: usize, metrics: &StepMetrics) -> Result<(), TrainError> {
+        let StepMetrics { loss, gradient_norm: norm, loss_scale, .. } = *metrics;
+        // A gradient may overflow by its loss scale, which is smaller then; below 1 it is not the scale.
+        let is_overflow = self.config.precision.scales_loss() && loss_scale > 1.0;
+        if loss.is_finite() && (norm.is_finite() || is_overflow) {
+            return Ok(());
+        }
+        Err(TrainError::Diverged { epoch, iteration, loss, norm, lr: self.schedule.lr(epoch, iteration) })
     }
 
     /// Leaves a checkpoint to go on from.
@@ -248,7 +281,9 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             comm_s: times.mean.communication * steps,
             straggler_s: times.straggling * steps,
             epoch_s: elapsed.as_secs_f64(),
-            gradient_norm: self.progress.gradient_norm_sum / steps,
+            gradient_norm: self.progress.gradient_norm_sum / (steps - self.progress.skipped_steps as f64).max(1.0),
+            loss_scale: self.config.precision.scales_loss().then_some(self.progress.loss_scale),
+            skipped_steps: self.progress.skipped_steps,
             world_size: self.comm.world_size(),
         }
     }

@@ -3,7 +3,7 @@
 use ndarray::{Array4, ArrayView5};
 use rayon::prelude::*;
 
-use super::step::head_targets;
+use super::batch::head_targets;
 use super::sums::reduce_sums;
 use crate::dist::{CommError, Communicator, ReduceOp};
 use crate::loss::{SegmentationLoss, Target};

@@ -66,7 +66,7 @@ pub fn advance(step: &mut TrainStep<Cpu>, batches: usize, comm: &dyn Communicato
                 (value(n, z, y, x) > 0.0) as i16 + (value(n, z, y, x) > 0.5) as i16
             });
             let targets = step.targets(labels.view());
-            step.add(images.view(), &targets, comm).unwrap();
+            step.add(step.upload().batch_with(images.view(), targets.to_vec()), comm).unwrap();
         }
         step.update(0.05).unwrap();
     }

@@ -3,6 +3,7 @@
 //
 //   MOCK_GPUS        number of devices; 1 where it is not set, and 0 is no device
 //   MOCK_UNHEALTHY   cuEventQuery reports an illegal address
+//   MOCK_NO_MEMORY   cuMemAlloc finds no memory
 //   -DOLD_DRIVER     (compiler) a driver before CUDA 12.5
 #include <fcntl.h>
 #include <stdarg.h>
@@ -11,7 +12,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, NO_DEVICE = 100, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
+enum { SUCCESS = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
 
 struct event { int number; volatile int *hangs; };
 
@@ -30,6 +31,10 @@ void mock_note(const char *format, ...) {
     close(file);
 }
 
+static float last_milliseconds; // that the last work took, set by the mock of cuDNN
+
+void mock_time(float milliseconds) { last_milliseconds = milliseconds; }
+
 void mock_hang(int hangs) { hanging = hangs; }
 
 static int devices(void) {
@@ -42,7 +47,7 @@ int cuDeviceGetCount(int *count) { *count = devices(); return SUCCESS; }
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return SUCCESS; }
 
 int cuGetErrorName(int error, const char **name) {
-    *name = error == NO_DEVICE ? "CUDA_ERROR_NO_DEVICE" : error == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : NULL;
+    *name = error == NO_DEVICE ? "CUDA_ERROR_NO_DEVICE" : error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : error == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : NULL;
     return SUCCESS;
 }
 
@@ -50,6 +55,20 @@ int cuDeviceGetUuid_v2(char *uuid, int device) {
     for (int i = 0; i < 16; i++) uuid[i] = device;
     return SUCCESS;
 }
+
+int cuDeviceGetName(char *name, int length, int device) {
+    snprintf(name, length, "Mock GPU %d", device);
+    return SUCCESS;
+}
+
+int cuMemAlloc_v2(void **pointer, size_t bytes) {
+    mock_note("cuMemAlloc %zu", bytes);
+    if (getenv("MOCK_NO_MEMORY")) return OUT_OF_MEMORY;
+    *pointer = malloc(bytes);
+    return SUCCESS;
+}
+
+int cuMemFree_v2(void *pointer) { free(pointer); return SUCCESS; }
 
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)(intptr_t)(device + 1); return SUCCESS; }
 int cuDevicePrimaryCtxRelease_v2(int device) { return SUCCESS; }
@@ -86,6 +105,14 @@ int cuEventRecord(struct event *event, void *stream) {
 int cuEventQuery(struct event *event) {
     if (getenv("MOCK_UNHEALTHY")) return ILLEGAL_ADDRESS;
     return event->hangs && *event->hangs ? NOT_READY : SUCCESS;
+}
+
+int cuStreamSynchronize(void *stream) { mock_note("cuStreamSynchronize"); return SUCCESS; }
+int cuEventSynchronize(struct event *event) { return SUCCESS; }
+
+int cuEventElapsedTime(float *milliseconds, struct event *begin, struct event *end) {
+    *milliseconds = last_milliseconds;
+    return SUCCESS;
 }
 
 int cuStreamWaitEvent(void *stream, struct event *event, unsigned flags) {

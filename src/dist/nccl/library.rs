@@ -1,15 +1,15 @@
 //! NCCL, opened at run time: the one file that knows its C interface.
 
-use std::env;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::fs;
 use std::mem::MaybeUninit;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::ptr;
 use std::sync::OnceLock;
 
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
 use libloading::Library;
+
+use crate::cuda::open_first;
 
 /// Names under which the loader is asked for the library: that of PyPI's wheels and of NVIDIA's and the distributions'
 /// packages, and that of their development files.
@@ -104,7 +104,8 @@ impl Nccl {
     /// Why there is none; [`INSTALL`] says how to get it.
     pub(super) fn open() -> Result<&'static Self, String> {
         static LIBRARY: OnceLock<Result<Nccl, String>> = OnceLock::new();
-        LIBRARY.get_or_init(|| find(env::var_os(VARIABLE).map(PathBuf::from))).as_ref().map_err(Clone::clone)
+        let find = || open_first(VARIABLE, &NAMES, "nccl").and_then(|(library, path)| load(library, path));
+        LIBRARY.get_or_init(find).as_ref().map_err(Clone::clone)
     }
 
     /// Such as `2.30.7`.
@@ -218,25 +219,6 @@ impl Nccl {
     }
 }
 
-fn find(asked: Option<PathBuf>) -> Result<Nccl, String> {
-    let candidates = match &asked {
-        Some(path) => below(path),
-        None => {
-            NAMES.into_iter().map(PathBuf::from).chain(environments().iter().flat_map(|root| below(root))).collect()
-        }
-    };
-    for path in candidates {
-        // SAFETY: NCCL's initialisers may be run by any process.
-        if let Ok(library) = unsafe { Library::new(&path) } {
-            return load(library, path);
-        }
-    }
-    Err(match asked {
-        Some(path) => format!("{VARIABLE}={}: no {} can be opened there", path.display(), NAMES[0]),
-        None => format!("{} is not found", NAMES[0]),
-    })
-}
-
 fn load(library: Library, path: PathBuf) -> Result<Nccl, String> {
     let old = |what: &str| format!("{}: NCCL 2.14 or newer is needed ({what})", path.display());
     // SAFETY: it goes by the name of NCCL 2.
@@ -248,24 +230,6 @@ fn load(library: Library, path: PathBuf) -> Result<Nccl, String> {
     let code = unsafe { (functions.ncclGetVersion)(&mut version) };
     let version = usize::try_from(version).ok().filter(|_| code == 0).ok_or_else(|| old("its version is unknown"))?;
     Ok(Nccl { functions, path, version })
-}
-
-/// Where the library may be if a user names `path`: there, in that folder, in Python packages in it, or in a Python
-/// environment at it.
-fn below(path: &Path) -> Vec<PathBuf> {
-    if path.is_file() {
-        return vec![path.to_owned()];
-    }
-    let mut sites = vec![path.to_owned()];
-    let entries = fs::read_dir(path.join("lib")).into_iter().flatten().flatten();
-    sites.extend(entries.map(|entry| entry.path().join("site-packages")).filter(|site| site.is_dir()));
-    let folders = sites.into_iter().flat_map(|site| [site.join("nvidia/nccl/lib"), site]);
-    folders.flat_map(|folder| NAMES.map(|name| folder.join(name))).filter(|file| file.is_file()).collect()
-}
-
-/// The Python environments that are active.
-fn environments() -> Vec<PathBuf> {
-    ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(PathBuf::from).collect()
 }
 
 /// `NCCL_CONFIG_INITIALIZER`, with `blocking = 0`.
@@ -306,25 +270,6 @@ fn text(pointer: *const c_char) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_named_folder_is_searched_as_python_packages_lie() {
-        let folder = tempfile::tempdir().unwrap();
-        let site = folder.path().join("lib/python3.12/site-packages");
-        let lib = site.join("nvidia/nccl/lib");
-        fs::create_dir_all(&lib).unwrap();
-        let file = lib.join(NAMES[0]);
-        fs::write(&file, "").unwrap();
-        for named in [folder.path(), site.as_path(), lib.as_path(), file.as_path()] {
-            assert_eq!(below(named), [file.as_path()], "{}", named.display());
-        }
-    }
-
-    #[test]
-    fn a_named_library_that_is_not_there_is_an_error_and_never_another() {
-        let error = find(Some("/nowhere/libnccl.so.2".into())).err().unwrap();
-        assert_eq!(error, "NNUNET_DIST_NCCL=/nowhere/libnccl.so.2: no libnccl.so.2 can be opened there");
-    }
 
     #[test]
     fn the_configuration_is_nccls_initializer() {

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
 
-use super::driver::{Context, Driver, DriverError, Event};
 use super::library::{INSTALL, Nccl, NcclError, Progress};
 use super::watchdog::{Broken, Watched, name_of};
+use crate::cuda::{Context, Driver, DriverError, Event};
 use crate::dist::placement::{choose_gpu, local_place, refuse_shared_gpus};
 use crate::dist::{CommError, Communicator, DeviceBuffer, DeviceCollectives, Element, Fault, ReduceOp};
 

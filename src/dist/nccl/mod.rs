@@ -5,14 +5,13 @@
 //! it: the communicator is non-blocking, its state is polled, and a thread ([`watchdog`]) looks after the reductions
 //! under way and aborts the communicator when NCCL reports an error or the deadline passes.
 //!
-//! Both NCCL ([`library`]) and the CUDA driver ([`driver`]) are opened at run time, from files that may be older or newer
+//! Both NCCL ([`library`]) and the CUDA driver ([`crate::cuda`]) are opened at run time, from files that may be older or newer
 //! than the headers of this build; of cudarc only the C types are used. Its functions look a library up under names that
 //! NVIDIA's packages do not use (`libnccl.so.2`) and panic where it or a symbol is missing.
 //!
 //! Source: NCCL user guide, "Creating a communicator", "Error handling and communicator abort", "Fault tolerance".
 
 mod comm;
-mod driver;
 mod library;
 mod link;
 mod watchdog;

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use cudarc::nccl::sys::ncclComm_t;
 
-use super::driver::{Context, Event, Stream};
 use super::library::Nccl;
 use super::link::Timeouts;
+use crate::cuda::{Context, Event, Stream};
 use crate::dist::{CommError, Fault, Witness};
 
 /// How often it looks. Also how long an event of a reduction that is done stays out of use.

@@ -21,7 +21,7 @@ use burn_flex::FlexTensor;
 use element::Element;
 
 use super::profile::span;
-use super::update::{AdamStep, SgdStep};
+use super::update::{AdamStep, Control, ControlRule, SgdStep};
 use super::{ConvParams, HeadGradients, NnOps, NormGradients, NormParams, WeightGradients, reference};
 
 /// Runs `$run` with `$T` the type of a tensor's elements.
@@ -127,24 +127,32 @@ impl NnOps for Flex {
         by_type!(a, T => accumulate::add::<T>(a, &b))
     }
 
-    fn squared_norm(gradient: FlexTensor) -> FlexTensor {
-        let _span = span("squared_norm", || (gradient.shape().num_elements().to_string(), 0.0));
-        FlexTensor::filled_typed([1].into(), DType::F32, update::squared_norm(gradient) as f32)
+    fn control(gradients: Vec<FlexTensor>, scaler: FlexTensor, rule: ControlRule) -> [FlexTensor; 2] {
+        let _span = span("control", || (gradients.len().to_string(), 0.0));
+        let sum = gradients.into_iter().map(update::squared_norm).sum();
+        reference::advance::<Self>(sum, scaler, rule)
     }
 
-    fn sgd(value: FlexTensor, gradient: FlexTensor, velocity: Option<FlexTensor>, step: SgdStep) -> [FlexTensor; 2] {
+    fn sgd(
+        value: FlexTensor,
+        gradient: FlexTensor,
+        velocity: Option<FlexTensor>,
+        control: FlexTensor,
+        step: SgdStep,
+    ) -> [FlexTensor; 2] {
         let _span = span("sgd", || (value.shape().num_elements().to_string(), 0.0));
-        update::sgd(value, gradient, velocity, step)
+        update::sgd(value, gradient, velocity, control_of(control), step)
     }
 
     fn adam(
         value: FlexTensor,
         gradient: FlexTensor,
         moments: Option<[FlexTensor; 2]>,
+        control: FlexTensor,
         step: AdamStep,
     ) -> [FlexTensor; 3] {
         let _span = span("adam", || (value.shape().num_elements().to_string(), 0.0));
-        update::adam(value, gradient, moments, step)
+        update::adam(value, gradient, moments, control_of(control), step)
     }
 
     fn concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -190,4 +198,8 @@ fn contiguous(tensor: FlexTensor) -> FlexTensor {
 fn values<T: Element>(tensor: &FlexTensor) -> &[T] {
     let (start, end) = tensor.layout().contiguous_offsets().expect("contiguous() was called");
     &tensor.storage()[start..end]
+}
+
+fn control_of(control: FlexTensor) -> Control {
+    Control::from_values(values::<f32>(&contiguous(control)))
 }

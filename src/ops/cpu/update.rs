@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::pool::buffer;
 use super::{contiguous, values};
-use crate::ops::update::{AdamStep, SgdStep};
+use crate::ops::update::{AdamStep, Control, SgdStep};
 
 /// Weights one task updates.
 const BLOCK: usize = 16 * 1024;
@@ -32,7 +32,17 @@ fn squares(values: &[f32]) -> f64 {
 }
 
 /// New value and velocity; the velocity in the memory of the old one.
-pub fn sgd(value: FlexTensor, gradient: FlexTensor, velocity: Option<FlexTensor>, step: SgdStep) -> [FlexTensor; 2] {
+pub fn sgd(
+    value: FlexTensor,
+    gradient: FlexTensor,
+    velocity: Option<FlexTensor>,
+    control: Control,
+    step: SgdStep,
+) -> [FlexTensor; 2] {
+    if control.apply == 0.0 {
+        let velocity = own(velocity, &value);
+        return [value, velocity];
+    }
     let (value, gradient) = (contiguous(value), contiguous(gradient));
     let (old, gradient) = (values::<f32>(&value), values::<f32>(&gradient));
     let mut new = buffer::<f32>(old.len());
@@ -40,14 +50,23 @@ pub fn sgd(value: FlexTensor, gradient: FlexTensor, velocity: Option<FlexTensor>
     let mut velocity = own(velocity, &value);
     let velocities = new.par_chunks_mut(BLOCK).zip(velocity.storage_mut::<f32>().par_chunks_mut(BLOCK));
     let blocks = velocities.zip(old.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
-    blocks.for_each(|(((new, velocity), old), gradient)| sgd_block(new, velocity, has_velocity, old, gradient, step));
+    blocks.for_each(|(((new, velocity), old), gradient)| {
+        sgd_block(new, velocity, has_velocity, old, gradient, (step, control.factor));
+    });
     [new.into_tensor([old.len()]).reshape(value.shape()), velocity]
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn sgd_block(new: &mut [f32], velocity: &mut [f32], has_velocity: bool, old: &[f32], gradient: &[f32], step: SgdStep) {
+fn sgd_block(
+    new: &mut [f32],
+    velocity: &mut [f32],
+    has_velocity: bool,
+    old: &[f32],
+    gradient: &[f32],
+    (step, factor): (SgdStep, f32),
+) {
     for (((new, velocity), old), gradient) in new.iter_mut().zip(velocity).zip(old).zip(gradient) {
-        (*new, *velocity) = step.apply(*old, *gradient, has_velocity.then_some(*velocity));
+        (*new, *velocity) = step.apply(*old, *gradient, has_velocity.then_some(*velocity), factor);
     }
 }
 
@@ -56,8 +75,14 @@ pub fn adam(
     value: FlexTensor,
     gradient: FlexTensor,
     moments: Option<[FlexTensor; 2]>,
+    control: Control,
     step: AdamStep,
 ) -> [FlexTensor; 3] {
+    if control.apply == 0.0 {
+        let [first, second] = moments.map_or([None, None], |moments| moments.map(Some));
+        let (first, second) = (own(first, &value), own(second, &value));
+        return [value, first, second];
+    }
     let (value, gradient) = (contiguous(value), contiguous(gradient));
     let (old, gradient) = (values::<f32>(&value), values::<f32>(&gradient));
     let mut new = buffer::<f32>(old.len());
@@ -65,16 +90,24 @@ pub fn adam(
     let (mut first, mut second) = (own(first, &value), own(second, &value));
     let moments = first.storage_mut::<f32>().par_chunks_mut(BLOCK).zip(second.storage_mut().par_chunks_mut(BLOCK));
     let blocks = new.par_chunks_mut(BLOCK).zip(moments).zip(old.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
-    blocks.for_each(|(((new, (first, second)), old), gradient)| adam_block(new, [first, second], old, gradient, step));
+    blocks.for_each(|(((new, (first, second)), old), gradient)| {
+        adam_block(new, [first, second], old, gradient, (step, &control));
+    });
     [new.into_tensor([old.len()]).reshape(value.shape()), first, second]
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn adam_block(new: &mut [f32], moments: [&mut [f32]; 2], old: &[f32], gradient: &[f32], step: AdamStep) {
+fn adam_block(
+    new: &mut [f32],
+    moments: [&mut [f32]; 2],
+    old: &[f32],
+    gradient: &[f32],
+    (step, control): (AdamStep, &Control),
+) {
     let [first, second] = moments;
     let moments = first.iter_mut().zip(second);
     for (((new, (first, second)), old), gradient) in new.iter_mut().zip(moments).zip(old).zip(gradient) {
-        (*new, [*first, *second]) = step.apply(*old, *gradient, [*first, *second]);
+        (*new, [*first, *second]) = step.apply(*old, *gradient, [*first, *second], control);
     }
 }
 

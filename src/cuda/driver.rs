@@ -1,11 +1,11 @@
-//! The CUDA driver, opened at run time: the one file of this folder that knows its C interface.
+//! The CUDA driver: the one file that knows its C interface.
 
 use std::env;
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::ptr;
 use std::sync::OnceLock;
 
-use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUstream, CUuuid};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUdeviceptr, CUevent, CUstream, CUuuid};
 use libloading::Library;
 
 /// The name that every driver installs.
@@ -15,6 +15,10 @@ const NAME: &str = "libcuda.so.1";
 const NON_BLOCKING: c_uint = 1;
 /// `CU_EVENT_DISABLE_TIMING`.
 const NO_TIMING: c_uint = 2;
+/// `CU_EVENT_DEFAULT`.
+const WITH_TIMING: c_uint = 0;
+/// `CUDA_ERROR_OUT_OF_MEMORY`.
+const OUT_OF_MEMORY: c_int = 2;
 /// `CUDA_ERROR_NOT_READY`.
 const NOT_READY: c_int = 600;
 
@@ -50,12 +54,18 @@ functions! {
     cuDevicePrimaryCtxRelease_v2(CUdevice);
     cuCtxSetCurrent(CUcontext);
     cuCtxSynchronize();
+    cuDeviceGetName(*mut c_char, c_int, CUdevice);
+    cuMemAlloc_v2(*mut CUdeviceptr, usize);
+    cuMemFree_v2(CUdeviceptr);
     cuStreamCreate(*mut CUstream, c_uint);
     cuStreamDestroy_v2(CUstream);
     cuStreamWaitEvent(CUstream, CUevent, c_uint);
+    cuStreamSynchronize(CUstream);
     cuEventCreate(*mut CUevent, c_uint);
     cuEventRecord(CUevent, CUstream);
     cuEventQuery(CUevent);
+    cuEventSynchronize(CUevent);
+    cuEventElapsedTime(*mut f32, CUevent, CUevent);
     cuEventDestroy_v2(CUevent);
 }
 
@@ -69,7 +79,7 @@ struct ContextEvents {
 }
 
 /// The opened driver. It is never closed.
-pub(super) struct Driver {
+pub(crate) struct Driver {
     functions: Functions,
     context_events: Option<ContextEvents>,
 }
@@ -77,9 +87,17 @@ pub(super) struct Driver {
 /// A call of the driver that failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{call}: {name}")]
-pub(super) struct DriverError {
+pub struct DriverError {
     call: &'static str,
+    code: c_int,
     name: String,
+}
+
+impl DriverError {
+    /// Whether the device has no memory left.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        self.code == OUT_OF_MEMORY
+    }
 }
 
 type Result<T, E = DriverError> = std::result::Result<T, E>;
@@ -89,7 +107,7 @@ impl Driver {
     ///
     /// # Errors
     /// One line that says what is missing and how to get it.
-    pub(super) fn open() -> Result<&'static Self, String> {
+    pub(crate) fn open() -> Result<&'static Self, String> {
         static DRIVER: OnceLock<Result<Driver, String>> = OnceLock::new();
         DRIVER.get_or_init(Self::find).as_ref().map_err(Clone::clone)
     }
@@ -122,7 +140,7 @@ impl Driver {
     }
 
     /// How many GPUs this process sees.
-    pub(super) fn devices(&self) -> Result<usize> {
+    pub(crate) fn devices(&self) -> Result<usize> {
         let mut count = 0;
         // SAFETY: the out-pointer is valid.
         self.check("cuDeviceGetCount", unsafe { (self.functions.cuDeviceGetCount)(&mut count) })?;
@@ -130,12 +148,23 @@ impl Driver {
     }
 
     /// The name of a GPU that no other has, as `nvidia-smi -L` prints it.
-    pub(super) fn uuid(&self, ordinal: usize) -> Result<String> {
+    pub(crate) fn uuid(&self, ordinal: usize) -> Result<String> {
         let device = self.device(ordinal)?;
         let mut uuid = CUuuid { bytes: [0; 16] };
         // SAFETY: the out-pointer is valid.
         self.check("cuDeviceGetUuid", unsafe { (self.functions.cuDeviceGetUuid_v2)(&mut uuid, device) })?;
         Ok(uuid_text(uuid.bytes.map(|byte| byte as u8)))
+    }
+
+    /// Such as `NVIDIA H100 80GB HBM3`.
+    pub(crate) fn name(&self, ordinal: usize) -> Result<String> {
+        let device = self.device(ordinal)?;
+        let mut name: [c_char; 256] = [0; 256];
+        // SAFETY: the buffer is as long as is said, and ends in a zero.
+        let code = unsafe { (self.functions.cuDeviceGetName)(name.as_mut_ptr(), name.len() as c_int - 1, device) };
+        self.check("cuDeviceGetName", code)?;
+        // SAFETY: as above.
+        Ok(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
     }
 
     fn device(&self, ordinal: usize) -> Result<CUdevice> {
@@ -146,7 +175,7 @@ impl Driver {
     }
 
     fn check(&self, call: &'static str, code: c_int) -> Result<()> {
-        if code == 0 { Ok(()) } else { Err(DriverError { call, name: self.name_of(code) }) }
+        if code == 0 { Ok(()) } else { Err(DriverError { call, code, name: self.name_of(code) }) }
     }
 
     fn name_of(&self, code: c_int) -> String {
@@ -163,7 +192,7 @@ impl Driver {
 }
 
 /// The primary context of a device, which CubeCL and NCCL use, too.
-pub(super) struct Context {
+pub(crate) struct Context {
     driver: &'static Driver,
     device: CUdevice,
     handle: CUcontext,
@@ -175,7 +204,7 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    pub(super) fn of_device(driver: &'static Driver, ordinal: usize) -> Result<Self> {
+    pub(crate) fn of_device(driver: &'static Driver, ordinal: usize) -> Result<Self> {
         let device = driver.device(ordinal)?;
         let mut handle = ptr::null_mut();
         // SAFETY: the out-pointer is valid.
@@ -199,19 +228,19 @@ impl Context {
     }
 
     /// Binds the calling thread to the device: NCCL and some calls of the driver go by it.
-    pub(super) fn make_current(&self) -> Result<()> {
+    pub(crate) fn make_current(&self) -> Result<()> {
         // SAFETY: the handle is retained.
         self.driver.check("cuCtxSetCurrent", unsafe { (self.driver.functions.cuCtxSetCurrent)(self.handle) })
     }
 
     /// Whether [`Context::record`] and [`Context::wait_for`] work without stopping the host.
-    pub(super) fn has_events(&self) -> bool {
+    pub(crate) fn has_events(&self) -> bool {
         self.events.is_some()
     }
 
     /// Lets `event` happen after all work that any stream of the context has been given. Without context events: waits
     /// for it.
-    pub(super) fn record(&self, event: &Event) -> Result<()> {
+    pub(crate) fn record(&self, event: &Event) -> Result<()> {
         match self.events {
             // SAFETY: both handles are alive.
             Some(events) => {
@@ -223,13 +252,13 @@ impl Context {
     }
 
     /// Lets all work that any stream of the context is given from now on wait for `event`. Only with context events.
-    pub(super) fn wait_for(&self, event: &Event) -> Result<()> {
+    pub(crate) fn wait_for(&self, event: &Event) -> Result<()> {
         let Some(events) = self.events else { return Ok(()) };
         // SAFETY: both handles are alive.
         self.driver.check("cuCtxWaitEvent", unsafe { (events.wait)(self.handle, event.handle) })
     }
 
-    pub(super) fn stream(&self) -> Result<Stream> {
+    pub(crate) fn stream(&self) -> Result<Stream> {
         let mut handle = ptr::null_mut();
         // SAFETY: the out-pointer is valid.
         let code = unsafe { (self.driver.functions.cuStreamCreate)(&mut handle, NON_BLOCKING) };
@@ -237,10 +266,29 @@ impl Context {
         Ok(Stream { driver: self.driver, handle })
     }
 
-    pub(super) fn event(&self) -> Result<Event> {
+    /// An event that only orders.
+    pub(crate) fn event(&self) -> Result<Event> {
+        self.event_with(NO_TIMING)
+    }
+
+    /// An event that notes the time at which it happens.
+    pub(crate) fn timed_event(&self) -> Result<Event> {
+        self.event_with(WITH_TIMING)
+    }
+
+    /// Memory of the device.
+    pub(crate) fn allocate(&self, bytes: usize) -> Result<Memory> {
+        self.make_current()?;
+        let mut pointer = 0;
+        // SAFETY: the out-pointer is valid.
+        self.driver.check("cuMemAlloc", unsafe { (self.driver.functions.cuMemAlloc_v2)(&mut pointer, bytes) })?;
+        Ok(Memory { driver: self.driver, pointer, bytes })
+    }
+
+    fn event_with(&self, flags: c_uint) -> Result<Event> {
         let mut handle = ptr::null_mut();
         // SAFETY: the out-pointer is valid.
-        let code = unsafe { (self.driver.functions.cuEventCreate)(&mut handle, NO_TIMING) };
+        let code = unsafe { (self.driver.functions.cuEventCreate)(&mut handle, flags) };
         self.driver.check("cuEventCreate", code)?;
         Ok(Event { driver: self.driver, handle })
     }
@@ -254,9 +302,9 @@ impl Drop for Context {
 }
 
 /// A stream of our own.
-pub(super) struct Stream {
+pub(crate) struct Stream {
     driver: &'static Driver,
-    pub(super) handle: CUstream,
+    pub(crate) handle: CUstream,
 }
 
 // SAFETY: as for `Context`.
@@ -265,17 +313,25 @@ unsafe impl Sync for Stream {}
 
 impl Stream {
     /// Lets all that the stream is given from now on wait for `event`.
-    pub(super) fn wait_for(&self, event: &Event) -> Result<()> {
+    pub(crate) fn wait_for(&self, event: &Event) -> Result<()> {
         // SAFETY: both handles are alive.
         let code = unsafe { (self.driver.functions.cuStreamWaitEvent)(self.handle, event.handle, 0) };
         self.driver.check("cuStreamWaitEvent", code)
     }
 
     /// Lets `event` happen after all that the stream has been given.
-    pub(super) fn record(&self, event: &Event) -> Result<()> {
+    pub(crate) fn record(&self, event: &Event) -> Result<()> {
         // SAFETY: both handles are alive.
         let code = unsafe { (self.driver.functions.cuEventRecord)(event.handle, self.handle) };
         self.driver.check("cuEventRecord", code)
+    }
+}
+
+impl Stream {
+    /// Waits for all that the stream has been given.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        // SAFETY: the handle is alive.
+        self.driver.check("cuStreamSynchronize", unsafe { (self.driver.functions.cuStreamSynchronize)(self.handle) })
     }
 }
 
@@ -287,7 +343,7 @@ impl Drop for Stream {
 }
 
 /// A point in the work of a stream.
-pub(super) struct Event {
+pub(crate) struct Event {
     driver: &'static Driver,
     handle: CUevent,
 }
@@ -301,7 +357,7 @@ impl Event {
     ///
     /// # Errors
     /// Where the device's work has failed.
-    pub(super) fn has_happened(&self) -> Result<bool> {
+    pub(crate) fn has_happened(&self) -> Result<bool> {
         // SAFETY: the handle is alive.
         match unsafe { (self.driver.functions.cuEventQuery)(self.handle) } {
             NOT_READY => Ok(false),
@@ -310,10 +366,39 @@ impl Event {
     }
 }
 
+impl Event {
+    /// Waits for it, and gives the seconds since another; both with times.
+    pub(crate) fn seconds_since(&self, earlier: &Event) -> Result<f64> {
+        // SAFETY: the handle is alive.
+        let code = unsafe { (self.driver.functions.cuEventSynchronize)(self.handle) };
+        self.driver.check("cuEventSynchronize", code)?;
+        let mut milliseconds = 0.0f32;
+        // SAFETY: both handles are alive, the out-pointer is valid.
+        let code =
+            unsafe { (self.driver.functions.cuEventElapsedTime)(&mut milliseconds, earlier.handle, self.handle) };
+        self.driver.check("cuEventElapsedTime", code)?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+}
+
 impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: created once, destroyed once.
         unsafe { (self.driver.functions.cuEventDestroy_v2)(self.handle) };
+    }
+}
+
+/// Memory of a device. Whoever drops it has waited for the work on it.
+pub(crate) struct Memory {
+    driver: &'static Driver,
+    pub(crate) pointer: CUdeviceptr,
+    pub(crate) bytes: usize,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated once, freed once.
+        unsafe { (self.driver.functions.cuMemFree_v2)(self.pointer) };
     }
 }
 

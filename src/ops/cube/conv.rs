@@ -1,0 +1,62 @@
+//! Convolutions: by the vendor's library where the runtime has one and it is faster, else by Burn's kernels.
+
+use burn::tensor::{DType, TensorMetadata};
+use burn_cubecl::tensor::CubeTensor;
+
+use super::super::ConvParams;
+use super::launch::{allocate, contiguous};
+use super::runtime::{GpuRuntime, Pass};
+use super::weights;
+
+/// `None` where the runtime has no library for it.
+pub fn forward<R: GpuRuntime>(x: &CubeTensor<R>, weight: &CubeTensor<R>, params: ConvParams) -> Option<CubeTensor<R>> {
+    R::has_convolutions(&x.device).then_some(())?;
+    let [n, z, height, width, _] = x.shape().dims();
+    let [c_out, _, kz, ky, kx] = weight.shape().dims();
+    let extent = |axis: usize, input: usize, kernel: usize| {
+        (input + 2 * params.padding[axis] - kernel) / params.stride[axis] + 1
+    };
+    let shape = [n, extent(0, z, kz), extent(1, height, ky), extent(2, width, kx), c_out];
+    let x = contiguous(x.clone());
+    let weight = weights::channels_last(weight.clone(), x.dtype);
+    let y = allocate(&x, shape, x.dtype);
+    R::convolution(Pass::Forward, [&x, &weight, &y], params).then_some(y)
+}
+
+/// `None` where the runtime has no library for it. Of `x` only the shape matters.
+pub fn backward_input<R: GpuRuntime>(
+    x: [usize; 5],
+    weight: &CubeTensor<R>,
+    grad: &CubeTensor<R>,
+    params: ConvParams,
+) -> Option<CubeTensor<R>> {
+    R::has_convolutions(&grad.device).then_some(())?;
+    let grad = contiguous(grad.clone());
+    let weight = weights::channels_last(weight.clone(), grad.dtype);
+    let d_x = allocate(&grad, x, grad.dtype);
+    R::convolution(Pass::BackwardInput, [&d_x, &weight, &grad], params).then_some(d_x)
+}
+
+/// `None` where the runtime has no library for it. Of `weight` only the shape matters.
+pub fn backward_weights<R: GpuRuntime>(
+    x: &CubeTensor<R>,
+    weight: [usize; 5],
+    grad: &CubeTensor<R>,
+    params: ConvParams,
+) -> Option<CubeTensor<R>> {
+    R::has_convolutions(&x.device).then_some(())?;
+    let (x, grad) = (contiguous(x.clone()), contiguous(grad.clone()));
+    let [c_out, c_in, kz, ky, kx] = weight;
+    // Gradients of weights are sums over all voxels: in f32 where the library can.
+    [DType::F32, x.dtype].into_iter().find_map(|dtype| {
+        let d_weight = allocate(&x, [c_out, kz, ky, kx, c_in], dtype);
+        let is_done = R::convolution(Pass::BackwardWeights, [&x, &d_weight, &grad], params);
+        is_done.then(|| weights::channels_first(d_weight))
+    })
+}
+
+/// A transposed convolution whose kernel is its stride is the gradient of a convolution without padding.
+pub fn transposed(weight: [usize; 5]) -> ConvParams {
+    let [_, _, z, y, x] = weight;
+    ConvParams { stride: [z, y, x], padding: [0; 3], bias_cancels: false }
+}

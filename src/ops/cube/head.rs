@@ -1,0 +1,245 @@
+//! The 1x1x1 convolution to a few classes, in f32: a matrix product too narrow for tensor cores, bound by memory.
+
+use burn::tensor::{DType, TensorMetadata};
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use cubecl::prelude::*;
+
+use super::launch::{Columns, UNITS, allocate, contiguous, elementwise, vector_size};
+
+/// Classes up to which a unit holds a sum for each.
+pub const MAX_CLASSES: usize = 16;
+
+/// A unit per voxel and class.
+#[cube(launch)]
+fn logits<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    weight: &Array<Vector<f32, N>>,
+    bias: &Array<f32>,
+    y: &mut Array<f32>,
+    columns: usize,
+    classes: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let place = ABSOLUTE_POS;
+    if place >= y.len() {
+        terminate!();
+    }
+    let class = place % classes;
+    let voxel = place / classes;
+    let mut sums = Vector::<f32, N>::new(0.0);
+    for column in 0..columns {
+        sums += Vector::<f32, N>::cast_from(x[voxel * columns + column]) * weight[class * columns + column];
+    }
+    let mut sum = bias[class];
+    #[unroll]
+    for channel in 0..N::value() {
+        sum += sums[channel];
+    }
+    y[place] = sum;
+}
+
+/// A unit per voxel and vector of channels.
+#[cube(launch)]
+fn input_gradient<F: Float, N: Size>(
+    grad: &Array<f32>,
+    weight: &Array<Vector<f32, N>>,
+    d_x: &mut Array<Vector<F, N>>,
+    columns: usize,
+    classes: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let place = ABSOLUTE_POS;
+    if place >= d_x.len() {
+        terminate!();
+    }
+    let column = place % columns;
+    let voxel = place / columns;
+    let mut sum = Vector::<f32, N>::new(0.0);
+    for class in 0..classes {
+        sum += Vector::<f32, N>::new(grad[voxel * classes + class]) * weight[class * columns + column];
+    }
+    d_x[place] = Vector::cast_from(sum);
+}
+
+/// Sums over the rows of a part, for each class: of the gradient times the input, and of the gradient.
+#[cube(launch)]
+fn weight_partials<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    grad: &Array<f32>,
+    partials: &mut Array<Vector<f32, N>>,
+    rows: usize,
+    columns: usize,
+    part: usize,
+    #[comptime] classes: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let stride = comptime!(UNITS) / columns;
+    let unit = UNIT_POS as usize;
+    let column = unit % columns;
+    let first_row = unit / columns;
+    let begin = CUBE_POS_X as usize * part;
+    let end = min(begin + part, rows);
+
+    let mut sums = Array::<Vector<f32, N>>::new(classes);
+    let mut totals = Array::<f32>::new(classes);
+    #[unroll]
+    for class in 0..classes {
+        sums[class] = Vector::<f32, N>::new(0.0);
+        totals[class] = 0.0;
+    }
+    if first_row < stride {
+        let mut row = begin + first_row;
+        while row < end {
+            let value = Vector::<f32, N>::cast_from(x[row * columns + column]);
+            #[unroll]
+            for class in 0..classes {
+                let gradient = grad[row * classes + class];
+                sums[class] += value * Vector::<f32, N>::new(gradient);
+                totals[class] += gradient;
+            }
+            row += stride;
+        }
+    }
+    let mut shared = SharedMemory::<Vector<f32, N>>::new(comptime!(UNITS));
+    let mut shared_totals = SharedMemory::<f32>::new(comptime!(UNITS));
+    #[unroll]
+    for class in 0..classes {
+        sync_cube();
+        shared[unit] = sums[class];
+        shared_totals[unit] = totals[class];
+        sync_cube();
+        if unit < columns {
+            let mut sum = shared[unit];
+            let mut total = shared_totals[unit];
+            for row in 1..stride {
+                sum += shared[row * columns + unit];
+                total += shared_totals[row * columns + unit];
+            }
+            // The gradient's sum is the same for all columns; it lies behind the last.
+            let place = (CUBE_POS_X as usize * classes + class) * (columns + 1);
+            partials[place + unit] = sum;
+            if unit == 0 {
+                partials[place + columns] = Vector::<f32, N>::new(total);
+            }
+        }
+    }
+}
+
+/// The sums of all parts: a unit per class and column, the bias's gradient behind the last column.
+#[cube(launch)]
+fn weight_gradient<N: Size>(
+    partials: &Array<Vector<f32, N>>,
+    weight: &mut Array<Vector<f32, N>>,
+    bias: &mut Array<f32>,
+    columns: usize,
+    classes: usize,
+    parts: usize,
+) {
+    let place = ABSOLUTE_POS;
+    let width = columns + 1;
+    if place >= classes * width {
+        terminate!();
+    }
+    let class = place / width;
+    let column = place % width;
+    let mut sum = Vector::<f32, N>::new(0.0);
+    for part in 0..parts {
+        sum += partials[(part * classes + class) * width + column];
+    }
+    if column < columns {
+        weight[class * columns + column] = sum;
+    } else {
+        bias[class] = sum[0];
+    }
+}
+
+/// Logits of activations `(n, z, y, x, c)`.
+pub fn head<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, bias: CubeTensor<R>) -> CubeTensor<R> {
+    let [n, z, height, width, c] = x.shape().dims();
+    let classes = weight.shape()[0];
+    let (x, weight, bias) = (contiguous(x), contiguous(weight), contiguous(bias));
+    let size = vector_size(c, &[x.dtype, DType::F32]);
+    let y = allocate(&x, [n, z, height, width, classes], DType::F32);
+    let (count, dim) = elementwise(y.shape().num_elements());
+    let dtype = x.dtype;
+    logits::launch::<R>(
+        &x.client.clone(),
+        count,
+        dim,
+        size,
+        x.into_array_arg(),
+        weight.into_array_arg(),
+        bias.into_array_arg(),
+        y.clone().into_array_arg(),
+        c / size,
+        classes,
+        dtype.into(),
+    );
+    y
+}
+
+/// Gradients of input, weight and bias; `None` where there are more classes or channels than a unit or cube can hold.
+pub fn head_backward<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    weight: CubeTensor<R>,
+    grad: CubeTensor<R>,
+) -> Option<[CubeTensor<R>; 3]> {
+    let [n, z, y, width, c] = x.shape().dims();
+    let classes = weight.shape()[0];
+    let size = vector_size(c, &[x.dtype, DType::F32]);
+    // The samples lie one after the other, and the sums are over all.
+    let geometry = Columns::new(1, n * z * y * width, c / size)?;
+    let Columns { rows, columns, part, .. } = geometry;
+    if classes > MAX_CLASSES {
+        return None;
+    }
+    let (x, weight, grad) = (contiguous(x), contiguous(weight), contiguous(grad));
+    let (client, dtype) = (x.client.clone(), x.dtype);
+
+    let d_x = allocate(&x, x.shape(), dtype);
+    let (count, dim) = elementwise(rows * columns);
+    input_gradient::launch::<R>(
+        &client,
+        count,
+        dim,
+        size,
+        grad.clone().into_array_arg(),
+        weight.clone().into_array_arg(),
+        d_x.clone().into_array_arg(),
+        columns,
+        classes,
+        dtype.into(),
+    );
+
+    let partials = allocate(&x, [geometry.parts(), classes, columns + 1, size], DType::F32);
+    let (count, dim) = geometry.grid();
+    weight_partials::launch::<R>(
+        &client,
+        count,
+        dim,
+        size,
+        x.clone().into_array_arg(),
+        grad.into_array_arg(),
+        partials.clone().into_array_arg(),
+        rows,
+        columns,
+        part,
+        classes,
+        dtype.into(),
+    );
+    let (d_weight, d_bias) = (allocate(&x, weight.shape(), DType::F32), allocate(&x, [classes], DType::F32));
+    let (count, dim) = elementwise(classes * (columns + 1));
+    weight_gradient::launch::<R>(
+        &client,
+        count,
+        dim,
+        size,
+        partials.into_array_arg(),
+        d_weight.clone().into_array_arg(),
+        d_bias.clone().into_array_arg(),
+        columns,
+        classes,
+        geometry.parts(),
+    );
+    Some([d_x, d_weight, d_bias])
+}

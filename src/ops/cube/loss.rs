@@ -1,0 +1,367 @@
+//! Soft Dice + cross-entropy: activations and sums, then the gradient. Without the host's knowing either.
+
+use burn::tensor::{DType, TensorMetadata};
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use cubecl::prelude::*;
+
+use super::launch::{Columns, UNITS, allocate, contiguous, elementwise, reuse};
+use crate::ops::LossRule;
+
+/// Quantities summed per channel: intersection, activation and target; with channel 0 also the cross-entropies and their
+/// number.
+const QUANTITIES: usize = 5;
+/// nnU-Net's lower bound of the Dice denominator.
+const MIN_DENOMINATOR: f32 = 1e-8;
+
+/// 1 where the label belongs to the channel.
+#[cube]
+fn member(members: &Array<i32>, label: i32, channel: usize, channels: usize) -> f32 {
+    let place = label as usize * channels + channel;
+    let mut result = 0.0f32;
+    if label >= 0 && place < members.len() {
+        result = members[place] as f32;
+    }
+    result
+}
+
+/// Softmax or sigmoid in place of the logits, and each voxel's cross-entropy; a unit per voxel.
+#[cube(launch)]
+fn activate(
+    logits: &Array<f32>,
+    labels: &Array<i32>,
+    members: &Array<i32>,
+    activations: &mut Array<f32>,
+    cross_entropy: &mut Array<f32>,
+    channels: usize,
+    #[comptime] softmax: bool,
+) {
+    let voxel = ABSOLUTE_POS;
+    if voxel >= labels.len() {
+        terminate!();
+    }
+    let begin = voxel * channels;
+    let label = labels[voxel];
+    let mut loss = 0.0f32;
+    if comptime!(softmax) {
+        let mut largest = logits[begin];
+        for channel in 1..channels {
+            largest = max(largest, logits[begin + channel]);
+        }
+        let mut total = 0.0f32;
+        let mut lead = 0.0f32;
+        for channel in 0..channels {
+            let below = logits[begin + channel] - largest;
+            if label == channel as i32 {
+                lead = below;
+            }
+            total += f32::exp(below);
+        }
+        for channel in 0..channels {
+            activations[begin + channel] = f32::exp(logits[begin + channel] - largest) / total;
+        }
+        loss = f32::ln(total) - lead;
+    } else {
+        for channel in 0..channels {
+            let logit = logits[begin + channel];
+            let y = member(members, label, channel, channels);
+            let decay = f32::exp(-f32::abs(logit));
+            loss += max(logit, 0.0f32) - logit * y + f32::log1p(decay);
+            let larger = 1.0f32 / (1.0f32 + decay);
+            activations[begin + channel] = select(logit >= 0.0f32, larger, decay * larger);
+        }
+    }
+    cross_entropy[voxel] = loss;
+}
+
+/// Adds up what the units of one channel hold; the unit of the first row has the sum.
+#[cube]
+fn sum_of_rows(value: f32, shared: &mut SharedMemory<f32>, channels: usize, stride: usize) -> f32 {
+    let unit = UNIT_POS as usize;
+    sync_cube();
+    shared[unit] = value;
+    sync_cube();
+    let mut sum = value;
+    if unit < channels {
+        for row in 1..stride {
+            sum += shared[row * channels + unit];
+        }
+    }
+    sum
+}
+
+/// The sums over the voxels of a part, per channel.
+#[cube(launch)]
+fn partial_sums(
+    activations: &Array<f32>,
+    labels: &Array<i32>,
+    members: &Array<i32>,
+    cross_entropy: &Array<f32>,
+    partials: &mut Array<f32>,
+    voxels: usize,
+    channels: usize,
+    part: usize,
+    ignore_label: i32,
+    #[comptime] has_ignore_label: bool,
+    #[comptime] softmax: bool,
+) {
+    let stride = comptime!(UNITS) / channels;
+    let channel = UNIT_POS as usize % channels;
+    let first_row = UNIT_POS as usize / channels;
+    let sample = CUBE_POS_Y as usize;
+    let begin = CUBE_POS_X as usize * part;
+    let end = min(begin + part, voxels);
+    let mut intersection = 0.0f32;
+    let mut activation = 0.0f32;
+    let mut target = 0.0f32;
+    let mut loss = 0.0f32;
+    let mut number = 0.0f32;
+    if first_row < stride {
+        let mut row = begin + first_row;
+        while row < end {
+            let voxel = sample * voxels + row;
+            let label = labels[voxel];
+            let mut counts = true;
+            if comptime!(has_ignore_label) {
+                counts = label != ignore_label;
+            }
+            if counts {
+                let y = member(members, label, channel, channels);
+                let p = activations[voxel * channels + channel];
+                intersection += p * y;
+                activation += p;
+                target += y;
+                if channel == 0 {
+                    loss += cross_entropy[voxel];
+                    number += 1.0f32;
+                }
+            }
+            row += stride;
+        }
+    }
+    let mut shared = SharedMemory::<f32>::new(comptime!(UNITS));
+    let intersection = sum_of_rows(intersection, &mut shared, channels, stride);
+    let activation = sum_of_rows(activation, &mut shared, channels, stride);
+    let target = sum_of_rows(target, &mut shared, channels, stride);
+    let loss = sum_of_rows(loss, &mut shared, channels, stride);
+    let number = sum_of_rows(number, &mut shared, channels, stride);
+    if first_row == 0 {
+        let cube = sample * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
+        let place = cube * comptime!(QUANTITIES) * channels + channel;
+        partials[place] = intersection;
+        partials[place + channels] = activation;
+        partials[place + 2 * channels] = target;
+        partials[place + 3 * channels] = loss;
+        // Binary cross-entropies are one per channel.
+        partials[place + 4 * channels] = if comptime!(softmax) { number } else { number * channels as f32 };
+    }
+}
+
+/// The sums of all parts, a cube per sum: those of the Dice per group and channel, then the last two.
+#[cube(launch)]
+fn total_sums(partials: &Array<f32>, sums: &mut Array<f32>, channels: usize, groups: usize, parts_of_group: usize) {
+    let place = CUBE_POS_X as usize;
+    let dice = groups * channels * 3;
+    let mut first = 0usize;
+    let mut count = groups * parts_of_group;
+    let mut quantity = 3usize;
+    let mut channel = 0usize;
+    if place < dice {
+        quantity = place % 3;
+        channel = place / 3 % channels;
+        first = place / (3 * channels) * parts_of_group;
+        count = parts_of_group;
+    } else {
+        quantity += place - dice;
+    }
+    let mut sum = 0.0f32;
+    let mut index = UNIT_POS as usize;
+    while index < count {
+        sum += partials[((first + index) * comptime!(QUANTITIES) + quantity) * channels + channel];
+        index += comptime!(UNITS);
+    }
+    let mut shared = SharedMemory::<f32>::new(comptime!(UNITS));
+    let sum = sum_of_rows(sum, &mut shared, 1usize, comptime!(UNITS));
+    if UNIT_POS == 0 {
+        sums[place] = sum;
+    }
+}
+
+/// The derivative of the Dice term with respect to an activation is `slope * y - offset`.
+#[cube]
+fn dice_slope(sums: &Array<f32>, place: usize, scale: f32, smooth: f32) -> (f32, f32) {
+    let denominator = max(sums[place + 1] + sums[place + 2] + smooth, comptime!(MIN_DENOMINATOR));
+    let dice = (2.0f32 * sums[place] + smooth) / denominator;
+    (scale * 2.0f32 / denominator, scale * dice / denominator)
+}
+
+/// A unit per voxel.
+#[cube(launch)]
+fn gradient_of(
+    activations: &Array<f32>,
+    labels: &Array<i32>,
+    members: &Array<i32>,
+    dice_sums: &Array<f32>,
+    global: &Array<f32>,
+    scaler: &Array<f32>,
+    gradient: &mut Array<f32>,
+    voxels: usize,
+    channels: usize,
+    weight: f32,
+    dice_weight: f32,
+    smooth: f32,
+    ignore_label: i32,
+    #[comptime] has_ignore_label: bool,
+    #[comptime] softmax: bool,
+    #[comptime] batch_dice: bool,
+) {
+    let voxel = ABSOLUTE_POS;
+    if voxel >= labels.len() {
+        terminate!();
+    }
+    let begin = voxel * channels;
+    let label = labels[voxel];
+    let mut counts = true;
+    if comptime!(has_ignore_label) {
+        counts = label != ignore_label;
+    }
+    let mut first = 0usize;
+    if comptime!(!batch_dice) {
+        first = voxel / voxels * channels * 3;
+    }
+    let first_dice = comptime!(if softmax { 1usize } else { 0usize });
+    let number = global[global.len() - 1];
+    let cross_entropy = select(number > 0.0f32, weight * scaler[0] / max(number, 1.0f32), 0.0f32);
+    let dice_scale = dice_weight * scaler[0];
+
+    let mut projection = 0.0f32;
+    if comptime!(softmax) {
+        for channel in 1..channels {
+            let (slope, offset) = dice_slope(dice_sums, first + channel * 3, dice_scale, smooth);
+            let y = member(members, label, channel, channels);
+            projection += (slope * y - offset) * activations[begin + channel];
+        }
+    }
+    for channel in 0..channels {
+        let y = member(members, label, channel, channels);
+        let p = activations[begin + channel];
+        let mut slope = 0.0f32;
+        if channel >= first_dice {
+            let (steep, offset) = dice_slope(dice_sums, first + channel * 3, dice_scale, smooth);
+            slope = steep * y - offset;
+        }
+        let dice = if comptime!(softmax) { p * (slope - projection) } else { p * (1.0f32 - p) * slope };
+        let value = dice + cross_entropy * (p - y);
+        gradient[begin + channel] = select(counts, value, 0.0f32);
+    }
+}
+
+/// Labels and members of a target on a runtime.
+pub struct Target<R: CubeRuntime> {
+    pub labels: CubeTensor<R>,
+    pub members: CubeTensor<R>,
+    pub rule: LossRule,
+}
+
+/// Activations and sums, as [`crate::ops::DeviceLoss::sums`]; as many channels as a cube has units at most.
+pub fn sums<R: CubeRuntime>(logits: CubeTensor<R>, target: Target<R>) -> [CubeTensor<R>; 2] {
+    let [samples, z, y, x, channels] = logits.shape().dims();
+    let voxels = z * y * x;
+    let rule = target.rule;
+    let (labels, members) = (contiguous(target.labels), contiguous(target.members));
+    let logits = contiguous(logits);
+    let client = logits.client.clone();
+    let activations = reuse(&logits);
+    let cross_entropy = allocate(&logits, [samples * voxels], DType::F32);
+    let (count, dim) = elementwise(samples * voxels);
+    activate::launch::<R>(
+        &client,
+        count,
+        dim,
+        logits.into_array_arg(),
+        labels.clone().into_array_arg(),
+        members.clone().into_array_arg(),
+        activations.clone().into_array_arg(),
+        cross_entropy.clone().into_array_arg(),
+        channels,
+        rule.softmax,
+    );
+    let geometry = Columns::new(samples, voxels, channels).expect("no more channels than a cube has units");
+    let partials = allocate(&activations, [samples, geometry.parts(), QUANTITIES, channels], DType::F32);
+    let (count, dim) = geometry.grid();
+    partial_sums::launch::<R>(
+        &client,
+        count,
+        dim,
+        activations.clone().into_array_arg(),
+        labels.into_array_arg(),
+        members.into_array_arg(),
+        cross_entropy.into_array_arg(),
+        partials.clone().into_array_arg(),
+        voxels,
+        channels,
+        geometry.part,
+        rule.ignore_label.unwrap_or(0),
+        rule.ignore_label.is_some(),
+        rule.softmax,
+    );
+    let groups = if rule.batch_dice { 1 } else { samples };
+    let len = groups * channels * 3 + 2;
+    let sums = allocate(&activations, [len], DType::F32);
+    total_sums::launch::<R>(
+        &client,
+        CubeCount::Static(len as u32, 1, 1),
+        dim,
+        partials.into_array_arg(),
+        sums.clone().into_array_arg(),
+        channels,
+        groups,
+        samples / groups * geometry.parts(),
+    );
+    [activations, sums]
+}
+
+/// Sums and factors of a gradient.
+pub struct GradientInput<R: CubeRuntime> {
+    pub activations: CubeTensor<R>,
+    pub local: CubeTensor<R>,
+    pub global: CubeTensor<R>,
+    pub scaler: CubeTensor<R>,
+    pub weight: f32,
+    pub world_size: usize,
+}
+
+/// The gradient with respect to the logits, in the memory of the activations where nothing else refers to it.
+pub fn gradient<R: CubeRuntime>(input: GradientInput<R>, target: Target<R>) -> CubeTensor<R> {
+    let GradientInput { activations, local, global, scaler, weight, world_size } = input;
+    let [samples, z, y, x, channels] = activations.shape().dims();
+    let rule = target.rule;
+    let activations = contiguous(activations);
+    let gradient = reuse(&activations);
+    let dice_channels = channels - usize::from(rule.softmax);
+    let groups = if rule.batch_dice { 1 } else { samples * world_size };
+    let weight = weight * world_size as f32;
+    let dice_sums = if rule.batch_dice { global.clone() } else { local };
+    let (count, dim) = elementwise(samples * z * y * x);
+    gradient_of::launch::<R>(
+        &gradient.client,
+        count,
+        dim,
+        activations.into_array_arg(),
+        contiguous(target.labels).into_array_arg(),
+        contiguous(target.members).into_array_arg(),
+        contiguous(dice_sums).into_array_arg(),
+        contiguous(global).into_array_arg(),
+        contiguous(scaler).into_array_arg(),
+        gradient.clone().into_array_arg(),
+        z * y * x,
+        channels,
+        weight,
+        -weight / (groups * dice_channels) as f32,
+        rule.smooth,
+        rule.ignore_label.unwrap_or(0),
+        rule.ignore_label.is_some(),
+        rule.softmax,
+        rule.batch_dice,
+    );
+    gradient
+}

@@ -1,0 +1,459 @@
+//! Instance norm and leaky ReLU in one pass each way, after a pass for the sums.
+//!
+//! Sums run in two levels, the rows of a cube and then the parts of a sample, so that they neither depend on the order in
+//! which cubes end nor lose digits to a long chain of additions.
+
+use burn::tensor::{DType, TensorMetadata};
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use cubecl::prelude::*;
+
+use super::super::NormParams;
+use super::launch::{Columns, UNITS, allocate, contiguous, vector_size};
+
+/// Adds up what the units of one column hold; the unit of the cube's first row has the sums.
+#[cube]
+fn sum_of_column<N: Size>(
+    first: Vector<f32, N>,
+    second: Vector<f32, N>,
+    columns: usize,
+    stride: usize,
+) -> (Vector<f32, N>, Vector<f32, N>) {
+    let mut firsts = SharedMemory::<Vector<f32, N>>::new(comptime!(UNITS));
+    let mut seconds = SharedMemory::<Vector<f32, N>>::new(comptime!(UNITS));
+    let unit = UNIT_POS as usize;
+    firsts[unit] = first;
+    seconds[unit] = second;
+    sync_cube();
+    let mut first = first;
+    let mut second = second;
+    if unit < columns {
+        for row in 1..stride {
+            first += firsts[row * columns + unit];
+            second += seconds[row * columns + unit];
+        }
+    }
+    (first, second)
+}
+
+/// Sums of `x - x0` and its square over the rows of a part, where `x0` is the sample's first row: shifted so, the variance
+/// of values far from 0 keeps its digits.
+#[cube(launch)]
+fn moments<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    partials: &mut Array<Vector<f32, N>>,
+    rows: usize,
+    columns: usize,
+    part: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let stride = comptime!(UNITS) / columns;
+    let column = UNIT_POS as usize % columns;
+    let first_row = UNIT_POS as usize / columns;
+    let base = CUBE_POS_Y as usize * rows * columns + column;
+    let shift = Vector::<f32, N>::cast_from(x[base]);
+    let begin = CUBE_POS_X as usize * part;
+    let end = min(begin + part, rows);
+
+    let mut sum = Vector::<f32, N>::new(0.0);
+    let mut squares = Vector::<f32, N>::new(0.0);
+    if first_row < stride {
+        let mut row = begin + first_row;
+        while row < end {
+            let value = Vector::<f32, N>::cast_from(x[base + row * columns]) - shift;
+            sum += value;
+            squares += value * value;
+            row += stride;
+        }
+    }
+    let (sum, squares) = sum_of_column::<N>(sum, squares, columns, stride);
+    if first_row == 0 {
+        let place = 2 * (CUBE_POS_Y as usize * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * columns + column;
+        partials[place] = sum;
+        partials[place + columns] = squares;
+    }
+}
+
+/// Mean and 1 / standard deviation of a sample from the sums of its parts; a cube per sample.
+#[cube(launch)]
+fn statistics_of<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    partials: &Array<Vector<f32, N>>,
+    statistics: &mut Array<Vector<f32, N>>,
+    rows: usize,
+    columns: usize,
+    parts: usize,
+    eps: f32,
+    #[define(F)] _dtype: StorageType,
+) {
+    let sample = CUBE_POS_X as usize;
+    let (sum, squares) = sum_of_parts::<N>(partials, sample, columns, parts);
+    let column = UNIT_POS as usize;
+    if column < columns {
+        let count = Vector::<f32, N>::new(rows as f32);
+        let shift = Vector::<f32, N>::cast_from(x[sample * rows * columns + column]);
+        let offset = sum / count;
+        let variance = squares / count - offset * offset;
+        let variance = max(variance, Vector::<f32, N>::new(0.0));
+        let samples = CUBE_COUNT_X as usize;
+        statistics[sample * columns + column] = shift + offset;
+        statistics[(samples + sample) * columns + column] =
+            Vector::<f32, N>::new(1.0) / Vector::sqrt(variance + Vector::<f32, N>::new(eps));
+    }
+}
+
+/// Adds up the two sums of a sample's parts; the units of the first row have them.
+#[cube]
+fn sum_of_parts<N: Size>(
+    partials: &Array<Vector<f32, N>>,
+    sample: usize,
+    columns: usize,
+    parts: usize,
+) -> (Vector<f32, N>, Vector<f32, N>) {
+    let stride = comptime!(UNITS) / columns;
+    let column = UNIT_POS as usize % columns;
+    let first_row = UNIT_POS as usize / columns;
+    let mut first = Vector::<f32, N>::new(0.0);
+    let mut second = Vector::<f32, N>::new(0.0);
+    if first_row < stride {
+        let mut part = first_row;
+        while part < parts {
+            let place = 2 * (sample * parts + part) * columns + column;
+            first += partials[place];
+            second += partials[place + columns];
+            part += stride;
+        }
+    }
+    sum_of_column::<N>(first, second, columns, stride)
+}
+
+/// `leaky_relu((x - mean) * rstd * gamma + beta)`.
+#[cube(launch)]
+fn normalise<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    statistics: &Array<Vector<f32, N>>,
+    gamma: &Array<Vector<f32, N>>,
+    beta: &Array<Vector<f32, N>>,
+    y: &mut Array<Vector<F, N>>,
+    rows: usize,
+    columns: usize,
+    part: usize,
+    slope: f32,
+    #[define(F)] _dtype: StorageType,
+) {
+    let stride = comptime!(UNITS) / columns;
+    let column = UNIT_POS as usize % columns;
+    let first_row = UNIT_POS as usize / columns;
+    let sample = CUBE_POS_Y as usize;
+    let samples = CUBE_COUNT_Y as usize;
+    let scale = statistics[(samples + sample) * columns + column] * gamma[column];
+    let shift = beta[column] - statistics[sample * columns + column] * scale;
+    let base = sample * rows * columns + column;
+    let begin = CUBE_POS_X as usize * part;
+    let end = min(begin + part, rows);
+    if first_row < stride {
+        let mut row = begin + first_row;
+        while row < end {
+            let place = base + row * columns;
+            let value = Vector::<f32, N>::cast_from(x[place]) * scale + shift;
+            let negative = value.less_than(Vector::<f32, N>::new(0.0));
+            y[place] = Vector::cast_from(select_many(negative, value * Vector::<f32, N>::new(slope), value));
+            row += stride;
+        }
+    }
+}
+
+/// The gradient before the leaky ReLU, and the normalised input.
+#[cube]
+fn before_activation<F: Float, N: Size>(
+    x: Vector<F, N>,
+    grad: Vector<F, N>,
+    mean: Vector<f32, N>,
+    rstd: Vector<f32, N>,
+    gamma: Vector<f32, N>,
+    beta: Vector<f32, N>,
+    slope: f32,
+) -> (Vector<f32, N>, Vector<f32, N>) {
+    let normalised = (Vector::<f32, N>::cast_from(x) - mean) * rstd;
+    let grad = Vector::<f32, N>::cast_from(grad);
+    let negative = (normalised * gamma + beta).less_than(Vector::<f32, N>::new(0.0));
+    (select_many(negative, grad * Vector::<f32, N>::new(slope), grad), normalised)
+}
+
+/// Sums over the rows of a part: of the gradient before the activation, and of that times the normalised input.
+#[cube(launch)]
+fn gradient_sums<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    grad: &Array<Vector<F, N>>,
+    statistics: &Array<Vector<f32, N>>,
+    gamma: &Array<Vector<f32, N>>,
+    beta: &Array<Vector<f32, N>>,
+    partials: &mut Array<Vector<f32, N>>,
+    rows: usize,
+    columns: usize,
+    part: usize,
+    slope: f32,
+    #[define(F)] _dtype: StorageType,
+) {
+    let stride = comptime!(UNITS) / columns;
+    let column = UNIT_POS as usize % columns;
+    let first_row = UNIT_POS as usize / columns;
+    let sample = CUBE_POS_Y as usize;
+    let samples = CUBE_COUNT_Y as usize;
+    let mean = statistics[sample * columns + column];
+    let rstd = statistics[(samples + sample) * columns + column];
+    let gamma = gamma[column];
+    let beta = beta[column];
+    let base = sample * rows * columns + column;
+    let begin = CUBE_POS_X as usize * part;
+    let end = min(begin + part, rows);
+
+    let mut sum = Vector::<f32, N>::new(0.0);
+    let mut projected = Vector::<f32, N>::new(0.0);
+    if first_row < stride {
+        let mut row = begin + first_row;
+        while row < end {
+            let place = base + row * columns;
+            let (gradient, normalised) =
+                before_activation::<F, N>(x[place], grad[place], mean, rstd, gamma, beta, slope);
+            sum += gradient;
+            projected += gradient * normalised;
+            row += stride;
+        }
+    }
+    let (sum, projected) = sum_of_column::<N>(sum, projected, columns, stride);
+    if first_row == 0 {
+        let place = 2 * (sample * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * columns + column;
+        partials[place] = sum;
+        partials[place + columns] = projected;
+    }
+}
+
+/// The sums of each sample `(2, n, c)` from those of its parts; a cube per sample.
+#[cube(launch)]
+fn sums_of_samples<N: Size>(
+    partials: &Array<Vector<f32, N>>,
+    sums: &mut Array<Vector<f32, N>>,
+    columns: usize,
+    parts: usize,
+) {
+    let sample = CUBE_POS_X as usize;
+    let (sum, projected) = sum_of_parts::<N>(partials, sample, columns, parts);
+    let column = UNIT_POS as usize;
+    if column < columns {
+        sums[sample * columns + column] = sum;
+        sums[(CUBE_COUNT_X as usize + sample) * columns + column] = projected;
+    }
+}
+
+/// The gradients of scale and shift: the sums over all samples.
+#[cube(launch)]
+fn parameter_gradients<N: Size>(
+    sums: &Array<Vector<f32, N>>,
+    gamma: &mut Array<Vector<f32, N>>,
+    beta: &mut Array<Vector<f32, N>>,
+    samples: usize,
+    columns: usize,
+) {
+    let column = UNIT_POS as usize;
+    if column < columns {
+        let mut sum = Vector::<f32, N>::new(0.0);
+        let mut projected = Vector::<f32, N>::new(0.0);
+        for sample in 0..samples {
+            sum += sums[sample * columns + column];
+            projected += sums[(samples + sample) * columns + column];
+        }
+        beta[column] = sum;
+        gamma[column] = projected;
+    }
+}
+
+/// `(g - mean(g) - x̂ mean(g x̂)) * gamma * rstd`, with `g` the gradient before the activation and `x̂` the normalised input.
+#[cube(launch)]
+fn input_gradient<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    grad: &Array<Vector<F, N>>,
+    statistics: &Array<Vector<f32, N>>,
+    gamma: &Array<Vector<f32, N>>,
+    beta: &Array<Vector<f32, N>>,
+    sums: &Array<Vector<f32, N>>,
+    output: &mut Array<Vector<F, N>>,
+    rows: usize,
+    columns: usize,
+    part: usize,
+    slope: f32,
+    #[define(F)] _dtype: StorageType,
+) {
+    let stride = comptime!(UNITS) / columns;
+    let column = UNIT_POS as usize % columns;
+    let first_row = UNIT_POS as usize / columns;
+    let sample = CUBE_POS_Y as usize;
+    let samples = CUBE_COUNT_Y as usize;
+    let mean = statistics[sample * columns + column];
+    let rstd = statistics[(samples + sample) * columns + column];
+    let gamma = gamma[column];
+    let beta = beta[column];
+    let count = Vector::<f32, N>::new(rows as f32);
+    let mean_gradient = sums[sample * columns + column] / count;
+    let mean_projected = sums[(samples + sample) * columns + column] / count;
+    let scale = gamma * rstd;
+    let base = sample * rows * columns + column;
+    let begin = CUBE_POS_X as usize * part;
+    let end = min(begin + part, rows);
+    if first_row < stride {
+        let mut row = begin + first_row;
+        while row < end {
+            let place = base + row * columns;
+            let (gradient, normalised) =
+                before_activation::<F, N>(x[place], grad[place], mean, rstd, gamma, beta, slope);
+            output[place] = Vector::cast_from((gradient - mean_gradient - normalised * mean_projected) * scale);
+            row += stride;
+        }
+    }
+}
+
+/// The geometry of an activation `(n, z, y, x, c)` and the size of its vectors; `None` where it has too many channels.
+fn columns_of<R: CubeRuntime>(x: &CubeTensor<R>) -> Option<(Columns, usize)> {
+    let [n, z, y, width, c] = x.shape().dims();
+    let size = vector_size(c, &[x.dtype, DType::F32]);
+    Some((Columns::new(n, z * y * width, c / size)?, size))
+}
+
+/// The norm and its statistics `(2, n, c)`; `None` where the activation has too many channels.
+pub fn norm_act<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    gamma: CubeTensor<R>,
+    beta: CubeTensor<R>,
+    params: NormParams,
+) -> Option<(CubeTensor<R>, CubeTensor<R>)> {
+    let (geometry, size) = columns_of(&x)?;
+    let Columns { samples, rows, columns, part } = geometry;
+    let (x, gamma, beta) = (contiguous(x), contiguous(gamma), contiguous(beta));
+    let channels = columns * size;
+    let (client, dtype) = (x.client.clone(), x.dtype);
+    let (count, dim) = geometry.grid();
+    let partials = allocate(&x, [samples, geometry.parts(), 2, channels], DType::F32);
+    moments::launch::<R>(
+        &client,
+        count.clone(),
+        dim,
+        size,
+        x.clone().into_array_arg(),
+        partials.clone().into_array_arg(),
+        rows,
+        columns,
+        part,
+        dtype.into(),
+    );
+    let statistics = allocate(&x, [2, samples, channels], DType::F32);
+    statistics_of::launch::<R>(
+        &client,
+        CubeCount::Static(samples as u32, 1, 1),
+        dim,
+        size,
+        x.clone().into_array_arg(),
+        partials.into_array_arg(),
+        statistics.clone().into_array_arg(),
+        rows,
+        columns,
+        geometry.parts(),
+        params.eps,
+        dtype.into(),
+    );
+    let y = allocate(&x, x.shape(), dtype);
+    normalise::launch::<R>(
+        &client,
+        count,
+        dim,
+        size,
+        x.into_array_arg(),
+        statistics.clone().into_array_arg(),
+        gamma.into_array_arg(),
+        beta.into_array_arg(),
+        y.clone().into_array_arg(),
+        rows,
+        columns,
+        part,
+        params.negative_slope,
+        dtype.into(),
+    );
+    Some((y, statistics))
+}
+
+/// Gradients of input, scale and shift; `None` where the activation has too many channels.
+pub fn norm_act_backward<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    statistics: CubeTensor<R>,
+    gamma: CubeTensor<R>,
+    beta: CubeTensor<R>,
+    grad: CubeTensor<R>,
+    params: NormParams,
+) -> Option<[CubeTensor<R>; 3]> {
+    let (geometry, size) = columns_of(&x)?;
+    let Columns { samples, rows, columns, part } = geometry;
+    let (x, grad) = (contiguous(x), contiguous(grad));
+    let (gamma, beta, statistics) = (contiguous(gamma), contiguous(beta), contiguous(statistics));
+    let channels = columns * size;
+    let (client, dtype) = (x.client.clone(), x.dtype);
+    let (count, dim) = geometry.grid();
+    let partials = allocate(&x, [samples, geometry.parts(), 2, channels], DType::F32);
+    gradient_sums::launch::<R>(
+        &client,
+        count.clone(),
+        dim,
+        size,
+        x.clone().into_array_arg(),
+        grad.clone().into_array_arg(),
+        statistics.clone().into_array_arg(),
+        gamma.clone().into_array_arg(),
+        beta.clone().into_array_arg(),
+        partials.clone().into_array_arg(),
+        rows,
+        columns,
+        part,
+        params.negative_slope,
+        dtype.into(),
+    );
+    let sums = allocate(&x, [2, samples, channels], DType::F32);
+    sums_of_samples::launch::<R>(
+        &client,
+        CubeCount::Static(samples as u32, 1, 1),
+        dim,
+        size,
+        partials.into_array_arg(),
+        sums.clone().into_array_arg(),
+        columns,
+        geometry.parts(),
+    );
+    let (d_gamma, d_beta) = (allocate(&x, [channels], DType::F32), allocate(&x, [channels], DType::F32));
+    parameter_gradients::launch::<R>(
+        &client,
+        CubeCount::Static(1, 1, 1),
+        dim,
+        size,
+        sums.clone().into_array_arg(),
+        d_gamma.clone().into_array_arg(),
+        d_beta.clone().into_array_arg(),
+        samples,
+        columns,
+    );
+    let d_x = allocate(&x, x.shape(), dtype);
+    input_gradient::launch::<R>(
+        &client,
+        count,
+        dim,
+        size,
+        x.into_array_arg(),
+        grad.into_array_arg(),
+        statistics.into_array_arg(),
+        gamma.into_array_arg(),
+        beta.into_array_arg(),
+        sums.into_array_arg(),
+        d_x.clone().into_array_arg(),
+        rows,
+        columns,
+        part,
+        params.negative_slope,
+        dtype.into(),
+    );
+    Some([d_x, d_gamma, d_beta])
+}

@@ -1,0 +1,328 @@
+//! The norm of all gradients, what follows from it, and the update, without the host's knowing any of it.
+
+use burn::tensor::{DType, TensorMetadata};
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use cubecl::prelude::*;
+
+use super::super::update::{CLIP_EPS, Control, GROWTH_INTERVAL};
+use super::super::{AdamStep, ControlRule, SgdStep};
+use super::launch::{UNITS, allocate, contiguous, elementwise, reuse, vector_size};
+
+/// Gradients of one cube in the sum of squares.
+const PART: usize = 64 * UNITS;
+
+/// Adds up what all units of a cube hold; unit 0 has the sum.
+#[cube]
+fn sum_of_units(value: f32) -> f32 {
+    let mut shared = SharedMemory::<f32>::new(comptime!(UNITS));
+    let unit = UNIT_POS as usize;
+    shared[unit] = value;
+    sync_cube();
+    #[unroll]
+    for level in 0..8u32 {
+        let half = comptime!(UNITS >> (level as usize + 1));
+        if unit < half {
+            shared[unit] = shared[unit] + shared[unit + half];
+        }
+        sync_cube();
+    }
+    shared[0]
+}
+
+/// The sum of the squares of a part of a gradient, a cube per part, at `place` and behind.
+#[cube(launch)]
+fn squares<N: Size>(gradient: &Array<Vector<f32, N>>, sums: &mut Array<f32>, place: usize, part: usize) {
+    let begin = CUBE_POS_X as usize * part;
+    let end = min(begin + part, gradient.len());
+    let mut sum = Vector::<f32, N>::new(0.0);
+    let mut index = begin + UNIT_POS as usize;
+    while index < end {
+        let value = gradient[index];
+        sum += value * value;
+        index += comptime!(UNITS);
+    }
+    let mut total = 0.0f32;
+    #[unroll]
+    for lane in 0..N::value() {
+        total += sum[lane];
+    }
+    let total = sum_of_units(total);
+    if UNIT_POS == 0 {
+        sums[place + CUBE_POS_X as usize] = total;
+    }
+}
+
+/// `Scaler::advance`, in one cube.
+// One condition is the compiler's, the other the kernel's.
+#[allow(clippy::collapsible_if)]
+#[cube(launch)]
+fn decide(
+    sums: &Array<f32>,
+    scaler: &Array<f32>,
+    control: &mut Array<f32>,
+    after: &mut Array<f32>,
+    clip_norm: f32,
+    beta1: f32,
+    beta2: f32,
+    one_minus_beta1: f32,
+    one_minus_beta2: f32,
+    #[comptime] dynamic_scale: bool,
+) {
+    let mut sum = 0.0f32;
+    let mut index = UNIT_POS as usize;
+    while index < sums.len() {
+        sum += sums[index];
+        index += comptime!(UNITS);
+    }
+    let sum = sum_of_units(sum);
+    if UNIT_POS == 0 {
+        let scale = scaler[0];
+        let norm = f32::sqrt(sum) / scale;
+        // False for what is not a number, and for infinity.
+        let finite = norm <= f32::max_value();
+        let mut next_scale = scale;
+        let mut good_steps = 0.0f32;
+        let mut correction1 = scaler[2];
+        let mut correction2 = scaler[3];
+        let mut factor = 0.0f32;
+        let mut apply = 0.0f32;
+        if finite {
+            factor = min(clip_norm / (norm + comptime!(CLIP_EPS)), 1.0f32) / scale;
+            apply = 1.0f32;
+            correction1 = correction1 * beta1 + one_minus_beta1;
+            correction2 = correction2 * beta2 + one_minus_beta2;
+            good_steps = scaler[1] + 1.0f32;
+            if comptime!(dynamic_scale) {
+                if good_steps >= comptime!(GROWTH_INTERVAL) {
+                    next_scale = 2.0f32 * scale;
+                    good_steps = 0.0f32;
+                }
+            }
+        } else if comptime!(dynamic_scale) {
+            next_scale = 0.5f32 * scale;
+        }
+        control[0] = factor;
+        control[1] = apply;
+        control[2] = norm;
+        control[3] = scale;
+        control[4] = correction1;
+        control[5] = correction2;
+        after[0] = next_scale;
+        after[1] = good_steps;
+        after[2] = correction1;
+        after[3] = correction2;
+    }
+}
+
+/// A unit per vector of weights.
+#[cube(launch)]
+fn sgd_step<N: Size>(
+    value: &Array<Vector<f32, N>>,
+    gradient: &Array<Vector<f32, N>>,
+    velocity: &Array<Vector<f32, N>>,
+    control: &Array<f32>,
+    new_value: &mut Array<Vector<f32, N>>,
+    new_velocity: &mut Array<Vector<f32, N>>,
+    learning_rate: f32,
+    momentum: f32,
+    weight_decay: f32,
+    #[comptime] nesterov: bool,
+    #[comptime] is_first: bool,
+) {
+    let place = ABSOLUTE_POS;
+    if place >= value.len() {
+        terminate!();
+    }
+    let old = value[place];
+    let old_velocity = if comptime!(is_first) { Vector::<f32, N>::new(0.0) } else { velocity[place] };
+    let mut new = old;
+    let mut moved = old_velocity;
+    if control[1] > 0.5 {
+        let decay = Vector::<f32, N>::new(weight_decay);
+        let gradient = gradient[place] * Vector::<f32, N>::new(control[0]) + old * decay;
+        moved = old_velocity * Vector::<f32, N>::new(momentum) + gradient;
+        let mut direction = moved;
+        if comptime!(nesterov) {
+            direction = gradient + moved * Vector::<f32, N>::new(momentum);
+        }
+        new = old - direction * Vector::<f32, N>::new(learning_rate);
+    }
+    new_value[place] = new;
+    new_velocity[place] = moved;
+}
+
+/// A unit per vector of weights.
+#[cube(launch)]
+fn adam_step<N: Size>(
+    value: &Array<Vector<f32, N>>,
+    gradient: &Array<Vector<f32, N>>,
+    first: &Array<Vector<f32, N>>,
+    second: &Array<Vector<f32, N>>,
+    control: &Array<f32>,
+    new_value: &mut Array<Vector<f32, N>>,
+    new_first: &mut Array<Vector<f32, N>>,
+    new_second: &mut Array<Vector<f32, N>>,
+    learning_rate: f32,
+    beta1: f32,
+    beta2: f32,
+    eps: f32,
+    weight_decay: f32,
+    #[comptime] is_first: bool,
+) {
+    let place = ABSOLUTE_POS;
+    if place >= value.len() {
+        terminate!();
+    }
+    let old = value[place];
+    let mut moment1 = Vector::<f32, N>::new(0.0);
+    let mut moment2 = Vector::<f32, N>::new(0.0);
+    if comptime!(!is_first) {
+        moment1 = first[place];
+        moment2 = second[place];
+    }
+    let mut new = old;
+    if control[1] > 0.5 {
+        let decay = Vector::<f32, N>::new(weight_decay);
+        let gradient = gradient[place] * Vector::<f32, N>::new(control[0]) + old * decay;
+        moment1 = moment1 * Vector::<f32, N>::new(beta1) + gradient * Vector::<f32, N>::new(1.0 - beta1);
+        moment2 = moment2 * Vector::<f32, N>::new(beta2) + gradient * gradient * Vector::<f32, N>::new(1.0 - beta2);
+        let denominator = Vector::sqrt(moment2 / Vector::<f32, N>::new(control[5])) + Vector::<f32, N>::new(eps);
+        new = old - moment1 / denominator * Vector::<f32, N>::new(learning_rate / control[4]);
+    }
+    new_value[place] = new;
+    new_first[place] = moment1;
+    new_second[place] = moment2;
+}
+
+/// The control of these gradients, and the scaler after them.
+pub fn control<R: CubeRuntime>(
+    gradients: Vec<CubeTensor<R>>,
+    scaler: CubeTensor<R>,
+    rule: ControlRule,
+) -> [CubeTensor<R>; 2] {
+    let scaler = contiguous(scaler);
+    let parts = |gradient: &CubeTensor<R>| gradient.shape().num_elements().div_ceil(PART);
+    let slots: usize = gradients.iter().map(parts).sum();
+    let sums = allocate(&scaler, [slots.max(1)], DType::F32);
+    let mut place = 0;
+    for gradient in gradients {
+        let cubes = parts(&gradient);
+        let size = vector_size(gradient.shape().num_elements(), &[DType::F32]);
+        squares::launch::<R>(
+            &scaler.client,
+            CubeCount::Static(cubes as u32, 1, 1),
+            CubeDim::new_1d(UNITS as u32),
+            size,
+            contiguous(gradient).into_array_arg(),
+            sums.clone().into_array_arg(),
+            place,
+            PART / size,
+        );
+        place += cubes;
+    }
+    let (control, after) = (allocate(&scaler, [Control::LEN], DType::F32), allocate(&scaler, [4], DType::F32));
+    let [beta1, beta2] = rule.betas;
+    decide::launch::<R>(
+        &scaler.client.clone(),
+        CubeCount::Static(1, 1, 1),
+        CubeDim::new_1d(UNITS as u32),
+        sums.into_array_arg(),
+        scaler.into_array_arg(),
+        control.clone().into_array_arg(),
+        after.clone().into_array_arg(),
+        rule.clip_norm.unwrap_or(f32::INFINITY),
+        beta1,
+        beta2,
+        (1.0 - f64::from(beta1)) as f32,
+        (1.0 - f64::from(beta2)) as f32,
+        rule.dynamic_scale,
+    );
+    [control, after]
+}
+
+/// New value and velocity, in the memory of the old ones where nothing else refers to it.
+pub fn sgd<R: CubeRuntime>(
+    value: CubeTensor<R>,
+    gradient: CubeTensor<R>,
+    velocity: Option<CubeTensor<R>>,
+    control: CubeTensor<R>,
+    step: SgdStep,
+) -> [CubeTensor<R>; 2] {
+    let (value, gradient) = (contiguous(value), contiguous(gradient));
+    let is_first = velocity.is_none();
+    let new_value = reuse(&value);
+    let (velocity, new_velocity) = match velocity.map(contiguous) {
+        Some(velocity) => {
+            let new = reuse(&velocity);
+            (velocity, new)
+        }
+        // Not read.
+        None => (value.clone(), allocate(&value, value.shape(), DType::F32)),
+    };
+    let size = vector_size(value.shape().num_elements(), &[DType::F32]);
+    let (count, dim) = elementwise(value.shape().num_elements() / size);
+    sgd_step::launch::<R>(
+        &new_value.client,
+        count,
+        dim,
+        size,
+        value.into_array_arg(),
+        gradient.into_array_arg(),
+        velocity.into_array_arg(),
+        control.into_array_arg(),
+        new_value.clone().into_array_arg(),
+        new_velocity.clone().into_array_arg(),
+        step.learning_rate,
+        step.momentum,
+        step.weight_decay,
+        step.nesterov,
+        is_first,
+    );
+    [new_value, new_velocity]
+}
+
+/// New value and moments, in the memory of the old ones where nothing else refers to it.
+pub fn adam<R: CubeRuntime>(
+    value: CubeTensor<R>,
+    gradient: CubeTensor<R>,
+    moments: Option<[CubeTensor<R>; 2]>,
+    control: CubeTensor<R>,
+    step: AdamStep,
+) -> [CubeTensor<R>; 3] {
+    let (value, gradient) = (contiguous(value), contiguous(gradient));
+    let is_first = moments.is_none();
+    let new_value = reuse(&value);
+    let fresh = || allocate(&value, value.shape(), DType::F32);
+    let ([first, second], [new_first, new_second]) = match moments {
+        Some(moments) => {
+            let moments = moments.map(contiguous);
+            let new = [reuse(&moments[0]), reuse(&moments[1])];
+            (moments, new)
+        }
+        // Not read.
+        None => ([value.clone(), value.clone()], [fresh(), fresh()]),
+    };
+    let size = vector_size(value.shape().num_elements(), &[DType::F32]);
+    let (count, dim) = elementwise(value.shape().num_elements() / size);
+    adam_step::launch::<R>(
+        &new_value.client,
+        count,
+        dim,
+        size,
+        value.into_array_arg(),
+        gradient.into_array_arg(),
+        first.into_array_arg(),
+        second.into_array_arg(),
+        control.into_array_arg(),
+        new_value.clone().into_array_arg(),
+        new_first.clone().into_array_arg(),
+        new_second.clone().into_array_arg(),
+        step.learning_rate,
+        step.betas[0],
+        step.betas[1],
+        step.eps,
+        step.weight_decay,
+        is_first,
+    );
+    [new_value, new_first, new_second]
+}

@@ -1,0 +1,168 @@
+//! The engines that cuDNN has for a graph, and plans to run them.
+
+use std::ffi::c_int;
+
+use super::descriptor::{Descriptor, Kind, Name, Value};
+use super::graph::{Graph, IDS};
+use super::library::{CallError, Cudnn, Pointer};
+use super::problem::Problem;
+use crate::ops::Element;
+
+/// `CUDNN_HEUR_MODE_A` and `_FALLBACK`: the best by a model of their speed, and engines that take most problems.
+const MODES: [c_int; 2] = [3, 2];
+/// Candidates of each mode. Some take seconds to compile, and the best is nearly always among the first.
+const PER_MODE: usize = 8;
+
+/// `CUDNN_NUMERICAL_NOTE_TENSOR_CORE`.
+const TENSOR_CORE: c_int = 0;
+/// `CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS`.
+const DOWN_CONVERT: c_int = 1;
+/// `CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION`.
+const REDUCED_PRECISION: c_int = 2;
+/// `CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC`.
+const NONDETERMINISTIC: c_int = 4;
+
+/// An engine that is ready to run. Its graph must live as long as it does.
+pub(super) struct Plan {
+    // Dropped in this order: what refers to others first.
+    descriptor: Descriptor,
+    _config: Descriptor,
+    /// cuDNN's number of the engine.
+    pub(super) engine: i64,
+    /// Bytes that it needs beside the tensors.
+    pub(super) workspace: usize,
+}
+
+/// Engine configurations that may be run for a problem, in cuDNN's order.
+pub(super) fn candidates(
+    library: &'static Cudnn,
+    graph: &Graph,
+    problem: &Problem,
+    deterministic: bool,
+) -> Result<Vec<Candidate>, CallError> {
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for mode in MODES {
+        let attributes = [
+            (Name::HeuristicsGraph, Value::Descriptors(&[&graph.descriptor])),
+            (Name::HeuristicsMode, Value::HeuristicsMode(mode)),
+        ];
+        let heuristics = match Descriptor::with(library, Kind::EngineHeuristics, &attributes) {
+            Ok(heuristics) => heuristics,
+            Err(error) if error.is_unsupported() => continue,
+            Err(error) => return Err(error),
+        };
+        for config in heuristics.descriptors(Name::HeuristicsResults, Kind::EngineConfig, PER_MODE)? {
+            let engines = config.descriptors(Name::ConfigEngine, Kind::Engine, 1)?;
+            let Some(engine) = engines.first() else { continue };
+            if is_welcome(&engine.numerical_notes()?, problem, deterministic) {
+                candidates.push(Candidate { engine: engine.int(Name::EngineIndex)?, config });
+            }
+        }
+    }
+    Ok(candidates)
+}
+
+/// An engine configuration.
+pub(super) struct Candidate {
+    pub(super) engine: i64,
+    config: Descriptor,
+}
+
+impl Candidate {
+    /// `None` where cuDNN finds that the engine cannot run this after all, or where it needs more workspace.
+    pub(super) fn plan(
+        self,
+        library: &'static Cudnn,
+        handle: Pointer,
+        max_workspace: usize,
+    ) -> Result<Option<Plan>, CallError> {
+        let Self { engine, config } = self;
+        let attributes =
+            [(Name::PlanHandle, Value::Handle(handle)), (Name::PlanConfig, Value::Descriptors(&[&config]))];
+        let descriptor = match Descriptor::with(library, Kind::ExecutionPlan, &attributes) {
+            Ok(descriptor) => descriptor,
+            Err(error) if error.is_unsupported() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let workspace = descriptor.int(Name::PlanWorkspace)?.max(0) as usize;
+        let plan = Plan { descriptor, _config: config, engine, workspace };
+        Ok((workspace <= max_workspace).then_some(plan))
+    }
+}
+
+impl Plan {
+    /// Queues the plan on the handle's stream: addresses of input, weights and output, or their gradients, and of the
+    /// workspace.
+    ///
+    /// # Safety
+    /// They must be those of device memory of the problem's sizes, which lives until the work is done.
+    pub(super) unsafe fn run(
+        &self,
+        library: &'static Cudnn,
+        handle: Pointer,
+        addresses: [u64; 3],
+        workspace: u64,
+    ) -> Result<(), CallError> {
+        let pointers = addresses.map(pointer);
+        let pack = Descriptor::with(
+            library,
+            Kind::VariantPack,
+            &[
+                (Name::PackIds, Value::Ints(&IDS)),
+                (Name::PackPointers, Value::Pointers(&pointers)),
+                (Name::PackWorkspace, Value::Pointers(&[pointer(workspace)])),
+            ],
+        )?;
+        // SAFETY: promised by the caller.
+        let code = unsafe { (library.functions.cudnnBackendExecute)(handle, self.descriptor.handle, pack.handle) };
+        library.check("cudnnBackendExecute", code)
+    }
+}
+
+fn pointer(address: u64) -> Pointer {
+    std::ptr::with_exposed_provenance_mut(address as usize)
+}
+
+/// Whether an engine of these numerical notes keeps the problem's precision (as PyTorch's `plan_filter` does).
+fn is_welcome(notes: &[c_int], problem: &Problem, deterministic: bool) -> bool {
+    let has = |note| notes.contains(&note);
+    let is_f32 = problem.element == Element::F32;
+    !(has(REDUCED_PRECISION)
+        || has(DOWN_CONVERT) && !(is_f32 && problem.tf32)
+        || has(TENSOR_CORE) && is_f32 && !problem.tf32
+        || has(NONDETERMINISTIC) && deterministic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::problem::Pass;
+    use super::*;
+
+    fn problem(element: Element, tf32: bool) -> Problem {
+        Problem {
+            pass: Pass::Forward,
+            n: 1,
+            input: [8; 3],
+            c_in: 4,
+            c_out: 4,
+            kernel: [3; 3],
+            stride: [1; 3],
+            padding: [1; 3],
+            element,
+            weight_element: element,
+            tf32,
+        }
+    }
+
+    #[test]
+    fn engines_that_lose_digits_or_order_are_left_out() {
+        let [fp32, tf32, bf16] =
+            [problem(Element::F32, false), problem(Element::F32, true), problem(Element::Bf16, false)];
+        assert!(is_welcome(&[], &fp32, true));
+        assert!(!is_welcome(&[TENSOR_CORE], &fp32, false));
+        assert!(is_welcome(&[TENSOR_CORE], &tf32, false) && is_welcome(&[TENSOR_CORE], &bf16, false));
+        assert!(!is_welcome(&[REDUCED_PRECISION], &bf16, false));
+        assert!(!is_welcome(&[DOWN_CONVERT], &bf16, false) && is_welcome(&[DOWN_CONVERT], &tf32, false));
+        assert!(is_welcome(&[NONDETERMINISTIC], &bf16, false) && !is_welcome(&[NONDETERMINISTIC], &bf16, true));
+    }
+}

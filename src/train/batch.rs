@@ -1,0 +1,67 @@
+//! From a batch on the host to one on the device.
+
+use burn::tensor::{
+    Int, Tensor, TensorData,
+    backend::{AutodiffBackend, Backend},
+};
+use ndarray::{Array4, ArrayView4, ArrayView5};
+
+use crate::backend::ComputeBackend;
+use crate::loss;
+use crate::model::{UNetSpec, batch_tensor};
+use crate::ops::NnOps;
+
+/// A batch as a step takes it.
+pub struct DeviceBatch<B: Backend> {
+    /// `(n, z, y, x, c)`.
+    pub images: Tensor<B, 5>,
+    pub targets: Targets<B>,
+}
+
+/// Labels `(n, z, y, x)` at the resolution of each head that has a weight, highest first.
+pub enum Targets<B: Backend> {
+    /// Where the host computes the loss.
+    Host(Vec<Array4<i16>>),
+    /// Where the device does.
+    Device(Vec<Tensor<B, 4, Int>>),
+}
+
+/// Brings batches to the device.
+#[derive(Clone)]
+pub struct Upload<B: ComputeBackend> {
+    pub(super) spec: UNetSpec,
+    pub(super) head_weights: Vec<f64>,
+    pub(super) device: B::Device,
+}
+
+impl<B: ComputeBackend> Upload<B> {
+    /// Images `(n, c, z, y, x)` and labels `(n, z, y, x)`.
+    pub fn batch(&self, images: ArrayView5<f32>, labels: ArrayView4<i16>) -> DeviceBatch<B::InnerBackend> {
+        self.batch_with(images, head_targets(&self.spec, &self.head_weights, labels))
+    }
+
+    /// Images `(n, c, z, y, x)` and their [`head_targets`].
+    pub fn batch_with(&self, images: ArrayView5<f32>, targets: Vec<Array4<i16>>) -> DeviceBatch<B::InnerBackend> {
+        let targets = match <B::InnerBackend as NnOps>::device_loss() {
+            None => Targets::Host(targets),
+            Some(_) => Targets::Device(targets.into_iter().map(|labels| self.upload(labels)).collect()),
+        };
+        DeviceBatch { images: batch_tensor(images, &self.device), targets }
+    }
+
+    fn upload(&self, labels: Array4<i16>) -> Tensor<B::InnerBackend, 4, Int> {
+        let (n, z, y, x) = labels.dim();
+        let values: Vec<i32> = labels.iter().map(|label| i32::from(*label)).collect();
+        Tensor::from_data(TensorData::new(values, [n, z, y, x]), &self.device)
+    }
+}
+
+/// The inner backend of a training's.
+pub(super) type Inner<B> = <B as AutodiffBackend>::InnerBackend;
+
+/// Labels `(n, z, y, x)` at the resolution of each head that has a weight, highest first.
+pub fn head_targets(spec: &UNetSpec, head_weights: &[f64], labels: ArrayView4<i16>) -> Vec<Array4<i16>> {
+    let (_, z, y, x) = labels.dim();
+    let weighted = spec.head_extents([z, y, x]).into_iter().zip(head_weights).filter(|(_, weight)| **weight > 0.0);
+    weighted.map(|(extent, _)| loss::downsample_labels(labels, extent)).collect()
+}

@@ -1,0 +1,133 @@
+//! The loss of a batch where its logits are: sums and gradients are queued, and nobody waits for their values.
+
+use burn::tensor::{Int, Tensor, TensorData, TensorMetadata, TensorPrimitive, backend::Backend, ops::FloatTensor};
+
+use crate::dist::{CommError, Communicator, ReduceOp};
+use crate::loss::{LossSums, SegmentationLoss, Target};
+use crate::ops::{DeviceLoss as LossOps, LossGradientInput, LossRule, LossTarget, NnOps};
+
+/// A loss on a device.
+pub struct DeviceLoss<B: NnOps> {
+    ops: LossOps<B>,
+    rule: LossRule,
+    /// Which label belongs to which channel.
+    members: Tensor<B, 2, Int>,
+}
+
+/// What a head leaves for its gradient.
+pub struct HeadSums<B: Backend> {
+    activations: FloatTensor<B>,
+    target: LossTarget<B>,
+    local: FloatTensor<B>,
+}
+
+impl<B: NnOps> DeviceLoss<B> {
+    /// `None` where the backend leaves the loss to the host.
+    pub fn new(loss: &SegmentationLoss, channels: usize, device: &B::Device) -> Option<Self> {
+        let ops = B::device_loss()?;
+        let rule = LossRule {
+            softmax: loss.target == Target::Classes,
+            ignore_label: loss.ignore_label.map(i32::from),
+            batch_dice: loss.batch_dice,
+            smooth: loss.smooth as f32,
+        };
+        Some(Self { ops, rule, members: members(&loss.target, channels, device) })
+    }
+
+    /// Activations and sums of a head's logits.
+    pub fn sums(&self, logits: Tensor<B, 5>, labels: Tensor<B, 4, Int>) -> HeadSums<B> {
+        let members = self.members.clone().into_primitive();
+        let target = LossTarget { labels: labels.into_primitive(), members, rule: self.rule };
+        let [activations, local] = (self.ops.sums)(logits.into_primitive().tensor(), &target);
+        HeadSums { activations, target, local }
+    }
+
+    /// The sums of all ranks, one tensor per head, queued behind this rank's where the devices can add them up themselves.
+    ///
+    /// # Errors
+    /// Of the collective.
+    pub fn all_ranks(&self, heads: &[HeadSums<B>], comm: &dyn Communicator) -> Result<Vec<FloatTensor<B>>, CommError> {
+        let locals: Vec<_> = heads.iter().map(|head| head.local.clone()).collect();
+        if comm.world_size() == 1 {
+            return Ok(locals);
+        }
+        let lengths: Vec<_> = locals.iter().map(|sums| sums.shape().num_elements()).collect();
+        let flat = B::float_cat(locals, 0);
+        let flat = match (comm.device_collectives(), B::device_buffer(&flat)) {
+            (Some(collectives), Some(buffer)) => {
+                collectives.start_all_reduce(buffer, ReduceOp::Sum, "loss sums")?;
+                collectives.finish("loss sums")?;
+                flat
+            }
+            _ => {
+                let device = B::float_device(&flat);
+                let mut values: Vec<f64> = host::<B>(flat).into_iter().map(f64::from).collect();
+                comm.all_reduce_f64(&mut values, ReduceOp::Sum, "loss sums")?;
+                let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+                B::float_from_data(values.as_slice().into(), &device)
+            }
+        };
+        let mut begin = 0;
+        let parts = lengths.into_iter().map(|len| {
+            begin += len;
+            B::float_slice(flat.clone(), &[(begin - len..begin).into()])
+        });
+        Ok(parts.collect())
+    }
+
+    /// `weight` times the gradient with respect to a head's logits, with the loss scale.
+    pub fn gradient(
+        &self,
+        head: HeadSums<B>,
+        global: FloatTensor<B>,
+        scaler: FloatTensor<B>,
+        weight: f64,
+        world_size: usize,
+    ) -> Tensor<B, 5> {
+        let HeadSums { activations, target, local } = head;
+        let input = LossGradientInput { activations, local, global, scaler, weight: weight as f32, world_size };
+        Tensor::from_primitive(TensorPrimitive::Float((self.ops.gradient)(input, &target)))
+    }
+
+    /// The sums that say what the loss is: of all ranks, but that without batch Dice each rank has a Dice of its own.
+    pub fn logged(&self, head: &HeadSums<B>, global: &FloatTensor<B>) -> FloatTensor<B> {
+        if self.rule.batch_dice {
+            return global.clone();
+        }
+        let len = global.shape().num_elements();
+        let part = |sums: &FloatTensor<B>, range: std::ops::Range<usize>| B::float_slice(sums.clone(), &[range.into()]);
+        B::float_cat(vec![part(&head.local, 0..len - 2), part(global, len - 2..len)], 0)
+    }
+
+    /// The sums of a tensor's values, as the loss takes them.
+    pub fn loss_sums(&self, values: &[f32], channels: usize) -> LossSums {
+        let (dice, rest) = values.split_at(values.len() - 2);
+        let first = usize::from(self.rule.softmax);
+        let groups = dice.chunks_exact(3 * channels);
+        let dice =
+            groups.flat_map(|group| group.as_chunks().0[first..].iter().map(|sums: &[f32; 3]| sums.map(f64::from)));
+        LossSums { dice: dice.collect(), cross_entropy: f64::from(rest[0]), count: f64::from(rest[1]) }
+    }
+}
+
+/// `(labels, channels)`: 1 where a label belongs to a channel.
+fn members<B: Backend>(target: &Target, channels: usize, device: &B::Device) -> Tensor<B, 2, Int> {
+    let regions: Vec<Vec<i16>> = match target {
+        Target::Classes => (0..channels as i16).map(|class| vec![class]).collect(),
+        Target::Regions(regions) => regions.clone(),
+    };
+    let labels = regions.iter().flatten().max().map_or(1, |largest| *largest as usize + 1);
+    let mut members = vec![0i32; labels * channels];
+    for (channel, region) in regions.iter().enumerate() {
+        for &label in region.iter().filter(|label| **label >= 0) {
+            members[label as usize * channels + channel] = 1;
+        }
+    }
+    Tensor::from_data(TensorData::new(members, [labels, channels]), device)
+}
+
+/// A tensor's values on the host; waits for the device.
+pub(super) fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
+    let data = burn::tensor::read_sync(B::float_into_data(tensor)).expect("reading back needs no more than the device");
+    data.convert::<f32>().into_vec().expect("converted to f32")
+}

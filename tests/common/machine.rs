@@ -1,0 +1,73 @@
+//! A machine with NVIDIA's libraries, which are mocks (tests/mock), compiled here and found as the real ones are.
+// Each test program uses a part.
+#![allow(dead_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::job::{self, Job, observe};
+
+/// The environment variable with the part that a rank has to play.
+pub const PART: &str = "NNUNET_TEST_PART";
+const LIBRARIES: &str = "LD_LIBRARY_PATH";
+
+/// A folder with mocks, as a machine has its libraries.
+pub struct Machine {
+    pub folder: TempDir,
+}
+
+impl Machine {
+    /// With these: source, name of the library, flags of the compiler. `None`, with a line that says so, without a C
+    /// compiler.
+    pub fn with(libraries: &[(&str, &str, &[&str])]) -> Option<Self> {
+        if !job::is_installed("cc") {
+            println!("skipped: no C compiler to make the mocks with");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        for (source, library, flags) in libraries {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mock").join(source);
+            let mut cc = Command::new("cc");
+            cc.args(["-shared", "-fPIC", "-o"]).arg(folder.path().join(library)).args(*flags).arg(source).arg("-ldl");
+            assert!(cc.status().unwrap().success(), "{cc:?}");
+        }
+        Some(Self { folder })
+    }
+
+    /// One rank that plays `part`.
+    pub fn rank(&self, part: &str, settings: &[(&str, &str)]) -> Command {
+        let mut rank = job::me(PART, part);
+        let others = ["NNUNET_DIST_NCCL", "NNUNET_DIST_CUDNN", "NNUNET_DIST_CACHE", "NNUNET_DIST_SHARE_GPUS"];
+        for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().chain(others) {
+            rank.env_remove(variable);
+        }
+        rank.env(LIBRARIES, self.folder.path()).env("MOCK_LOG", self.log_file()).envs(settings.iter().copied());
+        rank
+    }
+
+    pub fn run(&self, part: &str, settings: &[(&str, &str)]) -> Job {
+        observe(self.rank(part, settings))
+    }
+
+    /// The calls that were made of the mocks.
+    pub fn calls(&self) -> Vec<String> {
+        fs::read_to_string(self.log_file()).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    pub fn forget_calls(&self) {
+        let _ = fs::remove_file(self.log_file());
+    }
+
+    #[track_caller]
+    pub fn was_called(&self, call: &str, times: usize) {
+        let calls = self.calls();
+        assert_eq!(calls.iter().filter(|line| line.starts_with(call)).count(), times, "{call} in {calls:#?}");
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+}

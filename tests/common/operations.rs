@@ -1,0 +1,405 @@
+//! Every operation of a backend agrees with its reference implementation on the CPU in f32, forward and backward, on random
+//! shapes, for each type of activations that the backend has. The same for CPUs and GPUs.
+// A backend's tests use what the backend has.
+#![allow(dead_code)]
+
+use burn::backend::Flex;
+use burn::tensor::{
+    DType, Distribution, FloatDType, Int, Tensor, TensorData, TensorMetadata, TensorPrimitive, backend::Backend,
+    ops::FloatTensor,
+};
+use nnunet_dist::loss::{GlobalSums, SegmentationLoss, Target};
+use nnunet_dist::ops::{
+    AdamStep, Control, ControlRule, ConvParams, LossGradientInput, LossRule, LossTarget, NnOps, NormParams, Scaler,
+    SgdStep, reference,
+};
+
+/// A type of activations, with the largest difference allowed, relative to the largest value.
+type Format = (FloatDType, f32);
+pub const F32: Format = (FloatDType::F32, 2e-5);
+/// It has eight binary digits, and weights are rounded to it too.
+pub const BF16: Format = (FloatDType::BF16, 1.2e-2);
+/// It has eleven.
+pub const F16: Format = (FloatDType::F16, 2e-3);
+
+/// What the reference is given and gives.
+type Reference<const D: usize> = Tensor<Flex, D>;
+
+/// A backend under test.
+pub struct Subject<B: Backend> {
+    pub device: B::Device,
+    pub formats: Vec<Format>,
+}
+
+/// `(n, c_in, c_out, extent, kernel, stride)`; padding is kernel / 2 as in the U-Net.
+type Convolution = (usize, usize, usize, [usize; 3], [usize; 3], [usize; 3]);
+const CONVOLUTIONS: [Convolution; 9] = [
+    (1, 1, 8, [7, 9, 6], [3, 3, 3], [1, 1, 1]),
+    (2, 3, 5, [6, 8, 10], [3, 3, 3], [1, 1, 1]),
+    (2, 16, 32, [8, 8, 8], [3, 3, 3], [2, 2, 2]),
+    (2, 4, 6, [7, 9, 5], [3, 3, 3], [2, 2, 2]),
+    (1, 16, 16, [5, 12, 12], [1, 3, 3], [1, 2, 2]),
+    (1, 16, 32, [5, 12, 12], [3, 3, 3], [1, 2, 2]),
+    (3, 2, 16, [1, 16, 14], [1, 3, 3], [1, 1, 1]),
+    (2, 8, 8, [1, 15, 16], [1, 3, 3], [1, 2, 2]),
+    (2, 16, 3, [4, 4, 4], [1, 1, 1], [1, 1, 1]),
+];
+
+fn random<const D: usize>(shape: [usize; D]) -> Reference<D> {
+    Tensor::random(shape, Distribution::Normal(0.3, 1.0), &Default::default())
+}
+
+fn primitive<const D: usize>(tensor: &Reference<D>) -> FloatTensor<Flex> {
+    tensor.clone().into_primitive().tensor()
+}
+
+impl<B: NnOps> Subject<B> {
+    /// On the backend, in a type.
+    fn give<const D: usize>(&self, tensor: &Reference<D>, dtype: FloatDType) -> FloatTensor<B> {
+        let given = B::float_from_data(tensor.to_data(), &self.device);
+        if dtype == FloatDType::F32 { given } else { B::float_cast(given, dtype) }
+    }
+
+    /// A random activation on the backend, and the same values in f32 for the reference.
+    fn activation<const D: usize>(&self, shape: [usize; D], dtype: FloatDType) -> (FloatTensor<B>, FloatTensor<Flex>) {
+        self.typed(&random(shape), dtype)
+    }
+
+    fn typed<const D: usize>(&self, x: &Reference<D>, dtype: FloatDType) -> (FloatTensor<B>, FloatTensor<Flex>) {
+        let rounded: Reference<D> = x.clone().cast(dtype).cast(FloatDType::F32);
+        (self.give(&rounded, dtype), primitive(&rounded))
+    }
+
+    /// A random parameter, here and there.
+    fn parameter<const D: usize>(&self, shape: [usize; D]) -> (FloatTensor<B>, FloatTensor<Flex>) {
+        self.activation(shape, FloatDType::F32)
+    }
+
+    fn scaler(&self, scaler: Scaler) -> (FloatTensor<B>, FloatTensor<Flex>) {
+        let values = Tensor::from_data(scaler.values(), &Default::default());
+        (self.give::<1>(&values, FloatDType::F32), primitive(&values))
+    }
+
+    /// Each case with each format.
+    fn all<T: Copy>(&self, cases: &[T]) -> Vec<(T, Format)> {
+        cases.iter().flat_map(|case| self.formats.iter().map(|format| (*case, *format))).collect()
+    }
+
+    pub fn convolution_agrees(&self) {
+        for ((n, c_in, c_out, [z, y, x], kernel, stride), (dtype, tolerance)) in self.all(&CONVOLUTIONS) {
+            let params = ConvParams { stride, padding: kernel.map(|kernel| kernel / 2), bias_cancels: false };
+            let what = format!("{dtype:?} {n} x {c_in}->{c_out} @{z}x{y}x{x} kernel {kernel:?} stride {stride:?}");
+            let (input, wide) = self.activation([n, z, y, x, c_in], dtype);
+            let (weight, wide_weight) = self.parameter([c_out, c_in, kernel[0], kernel[1], kernel[2]]);
+            let (bias, wide_bias) = self.parameter([c_out]);
+
+            let output = B::conv(input.clone(), weight.clone(), bias, params);
+            assert_type::<B>(&output, dtype);
+            let shape: [usize; 5] = output.shape().dims();
+            let expected = reference::conv::<Flex>(wide.clone(), wide_weight.clone(), wide_bias, params);
+            within::<B>(tolerance, &format!("{what}: forward"), output, expected);
+
+            let (grad, wide_grad) = self.activation(shape, dtype);
+            let ours = B::conv_backward_input(input.clone(), weight.clone(), grad.clone(), params);
+            assert_type::<B>(&ours, dtype);
+            let expected =
+                reference::conv_backward_input::<Flex>(wide.clone(), wide_weight.clone(), wide_grad.clone(), params);
+            within::<B>(tolerance, &format!("{what}: input gradient"), ours, expected);
+            let ours = B::conv_backward_weights(input.clone(), weight.clone(), grad.clone(), params);
+            let expected = reference::conv_backward_weights::<Flex>(wide, wide_weight, wide_grad, params);
+            assert_type::<B>(&ours.weight, FloatDType::F32);
+            within::<B>(tolerance, &format!("{what}: weight gradient"), ours.weight.clone(), expected.weight);
+            within::<B>(tolerance, &format!("{what}: bias gradient"), ours.bias, expected.bias);
+            // Before a norm it is the same, but that the bias may be left out.
+            let normed = ConvParams { bias_cancels: true, ..params };
+            let d = B::conv_backward_weights(input, weight, grad, normed);
+            assert_eq!(values::<B>(d.weight), values::<B>(ours.weight), "{what}: before a norm");
+            assert_eq!(d.bias.shape().dims(), [c_out], "{what}: before a norm");
+        }
+    }
+
+    pub fn transposed_convolution_agrees(&self) {
+        let shapes = [
+            (2, 8, 4, [3, 4, 5], [2, 2, 2]),
+            (1, 32, 16, [4, 4, 4], [2, 2, 2]),
+            (2, 16, 8, [3, 6, 6], [1, 2, 2]),
+            (2, 6, 5, [1, 8, 7], [1, 2, 2]),
+        ];
+        for ((n, c_in, c_out, [z, y, x], [kz, ky, kx]), (dtype, tolerance)) in self.all(&shapes) {
+            let what = format!("{dtype:?} {n} x {c_in}->{c_out} @{z}x{y}x{x} kernel {kz}x{ky}x{kx}");
+            let (input, wide) = self.activation([n, z, y, x, c_in], dtype);
+            let (weight, wide_weight) = self.parameter([c_in, c_out, kz, ky, kx]);
+            let (bias, wide_bias) = self.parameter([c_out]);
+            let output = B::conv_transpose(input.clone(), weight.clone(), bias);
+            assert_type::<B>(&output, dtype);
+            let expected = reference::conv_transpose::<Flex>(wide.clone(), wide_weight.clone(), wide_bias);
+            within::<B>(tolerance, &what, output, expected);
+            let (grad, wide_grad) = self.activation([n, z * kz, y * ky, x * kx, c_out], dtype);
+            let ours = B::conv_transpose_backward_input(weight.clone(), grad.clone());
+            assert_type::<B>(&ours, dtype);
+            let expected = reference::conv_transpose_backward_input::<Flex>(wide_weight.clone(), wide_grad.clone());
+            within::<B>(tolerance, &format!("{what}: input gradient"), ours, expected);
+            let ours = B::conv_transpose_backward_weights(input, weight, grad);
+            let expected = reference::conv_transpose_backward_weights::<Flex>(wide, wide_weight, wide_grad);
+            within::<B>(tolerance, &format!("{what}: weight gradient"), ours.weight, expected.weight);
+            within::<B>(tolerance, &format!("{what}: bias gradient"), ours.bias, expected.bias);
+        }
+    }
+
+    pub fn norm_and_activation_agree(&self) {
+        let params = NormParams { eps: 1e-5, negative_slope: 0.01 };
+        // The last has more channels than a cube of a GPU kernel has units.
+        let shapes = [
+            (2, 3, [4, 5, 6]),
+            (1, 32, [9, 17, 11]),
+            (3, 20, [1, 30, 40]),
+            (2, 1, [3, 3, 3]),
+            (1, 300, [2, 9, 7]),
+            (1, 1040, [2, 2, 3]),
+        ];
+        for ((n, c, [z, y, x]), (dtype, tolerance)) in self.all(&shapes) {
+            let what = format!("{dtype:?} {n} x {c} @{z}x{y}x{x}");
+            // A mean well above the deviation, as after a bias; the reference itself loses digits beyond that.
+            let (input, wide) = self.typed(&random([n, z, y, x, c]).add_scalar(5.0), dtype);
+            let ((gamma, wide_gamma), (beta, wide_beta)) = (self.parameter([c]), self.parameter([c]));
+            let (grad, wide_grad) = self.activation([n, z, y, x, c], dtype);
+            let (output, statistics) = B::norm_act(input.clone(), gamma.clone(), beta.clone(), params);
+            assert_type::<B>(&output, dtype);
+            let (expected, expected_statistics) =
+                reference::norm_act::<Flex>(wide.clone(), wide_gamma.clone(), wide_beta.clone(), params);
+            within::<B>(tolerance, &what, output, expected);
+            close::<B>(&format!("{what}: statistics"), statistics.clone(), expected_statistics.clone());
+
+            let reference = reference::norm_act_backward::<Flex>(
+                wide,
+                expected_statistics,
+                wide_gamma,
+                wide_beta,
+                wide_grad,
+                params,
+            );
+            let shared = grad.clone();
+            let ours = B::norm_act_backward(input, statistics, gamma, beta, grad, params);
+            assert_type::<B>(&ours.input, dtype);
+            within::<B>(tolerance, &format!("{what}: input gradient"), ours.input, reference.input);
+            within::<B>(5e-5, &format!("{what}: gamma gradient"), ours.gamma, reference.gamma);
+            within::<B>(5e-5, &format!("{what}: beta gradient"), ours.beta, reference.beta);
+            drop(shared);
+        }
+    }
+
+    pub fn head_agrees(&self) {
+        // Voxels that fill no tile, more classes than a register has lanes.
+        let shapes = [(2, 32, 3, [5, 7, 9]), (1, 8, 1, [3, 3, 3]), (2, 20, 37, [1, 13, 17]), (1, 32, 4, [9, 30, 31])];
+        for ((n, c, k, [z, y, x]), (dtype, tolerance)) in self.all(&shapes) {
+            let what = format!("{dtype:?} {n} x {c}->{k} @{z}x{y}x{x}");
+            let (input, wide) = self.activation([n, z, y, x, c], dtype);
+            let ((weight, wide_weight), (bias, wide_bias)) = (self.parameter([k, c, 1, 1, 1]), self.parameter([k]));
+            let logits = B::head(input.clone(), weight.clone(), bias);
+            assert_type::<B>(&logits, FloatDType::F32);
+            close::<B>(&what, logits, reference::head::<Flex>(wide.clone(), wide_weight.clone(), wide_bias));
+            let (grad, wide_grad) = self.parameter([n, z, y, x, k]);
+            let ours = B::head_backward(input, weight, grad);
+            let expected = reference::head_backward::<Flex>(wide, wide_weight, wide_grad);
+            assert_type::<B>(&ours.input, dtype);
+            within::<B>(tolerance, &format!("{what}: input gradient"), ours.input, expected.input);
+            within::<B>(5e-5, &format!("{what}: weight gradient"), ours.weight, expected.weight);
+            within::<B>(5e-5, &format!("{what}: bias gradient"), ours.bias, expected.bias);
+        }
+    }
+
+    pub fn gradients_of_one_activation_add_up(&self) {
+        for (dtype, tolerance) in self.formats.clone() {
+            let shape = [2, 5, 6, 7, 33];
+            let ((a, wide_a), (b, wide_b)) = (self.activation(shape, dtype), self.activation(shape, dtype));
+            let expected = Tensor::<Flex, 5>::from_primitive(TensorPrimitive::Float(wide_a))
+                + Tensor::from_primitive(TensorPrimitive::Float(wide_b));
+            let shared = a.clone();
+            within::<B>(tolerance, "shared", B::accumulate(a, b.clone()), primitive(&expected));
+            within::<B>(tolerance, "in place", B::accumulate(shared, b), primitive(&expected));
+        }
+    }
+
+    pub fn concat_and_split_are_inverse(&self) {
+        for (channels, (dtype, tolerance)) in self.all(&[[6, 3], [32, 32], [1, 1], [8, 12]]) {
+            let (a, wide_a) = self.activation([2, 3, 4, 5, channels[0]], dtype);
+            let (b, wide_b) = self.activation([2, 3, 4, 5, channels[1]], dtype);
+            let joined = B::concat(a, b);
+            assert_type::<B>(&joined, dtype);
+            let expected = reference::concat::<Flex>(wide_a.clone(), wide_b.clone());
+            within::<B>(tolerance, "concat", joined.clone(), expected);
+            let (first, second) = B::split(joined, channels[0]);
+            within::<B>(tolerance, "first", first, wide_a);
+            within::<B>(tolerance, "second", second, wide_b);
+        }
+    }
+
+    pub fn updates_agree_over_several_steps(&self) {
+        let rule = ControlRule { clip_norm: Some(12.0), dynamic_scale: true, betas: [0.9, 0.999] };
+        for shape in [[40, 30, 3, 3, 3], [7, 1, 1, 1, 1]] {
+            let (start, wide_start) = self.parameter(shape);
+            let sgd = SgdStep { learning_rate: 0.1, momentum: 0.99, nesterov: true, weight_decay: 3e-5 };
+            let adam = AdamStep { learning_rate: 0.1, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01 };
+            let (mut ours, mut expected) = ((start.clone(), None), (wide_start.clone(), None));
+            let (mut our_adam, mut expected_adam) = ((start, None), (wide_start, None));
+            // A step before the scale doubles.
+            let initial = Scaler { good_steps: 1998.0, ..Scaler::new(128.0) };
+            let (mut scaler, mut wide_scaler) = self.scaler(initial);
+            // The third step overflows.
+            for (nesterov, infinite) in [(true, false), (false, false), (true, true), (true, false)] {
+                let gradient = random(shape).mul_scalar(if infinite { f32::INFINITY } else { 100.0 });
+                let (gradient, wide_gradient) = (self.give(&gradient, FloatDType::F32), primitive(&gradient));
+                let [control, after] = B::control(vec![gradient.clone(), gradient.clone()], scaler, rule);
+                let gradients = vec![wide_gradient.clone(), wide_gradient.clone()];
+                let [wide_control, wide_after] = reference::control::<Flex>(gradients, wide_scaler, rule);
+                for (ours, expected) in
+                    values::<B>(control.clone()).into_iter().zip(values::<Flex>(wide_control.clone()))
+                {
+                    let both_overflow = !ours.is_finite() && !expected.is_finite();
+                    assert!(both_overflow || (ours - expected).abs() <= 1e-5 * expected.abs(), "{ours} and {expected}");
+                }
+                assert_eq!(Control::from_values(&values::<B>(control.clone())).apply == 0.0, infinite);
+                close::<B>("scaler", after.clone(), wide_after.clone());
+                (scaler, wide_scaler) = (after, wide_after);
+
+                let step = SgdStep { nesterov, ..sgd };
+                let [value, velocity] = B::sgd(ours.0, gradient.clone(), ours.1, control.clone(), step);
+                ours = (value, Some(velocity));
+                let [value, velocity] =
+                    reference::sgd::<Flex>(expected.0, wide_gradient.clone(), expected.1, wide_control.clone(), step);
+                expected = (value, Some(velocity));
+                let [value, first, second] = B::adam(our_adam.0, gradient, our_adam.1, control, adam);
+                our_adam = (value, Some([first, second]));
+                let [value, first, second] =
+                    reference::adam::<Flex>(expected_adam.0, wide_gradient, expected_adam.1, wide_control, adam);
+                expected_adam = (value, Some([first, second]));
+            }
+            close::<B>("sgd: value", ours.0, expected.0);
+            close::<B>("sgd: velocity", ours.1.unwrap(), expected.1.unwrap());
+            close::<B>("adam: value", our_adam.0, expected_adam.0);
+            for (ours, expected) in our_adam.1.unwrap().into_iter().zip(expected_adam.1.unwrap()) {
+                close::<B>("adam: moment", ours, expected);
+            }
+        }
+    }
+
+    /// The loss on the device is that of the host, of one rank and of two; where the backend leaves it to the host, there is
+    /// nothing to compare.
+    pub fn loss_agrees(&self) {
+        let regions = Target::Regions(vec![vec![1, 2], vec![2], vec![0, 3]]);
+        for target in [Target::Classes, regions] {
+            for (batch_dice, ignore_label) in [(true, None), (false, None), (true, Some(2)), (false, Some(1))] {
+                for world_size in [1, 2] {
+                    let loss = SegmentationLoss::new(target.clone(), batch_dice, ignore_label);
+                    self.loss_agrees_with(&loss, [2, 9, 21, 30], 3, world_size);
+                }
+            }
+        }
+        self.loss_agrees_with(&SegmentationLoss::new(Target::Classes, true, None), [1, 4, 5, 6], 105, 1);
+    }
+
+    fn loss_agrees_with(&self, loss: &SegmentationLoss, shape: [usize; 4], channels: usize, world_size: usize) {
+        let Some(ours) = B::device_loss() else { return };
+        let what = format!("{loss:?}, {world_size} ranks");
+        let [n, z, y, x] = shape;
+        // Large ones too, which would overflow without care.
+        let logits = random([n, z, y, x, channels]).powf_scalar(3.0).mul_scalar(4.0);
+        let labels: Vec<i16> = (0..n * z * y * x).map(|i| ((i / 7 + i % 3) % channels) as i16).collect();
+
+        let mut values: Vec<f32> = logits.to_data().into_vec().unwrap();
+        let sums = loss.sums(&mut values, &labels, n);
+        let activations = values.clone();
+        let double = |sums: &nnunet_dist::loss::LossSums| {
+            let factor = world_size as f64;
+            let dice = sums.dice.iter().map(|sums| sums.map(|sum| sum * factor)).collect();
+            nnunet_dist::loss::LossSums { dice, cross_entropy: sums.cross_entropy * factor, count: sums.count * factor }
+        };
+        let global = double(&sums);
+        let both = GlobalSums { local: sums.clone(), global, world_size };
+        loss.gradient(&mut values, &labels, n, &both, 0.25 * 64.0);
+
+        let (regions, softmax) = match &loss.target {
+            Target::Classes => ((0..channels as i16).map(|class| vec![class]).collect(), true),
+            Target::Regions(regions) => (regions.clone(), false),
+        };
+        let rows = channels + 1;
+        let mut members = vec![0i32; rows * channels];
+        for (channel, region) in regions.iter().enumerate() {
+            region.iter().for_each(|label| members[*label as usize * channels + channel] = 1);
+        }
+        let int = |data: TensorData| Tensor::<B, 1, Int>::from_data(data, &self.device);
+        let target = LossTarget {
+            labels: int(labels.iter().map(|label| i32::from(*label)).collect::<Vec<_>>().as_slice().into())
+                .into_primitive(),
+            members: int(members.as_slice().into()).into_primitive(),
+            rule: LossRule {
+                softmax,
+                ignore_label: loss.ignore_label.map(i32::from),
+                batch_dice: loss.batch_dice,
+                smooth: loss.smooth as f32,
+            },
+        };
+        let [our_activations, local] = (ours.sums)(self.give(&logits, FloatDType::F32), &target);
+        let shaped = |values: Vec<f32>| {
+            primitive(&Tensor::<Flex, 5>::from_data(
+                TensorData::new(values, [n, z, y, x, channels]),
+                &Default::default(),
+            ))
+        };
+        let mut expected: Vec<f32> = Vec::new();
+        let our_sums = values_of_dice::<B>(local.clone(), channels, softmax);
+        expected.extend(sums.dice.iter().flatten().map(|sum| *sum as f32));
+        expected.extend([sums.cross_entropy as f32, sums.count as f32]);
+        within_each(2e-5, &format!("{what}: sums"), &our_sums, &expected);
+        close::<B>(&format!("{what}: activations"), our_activations.clone(), shaped(activations));
+
+        let global = B::float_mul_scalar(local.clone(), (world_size as f32).into());
+        let scaler = self.scaler(Scaler::new(64.0)).0;
+        let input = LossGradientInput { activations: our_activations, local, global, scaler, weight: 0.25, world_size };
+        close::<B>(&format!("{what}: gradient"), (ours.gradient)(input, &target), shaped(values));
+    }
+}
+
+/// The sums of a device's tensor without those of a background.
+fn values_of_dice<B: Backend>(sums: FloatTensor<B>, channels: usize, softmax: bool) -> Vec<f32> {
+    let values = values::<B>(sums);
+    let (dice, rest) = values.split_at(values.len() - 2);
+    let first = usize::from(softmax);
+    let dice = dice.chunks_exact(3 * channels).flat_map(|group| group[3 * first..].to_vec());
+    dice.chain(rest.iter().copied()).collect()
+}
+
+fn values<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
+    burn::tensor::read_sync(B::float_into_data(tensor)).unwrap().convert::<f32>().into_vec().unwrap()
+}
+
+#[track_caller]
+fn assert_type<B: Backend>(tensor: &FloatTensor<B>, dtype: FloatDType) {
+    assert_eq!(tensor.dtype(), DType::from(dtype));
+}
+
+/// Largest difference relative to the largest value, for f32.
+#[track_caller]
+fn close<B: Backend>(what: &str, ours: FloatTensor<B>, reference: FloatTensor<Flex>) {
+    within::<B>(F32.1, what, ours, reference);
+}
+
+/// Largest difference relative to the largest value.
+#[track_caller]
+fn within<B: Backend>(tolerance: f32, what: &str, ours: FloatTensor<B>, reference: FloatTensor<Flex>) {
+    assert_eq!(ours.shape(), reference.shape(), "{what}");
+    let (ours, reference) = (values::<B>(ours), values::<Flex>(reference));
+    let scale = reference.iter().fold(1e-3f32, |scale, value| scale.max(value.abs()));
+    for (ours, reference) in ours.iter().zip(&reference) {
+        assert!((ours - reference).abs() <= tolerance * scale, "{what}: {ours} against {reference} (largest {scale})");
+    }
+}
+
+/// Difference of each value relative to it.
+#[track_caller]
+fn within_each(tolerance: f32, what: &str, ours: &[f32], reference: &[f32]) {
+    assert_eq!(ours.len(), reference.len(), "{what}");
+    for (ours, reference) in ours.iter().zip(reference) {
+        assert!((ours - reference).abs() <= tolerance * reference.abs().max(1.0), "{what}: {ours} against {reference}");
+    }
+}
