@@ -51,5 +51,5 @@ fmt:
 	$(CARGO) fmt --all
 
 doc: setup
-	$(CARGO) doc --locked --workspace --no-deps
+	$(CARGO) doc --locked --no-deps
 	@if command -v mdbook >/dev/null; then mdbook build docs; else echo 'the book: cargo install mdbook --locked'; fi

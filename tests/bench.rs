@@ -26,6 +26,17 @@ fn every_bench_prints_the_rows_that_comparisons_read() {
     for row in step["rows"].as_array().unwrap() {
         assert!(row["per_second"].as_f64().unwrap() > 0.0, "{row}");
     }
+    let conv = bench(&[&["conv", "--burn"][..], &small].concat());
+    assert_eq!(
+        names(&conv)[..2],
+        ["Forward 2x1->4 @8x8x8 k3x3x3 s1x1x1, ours", "Forward 2x1->4 @8x8x8 k3x3x3 s1x1x1, Burn's"]
+    );
+    let memory = bench(&[&["memory", "--amp"][..], &small].concat());
+    assert_eq!(memory["precision"], "amp-bf16");
+    assert!(
+        memory["peak_bytes"].as_u64().unwrap() > 1 << 20 && memory["planned_gb"].as_f64().unwrap() > 0.0,
+        "{memory}"
+    );
     let cases = [
         (vec!["loader", "--patch", "16,16,16", "--batch-size", "2"], "augment"),
         (vec!["infer", "--extent", "20,20,20", "--patch", "16,16,16", "--classes", "3"], "image"),

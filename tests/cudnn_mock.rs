@@ -10,8 +10,8 @@ mod machine;
 use std::env;
 use std::path::PathBuf;
 
-use nnunet_dist::ops::Element;
-use nnunet_dist::ops::cudnn::{ConvError, Convolutions, Cudnn, Options, Pass, Problem};
+use nnunet_dist::ops::cudnn::{ConvError, Convolutions, Cudnn, Options, Problem};
+use nnunet_dist::ops::{Element, Pass};
 
 use self::machine::{Machine, PART};
 

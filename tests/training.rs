@@ -212,7 +212,14 @@ fn what_is_missing_or_wrong_is_said_in_one_line() {
     misused(with(&["--batch-size=-1"]), "--batch-size");
     misused(with(&["--device", "abacus"]), "--device");
     misused(train(&["-c", CONFIGURATION, "-f", "first"]), "--fold");
+    misused(with(&["--amp", "--precision", "fp32"]), "--precision");
     refused(with(&["--epochs", "0"]), 3, &["training.epochs", "at least 1"]);
+    for format in ["tf32", "amp-fp16"] {
+        refused(with(&["--precision", format]), 3, &["`precision`", format, "is for GPUs", "fp32 or amp-bf16"]);
+    }
+    if !cfg!(feature = "cuda") {
+        refused(with(&["--device", "cuda", "--amp"]), 4, &["no cuda support", "--features cuda"]);
+    }
 
     refused(train(&["-c", "4d_fullres", "-f", "0"]), 3, &["4d_fullres", "available: 3d_fullres"]);
     refused(train(&["-c", CONFIGURATION, "-f", "5"]), 3, &["no fold 5", "0 to 4"]);

@@ -4,16 +4,16 @@ use std::path::Path;
 
 use burn::backend::Flex;
 
-use super::{Row, StepBench, Timings, Work, measure};
-use crate::model::{TensorFileError, TensorState, UNet, read_tensors, write_tensors};
+use super::{Row, Timings, Work, measure};
+use crate::model::{TensorFileError, TensorState, UNet, UNetSpec, read_tensors, write_tensors};
 
-/// Measures writing (atomically, to the disk itself) and reading of the file in `folder`, for the network of `step`.
+/// Measures writing (atomically, to the disk itself) and reading of the file in `folder`, for such a network.
 ///
 /// # Errors
 /// The file cannot be written or read back.
-pub fn checkpoint(step: &StepBench, folder: &Path, rounds: usize) -> Result<Vec<Row>, TensorFileError> {
+pub fn checkpoint(network: &UNetSpec, folder: &Path, rounds: usize) -> Result<Vec<Row>, TensorFileError> {
     let path = folder.join("bench_checkpoint.safetensors");
-    let tensors = tensors(step);
+    let tensors = tensors(network);
     let bytes = 4 * tensors.iter().map(|tensor| tensor.values.len()).sum::<usize>();
     let row = |name: &str, seconds: Timings| {
         let work = Work { items: 1.0, bytes: bytes as f64, ..Work::default() };
@@ -25,8 +25,8 @@ pub fn checkpoint(step: &StepBench, folder: &Path, rounds: usize) -> Result<Vec<
     Ok(vec![row("write", written), row("read", read)])
 }
 
-fn tensors(step: &StepBench) -> Vec<TensorState> {
-    let network = UNet::<Flex>::new(step.spec(), 1, &Default::default());
+fn tensors(network: &UNetSpec) -> Vec<TensorState> {
+    let network = UNet::<Flex>::new(network.clone(), 1, &Default::default());
     let weights: Vec<_> = network.parameters().iter().map(|parameter| parameter.state()).collect();
     let momenta = weights.iter().cloned().map(|mut tensor| {
         tensor.spec.name.insert_str(0, "optimizer.");
@@ -38,21 +38,13 @@ fn tensors(step: &StepBench) -> Vec<TensorState> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::Precision;
 
     #[test]
     fn weights_and_momentum_are_written_and_the_file_is_gone_in_the_end() {
-        let step = StepBench {
-            patch: [8; 3],
-            batch_size: 1,
-            channels: 1,
-            classes: 2,
-            features: vec![4, 8],
-            precision: Precision::Fp32,
-        };
+        let network = super::super::plain_network([8; 3], 1, 2, &[4, 8]);
         let folder = tempfile::tempdir().unwrap();
-        let rows = checkpoint(&step, folder.path(), 2).unwrap();
-        let weights: usize = tensors(&step).iter().map(|tensor| tensor.values.len()).sum();
+        let rows = checkpoint(&network, folder.path(), 2).unwrap();
+        let weights: usize = tensors(&network).iter().map(|tensor| tensor.values.len()).sum();
         assert!(
             rows.iter()
                 .map(|row| (row.name.as_str(), row.work.bytes as usize))

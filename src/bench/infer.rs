@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use burn::backend::Flex;
 use ndarray::{Array4, Array5};
 
 use super::{Row, Timings, Work, measure};
+use crate::backend::{ComputeBackend, OnDevice, on_device};
 use crate::dataset::{CaseFiles, find_images};
 use crate::dist::Single;
 use crate::image::{Geometry, Resampling, write_labels};
@@ -56,11 +56,26 @@ impl InferFolder {
     /// # Errors
     /// The network or an image cannot be read, or a label map not written.
     pub fn measure(&self, rounds: usize) -> Result<Vec<Row>, InferError> {
-        let options = &self.options;
-        let predictor = Predictor::<Flex>::open(&options.checkpoint, options.windows, Default::default())?;
+        let Self { images, options } = self;
+        on_device(options.device, options.precision, &Single, Measure { images, options, rounds })?
+    }
+}
+
+struct Measure<'a> {
+    images: &'a Path,
+    options: &'a PredictOptions,
+    rounds: usize,
+}
+
+impl OnDevice for Measure<'_> {
+    type Output = Result<Vec<Row>, InferError>;
+
+    fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
+        let Self { images, options, rounds } = self;
+        let predictor = Predictor::<B::InnerBackend>::open(&options.checkpoint, options.windows, device)?;
         let predictor = predictor.with_memory(options.memory).with_precision(options.precision);
         let dataset = predictor.dataset();
-        let cases = find_images(&self.images, &dataset.file_ending, dataset.num_channels())?;
+        let cases = find_images(images, &dataset.file_ending, dataset.num_channels())?;
         let output = tempfile::tempdir().map_err(|source| InferError::Write { path: std::env::temp_dir(), source })?;
         let (mut voxels, mut raw_voxels) = (0, 0);
         let mut stages = Vec::new();
@@ -74,7 +89,7 @@ impl InferFolder {
             stages.push(round);
             Ok::<_, InferError>(())
         })?;
-        let folder = measure(rounds, || predict_folder(&self.images, output.path(), options, &Single).map(drop))?;
+        let folder = measure(rounds, || predict_folder(images, output.path(), options, &Single).map(drop))?;
 
         // The first round was the warm-up.
         let stages = &stages[1..];

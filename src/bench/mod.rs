@@ -6,6 +6,7 @@
 
 mod all_reduce;
 mod checkpoint;
+mod conv;
 mod generated;
 mod infer;
 mod loader;
@@ -19,13 +20,14 @@ mod timing;
 
 pub use all_reduce::AllReduceBench;
 pub use checkpoint::checkpoint;
+pub use conv::{ConvLayer, ConvTiming};
 pub use generated::GeneratedStore;
 pub use infer::{InferFolder, InferStub};
 pub use loader::LoaderBench;
-pub use memory::peak_resident_bytes;
+pub use memory::{StepMemory, peak_resident_bytes};
 pub use preprocess::preprocess;
 pub use probe::Peak;
 pub use report::{Report, Row, Work};
 pub use resample::resample;
-pub use step::StepBench;
+pub use step::{StepBench, plain_network};
 pub use timing::{Timings, measure};

@@ -8,10 +8,13 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::timing::measure;
-use crate::ops::{self, ConvParams, Precision};
+use crate::config::Device;
+use crate::ops::{self, ConvParams, NnOps, Precision};
 
 /// Rows and columns of the matrices: large enough to fill every core.
 const MATRIX: usize = 2048;
+/// The same for a GPU.
+const MATRIX_OF_GPU: usize = 8192;
 /// Values of the copied array, several times any cache.
 const COPY: usize = 64 << 20;
 const ROUNDS: usize = 5;
@@ -30,10 +33,20 @@ pub struct Peak {
 impl Peak {
     /// Measures; takes about a second.
     pub fn measure() -> Self {
+        let device = Default::default();
         Self {
-            matmul_tflops: matmul(Precision::Fp32),
-            matmul_bf16_tflops: matmul(Precision::AmpBf16),
+            matmul_tflops: matmul::<Flex>(Precision::Fp32, MATRIX, &device),
+            matmul_bf16_tflops: matmul::<Flex>(Precision::AmpBf16, MATRIX, &device),
             copy_gb_per_s: copy(),
+        }
+    }
+
+    /// The peak of a GPU; in IEEE half precision as in bf16.
+    pub fn of_gpu<B: NnOps>(device: &B::Device) -> Self {
+        Self {
+            matmul_tflops: matmul::<B>(Precision::Fp32, MATRIX_OF_GPU, device),
+            matmul_bf16_tflops: matmul::<B>(crate::backend::mixed_precision(Device::Cuda), MATRIX_OF_GPU, device),
+            copy_gb_per_s: copy_on::<B>(device),
         }
     }
 
@@ -48,18 +61,28 @@ impl Peak {
 
 /// The product is written as a convolution with a kernel of one voxel, so that the library that runs the network's
 /// convolutions runs this too.
-fn matmul(precision: Precision) -> f64 {
-    let device = Default::default();
-    let random = |shape: [usize; 5]| Tensor::<Flex, 5>::random(shape, Distribution::Default, &device);
-    let a = random([1, 1, 1, MATRIX, MATRIX]).cast(precision.activations());
-    let b = random([MATRIX, MATRIX, 1, 1, 1]);
-    let bias = Tensor::zeros([MATRIX], &device);
-    let params = ConvParams { stride: [1; 3], padding: [0; 3], bias_cancels: false };
+fn matmul<B: NnOps>(precision: Precision, size: usize, device: &B::Device) -> f64 {
+    let random = |shape: [usize; 5]| Tensor::<B, 5>::random(shape, Distribution::Default, device);
+    let a = random([1, 1, 1, size, size]).cast(precision.activations());
+    let b = random([size, size, 1, 1, 1]);
+    let bias = Tensor::zeros([size], device);
+    let params = ConvParams { stride: [1; 3], padding: [0; 3], bias_cancels: true };
     let timings = measure::<()>(ROUNDS, || {
         black_box(ops::conv(a.clone(), b.clone(), bias.clone(), params));
+        let _ = B::sync(device);
         Ok(())
     });
-    2.0 * (MATRIX as f64).powi(3) / timings.expect("nothing here can fail").min() / 1e12
+    2.0 * (size as f64).powi(3) / timings.expect("nothing here can fail").min() / 1e12
+}
+
+fn copy_on<B: NnOps>(device: &B::Device) -> f64 {
+    let from = Tensor::<B, 1>::ones([4 * COPY], device);
+    let timings = measure::<()>(ROUNDS, || {
+        black_box(from.clone().neg());
+        let _ = B::sync(device);
+        Ok(())
+    });
+    2.0 * 4.0 * 4.0 * COPY as f64 / timings.expect("nothing here can fail").min() / 1e9
 }
 
 fn copy() -> f64 {

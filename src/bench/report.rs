@@ -76,7 +76,13 @@ impl Report {
     /// A report of these rows; measures the machine's peak.
     pub fn new(bench: &'static str, rows: Vec<Row>) -> Self {
         let memory_bytes = peak_resident_bytes();
-        Self { bench, threads: rayon::current_num_threads(), rows, peak: Peak::measure(), memory_bytes }
+        Self { memory_bytes, ..Self::beside(bench, rows, Peak::measure()) }
+    }
+
+    /// A report of these rows beside the peak of the device that they were measured on.
+    pub fn beside(bench: &'static str, rows: Vec<Row>, peak: Peak) -> Self {
+        let memory_bytes = peak_resident_bytes();
+        Self { bench, threads: rayon::current_num_threads(), rows, peak, memory_bytes }
     }
 
     /// One line per row, and a line about the machine.

@@ -16,52 +16,64 @@ use crate::optim::{Optimizer, Sgd};
 use crate::plan::NetworkShape;
 use crate::train::TrainStep;
 
+const LEARNING_RATE: f64 = 0.01;
+/// Steps that are queued before their metrics are read, as in training.
+const QUEUED: usize = 10;
+
 /// Network and batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepBench {
+    pub network: UNetSpec,
     /// `(z, y, x)`; z is 1 for a 2D network.
     pub patch: [usize; 3],
     /// Samples of a batch.
     pub batch_size: usize,
-    /// Input channels.
-    pub channels: usize,
-    /// Output classes, background included.
-    pub classes: usize,
-    /// Feature maps of each stage; each stage but the first halves the resolution.
-    pub features: Vec<usize>,
     /// Of activations.
     pub precision: Precision,
 }
 
-impl StepBench {
-    /// The network.
-    pub fn spec(&self) -> UNetSpec {
-        let stages = self.features.len();
-        let flat = self.patch[0] == 1;
-        let along_z = |value| if flat { 1 } else { value };
-        let strides = (0..stages).map(|stage| if stage == 0 { [1; 3] } else { [along_z(2), 2, 2] }).collect();
-        let shape = NetworkShape {
-            features: self.features.clone(),
-            kernels: vec![[along_z(3), 3, 3]; stages],
-            strides,
-            convs_encoder: vec![2; stages],
-            convs_decoder: vec![2; stages - 1],
-            conv_bias: true,
-            norm_eps: 1e-5,
-        };
-        UNetSpec { channels: self.channels, classes: self.classes, shape }
-    }
+/// nnU-Net's plain U-Net with two convolutions of extent 3 per stage; each stage but the first halves the resolution.
+///
+/// `features` are the feature maps of each stage, `classes` includes the background; a 2D network has a patch of z extent 1.
+pub fn plain_network(patch: [usize; 3], channels: usize, classes: usize, features: &[usize]) -> UNetSpec {
+    let stages = features.len();
+    let along_z = |value| if patch[0] == 1 { 1 } else { value };
+    let strides = (0..stages).map(|stage| if stage == 0 { [1; 3] } else { [along_z(2), 2, 2] }).collect();
+    let shape = NetworkShape {
+        features: features.to_vec(),
+        kernels: vec![[along_z(3), 3, 3]; stages],
+        strides,
+        convs_encoder: vec![2; stages],
+        convs_decoder: vec![2; stages - 1],
+        conv_bias: true,
+        norm_eps: 1e-5,
+    };
+    UNetSpec { channels, classes, shape }
+}
 
-    /// Times steps; `rounds` of them count.
+impl StepBench {
+    /// Times steps; `rounds` of them count. Where steps are queued, a round is several, waited for at its end as training
+    /// does, and a second row has the steps without bringing the batch to the device.
     ///
     /// # Errors
     /// None where there is one process.
-    pub fn run<B: ComputeBackend>(&self, device: B::Device, rounds: usize) -> Result<Row, CommError> {
+    pub fn run<B: ComputeBackend>(&self, device: B::Device, rounds: usize) -> Result<Vec<Row>, CommError> {
         let mut prepared = self.prepare::<B>(device);
-        let seconds = measure(rounds, || prepared.step())?;
+        if !prepared.step.is_queued() {
+            return Ok(vec![self.row("step", 1, measure(rounds, || prepared.step())?)]);
+        }
+        // The convolutions are chosen, and the memory is taken.
+        prepared.steps(3)?;
+        let whole = measure(rounds, || prepared.steps(QUEUED))?;
+        let resident = measure(rounds, || prepared.resident_steps(QUEUED))?;
+        Ok(vec![self.row("step", QUEUED, whole), self.row("step, batch on the device", QUEUED, resident)])
+    }
+
+    /// Of so many steps in these seconds, per step.
+    fn row(&self, name: &str, steps: usize, seconds: Timings) -> Row {
         let work =
             Work { items: self.batch_size as f64, flops: self.flops(), precision: self.precision, ..Work::default() };
-        Ok(Row { name: "step".into(), unit: "samples", work, seconds })
+        Row { name: name.into(), unit: "samples", work, seconds: seconds.divided_by(steps) }
     }
 
     /// A row for each operation of one step, the longest first, with the part of its time that oneDNN's kernel took; one for
@@ -80,26 +92,7 @@ impl StepBench {
 
     /// Of a step: three times those of the forward pass, as is customary; convolutions only.
     pub fn flops(&self) -> f64 {
-        let spec = self.spec();
-        let mut flops = 0.0;
-        let mut extent = self.patch;
-        let mut channels = self.channels;
-        let volume = |extent: [usize; 3]| extent.iter().product::<usize>() as f64;
-        let kernel = |stage: usize| volume(spec.shape.kernels[stage]);
-        let mut extents = Vec::new();
-        for (stage, &features) in self.features.iter().enumerate() {
-            extent = std::array::from_fn(|axis| extent[axis].div_ceil(spec.shape.strides[stage][axis]));
-            extents.push(extent);
-            flops += volume(extent) * kernel(stage) * (channels * features + features * features) as f64;
-            channels = features;
-        }
-        for stage in (0..self.features.len() - 1).rev() {
-            let (above, features) = (self.features[stage + 1], self.features[stage]);
-            flops += volume(extents[stage]) * (above * features) as f64;
-            flops += volume(extents[stage]) * kernel(stage) * (3 * features * features) as f64;
-            flops += volume(extents[stage]) * (features * self.classes) as f64;
-        }
-        3.0 * 2.0 * flops * self.batch_size as f64
+        3.0 * self.layers().iter().map(|(layer, count)| *count as f64 * layer.flops()).sum::<f64>()
     }
 
     fn rows(&self, entries: BTreeMap<Operation, Entry>, total: Duration) -> Vec<Row> {
@@ -125,21 +118,21 @@ impl StepBench {
     }
 
     fn prepare<B: ComputeBackend>(&self, device: B::Device) -> Prepared<B> {
-        let network = UNet::new(self.spec(), 1, &device).with_precision(self.precision);
+        let network = UNet::new(self.network.clone(), 1, &device).with_precision(self.precision);
         let head_weights = loss::weights(network.heads());
         let sgd = Sgd { momentum: 0.99, nesterov: true, weight_decay: 3e-5 };
         let loss = SegmentationLoss::new(Target::Classes, true, None);
         let step = TrainStep::new(network, Optimizer::new(sgd, Some(12.0)), loss, head_weights, device);
         let [z, y, x] = self.patch;
         let value = |index: usize| ((index as f32) * 0.37).sin();
-        let shape = (self.batch_size, self.channels, z, y, x);
+        let shape = (self.batch_size, self.network.channels, z, y, x);
         let mut index = 0;
         let images = Array5::from_shape_simple_fn(shape, || {
             index += 1;
             value(index)
         });
         let labels = Array4::from_shape_fn((self.batch_size, z, y, x), |(n, k, j, i)| {
-            ((n + k / 3 + j / 5 + i / 7) % self.classes) as i16
+            ((n + k / 3 + j / 5 + i / 7) % self.network.classes) as i16
         });
         let targets = step.targets(labels.view());
         Prepared { step, images, targets }
@@ -154,7 +147,27 @@ struct Prepared<B: ComputeBackend> {
 
 impl<B: ComputeBackend> Prepared<B> {
     fn step(&mut self) -> Result<(), CommError> {
-        self.step.run(self.images.view(), &self.targets, 0.01, &Single)?;
+        self.step.run(self.images.view(), &self.targets, LEARNING_RATE, &Single)?;
         Ok(())
+    }
+
+    /// Queues steps, and waits for what they have measured.
+    fn steps(&mut self, number: usize) -> Result<(), CommError> {
+        let upload = self.step.upload();
+        for _ in 0..number {
+            self.step.add(upload.batch_with(self.images.view(), self.targets.clone()), &Single)?;
+            self.step.update(LEARNING_RATE)?;
+        }
+        self.step.metrics(&Single).map(drop)
+    }
+
+    /// The same with a batch that is there already.
+    fn resident_steps(&mut self, number: usize) -> Result<(), CommError> {
+        let batch = self.step.upload().batch_with(self.images.view(), self.targets.clone());
+        for _ in 0..number {
+            self.step.add(batch.clone(), &Single)?;
+            self.step.update(LEARNING_RATE)?;
+        }
+        self.step.metrics(&Single).map(drop)
     }
 }

@@ -16,6 +16,11 @@ impl Timings {
         Self(seconds)
     }
 
+    /// Of one of several pieces of work that each run consisted of.
+    pub fn divided_by(self, pieces: usize) -> Self {
+        Self(self.0.into_iter().map(|seconds| seconds / pieces as f64).collect())
+    }
+
     /// The middle one, or the mean of the two in the middle.
     pub fn median(&self) -> f64 {
         let mut sorted = self.0.clone();

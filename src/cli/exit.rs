@@ -7,12 +7,14 @@
 //! | 2 | usage: an unknown flag, a missing argument |
 //! | 3 | the data, the plans or the configuration are invalid; the message names file or key |
 //! | 4 | a device or a library is missing; `nnunet-dist doctor` says what to install |
+//! | 5 | the GPU's memory is full; the message names the settings to lower |
 //! | 75 | try again: a rank, a node or the network failed; `train --resume` goes on from the last checkpoint |
 //! | 79 | stopped by SIGUSR1 or SIGTERM after a checkpoint was saved; `train --resume` goes on from there |
 //! | 101 | a panic |
 
 use std::io;
 
+use crate::backend::DeviceError;
 use crate::config::ConfigError;
 use crate::dataset::DatasetError;
 use crate::dist::{CommError, Fault};
@@ -73,8 +75,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(STOPPED)
     } else if cause.is::<Missing>()
         || matches!(cause.downcast_ref(), Some(ScalingError::Launcher { .. }))
-        || matches!(cause.downcast_ref(), Some(TrainError::Device(_)))
-        || matches!(cause.downcast_ref(), Some(InferError::Device(_)))
+        || matches!(cause.downcast_ref(), Some(DeviceError::NotBuilt(_)))
     {
         Some(MISSING)
     } else if cause.is::<ConfigError>()

@@ -15,6 +15,7 @@ pub mod exit;
 mod logging;
 mod phantom;
 mod plan;
+mod precision;
 mod predict;
 mod preprocess;
 mod ranks;
@@ -47,8 +48,8 @@ Example, from a folder of labelled images to a Dice:
   nnunet-dist evaluate -p predictions -g labels
 
 Exit codes: 0 success, 1 internal error, 2 usage, 3 invalid data, plan or configuration,
-4 device or library missing, 75 try again (a rank or the network failed), 79 stopped by a
-signal with a checkpoint saved, 101 panic";
+4 device or library missing, 5 the GPU's memory is full, 75 try again (a rank or the network
+failed), 79 stopped by a signal with a checkpoint saved, 101 panic";
 
 #[derive(Debug, Subcommand)]
 enum Command {

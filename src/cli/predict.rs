@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::precision::PrecisionFlags;
 use super::ranks::or_abort;
 use crate::config::Device;
 use crate::dist;
 use crate::infer::{self, Accumulate, Blend, InferError, MemoryOptions, PredictOptions, WindowOptions};
-use crate::ops::Precision;
 
 /// Segment images with a trained network, in each image's own geometry.
 #[derive(Debug, Args)]
@@ -58,9 +58,8 @@ pub struct Predict {
     #[arg(long, value_name = "GIB", value_parser = gibibytes)]
     max_memory: Option<u64>,
 
-    /// Number format of the network's activations.
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Precision::Fp32)]
-    precision: Precision,
+    #[command(flatten)]
+    precision: PrecisionFlags,
 
     /// Write the class probabilities beside each label map.
     #[arg(long)]
@@ -123,7 +122,7 @@ impl Predict {
             checkpoint,
             windows: WindowOptions { mirror: !self.no_tta, overlap: self.overlap, blend },
             memory,
-            precision: self.precision,
+            precision: self.precision.on(self.device)?,
             save_probabilities: self.save_probabilities,
             device: self.device,
         };

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::precision::PrecisionFlags;
 use crate::config::{ConfigError, Device, FoldId, Layer, OptimizerKind, RunConfig, WorkDir};
 use crate::dist::Wire;
 use crate::loader::Shard;
-use crate::ops::Precision;
 use crate::plan::Plans;
 
 /// The settings of a run.
@@ -69,9 +69,8 @@ pub struct RunFlags {
     #[arg(long, value_enum, value_name = "DEVICE")]
     device: Option<Device>,
 
-    /// Number format of activations [default: fp32].
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    precision: Option<Precision>,
+    #[command(flatten)]
+    precision: PrecisionFlags,
 
     /// TOML file of settings; flags override it.
     #[arg(long, value_name = "FILE.toml")]
@@ -147,7 +146,11 @@ impl RunFlags {
         let run_dir = work.run(&self.configuration, self.fold);
         layer.set("training.batch_size", Some(batch_size)).set("run_dir", Some(run_dir.root().display().to_string()));
         let file = self.config.as_deref().map(Layer::from_file).transpose()?;
-        Ok(RunConfig::resolve(layer, file, self.flags())?)
+        let mut flags = self.flags();
+        let device = flags.get("device").or_else(|| file.as_ref()?.get("device"));
+        let device = device.and_then(|name| name.clone().try_into().ok()).unwrap_or(Device::Cpu);
+        flags.set("precision", name_of(self.precision.stated(device)));
+        Ok(RunConfig::resolve(layer, file, flags)?)
     }
 
     /// The settings given as flags.
@@ -158,7 +161,6 @@ impl RunFlags {
             .set("fold", Some(self.fold.to_string()))
             .set("seed", self.seed)
             .set("device", name_of(self.device))
-            .set("precision", name_of(self.precision))
             .set("data.shard", name_of(self.shard))
             .set("data.cache_gb", self.cache_gb)
             .set("data.stage_dir", self.stage_dir.as_ref().map(|path| path.display().to_string()))

@@ -187,7 +187,10 @@ impl RunConfig {
             resolved.validate().map_err(|defect| ConfigError::new(layer.origin(), defect))?;
             config = Some(resolved);
         }
-        config.ok_or_else(|| ConfigError::new("configuration", "no layer given"))
+        let config = config.ok_or_else(|| ConfigError::new("configuration", "no layer given"))?;
+        let misfit = |defect| ConfigError::new("configuration", format!("`precision` {defect}"));
+        config.precision.check(config.device).map_err(misfit)?;
+        Ok(config)
     }
 
     /// Reads the `config.toml` of a run.
@@ -274,6 +277,9 @@ mod tests {
         assert!(defect("[training]\nepochs = -1").contains("training.epochs"));
         assert!(defect("[optimizer]\nlr = nan").contains("`optimizer.lr` is NaN"));
         assert!(defect("precision = 'fp8'").contains("precision"));
+        let misfit = |text: &str| resolve(text).unwrap_err().to_string();
+        assert!(misfit("precision = 'amp-fp16'").contains("`precision` amp-fp16 is for GPUs"));
+        assert!(resolve("precision = 'amp-fp16'\ndevice = 'cuda'").is_ok());
         assert!(defect("fold = 'none'").contains("not `none`"));
     }
 

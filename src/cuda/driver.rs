@@ -19,6 +19,8 @@ const NO_TIMING: c_uint = 2;
 const WITH_TIMING: c_uint = 0;
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
 const OUT_OF_MEMORY: c_int = 2;
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR`.
+const MAJOR: c_int = 75;
 /// `CUDA_ERROR_NOT_READY`.
 const NOT_READY: c_int = 600;
 
@@ -54,7 +56,9 @@ functions! {
     cuDevicePrimaryCtxRelease_v2(CUdevice);
     cuCtxSetCurrent(CUcontext);
     cuCtxSynchronize();
+    cuDeviceGetAttribute(*mut c_int, c_int, CUdevice);
     cuDeviceGetName(*mut c_char, c_int, CUdevice);
+    cuMemGetInfo_v2(*mut usize, *mut usize);
     cuMemAlloc_v2(*mut CUdeviceptr, usize);
     cuMemFree_v2(CUdeviceptr);
     cuStreamCreate(*mut CUstream, c_uint);
@@ -167,6 +171,16 @@ impl Driver {
         Ok(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
     }
 
+    /// The major number of a GPU's compute capability, such as 9 for Hopper.
+    pub(crate) fn compute_capability(&self, ordinal: usize) -> Result<c_int> {
+        let device = self.device(ordinal)?;
+        let mut major = 0;
+        // SAFETY: the out-pointer is valid.
+        let code = unsafe { (self.functions.cuDeviceGetAttribute)(&mut major, MAJOR, device) };
+        self.check("cuDeviceGetAttribute", code)?;
+        Ok(major)
+    }
+
     fn device(&self, ordinal: usize) -> Result<CUdevice> {
         let mut device = 0;
         // SAFETY: the out-pointer is valid.
@@ -256,6 +270,16 @@ impl Context {
         let Some(events) = self.events else { return Ok(()) };
         // SAFETY: both handles are alive.
         self.driver.check("cuCtxWaitEvent", unsafe { (events.wait)(self.handle, event.handle) })
+    }
+
+    /// Bytes of the GPU that are in use, by whomever.
+    pub(crate) fn memory_in_use(&self) -> Result<usize> {
+        self.make_current()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the out-pointers are valid.
+        let code = unsafe { (self.driver.functions.cuMemGetInfo_v2)(&mut free, &mut total) };
+        self.driver.check("cuMemGetInfo", code)?;
+        Ok(total.saturating_sub(free))
     }
 
     pub(crate) fn stream(&self) -> Result<Stream> {

@@ -6,3 +6,14 @@ mod search;
 
 pub(crate) use driver::{Context, Driver, DriverError, Event, Memory, Stream};
 pub(crate) use search::open_first;
+
+/// Whether the first GPU computes in bfloat16 (compute capability 8.0 and above); true where there is none to ask.
+pub(crate) fn has_bf16() -> bool {
+    Driver::open().ok().and_then(|driver| driver.compute_capability(0).ok()).is_none_or(|major| major >= 8)
+}
+
+/// Bytes of a GPU that are in use, by whomever; `None` where it cannot be asked.
+pub(crate) fn memory_in_use(gpu: usize) -> Option<u64> {
+    let context = Context::of_device(Driver::open().ok()?, gpu).ok()?;
+    context.memory_in_use().ok().map(|bytes| bytes as u64)
+}

@@ -9,6 +9,11 @@ use std::time::Duration;
 
 /// The exit code of a Rust program that panicked.
 const PANIC: i32 = 101;
+/// The exit code of one whose GPU's memory is full.
+const MEMORY: i32 = 5;
+/// What Burn, CubeCL, cuDNN and the driver say of that, among other things.
+const MEMORY_IS_FULL: [&str; 4] =
+    ["BufferTooBig", "can't allocate buffer", "CUDA_ERROR_OUT_OF_MEMORY", "the GPU's memory is full"];
 
 /// How long the orderly ways of ending a job may take before this process leaves without them.
 const GRACE: Duration = Duration::from_secs(5);
@@ -19,9 +24,38 @@ const GRACE: Duration = Duration::from_secs(5);
 /// away from a rank that goes on waiting for it. Both hang the job.
 pub(super) fn end_job_on_panic(rank: usize, end: fn(i32) -> !) {
     panic::set_hook(Box::new(move |info| {
+        if is_memory(info) {
+            say(&memory_message(&format!("rank {rank}: ")));
+            end(MEMORY)
+        }
         say(&panic_message(rank, info));
         end(PANIC)
     }));
+}
+
+/// Makes a GPU whose memory is full end this process with one line that says what to do, for operations of Burn's can fail
+/// in no other way than by a panic. Other panics remain what they are.
+pub fn explain_full_memory() {
+    let otherwise = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if is_memory(info) {
+            say(&memory_message(""));
+            leave_now(MEMORY)
+        }
+        otherwise(info)
+    }));
+}
+
+fn is_memory(info: &PanicHookInfo<'_>) -> bool {
+    let message = info.payload_as_str().unwrap_or_default();
+    MEMORY_IS_FULL.iter().any(|known| message.contains(known))
+}
+
+fn memory_message(who: &str) -> String {
+    format!(
+        "error: {who}the GPU's memory is full: lower --batch-size (training.batch_size), use --amp, or plan for less with \
+         `nnunet-dist plan --gpu-memory`"
+    )
 }
 
 fn panic_message(rank: usize, info: &PanicHookInfo<'_>) -> String {
@@ -82,7 +116,30 @@ pub(super) fn leave_now(status: i32) -> ! {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+
+    /// As CubeCL's allocator and our convolutions panic.
+    #[test]
+    fn a_full_memory_is_told_from_other_panics() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let hook = panic::take_hook();
+        let noted = seen.clone();
+        panic::set_hook(Box::new(move |info| noted.lock().unwrap().push(is_memory(info))));
+        let refused: Result<(), _> = Err("BufferTooBig { size: 68719476736, backtrace: disabled }");
+        let panics: [fn(Result<(), &str>); 3] = [
+            |refused| refused.unwrap(),
+            |_| panic!("the GPU's memory is full: cuDNN needs 1000 bytes of workspace (Forward)"),
+            |_| panic!("index out of bounds"),
+        ];
+        for panics in panics {
+            assert!(panic::catch_unwind(|| panics(refused)).is_err());
+        }
+        panic::set_hook(hook);
+        assert_eq!(*seen.lock().unwrap(), [true, true, false]);
+        assert!(memory_message("rank 3: ").starts_with("error: rank 3: the GPU's memory is full: lower --batch-size"));
+    }
 
     #[test]
     fn no_failure_looks_like_success() {

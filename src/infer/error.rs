@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::backend::DeviceError;
 use crate::dataset::DatasetError;
 use crate::dist::CommError;
 use crate::image::ImageError;
@@ -50,7 +51,7 @@ pub enum InferError {
     /// A rank is gone.
     #[error("{0}")]
     Comm(#[from] CommError),
-    /// This build does not know the device.
-    #[error("this build has no {0} support: build it with `--features {0}`")]
-    Device(&'static str),
+    /// The build or the machine lacks the device.
+    #[error("{0}")]
+    Device(#[from] DeviceError),
 }

@@ -12,7 +12,7 @@ use super::InferError;
 use super::export::Segmentation;
 use super::options::{MemoryOptions, WindowOptions};
 use super::predictor::Predictor;
-use crate::backend::{ComputeBackend, Cpu, warn_if_slow_on_cpu};
+use crate::backend::{ComputeBackend, OnDevice, on_device};
 use crate::config::{Device, RunDir};
 use crate::dataset::{Case, CaseFiles, DatasetError, find_images};
 use crate::dist::{Communicator, check_agreement, share_of};
@@ -56,31 +56,33 @@ pub fn predict_folder(
     options: &PredictOptions,
     comm: &dyn Communicator,
 ) -> Result<usize, InferError> {
-    match options.device {
-        Device::Cpu => {
-            if comm.rank() == 0 {
-                warn_if_slow_on_cpu(options.precision);
-            }
-            predict_on::<Cpu>(images, output, options, comm, Default::default())
-        }
-        #[cfg(feature = "cuda")]
-        Device::Cuda => {
-            let device = crate::backend::gpu(comm)?;
-            predict_on::<crate::backend::Gpu>(images, output, options, comm, device)
-        }
-        #[cfg(not(feature = "cuda"))]
-        Device::Cuda => Err(InferError::Device("cuda")),
+    on_device(options.device, options.precision, comm, PredictFolder { images, output, options, comm })?
+}
+
+struct PredictFolder<'a> {
+    images: &'a Path,
+    output: &'a Path,
+    options: &'a PredictOptions,
+    comm: &'a dyn Communicator,
+}
+
+impl OnDevice for PredictFolder<'_> {
+    type Output = Result<usize, InferError>;
+
+    fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
+        let Self { images, output, options, comm } = self;
+        predict_on::<B::InnerBackend>(images, output, options, comm, device)
     }
 }
 
-fn predict_on<B: ComputeBackend>(
+fn predict_on<B: NnOps>(
     images: &Path,
     output: &Path,
     options: &PredictOptions,
     comm: &dyn Communicator,
-    device: <B::InnerBackend as burn::tensor::backend::BackendTypes>::Device,
+    device: B::Device,
 ) -> Result<usize, InferError> {
-    let predictor = Predictor::<B::InnerBackend>::open(&options.checkpoint, options.windows, device)?
+    let predictor = Predictor::<B>::open(&options.checkpoint, options.windows, device)?
         .with_memory(options.memory)
         .with_precision(options.precision);
     let dataset = predictor.dataset();

@@ -22,12 +22,15 @@ mod precision;
 pub mod profile;
 pub mod reference;
 mod tap;
+pub mod tf32;
 mod update;
 
 pub use tap::{GradientSink, TapGradients, tap};
 
 #[cfg(feature = "cubecl")]
 pub use cube::GpuRuntime;
+#[cfg(feature = "cuda")]
+pub use cube::note_burns;
 pub use loss::{DeviceLoss, LossGradientInput, LossRule, LossTarget};
 pub use memory::{DeviceBuffer, Element};
 pub use precision::Precision;
@@ -44,6 +47,17 @@ pub struct ConvParams {
     pub padding: [usize; 3],
     /// Whether an instance norm follows, which takes any bias away: then it may be left out, and its gradient be 0.
     pub bias_cancels: bool,
+}
+
+/// What is computed of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// The output from input and weights.
+    Forward,
+    /// The gradient of the input from weights and the output's gradient.
+    BackwardInput,
+    /// The gradient of the weights from input and the output's gradient.
+    BackwardWeights,
 }
 
 /// Constants of the fused instance norm + leaky ReLU.

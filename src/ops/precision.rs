@@ -4,6 +4,8 @@ use burn::tensor::FloatDType;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Device;
+
 /// Number format of activations; weights, statistics, losses and reductions are always f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -39,5 +41,14 @@ impl Precision {
     /// Whether CPUs have it too.
     pub fn is_for_cpus(self) -> bool {
         matches!(self, Self::Fp32 | Self::AmpBf16)
+    }
+
+    /// Checks that a device has it; the error is what is wrong with the choice, to stand after its name.
+    pub fn check(self, device: Device) -> Result<(), String> {
+        if device == Device::Cuda || self.is_for_cpus() {
+            return Ok(());
+        }
+        let name = self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        Err(format!("{name} is for GPUs; on the CPU it must be fp32 or amp-bf16"))
     }
 }

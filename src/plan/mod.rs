@@ -17,6 +17,7 @@ pub use architecture::{Architecture, NetworkShape};
 pub use configuration::{Configuration, ResamplingSpec};
 pub use error::PlanError;
 pub use estimate::{feature_map_size, parameter_count};
+pub use patch::assumed_memory_gb;
 pub use planner::{PlannerOptions, plan};
 pub use plans::{ConfigurationEntry, InheritedConfiguration, Plans};
 pub use topology::Topology;

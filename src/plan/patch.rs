@@ -64,6 +64,15 @@ pub(super) struct Fit {
     pub shape: NetworkShape,
 }
 
+/// GB that the planner takes a training step to need of a GPU, in proportion to what is known to fit into one.
+///
+/// `patch` is in voxels `(z, y, x)`, with a z extent of 1 for a 2D network; `classes` includes the background.
+pub fn assumed_memory_gb(shape: &NetworkShape, patch: [usize; 3], classes: usize, batch_size: usize) -> f64 {
+    let reference = if patch[0] == 1 { &REFERENCE_2D } else { &REFERENCE_3D };
+    let size = feature_map_size(shape, patch, classes) as f64;
+    size / reference.feature_maps * (batch_size as f64 / reference.batch) * reference.gpu_memory_gb
+}
+
 impl Demand<'_> {
     /// The largest fitting patch in the proportions of the image; `None` where not even the smallest fits.
     ///

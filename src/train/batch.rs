@@ -12,6 +12,7 @@ use crate::model::{UNetSpec, batch_tensor};
 use crate::ops::NnOps;
 
 /// A batch as a step takes it.
+#[derive(Clone)]
 pub struct DeviceBatch<B: Backend> {
     /// `(n, z, y, x, c)`.
     pub images: Tensor<B, 5>,
@@ -19,6 +20,7 @@ pub struct DeviceBatch<B: Backend> {
 }
 
 /// Labels `(n, z, y, x)` at the resolution of each head that has a weight, highest first.
+#[derive(Clone)]
 pub enum Targets<B: Backend> {
     /// Where the host computes the loss.
     Host(Vec<Array4<i16>>),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::backend::DeviceError;
 use crate::dataset::DatasetError;
 use crate::dist::CommError;
 use crate::eval::EvalError;
@@ -57,7 +58,7 @@ pub enum TrainError {
          the gradient's norm {norm}; resume from the last checkpoint with a lower --lr"
     )]
     Diverged { epoch: usize, iteration: usize, loss: f64, norm: f64, lr: f64 },
-    /// The build does not know the device.
-    #[error("this build has no {0} support: build it with `--features {0}`")]
-    Device(&'static str),
+    /// The build or the machine lacks the device.
+    #[error("{0}")]
+    Device(#[from] DeviceError),
 }

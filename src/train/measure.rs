@@ -6,8 +6,8 @@ use super::TrainError;
 use super::setup::{Job, exchange_options};
 use super::step::StepMetrics;
 use super::stragglers::{JobTimes, RankTimes};
-use crate::backend::{ComputeBackend, Cpu};
-use crate::config::{Device, RunConfig, WorkDir};
+use crate::backend::{ComputeBackend, OnDevice, on_device};
+use crate::config::{RunConfig, WorkDir};
 use crate::dist::Communicator;
 use crate::telemetry::Observers;
 
@@ -32,58 +32,56 @@ pub fn measure_steps(
     warm_up: usize,
     steps: usize,
 ) -> Result<MeasuredSteps, TrainError> {
-    match config.device {
-        Device::Cpu => measure_on::<Cpu>(config, work, comm, (warm_up, steps), Default::default()),
-        #[cfg(feature = "cuda")]
-        Device::Cuda => {
-            let device = crate::backend::gpu(comm)?;
-            measure_on::<crate::backend::Gpu>(config, work, comm, (warm_up, steps), device)
-        }
-        #[cfg(not(feature = "cuda"))]
-        Device::Cuda => Err(TrainError::Device("cuda")),
-    }
+    on_device(config.device, config.precision, comm, Steps { config, work, comm, warm_up, steps })?
 }
 
-fn measure_on<B: ComputeBackend>(
-    config: &RunConfig,
-    work: &WorkDir,
-    comm: &dyn Communicator,
-    (warm_up, steps): (usize, usize),
-    device: B::Device,
-) -> Result<MeasuredSteps, TrainError> {
-    let mut config = config.clone();
-    config.training.epochs = 1;
-    config.training.iterations_per_epoch = warm_up + steps;
-    config.training.validation_iterations = 0;
-    let job = Job::open(&config, work, comm)?;
-    let mut trainer = job.trainer::<B>(false, device, |_| Ok(Observers::default()))?;
-    for iteration in 0..warm_up {
-        trainer.train_step(0, iteration)?;
-        trainer.finished_steps()?;
-    }
-    trainer.train_batches.take_wait();
-    comm.barrier("end of the warm-up")?;
-    let (began, mut communication) = (Instant::now(), Duration::ZERO);
-    for iteration in warm_up..warm_up + steps {
-        comm.enter(&format!("step {}", iteration + 1));
-        trainer.train_step(0, iteration)?;
-        if !trainer.step.is_queued() {
-            communication += communication_of(&trainer.finished_steps()?);
+struct Steps<'a> {
+    config: &'a RunConfig,
+    work: &'a WorkDir,
+    comm: &'a dyn Communicator,
+    warm_up: usize,
+    steps: usize,
+}
+
+impl OnDevice for Steps<'_> {
+    type Output = Result<MeasuredSteps, TrainError>;
+
+    fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
+        let Self { config, work, comm, warm_up, steps } = self;
+        let mut config = config.clone();
+        config.training.epochs = 1;
+        config.training.iterations_per_epoch = warm_up + steps;
+        config.training.validation_iterations = 0;
+        let job = Job::open(&config, work, comm)?;
+        let mut trainer = job.trainer::<B>(false, device, |_| Ok(Observers::default()))?;
+        for iteration in 0..warm_up {
+            trainer.train_step(0, iteration)?;
+            trainer.finished_steps()?;
         }
+        trainer.train_batches.take_wait();
+        comm.barrier("end of the warm-up")?;
+        let (began, mut communication) = (Instant::now(), Duration::ZERO);
+        for iteration in warm_up..warm_up + steps {
+            comm.enter(&format!("step {}", iteration + 1));
+            trainer.train_step(0, iteration)?;
+            if !trainer.step.is_queued() {
+                communication += communication_of(&trainer.finished_steps()?);
+            }
+        }
+        communication += communication_of(&trainer.finished_steps()?);
+        let per_step = |duration: Duration| duration.as_secs_f64() / steps as f64;
+        let own = RankTimes {
+            total: per_step(began.elapsed()),
+            data_wait: per_step(trainer.train_batches.take_wait()),
+            communication: per_step(communication),
+        };
+        let layout = trainer.step.bucket_layout(exchange_options(&config).bucket_len);
+        Ok(MeasuredSteps {
+            times: JobTimes::gather(own, comm)?,
+            gradient_values: layout.buckets().iter().map(|bucket| bucket.len).sum(),
+            last_bucket_values: layout.buckets().last().map_or(0, |bucket| bucket.len),
+        })
     }
-    communication += communication_of(&trainer.finished_steps()?);
-    let per_step = |duration: Duration| duration.as_secs_f64() / steps as f64;
-    let own = RankTimes {
-        total: per_step(began.elapsed()),
-        data_wait: per_step(trainer.train_batches.take_wait()),
-        communication: per_step(communication),
-    };
-    let layout = trainer.step.bucket_layout(exchange_options(&config).bucket_len);
-    Ok(MeasuredSteps {
-        times: JobTimes::gather(own, comm)?,
-        gradient_values: layout.buckets().iter().map(|bucket| bucket.len).sum(),
-        last_bucket_values: layout.buckets().last().map_or(0, |bucket| bucket.len),
-    })
 }
 
 fn communication_of(steps: &[StepMetrics]) -> Duration {

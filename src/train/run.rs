@@ -8,8 +8,8 @@ use super::held_out::evaluate_held_out;
 use super::setup::Job;
 use super::trainer::Ending;
 use super::{Progress, TrainError};
-use crate::backend::{ComputeBackend, Cpu, warn_if_slow_on_cpu};
-use crate::config::{Device, RunConfig, WorkDir};
+use crate::backend::{ComputeBackend, OnDevice, on_device};
+use crate::config::{RunConfig, WorkDir};
 use crate::dist::Communicator;
 use crate::eval::Summary;
 use crate::telemetry::{JsonLines, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile};
@@ -40,50 +40,42 @@ pub enum Outcome {
 /// # Errors
 /// On one rank or on several: the caller must see to it that the others do not wait for those that failed.
 pub fn run(config: &RunConfig, work: &WorkDir, comm: &dyn Communicator, resume: Resume) -> Result<Outcome, TrainError> {
-    match config.device {
-        Device::Cpu => {
-            if comm.rank() == 0 {
-                warn_if_slow_on_cpu(config.precision);
-            }
-            run_on::<Cpu>(config, work, comm, resume, Default::default())
-        }
-        #[cfg(feature = "cuda")]
-        Device::Cuda => {
-            let device = crate::backend::gpu(comm)?;
-            run_on::<crate::backend::Gpu>(config, work, comm, resume, device)
-        }
-        #[cfg(not(feature = "cuda"))]
-        Device::Cuda => Err(TrainError::Device("cuda")),
-    }
+    on_device(config.device, config.precision, comm, Run { config, work, comm, resume })?
 }
 
-fn run_on<B: ComputeBackend>(
-    config: &RunConfig,
-    work: &WorkDir,
-    comm: &dyn Communicator,
+struct Run<'a> {
+    config: &'a RunConfig,
+    work: &'a WorkDir,
+    comm: &'a dyn Communicator,
     resume: Resume,
-    device: B::Device,
-) -> Result<Outcome, TrainError> {
-    comm.set_timeout(Duration::from_secs_f64(config.dist.first_timeout_s.max(config.dist.timeout_s)));
-    let job = Job::open(config, work, comm)?;
-    let resume = is_resumed(config, comm, resume)?;
-    let mut trainer = job.trainer::<B>(resume, device, |progress| match comm.rank() {
-        0 => observers(config, comm, progress),
-        _ => Ok(Observers::default()),
-    })?;
-    announce(&job, &trainer.progress);
-    if trainer.train()? == Ending::Stopped {
-        return Ok(Outcome::Stopped);
+}
+
+impl OnDevice for Run<'_> {
+    type Output = Result<Outcome, TrainError>;
+
+    fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
+        let Self { config, work, comm, resume } = self;
+        comm.set_timeout(Duration::from_secs_f64(config.dist.first_timeout_s.max(config.dist.timeout_s)));
+        let job = Job::open(config, work, comm)?;
+        let resume = is_resumed(config, comm, resume)?;
+        let mut trainer = job.trainer::<B>(resume, device, |progress| match comm.rank() {
+            0 => observers(config, comm, progress),
+            _ => Ok(Observers::default()),
+        })?;
+        announce(&job, &trainer.progress);
+        if trainer.train()? == Ending::Stopped {
+            return Ok(Outcome::Stopped);
+        }
+        trainer.observers.run_is(RunState::Predicting)?;
+        let network = trainer.step.network.valid();
+        // Its loader threads and buffers are not needed any more.
+        let device = trainer.step.device.clone();
+        let mut observers = std::mem::take(&mut trainer.observers);
+        drop(trainer);
+        let summary = evaluate_held_out(&job, work, network, device)?;
+        observers.run_is(RunState::Finished)?;
+        Ok(Outcome::Finished(summary))
     }
-    trainer.observers.run_is(RunState::Predicting)?;
-    let network = trainer.step.network.valid();
-    // Its loader threads and buffers are not needed any more.
-    let device = trainer.step.device.clone();
-    let mut observers = std::mem::take(&mut trainer.observers);
-    drop(trainer);
-    let summary = evaluate_held_out(&job, work, network, device)?;
-    observers.run_is(RunState::Finished)?;
-    Ok(Outcome::Finished(summary))
 }
 
 /// Whether there is something to go on from, as rank 0 sees it.

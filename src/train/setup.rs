@@ -90,6 +90,9 @@ impl<'a> Job<'a> {
         let Self { config, comm, .. } = *self;
         let spec = self.model.network_spec()?;
         let mut optimizer = Optimizer::new(rule(&config.optimizer), clip_norm(&config.optimizer));
+        if config.precision.scales_loss() {
+            optimizer = optimizer.with_dynamic_scale();
+        }
         let (network, progress) = if resume {
             let path = config.run_dir().checkpoint_latest();
             let checkpoint = Checkpoint::read(&path, comm)?;

@@ -61,6 +61,9 @@ int cuDeviceGetName(char *name, int length, int device) {
     return SUCCESS;
 }
 
+int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = 60, *total = 80; return SUCCESS; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 9 : 0; return SUCCESS; }
+
 int cuMemAlloc_v2(void **pointer, size_t bytes) {
     mock_note("cuMemAlloc %zu", bytes);
     if (getenv("MOCK_NO_MEMORY")) return OUT_OF_MEMORY;

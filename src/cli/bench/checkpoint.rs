@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
-use crate::bench::{Report, StepBench, checkpoint};
-use crate::ops::Precision;
+use crate::bench::{Report, checkpoint, plain_network};
 
 /// Writing and reading of a checkpoint: weights and momentum of nnU-Net's plain U-Net.
 #[derive(Debug, Args)]
@@ -23,17 +22,10 @@ pub(super) struct Checkpoint {
 
 impl Checkpoint {
     pub(super) fn run(&self, rounds: usize) -> anyhow::Result<Report> {
-        let step = StepBench {
-            patch: [40, 56, 40],
-            batch_size: 1,
-            channels: 1,
-            classes: 3,
-            features: self.features.clone(),
-            precision: Precision::Fp32,
-        };
+        let network = plain_network([40, 56, 40], 1, 3, &self.features);
         let folder = self.dir.clone().unwrap_or_else(std::env::temp_dir);
         let folder =
             tempfile::tempdir_in(&folder).with_context(|| format!("{}: cannot be written to", folder.display()))?;
-        Ok(Report::new("checkpoint", checkpoint(&step, folder.path(), rounds)?))
+        Ok(Report::new("checkpoint", checkpoint(&network, folder.path(), rounds)?))
     }
 }

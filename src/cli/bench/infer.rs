@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::bench::{InferFolder, InferStub, Report};
+use crate::cli::precision::PrecisionFlags;
 use crate::config::{Device, RunDir};
 use crate::infer::{Accumulate, MemoryOptions, PredictOptions, WindowOptions};
-use crate::ops::Precision;
 
 /// Sliding-window inference: reading, network, sums of windows, resampling with decision, writing.
 ///
@@ -40,9 +40,12 @@ pub struct Infer {
     #[arg(long, value_name = "N", requires = "run", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
 
-    /// Number format of the network's activations.
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Precision::Fp32)]
-    precision: Precision,
+    #[command(flatten)]
+    precision: PrecisionFlags,
+
+    /// Where tensors are computed.
+    #[arg(long, value_enum, default_value_t = Device::Cpu, requires = "run")]
+    device: Device,
 
     /// Precision in which the logits of overlapping windows are added up.
     #[arg(long, value_enum, default_value = "f32")]
@@ -77,23 +80,23 @@ fn extent(text: &str) -> Result<[usize; 3], String> {
 impl Infer {
     pub(super) fn run(&self, rounds: usize) -> anyhow::Result<Report> {
         let rows = match (&self.run, &self.images) {
-            (Some(run), Some(images)) => self.folder(run.clone(), images.clone()).measure(rounds)?,
+            (Some(run), Some(images)) => self.folder(run.clone(), images.clone())?.measure(rounds)?,
             _ => self.stub().measure(rounds.max(1)),
         };
         Ok(Report::new("infer", rows))
     }
 
-    fn folder(&self, run: PathBuf, images: PathBuf) -> InferFolder {
+    fn folder(&self, run: PathBuf, images: PathBuf) -> anyhow::Result<InferFolder> {
         let batch_size = self.batch_size.map(usize::from);
         let options = PredictOptions {
             checkpoint: PredictOptions::checkpoint_of(&run, RunDir::checkpoint_latest),
             windows: WindowOptions { mirror: !self.no_tta, overlap: self.overlap, ..WindowOptions::default() },
-            memory: MemoryOptions { batch_size, accumulate: self.accumulate, ..MemoryOptions::default() },
-            precision: self.precision,
+            memory: MemoryOptions { batch_size, accumulate: self.accumulate, ..MemoryOptions::on(self.device) },
+            precision: self.precision.on(self.device)?,
             save_probabilities: false,
-            device: Device::Cpu,
+            device: self.device,
         };
-        InferFolder { images, options }
+        Ok(InferFolder { images, options })
     }
 
     fn stub(&self) -> InferStub {

@@ -2,8 +2,11 @@
 
 mod all_reduce;
 mod checkpoint;
+mod conv;
 mod infer;
 mod loader;
+mod memory;
+mod network;
 mod preprocess;
 mod resample;
 mod step;
@@ -39,6 +42,8 @@ enum What {
     #[command(after_help = "Example:\n  nnunet-dist bench peak")]
     Peak,
     Step(step::Step),
+    Conv(conv::Conv),
+    Memory(memory::Memory),
     Loader(loader::Loader),
     Preprocess(preprocess::Preprocess),
     Resample(resample::Resample),
@@ -57,6 +62,11 @@ impl Bench {
         let report = match &self.what {
             What::Peak => Report::new("peak", Vec::new()),
             What::Step(step) => step.run(self.rounds)?,
+            What::Conv(conv) => conv.run(self.rounds)?,
+            What::Memory(memory) => {
+                println!("{}", memory.run(self.json)?);
+                return Ok(());
+            }
             What::Loader(loader) => loader.run(self.rounds)?,
             What::Preprocess(preprocess) => preprocess.run(self.rounds)?,
             What::Resample(resample) => resample.run(self.rounds)?,

@@ -2,43 +2,22 @@
 
 use clap::Args;
 
-use crate::backend::Cpu;
-use crate::bench::{Report, StepBench};
-use crate::ops::Precision;
+use super::network::NetworkFlags;
+use crate::backend::{ComputeBackend, OnDevice, on_device};
+use crate::bench::{Peak, Report, StepBench};
+use crate::config::Device;
+use crate::dist::Single;
 
 /// The training step: forward, loss, backward, clipping, update, on one generated batch.
-///
-/// The network is nnU-Net's plain U-Net with two 3x3x3 convolutions per stage; without options, the one that nnU-Net plans
-/// for MSD's hippocampus.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   nnunet-dist bench step
-  nnunet-dist bench step --patch 64,64,64 --channels 4 --features 32,64,128,256,320,320 --batch-size 2 --profile")]
+  nnunet-dist bench step --patch 64,64,64 --channels 4 --features 32,64,128,256,320,320 --batch-size 2 --profile
+  nnunet-dist bench step -w hippocampus -c 3d_fullres --device cuda --amp")]
 pub(super) struct Step {
-    /// Extents of the patch, z,y,x; two numbers for a 2D network.
-    #[arg(long, value_name = "N,N,N", value_parser = extents, default_value = "40,56,40")]
-    patch: [usize; 3],
-
-    /// Samples of a batch.
-    #[arg(long, value_name = "N", default_value_t = 9)]
-    batch_size: usize,
-
-    /// Input channels.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    channels: usize,
-
-    /// Classes, background included.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    classes: usize,
-
-    /// Feature maps of each stage.
-    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "32,64,128,256")]
-    features: Vec<usize>,
-
-    /// Number format of activations.
-    #[arg(long, value_enum, value_name = "FORMAT", default_value = "fp32")]
-    precision: Precision,
+    #[command(flatten)]
+    network: NetworkFlags,
 
     /// Say of each operation how long it takes.
     #[arg(long)]
@@ -47,29 +26,30 @@ pub(super) struct Step {
 
 impl Step {
     pub(super) fn run(&self, rounds: usize) -> anyhow::Result<Report> {
-        let bench = StepBench {
-            patch: self.patch,
-            batch_size: self.batch_size,
-            channels: self.channels,
-            classes: self.classes,
-            features: self.features.clone(),
-            precision: self.precision,
-        };
-        let device = Default::default();
-        let mut rows = vec![bench.run::<Cpu>(device, rounds)?];
-        if self.profile {
-            rows.extend(bench.profile::<Cpu>(device)?);
-        }
-        Ok(Report::new("step", rows))
+        let (bench, device) = (self.network.bench()?, self.network.device);
+        let precision = bench.precision;
+        on_device(device, precision, &Single, Measure { bench, rounds, profile: self.profile, device })?
     }
 }
 
-/// Parses `z,y,x` or `y,x`.
-fn extents(text: &str) -> Result<[usize; 3], String> {
-    let extents: Result<Vec<usize>, _> = text.split(',').map(str::parse).collect();
-    match extents.as_deref() {
-        Ok(&[y, x]) if y > 0 && x > 0 => Ok([1, y, x]),
-        Ok(&[z, y, x]) if z > 0 && y > 0 && x > 0 => Ok([z, y, x]),
-        _ => Err("must be two or three numbers above 0, separated by commas".into()),
+struct Measure {
+    bench: StepBench,
+    rounds: usize,
+    profile: bool,
+    device: Device,
+}
+
+impl OnDevice for Measure {
+    type Output = anyhow::Result<Report>;
+
+    fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
+        let mut rows = self.bench.run::<B>(device.clone(), self.rounds)?;
+        if self.profile {
+            rows.extend(self.bench.profile::<B>(device.clone())?);
+        }
+        Ok(match self.device {
+            Device::Cpu => Report::new("step", rows),
+            Device::Cuda => Report::beside("step", rows, Peak::of_gpu::<B::InnerBackend>(&device)),
+        })
     }
 }

@@ -3,9 +3,9 @@
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
 
-use super::super::ConvParams;
+use super::super::{ConvParams, Pass};
 use super::launch::{allocate, contiguous};
-use super::runtime::{GpuRuntime, Pass};
+use super::runtime::GpuRuntime;
 use super::weights;
 
 /// `None` where the runtime has no library for it.

@@ -6,8 +6,8 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 use super::launch::elementwise;
-use super::runtime::Pass;
 use crate::ops::ConvParams;
+use crate::ops::Pass;
 
 /// Extents of input, output and kernel, stride and padding `(z, y, x)`, then n, c_in, c_out.
 const GEOMETRY: usize = 18;

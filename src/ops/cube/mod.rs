@@ -7,6 +7,8 @@
 mod bias;
 mod channels;
 mod conv;
+#[cfg(feature = "cuda")]
+mod cuda;
 #[cfg(feature = "vulkan")]
 mod direct;
 mod head;
@@ -20,6 +22,8 @@ mod weights;
 use burn::tensor::{FloatDType, TensorMetadata, backend::ops::FloatTensorOps, ops::FloatTensor};
 use burn_cubecl::{BoolElement, CubeBackend, tensor::CubeTensor};
 
+#[cfg(feature = "cuda")]
+pub use cuda::note_burns;
 pub use runtime::GpuRuntime;
 
 use super::{

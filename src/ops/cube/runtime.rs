@@ -3,15 +3,7 @@
 use burn::tensor::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 
-use crate::ops::{ConvParams, DeviceBuffer, Element};
-
-/// What is computed of a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pass {
-    Forward,
-    BackwardInput,
-    BackwardWeights,
-}
+use crate::ops::{ConvParams, DeviceBuffer, Element, Pass};
 
 /// A runtime with the operations of this crate.
 pub trait GpuRuntime: CubeRuntime {
@@ -45,27 +37,22 @@ impl GpuRuntime for burn::backend::wgpu::WgpuRuntime {
     }
 }
 
-#[cfg(feature = "cuda")]
-impl GpuRuntime for cubecl::cuda::CudaRuntime {
-    fn address(tensor: &CubeTensor<Self>) -> Option<u64> {
-        // CubeCL launches on a thread of its own: `flush` returns when that has handed everything to the stream.
-        tensor.client.flush().ok()?;
-        let resource = tensor.client.get_resource(tensor.handle.clone()).ok()?;
-        Some(resource.resource().ptr)
-    }
-}
-
 /// See [`crate::ops::NnOps::device_buffer`].
 pub(super) fn device_buffer<R: GpuRuntime>(tensor: &CubeTensor<R>) -> Option<DeviceBuffer> {
-    let element = match tensor.dtype {
-        DType::F32 => Element::F32,
-        DType::F16 => Element::F16,
-        DType::BF16 => Element::Bf16,
-        _ => return None,
-    };
+    let element = element_of(tensor.dtype)?;
     if !tensor.is_contiguous() {
         return None;
     }
     let len = tensor.meta.shape().num_elements();
     Some(DeviceBuffer { pointer: R::address(tensor)?, len, element })
+}
+
+/// `None` where vendors' libraries have no such type.
+pub(super) fn element_of(dtype: DType) -> Option<Element> {
+    match dtype {
+        DType::F32 => Some(Element::F32),
+        DType::F16 => Some(Element::F16),
+        DType::BF16 => Some(Element::Bf16),
+        _ => None,
+    }
 }

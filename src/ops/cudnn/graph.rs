@@ -4,8 +4,8 @@ use std::ffi::c_int;
 
 use super::descriptor::{Descriptor, Kind, Name, Value};
 use super::library::{CallError, Cudnn, Pointer};
-use super::problem::{Pass, Problem};
-use crate::ops::Element;
+use super::problem::Problem;
+use crate::ops::{Element, Pass};
 
 /// Ids of the tensors: input, weights, output, or their gradients.
 pub(super) const IDS: [i64; 3] = [1, 2, 3];

@@ -135,8 +135,8 @@ fn is_welcome(notes: &[c_int], problem: &Problem, deterministic: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::problem::Pass;
     use super::*;
+    use crate::ops::Pass;
 
     fn problem(element: Element, tf32: bool) -> Problem {
         Problem {

@@ -2,18 +2,7 @@
 
 use std::fmt;
 
-use crate::ops::Element;
-
-/// What is computed of a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pass {
-    /// The output from input and weights.
-    Forward,
-    /// The gradient of the input from weights and the output's gradient.
-    BackwardInput,
-    /// The gradient of the weights from input and the output's gradient.
-    BackwardWeights,
-}
+use crate::ops::{Element, Pass};
 
 /// Everything that determines a convolution's kernel: cross-correlation with input `(n, z, y, x, c_in)`, weights
 /// `(c_out, kz, ky, kx, c_in)` and output `(n, z, y, x, c_out)`, each one run of memory.

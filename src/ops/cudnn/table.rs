@@ -109,9 +109,9 @@ fn default_folder() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::problem::Pass;
     use super::*;
     use crate::ops::Element;
+    use crate::ops::Pass;
 
     fn problem(c_out: usize) -> Problem {
         Problem {

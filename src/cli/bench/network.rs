@@ -1,0 +1,89 @@
+//! The network, the batch and the device that a benchmark is about.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::bench::{StepBench, plain_network};
+use crate::cli::precision::PrecisionFlags;
+use crate::config::{Device, WorkDir};
+use crate::dataset::DatasetJson;
+use crate::model::UNetSpec;
+use crate::plan::Plans;
+
+/// A network by its plans or by its parts; without options, the one that nnU-Net plans for MSD's hippocampus.
+#[derive(Debug, Args)]
+pub struct NetworkFlags {
+    /// Work folder with plans, from which network, patch and batch come.
+    #[arg(short, long, value_name = "DIR", requires = "configuration")]
+    work: Option<PathBuf>,
+
+    /// Configuration of the plans in the work folder.
+    #[arg(short, long, value_name = "NAME", requires = "work")]
+    configuration: Option<String>,
+
+    /// Extents of the patch, z,y,x; two numbers for a 2D network [default: 40,56,40 or the plans'].
+    #[arg(long, value_name = "N,N,N", value_parser = extents)]
+    patch: Option<[usize; 3]>,
+
+    /// Samples of a batch [default: 9 or the plans'].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: Option<u32>,
+
+    /// Input channels.
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "work")]
+    channels: usize,
+
+    /// Classes, background included.
+    #[arg(long, value_name = "N", default_value_t = 3, conflicts_with = "work")]
+    classes: usize,
+
+    /// Feature maps of each stage.
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "32,64,128,256", conflicts_with = "work")]
+    features: Vec<usize>,
+
+    #[command(flatten)]
+    precision: PrecisionFlags,
+
+    /// Where tensors are computed.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(super) device: Device,
+}
+
+impl NetworkFlags {
+    /// What is to be measured.
+    ///
+    /// # Errors
+    /// The plans cannot be read, or the device does not have the precision.
+    pub(super) fn bench(&self) -> anyhow::Result<StepBench> {
+        let precision = self.precision.on(self.device)?;
+        let batch_size = self.batch_size.map(|number| number as usize);
+        if let (Some(work), Some(name)) = (&self.work, &self.configuration) {
+            let work = WorkDir::new(work);
+            let configuration = Plans::load(&work.plans())?.configuration(name)?;
+            let dataset = DatasetJson::load(&work.dataset_json())?;
+            let shape = configuration.network_shape().with_context(|| format!("{}", work.plans().display()))?;
+            let (channels, classes) = (dataset.num_channels(), dataset.num_segmentation_heads());
+            return Ok(StepBench {
+                network: UNetSpec { channels, classes, shape },
+                patch: self.patch.unwrap_or(configuration.patch_size3()),
+                batch_size: batch_size.unwrap_or(configuration.batch_size),
+                precision,
+            });
+        }
+        let patch = self.patch.unwrap_or([40, 56, 40]);
+        let network = plain_network(patch, self.channels, self.classes, &self.features);
+        Ok(StepBench { network, patch, batch_size: batch_size.unwrap_or(9), precision })
+    }
+}
+
+/// Parses `z,y,x` or `y,x`.
+fn extents(text: &str) -> Result<[usize; 3], String> {
+    let extents: Result<Vec<usize>, _> = text.split(',').map(str::parse).collect();
+    match extents.as_deref() {
+        Ok(&[y, x]) if y > 0 && x > 0 => Ok([1, y, x]),
+        Ok(&[z, y, x]) if z > 0 && y > 0 && x > 0 => Ok([z, y, x]),
+        _ => Err("must be two or three numbers above 0, separated by commas".into()),
+    }
+}
