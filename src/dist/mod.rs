@@ -17,7 +17,7 @@ use std::time::Duration;
 mod agreement;
 mod bucket;
 mod device;
-#[cfg(feature = "mpi")]
+#[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "a single process ends by itself"))]
 mod failure;
 #[cfg(feature = "mpi")]
 mod health;

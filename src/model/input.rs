@@ -12,5 +12,8 @@ pub fn batch_tensor<B: Backend>(images: ArrayView5<f32>, device: &B::Device) -> 
         Some(values) if c == 1 => values.to_vec(),
         _ => channels_last.iter().copied().collect(),
     };
-    Tensor::from_data(TensorData::new(values, [n, z, y, x, c]), device)
+    let mut data = TensorData::new(values, [n, z, y, x, c]);
+    // In memory that a GPU can copy from while it computes.
+    B::staging(std::iter::once(&mut data), device);
+    Tensor::from_data(data, device)
 }

@@ -44,11 +44,14 @@ pub struct LossGradientInput<B: Backend> {
     pub world_size: usize,
 }
 
-/// The two steps of the loss; between them ranks add up their sums.
+/// The two steps of the loss, and what is counted of its activations; between the steps ranks add up their sums.
 pub struct DeviceLoss<B: Backend> {
     /// Activations of logits `(n, z, y, x, channels)`, and the sums: per group (sample, or the batch) and channel the sums
     /// of intersection, activation and target, then the sum of the cross-entropies and their number.
     pub sums: fn(logits: FloatTensor<B>, target: &LossTarget<B>) -> [FloatTensor<B>; 2],
+    /// The same sums of decisions (the largest activation, or those above one half) in place of activations, of the whole
+    /// batch: true positives, positives and truths per channel. The last two values mean nothing.
+    pub counts: fn(activations: FloatTensor<B>, target: &LossTarget<B>) -> FloatTensor<B>,
     /// The gradient with respect to this rank's logits, as `crate::loss::SegmentationLoss::gradient` defines it.
     pub gradient: fn(input: LossGradientInput<B>, target: &LossTarget<B>) -> FloatTensor<B>,
 }

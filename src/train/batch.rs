@@ -37,6 +37,11 @@ pub struct Upload<B: ComputeBackend> {
 }
 
 impl<B: ComputeBackend> Upload<B> {
+    /// Whether there is something to bring: on the CPU a tensor's memory is the host's.
+    pub fn is_to_another_device(&self) -> bool {
+        <B::InnerBackend as NnOps>::device_loss().is_some()
+    }
+
     /// Images `(n, c, z, y, x)` and labels `(n, z, y, x)`.
     pub fn batch(&self, images: ArrayView5<f32>, labels: ArrayView4<i16>) -> DeviceBatch<B::InnerBackend> {
         self.batch_with(images, head_targets(&self.spec, &self.head_weights, labels))
@@ -54,7 +59,10 @@ impl<B: ComputeBackend> Upload<B> {
     fn upload(&self, labels: Array4<i16>) -> Tensor<B::InnerBackend, 4, Int> {
         let (n, z, y, x) = labels.dim();
         let values: Vec<i32> = labels.iter().map(|label| i32::from(*label)).collect();
-        Tensor::from_data(TensorData::new(values, [n, z, y, x]), &self.device)
+        let mut data = TensorData::new(values, [n, z, y, x]);
+        // In memory that the device can copy from while it computes.
+        B::InnerBackend::staging(std::iter::once(&mut data), &self.device);
+        Tensor::from_data(data, &self.device)
     }
 }
 

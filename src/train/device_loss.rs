@@ -75,6 +75,11 @@ impl<B: NnOps> DeviceLoss<B> {
         Ok(parts.collect())
     }
 
+    /// True positives, positives and truths per channel, of a head that needs no gradient.
+    pub fn counts(&self, head: HeadSums<B>) -> FloatTensor<B> {
+        (self.ops.counts)(head.activations, &head.target)
+    }
+
     /// `weight` times the gradient with respect to a head's logits, with the loss scale.
     pub fn gradient(
         &self,
@@ -124,6 +129,17 @@ fn members<B: Backend>(target: &Target, channels: usize, device: &B::Device) -> 
         }
     }
     Tensor::from_data(TensorData::new(members, [labels, channels]), device)
+}
+
+/// The values of flat tensors on the host, in one read for all; waits for the device.
+pub(super) fn host_all<'a, B: Backend>(tensors: impl Iterator<Item = &'a FloatTensor<B>>) -> Vec<Vec<f32>> {
+    let tensors: Vec<_> = tensors.cloned().collect();
+    if tensors.is_empty() {
+        return Vec::new();
+    }
+    let lengths: Vec<_> = tensors.iter().map(|tensor| tensor.shape().num_elements()).collect();
+    let mut values = host::<B>(B::float_cat(tensors, 0)).into_iter();
+    lengths.into_iter().map(|len| values.by_ref().take(len).collect()).collect()
 }
 
 /// A tensor's values on the host; waits for the device.

@@ -8,6 +8,7 @@ mod checkpoint;
 mod device_loss;
 mod error;
 mod exchange;
+mod feed;
 mod held_out;
 mod measure;
 mod run;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::TrainError;
 use super::checkpoint::{Checkpoint, Progress, ReadError};
 use super::exchange::ExchangeOptions;
+use super::feed::Feed;
 use super::step::TrainStep;
 use super::stop::StopRequest;
 use super::trainer::Trainer;
@@ -114,29 +115,28 @@ impl<'a> Job<'a> {
         let heads = network.heads();
         let head_weights = if config.deep_supervision { weights(heads) } else { only_first(heads) };
         let observers = observers(&progress)?;
+        let network = network.with_precision(config.precision);
+        let step = TrainStep::new(network, optimizer, self.loss(), head_weights, device)
+            .connect(exchange_options(config), comm)?;
+        let feed = |purpose| Ok::<_, TrainError>(Feed::start(self.loader(purpose, &progress)?, step.upload())?);
+        let train_batches = feed(Purpose::TrainSample)?;
+        let validation_batches = match config.training.validation_iterations {
+            0 => None,
+            _ => Some(feed(Purpose::ValSample)?),
+        };
         Ok(Trainer {
             config,
             comm,
             model: self.model.clone(),
-            step: TrainStep::new(
-                network.with_precision(config.precision),
-                optimizer,
-                self.loss(),
-                head_weights,
-                device,
-            )
-            .connect(exchange_options(config), comm)?,
+            step,
             schedule: Schedule::new(
                 &config.schedule,
                 config.optimizer.lr,
                 config.training.epochs,
                 config.training.iterations_per_epoch,
             ),
-            train_batches: self.loader(Purpose::TrainSample, &progress)?,
-            validation_batches: match config.training.validation_iterations {
-                0 => None,
-                _ => Some(self.loader(Purpose::ValSample, &progress)?),
-            },
+            train_batches,
+            validation_batches,
             progress,
             stop_request: StopRequest::listen(),
             observers,

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Tensor, TensorData, TensorPrimitive, backend::AutodiffBackend, backend::Backend, ops::FloatTensor};
+use burn::tensor::{Tensor, TensorData, backend::AutodiffBackend, backend::Backend, ops::FloatTensor};
 use ndarray::{Array4, ArrayView4, ArrayView5};
 
 use super::batch::{DeviceBatch, Inner, Targets, Upload, head_targets};
-use super::device_loss::{DeviceLoss, host};
+use super::device_loss::{DeviceLoss, host_all};
 use super::exchange::{Exchange, ExchangeOptions, exchange};
 use super::sums::reduce_sums;
 use crate::backend::ComputeBackend;
@@ -245,20 +245,9 @@ impl<B: ComputeBackend> TrainStep<B> {
     /// A rank is gone.
     pub fn metrics(&mut self, comm: &dyn Communicator) -> Result<Vec<StepMetrics>, CommError> {
         let pending = std::mem::take(&mut self.pending);
-        let tensors = pending.iter().flat_map(|step| step.sums.iter().chain(&step.control));
-        let tensors: Vec<Tensor<Inner<B>, 1>> =
-            tensors.map(|tensor| Tensor::from_primitive(TensorPrimitive::Float(tensor.clone()))).collect();
-        if tensors.is_empty() {
-            return Ok(Vec::new());
-        }
-        let lengths: Vec<usize> = tensors.iter().map(|tensor| tensor.dims()[0]).collect();
-        // One read for all.
-        let values = host::<B::InnerBackend>(Tensor::cat(tensors, 0).into_primitive().tensor());
-        let mut parts = lengths.into_iter().scan(0, |begin, len| {
-            *begin += len;
-            Some(&values[*begin - len..*begin])
-        });
-        let mut metrics: Vec<_> = pending.iter().map(|step| self.metrics_of(step, &mut parts)).collect();
+        let mut values =
+            host_all::<Inner<B>>(pending.iter().flat_map(|step| step.sums.iter().chain(&step.control))).into_iter();
+        let mut metrics: Vec<_> = pending.iter().map(|step| self.metrics_of(step, &mut values)).collect();
         if self.is_queued() && comm.world_size() > 1 {
             self.agree(&mut metrics, comm)?;
         }
@@ -266,21 +255,17 @@ impl<B: ComputeBackend> TrainStep<B> {
     }
 
     /// The metrics of a step from its values.
-    fn metrics_of<'a>(
-        &self,
-        step: &Measured<B::InnerBackend>,
-        values: &mut impl Iterator<Item = &'a [f32]>,
-    ) -> StepMetrics {
+    fn metrics_of(&self, step: &Measured<B::InnerBackend>, values: &mut impl Iterator<Item = Vec<f32>>) -> StepMetrics {
         let weights: Vec<f64> = self.head_weights.iter().copied().filter(|weight| *weight > 0.0).collect();
         let mut loss = step.loss;
         if let Some(device_loss) = &self.device_loss {
             let channels = self.network.spec().classes;
             for (sums, weight) in values.by_ref().take(step.sums.len()).zip(weights.iter().cycle()) {
-                let value = self.loss.value(&device_loss.loss_sums(sums, channels));
+                let value = self.loss.value(&device_loss.loss_sums(&sums, channels));
                 loss += weight * value.total / self.accumulate as f64;
             }
         }
-        let control = values.next().map(Control::from_values);
+        let control = values.next().map(|values| Control::from_values(&values));
         StepMetrics {
             loss,
             gradient_norm: control.map_or(0.0, |control| f64::from(control.norm)),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::TrainError;
 use super::checkpoint::{Checkpoint, Progress};
+use super::feed::Feed;
 use super::step::{StepMetrics, TrainStep};
 use super::stop::StopRequest;
 use super::stragglers::{JobTimes, RankTimes};
@@ -15,7 +16,6 @@ use super::validation::{Validation, ValidationResult};
 use crate::backend::ComputeBackend;
 use crate::config::RunConfig;
 use crate::dist::Communicator;
-use crate::loader::Loader;
 use crate::model::{ModelDescription, ParameterSpec};
 use crate::optim::Schedule;
 use crate::telemetry::{EpochRecord, IterationRecord, Observer, Observers, RunState};
@@ -32,9 +32,9 @@ pub struct Trainer<'a, B: ComputeBackend> {
     pub(super) model: ModelDescription,
     pub(super) step: TrainStep<B>,
     pub(super) schedule: Schedule,
-    pub(super) train_batches: Loader,
+    pub(super) train_batches: Feed<B>,
     /// `None` where the configuration asks for no validation batches.
-    pub(super) validation_batches: Option<Loader>,
+    pub(super) validation_batches: Option<Feed<B>>,
     pub(super) progress: Progress,
     pub(super) stop_request: StopRequest,
     /// Empty on all ranks but 0.
@@ -115,12 +115,8 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     /// Makes, or queues, one step of the batches that belong to it.
     pub(super) fn train_step(&mut self, epoch: usize, iteration: usize) -> Result<(), TrainError> {
         self.step.stop_requested = self.stop_request.has_come();
-        let upload = self.step.upload();
         for _ in 0..self.config.training.accumulate {
-            let batch = self.train_batches.next()?;
-            let on_device = upload.batch(batch.images.view(), batch.labels.view());
-            self.train_batches.recycle(batch);
-            self.step.add(on_device, self.comm)?;
+            self.step.add(self.train_batches.next()?, self.comm)?;
         }
         self.step.update(self.schedule.lr(epoch, iteration))?;
         Ok(())
@@ -207,12 +203,9 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         let Some(batches) = &mut self.validation_batches else { return Ok(None) };
         let network = self.step.network.valid();
         let TrainStep { loss, head_weights, device, .. } = &self.step;
-        let mut validation = Validation::new(loss, network.spec().classes);
+        let mut validation = Validation::new(&network, loss, head_weights, device);
         for _ in 0..self.config.training.validation_iterations {
-            let batch = batches.next()?;
-            let images = (batch.images.view(), &batch.labels);
-            validation.add(&network, loss, head_weights, images, self.comm, device)?;
-            batches.recycle(batch);
+            validation.add(batches.next()?, self.comm)?;
         }
         Ok(Some(validation.finish(self.comm)?))
     }

@@ -1,13 +1,15 @@
 //! Validation on patches: loss and pseudo Dice of the current weights.
 
-use ndarray::{Array4, ArrayView5};
+use burn::tensor::{Int, Tensor, ops::FloatTensor};
+use ndarray::Array4;
 use rayon::prelude::*;
 
-use super::batch::head_targets;
+use super::batch::{DeviceBatch, Targets};
+use super::device_loss::{DeviceLoss, host_all};
 use super::sums::reduce_sums;
 use crate::dist::{CommError, Communicator, ReduceOp};
-use crate::loss::{SegmentationLoss, Target};
-use crate::model::{UNet, batch_tensor};
+use crate::loss::{LossSums, SegmentationLoss, Target};
+use crate::model::UNet;
 use crate::ops::NnOps;
 
 /// Voxels one task counts.
@@ -17,12 +19,26 @@ const BLOCK: usize = 1 << 14;
 ///
 /// The pseudo Dice of a class is computed once from all voxels of all batches, as nnU-Net does; "pseudo" because
 /// patches, not cases, are counted.
-#[derive(Clone, Debug)]
-pub struct Validation {
+pub struct Validation<'a, B: NnOps> {
+    network: &'a UNet<B>,
+    loss: &'a SegmentationLoss,
+    /// Of the heads that are computed.
+    head_weights: Vec<f64>,
+    /// `None` where the host counts.
+    device_loss: Option<DeviceLoss<B>>,
     batches: usize,
-    loss: f64,
+    loss_sum: f64,
     /// Per foreground class or region: true positives, false positives, false negatives.
     confusion: Vec<[f64; 3]>,
+    /// What the device has counted.
+    queued: Vec<Queued<B>>,
+}
+
+/// Sums of one batch on the device.
+struct Queued<B: NnOps> {
+    /// Of each head.
+    losses: Vec<FloatTensor<B>>,
+    counts: FloatTensor<B>,
 }
 
 /// What [`Validation`] comes to.
@@ -34,57 +50,120 @@ pub struct ValidationResult {
     pub pseudo_dice: Vec<Option<f64>>,
 }
 
-impl Validation {
-    /// Nothing counted yet of `channels` logits.
-    pub fn new(loss: &SegmentationLoss, channels: usize) -> Self {
-        Self { batches: 0, loss: 0.0, confusion: vec![[0.0; 3]; channels - first_channel(loss)] }
+impl<'a, B: NnOps> Validation<'a, B> {
+    /// Nothing counted yet.
+    pub fn new(network: &'a UNet<B>, loss: &'a SegmentationLoss, head_weights: &[f64], device: &B::Device) -> Self {
+        let channels = network.spec().classes;
+        Self {
+            network,
+            loss,
+            head_weights: head_weights.iter().copied().filter(|weight| *weight > 0.0).collect(),
+            device_loss: DeviceLoss::new(loss, channels, device),
+            batches: 0,
+            loss_sum: 0.0,
+            confusion: vec![[0.0; 3]; channels - first_channel(loss)],
+            queued: Vec::new(),
+        }
     }
 
-    /// Adds this rank's part of a batch: images `(n, c, z, y, x)`, labels `(n, z, y, x)`.
+    /// Adds this rank's part of a batch; where the device counts, its work is only queued.
     ///
     /// # Errors
     /// Of the collective that adds up the losses.
-    pub fn add<B: NnOps>(
+    pub fn add(&mut self, batch: DeviceBatch<B>, comm: &dyn Communicator) -> Result<(), CommError> {
+        let n = batch.images.dims()[0];
+        let heads = self.network.forward(batch.images, self.head_weights.len());
+        self.batches += 1;
+        match batch.targets {
+            Targets::Host(targets) => self.count_on_host(heads, &targets, n, comm),
+            Targets::Device(targets) => self.count_on_device(heads, targets, comm),
+        }
+    }
+
+    fn count_on_host(
         &mut self,
-        network: &UNet<B>,
-        loss: &SegmentationLoss,
-        head_weights: &[f64],
-        (images, labels): (ArrayView5<f32>, &Array4<i16>),
+        heads: Vec<Tensor<B, 5>>,
+        targets: &[Array4<i16>],
+        samples: usize,
         comm: &dyn Communicator,
-        device: &B::Device,
     ) -> Result<(), CommError> {
-        let n = images.dim().0;
-        let targets = head_targets(network.spec(), head_weights, labels.view());
-        let heads = network.forward(batch_tensor(images, device), targets.len());
         let mut sums = Vec::with_capacity(heads.len());
-        for (head, (logits, target)) in heads.into_iter().zip(&targets).enumerate() {
+        for (head, (logits, target)) in heads.into_iter().zip(targets).enumerate() {
             let mut logits = logits.into_data().convert::<f32>().into_vec::<f32>().expect("converted to f32");
             let target = target.as_slice().expect("targets are made in C order");
             if head == 0 {
-                add_all(&mut self.confusion, &count(loss, &logits, target));
+                add_all(&mut self.confusion, &count(self.loss, &logits, target));
             }
-            sums.push(loss.sums(&mut logits, target, n));
+            sums.push(self.loss.sums(&mut logits, target, samples));
         }
-        let global = reduce_sums(&sums.iter().collect::<Vec<_>>(), loss.batch_dice, false, comm)?.heads;
-        let weights = head_weights.iter().filter(|weight| **weight > 0.0);
-        self.loss += global.iter().zip(weights).map(|(sums, weight)| weight * loss.value(sums).total).sum::<f64>();
-        self.batches += 1;
+        let global = reduce_sums(&sums.iter().collect::<Vec<_>>(), self.loss.batch_dice, false, comm)?.heads;
+        self.add_losses(&global);
         Ok(())
+    }
+
+    fn count_on_device(
+        &mut self,
+        heads: Vec<Tensor<B, 5>>,
+        targets: Vec<Tensor<B, 4, Int>>,
+        comm: &dyn Communicator,
+    ) -> Result<(), CommError> {
+        let Some(device_loss) = &self.device_loss else { unreachable!("targets are on the device where the loss is") };
+        let heads: Vec<_> =
+            heads.into_iter().zip(targets).map(|(logits, labels)| device_loss.sums(logits, labels)).collect();
+        let globals = device_loss.all_ranks(&heads, comm)?;
+        let losses = heads.iter().zip(&globals).map(|(head, global)| device_loss.logged(head, global)).collect();
+        if let Some(first) = heads.into_iter().next() {
+            self.queued.push(Queued { losses, counts: device_loss.counts(first) });
+        }
+        Ok(())
+    }
+
+    /// Adds what the device has counted; waits for it.
+    fn read_device(&mut self) {
+        let Some(device_loss) = self.device_loss.take() else { return };
+        let queued = std::mem::take(&mut self.queued);
+        let tensors = queued.iter().flat_map(|batch| batch.losses.iter().chain([&batch.counts]));
+        let mut values = host_all::<B>(tensors).into_iter();
+        let channels = self.network.spec().classes;
+        for batch in &queued {
+            let losses: Vec<_> = values.by_ref().take(batch.losses.len()).collect();
+            let losses: Vec<_> = losses.iter().map(|sums| device_loss.loss_sums(sums, channels)).collect();
+            self.add_losses(&losses);
+            let counts = values.next().unwrap_or_default();
+            let counts = device_loss.loss_sums(&counts, channels).dice;
+            let confusion: Vec<_> = counts.iter().map(|[tp, found, truth]| [*tp, found - tp, truth - tp]).collect();
+            add_all(&mut self.confusion, &confusion);
+        }
+    }
+
+    fn add_losses(&mut self, heads: &[LossSums]) {
+        let losses = heads.iter().zip(&self.head_weights).map(|(sums, weight)| weight * self.loss.value(sums).total);
+        self.loss_sum += losses.sum::<f64>();
     }
 
     /// Loss and pseudo Dice over all batches of all ranks.
     ///
     /// # Errors
     /// Of the collective.
-    pub fn finish(self, comm: &dyn Communicator) -> Result<ValidationResult, CommError> {
+    pub fn finish(mut self, comm: &dyn Communicator) -> Result<ValidationResult, CommError> {
+        if self.device_loss.is_some() {
+            self.read_device();
+            // Without batch Dice each rank has a Dice of its own.
+            comm.all_reduce_f64(std::slice::from_mut(&mut self.loss_sum), ReduceOp::Mean, "validation losses")?;
+        }
         let mut flat = self.confusion.concat();
         comm.all_reduce_f64(&mut flat, ReduceOp::Sum, "pseudo Dice counts")?;
-        let pseudo_dice = flat.as_chunks().0.iter().map(|&[tp, fp, fn_]| {
-            let denominator = 2.0 * tp + fp + fn_;
-            (denominator > 0.0).then(|| 2.0 * tp / denominator)
-        });
-        Ok(ValidationResult { loss: self.loss / self.batches as f64, pseudo_dice: pseudo_dice.collect() })
+        Ok(ValidationResult { loss: self.loss_sum / self.batches as f64, pseudo_dice: pseudo_dice(&flat) })
     }
+}
+
+/// Per class, from its true positives, false positives and false negatives.
+fn pseudo_dice(confusion: &[f64]) -> Vec<Option<f64>> {
+    let dice = confusion.as_chunks().0.iter().map(|&[tp, fp, fn_]| {
+        let denominator = 2.0 * tp + fp + fn_;
+        (denominator > 0.0).then(|| 2.0 * tp / denominator)
+    });
+    dice.collect()
 }
 
 impl ValidationResult {
@@ -161,12 +240,9 @@ fn add_all(total: &mut [[f64; 3]], part: &[[f64; 3]]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dist::Single;
 
-    fn pseudo_dice(loss: &SegmentationLoss, logits: &[f32], labels: &[i16]) -> Vec<Option<f64>> {
-        let mut validation = Validation::new(loss, logits.len() / labels.len());
-        add_all(&mut validation.confusion, &count(loss, logits, labels));
-        validation.finish(&Single).unwrap().pseudo_dice
+    fn dice(loss: &SegmentationLoss, logits: &[f32], labels: &[i16]) -> Vec<Option<f64>> {
+        pseudo_dice(&count(loss, logits, labels).concat())
     }
 
     #[test]
@@ -178,7 +254,7 @@ mod tests {
             [2.0, 1.0, 0.5], // predicted 0, is 1
             [0.0, 9.0, 0.5], // ignored
         ];
-        let dice = pseudo_dice(&loss, &logits.concat(), &[1, 0, 1, 3]);
+        let dice = dice(&loss, &logits.concat(), &[1, 0, 1, 3]);
         assert_eq!(dice, [Some(0.5), None]);
     }
 
@@ -186,7 +262,7 @@ mod tests {
     fn regions_are_counted_by_sign_and_may_overlap() {
         let loss = SegmentationLoss::new(Target::Regions(vec![vec![1, 2], vec![2]]), true, None);
         let logits = [[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]];
-        let dice = pseudo_dice(&loss, &logits.concat(), &[2, 1, 0]);
+        let dice = dice(&loss, &logits.concat(), &[2, 1, 0]);
         assert_eq!(dice, [Some(1.0), Some(2.0 / 3.0)]);
     }
 }

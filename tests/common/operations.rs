@@ -307,6 +307,7 @@ impl<B: NnOps> Subject<B> {
         let labels: Vec<i16> = (0..n * z * y * x).map(|i| ((i / 7 + i % 3) % channels) as i16).collect();
 
         let mut values: Vec<f32> = logits.to_data().into_vec().unwrap();
+        let values_of_logits = values.clone();
         let sums = loss.sums(&mut values, &labels, n);
         let activations = values.clone();
         let double = |sums: &nnunet_dist::loss::LossSums| {
@@ -353,11 +354,39 @@ impl<B: NnOps> Subject<B> {
         within_each(2e-5, &format!("{what}: sums"), &our_sums, &expected);
         close::<B>(&format!("{what}: activations"), our_activations.clone(), shaped(activations));
 
+        let counts = values_of_dice::<B>((ours.counts)(our_activations.clone(), &target), channels, softmax);
+        let expected = counted(loss, &values_of_logits, &labels);
+        // Logits as small as the digits of a probability are decided by rounding.
+        let tolerance = if softmax { 0.0 } else { 5e-3 };
+        within_each(tolerance, &format!("{what}: counts"), &counts[..expected.len()], &expected);
+
         let global = B::float_mul_scalar(local.clone(), (world_size as f32).into());
         let scaler = self.scaler(Scaler::new(64.0)).0;
         let input = LossGradientInput { activations: our_activations, local, global, scaler, weight: 0.25, world_size };
         close::<B>(&format!("{what}: gradient"), (ours.gradient)(input, &target), shaped(values));
     }
+}
+
+/// True positives, positives and truths per channel, without a background.
+fn counted(loss: &SegmentationLoss, logits: &[f32], labels: &[i16]) -> Vec<f32> {
+    let channels = logits.len() / labels.len();
+    let mut counts = vec![[0.0f32; 3]; channels];
+    for (logits, label) in logits.chunks_exact(channels).zip(labels) {
+        if loss.ignore_label == Some(*label) {
+            continue;
+        }
+        let largest = (1..channels).fold(0, |best, c| if logits[c] > logits[best] { c } else { best });
+        for (channel, counts) in counts.iter_mut().enumerate() {
+            let (positive, truth) = match &loss.target {
+                Target::Classes => (channel == largest, channel == *label as usize),
+                Target::Regions(regions) => (logits[channel] > 0.0, regions[channel].contains(label)),
+            };
+            counts[0] += f32::from(u8::from(positive && truth));
+            counts[1] += f32::from(u8::from(positive));
+            counts[2] += f32::from(u8::from(truth));
+        }
+    }
+    counts[usize::from(loss.target == Target::Classes)..].concat()
 }
 
 /// The sums of a device's tensor without those of a background.

@@ -73,6 +73,32 @@ fn activate(
     cross_entropy[voxel] = loss;
 }
 
+/// 1 for the channel that a voxel is decided for, by the largest activation or by one above one half, else 0; a unit per
+/// voxel.
+#[cube(launch)]
+fn decide(activations: &Array<f32>, decisions: &mut Array<f32>, channels: usize, #[comptime] softmax: bool) {
+    let begin = ABSOLUTE_POS * channels;
+    if begin >= activations.len() {
+        terminate!();
+    }
+    if comptime!(softmax) {
+        let mut best = 0usize;
+        for channel in 1..channels {
+            // The first of equals wins, as in `argmax`.
+            if activations[begin + channel] > activations[begin + best] {
+                best = channel;
+            }
+        }
+        for channel in 0..channels {
+            decisions[begin + channel] = select(channel == best, 1.0f32, 0.0f32);
+        }
+    } else {
+        for channel in 0..channels {
+            decisions[begin + channel] = select(activations[begin + channel] > 0.5f32, 1.0f32, 0.0f32);
+        }
+    }
+}
+
 /// Adds up what the units of one channel hold; the unit of the first row has the sum.
 #[cube]
 fn sum_of_rows(value: f32, shared: &mut SharedMemory<f32>, channels: usize, stride: usize) -> f32 {
@@ -285,6 +311,41 @@ pub fn sums<R: CubeRuntime>(logits: CubeTensor<R>, target: Target<R>) -> [CubeTe
         channels,
         rule.softmax,
     );
+    let sums = totals(activations.clone(), labels, members, cross_entropy, rule);
+    [activations, sums]
+}
+
+/// The sums of decisions in place of activations, as [`crate::ops::DeviceLoss::counts`].
+pub fn counts<R: CubeRuntime>(activations: CubeTensor<R>, target: Target<R>) -> CubeTensor<R> {
+    let channels = activations.shape()[4];
+    let activations = contiguous(activations);
+    let decisions = reuse(&activations);
+    let (count, dim) = elementwise(activations.shape().num_elements() / channels);
+    decide::launch::<R>(
+        &activations.client.clone(),
+        count,
+        dim,
+        activations.into_array_arg(),
+        decisions.clone().into_array_arg(),
+        channels,
+        target.rule.softmax,
+    );
+    let rule = LossRule { batch_dice: true, ..target.rule };
+    // Their sums in place of that of the cross-entropies mean nothing.
+    totals(decisions.clone(), contiguous(target.labels), contiguous(target.members), decisions, rule)
+}
+
+/// Sums per group and channel, of contiguous tensors.
+fn totals<R: CubeRuntime>(
+    activations: CubeTensor<R>,
+    labels: CubeTensor<R>,
+    members: CubeTensor<R>,
+    cross_entropy: CubeTensor<R>,
+    rule: LossRule,
+) -> CubeTensor<R> {
+    let [samples, z, y, x, channels] = activations.shape().dims();
+    let voxels = z * y * x;
+    let client = activations.client.clone();
     let geometry = Columns::new(samples, voxels, channels).expect("no more channels than a cube has units");
     let partials = allocate(&activations, [samples, geometry.parts(), QUANTITIES, channels], DType::F32);
     let (count, dim) = geometry.grid();
@@ -317,7 +378,7 @@ pub fn sums<R: CubeRuntime>(logits: CubeTensor<R>, target: Target<R>) -> [CubeTe
         groups,
         samples / groups * geometry.parts(),
     );
-    [activations, sums]
+    sums
 }
 
 /// Sums and factors of a gradient.

@@ -179,6 +179,7 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
     fn device_loss() -> Option<DeviceLoss<Self>> {
         Some(DeviceLoss {
             sums: |logits, target| loss::sums(logits, loss_target(target)),
+            counts: |activations, target| loss::counts(activations, loss_target(target)),
             gradient: |input, target| {
                 let LossGradientInput { activations, local, global, scaler, weight, world_size } = input;
                 let input = loss::GradientInput { activations, local, global, scaler, weight, world_size };

@@ -11,7 +11,7 @@ use nnunet_dist::model::{UNet, UNetSpec};
 use nnunet_dist::ops::Precision;
 use nnunet_dist::optim::{Adam, Optimizer, Rule, Sgd};
 use nnunet_dist::plan::NetworkShape;
-use nnunet_dist::train::{StepMetrics, TrainStep};
+use nnunet_dist::train::{StepMetrics, TrainStep, Validation, ValidationResult};
 
 const STEPS: usize = 6;
 
@@ -107,6 +107,38 @@ fn sixteen_bits_train_as_well() {
         assert!(ours.iter().all(|step| step.loss.is_finite()));
         if skipped.is_empty() {
             assert_alike(3e-2, &ours, &expected);
+        }
+    }
+}
+
+fn validate<B: ComputeBackend>(device: B::Device, loss: &SegmentationLoss) -> ValidationResult {
+    let network = UNet::<B>::new(spec(), 3, &device);
+    let step =
+        TrainStep::<B>::new(network, Optimizer::new(sgd(), None), loss.clone(), vec![0.75, 0.25], device.clone());
+    let (upload, network) = (step.upload(), step.network.valid());
+    let mut validation = Validation::new(&network, loss, &step.head_weights, &device);
+    for number in 0..3 {
+        let (images, labels) = batch(number);
+        validation.add(upload.batch(images.view(), labels.view()), &Single).unwrap();
+    }
+    validation.finish(&Single).unwrap()
+}
+
+#[test]
+fn validation_counts_what_the_cpu_counts() {
+    let Some(device) = gpu_tests::device() else { return };
+    let regions = Target::Regions(vec![vec![1, 2], vec![2], vec![1]]);
+    for loss in [
+        SegmentationLoss::new(Target::Classes, true, None),
+        SegmentationLoss::new(Target::Classes, false, Some(2)),
+        SegmentationLoss::new(regions, true, None),
+    ] {
+        let expected = validate::<Autodiff<Flex>>(Default::default(), &loss);
+        let ours = validate::<Autodiff<Gpu>>(device.clone(), &loss);
+        assert!((ours.loss - expected.loss).abs() < 1e-4, "{ours:?} and {expected:?}");
+        for (ours, expected) in ours.pseudo_dice.iter().zip(&expected.pseudo_dice) {
+            let (ours, expected) = (ours.unwrap_or(-1.0), expected.unwrap_or(-1.0));
+            assert!((ours - expected).abs() < 1e-3, "{ours} and {expected}");
         }
     }
 }
