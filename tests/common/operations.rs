@@ -82,6 +82,9 @@ impl<B: NnOps> Subject<B> {
 
     /// Each case with each format.
     fn all<T: Copy>(&self, cases: &[T]) -> Vec<(T, Format)> {
+        // The same values each time: one in a million inputs of an activation lies so near to its bend that rounding decides
+        // on its side, and so on its gradient.
+        Flex::seed(&Default::default(), 1);
         cases.iter().flat_map(|case| self.formats.iter().map(|format| (*case, *format))).collect()
     }
 
