@@ -7,14 +7,15 @@ use std::path::PathBuf;
 ///
 /// `None`, with a line that says so, where it is missing.
 pub fn shared() -> Option<PathBuf> {
-    let root = std::env::var_os("NNUNET_TEST_DATA")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"));
-    if root.join("fixtures").is_dir() {
-        return Some(root);
+    let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    // The tests of the GPU kernels are a package within the checkout.
+    let beside = ["../shared", "../../../shared"].map(|place| package.join(place));
+    let roots = std::env::var_os("NNUNET_TEST_DATA").map_or(beside.to_vec(), |root| vec![root.into()]);
+    let found = roots.iter().find(|root| root.join("fixtures").is_dir());
+    if found.is_none() {
+        println!("skipped: no reference data in {} (set NNUNET_TEST_DATA)", roots[0].display());
     }
-    println!("skipped: no reference data in {} (set NNUNET_TEST_DATA)", root.display());
-    None
+    found.cloned()
 }
 
 /// All files of `folder` (below the shared root) with this `ending`, sorted; at least one must be there.

@@ -1,0 +1,48 @@
+//! Networks, their gradients and ten optimisation steps agree with PyTorch's (`fixtures/net`), in every precision that the
+//! device has.
+
+#[path = "../../common/mod.rs"]
+mod common;
+#[path = "../../common/network.rs"]
+mod network;
+#[path = "../../common/reference_network.rs"]
+mod reference_network;
+
+use burn::backend::Autodiff;
+use gpu_tests::{Gpu, formats};
+use nnunet_dist::ops::{Precision, tf32};
+
+use self::network::Fixture;
+
+fn agrees(precision: Precision) {
+    let Some(device) = gpu_tests::device() else { return };
+    if formats(&device, &[(precision.activations(), 0.0)]).is_empty() {
+        println!("skipped: this device has no {precision:?}");
+        return;
+    }
+    tf32::allow(precision == Precision::Tf32);
+    for path in common::fixtures("fixtures/net", ".npz") {
+        let name = path.display().to_string();
+        reference_network::agrees::<Autodiff<Gpu>>(Fixture::open(&path), &name, &device, precision);
+    }
+}
+
+#[test]
+fn fp32_agrees() {
+    agrees(Precision::Fp32);
+}
+
+#[test]
+fn tf32_agrees() {
+    agrees(Precision::Tf32);
+}
+
+#[test]
+fn amp_bf16_agrees() {
+    agrees(Precision::AmpBf16);
+}
+
+#[test]
+fn amp_fp16_agrees() {
+    agrees(Precision::AmpFp16);
+}
