@@ -6,13 +6,15 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 PROFILE ?= dev
 CARGO := cargo
 
-.PHONY: help demo test test-cluster bench setup fmt doc
+.PHONY: help demo test test-cluster test-gpu gpu-pack bench setup fmt doc
 
 help:
 	@echo 'make demo   generate a dataset, train on it with two processes, print its Dice'
 	@echo 'make test   everything a change must pass'
 	@echo 'make test-cluster   the tests on several hosts in full: lost ranks, hosts and links, Slurm (as root)'
 	@echo 'make bench  ours and nnU-Net in PyTorch, the same work in turn, on this machine; BENCH=step_f32 for some rows'
+	@echo 'make test-gpu   the tests of the GPU kernels, on Vulkan, which Mesa has in software'
+	@echo 'make gpu-pack   dist/gpu-pack.tar.xz: all that a GPU machine needs to be tested and measured'
 	@echo 'make setup  install what building needs (as root by apt; otherwise print the line to run)'
 	@echo 'make fmt    format the code'
 	@echo 'make doc    build the API documentation, and the book where mdbook is installed'
@@ -39,6 +41,14 @@ test-cluster:
 # Installs PyTorch and nnU-Net v2 into a virtual environment of their own.
 bench: setup
 	benches/peers/run.sh $(BENCH)
+
+test-gpu:
+	@scripts/setup nextest vulkan
+	$(CARGO) nextest run --locked --package gpu-tests
+
+# With NCCL 2.30 or newer, two ranks share a GPU there: NCCL=libnccl.so.2
+gpu-pack: setup
+	benches/gpu/pack.sh $(if $(NCCL),-n $(NCCL))
 
 setup:
 	@scripts/setup

@@ -14,7 +14,7 @@ use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{TensorData, read_sync};
 use nnunet_dist::backend::gpu;
 use nnunet_dist::dist::{self, Communicator, NcclComm, NcclLink, ReduceOp, Timeouts};
-use nnunet_dist::ops::NnOps;
+use nnunet_dist::ops::{NnOps, Precision};
 use serde_json::json;
 
 /// In single precision.
@@ -48,7 +48,7 @@ fn run() -> Result<Option<serde_json::Value>, String> {
         Err(error) if host.world_size() > 1 => host.abort(4, &error.to_string()),
         Err(error) => return Err(error.to_string()),
     };
-    let device = gpu(&comm).map_err(|error| error.to_string())?;
+    let device = gpu(&comm, Precision::Fp32).map_err(|error| error.to_string())?;
     let lengths: Vec<usize> = (0..total).step_by(bucket).map(|begin| bucket.min(total - begin)).collect();
     let buckets: Vec<_> = lengths
         .iter()

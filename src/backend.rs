@@ -81,7 +81,7 @@ type Gpu = burn::backend::Autodiff<burn::backend::Cuda>;
 /// # Errors
 /// Why there is none of its own, where Burn itself would panic.
 #[cfg(feature = "cuda")]
-fn gpu(comm: &dyn Communicator, precision: Precision) -> Result<burn::backend::cuda::CudaDevice, CommError> {
+pub fn gpu(comm: &dyn Communicator, precision: Precision) -> Result<burn::backend::cuda::CudaDevice, CommError> {
     crate::ops::tf32::allow(precision == Precision::Tf32);
     let number = match comm.gpu() {
         Some(number) => number,

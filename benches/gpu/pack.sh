@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
-# Gathers all that benches/gpu/check.sh needs on a GPU machine that can reach nothing: the programs with CUDA, Open MPI,
-# oneDNN, a small preprocessed dataset, and an NCCL that lets two ranks share a GPU if one is given.
-#   benches/gpu/pack.sh [-n LIBNCCL] [FOLDER]     builds, fills FOLDER (default: gpu-pack), makes FOLDER.tar.xz
+# Gathers all that benches/gpu/check.sh needs on a GPU machine that can reach nothing: the programs and their tests with CUDA,
+# Open MPI, oneDNN, reference outputs and a few real cases where they are at hand, a small preprocessed dataset, and an NCCL
+# that lets two ranks share a GPU if one is given.
+#   benches/gpu/pack.sh [-n LIBNCCL] [FOLDER]     builds, fills FOLDER (default: dist/gpu-pack), makes FOLDER.tar.xz
 # LIBNCCL is a libnccl.so.2 of NCCL 2.30 or newer; the whole library has 340 MB, of which one GPU architecture needs 50.
+# NNUNET_TEST_DATA (default ../shared) has the reference outputs and the Decathlon's hippocampus.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# What a machine is willing to take.
+limit_mib=60
+cases=200
 nccl=
 while getopts n: option; do
     case $option in
@@ -13,17 +18,25 @@ while getopts n: option; do
     esac
 done
 shift $((OPTIND - 1))
-pack=${1:-gpu-pack}
+pack=${1:-dist/gpu-pack}
 target=${CARGO_TARGET_DIR:-target}
+shared=${NNUNET_TEST_DATA:-../shared}
 
-cargo build --locked --release --workspace --features nnunet-dist/cuda
-# The benchmark's name ends in a hash.
-nccl_bench=$(cargo bench --locked --no-run --features cuda --bench nccl 2>&1 | sed -n 's/.*(\(.*nccl-[0-9a-f]*\))$/\1/p')
+# executable CARGO-ARGUMENTS...: builds without running, and names the program, whose name ends in a hash.
+executable() {
+    cargo "$@" --locked --no-run 2>&1 | tee /dev/stderr | sed -n 's/.*Executable.*(\(.*\))$/\1/p' | tail -n 1
+}
 
+cargo build --locked --release --features nnunet-dist/cuda
+nccl_bench=$(executable bench --features cuda --bench nccl)
 rm -rf "$pack"
-mkdir -p "$pack"/{bin,lib,mpi/bin,mpi/lib/openmpi,mpi/lib/pmix,mpi/share}
+mkdir -p "$pack"/{bin,lib,mpi/bin,mpi/lib/openmpi,mpi/lib/pmix,mpi/share,data}
 cp "$target"/release/{nnunet-dist,nnunet-launch} "$pack/bin/"
 cp "$nccl_bench" "$pack/bin/nccl"
+for program in operations step network; do
+    cp "$(executable test --release --package gpu-tests --no-default-features --features cuda --test "$program")" \
+        "$pack/bin/gpu-$program"
+done
 
 # Open MPI and PMIx with the plugins that one host needs; those for other networks bring large libraries along.
 for plugin in "$(dirname "$(find /usr/lib -name mca_btl_tcp.so -print -quit)")"/mca_*.so; do
@@ -50,10 +63,39 @@ strip --strip-unneeded "$pack"/bin/* "$pack"/lib/*.so* 2>/dev/null || true
 [ -z "$nccl" ] || cp -L "$nccl" "$pack/lib/libnccl.so.2"
 
 # Ten phantoms, planned and preprocessed.
-"$pack/bin/nnunet-dist" -q phantom -o "$pack/raw" --train 10 --test 0 --shape 40,56,40
-"$pack/bin/nnunet-dist" -q plan -d "$pack/raw" -w "$pack/work" -c 3d_fullres
-"$pack/bin/nnunet-dist" -q preprocess -w "$pack/work" -c 3d_fullres
-cp benches/gpu/check.sh "$pack/"
+"$pack/bin/nnunet-dist" -q phantom -o "$pack/data/phantoms" --train 10 --test 0 --shape 40,56,40
+"$pack/bin/nnunet-dist" -q plan -d "$pack/data/phantoms" -w "$pack/data/work" -c 3d_fullres
+"$pack/bin/nnunet-dist" -q preprocess -w "$pack/data/work" -c 3d_fullres
+if [ -d "$shared/fixtures/net" ]; then
+    mkdir -p "$pack/data/fixtures"
+    cp -r "$shared/fixtures/net" "$pack/data/fixtures/"
+else
+    echo "no reference outputs in $shared: the pack's networks are not compared with PyTorch's" >&2
+fi
+task=$shared/data/Task04_Hippocampus
+if [ -d "$task/imagesTr" ]; then
+    mkdir -p "$pack/data/raw"/{imagesTr,labelsTr}
+    python3 - "$task" "$pack/data/raw" $cases <<'X'
+import json, shutil, sys
+from pathlib import Path
+task, raw, cases = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+description = json.loads((task / "dataset.json").read_text())
+description["training"] = [case for case in description["training"] if (task / case["image"]).exists()][:cases]
+description["test"], description["numTraining"], description["numTest"] = [], len(description["training"]), 0
+for case in description["training"]:
+    for path in case.values():
+        shutil.copy(task / path, raw / path)
+(raw / "dataset.json").write_text(json.dumps(description))
+X
+else
+    echo "no hippocampus in $shared: the pack trains on phantoms" >&2
+fi
+cp benches/gpu/check.sh benches/gpu/ratio.py benches/peers/gpu_step.py "$pack/"
 git rev-parse --short HEAD >"$pack/commit"
 tar -C "$pack" -cJf "$pack.tar.xz" .
-du -sh "$pack" "$pack.tar.xz"
+bytes=$(stat -c %s "$pack.tar.xz")
+echo "$pack.tar.xz: $((bytes >> 20)) MiB"
+if [ "$bytes" -gt $((limit_mib << 20)) ]; then
+    echo "that is more than $limit_mib MiB" >&2
+    exit 1
+fi
