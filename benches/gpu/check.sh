@@ -107,20 +107,17 @@ section_machine() {
 
 # Each test by itself: what one of them leaves on the device is no other's.
 section_kernels() {
-    local program name log
-    for program in operations step network; do
-        for name in $("gpu-$program" --list --format terse | sed -n 's/: test$//p'); do
-            log=$(log_of "$program: $name")
-            if ! timeout -k 10 300 "gpu-$program" --exact "$name" --nocapture >"$log" 2>&1; then
-                row "$program: $name" FAIL "$(grep -m 1 -A 1 panicked "$log" | tail -n 1)"
-            elif grep -q '^skipped: ' "$log"; then
-                row "$program: $name" "${dry:+dry}${dry:-skip}" "$(sed -n 's/^skipped: //p' "$log" | head -n 1)"
-            else
-                row "$program: $name" ok ''
-            fi
-        done
+    local name log
+    for name in $(gpu-tests --list --format terse | sed -n 's/: test$//p'); do
+        log=$(log_of "$name")
+        if ! timeout -k 10 300 gpu-tests --exact "$name" --nocapture >"$log" 2>&1; then
+            row "$name" FAIL "$(grep -m 1 -A 1 panicked "$log" | tail -n 1)"
+        elif grep -q '^skipped: ' "$log"; then
+            row "$name" "$([ -n "$dry" ] && echo dry || echo skip)" "$(sed -n 's/^skipped: //p' "$log" | head -n 1)"
+        else
+            row "$name" ok ''
+        fi
     done
-    sed -i 's/\tdry1\t/\tdry\t/' "$results/rows"
 }
 
 # Ours in each precision, PyTorch in each setting, and what is fastest against what is fastest.

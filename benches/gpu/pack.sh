@@ -33,10 +33,7 @@ rm -rf "$pack"
 mkdir -p "$pack"/{bin,lib,mpi/bin,mpi/lib/openmpi,mpi/lib/pmix,mpi/share,data}
 cp "$target"/release/{nnunet-dist,nnunet-launch} "$pack/bin/"
 cp "$nccl_bench" "$pack/bin/nccl"
-for program in operations step network; do
-    cp "$(executable test --release --package gpu-tests --no-default-features --features cuda --test "$program")" \
-        "$pack/bin/gpu-$program"
-done
+cp "$(executable test --release --package gpu-tests --no-default-features --features cuda --test gpu)" "$pack/bin/gpu-tests"
 
 # Open MPI and PMIx with the plugins that one host needs; those for other networks bring large libraries along.
 for plugin in "$(dirname "$(find /usr/lib -name mca_btl_tcp.so -print -quit)")"/mca_*.so; do

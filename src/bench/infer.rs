@@ -156,7 +156,7 @@ impl InferStub {
             ((z / 8 + y / 8 + x / 8 + class) % self.classes) as f32
         });
         let properties = self.properties();
-        let portions = Portions { batch_size: sliding.num_mirrorings(), accumulate: self.accumulate };
+        let portions = Portions { batch_size: sliding.num_mirrorings(), accumulate: self.accumulate, on_device: false };
         let mut spent = Vec::new();
         for _ in 0..rounds + usize::from(rounds > 1) {
             let mut export = Export::new(self.resampled, &properties, &LINEAR, &Decision::Classes);

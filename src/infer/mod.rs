@@ -10,6 +10,7 @@
 
 mod accumulator;
 mod decide;
+mod device_sums;
 mod error;
 mod export;
 mod folder;

@@ -27,7 +27,8 @@ impl Default for WindowOptions {
 pub struct MemoryOptions {
     /// Windows and their mirrorings per call of the network, at least 1; by default as many as `call_bytes` hold.
     pub batch_size: Option<usize>,
-    /// Bytes that the activations of a call of the network may take, if it is not a single window that takes more.
+    /// Bytes that the activations of a call of the network may take, if it is not a single window that takes more; and on a
+    /// GPU, an image and the sums of its logits: larger ones are added up on the host.
     pub call_bytes: u64,
     /// Precision of the sums of the windows' logits.
     pub accumulate: Accumulate,

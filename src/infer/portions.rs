@@ -12,6 +12,8 @@ pub struct Portions {
     pub batch_size: usize,
     /// Precision of the sums.
     pub accumulate: Accumulate,
+    /// Whether the image and the sums, in f32, may lie on the device.
+    pub on_device: bool,
 }
 
 /// Arrays of the network's first stage that are alive at once: two inputs of the last stage, joined, and its output.
@@ -41,7 +43,8 @@ impl Portions {
             let mib = bytes(options.accumulate) >> 20;
             tracing::info!("adding up logits in half precision: in single precision they would take {mib} MiB");
         }
-        Ok(Self { batch_size, accumulate })
+        let on_device = sliding.device_bytes(image, network.channels, network.classes) <= options.call_bytes;
+        Ok(Self { batch_size, accumulate, on_device })
     }
 }
 

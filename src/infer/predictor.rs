@@ -9,7 +9,7 @@ use super::decide::Decision;
 use super::export::{Export, Segmentation};
 use super::options::{MemoryOptions, WindowOptions};
 use super::portions::Portions;
-use super::sliding_window::{SlidingWindow, forward};
+use super::sliding_window::SlidingWindow;
 use crate::dataset::{Case, DatasetJson};
 use crate::image::{Resampling, resample_data};
 use crate::model::{SavedModel, TensorFileError, UNet};
@@ -122,14 +122,14 @@ impl<B: NnOps> Predictor<B> {
             let export = Export::new(shape, properties, &self.resampling, &self.decision);
             if with_probabilities { export.with_probabilities(classes) } else { export }
         };
-        let network = forward(&self.network, &self.device);
+        let (network, device) = (&self.network, &self.device);
         if Export::can_resample(&self.resampling) {
             let mut export = begin([z, y, x]);
-            let spent = self.window.run(image, classes, portions, network, |z, plane| export.plane(z, plane));
+            let spent = self.window.run_with(network, device, image, portions, |z, plane| export.plane(z, plane));
             return Ok(export.finish(spent));
         }
         let mut logits = Array4::zeros((z, y, x, classes));
-        let spent = self.window.run(image, classes, portions, network, |z, plane| {
+        let spent = self.window.run_with(network, device, image, portions, |z, plane| {
             logits.index_axis_mut(Axis(0), z).assign(&plane);
         });
         let logits = self.resample(logits.permuted_axes([3, 0, 1, 2]).view(), properties);

@@ -54,11 +54,27 @@ impl SlidingWindow {
         let (_, z, y, x) = image.dim();
         let classes = network.spec().classes;
         let mut logits = Array4::zeros((z, y, x, classes));
-        let portions = Portions { batch_size: 1, accumulate: Accumulate::F32 };
-        self.run(image, classes, portions, forward(network, device), |z, plane| {
+        let portions = Portions { batch_size: 1, accumulate: Accumulate::F32, on_device: true };
+        self.run_with(network, device, image, portions, |z, plane| {
             logits.index_axis_mut(Axis(0), z).assign(&plane);
         });
         logits.permuted_axes([3, 0, 1, 2])
+    }
+
+    /// Hands the logits `(y, x, class)` that a network has for an image `(channel, z, y, x)` to `take`, plane by plane in
+    /// order of z. They are added up on the device where it can and may.
+    pub(crate) fn run_with<B: NnOps>(
+        &self,
+        network: &UNet<B>,
+        device: &B::Device,
+        image: ArrayView4<f32>,
+        portions: Portions,
+        take: impl FnMut(usize, ArrayView3<f32>),
+    ) -> Spent {
+        match B::device_windows().filter(|_| portions.on_device) {
+            Some(ops) => self.run_on_device((network, device, &ops), image, portions.batch_size, take),
+            None => self.run(image, network.spec().classes, portions, forward(network, device), take),
+        }
     }
 
     /// Hands the logits `(y, x, class)` of an image `(channel, z, y, x)` to `take`, plane by plane in order of z.
@@ -115,7 +131,7 @@ impl SlidingWindow {
     }
 
     /// All subsets of the axes to mirror, the empty one first.
-    fn mirrorings(&self) -> Vec<Mirroring> {
+    pub(super) fn mirrorings(&self) -> Vec<Mirroring> {
         let members = |subset: usize| {
             let mut mirroring = [false; 3];
             self.mirror_axes.iter().enumerate().for_each(|(bit, axis)| mirroring[*axis] = subset >> bit & 1 == 1);
@@ -125,7 +141,7 @@ impl SlidingWindow {
     }
 
     /// Shares windows and mirrorings out to calls of the network of at most `batch_size` samples.
-    fn calls<'m>(&self, grid: &Grid, mirrorings: &'m [Mirroring], batch_size: usize) -> Vec<Call<'m>> {
+    pub(super) fn calls<'m>(&self, grid: &Grid, mirrorings: &'m [Mirroring], batch_size: usize) -> Vec<Call<'m>> {
         let mirrored: Vec<_> = mirrorings.chunks(batch_size).collect();
         let windows: Vec<_> = grid.windows().collect();
         // Windows further along z would let no plane be finished meanwhile, unless they are single slices.
@@ -150,7 +166,7 @@ impl SlidingWindow {
     }
 
     /// Zeros around an image smaller than the window, and where the image then begins (`pad_nd_image`).
-    fn pad<'a>(&self, image: ArrayView4<'a, f32>) -> (CowArray<'a, f32, Ix4>, [usize; 3]) {
+    pub(super) fn pad<'a>(&self, image: ArrayView4<'a, f32>) -> (CowArray<'a, f32, Ix4>, [usize; 3]) {
         let (channels, z, y, x) = image.dim();
         let extent = [z, y, x];
         let padded: [usize; 3] = std::array::from_fn(|axis| extent[axis].max(self.window[axis]));
@@ -166,18 +182,18 @@ impl SlidingWindow {
 }
 
 /// What the network is asked at once: some mirrorings of some windows.
-struct Call<'m> {
-    windows: Vec<[usize; 3]>,
-    mirrorings: &'m [Mirroring],
+pub(super) struct Call<'m> {
+    pub(super) windows: Vec<[usize; 3]>,
+    pub(super) mirrorings: &'m [Mirroring],
 }
 
 impl Call<'_> {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.windows.len() * self.mirrorings.len()
     }
 
     /// Window and mirroring of each sample.
-    fn samples(&self) -> impl Iterator<Item = ([usize; 3], Mirroring)> {
+    pub(super) fn samples(&self) -> impl Iterator<Item = ([usize; 3], Mirroring)> {
         self.windows.iter().flat_map(|window| self.mirrorings.iter().map(|mirroring| (*window, *mirroring)))
     }
 
@@ -194,7 +210,7 @@ impl Call<'_> {
 }
 
 /// The network as a function of windows `(n, z, y, x, channel)` to logits `(n, z, y, x, class)`.
-pub(crate) fn forward<'n, B: NnOps>(
+fn forward<'n, B: NnOps>(
     network: &'n UNet<B>,
     device: &'n B::Device,
 ) -> impl FnMut(Array5<f32>) -> CowArray<'n, f32, Ix5> {
@@ -288,7 +304,11 @@ mod tests {
             let expected = expected(&sliding, &image);
             for batch_size in [1, 2, 3, 8, 17] {
                 for (accumulate, tolerance) in [(Accumulate::F32, 1e-5), (Accumulate::F16, 3e-2)] {
-                    assert_near(&run(&sliding, &image, Portions { batch_size, accumulate }), &expected, tolerance);
+                    assert_near(
+                        &run(&sliding, &image, Portions { batch_size, accumulate, on_device: false }),
+                        &expected,
+                        tolerance,
+                    );
                 }
             }
         }
@@ -298,7 +318,7 @@ mod tests {
     #[test]
     fn half_precision_loses_nothing_in_the_corners() {
         let (sliding, image) = (sliding([16; 3], &[]), image([16; 3]));
-        let portions = Portions { batch_size: 1, accumulate: Accumulate::F16 };
+        let portions = Portions { batch_size: 1, accumulate: Accumulate::F16, on_device: false };
         let expected = network(sliding.cut(
             image.view(),
             &Grid::new([16; 3], [16; 3], 0.5, Blend::Gaussian),

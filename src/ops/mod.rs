@@ -24,6 +24,7 @@ pub mod reference;
 mod tap;
 pub mod tf32;
 mod update;
+mod windows;
 
 pub use tap::{GradientSink, TapGradients, tap};
 
@@ -35,6 +36,7 @@ pub use loss::{DeviceLoss, LossGradientInput, LossRule, LossTarget};
 pub use memory::{DeviceBuffer, Element};
 pub use precision::Precision;
 pub use update::{AdamStep, Control, ControlRule, INITIAL_SCALE, Scaler, SgdStep};
+pub use windows::{DeviceWindows, SAMPLE_NUMBERS, WindowPlace, WindowTerms};
 
 use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
@@ -239,6 +241,11 @@ pub trait NnOps: Backend {
 
     /// The loss on the device; `None` where the host computes it.
     fn device_loss() -> Option<DeviceLoss<Self>> {
+        None
+    }
+
+    /// What inference does with windows on the device. `None` leaves it to the host.
+    fn device_windows() -> Option<DeviceWindows<Self>> {
         None
     }
 

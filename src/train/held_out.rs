@@ -8,7 +8,7 @@ use crate::config::{Source, WorkDir};
 use crate::dataset::Dataset;
 use crate::dist::{CommError, Communicator, Fault};
 use crate::eval::{CaseResult, Classes, Pair, Summary, evaluate_cases};
-use crate::infer::{Predictor, WindowOptions, validate_fold};
+use crate::infer::{MemoryOptions, Predictor, WindowOptions, validate_fold};
 use crate::model::UNet;
 use crate::ops::NnOps;
 
@@ -27,7 +27,8 @@ pub fn evaluate_held_out<B: NnOps>(
         return Ok(None);
     }
     let output = job.config.run_dir().validation();
-    let predictor = Predictor::new(network, &job.model, WindowOptions::default(), device)?;
+    let predictor = Predictor::new(network, &job.model, WindowOptions::default(), device)?
+        .with_memory(MemoryOptions::on(job.config.device));
     let own = validate_fold(&predictor, &job.store, &job.folder, &job.validation_cases, &output, job.comm)?;
     drop(predictor);
 

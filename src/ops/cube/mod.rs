@@ -18,6 +18,7 @@ mod norm;
 mod runtime;
 mod update;
 mod weights;
+mod windows;
 
 use burn::tensor::{FloatDType, TensorMetadata, backend::ops::FloatTensorOps, ops::FloatTensor};
 use burn_cubecl::{BoolElement, CubeBackend, tensor::CubeTensor};
@@ -27,8 +28,8 @@ pub use cuda::note_burns;
 pub use runtime::GpuRuntime;
 
 use super::{
-    AdamStep, ControlRule, ConvParams, DeviceBuffer, DeviceLoss, HeadGradients, LossGradientInput, LossTarget, NnOps,
-    NormGradients, NormParams, SgdStep, WeightGradients, reference,
+    AdamStep, ControlRule, ConvParams, DeviceBuffer, DeviceLoss, DeviceWindows, HeadGradients, LossGradientInput,
+    LossTarget, NnOps, NormGradients, NormParams, SgdStep, WeightGradients, WindowTerms, reference,
 };
 
 impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
@@ -184,6 +185,16 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
                 let LossGradientInput { activations, local, global, scaler, weight, world_size } = input;
                 let input = loss::GradientInput { activations, local, global, scaler, weight, world_size };
                 loss::gradient(input, loss_target(target))
+            },
+        })
+    }
+
+    fn device_windows() -> Option<DeviceWindows<Self>> {
+        Some(DeviceWindows {
+            cut: windows::cut,
+            add: |sums, logits, terms| {
+                let WindowTerms { samples, weights, place, share } = terms;
+                windows::add(sums, logits, &samples, &weights, place, share);
             },
         })
     }

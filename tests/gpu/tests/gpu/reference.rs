@@ -1,11 +1,11 @@
 //! Networks, their gradients and ten optimisation steps agree with PyTorch's (`fixtures/net`), in every precision that the
 //! device has.
 
-#[path = "../../common/mod.rs"]
+#[path = "../../../common/mod.rs"]
 mod common;
-#[path = "../../common/network.rs"]
+#[path = "../../../common/network.rs"]
 mod network;
-#[path = "../../common/reference_network.rs"]
+#[path = "../../../common/reference_network.rs"]
 mod reference_network;
 
 use burn::backend::Autodiff;

@@ -1,11 +1,11 @@
 //! Every operation's kernel on the GPU, or on Vulkan in software, agrees with its reference implementation on the CPU.
 
-#[path = "../../common/operations.rs"]
-mod operations;
+#[path = "../../../common/operations.rs"]
+mod common;
 
 use gpu_tests::{Gpu, formats};
 
-use self::operations::{BF16, F16, F32, Subject};
+use self::common::{BF16, F16, F32, Subject};
 
 fn gpu() -> Option<Subject<Gpu>> {
     let device = gpu_tests::device()?;
