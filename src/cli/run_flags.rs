@@ -96,7 +96,7 @@ struct DistFlags {
     #[arg(long, value_name = "MB", value_parser = super::positive)]
     bucket_mb: Option<f64>,
 
-    /// Format of gradients on the wire [default: none].
+    /// Format of gradients on the wire [default: none; with --device cuda that of --precision].
     #[arg(long, value_enum, value_name = "FORMAT")]
     grad_compression: Option<Wire>,
 

@@ -13,7 +13,7 @@ use crate::loader::Shard;
 use crate::ops::Precision;
 
 /// Every key with its default.
-pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>) -> Table {
+pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, precision: Option<Precision>) -> Table {
     let device = device.unwrap_or(Device::Cpu);
     let config = RunConfig {
         configuration: "3d_fullres".into(),
@@ -50,7 +50,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>) ->
         },
         dist: DistConfig {
             bucket_mb: 2.0,
-            compression: Wire::F32,
+            compression: wire(device, precision.unwrap_or_default()),
             overlap: true,
             timeout_s: 300.0,
             first_timeout_s: 1200.0,
@@ -60,6 +60,15 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>) ->
     match Value::try_from(config) {
         Ok(Value::Table(table)) => table,
         other => unreachable!("a configuration is a table of plain values: {other:?}"),
+    }
+}
+
+/// GPUs exchange gradients in the format that they compute them in; in the host's memory rounding them would be more work.
+fn wire(device: Device, precision: Precision) -> Wire {
+    match (device, precision) {
+        (Device::Cuda, Precision::AmpBf16) => Wire::Bf16,
+        (Device::Cuda, Precision::AmpFp16) => Wire::F16,
+        _ => Wire::F32,
     }
 }
 

@@ -176,7 +176,8 @@ impl RunConfig {
     /// One line that names the layer and the key: unknown, of the wrong type, or out of its range.
     pub fn resolve(plans: Layer, file: Option<Layer>, flags: Layer) -> Result<Self, ConfigError> {
         let layers: Vec<&Layer> = [&plans].into_iter().chain(&file).chain([&flags]).collect();
-        let mut table = defaults::table(stated(&layers, "optimizer.kind"), stated(&layers, "device"));
+        let mut table =
+            defaults::table(stated(&layers, "optimizer.kind"), stated(&layers, "device"), stated(&layers, "precision"));
         let mut config = None;
         for layer in layers {
             layer.apply_to(&mut table)?;
@@ -266,6 +267,15 @@ mod tests {
         assert_eq!(resolve("").unwrap().optimizer, OptimizerConfig::default_of(OptimizerKind::Sgd));
         let adam = resolve("optimizer = { kind = 'adam', weight_decay = 0 }").unwrap().optimizer;
         assert_eq!((adam.kind, adam.lr, adam.weight_decay), (OptimizerKind::Adam, 3e-4, 0.0));
+    }
+
+    #[test]
+    fn gpus_exchange_what_they_compute_in_unless_told_otherwise() {
+        let wire = |text: &str| resolve(text).unwrap().dist.compression;
+        assert_eq!(wire("precision = 'amp-bf16'"), Wire::F32);
+        assert_eq!(wire("precision = 'amp-bf16'\ndevice = 'cuda'"), Wire::Bf16);
+        assert_eq!(wire("precision = 'amp-fp16'\ndevice = 'cuda'"), Wire::F16);
+        assert_eq!(wire("precision = 'amp-fp16'\ndevice = 'cuda'\n[dist]\ncompression = 'none'"), Wire::F32);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use burn::tensor::{
-    Tensor,
+    FloatDType, Tensor,
     backend::{AutodiffBackend, Backend},
 };
 
@@ -189,6 +189,11 @@ impl<B: Backend> UNet<B> {
     /// The same network with activations of another type; the logits stay f32.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// The format in which the network takes images without rounding them: that of its activations.
+    pub fn input_format(&self) -> FloatDType {
+        self.precision.activations()
     }
 
     /// What determines the network but its weights.

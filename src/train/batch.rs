@@ -1,7 +1,7 @@
 //! From a batch on the host to one on the device.
 
 use burn::tensor::{
-    Int, Tensor, TensorData,
+    FloatDType, Int, Tensor, TensorData,
     backend::{AutodiffBackend, Backend},
 };
 use ndarray::{Array4, ArrayView4, ArrayView5};
@@ -33,6 +33,8 @@ pub enum Targets<B: Backend> {
 pub struct Upload<B: ComputeBackend> {
     pub(super) spec: UNetSpec,
     pub(super) head_weights: Vec<f64>,
+    /// Of the images.
+    pub(super) dtype: FloatDType,
     pub(super) device: B::Device,
 }
 
@@ -53,7 +55,7 @@ impl<B: ComputeBackend> Upload<B> {
             None => Targets::Host(targets),
             Some(_) => Targets::Device(targets.into_iter().map(|labels| self.upload(labels)).collect()),
         };
-        DeviceBatch { images: batch_tensor(images, &self.device), targets }
+        DeviceBatch { images: batch_tensor(images, self.dtype, &self.device), targets }
     }
 
     fn upload(&self, labels: Array4<i16>) -> Tensor<B::InnerBackend, 4, Int> {

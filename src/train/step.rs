@@ -145,6 +145,7 @@ impl<B: ComputeBackend> TrainStep<B> {
         Upload {
             spec: self.network.spec().clone(),
             head_weights: self.head_weights.clone(),
+            dtype: self.network.input_format(),
             device: self.device.clone(),
         }
     }

@@ -59,7 +59,7 @@ pub fn agrees<B: ComputeBackend>(mut fixture: Fixture, name: &str, device: &B::D
     let heads = network.heads();
     let images = fixture.volume("x");
 
-    let outputs = network.valid().forward(batch_tensor(images.view(), device), heads);
+    let outputs = network.valid().forward(batch_tensor(images.view(), precision.activations(), device), heads);
     for (head, output) in outputs.into_iter().enumerate() {
         let ours = output.permute([0, 4, 1, 2, 3]).into_data().convert::<f32>().to_vec::<f32>().unwrap();
         let expected = fixture.volume(&format!("out{head}"));
