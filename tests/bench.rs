@@ -51,6 +51,15 @@ fn every_bench_prints_the_rows_that_comparisons_read() {
     }
 }
 
+/// What is computed twice need not be kept.
+#[test]
+fn gradient_checkpointing_takes_less_memory() {
+    let network = ["memory", "--patch", "64,64,64", "--batch-size", "1", "--features", "16,32,64"];
+    let peak = |more: &[&str]| bench(&[&network, more].concat())["peak_bytes"].as_f64().unwrap();
+    let (kept, computed) = (peak(&[]), peak(&["--gradient-checkpointing"]));
+    assert!(computed < 0.85 * kept, "{computed} bytes and {kept}");
+}
+
 /// A row whose ratio is no longer the recorded one is named, and a record keeps what was not measured.
 #[test]
 fn ratios_that_moved_are_named() {

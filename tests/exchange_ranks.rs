@@ -10,8 +10,9 @@ mod small;
 use std::env;
 use std::fs;
 
+use nnunet_dist::backend::Cpu;
 use nnunet_dist::dist::{self, Communicator, Single, Wire};
-use nnunet_dist::train::ExchangeOptions;
+use nnunet_dist::train::{ExchangeOptions, TrainStep};
 
 use tempfile::NamedTempFile;
 
@@ -31,7 +32,7 @@ fn the_mean_is_that_of_the_whole_batch_however_it_is_divided() {
                 let options = ExchangeOptions { accumulate, ..PLAIN };
                 let weights = match ranks {
                     1 => train(options, &Single),
-                    _ => match train_in_parallel(accumulate, "none", ranks) {
+                    _ => match train_in_parallel(accumulate, "none", false, ranks) {
                         Some(weights) => weights,
                         None => return,
                     },
@@ -46,8 +47,20 @@ fn the_mean_is_that_of_the_whole_batch_however_it_is_divided() {
 fn sixteen_bits_on_the_wire_train_nearly_the_same() {
     let whole = train(PLAIN, &Single);
     for (wire, tolerance) in [("fp16", 2e-3), ("bf16", 2e-2)] {
-        let Some(weights) = train_in_parallel(1, wire, 2) else { return };
+        let Some(weights) = train_in_parallel(1, wire, false, 2) else { return };
         assert_close(&weights, &whole, tolerance, wire);
+    }
+}
+
+#[test]
+fn gradient_checkpointing_trains_the_same() {
+    let kept = train(PLAIN, &Single);
+    let mut step = small::network().with_checkpointing(true);
+    small::advance(&mut step, 1, &Single);
+    assert_eq!(weights(&step), kept);
+    for accumulate in [1, 2] {
+        let Some(weights) = train_in_parallel(accumulate, "none", true, 2) else { return };
+        assert_close(&weights, &kept, 1e-5, &format!("{accumulate} batches"));
     }
 }
 
@@ -74,14 +87,17 @@ fn part_of_a_rank() {
     let comm = dist::init().unwrap();
     let words: Vec<&str> = part.split(' ').collect();
     match words[..] {
-        ["train", accumulate, wire] => {
+        ["train", accumulate, wire, checkpointing] => {
             let wire = match wire {
                 "fp16" => Wire::F16,
                 "bf16" => Wire::Bf16,
                 _ => Wire::F32,
             };
             let options = ExchangeOptions { accumulate: accumulate.parse().unwrap(), wire, ..PLAIN };
-            let weights = train(options, &*comm);
+            let mut step =
+                small::network().with_checkpointing(checkpointing == "true").connect(options, &*comm).unwrap();
+            small::advance(&mut step, options.accumulate, &*comm);
+            let weights = weights(&step);
             if comm.rank() == 0 {
                 let bytes: Vec<u8> = weights.into_iter().flat_map(f32::to_le_bytes).collect();
                 fs::write(env::var_os(OUTPUT).unwrap(), bytes).unwrap();
@@ -104,13 +120,17 @@ fn part_of_a_rank() {
 fn train(options: ExchangeOptions, comm: &dyn Communicator) -> Vec<f32> {
     let mut step = small::network().connect(options, comm).unwrap();
     small::advance(&mut step, options.accumulate, comm);
+    weights(&step)
+}
+
+fn weights(step: &TrainStep<Cpu>) -> Vec<f32> {
     step.network.state().into_iter().flat_map(|state| state.values).collect()
 }
 
 /// The weights that a job of several processes comes to.
-fn train_in_parallel(accumulate: usize, wire: &str, ranks: usize) -> Option<Vec<f32>> {
+fn train_in_parallel(accumulate: usize, wire: &str, checkpointing: bool, ranks: usize) -> Option<Vec<f32>> {
     let output = NamedTempFile::new().unwrap();
-    let mut rank = me(PART, &format!("train {accumulate} {wire}"));
+    let mut rank = me(PART, &format!("train {accumulate} {wire} {checkpointing}"));
     rank.env(OUTPUT, output.path());
     observe(job::in_parallel(job::launcher()?, ranks, &[], &rank)).succeeded(ranks);
     let bytes = fs::read(output.path()).unwrap();

@@ -195,7 +195,8 @@ mod tests {
     fn layers_are_those_of_the_network() {
         let patch = [16; 3];
         let network = plain_network(patch, 1, 3, &[4, 8]);
-        let step = StepBench { network, patch, batch_size: 2, precision: Precision::Fp32 };
+        let step =
+            StepBench { network, patch, batch_size: 2, precision: Precision::Fp32, gradient_checkpointing: false };
         let layers = step.layers();
         let find = |c_in, c_out, stride: usize| {
             let same = |(layer, _): &&(ConvLayer, usize)| {
@@ -228,6 +229,7 @@ mod tests {
             patch,
             batch_size: 1,
             precision: Precision::Fp32,
+            gradient_checkpointing: false,
         };
         let timings = step.convolutions::<burn::backend::Flex>(&Default::default(), 1, true);
         assert_eq!(timings.len(), 3 * (step.layers().len() - 1));

@@ -30,6 +30,8 @@ pub struct StepBench {
     pub batch_size: usize,
     /// Of activations.
     pub precision: Precision,
+    /// Whether activations within stages are computed twice rather than kept.
+    pub gradient_checkpointing: bool,
 }
 
 /// nnU-Net's plain U-Net with two convolutions of extent 3 per stage; each stage but the first halves the resolution.
@@ -122,7 +124,8 @@ impl StepBench {
         let head_weights = loss::weights(network.heads());
         let sgd = Sgd { momentum: 0.99, nesterov: true, weight_decay: 3e-5 };
         let loss = SegmentationLoss::new(Target::Classes, true, None);
-        let step = TrainStep::new(network, Optimizer::new(sgd, Some(12.0)), loss, head_weights, device);
+        let step = TrainStep::new(network, Optimizer::new(sgd, Some(12.0)), loss, head_weights, device)
+            .with_checkpointing(self.gradient_checkpointing);
         let [z, y, x] = self.patch;
         let value = |index: usize| ((index as f32) * 0.37).sin();
         let shape = (self.batch_size, self.network.channels, z, y, x);

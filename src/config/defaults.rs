@@ -29,6 +29,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
             validation_iterations: 50,
             batch_size: 2,
             accumulate: 1,
+            gradient_checkpointing: false,
             checkpoint_every: 50,
         },
         data: DataConfig {

@@ -52,6 +52,8 @@ pub struct TrainingConfig {
     pub batch_size: usize,
     /// Batches per rank whose gradients make one step.
     pub accumulate: usize,
+    /// Keep the activations between the network's stages only, and compute those within once more on the way back.
+    pub gradient_checkpointing: bool,
     /// Epochs between two writes of `checkpoint_latest`.
     pub checkpoint_every: usize,
 }

@@ -53,7 +53,7 @@ fn is_memory(info: &PanicHookInfo<'_>) -> bool {
 
 fn memory_message(who: &str) -> String {
     format!(
-        "error: {who}the GPU's memory is full: lower --batch-size (training.batch_size), use --amp, or plan for less with \
+        "error: {who}the GPU's memory is full: lower --batch-size (training.batch_size), use --amp or --gradient-checkpointing, or plan for less with \
          `nnunet-dist plan --gpu-memory`"
     )
 }

@@ -137,28 +137,56 @@ impl<B: NnOps> UNet<B> {
     /// As [`UNet::forward`], with the activations that enter each layer passed through `tap`, which is also told the
     /// numbers of the layer's parameters.
     pub fn forward_tapped(&self, x: Tensor<B, 5>, heads: usize, tap: Tap<'_, B>) -> Vec<Tensor<B, 5>> {
-        let mut features = x.cast(self.precision.activations());
+        let mut features = self.input(x);
         let mut skips = Vec::with_capacity(self.encoder.len());
-        for stage in &self.encoder {
-            features = stage.iter().fold(features, |x, block| self.conv_block(x, block, tap));
+        for stage in 0..self.encoder.len() {
+            features = self.encoder_stage(stage, features, tap);
             skips.push(features.clone());
         }
         skips.pop();
 
         let mut logits = Vec::with_capacity(heads);
-        for (index, stage) in self.decoder.iter().enumerate() {
-            let features_below = tap(features, &layer_of(stage.up, &[]));
-            let up = ops::conv_transpose(features_below, self.tensor(stage.up.0), self.bias(stage.up));
+        for stage in 0..self.decoder.len() {
             let skip = skips.pop().expect("one skip per decoder stage");
-            features = stage.convs.iter().fold(ops::concat(up, skip), |x, block| self.conv_block(x, block, tap));
-            if self.decoder.len() - index <= heads {
-                let (weight, bias) = stage.head;
-                let features = tap(features.clone(), &[weight, bias]);
-                logits.push(ops::head(features, self.tensor(weight), self.tensor(bias)));
+            features = self.decoder_stage(stage, features, skip, tap);
+            if self.has_head(stage, heads) {
+                logits.push(self.head(stage, features.clone(), tap));
             }
         }
         logits.reverse();
         logits
+    }
+
+    /// An image in the format of the activations.
+    pub fn input(&self, x: Tensor<B, 5>) -> Tensor<B, 5> {
+        x.cast(self.precision.activations())
+    }
+
+    /// The features of an encoder stage, 0 at the highest resolution, of those of the stage before it.
+    pub fn encoder_stage(&self, stage: usize, x: Tensor<B, 5>, tap: Tap<'_, B>) -> Tensor<B, 5> {
+        self.encoder[stage].iter().fold(x, |x, block| self.conv_block(x, block, tap))
+    }
+
+    /// The features of a decoder stage, 0 at the lowest resolution, of those of the stage below it and of the encoder's at its
+    /// own resolution.
+    pub fn decoder_stage(
+        &self,
+        stage: usize,
+        below: Tensor<B, 5>,
+        skip: Tensor<B, 5>,
+        tap: Tap<'_, B>,
+    ) -> Tensor<B, 5> {
+        let DecoderStage { up, convs, .. } = &self.decoder[stage];
+        let below = tap(below, &layer_of(*up, &[]));
+        let up = ops::conv_transpose(below, self.tensor(up.0), self.bias(*up));
+        convs.iter().fold(ops::concat(up, skip), |x, block| self.conv_block(x, block, tap))
+    }
+
+    /// The logits of a decoder stage, of its features.
+    pub fn head(&self, stage: usize, features: Tensor<B, 5>, tap: Tap<'_, B>) -> Tensor<B, 5> {
+        let (weight, bias) = self.decoder[stage].head;
+        let features = tap(features, &[weight, bias]);
+        ops::head(features, self.tensor(weight), self.tensor(bias))
     }
 
     fn conv_block(&self, x: Tensor<B, 5>, block: &ConvBlock, tap: Tap<'_, B>) -> Tensor<B, 5> {
@@ -206,6 +234,11 @@ impl<B: Backend> UNet<B> {
         self.decoder.len()
     }
 
+    /// Whether a decoder stage's logits are wanted where the first `heads` are.
+    pub fn has_head(&self, stage: usize, heads: usize) -> bool {
+        self.decoder.len() - stage <= heads
+    }
+
     /// All parameters, in nnU-Net's order.
     pub fn parameters(&self) -> &[Parameter<B>] {
         &self.parameters
@@ -222,7 +255,7 @@ impl<B: Backend> UNet<B> {
         for (index, stage) in self.decoder.iter().enumerate() {
             order.extend(layer_of(stage.up, &[]));
             order.extend(stage.convs.iter().flat_map(ConvBlock::parameters));
-            if self.decoder.len() - index <= heads {
+            if self.has_head(index, heads) {
                 order.extend([stage.head.0, stage.head.1]);
             }
         }

@@ -168,7 +168,7 @@ impl<B: NnOps> Backward<B, 1> for SeedStep {
         // The loss is the root of the graph, so its own gradient is 1.
         grads.consume::<B>(&ops.node);
         if let [Some(node)] = ops.parents {
-            grads.register::<B>(node.id, ops.state);
+            add_gradient!(B, grads, node, ops.state);
         }
     }
 }

@@ -117,6 +117,7 @@ impl<'a> Job<'a> {
         let observers = observers(&progress)?;
         let network = network.with_precision(config.precision);
         let step = TrainStep::new(network, optimizer, self.loss(), head_weights, device)
+            .with_checkpointing(config.training.gradient_checkpointing)
             .connect(exchange_options(config), comm)?;
         let feed = |purpose| Ok::<_, TrainError>(Feed::start(self.loader(purpose, &progress)?, step.upload())?);
         let train_batches = feed(Purpose::TrainSample)?;

@@ -7,18 +7,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Tensor, TensorData, backend::AutodiffBackend, backend::Backend, ops::FloatTensor};
+use burn::tensor::{Tensor, TensorData, backend::Backend, ops::FloatTensor};
 use ndarray::{Array4, ArrayView4, ArrayView5};
 
 use super::batch::{DeviceBatch, Inner, Targets, Upload, head_targets};
 use super::device_loss::{DeviceLoss, host_all};
 use super::exchange::{Exchange, ExchangeOptions, exchange};
+use super::pass::{Gradients, Pass, Sink};
 use super::sums::reduce_sums;
 use crate::backend::ComputeBackend;
 use crate::dist::{BucketLayout, CommError, Communicator, ReduceOp};
 use crate::loss::{GlobalSums, LossSums, SegmentationLoss};
 use crate::model::UNet;
-use crate::ops::{self, Control};
+use crate::ops::Control;
 use crate::optim::Optimizer;
 
 /// Network, loss and optimiser of one rank.
@@ -37,6 +38,8 @@ pub struct TrainStep<B: ComputeBackend> {
     /// `None` where there is nothing to average.
     exchange: Option<Arc<dyn Exchange<B::InnerBackend>>>,
     accumulate: usize,
+    /// Compute activations within the network's stages once more on the way back, rather than keep them.
+    checkpointing: bool,
     /// Batches of the step so far.
     batches: usize,
     /// Of the step so far.
@@ -46,9 +49,6 @@ pub struct TrainStep<B: ComputeBackend> {
     /// Of the updates whose metrics have not been asked for.
     pending: Vec<Measured<B::InnerBackend>>,
 }
-
-/// One gradient per parameter; `None` for those that have none.
-type Gradients<B> = Vec<Option<FloatTensor<<B as AutodiffBackend>::InnerBackend>>>;
 
 /// What a step has measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -84,9 +84,10 @@ impl<B: Backend> Default for Measured<B> {
     }
 }
 
-/// One head's logits, and on the host its activations and target.
-struct HostHead<'a, B: ComputeBackend> {
-    logits: Tensor<B, 5>,
+/// One head's activations and target on the host.
+struct HostHead<'a> {
+    /// Of the logits, `(n, z, y, x, c)`.
+    extents: [usize; 5],
     activations: Vec<f32>,
     labels: &'a [i16],
     sums: LossSums,
@@ -112,11 +113,17 @@ impl<B: ComputeBackend> TrainStep<B> {
             stop_requested: false,
             exchange: None,
             accumulate: 1,
+            checkpointing: false,
             batches: 0,
             current: Measured::default(),
             gradients: Vec::new(),
             pending: Vec::new(),
         }
+    }
+
+    /// The same with gradient checkpointing, or without: less memory, and a forward pass more.
+    pub fn with_checkpointing(self, checkpointing: bool) -> Self {
+        Self { checkpointing, ..self }
     }
 
     /// Averages the gradients of each step over its batches and the ranks from now on. A collective.
@@ -185,21 +192,18 @@ impl<B: ComputeBackend> TrainStep<B> {
             exchange.begin(self.batches);
         }
         self.batches += 1;
-        let images = Tensor::from_inner(batch.images);
-        let root = match &batch.targets {
-            Targets::Host(targets) => self.host_loss(images, targets, comm)?,
-            Targets::Device(targets) => self.queued_loss(images, targets, comm)?,
+        let rest = match &batch.targets {
+            Targets::Host(targets) => self.host_pass(batch.images, targets, comm)?,
+            Targets::Device(targets) => self.queued_pass(batch.images, targets, comm)?,
         };
-        let mut gradients = root.backward();
-        let rest = self.network.parameters().iter().map(|parameter| parameter.take_gradient(&mut gradients));
         match &self.exchange {
             // Those of the first layer; all others have been handed over on the way.
-            Some(exchange) => rest.enumerate().for_each(|(number, gradient)| {
+            Some(exchange) => rest.into_iter().enumerate().for_each(|(number, gradient)| {
                 if let Some(gradient) = gradient {
                     exchange.ready(number, gradient);
                 }
             }),
-            None => self.gradients = rest.collect(),
+            None => self.gradients = rest,
         }
         Ok(())
     }
@@ -289,83 +293,70 @@ impl<B: ComputeBackend> TrainStep<B> {
         Ok(())
     }
 
-    /// The end of a batch's graph, on whose backward pass hang the gradients of a loss that the device computes.
-    fn queued_loss(
+    /// The gradients of a batch whose loss the device computes, as far as they have not gone to the exchange.
+    fn queued_pass(
         &mut self,
-        images: Tensor<B, 5>,
+        images: Tensor<B::InnerBackend, 5>,
         targets: &[Tensor<B::InnerBackend, 4, burn::tensor::Int>],
         comm: &dyn Communicator,
-    ) -> Result<Tensor<B, 1>, CommError> {
+    ) -> Result<Gradients<B>, CommError> {
         let scaler = self.optimizer.scaler(&self.device);
-        let logits = self.forward(images, targets.len());
+        let sink = self.exchange.clone().map(|exchange| exchange as Sink<B>);
+        let pass = Pass::new(&self.network, images, targets.len(), sink, self.checkpointing);
         let Some(loss) = &self.device_loss else { unreachable!("targets are on the device where the loss is") };
-        let heads: Vec<_> = logits
-            .iter()
-            .zip(targets)
-            .map(|(logits, labels)| loss.sums(logits.clone().inner(), labels.clone()))
-            .collect();
+        let heads: Vec<_> =
+            pass.logits().into_iter().zip(targets).map(|(logits, labels)| loss.sums(logits, labels.clone())).collect();
         let start = Instant::now();
         let globals = loss.all_ranks(&heads, comm)?;
         self.current.communication += start.elapsed();
         self.current.sums.extend(heads.iter().zip(&globals).map(|(head, global)| loss.logged(head, global)));
         let weights = self.head_weights.iter().copied().filter(|weight| *weight > 0.0);
-        let mut root = Tensor::<B, 1>::zeros([1], &self.device);
-        for (((logits, head), global), weight) in logits.into_iter().zip(heads).zip(globals).zip(weights) {
-            let gradient = loss.gradient(head, global, scaler.clone(), weight, comm.world_size());
-            root = root + ops::seed_gradient(logits, Tensor::from_inner(gradient));
-        }
-        Ok(root)
+        let heads = heads.into_iter().zip(globals).zip(weights);
+        let gradients = heads
+            .map(|((head, global), weight)| loss.gradient(head, global, scaler.clone(), weight, comm.world_size()))
+            .collect();
+        Ok(pass.backward(gradients))
     }
 
-    /// The end of a batch's graph, on whose backward pass hang the gradients of a loss that the host computes. Averaged over
-    /// the ranks, the gradients are those of the global loss.
-    fn host_loss(
+    /// The gradients of a batch whose loss the host computes, as far as they have not gone to the exchange. Averaged over the
+    /// ranks, they are those of the global loss.
+    fn host_pass(
         &mut self,
-        images: Tensor<B, 5>,
+        images: Tensor<B::InnerBackend, 5>,
         targets: &[Array4<i16>],
         comm: &dyn Communicator,
-    ) -> Result<Tensor<B, 1>, CommError> {
+    ) -> Result<Gradients<B>, CommError> {
         let n = images.dims()[0];
-        let heads = self.host_heads(images, targets);
+        let sink = self.exchange.clone().map(|exchange| exchange as Sink<B>);
+        let pass = Pass::new(&self.network, images, targets.len(), sink, self.checkpointing);
+        let heads = self.host_heads(pass.logits(), targets);
         let start = Instant::now();
         let sums: Vec<_> = heads.iter().map(|head| &head.sums).collect();
         let global = reduce_sums(&sums, self.loss.batch_dice, self.stop_requested, comm)?;
         self.current.communication += start.elapsed();
         self.current.stop_requested |= global.stop_requested;
 
-        let mut root = Tensor::<B, 1>::zeros([1], &self.device);
+        let mut gradients = Vec::with_capacity(heads.len());
         for (head, global) in heads.into_iter().zip(global.heads) {
             self.current.loss += head.weight * self.loss.value(&global).total / self.accumulate as f64;
             let sums = GlobalSums { local: head.sums, global, world_size: comm.world_size() };
             let mut values = head.activations;
             self.loss.gradient(&mut values, head.labels, n, &sums, head.weight);
-            let gradient = Tensor::from_data(TensorData::new(values, head.logits.dims()), &self.device);
-            root = root + ops::seed_gradient(head.logits, gradient);
+            gradients.push(Tensor::from_data(TensorData::new(values, head.extents), &self.device));
         }
-        Ok(root)
+        Ok(pass.backward(gradients))
     }
 
-    /// Runs the network and sums up the loss of each head that has a weight.
-    fn host_heads<'a>(&self, images: Tensor<B, 5>, targets: &'a [Array4<i16>]) -> Vec<HostHead<'a, B>> {
-        let n = images.dims()[0];
+    /// Sums up the loss of each head that has a weight.
+    fn host_heads<'a>(&self, logits: Vec<Tensor<B::InnerBackend, 5>>, targets: &'a [Array4<i16>]) -> Vec<HostHead<'a>> {
         let weights = self.head_weights.iter().copied().filter(|weight| *weight > 0.0);
-        let logits = self.forward(images, targets.len());
         let heads = logits.into_iter().zip(targets).zip(weights).map(|((logits, labels), weight)| {
-            let mut activations =
-                logits.clone().inner().into_data().convert::<f32>().into_vec().expect("converted to f32");
+            let extents = logits.dims();
+            let mut activations = logits.into_data().convert::<f32>().into_vec().expect("converted to f32");
             let labels = labels.as_slice().expect("targets are made in C order");
-            let sums = self.loss.sums(&mut activations, labels, n);
-            HostHead { logits, activations, labels, sums, weight }
+            let sums = self.loss.sums(&mut activations, labels, extents[0]);
+            HostHead { extents, activations, labels, sums, weight }
         });
         heads.collect()
-    }
-
-    /// The logits of the first `heads` heads; gradients are handed to the exchange on the way back.
-    fn forward(&self, images: Tensor<B, 5>, heads: usize) -> Vec<Tensor<B, 5>> {
-        let Some(exchange) = &self.exchange else { return self.network.forward(images, heads) };
-        self.network.forward_tapped(images, heads, &|x, layer| {
-            let parameters = layer.iter().map(|&number| (number, self.network.parameters()[number].tensor_primitive()));
-            ops::tap(x, parameters.collect(), exchange.clone())
-        })
     }
 }

@@ -33,7 +33,7 @@ impl Memory {
 }
 
 fn json(bench: &StepBench, memory: &StepMemory) -> String {
-    let StepBench { patch, batch_size, precision, .. } = bench;
+    let StepBench { patch, batch_size, precision, gradient_checkpointing, .. } = bench;
     let StepMemory { peak_bytes, before_bytes, planned_gb, steps } = memory;
     let seconds = steps.first().map(|row| row.seconds.median());
     json!({
@@ -41,6 +41,7 @@ fn json(bench: &StepBench, memory: &StepMemory) -> String {
         "patch": patch,
         "batch_size": batch_size,
         "precision": precision,
+        "gradient_checkpointing": gradient_checkpointing,
         "peak_bytes": peak_bytes,
         "before_bytes": before_bytes,
         "planned_gb": planned_gb,
@@ -53,8 +54,9 @@ fn line(bench: &StepBench, memory: &StepMemory) -> String {
     let gigabytes =
         |bytes: Option<u64>| bytes.map_or("unknown".into(), |bytes| format!("{:.2} GB", bytes as f64 / 1e9));
     let [z, y, x] = bench.patch;
+    let checkpointing = if bench.gradient_checkpointing { ", gradient checkpointing" } else { "" };
     format!(
-        "patch {z}x{y}x{x}, batch {}, {:?}: {} at the peak, {} before; the planner counts on {:.2} GB",
+        "patch {z}x{y}x{x}, batch {}, {:?}{checkpointing}: {} at the peak, {} before; the planner counts on {:.2} GB",
         bench.batch_size,
         bench.precision,
         gigabytes(memory.peak_bytes),

@@ -46,6 +46,10 @@ pub struct NetworkFlags {
     #[command(flatten)]
     precision: PrecisionFlags,
 
+    /// Compute the activations within the network's stages twice rather than keep them.
+    #[arg(long)]
+    gradient_checkpointing: bool,
+
     /// Where tensors are computed.
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub(super) device: Device,
@@ -58,6 +62,7 @@ impl NetworkFlags {
     /// The plans cannot be read, or the device does not have the precision.
     pub(super) fn bench(&self) -> anyhow::Result<StepBench> {
         let precision = self.precision.on(self.device)?;
+        let gradient_checkpointing = self.gradient_checkpointing;
         let batch_size = self.batch_size.map(|number| number as usize);
         if let (Some(work), Some(name)) = (&self.work, &self.configuration) {
             let work = WorkDir::new(work);
@@ -70,11 +75,13 @@ impl NetworkFlags {
                 patch: self.patch.unwrap_or(configuration.patch_size3()),
                 batch_size: batch_size.unwrap_or(configuration.batch_size),
                 precision,
+                gradient_checkpointing,
             });
         }
         let patch = self.patch.unwrap_or([40, 56, 40]);
         let network = plain_network(patch, self.channels, self.classes, &self.features);
-        Ok(StepBench { network, patch, batch_size: batch_size.unwrap_or(9), precision })
+        let batch_size = batch_size.unwrap_or(9);
+        Ok(StepBench { network, patch, batch_size, precision, gradient_checkpointing })
     }
 }
 

@@ -89,6 +89,25 @@ fn steps_are_those_of_the_cpu() {
 }
 
 #[test]
+fn gradient_checkpointing_trains_the_same() {
+    let Some(device) = gpu_tests::device() else { return };
+    let train = |checkpointing| {
+        let network = UNet::<Autodiff<Gpu>>::new(spec(), 3, &device);
+        let loss = SegmentationLoss::new(Target::Classes, true, None);
+        let optimizer = Optimizer::new(sgd(), Some(12.0));
+        let mut step = TrainStep::new(network, optimizer, loss, vec![0.75, 0.25], device.clone())
+            .with_checkpointing(checkpointing);
+        for number in 0..STEPS {
+            let (images, labels) = batch(number);
+            step.add(step.upload().batch(images.view(), labels.view()), &Single).unwrap();
+            step.update(0.01).unwrap();
+        }
+        step.metrics(&Single).unwrap()
+    };
+    assert_alike(1e-5, &train(true), &train(false));
+}
+
+#[test]
 fn sixteen_bits_train_as_well() {
     let Some(device) = gpu_tests::device() else { return };
     let (expected, _) = train::<Autodiff<Flex>>(Default::default(), Precision::Fp32, sgd(), true);
