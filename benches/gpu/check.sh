@@ -154,6 +154,8 @@ section_memory() {
     for name in 3d 2d hippocampus; do
         read -ra flags < <(network $name)
         check_gpu "memory $name" 120 p nnunet-dist bench memory --device cuda --amp "${flags[@]}"
+        check_gpu "memory $name, checkpointing" 120 p \
+            nnunet-dist bench memory --device cuda --amp --gradient-checkpointing "${flags[@]}"
     done
 }
 
