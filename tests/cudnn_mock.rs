@@ -139,6 +139,14 @@ fn part_of_a_rank() {
                 println!("{}: {error}", if matches!(error, ConvError::NoEngine(_)) { "left" } else { "failed" })
             }
         },
+        "mixed" => {
+            let mixed = Problem { element: Element::Bf16, ..problem(Pass::BackwardWeights, false) };
+            // SAFETY: the mock refuses before it reads anything.
+            match unsafe { convolutions.run(&mixed, [16, 32, 48]) } {
+                Err(error @ ConvError::NoEngine(_)) => println!("left: {error}"),
+                other => panic!("{other:?}"),
+            }
+        }
         "exact" => check(&convolutions, &problem(Pass::Forward, false)).unwrap(),
         other => panic!("{other}"),
     }
@@ -202,6 +210,11 @@ fn what_cudnn_cannot_do_is_left_to_others() {
         let job = machine.run("one", &[(TABLE, table.path().to_str().unwrap()), ("MOCK_CUDNN", failure)]);
         job.says("left: cuDNN has no engine for Forward 2 3->2 @4x5x6 kernel 3x3x1 stride 1x2x2 padding 1x1x0");
     }
+    let table = tempfile::tempdir().unwrap();
+    let job = machine.run("mixed", &[(TABLE, table.path().to_str().unwrap()), ("MOCK_CUDNN", "mixed")]);
+    job.says(
+        "left: cuDNN has no engine for BackwardWeights 2 3->2 @4x5x6 kernel 3x3x1 stride 1x2x2 padding 1x1x0 Bf16",
+    );
 }
 
 #[test]

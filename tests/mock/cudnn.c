@@ -142,6 +142,9 @@ static int is_complete(struct descriptor *d) {
 
 int cudnnBackendFinalize(struct descriptor *d) {
     if (!is_complete(d)) return BAD_PARAM;
+    // A gradient of the weights in another format than the input's.
+    if (d->kind == FILTER && asked("mixed")
+        && *(int *)find(refers(d, 715), 901)->bytes != *(int *)find(refers(d, 716), 901)->bytes) return BAD_PARAM;
     if (d->kind == GRAPH && asked("graph")) return NOT_SUPPORTED;
     if (d->kind == HEURISTICS && asked("heuristics")) return INTERNAL;
     if (d->kind == PLAN && refers(d, 401)->engine == 12) return NOT_SUPPORTED;

@@ -146,7 +146,8 @@ impl Convolutions {
     ) -> Result<Option<(Plan, Graph)>> {
         let graph = match Graph::new(self.library, state.handle.0, problem) {
             Ok(graph) => graph,
-            Err(error) if error.is_unsupported() => {
+            // Whether a gradient may have another format than all else is not documented for every version.
+            Err(error) if error.is_unsupported() || problem.is_mixed() && error.is_bad_parameter() => {
                 self.note(state, problem, None);
                 return Ok(None);
             }

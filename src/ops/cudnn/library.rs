@@ -75,6 +75,11 @@ impl CallError {
         (3000..4000).contains(&self.code)
     }
 
+    /// Whether cuDNN takes what it is asked for nonsense.
+    pub(super) fn is_bad_parameter(&self) -> bool {
+        (2000..3000).contains(&self.code)
+    }
+
     /// Whether the device, or the host, has no memory left.
     pub(super) fn is_out_of_memory(&self) -> bool {
         matches!(self.code, 4003 | 4004)

@@ -40,6 +40,11 @@ impl Problem {
         2.0 * self.n as f64 * volume(self.output()) * volume(self.kernel) * (self.c_in * self.c_out) as f64
     }
 
+    /// Whether the weights have another format than input and output.
+    pub(super) fn is_mixed(&self) -> bool {
+        self.weight_element != self.element
+    }
+
     /// Whether nothing happens along z, so that cuDNN's kernels for images will do.
     pub(super) fn is_flat(&self) -> bool {
         self.input[0] == 1 && self.kernel[0] == 1 && self.stride[0] == 1 && self.padding[0] == 0
