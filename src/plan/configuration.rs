@@ -4,10 +4,14 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::architecture::wrong;
 use super::{Architecture, NetworkShape, PlanError};
 
 /// The only resampling function of nnU-Net that this crate follows: splines, with the option of a separate z.
 const RESAMPLING_FN: &str = "resample_data_or_seg_to_shape";
+
+/// The output of one layer in f32, at most: no device has more memory.
+const MAX_FEATURE_BYTES: u128 = 1 << 40;
 
 /// One configuration. Spatial lists have two entries `(y, x)` for 2D and three `(z, y, x)` for 3D;
 /// the `*3` methods lift the former by a z extent of 1.
@@ -119,20 +123,31 @@ impl Configuration {
     /// What the network builder needs to know, lifted to three dimensions.
     ///
     /// # Errors
-    /// Says what in the architecture this crate cannot build.
+    /// Says what in the architecture this crate cannot build, or does not fit the patch.
     pub fn network_shape(&self) -> Result<NetworkShape, PlanError> {
         let shape = self.architecture.network_shape()?;
         let (axes, patch) = (self.architecture.axes()?, self.patch_size3());
         if axes != self.patch_size.len() {
             let patch = &self.patch_size;
-            return Err(PlanError::Architecture(format!("a network of {axes} axes cannot take patches of {patch:?}")));
+            return Err(wrong("conv_op", format!("a network of {axes} axes cannot take patches of {patch:?}")));
         }
         let divisor = |axis: usize| shape.strides.iter().map(|stride| stride[axis]).fold(1, usize::saturating_mul);
         let by: [usize; 3] = std::array::from_fn(divisor);
         if (0..3).any(|axis| patch[axis] % by[axis] != 0) {
-            return Err(PlanError::Architecture(format!(
-                "patch size {patch:?} is not divisible by the product of the strides {by:?}"
-            )));
+            let reason = format!("patch_size {patch:?} is not divisible by their product {by:?}");
+            return Err(wrong("strides", reason));
+        }
+        if patch == by {
+            let reason = format!("of patch_size {patch:?} they leave a single voxel, which has no variance to norm");
+            return Err(wrong("strides", reason));
+        }
+        self.architecture.check_size(&shape)?;
+        let voxels = patch.iter().fold(self.batch_size as u128, |voxels, &extent| voxels.saturating_mul(extent as u128));
+        let bytes = voxels.saturating_mul(4 * shape.features[0] as u128);
+        if bytes > MAX_FEATURE_BYTES {
+            let (batch, terabytes) = (self.batch_size, bytes / 1_000_000_000_000);
+            let reason = format!("a batch of {batch} with patch_size {patch:?} has {terabytes} TB of features in one layer");
+            return Err(wrong("features_per_stage", reason));
         }
         Ok(shape)
     }

@@ -79,7 +79,7 @@ impl Preprocessor {
     /// # Errors
     /// The configuration is missing, or states something unknown or contradictory.
     pub fn new(plans: &Plans, configuration: &str, dataset: &DatasetJson) -> Result<Self, PreprocessError> {
-        let fail = |reason: String| PlanError::Invalid { name: configuration.to_owned(), reason };
+        let fail = |reason: String| plans.invalid(configuration, reason);
         let transpose_forward = permutation(&plans.transpose_forward).map_err(fail)?;
         let configuration = plans.configuration(configuration)?;
         let target_spacing = TargetSpacing::parse(&configuration.spacing).map_err(fail)?;

@@ -8,7 +8,7 @@ use std::path::Path;
 use ndarray::{Array4, Array5, ArrayD, Axis, IxDyn, OwnedRepr};
 use ndarray_npy::{NpzReader, ReadNpzError};
 use nnunet_dist::model::{ParameterSpec, TensorState, UNetSpec};
-use nnunet_dist::plan::NetworkShape;
+use nnunet_dist::plan::{NetworkShape, PLAIN_CONV_UNET};
 
 #[derive(serde::Deserialize)]
 struct Description {
@@ -46,10 +46,11 @@ impl Fixture {
         let description: Description = serde_json::from_reader(json).unwrap();
         let stages = description.features.len();
         let shape = NetworkShape {
+            network: &PLAIN_CONV_UNET,
             features: description.features,
             kernels: description.kernels.iter().map(|kernel| lift3(kernel, 1)).collect(),
             strides: description.strides.iter().map(|stride| lift3(stride, 1)).collect(),
-            convs_encoder: vec![2; stages],
+            blocks_encoder: vec![2; stages],
             convs_decoder: vec![2; stages - 1],
             conv_bias: true,
             norm_eps: 1e-5,
