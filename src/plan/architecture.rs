@@ -153,9 +153,9 @@ impl Architecture {
     pub(super) fn axes(&self) -> Result<usize, PlanError> {
         let op: String = self.required("conv_op")?;
         let suffix = op.rsplit('.').next().unwrap_or_default();
-        (2..=3).find(|axes| suffix == format!("Conv{axes}d")).ok_or_else(|| {
-            wrong("conv_op", format!("{op} is not supported; use {} or {}", conv_op(2), conv_op(3)))
-        })
+        (2..=3)
+            .find(|axes| suffix == format!("Conv{axes}d"))
+            .ok_or_else(|| wrong("conv_op", format!("{op} is not supported; use {} or {}", conv_op(2), conv_op(3))))
     }
 
     fn network(&self) -> Result<&'static Network, PlanError> {
@@ -244,7 +244,7 @@ impl Architecture {
 
 /// A value for all, or one for each.
 #[derive(Clone, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be a whole number for all or a list of them")]
 enum Repeated<T> {
     Once(T),
     Each(Vec<T>),

@@ -142,11 +142,13 @@ impl Configuration {
             return Err(wrong("strides", reason));
         }
         self.architecture.check_size(&shape)?;
-        let voxels = patch.iter().fold(self.batch_size as u128, |voxels, &extent| voxels.saturating_mul(extent as u128));
+        let voxels =
+            patch.iter().fold(self.batch_size as u128, |voxels, &extent| voxels.saturating_mul(extent as u128));
         let bytes = voxels.saturating_mul(4 * shape.features[0] as u128);
         if bytes > MAX_FEATURE_BYTES {
             let (batch, terabytes) = (self.batch_size, bytes / 1_000_000_000_000);
-            let reason = format!("a batch of {batch} with patch_size {patch:?} has {terabytes} TB of features in one layer");
+            let reason =
+                format!("a batch of {batch} with patch_size {patch:?} has {terabytes} TB of features in one layer");
             return Err(wrong("features_per_stage", reason));
         }
         Ok(shape)
@@ -154,6 +156,10 @@ impl Configuration {
 
     /// What the schema allows and no user can mean.
     pub(super) fn contradiction(&self) -> Option<String> {
+        // It is the name of a folder, whose cases preprocessing replaces.
+        if matches!(self.data_identifier.as_str(), "" | "." | "..") || self.data_identifier.contains(['/', '\\']) {
+            return Some(format!("data_identifier {:?} must be the name of a folder", self.data_identifier));
+        }
         let (patch, spacing) = (&self.patch_size, &self.spacing);
         if !matches!(patch.len(), 2 | 3) || patch.contains(&0) {
             return Some(format!("patch_size {patch:?} must be two or three positive numbers"));

@@ -54,6 +54,8 @@ pub fn agrees<B: ComputeBackend>(mut fixture: Fixture, name: &str, device: &B::D
     let what = |detail: &str| format!("{name}, {precision:?}: {detail}");
     let specs: Vec<_> =
         UNet::<B>::new(fixture.spec.clone(), 0, device).parameters().iter().map(|p| p.spec.clone()).collect();
+    let names: Vec<_> = specs.iter().map(|spec| &spec.name).collect();
+    assert!(names.iter().eq(&fixture.names.iter().collect::<Vec<_>>()), "{}", what("names of the parameters"));
     let weights: Vec<TensorState> = fixture.state("w/", &specs).into_values().collect();
     let network = UNet::<B>::with_state(fixture.spec.clone(), &weights, device).unwrap().with_precision(precision);
     let heads = network.heads();
