@@ -59,6 +59,41 @@ fn plans_of_every_task_are_nnunets() {
     }
 }
 
+/// What nnU-Net 2.8.1 plans for the same tasks with its other planners, another GPU and another spacing
+/// (`tests/fixtures/planners.json`).
+#[test]
+fn patches_and_batches_of_the_other_planners_are_nnunets() {
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/planners.json");
+    let table: Map<String, Value> = read(&table);
+    for (path, task) in tasks() {
+        let Some(Value::Object(planners)) = table.get(path.file_stem().unwrap().to_str().unwrap()) else { continue };
+        for (name, expected) in planners {
+            let (planner, setting) = name.split_once(' ').unwrap_or((name, ""));
+            let mut options = PlannerOptions::of(Planner::from_str(planner, false).unwrap());
+            match setting {
+                "" => {}
+                "spacing" => options.target_spacing = Some([2.0, 1.0, 1.5]),
+                memory => options.gpu_memory_gb = memory.parse().unwrap(),
+            }
+            let plans = plan::plan("Dataset001", &task.dataset_json, &task.fingerprint, &options).unwrap();
+            let full = plans.configurations.keys().filter(|name| *name != "3d_cascade_fullres");
+            let found: Map<String, Value> = full.map(|name| (name.clone(), in_short(&plans, name))).collect();
+            assert_alike(&Value::Object(found), expected, &format!("{}: {name}", path.display()));
+        }
+    }
+}
+
+/// What the table of planners has of a configuration.
+fn in_short(plans: &Plans, name: &str) -> Value {
+    let configuration = plans.configuration(name).unwrap();
+    json!({
+        "batch_size": configuration.batch_size,
+        "patch_size": configuration.patch_size,
+        "spacing": configuration.spacing,
+        "n_stages": configuration.architecture.arch_kwargs["n_stages"],
+    })
+}
+
 #[test]
 fn plans_of_real_datasets_are_nnunets() {
     let Some(shared) = common::shared() else { return };
@@ -370,7 +405,7 @@ mod made_up {
         network("n_conv_per_stage_decoder", json!(vec![1; 8]), "must be 7 numbers");
         network("kernel_sizes", json!([3, 3]), "must be 8 lists of 2");
         network("kernel_sizes", json!(4), "must be odd");
-        network("strides", json!([[1, 1], 2, 2, 2, 2, 2, 2, 4]), "patch_size [1, 512, 512] is not divisible");
+        network("strides", json!([[1, 1], 2, 2, 2, 2, 2, 2, 3]), "patch_size [1, 512, 512] is not divisible");
         network("strides", json!([[1, 1], 2, 2, 2, 2, 2, 2, 8]), "single voxel");
         network("features_per_stage", json!(16384), "parameters");
         network("features_per_stage", json!(1e30), "must be a whole number for all");

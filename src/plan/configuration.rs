@@ -10,8 +10,8 @@ use super::{Architecture, NetworkShape, PlanError};
 /// The only resampling function of nnU-Net that this crate follows: splines, with the option of a separate z.
 const RESAMPLING_FN: &str = "resample_data_or_seg_to_shape";
 
-/// The output of one layer in f32, at most: no device has more memory.
-const MAX_FEATURE_BYTES: u128 = 1 << 40;
+/// Voxels of a batch, at most: of a single feature map they take 32 GiB.
+const MAX_VOXELS: usize = 1 << 33;
 
 /// One configuration. Spatial lists have two entries `(y, x)` for 2D and three `(z, y, x)` for 3D;
 /// the `*3` methods lift the former by a z extent of 1.
@@ -142,15 +142,6 @@ impl Configuration {
             return Err(wrong("strides", reason));
         }
         self.architecture.check_size(&shape)?;
-        let voxels =
-            patch.iter().fold(self.batch_size as u128, |voxels, &extent| voxels.saturating_mul(extent as u128));
-        let bytes = voxels.saturating_mul(4 * shape.features[0] as u128);
-        if bytes > MAX_FEATURE_BYTES {
-            let (batch, terabytes) = (self.batch_size, bytes / 1_000_000_000_000);
-            let reason =
-                format!("a batch of {batch} with patch_size {patch:?} has {terabytes} TB of features in one layer");
-            return Err(wrong("features_per_stage", reason));
-        }
         Ok(shape)
     }
 
@@ -169,6 +160,10 @@ impl Configuration {
         }
         if self.batch_size == 0 {
             return Some("batch_size must be positive".to_owned());
+        }
+        if patch.iter().fold(self.batch_size, |voxels, &extent| voxels.saturating_mul(extent)) > MAX_VOXELS {
+            let batch = self.batch_size;
+            return Some(format!("batch_size {batch} with patch_size {patch:?} has more than {MAX_VOXELS} voxels"));
         }
         let (schemes, masks) = (self.normalization_schemes.len(), self.use_mask_for_norm.len());
         if schemes != masks {
