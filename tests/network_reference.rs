@@ -1,4 +1,5 @@
-//! Networks, their gradients and ten optimisation steps agree with PyTorch's (`fixtures/net`).
+//! Networks, their gradients and optimisation steps agree with PyTorch's: ten steps of nnU-Net's plain U-Net
+//! (`fixtures/net`), one of its residual-encoder U-Net (`tests/fixtures`).
 
 mod common;
 
@@ -6,6 +7,8 @@ mod common;
 mod network;
 #[path = "common/reference_network.rs"]
 mod reference_network;
+
+use std::path::Path;
 
 use nnunet_dist::backend::Cpu;
 use nnunet_dist::ops::Precision;
@@ -26,5 +29,18 @@ fn bfloat16_agrees_too() {
     for path in common::fixtures("fixtures/net", ".npz") {
         let name = path.display().to_string();
         reference_network::agrees::<Cpu>(Fixture::open(&path), &name, &Default::default(), Precision::AmpBf16);
+    }
+}
+
+#[test]
+fn a_residual_encoder_agrees_with_pytorchs() {
+    for (name, precision) in [
+        ("resenc3d", Precision::Fp32),
+        ("resenc2d", Precision::Fp32),
+        ("resenc3d", Precision::AmpBf16),
+        ("resenc2d", Precision::AmpBf16),
+    ] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.npz"));
+        reference_network::agrees::<Cpu>(Fixture::open(&path), name, &Default::default(), precision);
     }
 }

@@ -30,6 +30,16 @@ fn norm_and_activation_agree_with_the_reference() {
 }
 
 #[test]
+fn average_pool_agrees_with_the_reference() {
+    CPU().average_pool_agrees();
+}
+
+#[test]
+fn sum_and_activation_agree_with_the_reference() {
+    CPU().sum_and_activation_agree();
+}
+
+#[test]
 fn head_agrees_with_the_reference() {
     CPU().head_agrees();
 }

@@ -5,8 +5,9 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use nnunet_dist::dataset::{DatasetJson, Fingerprint};
-use nnunet_dist::plan::{self, PlanError, PlannerOptions, Plans, Topology};
+use nnunet_dist::plan::{self, PlanError, Planner, PlannerOptions, Plans, Topology};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
@@ -36,30 +37,61 @@ fn tables(key: &str) -> Vec<Vec<Value>> {
     tables
 }
 
-/// GPU memory in GB of reference plans, by their name; `None` for planners that are not implemented.
-fn gpu_memory(plans: &str) -> Option<f64> {
-    match plans.strip_prefix("default")? {
-        "" => Some(8.0),
-        memory => memory.strip_prefix('_')?.strip_suffix("GB")?.parse().ok(),
-    }
+/// What reference plans of this name were made with.
+fn options(plans: &str) -> PlannerOptions {
+    let (planner, gpu_memory_gb) = match plans.strip_suffix("GB").and_then(|name| name.rsplit_once('_')) {
+        Some((planner, memory)) => (planner, Some(memory.parse().unwrap())),
+        None => (plans, None),
+    };
+    let planner = Planner::from_str(&planner.replace('_', "-"), false).unwrap();
+    let options = PlannerOptions::of(planner);
+    PlannerOptions { gpu_memory_gb: gpu_memory_gb.unwrap_or(options.gpu_memory_gb), ..options }
 }
 
 #[test]
 fn plans_of_every_task_are_nnunets() {
     for (path, task) in tasks() {
-        let mut compared = 0;
         for (name, expected) in &task.plans {
-            let Some(gpu_memory_gb) = gpu_memory(name) else {
-                println!("{}: skipped: {name} planner is not implemented", path.display());
-                continue;
-            };
-            let options = PlannerOptions { gpu_memory_gb, ..options_of(expected) };
+            let options = PlannerOptions { plans_name: text(&expected["plans_name"]).to_owned(), ..options(name) };
             let planned = plan::plan(text(&expected["dataset_name"]), &task.dataset_json, &task.fingerprint, &options);
             assert_same(&planned.unwrap(), expected, &format!("{}: {name}", path.display()));
-            compared += 1;
         }
-        assert!(compared > 0, "{}: no plans to compare with", path.display());
     }
+}
+
+/// What nnU-Net 2.8.1 plans for the same tasks with its other planners, another GPU and another spacing
+/// (`tests/fixtures/planners.json`).
+#[test]
+fn patches_and_batches_of_the_other_planners_are_nnunets() {
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/planners.json");
+    let table: Map<String, Value> = read(&table);
+    for (path, task) in tasks() {
+        let Some(Value::Object(planners)) = table.get(path.file_stem().unwrap().to_str().unwrap()) else { continue };
+        for (name, expected) in planners {
+            let (planner, setting) = name.split_once(' ').unwrap_or((name, ""));
+            let mut options = PlannerOptions::of(Planner::from_str(planner, false).unwrap());
+            match setting {
+                "" => {}
+                "spacing" => options.target_spacing = Some([2.0, 1.0, 1.5]),
+                memory => options.gpu_memory_gb = memory.parse().unwrap(),
+            }
+            let plans = plan::plan("Dataset001", &task.dataset_json, &task.fingerprint, &options).unwrap();
+            let full = plans.configurations.keys().filter(|name| *name != "3d_cascade_fullres");
+            let found: Map<String, Value> = full.map(|name| (name.clone(), in_short(&plans, name))).collect();
+            assert_alike(&Value::Object(found), expected, &format!("{}: {name}", path.display()));
+        }
+    }
+}
+
+/// What the table of planners has of a configuration.
+fn in_short(plans: &Plans, name: &str) -> Value {
+    let configuration = plans.configuration(name).unwrap();
+    json!({
+        "batch_size": configuration.batch_size,
+        "patch_size": configuration.patch_size,
+        "spacing": configuration.spacing,
+        "n_stages": configuration.architecture.arch_kwargs["n_stages"],
+    })
 }
 
 #[test]
@@ -100,10 +132,6 @@ fn memory_estimates_are_nnunets() {
     let tasks = tasks();
     for row in tables("estimate").into_iter().flatten() {
         let (name, plans, configuration) = (text(&row["task"]), text(&row["plans"]), text(&row["config"]));
-        if gpu_memory(plans).is_none() {
-            println!("{name}: skipped: {plans} planner is not implemented");
-            continue;
-        }
         let (_, task) = tasks.iter().find(|(path, _)| path.file_stem().unwrap() == name).unwrap();
         let reference: Plans = serde_json::from_value(task.plans[plans].clone()).unwrap();
         let configuration = reference.configuration(configuration).unwrap();
@@ -346,12 +374,65 @@ mod made_up {
         assert!(plans.configuration("egg").unwrap_err().to_string().contains("\"egg\": inherits from itself"));
     }
 
+    /// Plans that were edited by hand are refused in one line that names the file, the configuration and the key.
     #[test]
-    fn a_patch_the_network_cannot_pool_is_refused() {
-        let mut plans = serde_json::to_value(planned(&["2d"]).unwrap()).unwrap();
-        plans["configurations"]["2d"]["patch_size"] = json!([100, 128]);
-        let plans: Plans = serde_json::from_value(plans).unwrap();
-        let message = plans.configuration("2d").unwrap().network_shape().unwrap_err().to_string();
-        assert!(message.contains("patch size [1, 100, 128] is not divisible"), "{message}");
+    fn what_an_edited_file_gets_wrong_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.json");
+        let options = PlannerOptions { configurations: vec!["2d".into()], ..PlannerOptions::of(Planner::ResEncM) };
+        let fingerprint = fingerprint([400, 500, 500], [1.0; 3]);
+        let plans = plan::plan("Dataset001_Large", &dataset(), &fingerprint, &options).unwrap();
+        let refused = |pointer: &str, value: Value, key: &str, defect: &str| {
+            let mut plans = serde_json::to_value(&plans).unwrap();
+            *plans["configurations"]["2d"].pointer_mut(pointer).unwrap() = value;
+            fs::write(&path, plans.to_string()).unwrap();
+            let message = Plans::load(&path).unwrap().configuration("2d").unwrap_err().to_string();
+            let place = format!("{}: configuration \"2d\": {key}", path.display());
+            assert!(message.starts_with(&place) && message.contains(defect), "{message}");
+            assert!(!message.contains('\n'), "{message}");
+        };
+        let network = |key: &str, value: Value, defect: &str| {
+            let key = format!("arch_kwargs.{key}");
+            let pointer = format!("/architecture/{}", key.replace('.', "/"));
+            refused(&pointer, value, &format!("architecture.{key}"), defect);
+        };
+        let class = "/architecture/network_class_name";
+        let known = "my.Transformer is not known; known are PlainConvUNet, ResidualEncoderUNet";
+        refused(class, json!("my.Transformer"), "architecture.network_class_name", known);
+        let features = "architecture.arch_kwargs.features_per_stage";
+        refused("/architecture/arch_kwargs/n_stages", json!(3), features, "must be 3 numbers");
+        network("n_blocks_per_stage", json!([1, 3]), "[1, 3] must be 8 numbers");
+        network("n_conv_per_stage_decoder", json!(vec![1; 8]), "must be 7 numbers");
+        network("kernel_sizes", json!([3, 3]), "must be 8 lists of 2");
+        network("kernel_sizes", json!(4), "must be odd");
+        network("strides", json!([[1, 1], 2, 2, 2, 2, 2, 2, 3]), "patch_size [1, 512, 512] is not divisible");
+        network("strides", json!([[1, 1], 2, 2, 2, 2, 2, 2, 8]), "single voxel");
+        network("features_per_stage", json!(16384), "parameters");
+        network("features_per_stage", json!(1e30), "must be a whole number for all");
+        refused("/patch_size", json!([100, 128]), "architecture.arch_kwargs.strides", "[1, 100, 128] is not divisible");
+        refused("/patch_size", json!([1024, 0]), "patch_size", "");
+        refused("/batch_size", json!(1_000_000_000u64), "batch_size 1000000000", "voxels");
+        refused("/patch_size", json!([1u64 << 40, 1u64 << 40]), "batch_size", "voxels");
+        refused("/data_identifier", json!("../somewhere"), "data_identifier", "name of a folder");
+    }
+
+    #[test]
+    fn a_given_spacing_is_planned_for_and_has_data_of_its_own() {
+        let fingerprint = fingerprint([100, 120, 140], [1.0; 3]);
+        let planned = |planner, target_spacing| {
+            let options = PlannerOptions { target_spacing, ..PlannerOptions::of(planner) };
+            plan::plan("Dataset001", &dataset(), &fingerprint, &options)
+        };
+        // The coarsest axis comes first, whichever it is.
+        let plans = planned(Planner::ResEncL, Some([0.5, 2.0, 1.0])).unwrap();
+        assert_eq!(plans.transpose_forward, [1, 0, 2]);
+        let configuration = plans.configuration("3d_fullres").unwrap();
+        assert_eq!(configuration.spacing, [2.0, 0.5, 1.0]);
+        assert_eq!(configuration.median_image_size_in_voxels, [60.0, 200.0, 140.0]);
+        assert_eq!(configuration.data_identifier, "nnUNetResEncUNetLPlans_3d_fullres");
+        let shared = planned(Planner::ResEncL, None).unwrap().configuration("3d_fullres").unwrap();
+        assert_eq!(shared.data_identifier, "nnUNetPlans_3d_fullres");
+        let error = planned(Planner::Default, Some([1.0, 0.0, 1.0])).unwrap_err().to_string();
+        assert!(error.contains("target spacing [1.0, 0.0, 1.0]"), "{error}");
     }
 }

@@ -6,6 +6,7 @@ use burn::tensor::{Distribution, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use super::{Row, StepBench, Work, measure};
 use crate::ops::{ConvParams, NnOps, Pass, Precision, reference};
+use crate::plan::{Block, ConvNorm, Head, Upwards};
 
 /// One convolution. A transposed one is listed as that whose gradient it is: from the finer grid to the coarser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,43 +87,45 @@ impl ConvLayer {
 impl StepBench {
     /// The network's layers with a kernel, each with how often it occurs; the heads are among them.
     pub fn layers(&self) -> Vec<(ConvLayer, usize)> {
+        let (mut layers, heads) = self.convolutions_and_heads();
+        layers.extend(heads);
+        counted(layers)
+    }
+
+    /// All convolutions, transposed ones among them, and the heads.
+    fn convolutions_and_heads(&self) -> (Vec<ConvLayer>, Vec<ConvLayer>) {
         let Self { network, patch, batch_size: n, .. } = self;
-        let (shape, n) = (&network.shape, *n);
-        let mut layers: Vec<(ConvLayer, usize)> = Vec::new();
-        let mut add = |layer: ConvLayer| match layers.iter_mut().find(|(known, _)| *known == layer) {
-            Some((_, count)) => *count += 1,
-            None => layers.push((layer, 1)),
+        let (description, n) = (network.shape.layers(network.channels, network.classes), *n);
+        let divided = |extent: [usize; 3], by: [usize; 3]| std::array::from_fn(|axis| extent[axis].div_ceil(by[axis]));
+        let (mut layers, mut heads) = (Vec::new(), Vec::new());
+        let mut add = |block: &Block, extent: [usize; 3]| {
+            layers.extend(block.convolutions().into_iter().map(|(conv, step)| {
+                let ConvNorm { from: c_in, to: c_out, kernel, stride, .. } = *conv;
+                ConvLayer { n, input: divided(extent, step), c_in, c_out, kernel, stride }
+            }));
+            divided(extent, block.stride())
         };
-        let (mut extent, mut c_in) = (*patch, network.channels);
+        let mut extent = *patch;
         let mut extents = Vec::new();
-        for (stage, &c_out) in shape.features.iter().enumerate() {
-            let kernel = shape.kernels[stage];
-            for conv in 0..shape.convs_encoder[stage] {
-                let stride = if conv == 0 { shape.strides[stage] } else { [1; 3] };
-                add(ConvLayer { n, input: extent, c_in, c_out, kernel, stride });
-                extent = std::array::from_fn(|axis| extent[axis].div_ceil(stride[axis]));
-                c_in = c_out;
-            }
+        for blocks in &description.encoder {
+            extent = blocks.iter().fold(extent, |extent, block| add(block, extent));
             extents.push(extent);
         }
-        for (up, stage) in (0..shape.features.len() - 1).rev().enumerate() {
-            let (input, features, stride) = (extents[stage], shape.features[stage], shape.strides[stage + 1]);
-            let below = shape.features[stage + 1];
-            add(ConvLayer { n, input, c_in: features, c_out: below, kernel: stride, stride });
-            for conv in 0..shape.convs_decoder[up] {
-                let c_in = if conv == 0 { 2 * features } else { features };
-                let kernel = shape.kernels[stage];
-                add(ConvLayer { n, input, c_in, c_out: features, kernel, stride: [1; 3] });
-            }
-            let (c_in, c_out) = (features, network.classes);
-            add(ConvLayer { n, input, c_in, c_out, kernel: [1; 3], stride: [1; 3] });
+        for (stage, &input) in description.decoder.iter().zip(extents.iter().rev().skip(1)) {
+            stage.blocks.iter().fold(input, |extent, block| add(block, extent));
         }
-        layers
+        for (stage, &input) in description.decoder.iter().zip(extents.iter().rev().skip(1)) {
+            let Upwards { from, to, stride, .. } = stage.up;
+            layers.push(ConvLayer { n, input, c_in: to, c_out: from, kernel: stride, stride });
+            let Head { from: c_in, classes: c_out, .. } = stage.head;
+            heads.push(ConvLayer { n, input, c_in, c_out, kernel: [1; 3], stride: [1; 3] });
+        }
+        (layers, heads)
     }
 
     /// Times all passes of all layers, the heads' left out, which have kernels of their own.
     pub fn convolutions<B: NnOps>(&self, device: &B::Device, rounds: usize, with_burns: bool) -> Vec<ConvTiming> {
-        let layers = self.layers().into_iter().filter(|(layer, _)| layer.kernel != [1; 3]);
+        let layers = counted(self.convolutions_and_heads().0).into_iter();
         let passes = [Pass::Forward, Pass::BackwardInput, Pass::BackwardWeights];
         layers
             .flat_map(|(layer, _)| passes.map(|pass| self.time::<B>(layer, pass, device, rounds, with_burns)))
@@ -176,6 +179,18 @@ impl StepBench {
         });
         ConvTiming { layer, pass, ours, burns }
     }
+}
+
+/// Each layer with how often it occurs.
+fn counted(all: Vec<ConvLayer>) -> Vec<(ConvLayer, usize)> {
+    let mut counted: Vec<(ConvLayer, usize)> = Vec::new();
+    for layer in all {
+        match counted.iter_mut().find(|(known, _)| *known == layer) {
+            Some((_, count)) => *count += 1,
+            None => counted.push((layer, 1)),
+        }
+    }
+    counted
 }
 
 fn random<B: NnOps>(shape: [usize; 5], precision: Precision, device: &B::Device) -> FloatTensor<B> {

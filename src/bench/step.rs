@@ -13,7 +13,7 @@ use crate::model::{UNet, UNetSpec};
 use crate::ops::Precision;
 use crate::ops::profile::{self, Entry, Operation};
 use crate::optim::{Optimizer, Sgd};
-use crate::plan::NetworkShape;
+use crate::plan::{NetworkShape, PLAIN_CONV_UNET};
 use crate::train::TrainStep;
 
 const LEARNING_RATE: f64 = 0.01;
@@ -42,10 +42,11 @@ pub fn plain_network(patch: [usize; 3], channels: usize, classes: usize, feature
     let along_z = |value| if patch[0] == 1 { 1 } else { value };
     let strides = (0..stages).map(|stage| if stage == 0 { [1; 3] } else { [along_z(2), 2, 2] }).collect();
     let shape = NetworkShape {
+        network: &PLAIN_CONV_UNET,
         features: features.to_vec(),
         kernels: vec![[along_z(3), 3, 3]; stages],
         strides,
-        convs_encoder: vec![2; stages],
+        blocks_encoder: vec![2; stages],
         convs_decoder: vec![2; stages - 1],
         conv_bias: true,
         norm_eps: 1e-5,

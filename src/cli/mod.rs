@@ -15,6 +15,7 @@ pub mod exit;
 mod logging;
 mod phantom;
 mod plan;
+mod plans;
 mod precision;
 mod predict;
 mod preprocess;

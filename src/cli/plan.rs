@@ -3,24 +3,28 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
+use super::plans;
 use super::ranks::or_abort;
 use crate::config::{ConfigError, Source, WorkDir};
 use crate::dataset::{self, Dataset, Splits};
 use crate::dist;
 use crate::fsio;
-use crate::plan::{self, PlannerOptions, Plans};
+use crate::plan::{self, Planner, PlannerOptions, Plans};
 
 /// Validate a dataset and plan its configurations: spacing, patch size, network, batch size.
 ///
 /// Reads a raw dataset in nnU-Net v2's layout or in that of the Medical Segmentation Decathlon, reports every problem in
 /// it at once, and writes source.toml, dataset.json, dataset_fingerprint.json, nnUNetPlans.json and splits_final.json
-/// into the work folder. A splits_final.json that is already there is kept.
+/// into the work folder. A splits_final.json that is already there is kept. Another planner writes plans of another name
+/// beside them, which `-p` of the other commands chooses.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
-  nnunet-dist plan -d Task04_Hippocampus -w hippocampus -c 2d,3d_fullres")]
+Examples:
+  nnunet-dist plan -d Task04_Hippocampus -w hippocampus -c 2d,3d_fullres
+  nnunet-dist plan -d Task04_Hippocampus -w hippocampus --planner resenc-l
+  nnunet-dist plan -d Task04_Hippocampus -w hippocampus --planner resenc-l --gpu-memory 80 --plans-name resenc_80GB")]
 pub struct Plan {
     /// Raw dataset: a folder with dataset.json, imagesTr and labelsTr.
     #[arg(short, long, value_name = "DIR")]
@@ -30,24 +34,25 @@ pub struct Plan {
     #[arg(short, long, value_name = "DIR")]
     work: PathBuf,
 
-    /// Planner.
+    /// Planner, by this name or by that of nnU-Net's class.
     #[arg(long, value_enum, default_value_t = Planner::Default)]
     planner: Planner,
 
-    /// Memory of one GPU, in GB, that patch and batch are to fill.
-    #[arg(long, value_name = "GB", default_value_t = 8.0, value_parser = super::positive)]
-    gpu_memory: f64,
+    /// Memory of one GPU, in GB, that patch and batch are to fill [default: 8, resenc-l: 24, resenc-xl: 40].
+    #[arg(long, value_name = "GB", value_parser = super::positive)]
+    gpu_memory: Option<f64>,
+
+    /// Spacing at full resolution, in mm, along the axes of the images as they are stored [default: the median's].
+    #[arg(long, value_name = "Z,Y,X", value_parser = spacing)]
+    overwrite_target_spacing: Option<[f64; 3]>,
+
+    /// Name of the plans [default: nnUNetPlans, and nnUNetResEncUNetMPlans, …LPlans, …XLPlans].
+    #[arg(long, value_name = "NAME", value_parser = plans::name)]
+    plans_name: Option<String>,
 
     /// Configurations to plan, separated by commas [default: all that suit the dataset].
     #[arg(short, long, value_name = "NAMES", value_delimiter = ',')]
     configurations: Vec<String>,
-}
-
-/// The planners, by nnU-Net's name for them.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Planner {
-    /// nnU-Net v2's ExperimentPlanner.
-    Default,
 }
 
 impl Plan {
@@ -63,15 +68,17 @@ impl Plan {
 
     fn plan(self) -> anyhow::Result<()> {
         let dataset = open_valid(&self.dataset)?;
-        let work = WorkDir::new(&self.work);
+        let planner = PlannerOptions::of(self.planner);
+        let options = PlannerOptions {
+            gpu_memory_gb: self.gpu_memory.unwrap_or(planner.gpu_memory_gb),
+            configurations: self.configurations,
+            plans_name: self.plans_name.unwrap_or(planner.plans_name),
+            target_spacing: self.overwrite_target_spacing,
+            planner: self.planner,
+        };
+        let work = WorkDir::new(&self.work).with_plans(&options.plans_name);
         tracing::info!("fingerprint of {} cases", dataset.cases.len());
         let fingerprint = dataset::extract_fingerprint(&dataset)?;
-        let Planner::Default = self.planner;
-        let options = PlannerOptions {
-            gpu_memory_gb: self.gpu_memory,
-            configurations: self.configurations,
-            ..PlannerOptions::default()
-        };
         let plans = plan::plan(&dataset.name, &dataset.json, &fingerprint, &options)?;
         let splits = own_or_new_splits(&dataset, &work.splits())?;
 
@@ -85,7 +92,7 @@ impl Plan {
         }
 
         print_plans(&plans)?;
-        println!("work folder: {}", work.root().display());
+        println!("work folder: {}, plans: {}", work.root().display(), options.plans_name);
         Ok(())
     }
 }
@@ -130,4 +137,12 @@ fn print_plans(plans: &Plans) -> anyhow::Result<()> {
 
 fn write(path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
     fsio::write_json(path, value).with_context(|| path.display().to_string())
+}
+
+/// Parses three lengths.
+fn spacing(text: &str) -> Result<[f64; 3], String> {
+    let lengths: Result<Vec<f64>, _> = text.split(',').map(|length| super::positive(length.trim())).collect();
+    lengths
+        .and_then(|lengths| <[f64; 3]>::try_from(lengths).map_err(|_| String::new()))
+        .map_err(|_| "must be three numbers above 0, as in 3,0.8,0.8".into())
 }

@@ -6,6 +6,7 @@ use clap::Args;
 use indexmap::IndexMap;
 use indicatif::ProgressBar;
 
+use super::plans::{self, PlansFlag};
 use super::ranks::or_abort;
 use crate::config::{Source, WorkDir};
 use crate::dataset::Dataset;
@@ -18,11 +19,15 @@ use crate::preprocess::{Limits, preprocess_dataset};
 #[command(after_help = "\
 Example:
   nnunet-dist preprocess -w hippocampus -c 3d_fullres -j 4 --max-memory 8G
+  nnunet-dist preprocess -w hippocampus -p nnUNetResEncUNetLPlans
   mpirun -np 8 nnunet-dist preprocess -w hippocampus")]
 pub struct Preprocess {
     /// Work folder that `plan` made.
     #[arg(short, long, value_name = "DIR")]
     work: PathBuf,
+
+    #[command(flatten)]
+    plans: PlansFlag,
 
     /// Configurations to preprocess, separated by commas or spaces [default: all in the plans].
     #[arg(short, long, value_name = "NAMES", value_delimiter = ',', num_args = 1..)]
@@ -48,9 +53,9 @@ impl Preprocess {
     }
 
     fn preprocess(&self, comm: &dyn Communicator) -> anyhow::Result<()> {
-        let work = WorkDir::new(&self.work);
+        let work = self.plans.on(WorkDir::new(&self.work));
         let source = Source::load(&work)?;
-        let plans = Plans::load(&work.plans())?;
+        let plans = plans::load(&work)?;
         let dataset = Dataset::open(&source.dataset)?;
         let limits = Limits { threads: self.jobs, memory: self.max_memory };
         for (name, data_identifier) in self.chosen(&plans)? {

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::plans::{self, PlansFlag};
 use super::precision::PrecisionFlags;
-use crate::config::{ConfigError, Device, FoldId, Layer, OptimizerKind, RunConfig, WorkDir};
+use crate::config::{Device, FoldId, Layer, OptimizerKind, RunConfig, WorkDir, check_plans_name};
 use crate::dist::Wire;
 use crate::loader::Shard;
-use crate::plan::Plans;
 
 /// The settings of a run.
 #[derive(Debug, Args)]
@@ -16,6 +16,9 @@ pub struct RunFlags {
     /// Work folder that `plan` and `preprocess` made.
     #[arg(short, long, value_name = "DIR")]
     work: PathBuf,
+
+    #[command(flatten)]
+    plans: PlansFlag,
 
     /// Configuration of the plans: 2d, 3d_fullres, 3d_lowres.
     #[arg(short, long, value_name = "NAME")]
@@ -141,15 +144,16 @@ impl RunFlags {
     /// # Errors
     /// Plans or file are missing or invalid, or a value is out of its range.
     pub(super) fn resolve(&self, work: &WorkDir) -> anyhow::Result<RunConfig> {
-        if !work.plans().exists() {
-            return Err(ConfigError::new(work.plans().display(), "is not there; `nnunet-dist plan` makes it").into());
-        }
-        let plans = Plans::load(&work.plans())?;
+        let file = self.config.as_deref().map(Layer::from_file).transpose()?;
+        let in_file = file.as_ref().and_then(|file| file.get("plans")?.as_str());
+        // A name that cannot be one is refused with its layer, below.
+        let in_file = in_file.filter(|name| self.plans.plans.is_none() && check_plans_name(name).is_ok());
+        let work = self.plans.on(in_file.map_or_else(|| work.clone(), |name| work.clone().with_plans(name)));
+        let plans = plans::load(&work)?;
         let mut layer = Layer::new(work.plans().display().to_string());
         let batch_size = i64::try_from(plans.configuration(&self.configuration)?.batch_size)?;
         let run_dir = work.run(&self.configuration, self.fold);
         layer.set("training.batch_size", Some(batch_size)).set("run_dir", Some(run_dir.root().display().to_string()));
-        let file = self.config.as_deref().map(Layer::from_file).transpose()?;
         let mut flags = self.flags();
         let device = flags.get("device").or_else(|| file.as_ref()?.get("device"));
         let device = device.and_then(|name| name.clone().try_into().ok()).unwrap_or(Device::Cpu);
@@ -161,6 +165,7 @@ impl RunFlags {
     fn flags(&self) -> Layer {
         let mut layer = Layer::new("command line");
         layer
+            .set("plans", self.plans.plans.clone())
             .set("configuration", Some(self.configuration.clone()))
             .set("fold", Some(self.fold.to_string()))
             .set("seed", self.seed)

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use toml::{Table, Value};
 
 use super::{
-    AugmentationPreset, DataConfig, Device, DistConfig, FoldId, OptimizerConfig, OptimizerKind, RunConfig,
-    ScheduleConfig, ScheduleKind, TrainingConfig,
+    AugmentationPreset, DEFAULT_PLANS, DataConfig, Device, DistConfig, FoldId, OptimizerConfig, OptimizerKind,
+    RunConfig, ScheduleConfig, ScheduleKind, TrainingConfig,
 };
 use crate::dist::Wire;
 use crate::loader::Shard;
@@ -16,6 +16,7 @@ use crate::ops::Precision;
 pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, precision: Option<Precision>) -> Table {
     let device = device.unwrap_or(Device::Cpu);
     let config = RunConfig {
+        plans: DEFAULT_PLANS.into(),
         configuration: "3d_fullres".into(),
         fold: FoldId::Number(0),
         seed: 1234,

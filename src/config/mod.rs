@@ -19,7 +19,7 @@ pub use run::{
     ScheduleKind, TrainingConfig,
 };
 pub use source::Source;
-pub use workdir::{RunDir, WorkDir};
+pub use workdir::{DEFAULT_PLANS, RunDir, WorkDir, check_plans_name};
 
 /// A configuration that cannot be used: an unknown key, a value of the wrong type or out of its range, a missing file.
 #[derive(Debug, thiserror::Error)]

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
+    /// Name of the plans in the work folder.
+    pub plans: String,
     /// Name of a configuration in the plans: `2d`, `3d_fullres`, `3d_lowres`.
     pub configuration: String,
     /// Which cases are held out.

@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use super::{OptimizerKind, RunConfig};
+use super::{OptimizerKind, RunConfig, check_plans_name};
 
 impl RunConfig {
     /// Checks every value against its range; the error is one line that names the key.
     pub(super) fn validate(&self) -> Result<(), String> {
         let Self { training, data, optimizer, schedule, dist, .. } = self;
+        check_plans_name(&self.plans).map_err(|defect| format!("`plans`: {defect}"))?;
         let at_least_one = [
             ("training.epochs", training.epochs),
             ("training.iterations_per_epoch", training.iterations_per_epoch),

@@ -11,20 +11,47 @@ use super::FoldId;
 ///   source.toml                   where the raw dataset lies
 ///   dataset.json                  nnU-Net v2's schema, also for a dataset in MSD's
 ///   dataset_fingerprint.json
-///   nnUNetPlans.json
+///   PLANS.json                    nnUNetPlans.json, and others beside it
 ///   splits_final.json
 ///   preprocessed/DATA_IDENTIFIER/ one store per data identifier of the plans
-///   runs/CONFIGURATION/fold_FOLD/ see RunDir
+///   runs/CONFIGURATION/fold_FOLD/ see RunDir; of other plans than nnUNetPlans runs/PLANS__CONFIGURATION/fold_FOLD/
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkDir {
     root: PathBuf,
+    plans: String,
+}
+
+/// The plans that are meant where none are named.
+pub const DEFAULT_PLANS: &str = "nnUNetPlans";
+
+/// The files of a work folder that are no plans, without their ending.
+const NO_PLANS: [&str; 3] = ["dataset", "dataset_fingerprint", "splits_final"];
+
+/// Checks that a name can be that of a plans file.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_plans_name(name: &str) -> Result<(), String> {
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.is_empty() || name.starts_with('.') || name.ends_with(".json") || !name.chars().all(is_plain) {
+        return Err(format!("`{name}` is no name of plans; use letters, digits, `_`, `-` and `.`, without .json"));
+    }
+    match NO_PLANS.contains(&name) {
+        true => Err(format!("`{name}` is another file of the work folder; choose another name")),
+        false => Ok(()),
+    }
 }
 
 impl WorkDir {
-    /// The work folder at `root`; nothing is read or created.
+    /// The work folder at `root`, with [`DEFAULT_PLANS`]; nothing is read or created.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), plans: DEFAULT_PLANS.to_owned() }
+    }
+
+    /// The same work folder with other plans.
+    pub fn with_plans(self, name: impl Into<String>) -> Self {
+        Self { plans: name.into(), ..self }
     }
 
     /// The folder itself.
@@ -49,7 +76,16 @@ impl WorkDir {
 
     /// The plans.
     pub fn plans(&self) -> PathBuf {
-        self.root.join("nnUNetPlans.json")
+        self.root.join(format!("{}.json", self.plans))
+    }
+
+    /// The names of all plans in the folder, sorted.
+    pub fn names_of_plans(&self) -> Vec<String> {
+        let files = std::fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let names = files.filter_map(|file| Some(file.file_name().to_str()?.strip_suffix(".json")?.to_owned()));
+        let mut names: Vec<String> = names.filter(|name| check_plans_name(name).is_ok()).collect();
+        names.sort();
+        names
     }
 
     /// The cross-validation splits.
@@ -64,7 +100,11 @@ impl WorkDir {
 
     /// The default folder of a run.
     pub fn run(&self, configuration: &str, fold: FoldId) -> RunDir {
-        RunDir::new(self.root.join("runs").join(configuration).join(format!("fold_{fold}")))
+        let folder = match self.plans.as_str() {
+            DEFAULT_PLANS => configuration.to_owned(),
+            plans => format!("{plans}__{configuration}"),
+        };
+        RunDir::new(self.root.join("runs").join(folder).join(format!("fold_{fold}")))
     }
 }
 
@@ -118,5 +158,30 @@ impl RunDir {
     /// Predictions of the fold's validation cases, and their `summary.json`.
     pub fn validation(&self) -> PathBuf {
         self.root.join("validation")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_have_their_own_files_and_runs() {
+        let work = WorkDir::new("w");
+        assert_eq!(work.plans(), Path::new("w/nnUNetPlans.json"));
+        assert_eq!(work.run("2d", FoldId::Number(1)).root(), Path::new("w/runs/2d/fold_1"));
+        let mine = work.with_plans("mine");
+        assert_eq!(mine.plans(), Path::new("w/mine.json"));
+        assert_eq!(mine.run("2d", FoldId::All).root(), Path::new("w/runs/mine__2d/fold_all"));
+    }
+
+    #[test]
+    fn plans_stay_in_their_folder_and_overwrite_nothing_else() {
+        for name in ["nnUNetPlans", "nnUNetResEncUNetMPlans", "plans_24GB.v2", "größer-3"] {
+            assert_eq!(check_plans_name(name), Ok(()));
+        }
+        for name in ["", "..", "../plans", "/plans", ".hidden", "a b", "nnUNetPlans.json", "dataset", "splits_final"] {
+            assert!(check_plans_name(name).is_err(), "{name}");
+        }
     }
 }

@@ -65,14 +65,15 @@ fn batch_size(call_bytes: u64, sliding: &SlidingWindow, network: &UNetSpec) -> u
 mod tests {
     use super::*;
     use crate::infer::Blend;
-    use crate::plan::NetworkShape;
+    use crate::plan::{NetworkShape, PLAIN_CONV_UNET};
 
     fn spec(features: usize) -> UNetSpec {
         let shape = NetworkShape {
+            network: &PLAIN_CONV_UNET,
             features: vec![features],
             strides: vec![[1; 3]],
             kernels: vec![[3; 3]],
-            convs_encoder: vec![2],
+            blocks_encoder: vec![2],
             convs_decoder: Vec::new(),
             conv_bias: true,
             norm_eps: 1e-5,

@@ -6,6 +6,7 @@
 
 mod init;
 mod input;
+mod layout;
 mod parameter;
 mod saved;
 mod tensor_file;

@@ -1,4 +1,4 @@
-//! nnU-Net's plain U-Net (`PlainConvUNet` of dynamic_network_architectures) with deep-supervision heads.
+//! nnU-Net's U-Nets with deep-supervision heads: whichever network the plans name, as a list of layers.
 
 use std::collections::HashMap;
 
@@ -7,12 +7,16 @@ use burn::tensor::{
     backend::{AutodiffBackend, Backend},
 };
 
+use super::layout::{Block, ConvBlock, DecoderStage, Layout, ResidualBlock, layer_of};
 use super::{Parameter, ParameterSpec, StateError, TensorState, init};
-use crate::ops::{self, ConvParams, NnOps, NormParams, Precision};
+use crate::ops::{self, NnOps, NormParams, Precision};
 use crate::plan::NetworkShape;
 
 /// Slope of the leaky ReLU.
 const NEGATIVE_SLOPE: f32 = 0.01;
+
+/// Slope of a leaky ReLU that is none.
+const IDENTITY: f32 = 1.0;
 
 /// Everything that determines a U-Net but its weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +25,7 @@ pub struct UNetSpec {
     pub channels: usize,
     /// Output classes, background included.
     pub classes: usize,
-    /// Stages, from the plans.
+    /// Network and stages, from the plans.
     pub shape: NetworkShape,
 }
 
@@ -38,53 +42,22 @@ impl UNetSpec {
     }
 }
 
-/// A plain U-Net.
+/// A U-Net.
 ///
-/// Encoder: stages of convolution + instance norm + leaky ReLU, the first convolution of a stage strided. Decoder:
-/// transposed convolution, concatenation with the encoder's features of that resolution, convolutions. A 1x1x1
-/// convolution at every decoder stage turns features into logits.
+/// Encoder: stages of blocks, convolutions or residual ones, the first of a stage strided. Decoder: transposed convolution,
+/// concatenation with the encoder's features of that resolution, blocks. A 1x1x1 convolution at every decoder stage turns
+/// features into logits.
 #[derive(Clone, Debug)]
 pub struct UNet<B: Backend> {
     spec: UNetSpec,
     precision: Precision,
-    encoder: Vec<Vec<ConvBlock>>,
+    encoder: Vec<Vec<Block>>,
     decoder: Vec<DecoderStage>,
     parameters: Vec<Parameter<B>>,
 }
 
 /// What becomes of the activations that enter a layer; the numbers are those of the layer's parameters.
 pub type Tap<'a, B> = &'a dyn Fn(Tensor<B, 5>, &[usize]) -> Tensor<B, 5>;
-
-/// Convolution, instance norm, leaky ReLU; the numbers are indices of parameters.
-#[derive(Clone, Debug)]
-struct ConvBlock {
-    weight: usize,
-    /// `None` where the plans say `conv_bias: false`.
-    bias: Option<usize>,
-    gamma: usize,
-    beta: usize,
-    params: ConvParams,
-}
-
-impl ConvBlock {
-    fn parameters(&self) -> Vec<usize> {
-        layer_of((self.weight, self.bias), &[self.gamma, self.beta])
-    }
-}
-
-/// The parameters of a layer: weight, bias if it has one, and others.
-fn layer_of((weight, bias): (usize, Option<usize>), others: &[usize]) -> Vec<usize> {
-    [weight].into_iter().chain(bias).chain(others.iter().copied()).collect()
-}
-
-#[derive(Clone, Debug)]
-struct DecoderStage {
-    /// Weight and bias of the transposed convolution.
-    up: (usize, Option<usize>),
-    convs: Vec<ConvBlock>,
-    /// Weight and bias of the head.
-    head: (usize, usize),
-}
 
 impl<B: NnOps> UNet<B> {
     /// A network with He-initialised weights drawn from `seed`.
@@ -164,7 +137,7 @@ impl<B: NnOps> UNet<B> {
 
     /// The features of an encoder stage, 0 at the highest resolution, of those of the stage before it.
     pub fn encoder_stage(&self, stage: usize, x: Tensor<B, 5>, tap: Tap<'_, B>) -> Tensor<B, 5> {
-        self.encoder[stage].iter().fold(x, |x, block| self.conv_block(x, block, tap))
+        self.blocks(x, &self.encoder[stage], tap)
     }
 
     /// The features of a decoder stage, 0 at the lowest resolution, of those of the stage below it and of the encoder's at its
@@ -176,10 +149,10 @@ impl<B: NnOps> UNet<B> {
         skip: Tensor<B, 5>,
         tap: Tap<'_, B>,
     ) -> Tensor<B, 5> {
-        let DecoderStage { up, convs, .. } = &self.decoder[stage];
+        let DecoderStage { up, blocks, .. } = &self.decoder[stage];
         let below = tap(below, &layer_of(*up, &[]));
-        let up = ops::conv_transpose(below, self.tensor(up.0), self.bias(*up));
-        convs.iter().fold(ops::concat(up, skip), |x, block| self.conv_block(x, block, tap))
+        let up = ops::conv_transpose(below, self.tensor(up.0), self.bias(*up, 1));
+        self.blocks(ops::concat(up, skip), blocks, tap)
     }
 
     /// The logits of a decoder stage, of its features.
@@ -189,10 +162,30 @@ impl<B: NnOps> UNet<B> {
         ops::head(features, self.tensor(weight), self.tensor(bias))
     }
 
-    fn conv_block(&self, x: Tensor<B, 5>, block: &ConvBlock, tap: Tap<'_, B>) -> Tensor<B, 5> {
+    fn blocks(&self, x: Tensor<B, 5>, blocks: &[Block], tap: Tap<'_, B>) -> Tensor<B, 5> {
+        blocks.iter().fold(x, |x, block| match block {
+            Block::Conv(conv) => self.conv_block(x, conv, NEGATIVE_SLOPE, tap),
+            Block::Residual(block) => self.residual_block(x, block, tap),
+        })
+    }
+
+    fn residual_block(&self, x: Tensor<B, 5>, block: &ResidualBlock, tap: Tap<'_, B>) -> Tensor<B, 5> {
+        let inner = self.conv_block(x.clone(), &block.conv1, NEGATIVE_SLOPE, tap);
+        let inner = self.conv_block(inner, &block.conv2, IDENTITY, tap);
+        let mut skip = x;
+        if block.pool != [1; 3] {
+            skip = ops::avg_pool(skip, block.pool);
+        }
+        if let Some(projection) = &block.projection {
+            skip = self.conv_block(skip, projection, IDENTITY, tap);
+        }
+        ops::add_act(inner, skip, NEGATIVE_SLOPE)
+    }
+
+    fn conv_block(&self, x: Tensor<B, 5>, block: &ConvBlock, negative_slope: f32, tap: Tap<'_, B>) -> Tensor<B, 5> {
         let x = tap(x, &block.parameters());
-        let x = ops::conv(x, self.tensor(block.weight), self.bias((block.weight, block.bias)), block.params);
-        let norm = NormParams { eps: self.spec.shape.norm_eps as f32, negative_slope: NEGATIVE_SLOPE };
+        let x = ops::conv(x, self.tensor(block.weight), self.bias((block.weight, block.bias), 0), block.params);
+        let norm = NormParams { eps: self.spec.shape.norm_eps as f32, negative_slope };
         ops::norm_act(x, self.tensor(block.gamma), self.tensor(block.beta), norm)
     }
 
@@ -200,14 +193,13 @@ impl<B: NnOps> UNet<B> {
         self.parameters[index].tensor()
     }
 
-    /// The bias of a (possibly transposed) convolution, or zeros.
-    fn bias(&self, (weight, bias): (usize, Option<usize>)) -> Tensor<B, 1> {
+    /// The bias of a convolution, or zeros for the outputs, which are an axis of the weights: the second of transposed ones.
+    fn bias(&self, (weight, bias): (usize, Option<usize>), axis: usize) -> Tensor<B, 1> {
         match bias {
             Some(bias) => self.tensor(bias),
             None => {
-                let weight = &self.parameters[weight];
-                let axis = usize::from(weight.spec.name.contains("transpconvs"));
-                Tensor::zeros([weight.spec.shape[axis]], &self.tensor::<5>(0).device())
+                let outputs = self.parameters[weight].spec.shape[axis];
+                Tensor::zeros([outputs], &self.tensor::<5>(0).device())
             }
         }
     }
@@ -251,10 +243,10 @@ impl<B: Backend> UNet<B> {
 
     /// The numbers of the parameters that have gradients when the first `heads` are trained, in the order of their use.
     pub fn order_of_use(&self, heads: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = self.encoder.iter().flatten().flat_map(ConvBlock::parameters).collect();
+        let mut order: Vec<usize> = self.encoder.iter().flatten().flat_map(Block::parameters).collect();
         for (index, stage) in self.decoder.iter().enumerate() {
             order.extend(layer_of(stage.up, &[]));
-            order.extend(stage.convs.iter().flat_map(ConvBlock::parameters));
+            order.extend(stage.blocks.iter().flat_map(Block::parameters));
             if self.has_head(index, heads) {
                 order.extend([stage.head.0, stage.head.1]);
             }
@@ -293,95 +285,4 @@ impl<B: AutodiffBackend> UNet<B> {
         }
         self
     }
-}
-
-/// The layers and the parameters they refer to.
-struct Layout {
-    encoder: Vec<Vec<ConvBlock>>,
-    decoder: Vec<DecoderStage>,
-    parameters: Vec<ParameterSpec>,
-}
-
-impl Layout {
-    fn new(spec: &UNetSpec) -> Self {
-        let shape = &spec.shape;
-        let mut layout = Self { encoder: Vec::new(), decoder: Vec::new(), parameters: Vec::new() };
-        let mut channels = spec.channels;
-        for (stage, &features) in shape.features.iter().enumerate() {
-            let mut convs = Vec::new();
-            for conv in 0..shape.convs_encoder[stage] {
-                let stride = if conv == 0 { shape.strides[stage] } else { [1; 3] };
-                let name = format!("encoder.stages.{stage}.0.convs.{conv}");
-                convs.push(layout.conv_block(&name, shape, channels, features, shape.kernels[stage], stride));
-                channels = features;
-            }
-            layout.encoder.push(convs);
-        }
-
-        // nnU-Net lists the decoder's convolutions first, then the transposed ones, then the heads.
-        let stages = shape.features.len() - 1;
-        let target = |stage: usize| stages - 1 - stage;
-        let mut convolutions = Vec::new();
-        for stage in 0..stages {
-            let features = shape.features[target(stage)];
-            let mut convs = Vec::new();
-            for conv in 0..shape.convs_decoder[stage] {
-                let channels = if conv == 0 { 2 * features } else { features };
-                let name = format!("decoder.stages.{stage}.convs.{conv}");
-                convs.push(layout.conv_block(&name, shape, channels, features, shape.kernels[target(stage)], [1; 3]));
-            }
-            convolutions.push(convs);
-        }
-        let up: Vec<_> = (0..stages)
-            .map(|stage| {
-                let (from, to) = (shape.features[target(stage) + 1], shape.features[target(stage)]);
-                let name = format!("decoder.transpconvs.{stage}");
-                let weight =
-                    layout.add(format!("{name}.weight"), convolution(from, to, shape.strides[target(stage) + 1]));
-                (weight, shape.conv_bias.then(|| layout.add(format!("{name}.bias"), vec![to])))
-            })
-            .collect();
-        let heads: Vec<_> = (0..stages)
-            .map(|stage| {
-                let name = format!("decoder.seg_layers.{stage}");
-                let features = shape.features[target(stage)];
-                let weight = layout.add(format!("{name}.weight"), convolution(spec.classes, features, [1; 3]));
-                (weight, layout.add(format!("{name}.bias"), vec![spec.classes]))
-            })
-            .collect();
-        layout.decoder = convolutions
-            .into_iter()
-            .zip(up)
-            .zip(heads)
-            .map(|((convs, up), head)| DecoderStage { up, convs, head })
-            .collect();
-        layout
-    }
-
-    fn conv_block(
-        &mut self,
-        name: &str,
-        shape: &NetworkShape,
-        channels: usize,
-        features: usize,
-        kernel: [usize; 3],
-        stride: [usize; 3],
-    ) -> ConvBlock {
-        ConvBlock {
-            weight: self.add(format!("{name}.conv.weight"), convolution(features, channels, kernel)),
-            bias: shape.conv_bias.then(|| self.add(format!("{name}.conv.bias"), vec![features])),
-            gamma: self.add(format!("{name}.norm.weight"), vec![features]),
-            beta: self.add(format!("{name}.norm.bias"), vec![features]),
-            params: ConvParams { stride, padding: kernel.map(|kernel| (kernel - 1) / 2), bias_cancels: true },
-        }
-    }
-
-    fn add(&mut self, name: String, shape: Vec<usize>) -> usize {
-        self.parameters.push(ParameterSpec { name, shape });
-        self.parameters.len() - 1
-    }
-}
-
-fn convolution(first: usize, second: usize, kernel: [usize; 3]) -> Vec<usize> {
-    [first, second].into_iter().chain(kernel).collect()
 }

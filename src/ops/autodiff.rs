@@ -157,6 +157,48 @@ impl<B: NnOps> Backward<B, 2> for ConcatStep {
     }
 }
 
+/// What the end of a residual block keeps for its backward step.
+#[derive(Clone, Debug)]
+struct AddActState<B: NnOps> {
+    /// The output.
+    y: FloatTensor<B>,
+    negative_slope: f32,
+}
+
+#[derive(Debug)]
+struct AddActStep;
+
+impl<B: NnOps> Backward<B, 2> for AddActStep {
+    type State = AddActState<B>;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let gradient = B::add_act_backward(ops.state.y, grad, ops.state.negative_slope);
+        let [node_a, node_b] = ops.parents;
+        if let Some(node) = node_a {
+            add_gradient!(B, grads, node, gradient.clone());
+        }
+        if let Some(node) = node_b {
+            add_gradient!(B, grads, node, gradient);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct AvgPoolStep;
+
+impl<B: NnOps> Backward<B, 1> for AvgPoolStep {
+    /// The extents that are averaged over.
+    type State = [usize; 3];
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            add_gradient!(B, grads, node, B::avg_pool_backward(grad, ops.state));
+        }
+    }
+}
+
 #[derive(Debug)]
 struct SeedStep;
 
@@ -223,6 +265,24 @@ impl<B: NnOps, C: CheckpointStrategy> NnOps for Autodiff<B, C> {
         match Backward::<B, 3>::prepare::<C>(HeadStep, nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((x, weight), logits),
             OpsKind::UnTracked(prep) => prep.finish(logits),
+        }
+    }
+
+    fn add_act(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
+        let nodes = [a.node.clone(), b.node.clone()];
+        let y = B::add_act(a.primitive, b.primitive, negative_slope);
+        match Backward::<B, 2>::prepare::<C>(AddActStep, nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(AddActState { y: y.clone(), negative_slope }, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn avg_pool(x: FloatTensor<Self>, size: [usize; 3]) -> FloatTensor<Self> {
+        let nodes = [x.node.clone()];
+        let y = B::avg_pool(x.primitive, size);
+        match Backward::<B, 1>::prepare::<C>(AvgPoolStep, nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(size, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
 

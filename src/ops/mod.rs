@@ -188,6 +188,26 @@ pub trait NnOps: Backend {
         reference::split::<Self>(x, channels)
     }
 
+    /// `leaky_relu(a + b)`: where a residual block's two ways meet. The slope for negative values is above 0.
+    fn add_act(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
+        reference::add_act::<Self>(a, b, negative_slope)
+    }
+
+    /// Gradient of [`NnOps::add_act`] with respect to either term, from its output `y`, which has the sign of the sum.
+    fn add_act_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
+        reference::add_act_backward::<Self>(y, grad, negative_slope)
+    }
+
+    /// Means over blocks of `size` voxels `(z, y, x)`, which divides the extents of `x`.
+    fn avg_pool(x: FloatTensor<Self>, size: [usize; 3]) -> FloatTensor<Self> {
+        reference::avg_pool::<Self>(x, size)
+    }
+
+    /// Gradient of [`NnOps::avg_pool`] with respect to its input.
+    fn avg_pool_backward(grad: FloatTensor<Self>, size: [usize; 3]) -> FloatTensor<Self> {
+        reference::avg_pool_backward::<Self>(grad, size)
+    }
+
     /// The 1x1x1 convolution from features to logits: weights `(k, c, 1, 1, 1)`, logits `(n, z, y, x, k)`, always f32.
     fn head(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         reference::head::<Self>(x, weight, bias)
@@ -299,6 +319,16 @@ pub fn head<B: NnOps>(x: Tensor<B, 5>, weight: Tensor<B, 5>, bias: Tensor<B, 1>)
 /// [`NnOps::concat`] on tensors.
 pub fn concat<B: NnOps>(a: Tensor<B, 5>, b: Tensor<B, 5>) -> Tensor<B, 5> {
     float(B::concat(primitive(a), primitive(b)))
+}
+
+/// [`NnOps::add_act`] on tensors.
+pub fn add_act<B: NnOps>(a: Tensor<B, 5>, b: Tensor<B, 5>, negative_slope: f32) -> Tensor<B, 5> {
+    float(B::add_act(primitive(a), primitive(b), negative_slope))
+}
+
+/// [`NnOps::avg_pool`] on tensors.
+pub fn avg_pool<B: NnOps>(x: Tensor<B, 5>, size: [usize; 3]) -> Tensor<B, 5> {
+    float(B::avg_pool(primitive(x), size))
 }
 
 /// [`NnOps::seed_gradient`] on tensors.

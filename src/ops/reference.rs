@@ -197,6 +197,47 @@ pub fn split<B: Backend>(x: FloatTensor<B>, channels: usize) -> (FloatTensor<B>,
     (primitive(x.clone().narrow(4, 0, channels)), primitive(x.narrow(4, channels, rest)))
 }
 
+pub fn add_act<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>, negative_slope: f32) -> FloatTensor<B> {
+    let dtype = dtype::<B>(&a);
+    let sum = float::<B, 5>(f32::<B>(a)) + float(f32::<B>(b));
+    cast::<B>(primitive(burn::tensor::activation::leaky_relu(sum, f64::from(negative_slope))), dtype)
+}
+
+pub fn add_act_backward<B: Backend>(y: FloatTensor<B>, grad: FloatTensor<B>, negative_slope: f32) -> FloatTensor<B> {
+    let grad = float::<B, 5>(grad);
+    let negative = float::<B, 5>(y).lower_elem(0.0);
+    primitive(grad.clone().mask_where(negative, grad.mul_scalar(negative_slope)))
+}
+
+pub fn avg_pool<B: Backend>(x: FloatTensor<B>, size: [usize; 3]) -> FloatTensor<B> {
+    let dtype = dtype::<B>(&x);
+    let mut x = float::<B, 5>(f32::<B>(x));
+    for (axis, size) in size.into_iter().enumerate() {
+        let mut shape = x.dims();
+        let (before, after) = rows_around(shape, axis);
+        shape[axis + 1] /= size;
+        x = x.reshape([before * shape[axis + 1], size, after]).mean_dim(1).reshape(shape);
+    }
+    cast::<B>(primitive(x), dtype)
+}
+
+pub fn avg_pool_backward<B: Backend>(grad: FloatTensor<B>, size: [usize; 3]) -> FloatTensor<B> {
+    let mut grad = float::<B, 5>(grad) / size.iter().product::<usize>() as f32;
+    for (axis, size) in size.into_iter().enumerate() {
+        let mut shape = grad.dims();
+        let (before, after) = rows_around(shape, axis);
+        let rows = before * shape[axis + 1];
+        shape[axis + 1] *= size;
+        grad = grad.reshape([rows, 1, after]).repeat_dim(1, size).reshape(shape);
+    }
+    primitive(grad)
+}
+
+/// The product of the extents before a spatial axis of `(n, z, y, x, c)`, and of those after it.
+fn rows_around(shape: [usize; 5], axis: usize) -> (usize, usize) {
+    (shape[..=axis].iter().product(), shape[axis + 2..].iter().product())
+}
+
 pub fn control<B: Backend>(
     gradients: Vec<FloatTensor<B>>,
     scaler: FloatTensor<B>,

@@ -4,17 +4,40 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::PlanError;
 use super::configuration::lift;
-
-/// nnU-Net's plain U-Net.
-const PLAIN_UNET: &str = "dynamic_network_architectures.architectures.unet.PlainConvUNet";
+use super::networks::{NETWORKS, Network};
+use super::{PlanError, parameter_count};
 
 /// The arguments that name Python classes.
 const CLASSES: [&str; 4] = ["conv_op", "norm_op", "dropout_op", "nonlin"];
 
-/// More stages than any image can be halved; a plans file that asks for more is damaged.
+/// Arguments that every network has; each has its own for the blocks of the encoder.
+const ARGUMENTS: [&str; 13] = [
+    "n_stages",
+    "features_per_stage",
+    "conv_op",
+    "kernel_sizes",
+    "strides",
+    "n_conv_per_stage_decoder",
+    "conv_bias",
+    "norm_op",
+    "norm_op_kwargs",
+    "dropout_op",
+    "dropout_op_kwargs",
+    "nonlin",
+    "nonlin_kwargs",
+];
+
+/// More stages than any image can be halved; a plans file that asks for more is damaged, as beyond the limits below.
 const MAX_STAGES: usize = 32;
+
+/// Feature maps of a stage, blocks of a stage, extents of a kernel, at most.
+const MAX_FEATURES: usize = 1 << 14;
+const MAX_BLOCKS: usize = 256;
+const MAX_KERNEL: usize = 31;
+
+/// Trainable numbers, at most: the largest of nnU-Net's planners' networks has 0.15e9.
+const MAX_PARAMETERS: u64 = 10_000_000_000;
 
 /// Slope of PyTorch's leaky ReLU where none is given.
 const LEAKY_SLOPE: f64 = 0.01;
@@ -29,16 +52,18 @@ pub struct Architecture {
 }
 
 /// What the network builder needs of [`Architecture`], lifted to three dimensions.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NetworkShape {
+    /// Which network.
+    pub network: &'static Network,
     /// Feature maps of each stage, highest resolution first.
     pub features: Vec<usize>,
     /// Convolution kernel of each stage, `(z, y, x)`.
     pub kernels: Vec<[usize; 3]>,
     /// Stride of each stage's first convolution; the first entry is 1.
     pub strides: Vec<[usize; 3]>,
-    /// Convolutions per encoder stage.
-    pub convs_encoder: Vec<usize>,
+    /// Blocks per encoder stage: convolutions or residual blocks, as the network has.
+    pub blocks_encoder: Vec<usize>,
     /// Convolutions per decoder stage, lowest resolution first.
     pub convs_decoder: Vec<usize>,
     /// Whether convolutions have a bias.
@@ -48,8 +73,8 @@ pub struct NetworkShape {
 }
 
 impl Architecture {
-    /// The plain U-Net of this shape; `axes` is 2 or 3, and tells how many of the shape's axes are real.
-    pub(super) fn plain_unet(shape: &NetworkShape, axes: usize) -> Self {
+    /// The network of this shape; `axes` is 2 or 3, and tells how many of the shape's axes are real.
+    pub(super) fn of(shape: &NetworkShape, axes: usize) -> Self {
         let real = |triples: &[[usize; 3]]| -> Vec<Vec<usize>> {
             triples.iter().map(|triple| triple[3 - axes..].to_vec()).collect()
         };
@@ -59,7 +84,7 @@ impl Architecture {
             ("conv_op", json!(conv_op(axes))),
             ("kernel_sizes", json!(real(&shape.kernels))),
             ("strides", json!(real(&shape.strides))),
-            ("n_conv_per_stage", json!(shape.convs_encoder)),
+            (shape.network.blocks_key, json!(shape.blocks_encoder)),
             ("n_conv_per_stage_decoder", json!(shape.convs_decoder)),
             ("conv_bias", json!(shape.conv_bias)),
             ("norm_op", json!(format!("torch.nn.modules.instancenorm.InstanceNorm{axes}d"))),
@@ -70,42 +95,57 @@ impl Architecture {
             ("nonlin_kwargs", json!({"inplace": true})),
         ];
         Self {
-            network_class_name: PLAIN_UNET.to_owned(),
+            network_class_name: shape.network.class.to_owned(),
             arch_kwargs: kwargs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
             kw_requires_import: CLASSES.map(str::to_owned).to_vec(),
         }
     }
 
-    /// Reads the shape of a plain U-Net with instance norm and leaky ReLU, 2D or 3D.
+    /// Reads the shape of one of the [`NETWORKS`] with instance norm and leaky ReLU, 2D or 3D.
     ///
     /// # Errors
     /// Names the argument that is missing, malformed or asks for what this crate does not build.
     pub(super) fn network_shape(&self) -> Result<NetworkShape, PlanError> {
-        if self.network_class_name.rsplit('.').next() != Some("PlainConvUNet") {
-            let class = &self.network_class_name;
-            return Err(PlanError::Architecture(format!("{class} is not supported; use a PlainConvUNet")));
-        }
+        let network = self.network()?;
         let axes = self.axes()?;
         self.check_layers(axes)?;
+        self.check_arguments(network)?;
         let stages: usize = self.required("n_stages")?;
         if !(2..=MAX_STAGES).contains(&stages) {
-            return Err(PlanError::Architecture(format!("n_stages is {stages}; must be 2 to {MAX_STAGES}")));
+            return Err(wrong("n_stages", format!("is {stages}; must be 2 to {MAX_STAGES}")));
         }
         let shape = NetworkShape {
-            features: self.per_stage("features_per_stage", stages)?,
+            network,
+            features: self.per_stage("features_per_stage", stages, MAX_FEATURES)?,
             kernels: self.per_stage_and_axis("kernel_sizes", stages, axes)?,
             strides: self.per_stage_and_axis("strides", stages, axes)?,
-            convs_encoder: self.per_stage("n_conv_per_stage", stages)?,
-            convs_decoder: self.per_stage("n_conv_per_stage_decoder", stages - 1)?,
+            blocks_encoder: self.per_stage(network.blocks_key, stages, MAX_BLOCKS)?,
+            convs_decoder: self.per_stage("n_conv_per_stage_decoder", stages - 1, MAX_BLOCKS)?,
             conv_bias: self.optional("conv_bias")?.unwrap_or(false),
             norm_eps: self.inner("norm_op_kwargs", "eps")?.unwrap_or(1e-5),
         };
         if shape.strides[0] != [1; 3] {
-            return Err(PlanError::Architecture("the first of strides must be 1 in every axis".to_owned()));
+            return Err(wrong("strides", "the first must be 1 in every axis"));
         }
-        match shape.kernels.iter().find(|kernel| kernel.iter().any(|extent| extent % 2 == 0)) {
-            Some(kernel) => Err(PlanError::Architecture(format!("kernel {kernel:?} must be odd in every axis"))),
-            None => Ok(shape),
+        if !(shape.norm_eps > 0.0 && shape.norm_eps < 1.0) {
+            return Err(wrong("norm_op_kwargs", format!("eps is {}; must be above 0 and below 1", shape.norm_eps)));
+        }
+        let is_kernel = |extent: &usize| extent % 2 == 1 && *extent <= MAX_KERNEL;
+        if let Some(kernel) = shape.kernels.iter().find(|kernel| !kernel.iter().all(is_kernel)) {
+            let reason = format!("{kernel:?} must be odd in every axis, and at most {MAX_KERNEL}");
+            return Err(wrong("kernel_sizes", reason));
+        }
+        Ok(shape)
+    }
+
+    /// What makes a network too large for any machine; its strides have been found to divide the patch.
+    pub(super) fn check_size(&self, shape: &NetworkShape) -> Result<(), PlanError> {
+        match parameter_count(shape, 1, 1) {
+            ..=MAX_PARAMETERS => Ok(()),
+            count => {
+                let reason = format!("the network would have {count} parameters; at most {MAX_PARAMETERS} are allowed");
+                Err(wrong("features_per_stage", reason))
+            }
         }
     }
 
@@ -113,8 +153,16 @@ impl Architecture {
     pub(super) fn axes(&self) -> Result<usize, PlanError> {
         let op: String = self.required("conv_op")?;
         let suffix = op.rsplit('.').next().unwrap_or_default();
-        (2..=3).find(|axes| suffix == format!("Conv{axes}d")).ok_or_else(|| {
-            PlanError::Architecture(format!("conv_op {op} is not supported; use {} or {}", conv_op(2), conv_op(3)))
+        (2..=3)
+            .find(|axes| suffix == format!("Conv{axes}d"))
+            .ok_or_else(|| wrong("conv_op", format!("{op} is not supported; use {} or {}", conv_op(2), conv_op(3))))
+    }
+
+    fn network(&self) -> Result<&'static Network, PlanError> {
+        let class = &self.network_class_name;
+        Network::of_class(class).ok_or_else(|| PlanError::Architecture {
+            key: "network_class_name".to_owned(),
+            reason: format!("{class} is not known; known are {}", NETWORKS.map(Network::name).join(", ")),
         })
     }
 
@@ -123,14 +171,26 @@ impl Architecture {
         self.check_class("norm_op", &format!("InstanceNorm{axes}d"))?;
         self.check_class("nonlin", "LeakyReLU")?;
         if self.inner("norm_op_kwargs", "affine")? != Some(true) {
-            return Err(PlanError::Architecture("norm_op_kwargs without affine: true is not supported".to_owned()));
+            return Err(wrong("norm_op_kwargs", "without affine: true is not supported"));
         }
         if self.inner("nonlin_kwargs", "negative_slope")?.unwrap_or(LEAKY_SLOPE) != LEAKY_SLOPE {
-            return Err(PlanError::Architecture(format!("negative_slope must be {LEAKY_SLOPE}")));
+            return Err(wrong("nonlin_kwargs", format!("negative_slope must be {LEAKY_SLOPE}")));
         }
         match self.optional::<String>("dropout_op")? {
             None => Ok(()),
-            Some(op) => Err(PlanError::Architecture(format!("dropout_op {op} is not supported; use null"))),
+            Some(op) => Err(wrong("dropout_op", format!("{op} is not supported; use null"))),
+        }
+    }
+
+    /// An argument that is not read here must ask for nothing; deep supervision is the trainer's affair.
+    fn check_arguments(&self, network: &Network) -> Result<(), PlanError> {
+        let is_read = |key: &str| key == network.blocks_key || ARGUMENTS.contains(&key) || key == "deep_supervision";
+        let asks = |value: &Value| !matches!(value, Value::Null | Value::Bool(false));
+        match self.arch_kwargs.iter().find(|(key, value)| !is_read(key) && asks(value)) {
+            None => Ok(()),
+            Some((key, value)) => {
+                Err(wrong(key, format!("{value} is not supported for a {}; leave it out", network.name())))
+            }
         }
     }
 
@@ -139,19 +199,19 @@ impl Architecture {
         if class.rsplit('.').next() == Some(expected) {
             return Ok(());
         }
-        Err(PlanError::Architecture(format!("{key} {class} is not supported; use a {expected}")))
+        Err(wrong(key, format!("{class} is not supported; use a {expected}")))
     }
 
     /// One positive number per stage; a single number means the same for all.
-    fn per_stage(&self, key: &str, stages: usize) -> Result<Vec<usize>, PlanError> {
+    fn per_stage(&self, key: &str, stages: usize, most: usize) -> Result<Vec<usize>, PlanError> {
         let numbers = match self.required::<Repeated<usize>>(key)? {
             Repeated::Once(number) => vec![number; stages],
             Repeated::Each(numbers) => numbers,
         };
-        if numbers.len() == stages && !numbers.contains(&0) {
+        if numbers.len() == stages && numbers.iter().all(|number| (1..=most).contains(number)) {
             return Ok(numbers);
         }
-        Err(PlanError::Architecture(format!("{key} {numbers:?} must be {stages} positive numbers")))
+        Err(wrong(key, format!("{numbers:?} must be {stages} numbers from 1 to {most}")))
     }
 
     /// One positive number per stage and axis; single numbers mean the same for all.
@@ -161,14 +221,14 @@ impl Architecture {
             Repeated::Each(extents) => extents,
         };
         let lifted: Option<Vec<_>> = extents.into_iter().map(|extent| extent.lifted(axes)).collect();
-        lifted.filter(|lifted| lifted.len() == stages).ok_or_else(|| {
-            PlanError::Architecture(format!("{key} must be {stages} lists of {axes} positive numbers each"))
-        })
+        lifted
+            .filter(|lifted| lifted.len() == stages)
+            .ok_or_else(|| wrong(key, format!("must be {stages} lists of {axes} positive numbers each")))
     }
 
     fn required<T: DeserializeOwned>(&self, key: &str) -> Result<T, PlanError> {
         let value = self.arch_kwargs.get(key);
-        parse(key, value.ok_or_else(|| PlanError::Architecture(format!("{key} is missing in arch_kwargs")))?)
+        parse(key, value.ok_or_else(|| wrong(key, "is missing"))?)
     }
 
     fn optional<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, PlanError> {
@@ -178,13 +238,13 @@ impl Architecture {
     /// An argument of an argument.
     fn inner<T: DeserializeOwned>(&self, key: &str, inner: &str) -> Result<Option<T>, PlanError> {
         let value = self.arch_kwargs.get(key).and_then(|arguments| arguments.get(inner));
-        value.map_or(Ok(None), |value| parse(inner, value))
+        value.map_or(Ok(None), |value| parse(&format!("{key}.{inner}"), value))
     }
 }
 
 /// A value for all, or one for each.
 #[derive(Clone, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be a whole number for all or a list of them")]
 enum Repeated<T> {
     Once(T),
     Each(Vec<T>),
@@ -202,7 +262,12 @@ impl Repeated<usize> {
 }
 
 fn parse<T: DeserializeOwned>(key: &str, value: &Value) -> Result<T, PlanError> {
-    T::deserialize(value).map_err(|error| PlanError::Architecture(format!("{key}: {error}")))
+    T::deserialize(value).map_err(|error| wrong(key, error))
+}
+
+/// An argument of the network that cannot be followed.
+pub(super) fn wrong(key: &str, reason: impl ToString) -> PlanError {
+    PlanError::Architecture { key: format!("arch_kwargs.{key}"), reason: reason.to_string() }
 }
 
 fn conv_op(axes: usize) -> String {
@@ -211,14 +276,16 @@ fn conv_op(axes: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::networks::PLAIN_CONV_UNET;
     use super::*;
 
-    fn shape() -> NetworkShape {
+    fn shape(network: &'static Network) -> NetworkShape {
         NetworkShape {
+            network,
             features: vec![8, 16],
             kernels: vec![[1, 3, 3]; 2],
             strides: vec![[1, 1, 1], [1, 2, 2]],
-            convs_encoder: vec![2, 2],
+            blocks_encoder: vec![2, 2],
             convs_decoder: vec![2],
             conv_bias: true,
             norm_eps: 1e-5,
@@ -227,8 +294,11 @@ mod tests {
 
     #[test]
     fn a_shape_survives_the_way_through_the_plans() {
-        for axes in [2, 3] {
-            assert_eq!(Architecture::plain_unet(&shape(), axes).network_shape().unwrap(), shape());
+        for network in NETWORKS {
+            for axes in [2, 3] {
+                let shape = shape(network);
+                assert_eq!(Architecture::of(&shape, axes).network_shape().unwrap(), shape);
+            }
         }
     }
 
@@ -237,22 +307,40 @@ mod tests {
         let cases = [
             ("conv_op", json!("torch.nn.modules.conv.Conv1d"), "Conv1d is not supported"),
             ("norm_op", json!("torch.nn.modules.batchnorm.BatchNorm3d"), "BatchNorm3d is not supported"),
+            ("norm_op_kwargs", json!({"affine": true, "eps": -1.0}), "eps is -1"),
             ("dropout_op", json!("torch.nn.modules.dropout.Dropout3d"), "Dropout3d is not supported"),
-            ("features_per_stage", json!([8]), "features_per_stage [8] must be 2"),
-            ("strides", json!([[1, 1, 1], [2, 2]]), "strides must be 2 lists of 3"),
+            ("features_per_stage", json!([8]), "[8] must be 2 numbers"),
+            ("features_per_stage", json!([8, 1 << 20]), "[8, 1048576] must be 2 numbers from 1 to 16384"),
+            ("n_conv_per_stage", json!([2, 0]), "[2, 0] must be 2 numbers from 1"),
+            ("strides", json!([[1, 1, 1], [2, 2]]), "must be 2 lists of 3"),
             ("kernel_sizes", json!(2), "must be odd"),
-            ("strides", json!(2), "first of strides must be 1"),
-            ("n_stages", json!("two"), "n_stages: invalid type"),
+            ("kernel_sizes", json!(99), "at most 31"),
+            ("strides", json!(2), "the first must be 1"),
+            ("n_stages", json!("two"), "invalid type"),
             ("n_stages", json!(u64::MAX), "must be 2 to 32"),
+            ("nonlin_first", json!(true), "true is not supported for a PlainConvUNet"),
+            ("n_blocks_per_stage", json!([1, 3]), "[1,3] is not supported for a PlainConvUNet"),
         ];
         for (key, value, expected) in cases {
-            let mut architecture = Architecture::plain_unet(&shape(), 3);
+            let mut architecture = Architecture::of(&shape(&PLAIN_CONV_UNET), 3);
             architecture.arch_kwargs.insert(key.to_owned(), value);
             let message = architecture.network_shape().unwrap_err().to_string();
+            assert!(message.starts_with(&format!("architecture.arch_kwargs.{key}")), "{message}");
             assert!(message.contains(expected), "{message}");
         }
-        let mut architecture = Architecture::plain_unet(&shape(), 3);
-        architecture.network_class_name = "a.b.ResidualEncoderUNet".to_owned();
-        assert!(architecture.network_shape().unwrap_err().to_string().contains("a.b.ResidualEncoderUNet"));
+        let mut architecture = Architecture::of(&shape(&PLAIN_CONV_UNET), 3);
+        architecture.network_class_name = "a.b.Primus".to_owned();
+        let message = architecture.network_shape().unwrap_err().to_string();
+        let known = "a.b.Primus is not known; known are PlainConvUNet, ResidualEncoderUNet";
+        assert_eq!(message, format!("architecture.network_class_name: {known}"));
+    }
+
+    #[test]
+    fn options_that_are_off_may_be_stated() {
+        let mut architecture = Architecture::of(&shape(&PLAIN_CONV_UNET), 3);
+        for (key, value) in [("nonlin_first", json!(false)), ("stem_channels", Value::Null)] {
+            architecture.arch_kwargs.insert(key.to_owned(), value);
+        }
+        assert!(architecture.network_shape().is_ok());
     }
 }

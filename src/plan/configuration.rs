@@ -4,10 +4,14 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::architecture::wrong;
 use super::{Architecture, NetworkShape, PlanError};
 
 /// The only resampling function of nnU-Net that this crate follows: splines, with the option of a separate z.
 const RESAMPLING_FN: &str = "resample_data_or_seg_to_shape";
+
+/// Voxels of a batch, at most: of a single feature map they take 32 GiB.
+const MAX_VOXELS: usize = 1 << 33;
 
 /// One configuration. Spatial lists have two entries `(y, x)` for 2D and three `(z, y, x)` for 3D;
 /// the `*3` methods lift the former by a z extent of 1.
@@ -119,26 +123,34 @@ impl Configuration {
     /// What the network builder needs to know, lifted to three dimensions.
     ///
     /// # Errors
-    /// Says what in the architecture this crate cannot build.
+    /// Says what in the architecture this crate cannot build, or does not fit the patch.
     pub fn network_shape(&self) -> Result<NetworkShape, PlanError> {
         let shape = self.architecture.network_shape()?;
         let (axes, patch) = (self.architecture.axes()?, self.patch_size3());
         if axes != self.patch_size.len() {
             let patch = &self.patch_size;
-            return Err(PlanError::Architecture(format!("a network of {axes} axes cannot take patches of {patch:?}")));
+            return Err(wrong("conv_op", format!("a network of {axes} axes cannot take patches of {patch:?}")));
         }
         let divisor = |axis: usize| shape.strides.iter().map(|stride| stride[axis]).fold(1, usize::saturating_mul);
         let by: [usize; 3] = std::array::from_fn(divisor);
         if (0..3).any(|axis| patch[axis] % by[axis] != 0) {
-            return Err(PlanError::Architecture(format!(
-                "patch size {patch:?} is not divisible by the product of the strides {by:?}"
-            )));
+            let reason = format!("patch_size {patch:?} is not divisible by their product {by:?}");
+            return Err(wrong("strides", reason));
         }
+        if patch == by {
+            let reason = format!("of patch_size {patch:?} they leave a single voxel, which has no variance to norm");
+            return Err(wrong("strides", reason));
+        }
+        self.architecture.check_size(&shape)?;
         Ok(shape)
     }
 
     /// What the schema allows and no user can mean.
     pub(super) fn contradiction(&self) -> Option<String> {
+        // It is the name of a folder, whose cases preprocessing replaces.
+        if matches!(self.data_identifier.as_str(), "" | "." | "..") || self.data_identifier.contains(['/', '\\']) {
+            return Some(format!("data_identifier {:?} must be the name of a folder", self.data_identifier));
+        }
         let (patch, spacing) = (&self.patch_size, &self.spacing);
         if !matches!(patch.len(), 2 | 3) || patch.contains(&0) {
             return Some(format!("patch_size {patch:?} must be two or three positive numbers"));
@@ -148,6 +160,10 @@ impl Configuration {
         }
         if self.batch_size == 0 {
             return Some("batch_size must be positive".to_owned());
+        }
+        if patch.iter().fold(self.batch_size, |voxels, &extent| voxels.saturating_mul(extent)) > MAX_VOXELS {
+            let batch = self.batch_size;
+            return Some(format!("batch_size {batch} with patch_size {patch:?} has more than {MAX_VOXELS} voxels"));
         }
         let (schemes, masks) = (self.normalization_schemes.len(), self.use_mask_for_norm.len());
         if schemes != masks {

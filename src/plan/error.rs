@@ -17,13 +17,13 @@ pub enum PlanError {
     #[error("no configuration {name:?} in {plans}; available: {}", available.join(", "))]
     UnknownConfiguration { name: String, plans: String, available: Vec<String> },
 
-    /// A configuration whose parts contradict each other.
-    #[error("configuration {name:?}: {reason}")]
-    Invalid { name: String, reason: String },
+    /// A configuration whose parts contradict each other, or whose network cannot be built.
+    #[error("{plans}: configuration {name:?}: {reason}")]
+    Invalid { plans: String, name: String, reason: String },
 
-    /// An architecture this crate cannot build.
-    #[error("architecture: {0}")]
-    Architecture(String),
+    /// A network that this crate cannot build.
+    #[error("architecture.{key}: {reason}")]
+    Architecture { key: String, reason: String },
 
     /// A fingerprint or option from which no plan follows.
     #[error("cannot plan {dataset}: {reason}")]

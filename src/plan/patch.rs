@@ -1,49 +1,34 @@
 //! The largest patch, and batch of it, that a GPU's memory allows.
 
 use super::configuration::lift;
+use super::presets::Preset;
 use super::{NetworkShape, Topology, feature_map_size};
 
 /// Feature maps of the first stage; doubled at every stage up to a limit.
 const BASE_FEATURES: usize = 32;
 
-/// Convolutions per stage of encoder and decoder.
-const CONVS: usize = 2;
-
 /// Samples in a batch, at least.
 const MIN_BATCH: f64 = 2.0;
 
-/// A batch never holds more than this part of the dataset's voxels.
-const MAX_PART_OF_DATASET: f64 = 0.05;
-
-/// What is known to fit into a GPU, and what to start from; one set of numbers for each number of axes
+/// What all planners have in common; one set of numbers for each number of axes
 /// (nnU-Net's `default_experiment_planner.py`).
 struct Reference {
-    /// Elements of the feature maps of one sample.
-    feature_maps: f64,
-    /// Samples in the batch that fitted.
+    /// Samples in the batch that is known to fit into a GPU.
     batch: f64,
-    /// Memory of that GPU in GB.
-    gpu_memory_gb: f64,
     max_features: usize,
     /// Voxels of the patch that the search starts from, before it is clipped to the image.
     initial_voxels: f64,
 }
 
-const REFERENCE_2D: Reference = Reference {
-    feature_maps: 85e6,
-    batch: 12.0,
-    gpu_memory_gb: 8.0,
-    max_features: 512,
-    initial_voxels: 2048.0 * 2048.0,
-};
+const REFERENCE_2D: Reference = Reference { batch: 12.0, max_features: 512, initial_voxels: 2048.0 * 2048.0 };
 
-const REFERENCE_3D: Reference = Reference {
-    feature_maps: 560e6,
-    batch: 2.0,
-    gpu_memory_gb: 8.0,
-    max_features: 320,
-    initial_voxels: 256.0 * 256.0 * 256.0,
-};
+const REFERENCE_3D: Reference = Reference { batch: 2.0, max_features: 320, initial_voxels: 256.0 * 256.0 * 256.0 };
+
+impl Reference {
+    fn of(axes: usize) -> &'static Self {
+        if axes == 2 { &REFERENCE_2D } else { &REFERENCE_3D }
+    }
+}
 
 /// What a patch is to be chosen for.
 pub(super) struct Demand<'a> {
@@ -55,6 +40,7 @@ pub(super) struct Demand<'a> {
     pub dataset_voxels: f64,
     pub classes: usize,
     pub gpu_memory_gb: f64,
+    pub preset: &'static Preset,
 }
 
 /// A patch, a batch of it and the network for it.
@@ -68,9 +54,11 @@ pub(super) struct Fit {
 ///
 /// `patch` is in voxels `(z, y, x)`, with a z extent of 1 for a 2D network; `classes` includes the background.
 pub fn assumed_memory_gb(shape: &NetworkShape, patch: [usize; 3], classes: usize, batch_size: usize) -> f64 {
-    let reference = if patch[0] == 1 { &REFERENCE_2D } else { &REFERENCE_3D };
+    let axes = if patch[0] == 1 { 2 } else { 3 };
+    let preset = Preset::of_network(shape.network);
     let size = feature_map_size(shape, patch, classes) as f64;
-    size / reference.feature_maps * (batch_size as f64 / reference.batch) * reference.gpu_memory_gb
+    let samples = batch_size as f64 / Reference::of(axes).batch;
+    size / preset.feature_maps(axes) * samples * preset.gpu_memory_gb
 }
 
 impl Demand<'_> {
@@ -78,20 +66,22 @@ impl Demand<'_> {
     ///
     /// Memory that a patch of the whole image leaves goes into the batch.
     pub(super) fn fit(&self) -> Option<Fit> {
-        let reference = if self.spacing.len() == 2 { &REFERENCE_2D } else { &REFERENCE_3D };
-        let budget = reference.feature_maps * (self.gpu_memory_gb / reference.gpu_memory_gb);
+        let (axes, preset) = (self.spacing.len(), self.preset);
+        let reference = Reference::of(axes);
+        let budget = preset.feature_maps(axes) * (self.gpu_memory_gb / preset.gpu_memory_gb);
+        let fitting_batch = if preset.fits_with_smallest_batch { MIN_BATCH } else { reference.batch };
         let mut topology = Topology::new(self.spacing, &self.initial_patch(reference.initial_voxels));
         let (shape, size) = loop {
-            let shape = network(&topology, reference.max_features);
+            let shape = network(&topology, preset, reference.max_features);
             let size = feature_map_size(&shape, lift(&topology.patch_size, 1), self.classes) as f64;
-            if size / reference.batch * MIN_BATCH <= budget {
+            if size / reference.batch * fitting_batch <= budget {
                 break (shape, size);
             }
             topology = self.smaller(&topology)?;
         };
         let patch_voxels: f64 = topology.patch_size.iter().map(|&extent| extent as f64).product();
         let fitting = (budget / size * reference.batch).round_ties_even();
-        let cap = (self.dataset_voxels * MAX_PART_OF_DATASET / patch_voxels).round_ties_even();
+        let cap = (self.dataset_voxels * preset.max_part_of_dataset / patch_voxels).round_ties_even();
         let batch_size = fitting.min(cap).max(MIN_BATCH) as usize;
         Some(Fit { patch_size: topology.patch_size, batch_size, shape })
     }
@@ -117,14 +107,16 @@ impl Demand<'_> {
     }
 }
 
-fn network(topology: &Topology, max_features: usize) -> NetworkShape {
+fn network(topology: &Topology, preset: &Preset, max_features: usize) -> NetworkShape {
     let stages = topology.strides.len();
+    let blocks = preset.blocks_encoder;
     NetworkShape {
+        network: preset.network,
         features: (0..stages).map(|stage| (BASE_FEATURES << stage).min(max_features)).collect(),
         kernels: topology.kernels.iter().map(|kernel| lift(kernel, 1)).collect(),
         strides: topology.strides.iter().map(|stride| lift(stride, 1)).collect(),
-        convs_encoder: vec![CONVS; stages],
-        convs_decoder: vec![CONVS; stages - 1],
+        blocks_encoder: (0..stages).map(|stage| blocks[stage.min(blocks.len() - 1)]).collect(),
+        convs_decoder: vec![preset.convs_decoder; stages - 1],
         conv_bias: true,
         norm_eps: 1e-5,
     }

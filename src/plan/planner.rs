@@ -1,4 +1,4 @@
-//! nnU-Net v2's default planner (`ExperimentPlanner`): from fingerprint to plans.
+//! nnU-Net v2's planners: from fingerprint to plans.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use super::configuration::resampling_fn;
 use super::patch::{Demand, Fit};
 use super::plans::{ConfigurationEntry, InheritedConfiguration};
+use super::presets::Preset;
 use super::spacing;
-use super::{Architecture, Configuration, PlanError, Plans, ResamplingSpec};
+use super::{Architecture, Configuration, PlanError, Planner, Plans, ResamplingSpec};
 use crate::dataset::{DatasetJson, Fingerprint};
 
 const TWO_D: &str = "2d";
@@ -30,17 +31,35 @@ const MASK_BELOW: f64 = 0.75;
 /// What can be asked of the planner.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannerOptions {
+    /// Which of nnU-Net's.
+    pub planner: Planner,
     /// Memory of one GPU in GB that patch and batch are to fill.
     pub gpu_memory_gb: f64,
     /// Configurations to keep, with those they inherit from or follow; empty for all that suit the dataset.
     pub configurations: Vec<String>,
     /// Name of the plans; preprocessed data carry it.
     pub plans_name: String,
+    /// Target spacing at full resolution in mm `(z, y, x)` of the images as they are stored; `None` for one that follows
+    /// from the dataset.
+    pub target_spacing: Option<[f64; 3]>,
+}
+
+impl PlannerOptions {
+    /// What a planner does unless told otherwise.
+    pub fn of(planner: Planner) -> Self {
+        Self {
+            planner,
+            gpu_memory_gb: planner.gpu_memory_gb(),
+            configurations: Vec::new(),
+            plans_name: planner.plans_name().to_owned(),
+            target_spacing: None,
+        }
+    }
 }
 
 impl Default for PlannerOptions {
     fn default() -> Self {
-        Self { gpu_memory_gb: 8.0, configurations: Vec::new(), plans_name: "nnUNetPlans".to_owned() }
+        Self::of(Planner::Default)
     }
 }
 
@@ -55,21 +74,22 @@ pub fn plan(
     fingerprint: &Fingerprint,
     options: &PlannerOptions,
 ) -> Result<Plans, PlanError> {
-    let planner = Planner { dataset_name, dataset, fingerprint, options };
-    planner.check()?;
-    planner.plan()
+    let planning = Planning { dataset_name, dataset, fingerprint, options, preset: options.planner.preset() };
+    planning.check()?;
+    planning.plan()
 }
 
-struct Planner<'a> {
+struct Planning<'a> {
     dataset_name: &'a str,
     dataset: &'a DatasetJson,
     fingerprint: &'a Fingerprint,
     options: &'a PlannerOptions,
+    preset: &'static Preset,
 }
 
-impl Planner<'_> {
+impl Planning<'_> {
     fn plan(&self) -> Result<Plans, PlanError> {
-        let target = spacing::target_spacing(self.fingerprint);
+        let target = self.options.target_spacing.unwrap_or_else(|| spacing::target_spacing(self.fingerprint));
         let (forward, backward) = spacing::transposition(&target);
         let spacing = forward.map(|axis| target[axis]);
         let resampled = spacing::median_resampled_shape(self.fingerprint, &target);
@@ -86,13 +106,14 @@ impl Planner<'_> {
             transpose_forward: forward.to_vec(),
             transpose_backward: backward.to_vec(),
             configurations,
-            experiment_planner_used: "ExperimentPlanner".to_owned(),
+            experiment_planner_used: self.preset.class.to_owned(),
             label_manager: "LabelManager".to_owned(),
             foreground_intensity_properties_per_channel: self
                 .fingerprint
                 .foreground_intensity_properties_per_channel
                 .clone(),
             other: IndexMap::new(),
+            origin: Default::default(),
         })
     }
 
@@ -170,14 +191,14 @@ impl Planner<'_> {
         dataset_voxels: f64,
     ) -> Result<Configuration, PlanError> {
         let (classes, gpu_memory_gb) = (self.dataset.labels.len(), self.options.gpu_memory_gb);
-        let demand = Demand { spacing, median_shape, dataset_voxels, classes, gpu_memory_gb };
+        let demand = Demand { spacing, median_shape, dataset_voxels, classes, gpu_memory_gb, preset: self.preset };
         let Some(Fit { patch_size, batch_size, shape }) = demand.fit() else {
             return Err(self.unplannable(format!("no patch of {name} fits into {gpu_memory_gb} GB of GPU memory")));
         };
         let normalization_schemes: Vec<_> = self.dataset.channel_names.values().map(|name| scheme(name)).collect();
         let use_mask = self.fingerprint.median_relative_size_after_cropping < MASK_BELOW;
         Ok(Configuration {
-            data_identifier: format!("{}_{name}", self.options.plans_name),
+            data_identifier: self.data_identifier(name),
             preprocessor_name: "DefaultPreprocessor".to_owned(),
             batch_size,
             patch_size,
@@ -191,12 +212,25 @@ impl Planner<'_> {
             resampling_fn_seg_kwargs: ResamplingSpec::labels(),
             resampling_fn_probabilities: resampling_fn(),
             resampling_fn_probabilities_kwargs: ResamplingSpec::probabilities(),
-            architecture: Architecture::plain_unet(&shape, spacing.len()),
+            architecture: Architecture::of(&shape, spacing.len()),
             batch_dice: false,
             previous_stage: None,
             next_stage: None,
             other: IndexMap::new(),
         })
+    }
+
+    /// The folder of the preprocessed data: of its own, or that of the plans whose data are the same.
+    ///
+    /// nnU-Net's residual planners share data even where the target spacing is their own, and so train on what was
+    /// resampled to another; here they do not.
+    fn data_identifier(&self, configuration: &str) -> String {
+        let shared = self.preset.shares_data_of.filter(|_| self.options.target_spacing.is_none());
+        let plans = match configuration {
+            TWO_D | FULLRES => shared.unwrap_or(&self.options.plans_name),
+            _ => &self.options.plans_name,
+        };
+        format!("{plans}_{configuration}")
     }
 
     /// The configurations that were asked for, and those they need.
@@ -232,7 +266,8 @@ impl Planner<'_> {
         if let Some(shape) = shapes.iter().find(|shape| shape.len() != 3 || shape.contains(&0)) {
             return Err(self.unplannable(format!("shape {shape:?} in the fingerprint is not three positive numbers")));
         }
-        let positive = |spacing: &Vec<f64>| spacing.len() == 3 && spacing.iter().all(|mm| mm.is_finite() && *mm > 0.0);
+        let is_length = |mm: &f64| mm.is_finite() && *mm > 0.0;
+        let positive = |spacing: &Vec<f64>| spacing.len() == 3 && spacing.iter().all(is_length);
         if let Some(spacing) = spacings.iter().find(|spacing| !positive(spacing)) {
             return Err(
                 self.unplannable(format!("spacing {spacing:?} in the fingerprint is not three positive numbers"))
@@ -241,7 +276,12 @@ impl Planner<'_> {
         if !(self.options.gpu_memory_gb.is_finite() && self.options.gpu_memory_gb > 0.0) {
             return Err(self.unplannable(format!("GPU memory of {} GB is not positive", self.options.gpu_memory_gb)));
         }
-        Ok(())
+        match self.options.target_spacing {
+            Some(target) if !target.iter().all(is_length) => {
+                Err(self.unplannable(format!("target spacing {target:?} is not three positive numbers")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn dataset_voxels(&self, shape: &[f64; 3]) -> f64 {

@@ -1,7 +1,8 @@
 //! `nnUNetPlans.json` in nnU-Net v2's schema.
 
+use std::fmt;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
@@ -33,7 +34,13 @@ pub struct Plans {
     pub foreground_intensity_properties_per_channel: IndexMap<String, IntensityProperties>,
     #[serde(flatten)]
     pub other: IndexMap<String, Value>,
+    #[serde(skip)]
+    pub(super) origin: Origin,
 }
+
+/// The file that plans were read from, if any, which errors name; plans from another file are not other plans.
+#[derive(Clone, Default)]
+pub(super) struct Origin(Option<PathBuf>);
 
 /// One entry of `configurations`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -60,7 +67,9 @@ impl Plans {
     /// Names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self, PlanError> {
         let text = std::fs::read(path).map_err(|source| PlanError::File { path: path.to_owned(), source })?;
-        serde_json::from_slice(&text).map_err(|source| PlanError::Malformed { path: path.to_owned(), source })
+        let plans = serde_json::from_slice(&text);
+        let plans: Self = plans.map_err(|source| PlanError::Malformed { path: path.to_owned(), source })?;
+        Ok(Self { origin: Origin(Some(path.to_owned())), ..plans })
     }
 
     /// Writes the plans file as nnU-Net lays it out (indented by four).
@@ -77,20 +86,35 @@ impl Plans {
         Ok(self.serialize(&mut serde_json::Serializer::with_formatter(file, layout))?)
     }
 
-    /// A configuration with everything it inherits, checked for contradictions.
+    /// A configuration with everything it inherits, checked: its parts fit together, and its network can be built.
     ///
     /// # Errors
-    /// An unknown name lists the known ones; a circle of inheritance, a missing key or a contradiction is named.
+    /// An unknown name lists the known ones; a circle of inheritance, a missing key, a contradiction or a network that is
+    /// not known is named.
     pub fn configuration(&self, name: &str) -> Result<Configuration, PlanError> {
         let configuration = self.resolve(name)?;
-        match configuration.contradiction() {
-            None => Ok(configuration),
-            Some(reason) => Err(PlanError::Invalid { name: name.to_owned(), reason }),
+        if let Some(reason) = configuration.contradiction() {
+            return Err(self.invalid(name, reason));
+        }
+        configuration.network_shape().map_err(|error| self.invalid(name, error.to_string()))?;
+        Ok(configuration)
+    }
+
+    /// A configuration of these plans that cannot be followed.
+    pub(crate) fn invalid(&self, name: &str, reason: String) -> PlanError {
+        PlanError::Invalid { plans: self.place(), name: name.to_owned(), reason }
+    }
+
+    /// What errors call these plans.
+    fn place(&self) -> String {
+        match &self.origin {
+            Origin(Some(path)) => path.display().to_string(),
+            Origin(None) => format!("{} of {}", self.plans_name, self.dataset_name),
         }
     }
 
     fn resolve(&self, name: &str) -> Result<Configuration, PlanError> {
-        let invalid = |reason: String| PlanError::Invalid { name: name.to_owned(), reason };
+        let invalid = |reason: String| self.invalid(name, reason);
         let mut overrides = Vec::new();
         let mut ancestor = name;
         let base = loop {
@@ -119,9 +143,21 @@ impl Plans {
     fn entry(&self, name: &str) -> Result<&ConfigurationEntry, PlanError> {
         self.configurations.get(name).ok_or_else(|| PlanError::UnknownConfiguration {
             name: name.to_owned(),
-            plans: format!("{} of {}", self.plans_name, self.dataset_name),
+            plans: self.place(),
             available: self.configurations.keys().cloned().collect(),
         })
+    }
+}
+
+impl PartialEq for Origin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("_")
     }
 }
 

@@ -79,7 +79,7 @@ impl Preprocessor {
     /// # Errors
     /// The configuration is missing, or states something unknown or contradictory.
     pub fn new(plans: &Plans, configuration: &str, dataset: &DatasetJson) -> Result<Self, PreprocessError> {
-        let fail = |reason: String| PlanError::Invalid { name: configuration.to_owned(), reason };
+        let fail = |reason: String| plans.invalid(configuration, reason);
         let transpose_forward = permutation(&plans.transpose_forward).map_err(fail)?;
         let configuration = plans.configuration(configuration)?;
         let target_spacing = TargetSpacing::parse(&configuration.spacing).map_err(fail)?;
@@ -304,6 +304,23 @@ mod tests {
 
     fn preprocessor(spacing: &[f64], scheme: &str, use_mask: bool) -> Result<Preprocessor, PreprocessError> {
         let resampling = |order: usize, is_seg: bool| json!({"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": null});
+        let axes = spacing.len();
+        let network = json!({
+            "network_class_name": "PlainConvUNet",
+            "arch_kwargs": {
+                "n_stages": 2,
+                "features_per_stage": 8,
+                "conv_op": format!("Conv{axes}d"),
+                "kernel_sizes": 3,
+                "strides": [vec![1; axes], vec![2; axes]],
+                "n_conv_per_stage": 1,
+                "n_conv_per_stage_decoder": 1,
+                "norm_op": format!("InstanceNorm{axes}d"),
+                "norm_op_kwargs": {"affine": true},
+                "nonlin": "LeakyReLU",
+            },
+            "_kw_requires_import": [],
+        });
         let plans = serde_json::from_value(json!({
             "dataset_name": "Dataset001_Phantom",
             "plans_name": "nnUNetPlans",
@@ -325,7 +342,7 @@ mod tests {
                 "resampling_fn_seg": "resample_data_or_seg_to_shape",
                 "resampling_fn_data_kwargs": resampling(3, false),
                 "resampling_fn_seg_kwargs": resampling(1, true),
-                "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
+                "architecture": network,
                 "batch_dice": true,
             }},
             "experiment_planner_used": "ExperimentPlanner",

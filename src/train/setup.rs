@@ -21,7 +21,7 @@ use crate::model::{ModelDescription, TensorState, UNet};
 use crate::optim::{Adam, Optimizer, Rule, Schedule, Sgd};
 use crate::plan::{Configuration, Plans};
 use crate::rng::Purpose;
-use crate::store::{CachedStore, CaseStore, NativeStore, StoreError, stage};
+use crate::store::{CachedStore, CaseStore, NativeStore, StoreError, read_case_properties, stage};
 use crate::telemetry::Observers;
 
 /// Batches prepared ahead of the one in use.
@@ -47,12 +47,13 @@ impl<'a> Job<'a> {
     /// # Errors
     /// One of them is missing or invalid, or the ranks do not have the same.
     pub fn open(config: &'a RunConfig, work: &WorkDir, comm: &'a dyn Communicator) -> Result<Self, TrainError> {
-        let plans = Plans::load(&work.plans())?;
+        let plans = Plans::load(&work.clone().with_plans(&config.plans).plans())?;
         let dataset = DatasetJson::load(&work.dataset_json())?;
         let configuration = plans.configuration(&config.configuration)?;
         let folder = work.preprocessed(&configuration.data_identifier);
         let store = Arc::new(NativeStore::open(&folder)?);
         check_classes(&folder, &store, &dataset)?;
+        check_spacing(&folder, &store, &configuration)?;
         let (train_cases, validation_cases) = match config.fold {
             FoldId::All => (store.case_ids().to_vec(), store.case_ids().to_vec()),
             FoldId::Number(fold) => {
@@ -234,6 +235,20 @@ fn check_classes(folder: &Path, store: &NativeStore, dataset: &DatasetJson) -> R
         }
     }
     Ok(())
+}
+
+/// Several plans may name the same data; they must agree on what the data are.
+fn check_spacing(folder: &Path, store: &NativeStore, configuration: &Configuration) -> Result<(), StoreError> {
+    let Some(case) = store.case_ids().first() else { return Ok(()) };
+    let found = read_case_properties(folder, case)?.spacing_after_resampling;
+    let planned = &configuration.spacing;
+    // In 2D slices keep their distance.
+    let axes = found.iter().rev().zip(planned.iter().rev());
+    if axes.into_iter().all(|(found, planned)| (found - planned).abs() <= 1e-6 * planned) {
+        return Ok(());
+    }
+    let defect = format!("was resampled to {found:?} mm where the plans say {planned:?}; preprocess again");
+    Err(StoreError { path: folder.join(format!("{case}.json")), defect })
 }
 
 fn rule(config: &OptimizerConfig) -> Rule {

@@ -1,4 +1,5 @@
-//! Networks with their weights, inputs and results, as the fixtures hold them.
+//! Networks with their weights, inputs and results, as the fixtures hold them: those of nnU-Net's plain U-Net, an array per
+//! parameter, and those of `tests/fixtures`, one array for all parameters.
 #![allow(dead_code)]
 
 use std::collections::HashMap;
@@ -8,7 +9,7 @@ use std::path::Path;
 use ndarray::{Array4, Array5, ArrayD, Axis, IxDyn, OwnedRepr};
 use ndarray_npy::{NpzReader, ReadNpzError};
 use nnunet_dist::model::{ParameterSpec, TensorState, UNetSpec};
-use nnunet_dist::plan::NetworkShape;
+use nnunet_dist::plan::{NetworkShape, PLAIN_CONV_UNET, RESIDUAL_ENCODER_UNET};
 
 #[derive(serde::Deserialize)]
 struct Description {
@@ -18,6 +19,9 @@ struct Description {
     kernels: Vec<Vec<usize>>,
     strides: Vec<Vec<usize>>,
     batch_dice: bool,
+    /// Residual blocks per stage of a residual encoder.
+    blocks: Option<Vec<usize>>,
+    param_names: Vec<String>,
 }
 
 /// A fixture's arrays; 2D ones get a z extent of 1.
@@ -25,6 +29,8 @@ pub struct Fixture {
     pub npz: NpzReader<File>,
     pub spec: UNetSpec,
     pub batch_dice: bool,
+    /// PyTorch's names of the parameters, in its order.
+    pub names: Vec<String>,
 }
 
 /// Inserts a z extent before the last two axes of a 2D array.
@@ -45,12 +51,17 @@ impl Fixture {
         let json = File::open(path.with_extension("json")).unwrap();
         let description: Description = serde_json::from_reader(json).unwrap();
         let stages = description.features.len();
+        let (network, convs_decoder): (_, usize) = match description.blocks {
+            Some(_) => (&RESIDUAL_ENCODER_UNET, 1),
+            None => (&PLAIN_CONV_UNET, 2),
+        };
         let shape = NetworkShape {
+            network,
             features: description.features,
             kernels: description.kernels.iter().map(|kernel| lift3(kernel, 1)).collect(),
             strides: description.strides.iter().map(|stride| lift3(stride, 1)).collect(),
-            convs_encoder: vec![2; stages],
-            convs_decoder: vec![2; stages - 1],
+            blocks_encoder: description.blocks.unwrap_or(vec![2; stages]),
+            convs_decoder: vec![convs_decoder; stages - 1],
             conv_bias: true,
             norm_eps: 1e-5,
         };
@@ -58,6 +69,7 @@ impl Fixture {
             npz: NpzReader::new(File::open(path).unwrap()).unwrap(),
             spec: UNetSpec { channels: description.cin, classes: description.classes, shape },
             batch_dice: description.batch_dice,
+            names: description.param_names,
         }
     }
 
@@ -80,6 +92,14 @@ impl Fixture {
 
     /// Weights, or gradients, by the network's parameters; 2D kernels become 3D ones.
     pub fn state(&mut self, prefix: &str, specs: &[ParameterSpec]) -> HashMap<String, TensorState> {
+        if let Ok(all) = self.floats(prefix.trim_end_matches('/')) {
+            let mut values = all.into_iter();
+            let state = specs.iter().map(|spec| {
+                let values = values.by_ref().take(spec.len()).collect();
+                (spec.name.clone(), TensorState { spec: spec.clone(), values })
+            });
+            return state.collect();
+        }
         let state = specs.iter().filter_map(|spec| {
             let array = self.floats(&format!("{prefix}{}", spec.name)).ok()?;
             let array = if array.ndim() == 4 { lift(array, 5) } else { array };

@@ -191,6 +191,47 @@ impl<B: NnOps> Subject<B> {
         }
     }
 
+    pub fn average_pool_agrees(&self) {
+        let shapes = [
+            (2, 3, [4, 6, 8], [2, 2, 2]),
+            (1, 32, [5, 8, 12], [1, 2, 2]),
+            (3, 5, [1, 9, 6], [1, 3, 2]),
+            (1, 8, [6, 3, 5], [3, 1, 1]),
+        ];
+        for ((n, c, [z, y, x], size), (dtype, tolerance)) in self.all(&shapes) {
+            let what = format!("{dtype:?} {n} x {c} @{z}x{y}x{x} by {size:?}");
+            let (input, wide) = self.activation([n, z, y, x, c], dtype);
+            let output = B::avg_pool(input, size);
+            assert_type::<B>(&output, dtype);
+            within::<B>(tolerance, &what, output, reference::avg_pool::<Flex>(wide, size));
+            let (grad, wide_grad) = self.activation([n, z / size[0], y / size[1], x / size[2], c], dtype);
+            let ours = B::avg_pool_backward(grad, size);
+            assert_type::<B>(&ours, dtype);
+            let expected = reference::avg_pool_backward::<Flex>(wide_grad, size);
+            within::<B>(tolerance, &format!("{what}: gradient"), ours, expected);
+        }
+    }
+
+    pub fn sum_and_activation_agree(&self) {
+        for (shape, (dtype, tolerance)) in self.all(&[[2, 5, 6, 7, 33], [1, 4, 40, 50, 16]]) {
+            let ((a, wide_a), (b, wide_b)) = (self.activation(shape, dtype), self.activation(shape, dtype));
+            let expected = reference::add_act::<Flex>(wide_a, wide_b, 0.01);
+            let shared = a.clone();
+            within::<B>(tolerance, "shared", B::add_act(a, b.clone(), 0.01), expected.clone());
+            let output = B::add_act(shared, b, 0.01);
+            assert_type::<B>(&output, dtype);
+            within::<B>(tolerance, "in place", output, expected);
+
+            let ((y, wide_y), (grad, wide_grad)) = (self.activation(shape, dtype), self.activation(shape, dtype));
+            let expected = reference::add_act_backward::<Flex>(wide_y, wide_grad, 0.01);
+            let shared = grad.clone();
+            within::<B>(tolerance, "gradient", B::add_act_backward(y.clone(), grad, 0.01), expected.clone());
+            let ours = B::add_act_backward(y, shared, 0.01);
+            assert_type::<B>(&ours, dtype);
+            within::<B>(tolerance, "gradient in place", ours, expected);
+        }
+    }
+
     pub fn head_agrees(&self) {
         // Voxels that fill no tile, more classes than a register has lanes.
         let shapes = [(2, 32, 3, [5, 7, 9]), (1, 8, 1, [3, 3, 3]), (2, 20, 37, [1, 13, 17]), (1, 32, 4, [9, 30, 31])];

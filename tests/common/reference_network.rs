@@ -54,8 +54,11 @@ pub fn agrees<B: ComputeBackend>(mut fixture: Fixture, name: &str, device: &B::D
     let what = |detail: &str| format!("{name}, {precision:?}: {detail}");
     let specs: Vec<_> =
         UNet::<B>::new(fixture.spec.clone(), 0, device).parameters().iter().map(|p| p.spec.clone()).collect();
+    let names: Vec<_> = specs.iter().map(|spec| &spec.name).collect();
+    assert!(names.iter().eq(&fixture.names.iter().collect::<Vec<_>>()), "{}", what("names of the parameters"));
     let weights: Vec<TensorState> = fixture.state("w/", &specs).into_values().collect();
     let network = UNet::<B>::with_state(fixture.spec.clone(), &weights, device).unwrap().with_precision(precision);
+    let initial = network.state();
     let heads = network.heads();
     let images = fixture.volume("x");
 
@@ -125,11 +128,14 @@ pub fn agrees<B: ComputeBackend>(mut fixture: Fixture, name: &str, device: &B::D
         assert!(error < tolerance.losses, "{}", what(&format!("loss {iteration}: {} for {expected}", metrics.loss)));
         if iteration == 0 || iteration == 9 {
             let expected = fixture.state(&format!("w{}/", iteration + 1), &specs);
-            for state in step.network.state() {
+            for (state, before) in step.network.state().into_iter().zip(&initial) {
                 let name = &state.spec.name;
                 if !is_rounding(name) {
                     let what = what(&format!("step {iteration}: {name}"));
-                    agree(&what, precision, &state.values, &expected[name].values, tolerance.weights);
+                    // A step away from 0 is a gradient.
+                    let is_gradient = iteration == 0 && before.values.iter().all(|value| *value == 0.0);
+                    let tolerance = if is_gradient { tolerance.gradients } else { tolerance.weights };
+                    agree(&what, precision, &state.values, &expected[name].values, tolerance);
                 }
             }
         }

@@ -7,7 +7,7 @@ use nnunet_dist::dist::{Communicator, Wire};
 use nnunet_dist::loss::{SegmentationLoss, Target};
 use nnunet_dist::model::{UNet, UNetSpec};
 use nnunet_dist::optim::{Optimizer, Sgd};
-use nnunet_dist::plan::NetworkShape;
+use nnunet_dist::plan::{NetworkShape, PLAIN_CONV_UNET};
 use nnunet_dist::train::{ExchangeOptions, TrainStep, compare_weights};
 
 const STEPS: usize = 4;
@@ -34,10 +34,11 @@ pub fn differ(comm: &dyn Communicator) {
 
 pub fn network() -> TrainStep<Cpu> {
     let shape = NetworkShape {
+        network: &PLAIN_CONV_UNET,
         features: vec![4, 8, 8],
         kernels: vec![[3; 3]; 3],
         strides: vec![[1; 3], [2; 3], [2; 3]],
-        convs_encoder: vec![2; 3],
+        blocks_encoder: vec![2; 3],
         convs_decoder: vec![2; 2],
         conv_bias: true,
         norm_eps: 1e-5,

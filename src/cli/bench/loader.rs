@@ -8,8 +8,8 @@ use clap::Args;
 
 use crate::augment::Pipeline;
 use crate::bench::{GeneratedStore, LoaderBench, Report};
+use crate::cli::plans::{self, PlansFlag};
 use crate::config::{AugmentationPreset, WorkDir};
-use crate::plan::Plans;
 use crate::store::{CaseStore, NativeStore};
 
 /// Cases that are generated where no work folder is named.
@@ -30,6 +30,9 @@ pub struct Loader {
     /// Work folder whose preprocessed cases are read [default: generated cases].
     #[arg(short, long, value_name = "DIR", requires = "configuration")]
     work: Option<PathBuf>,
+
+    #[command(flatten)]
+    plans: PlansFlag,
 
     /// Configuration of the plans in the work folder.
     #[arg(short, long, value_name = "NAME", requires = "work")]
@@ -62,8 +65,8 @@ impl Loader {
         };
         match (&self.work, &self.configuration) {
             (Some(work), Some(configuration)) => {
-                let work = WorkDir::new(work);
-                let configuration = Plans::load(&work.plans())?.configuration(configuration)?;
+                let work = self.plans.on(WorkDir::new(work));
+                let configuration = plans::load(&work)?.configuration(configuration)?;
                 let store = NativeStore::open(&work.preprocessed(&configuration.data_identifier))?;
                 let patch = patch.unwrap_or(configuration.patch_size3());
                 self.bench(Arc::new(store), patch, &configuration.use_mask_for_norm, rounds)

@@ -6,11 +6,11 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::bench::{StepBench, plain_network};
+use crate::cli::plans::{self, PlansFlag};
 use crate::cli::precision::PrecisionFlags;
 use crate::config::{Device, WorkDir};
 use crate::dataset::DatasetJson;
 use crate::model::UNetSpec;
-use crate::plan::Plans;
 
 /// A network by its plans or by its parts; without options, the one that nnU-Net plans for MSD's hippocampus.
 #[derive(Debug, Args)]
@@ -18,6 +18,9 @@ pub struct NetworkFlags {
     /// Work folder with plans, from which network, patch and batch come.
     #[arg(short, long, value_name = "DIR", requires = "configuration")]
     work: Option<PathBuf>,
+
+    #[command(flatten)]
+    plans: PlansFlag,
 
     /// Configuration of the plans in the work folder.
     #[arg(short, long, value_name = "NAME", requires = "work")]
@@ -65,8 +68,8 @@ impl NetworkFlags {
         let gradient_checkpointing = self.gradient_checkpointing;
         let batch_size = self.batch_size.map(|number| number as usize);
         if let (Some(work), Some(name)) = (&self.work, &self.configuration) {
-            let work = WorkDir::new(work);
-            let configuration = Plans::load(&work.plans())?.configuration(name)?;
+            let work = self.plans.on(WorkDir::new(work));
+            let configuration = plans::load(&work)?.configuration(name)?;
             let dataset = DatasetJson::load(&work.dataset_json())?;
             let shape = configuration.network_shape().with_context(|| format!("{}", work.plans().display()))?;
             let (channels, classes) = (dataset.num_channels(), dataset.num_segmentation_heads());

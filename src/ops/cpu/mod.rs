@@ -5,6 +5,8 @@
 //! order. (oneDNN's own reductions depend on its thread count, which a run keeps.)
 
 mod accumulate;
+mod add_act;
+mod avg_pool;
 mod concat;
 mod conv;
 mod element;
@@ -120,6 +122,26 @@ impl NnOps for Flex {
     fn head_backward(x: FlexTensor, weight: FlexTensor, grad: FlexTensor) -> HeadGradients<Self> {
         let _span = span("head_backward", || (shape_of(&x), 0.0));
         by_type!(x, T => head::backward::<T>(&x, &weight, &grad))
+    }
+
+    fn add_act(a: FlexTensor, b: FlexTensor, negative_slope: f32) -> FlexTensor {
+        let _span = span("add_act", || (shape_of(&a), 0.0));
+        by_type!(a, T => add_act::forward::<T>(a, &b, negative_slope))
+    }
+
+    fn add_act_backward(y: FlexTensor, grad: FlexTensor, negative_slope: f32) -> FlexTensor {
+        let _span = span("add_act_backward", || (shape_of(&y), 0.0));
+        by_type!(y, T => add_act::backward::<T>(&y, grad, negative_slope))
+    }
+
+    fn avg_pool(x: FlexTensor, size: [usize; 3]) -> FlexTensor {
+        let _span = span("avg_pool", || (shape_of(&x), 0.0));
+        by_type!(x, T => avg_pool::forward::<T>(&x, size))
+    }
+
+    fn avg_pool_backward(grad: FlexTensor, size: [usize; 3]) -> FlexTensor {
+        let _span = span("avg_pool_backward", || (shape_of(&grad), 0.0));
+        by_type!(grad, T => avg_pool::backward::<T>(&grad, size))
     }
 
     fn accumulate(a: FlexTensor, b: FlexTensor) -> FlexTensor {

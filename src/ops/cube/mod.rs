@@ -15,6 +15,7 @@ mod head;
 mod launch;
 mod loss;
 mod norm;
+mod residual;
 mod runtime;
 mod update;
 mod weights;
@@ -133,6 +134,22 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
 
     fn split(x: FloatTensor<Self>, channels: usize) -> (FloatTensor<Self>, FloatTensor<Self>) {
         channels::split(x, channels)
+    }
+
+    fn add_act(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
+        residual::add_act(a, b, negative_slope)
+    }
+
+    fn add_act_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
+        residual::add_act_backward(y, grad, negative_slope)
+    }
+
+    fn avg_pool(x: FloatTensor<Self>, size: [usize; 3]) -> FloatTensor<Self> {
+        residual::avg_pool(x, size)
+    }
+
+    fn avg_pool_backward(grad: FloatTensor<Self>, size: [usize; 3]) -> FloatTensor<Self> {
+        residual::avg_pool_backward(grad, size)
     }
 
     fn head(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {

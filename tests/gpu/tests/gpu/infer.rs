@@ -5,16 +5,17 @@ use gpu_tests::Gpu;
 use ndarray::Array4;
 use nnunet_dist::infer::{Blend, SlidingWindow};
 use nnunet_dist::model::{UNet, UNetSpec};
-use nnunet_dist::plan::NetworkShape;
+use nnunet_dist::plan::{NetworkShape, PLAIN_CONV_UNET};
 
 #[test]
 fn logits_of_an_image_are_those_of_the_host() {
     let Some(device) = gpu_tests::device() else { return };
     let shape = NetworkShape {
+        network: &PLAIN_CONV_UNET,
         features: vec![6, 8],
         kernels: vec![[3; 3]; 2],
         strides: vec![[1; 3], [1, 2, 2]],
-        convs_encoder: vec![2; 2],
+        blocks_encoder: vec![2; 2],
         convs_decoder: vec![2],
         conv_bias: true,
         norm_eps: 1e-5,

@@ -28,6 +28,8 @@ tests! {
     convolution_agrees
     transposed_convolution_agrees
     norm_and_activation_agree
+    average_pool_agrees
+    sum_and_activation_agree
     head_agrees
     gradients_of_one_activation_add_up
     concat_and_split_are_inverse

@@ -1,5 +1,5 @@
-//! Networks, their gradients and ten optimisation steps agree with PyTorch's (`fixtures/net`), in every precision that the
-//! device has.
+//! Networks, their gradients and optimisation steps agree with PyTorch's (`fixtures/net`, `tests/fixtures`), in every precision
+//! that the device has.
 
 #[path = "../../../common/mod.rs"]
 mod common;
@@ -7,6 +7,8 @@ mod common;
 mod network;
 #[path = "../../../common/reference_network.rs"]
 mod reference_network;
+
+use std::path::Path;
 
 use burn::backend::Autodiff;
 use gpu_tests::{Gpu, formats};
@@ -21,7 +23,9 @@ fn agrees(precision: Precision) {
         return;
     }
     tf32::allow(precision == Precision::Tf32);
-    for path in common::fixtures("fixtures/net", ".npz") {
+    let residual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
+    let residual = ["resenc3d.npz", "resenc2d.npz"].map(|name| residual.join(name));
+    for path in common::fixtures("fixtures/net", ".npz").into_iter().chain(residual) {
         let name = path.display().to_string();
         reference_network::agrees::<Autodiff<Gpu>>(Fixture::open(&path), &name, &device, precision);
     }

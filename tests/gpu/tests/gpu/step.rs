@@ -10,17 +10,18 @@ use nnunet_dist::loss::{SegmentationLoss, Target};
 use nnunet_dist::model::{UNet, UNetSpec};
 use nnunet_dist::ops::Precision;
 use nnunet_dist::optim::{Adam, Optimizer, Rule, Sgd};
-use nnunet_dist::plan::NetworkShape;
+use nnunet_dist::plan::{NetworkShape, PLAIN_CONV_UNET};
 use nnunet_dist::train::{StepMetrics, TrainStep, Validation, ValidationResult};
 
 const STEPS: usize = 6;
 
 fn spec() -> UNetSpec {
     let shape = NetworkShape {
+        network: &PLAIN_CONV_UNET,
         features: vec![8, 16, 24],
         kernels: vec![[1, 3, 3], [3; 3], [3; 3]],
         strides: vec![[1; 3], [1, 2, 2], [2; 3]],
-        convs_encoder: vec![2; 3],
+        blocks_encoder: vec![2; 3],
         convs_decoder: vec![2; 2],
         conv_bias: true,
         norm_eps: 1e-5,

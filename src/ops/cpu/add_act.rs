@@ -1,0 +1,56 @@
+//! The end of a residual block: the sum of its two ways, and the leaky ReLU of it.
+
+use burn_flex::FlexTensor;
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use super::element::Element;
+use super::pool::buffer;
+use super::{contiguous, dims, values};
+
+/// Values one task handles.
+const BLOCK: usize = 64 * 1024;
+
+/// `leaky_relu(a + b)`, in the memory of `a` where nobody else holds it.
+pub fn forward<T: Element>(a: FlexTensor, b: &FlexTensor, slope: f32) -> FlexTensor {
+    overwrite::<T>(a, b, |a, b| sum_activate(a, b, slope))
+}
+
+/// The gradient of either term, in the memory of `grad` where nobody else holds it.
+pub fn backward<T: Element>(y: &FlexTensor, grad: FlexTensor, slope: f32) -> FlexTensor {
+    overwrite::<T>(grad, y, |grad, y| scale_negative(grad, y, slope))
+}
+
+/// Writes over the first tensor, or a copy of it, what `kernel` makes of runs of both.
+fn overwrite<T: Element>(first: FlexTensor, second: &FlexTensor, kernel: impl Fn(&mut [T], &[T]) + Sync) -> FlexTensor {
+    let (mut first, second) = (contiguous(first), contiguous(second.clone()));
+    let second = values::<T>(&second);
+    if first.is_unique() && first.storage::<T>().len() == second.len() {
+        let run: &mut [T] = first.storage_mut();
+        run.par_chunks_mut(BLOCK).zip(second.par_chunks(BLOCK)).for_each(|(first, second)| kernel(first, second));
+        return first;
+    }
+    let mut result = buffer::<T>(second.len());
+    let parts = result.par_chunks_mut(BLOCK).zip(values::<T>(&first).par_chunks(BLOCK)).zip(second.par_chunks(BLOCK));
+    parts.for_each(|((result, first), second)| {
+        result.copy_from_slice(first);
+        kernel(result, second);
+    });
+    result.into_tensor(dims::<5>(&first))
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn sum_activate<T: Element>(a: &mut [T], b: &[T], slope: f32) {
+    for (a, b) in a.iter_mut().zip(b) {
+        let sum = a.widen() + b.widen();
+        *a = T::narrow(if sum < 0.0 { sum * slope } else { sum });
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn scale_negative<T: Element>(grad: &mut [T], y: &[T], slope: f32) {
+    for (grad, y) in grad.iter_mut().zip(y) {
+        let value = grad.widen();
+        *grad = T::narrow(if y.widen() < 0.0 { value * slope } else { value });
+    }
+}
