@@ -83,7 +83,8 @@ pub struct RunFlags {
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
 
-    /// Folder of the run's results [default: WORK/runs/CONFIGURATION/fold_FOLD].
+    /// Folder of the run's results [default: WORK/runs/CONFIGURATION/fold_FOLD, of other plans than nnUNetPlans
+    /// WORK/runs/PLANS__CONFIGURATION/fold_FOLD].
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
 

@@ -217,7 +217,7 @@ impl Architecture {
     /// One positive number per stage and axis; single numbers mean the same for all.
     fn per_stage_and_axis(&self, key: &str, stages: usize, axes: usize) -> Result<Vec<[usize; 3]>, PlanError> {
         let extents = match self.required::<Repeated<Repeated<usize>>>(key)? {
-            Repeated::Once(extent) => vec![extent; stages],
+            Repeated::Once(extent) => vec![Repeated::Once(extent); stages],
             Repeated::Each(extents) => extents,
         };
         let lifted: Option<Vec<_>> = extents.into_iter().map(|extent| extent.lifted(axes)).collect();
@@ -242,11 +242,11 @@ impl Architecture {
     }
 }
 
-/// A value for all, or one for each.
+/// A number for all, or something for each.
 #[derive(Clone, Deserialize)]
 #[serde(untagged, expecting = "must be a whole number for all or a list of them")]
 enum Repeated<T> {
-    Once(T),
+    Once(usize),
     Each(Vec<T>),
 }
 
@@ -333,6 +333,13 @@ mod tests {
         let message = architecture.network_shape().unwrap_err().to_string();
         let known = "a.b.Primus is not known; known are PlainConvUNet, ResidualEncoderUNet";
         assert_eq!(message, format!("architecture.network_class_name: {known}"));
+    }
+
+    #[test]
+    fn a_list_of_numbers_is_one_per_stage() {
+        let mut architecture = Architecture::of(&shape(&PLAIN_CONV_UNET), 3);
+        architecture.arch_kwargs.insert("strides".to_owned(), json!([1, 2]));
+        assert_eq!(architecture.network_shape().unwrap().strides, [[1; 3], [2; 3]]);
     }
 
     #[test]
