@@ -27,8 +27,7 @@ const ENDING: &str = ".nii.gz";
 
 fn program(subcommand: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nnunet-dist"));
-    ["RUST_LOG", "RUST_BACKTRACE"].map(|variable| command.env_remove(variable));
-    command.arg(subcommand);
+    command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE").arg(subcommand);
     command
 }
 
@@ -225,20 +224,24 @@ fn the_best_configuration_is_found_and_what_to_do_written_down() {
     assert!(information.all_results["2d"] < 1.0 && information.all_results["3d_fullres"] < 1.0);
     let work = crossval.work.root().display().to_string();
     for line in [
-        format!("nnunet-dist predict -r {work}/runs/2d -f 0 1 -i INPUT_FOLDER -o OUTPUT_FOLDER_MODEL_1 --save-probabilities"),
-        format!("nnunet-dist ensemble -i OUTPUT_FOLDER_MODEL_1 OUTPUT_FOLDER_MODEL_2 -o OUTPUT_FOLDER --dataset-json {work}/dataset.json"),
+        format!(
+            "nnunet-dist predict -r {work}/runs/2d -f 0 1 -i INPUT_FOLDER -o OUTPUT_FOLDER_MODEL_1 --save-probabilities"
+        ),
+        format!(
+            "nnunet-dist ensemble -i OUTPUT_FOLDER_MODEL_1 OUTPUT_FOLDER_MODEL_2 -o OUTPUT_FOLDER --dataset-json {work}/dataset.json"
+        ),
         format!(
             "nnunet-dist postprocess -i OUTPUT_FOLDER -o OUTPUT_FOLDER_PP --pp {work}/ensembles/ensemble___2d___3d_fullres___0_1/postprocessing.json"
         ),
     ] {
         assert!(text.lines().any(|found| found == line), "no `{line}` in {text}");
     }
-    let saved: Information =
-        serde_json::from_slice(&fs::read(crossval.work.inference_information()).unwrap()).unwrap();
+    let saved: Information = serde_json::from_slice(&fs::read(crossval.work.inference_information()).unwrap()).unwrap();
     assert_eq!(saved, information);
 
     // Alone, 3d_fullres gains by postprocessing.
-    let alone = BestOptions { configurations: vec!["3d_fullres".into()], without_ensembles: true, ..Default::default() };
+    let alone =
+        BestOptions { configurations: vec!["3d_fullres".into()], without_ensembles: true, ..Default::default() };
     let (information, text) = crossval.find(&alone).unwrap();
     let best = &information.best_model_or_ensemble;
     assert!(best.result_on_crossval_post_pp > best.result_on_crossval_pre_pp, "{best:?}");
@@ -272,7 +275,7 @@ fn what_is_missing_is_named_with_the_command_that_makes_it() {
     refused(&mut find(&["-c", "2d", "2d"]), 3, &["2d is named twice"]);
     let validation = |fold| crossval.work.run("3d_fullres", FoldId::Number(fold)).validation();
     fs::remove_file(validation(1).join("phantom_003.npz")).unwrap();
-    refused(&mut find(&[]), 3, &["3d_fullres has no probabilities of phantom_003"]);
+    refused(&mut find(&[]), 3, &["3d_fullres: no probabilities of phantom_003;"]);
     for file in ["phantom_000.npz", "phantom_001.npz"].map(|name| validation(0).join(name)) {
         fs::remove_file(file).unwrap();
     }

@@ -166,7 +166,7 @@ fn the_command_computes_what_is_asked_for_and_writes_it_down() {
     let mut run = command(folder.path(), &flags);
     run.args(["--tolerance", "(1,2)=1", "--csv"]).arg(&csv);
     let run = run.assert().success();
-    run.stdout(contains("case   (1, 2)")).stdout(contains("95 % interval")).stdout(contains("HD95"));
+    run.stdout(contains("case  (1, 2)")).stdout(contains("95 % interval")).stdout(contains("HD95"));
 
     let summary = Summary::load(&folder.path().join("predictions/summary.json")).unwrap();
     let metrics = &summary.metric_per_case[0].metrics;

@@ -74,7 +74,8 @@ impl Folders {
             folders.write(&folders.predictions(), case, prediction(case, joined, *fault));
         }
         let fixed = r#""channel_names": {"0": "MR"}, "numTraining": 1, "file_ending": ".nii.gz""#;
-        std::fs::write(folders.root.path().join("raw/dataset.json"), format!("{{{fixed}, \"labels\": {labels}}}")).unwrap();
+        std::fs::write(folders.root.path().join("raw/dataset.json"), format!("{{{fixed}, \"labels\": {labels}}}"))
+            .unwrap();
         folders
     }
 
@@ -110,7 +111,8 @@ fn assert_determined(determined: &Determined, steps: &[&[i16]], dice: &[(&str, f
 }
 
 const CLASSES: &str = r#"{"background": 0, "a": 1, "b": 2, "c": 3}"#;
-const REGIONS: &str = r#"{"background": 0, "whole": [1, 2, 3], "ab": [1, 2], "b": 2}, "regions_class_order": [1, 2, 3]"#;
+const REGIONS: &str =
+    r#"{"background": 0, "whole": [1, 2, 3], "ab": [1, 2], "b": 2}, "regions_class_order": [1, 2, 3]"#;
 
 #[test]
 fn classes_are_postprocessed_where_it_helps_them() {
@@ -168,7 +170,8 @@ fn the_largest_component_is_acvl_utils() {
         let mut labels = Array3::from_shape_fn((12, 14, 16), |(z, y, x)| i16::from(hash(z, y, x) < percent));
         assert_eq!(labels.iter().filter(|label| **label == 1).count(), voxels);
         keep_largest(labels.view_mut(), &[1], 0);
-        let kept_voxels: Vec<usize> = labels.iter().enumerate().filter(|(_, label)| **label == 1).map(|(at, _)| at).collect();
+        let kept_voxels: Vec<usize> =
+            labels.iter().enumerate().filter(|(_, label)| **label == 1).map(|(at, _)| at).collect();
         assert_eq!((kept_voxels.len(), kept_voxels.iter().sum::<usize>()), (kept, sum), "{percent} %");
     }
     let mut plane = Array3::from_shape_fn((1, 14, 16), |(z, y, x)| i16::from(hash(z, y, x) < 30));
@@ -218,10 +221,10 @@ fn what_cannot_be_done_is_said_before_anything_is() {
     with(&["--pp", "nowhere.json", "-o", "out"]).assert().code(3).stderr(contains("nowhere.json"));
     let file = folders.root.path().join("pp.json");
     std::fs::write(&file, r#"{"postprocessing_fns": [], "postprocessing_kwargs": []}"#).unwrap();
-    let mut onto_itself = with(&["--pp"]);
-    onto_itself.arg(&file).arg("-o").arg(folders.predictions());
+    let mut onto_itself = with(&[]);
+    onto_itself.arg("--pp").arg(&file).arg("-o").arg(folders.predictions());
     onto_itself.assert().code(3).stderr(contains("would be overwritten"));
     std::fs::remove_file(folders.root.path().join("raw/dataset.json")).unwrap();
-    let mut without_labels = with(&["--determine", "-g"]);
-    without_labels.arg(folders.truth()).assert().code(3).stderr(contains("--dataset-json"));
+    let mut without_labels = with(&["--determine"]);
+    without_labels.arg("-g").arg(folders.truth()).assert().code(3).stderr(contains("--dataset-json"));
 }

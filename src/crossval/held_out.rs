@@ -42,11 +42,6 @@ impl<'a> HeldOut<'a> {
         Ok(Self { work, dataset, folds, truth, splits })
     }
 
-    /// The folds as they stand in the names of folders: `0_1_2_3_4`.
-    pub fn folds_text(&self) -> String {
-        self.folds.iter().map(usize::to_string).collect::<Vec<_>>().join("_")
-    }
-
     /// Makes an empty folder for the gathered results of a configuration: `output`, which must not hold anything yet, or that
     /// of the work folder, whose contents are removed.
     ///
@@ -54,7 +49,7 @@ impl<'a> HeldOut<'a> {
     /// The folder cannot be made, or `output` is not empty.
     pub fn prepare_folder(&self, configuration: &str, output: Option<&Path>) -> Result<PathBuf, CrossvalError> {
         let Some(output) = output else {
-            let folder = self.work.crossval(configuration, &self.folds_text());
+            let folder = self.work.crossval(configuration, &folds_text(&self.folds));
             renew(&folder)?;
             return Ok(folder);
         };
@@ -75,8 +70,12 @@ impl<'a> HeldOut<'a> {
         for &fold in &self.folds {
             let folder = self.work.run(configuration, FoldId::Number(fold)).validation();
             if !folder.is_dir() {
-                let train = format!("`nnunet-dist train -w {} -c {configuration} -f {fold}`", self.work.root().display());
-                return Err(CrossvalError::invalid(&folder, format_args!("fold {fold} has not been validated; {train}")));
+                let train =
+                    format!("`nnunet-dist train -w {} -c {configuration} -f {fold}`", self.work.root().display());
+                return Err(CrossvalError::invalid(
+                    &folder,
+                    format_args!("fold {fold} has not been validated; {train}"),
+                ));
             }
             let found = cases_in(&folder, ending)?;
             let (_, expected) = self.splits.fold(fold)?;
@@ -117,6 +116,11 @@ impl<'a> HeldOut<'a> {
         }
         Ok(())
     }
+}
+
+/// Folds as they stand in the names of folders: `0_1_2_3_4`.
+pub(super) fn folds_text(folds: &[usize]) -> String {
+    folds.iter().map(usize::to_string).collect::<Vec<_>>().join("_")
 }
 
 /// The files of a folder with this ending by what stands before it; hidden ones are passed over.

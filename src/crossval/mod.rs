@@ -7,12 +7,15 @@
 
 mod accumulate;
 mod best;
+mod candidate;
 mod error;
 mod held_out;
+mod information;
 mod instructions;
 
 pub use accumulate::accumulate;
-pub use best::{BestOptions, Information, find_best};
+pub use best::{BestOptions, find_best};
 pub use error::CrossvalError;
 pub use held_out::HeldOut;
+pub use information::{Best, Information, Model};
 pub use instructions::instructions;

@@ -64,10 +64,8 @@ impl Summary {
             })
             .collect();
         let interval = |column: usize, cases: usize| {
-            let mut values: Vec<f64> =
-                draws.iter().map(|draw| draw[column]).filter(|value| !value.is_nan()).collect();
-            let [lower, upper] =
-                [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0].map(|part| quantile(&mut values, part));
+            let mut values: Vec<f64> = draws.iter().map(|draw| draw[column]).filter(|value| !value.is_nan()).collect();
+            let [lower, upper] = [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0].map(|part| quantile(&mut values, part));
             Interval { lower, upper, cases }
         };
         // Columns go by class, then by metric; the last class stands for the mean over classes.
@@ -118,9 +116,8 @@ impl Table {
 
     /// Means over these cases by class and metric, and then by metric over the classes.
     fn means(&self, cases: &[usize]) -> Vec<f64> {
-        let of_column = |column: usize| {
-            mean_of_defined(&mut cases.iter().map(|case| self.scores[case * self.columns() + column]))
-        };
+        let of_column =
+            |column: usize| mean_of_defined(&mut cases.iter().map(|case| self.scores[case * self.columns() + column]));
         let mut means: Vec<f64> = (0..self.columns()).map(of_column).collect();
         let over_classes = (0..self.metrics).map(|metric| {
             let foreground = self.is_foreground.iter().enumerate().filter(|(_, is_foreground)| **is_foreground);
@@ -134,7 +131,8 @@ impl Table {
     /// Number of cases in which a column, or any that a mean over classes is of, is defined.
     fn defined(&self, column: usize) -> usize {
         let (class, metric) = (column / self.metrics, column % self.metrics);
-        let is_of = |other: usize| if class < self.is_foreground.len() { other == class } else { self.is_foreground[other] };
+        let is_of =
+            |other: usize| if class < self.is_foreground.len() { other == class } else { self.is_foreground[other] };
         let is_defined = |case: &usize| {
             let classes = (0..self.is_foreground.len()).filter(|class| is_of(*class));
             classes.map(|class| self.scores[case * self.columns() + class * self.metrics + metric]).any(|x| !x.is_nan())

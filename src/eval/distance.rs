@@ -13,9 +13,12 @@ pub fn squared_distances(set: ArrayView3<bool>, spacing: [f64; 3]) -> Array3<f32
     // Planes of which each holds whole lines along the axis, and the axis within them.
     for (axis, across, within) in [(2, 0, 1), (1, 0, 0), (0, 1, 0)] {
         if squares.len_of(Axis(axis)) > 1 {
-            squares.axis_iter_mut(Axis(across)).into_par_iter().for_each_init(Envelope::default, |envelope, mut plane| {
-                plane.lanes_mut(Axis(within)).into_iter().for_each(|line| envelope.apply(line, spacing[axis]));
-            });
+            squares.axis_iter_mut(Axis(across)).into_par_iter().for_each_init(
+                Envelope::default,
+                |envelope, mut plane| {
+                    plane.lanes_mut(Axis(within)).into_iter().for_each(|line| envelope.apply(line, spacing[axis]));
+                },
+            );
         }
     }
     squares

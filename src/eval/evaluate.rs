@@ -78,7 +78,7 @@ fn evaluate_pair(pair: &Pair, classes: &Classes, measures: &Measures) -> Result<
         .need_surfaces()
         .then(|| ClassMasks::new(prediction.data.view(), reference.data.view(), classes.ignore_label));
     let spacing = reference.geometry.spacing;
-    let metrics = classes.foreground.iter().map(|class| {
+    let metrics = classes.foreground.par_iter().map(|class| {
         let key = key(class);
         let surfaces = masks.as_ref().map(|masks| surface_distances(masks, class, spacing));
         let mut metrics = counts.metrics(class, classes.ignore_label);
@@ -94,7 +94,7 @@ fn evaluate_pair(pair: &Pair, classes: &Classes, measures: &Measures) -> Result<
         (key, metrics)
     });
     Ok(CaseResult {
-        metrics: metrics.collect(),
+        metrics: metrics.collect::<Vec<_>>().into_iter().collect(),
         prediction_file: pair.prediction.clone(),
         reference_file: pair.reference.clone(),
     })
@@ -131,7 +131,9 @@ mod tests {
             Measure::ALL.map(|measure| of_counts(measure, metrics, 0.5)).into_iter().take(5).collect::<Vec<_>>()
         };
         assert_eq!(of(&Metrics::from_counts(6, 2, 4, 14)), [0.6, 0.75, 0.875, 1.0, -0.2]);
-        let [sensitivity, precision, specificity, avd, rvd] = of(&Metrics::from_counts(0, 3, 0, 5))[..] else { panic!() };
+        let [sensitivity, precision, specificity, avd, rvd] = of(&Metrics::from_counts(0, 3, 0, 5))[..] else {
+            panic!()
+        };
         assert!(sensitivity.is_nan() && rvd.is_nan());
         assert_eq!((precision, specificity, avd), (0.0, 0.625, 1.5));
         let [sensitivity, precision, ..] = of(&Metrics::from_counts(0, 0, 3, 5))[..] else { panic!() };

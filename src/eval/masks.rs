@@ -20,11 +20,7 @@ pub struct ClassMasks<'a> {
 
 impl<'a> ClassMasks<'a> {
     /// For maps of the same shape. Where the true label is `ignore_label`, neither has any class.
-    pub fn new(
-        prediction: ArrayView3<'a, i16>,
-        reference: ArrayView3<'a, i16>,
-        ignore_label: Option<i16>,
-    ) -> Self {
+    pub fn new(prediction: ArrayView3<'a, i16>, reference: ArrayView3<'a, i16>, ignore_label: Option<i16>) -> Self {
         let mut bounds = HashMap::new();
         find_bounds(prediction, &mut bounds);
         find_bounds(reference, &mut bounds);
@@ -95,7 +91,8 @@ mod tests {
         assert_eq!((predicted.dim(), predicted[[0, 0, 0]], truly[[0, 0, 0]]), ((1, 1, 1), true, false));
         let [predicted, truly] = masks.of(&LabelValue::Region(vec![2, 1]));
         assert_eq!(predicted.dim(), (3, 3, 3));
-        let set = |mask: &Array3<bool>| mask.indexed_iter().filter(|(_, set)| **set).map(|(at, _)| at).collect::<Vec<_>>();
+        let set =
+            |mask: &Array3<bool>| mask.indexed_iter().filter(|(_, set)| **set).map(|(at, _)| at).collect::<Vec<_>>();
         assert_eq!(set(&predicted), [(0, 0, 0), (0, 0, 1)]);
         assert_eq!(set(&truly), [(0, 1, 0)]);
         assert_eq!(masks.of(&LabelValue::Class(7))[0].len(), 0);

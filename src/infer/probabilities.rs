@@ -45,7 +45,9 @@ impl ProbabilityError {
 /// The file cannot be written.
 pub fn save_probabilities(path: &Path, probabilities: &Array4<f32>) -> Result<(), ProbabilityError> {
     write_probabilities(path, probabilities.dim().into(), |write| {
-        probabilities.outer_iter().try_for_each(|class| write(class).map_err(|error| ProbabilityError::new(path, error)))
+        probabilities
+            .outer_iter()
+            .try_for_each(|class| write(class).map_err(|error| ProbabilityError::new(path, error)))
     })
 }
 
@@ -194,7 +196,8 @@ mod tests {
     fn probabilities_survive_the_disk_and_other_programs_read_them() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("case.npz");
-        let probabilities = Array4::from_shape_fn((3, 20, 40, 30), |(c, z, y, x)| (c * 7 + z + y * 2 + x * 3) as f32 / 200.0);
+        let probabilities =
+            Array4::from_shape_fn((3, 20, 40, 30), |(c, z, y, x)| (c * 7 + z + y * 2 + x * 3) as f32 / 200.0);
         save_probabilities(&path, &probabilities).unwrap();
         assert_eq!(read(&path).unwrap(), probabilities);
         let mut npz = ndarray_npy::NpzReader::new(File::open(&path).unwrap()).unwrap();

@@ -39,7 +39,8 @@ pub fn validate_fold<B: NnOps>(
         let (data, labels) = (Array4::zeros((info.channels, z, y, x)), Array3::zeros((z, y, x)));
         let mut whole = Patch { data, labels };
         store.read_patch(case, [0; 3], &mut whole)?;
-        let segmentation = predictor.segment(whole.data.view(), &read_case_properties(folder, case)?, with_probabilities)?;
+        let segmentation =
+            predictor.segment(whole.data.view(), &read_case_properties(folder, case)?, with_probabilities)?;
         let path = output.join(format!("{case}{}", predictor.dataset().file_ending));
         write_labels(&path, &segmentation.labels)?;
         let path = output.join(format!("{case}.npz"));

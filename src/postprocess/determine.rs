@@ -10,8 +10,8 @@ use super::steps::StepsFile;
 use super::{KeepLargest, Postprocessing, apply_to_folder};
 use crate::dataset::{DatasetJson, LabelValue};
 use crate::eval::{
-    CaseResult, Classes, Confusion, EvalError, Measures, Metrics, Pair, Summary, class_key, evaluate_files, json_to_file,
-    label_maps, pair_folders, read_pair,
+    CaseResult, Classes, Confusion, EvalError, Measures, Metrics, Pair, Summary, class_key, evaluate_files,
+    json_to_file, label_maps, pair_folders, read_pair,
 };
 
 /// How a postprocessing is determined.

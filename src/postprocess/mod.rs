@@ -10,6 +10,6 @@ mod folder;
 mod steps;
 
 pub use components::keep_largest;
-pub use determine::{Determined, DetermineOptions, Trial, determine, determine_folder};
+pub use determine::{DetermineOptions, Determined, Trial, determine, determine_folder};
 pub use folder::apply_to_folder;
 pub use steps::{KeepLargest, Postprocessing};
