@@ -25,6 +25,7 @@ use crate::model::TensorFileError;
 use crate::plan::PlanError;
 use crate::preprocess::PreprocessError;
 use crate::scaling::ScalingError;
+use crate::serve::ServeError;
 use crate::store::{StageError, StoreError};
 use crate::train::TrainError;
 
@@ -87,7 +88,11 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || matches!(cause.downcast_ref(), Some(PreprocessError::Case { .. }))
         || matches!(cause.downcast_ref(), Some(StageError::Copy { .. }))
         || matches!(cause.downcast_ref(), Some(TrainError::Checkpoint { .. } | TrainError::Diverged { .. }))
-        || matches!(cause.downcast_ref(), Some(InferError::Weights { .. } | InferError::Cases { .. }))
+        || matches!(cause.downcast_ref(), Some(ServeError::Listen { .. } | ServeError::Unsuitable(_)))
+        || matches!(
+            cause.downcast_ref(),
+            Some(InferError::Weights { .. } | InferError::Ensemble { .. } | InferError::Cases { .. })
+        )
     {
         Some(INVALID)
     } else if let Some(error) = cause.downcast_ref::<DatasetError>() {

@@ -12,6 +12,7 @@ mod demo;
 mod doctor;
 mod evaluate;
 pub mod exit;
+mod infer_flags;
 mod logging;
 mod phantom;
 mod plan;
@@ -21,6 +22,7 @@ mod preprocess;
 mod ranks;
 mod run_flags;
 mod scale;
+mod serve;
 mod train;
 
 /// nnU-Net, trained across many GPUs and nodes.
@@ -57,6 +59,7 @@ enum Command {
     Preprocess(preprocess::Preprocess),
     Train(train::Train),
     Predict(predict::Predict),
+    Serve(serve::Serve),
     Evaluate(evaluate::Evaluate),
     Scale(scale::Scale),
     Bench(bench::Bench),
@@ -81,6 +84,7 @@ impl Cli {
             Command::Preprocess(command) => command.run(),
             Command::Train(command) => command.run(),
             Command::Predict(command) => command.run(),
+            Command::Serve(command) => command.run(),
             Command::Evaluate(command) => command.run(),
             Command::Scale(command) => command.run(),
             Command::Bench(command) => command.run(),

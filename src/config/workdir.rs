@@ -62,9 +62,14 @@ impl WorkDir {
         self.root.join("preprocessed").join(data_identifier)
     }
 
+    /// The folder of a configuration's runs, one for each fold.
+    pub fn runs(&self, configuration: &str) -> PathBuf {
+        self.root.join("runs").join(configuration)
+    }
+
     /// The default folder of a run.
     pub fn run(&self, configuration: &str, fold: FoldId) -> RunDir {
-        RunDir::new(self.root.join("runs").join(configuration).join(format!("fold_{fold}")))
+        RunDir::new(self.runs(configuration).join(format!("fold_{fold}")))
     }
 }
 
