@@ -18,13 +18,23 @@ use nnunet_dist::infer::{Blend, Predictor, SlidingWindow, WindowOptions};
 use nnunet_dist::model::ModelDescription;
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use self::tiny_model::{image, model, network, write_checkpoint};
 
 const CONFIGURATION: &str = "3d_fullres";
 const SPACING: [f64; 3] = [1.0; 3];
+
+/// A model that shows its networks images of [`SPACING`] as they are.
+fn plain_model(edit: impl FnOnce(&mut Value)) -> ModelDescription {
+    model(CONFIGURATION, |plans, _| {
+        plans["transpose_forward"] = json!([0, 1, 2]);
+        plans["transpose_backward"] = json!([0, 1, 2]);
+        plans["configurations"][CONFIGURATION]["spacing"] = json!(SPACING);
+        edit(plans);
+    })
+}
 
 /// A work folder with a run for each fold, whose network is drawn from the fold's number, and an image.
 struct Folds {
@@ -34,7 +44,7 @@ struct Folds {
 
 impl Folds {
     fn new(folds: usize) -> Self {
-        let model = model(CONFIGURATION, |plans, _| plans["configurations"][CONFIGURATION]["spacing"] = json!(SPACING));
+        let model = plain_model(|_| {});
         let folds_of = Self { folder: tempfile::tempdir().unwrap(), model };
         (0..folds).for_each(|fold| folds_of.add(FoldId::Number(fold), fold as u64));
         let volume = image([20, 26, 18], 0, Geometry { spacing: SPACING, ..Geometry::default() });
@@ -162,19 +172,16 @@ fn networks_that_do_not_belong_together_are_refused() {
         let named = contains(path.to_str().unwrap()).and(contains(format!("has not the {difference} of")));
         command.assert().code(3).stderr(named);
     };
-    let spacing = model(CONFIGURATION, |plans, _| plans["configurations"][CONFIGURATION]["spacing"] = json!([1, 1, 2]));
-    refuse(&alien("spacing", spacing), "spacing");
-    let same = |edit: &dyn Fn(&mut serde_json::Value)| {
-        model(CONFIGURATION, |plans, _| {
-            plans["configurations"][CONFIGURATION]["spacing"] = json!(SPACING);
-            edit(plans);
+    let in_plans = |edit: &dyn Fn(&mut Value)| plain_model(|plans| edit(plans));
+    let in_configuration = |key: &str, value: Value| {
+        in_plans(&|plans| {
+            *plans["configurations"][CONFIGURATION].pointer_mut(key).unwrap() = value.clone();
         })
     };
-    refuse(&alien("dataset", same(&|plans| plans["dataset_name"] = json!("Other"))), "dataset");
-    let features = |plans: &mut serde_json::Value| {
-        plans["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"]["features_per_stage"] = json!([4, 12]);
-    };
-    refuse(&alien("features", same(&features)), "architecture");
+    refuse(&alien("spacing", in_configuration("/spacing", json!([1, 1, 2]))), "spacing");
+    let features = in_configuration("/architecture/arch_kwargs/features_per_stage", json!([4, 12]));
+    refuse(&alien("features", features), "architecture");
+    refuse(&alien("dataset", in_plans(&|plans| plans["dataset_name"] = json!("Other"))), "dataset");
 
     folds
         .by_work("out", &[])

@@ -83,9 +83,9 @@ impl<F: FnOnce(SocketAddr)> Serve<'_, F> {
         let address = listener.local_addr().map_err(failed)?;
         thread::scope(|scope| {
             let (preprocessed, ready) = bounded(0);
-            let (predictor, state) = (&predictor, &state);
+            let (predictor, state, runtime, stop) = (&predictor, &state, &runtime, &stop);
             scope.spawn(move || preprocess_all(&queue, predictor, state, &preprocessed));
-            scope.spawn(|| run(&runtime, listener, state, &stop));
+            scope.spawn(move || run(runtime, listener, state, stop));
             announce(address);
             // On this thread, which has brought the weights to the device.
             predict_all(&ready, predictor, state);

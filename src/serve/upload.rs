@@ -1,7 +1,5 @@
 //! From the body of a request to image files in a folder of their own.
 
-use std::fs::File;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,12 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use axum::body::{BodyDataStream, Bytes};
-use flate2::write::MultiGzDecoder;
+use axum::http::StatusCode;
 use futures_util::{Stream, StreamExt};
 use multer::Multipart;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
+use super::image_file::{ImageFile, Room, no_space};
 use super::options::ServeLimits;
 use super::refusal::Refusal;
 use crate::dataset::{CaseFiles, DatasetJson};
@@ -62,7 +61,7 @@ impl Upload {
             passed: Arc::default(),
             rest: false,
         };
-        let room = Room { left: limits.image_bytes, limit: limits.image_bytes };
+        let room = Room::new(limits.image_bytes);
         let essence = content_type.map(|value| value.split(';').next().unwrap_or_default().trim().to_lowercase());
         let images = match essence.as_deref() {
             Some("multipart/form-data") => {
@@ -71,9 +70,8 @@ impl Upload {
                 receive_parts(body, boundary, dataset, room, folder.path()).await?
             }
             Some(other) if !IMAGE_TYPES.contains(&other) => {
-                let status = axum::http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
                 let line = format!("{other} is not taken; send an image as {} or multipart/form-data", IMAGE_TYPES[0]);
-                return Err(Refusal::new(status, line));
+                return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, line));
             }
             _ => vec![receive_image(body, &dataset.file_ending, room, folder.path()).await?],
         };
@@ -90,6 +88,7 @@ async fn receive_image(
     let mut image = ImageFile::new(folder, "image", file_ending);
     while let Some(chunk) = body.next().await {
         let chunk = chunk?;
+        body.passed.store(0, Ordering::Relaxed);
         block_in_place(|| image.write(&chunk, &mut room))?;
     }
     block_in_place(|| image.finish(&mut room))
@@ -150,10 +149,6 @@ fn broken(error: multer::Error) -> Refusal {
     }
 }
 
-fn no_space(error: io::Error) -> Refusal {
-    Refusal::internal(format!("the image cannot be stored: {error}"))
-}
-
 /// A request's body, of no more bytes than are allowed, and one chunk at a time: multer reads on until there is nothing to
 /// be had, and would hold in memory what comes faster than it is written.
 struct Bounded<'b> {
@@ -199,116 +194,4 @@ impl Stream for Bounded<'_> {
 /// A body is larger than the limit, as it says or as it turns out.
 pub fn too_large_upload(limit: u64) -> Refusal {
     Refusal::too_large(format!("the body is larger than {} MiB, which the server allows", limit >> 20))
-}
-
-/// Bytes that an image's files may still take.
-struct Room {
-    left: u64,
-    limit: u64,
-}
-
-/// An image on its way to the disk.
-struct ImageFile {
-    /// Without its ending.
-    path: PathBuf,
-    file_ending: String,
-    to: To,
-}
-
-enum To {
-    /// Nowhere yet: it takes two bytes to tell what they are.
-    Begin(Vec<u8>),
-    Plain(Limited),
-    Gzip(MultiGzDecoder<Limited>),
-}
-
-/// A file that takes no more than so many bytes.
-struct Limited {
-    file: File,
-    left: u64,
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("too large")]
-struct TooLarge;
-
-impl Write for Limited {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let left = self.left.checked_sub(bytes.len() as u64).ok_or_else(|| io::Error::other(TooLarge))?;
-        self.file.write_all(bytes)?;
-        self.left = left;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-impl ImageFile {
-    /// To be written to `folder` under this name, as a file of the kind that the networks were trained with.
-    fn new(folder: &Path, name: &str, file_ending: &str) -> Self {
-        Self { path: folder.join(name), file_ending: file_ending.to_owned(), to: To::Begin(Vec::new()) }
-    }
-
-    fn write(&mut self, chunk: &[u8], room: &mut Room) -> Result<(), Refusal> {
-        let written = match &mut self.to {
-            To::Plain(file) => file.write_all(chunk),
-            To::Gzip(decoder) => decoder.write_all(chunk),
-            To::Begin(begin) => {
-                begin.extend_from_slice(chunk);
-                if begin.len() < 2 {
-                    return Ok(());
-                }
-                let begin = std::mem::take(begin);
-                self.open(&begin, room)?;
-                return self.write(&begin, room);
-            }
-        };
-        written.map_err(|error| self.describe(error, room))
-    }
-
-    /// Begins the file; its first bytes tell whether it is compressed.
-    fn open(&mut self, begin: &[u8], room: &Room) -> Result<(), Refusal> {
-        let is_nifti = self.file_ending.ends_with(".nii") || self.file_ending.ends_with(".nii.gz");
-        let ending = if is_nifti { ".nii" } else { &self.file_ending };
-        self.path.as_mut_os_string().push(ending);
-        let file = Limited { file: File::create(&self.path).map_err(no_space)?, left: room.left };
-        self.to = match is_nifti && begin.starts_with(&[0x1f, 0x8b]) {
-            true => To::Gzip(MultiGzDecoder::new(file)),
-            false => To::Plain(file),
-        };
-        Ok(())
-    }
-
-    /// The whole file, which takes some of the room.
-    fn finish(mut self, room: &mut Room) -> Result<PathBuf, Refusal> {
-        let finished = match &mut self.to {
-            To::Begin(_) => return Err(Refusal::unusable(format!("{} is empty", self.name()))),
-            To::Plain(file) => Ok(file.left),
-            // Its checksum stands at its end.
-            To::Gzip(decoder) => decoder.try_finish().map(|()| decoder.get_ref().left),
-        };
-        room.left = finished.map_err(|error| self.describe(error, room))?;
-        Ok(self.path)
-    }
-
-    fn describe(&self, error: io::Error, room: &Room) -> Refusal {
-        if error.get_ref().is_some_and(|inner| inner.is::<TooLarge>()) {
-            return Refusal::too_large(format!(
-                "the image's files are larger than {} MiB when decompressed, which the server allows",
-                room.limit >> 20
-            ));
-        }
-        match error.kind() {
-            io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
-                Refusal::unusable(format!("{} is damaged: {error}", self.name()))
-            }
-            _ => no_space(error),
-        }
-    }
-
-    fn name(&self) -> String {
-        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-    }
 }

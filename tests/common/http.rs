@@ -148,7 +148,7 @@ impl Response {
 
     pub fn try_read(stream: TcpStream) -> io::Result<Self> {
         let mut stream = BufReader::new(stream);
-        let mut line = |stream: &mut BufReader<TcpStream>| {
+        let line = |stream: &mut BufReader<TcpStream>| {
             let mut line = String::new();
             stream.read_line(&mut line).map(|_| line.trim_end().to_owned())
         };
