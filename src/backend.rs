@@ -14,6 +14,9 @@ impl<B: AutodiffBackend<InnerBackend: NnOps> + NnOps + TapGradients> ComputeBack
 /// Training on the CPU.
 pub type Cpu = burn::backend::Autodiff<burn::backend::Flex>;
 
+/// Inference on the CPU, which needs no gradients.
+pub type CpuInference = burn::backend::Flex;
+
 /// Work that any device can do.
 pub trait OnDevice {
     type Output;

@@ -13,10 +13,11 @@
 //! 7. [`dist`]: gradients are averaged over the ranks; [`optim`] turns them into new weights.
 //! 8. [`train`]: the loop that ties 5 to 7 together, validates and writes checkpoints.
 //! 9. [`infer`]: a checkpoint and an image become a label map in the image's own geometry.
-//! 10. [`eval`]: label maps become Dice and `summary.json`; [`ensemble`] averages predictions, [`postprocess`] tidies them,
+//! 10. [`serve`]: the same over HTTP, for programs that send images.
+//! 11. [`eval`]: label maps become Dice and `summary.json`; [`ensemble`] averages predictions, [`postprocess`] tidies them,
 //!     and [`crossval`] finds out which of them to trust with new images.
-//! 11. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
-//! 12. [`bench`]: how fast each part is alone, next to what the machine can do at most.
+//! 12. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
+//! 13. [`bench`]: how fast each part is alone, next to what the machine can do at most.
 //!
 //! # Conventions
 //!
@@ -51,6 +52,7 @@ pub mod postprocess;
 pub mod preprocess;
 pub mod rng;
 pub mod scaling;
+pub mod serve;
 pub mod store;
 pub mod telemetry;
 pub mod train;

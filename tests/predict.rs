@@ -2,6 +2,8 @@
 
 #[path = "common/plans.rs"]
 mod plans;
+#[path = "common/tiny_model.rs"]
+mod tiny_model;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,62 +11,43 @@ use std::path::{Path, PathBuf};
 use assert_cmd::Command;
 use ndarray::{Array3, Array4, ArrayView3, Axis, s};
 use ndarray_npy::NpzReader;
-use nnunet_dist::backend::Cpu;
+use nnunet_dist::backend::CpuInference;
 use nnunet_dist::config::Device;
-use nnunet_dist::dataset::{Dataset, DatasetJson, LabelValue, extract_fingerprint};
+use nnunet_dist::dataset::{DatasetJson, LabelValue};
 use nnunet_dist::dist::Single;
 use nnunet_dist::image::{Geometry, Volume, read_header, read_labels, write_volume};
-use nnunet_dist::infer::{Blend, InferError, MemoryOptions, PredictOptions, WindowOptions, predict_folder};
-use nnunet_dist::model::{ModelDescription, UNet};
+use nnunet_dist::infer::{
+    Blend, FolderOptions, InferError, MemoryOptions, PredictOptions, Predictor, WindowOptions, predict_folder,
+};
 use nnunet_dist::ops::Precision;
-use nnunet_dist::phantom::PhantomOptions;
-use nnunet_dist::plan::{PlannerOptions, Plans, plan};
-use nnunet_dist::train::{Checkpoint, Progress};
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::{contains, starts_with};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use self::plans::shrink;
+use self::tiny_model::{image, model, oblique, write_checkpoint};
 
 /// A folder with a checkpoint of an untrained network, and room for images and predictions.
 struct Bench {
     folder: TempDir,
     options: PredictOptions,
+    save_probabilities: bool,
 }
 
 impl Bench {
     /// Plans for a phantom dataset, changed by `edit`, with a network of two stages and windows of 16 voxels.
     fn new(configuration: &str, edit: impl FnOnce(&mut Value, &mut DatasetJson)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let raw = folder.path().join("raw");
-        PhantomOptions { train_cases: 2, test_cases: 0, shape: [20, 24, 20], seed: 3 }.generate(&raw).unwrap();
-        let dataset = Dataset::open(&raw).unwrap();
-        let fingerprint = extract_fingerprint(&dataset).unwrap();
-        let plans = plan("phantom", &dataset.json, &fingerprint, &PlannerOptions::default()).unwrap();
-
-        let mut plans = serde_json::to_value(plans).unwrap();
-        let mut description = dataset.json;
-        shrink(&mut plans["configurations"][configuration]);
-        edit(&mut plans, &mut description);
-        let plans: Plans = serde_json::from_value(plans).unwrap();
-        let mirror_axes = vec![1, 2];
-        let model = ModelDescription { plans, dataset: description, configuration: configuration.into(), mirror_axes };
-        let network = UNet::<Cpu>::new(model.network_spec().unwrap(), 5, &Default::default());
         let checkpoint = folder.path().join("checkpoint");
-        let weights = network.state();
-        Checkpoint { model, progress: Progress::default(), weights, optimizer: Vec::new() }.write(&checkpoint).unwrap();
-        let windows = WindowOptions::default();
-        let memory = MemoryOptions::default();
+        write_checkpoint(&checkpoint, &model(configuration, edit), 5);
         let options = PredictOptions {
-            checkpoint,
-            windows,
-            memory,
+            checkpoints: vec![checkpoint],
+            windows: WindowOptions::default(),
+            memory: MemoryOptions::default(),
             precision: Precision::Fp32,
-            save_probabilities: false,
             device: Device::Cpu,
         };
-        Self { folder, options }
+        Self { folder, options, save_probabilities: false }
     }
 
     fn images(&self) -> PathBuf {
@@ -80,14 +63,20 @@ impl Bench {
     }
 
     fn predict(&self) -> Result<usize, InferError> {
-        predict_folder(&self.images(), &self.output(""), &self.options, &Single)
+        self.predict_from(&self.images())
+    }
+
+    fn predict_from(&self, images: &Path) -> Result<usize, InferError> {
+        let folder = FolderOptions { save_probabilities: self.save_probabilities, ..FolderOptions::default() };
+        let predicted = predict_folder(&[images.to_owned()], &self.output(""), &self.options, &folder, &Single)?;
+        Ok(predicted.cases)
     }
 
     /// The program, to write to the folder `output`.
     fn command(&self, output: &Path, flags: &[&str]) -> Command {
         let mut command = Command::cargo_bin("nnunet-dist").expect("cargo builds the program before its tests");
         command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE").arg("predict").args(flags);
-        command.arg("-r").arg(&self.options.checkpoint).arg("-i").arg(self.images()).arg("-o").arg(output);
+        command.arg("-r").arg(&self.options.checkpoints[0]).arg("-i").arg(self.images()).arg("-o").arg(output);
         command
     }
 
@@ -99,30 +88,6 @@ impl Bench {
 /// `(class, z, y, x)` of an `npz` beside a label map.
 fn probabilities(path: &Path) -> Array4<f32> {
     NpzReader::new(File::open(path).unwrap()).unwrap().by_name("probabilities").unwrap()
-}
-
-/// An image full of structure with `border` empty voxels all around.
-fn image([z, y, x]: [usize; 3], border: usize, geometry: Geometry) -> Volume {
-    let mut data = Array4::zeros((1, z, y, x));
-    let wave =
-        |k: usize, j: usize, i: usize| 200.0 + 100.0 * (k as f32 * 0.9).sin() * (j as f32 * 0.5).cos() + i as f32;
-    for ((_, k, j, i), value) in data.indexed_iter_mut() {
-        let inside = |at: usize, extent: usize| (border..extent - border).contains(&at);
-        if inside(k, z) && inside(j, y) && inside(i, x) {
-            *value = wave(k, j, i);
-        }
-    }
-    Volume { data, geometry }
-}
-
-/// Anisotropic voxels, turned about z and then about x: no axis of the image lies along one of the world.
-fn oblique() -> Geometry {
-    let ((s, c), (t, d)) = (0.4f64.sin_cos(), 0.3f64.sin_cos());
-    Geometry {
-        spacing: [2.5, 0.8, 1.1],
-        origin: [-40.0, 12.5, 99.0],
-        direction: [[c, -s, 0.0], [d * s, d * c, -t], [t * s, t * c, d]],
-    }
 }
 
 /// Plans that show the network the image's axes in the order `forward`.
@@ -181,7 +146,7 @@ fn transposed_plans_are_transposed_images() {
 #[test]
 fn probabilities_belong_to_the_labels() {
     let mut bench = Bench::new("3d_fullres", |_, _| {});
-    bench.options.save_probabilities = true;
+    bench.save_probabilities = true;
     bench.options.windows = WindowOptions { mirror: false, overlap: 0.25, blend: Blend::Constant };
     bench.add("a", &image([20, 21, 22], 2, oblique()));
     bench.predict().unwrap();
@@ -196,9 +161,21 @@ fn probabilities_belong_to_the_labels() {
 #[test]
 fn flags_reach_the_windows() {
     let mut bench = Bench::new("3d_fullres", |_, _| {});
-    bench.options.save_probabilities = true;
+    bench.save_probabilities = true;
     bench.add("a", &image([26, 20, 18], 0, Geometry::default()));
     let default = WindowOptions::default();
+    // nnU-Net's flags say the same in other words.
+    for (flags, same) in [
+        (&["--step-size", "0.75"][..], &["--overlap", "0.25"][..]),
+        (&["--step_size", "1", "--disable_tta"], &["--overlap", "0", "--no-tta"]),
+    ] {
+        let both = [("theirs", flags), ("ours", same)].map(|(name, flags)| {
+            let folder = bench.output(name);
+            bench.command(&folder, flags).arg("--save_probabilities").assert().success();
+            probabilities(&folder.join("a.npz"))
+        });
+        assert_eq!(both[0], both[1], "{flags:?}");
+    }
     let variants: [(&[&str], WindowOptions); 4] = [
         (&[], default),
         (&["--no-tta"], WindowOptions { mirror: false, ..default }),
@@ -221,6 +198,9 @@ fn flags_reach_the_windows() {
     for bad in ["1", "-0.1", "half"] {
         bench.command(&bench.output(""), &[&format!("--overlap={bad}")]).assert().code(2).stderr(contains("below 1"));
     }
+    for bad in ["0", "1.1"] {
+        bench.command(&bench.output(""), &[&format!("--step-size={bad}")]).assert().code(2).stderr(contains("above 0"));
+    }
 }
 
 #[test]
@@ -242,14 +222,14 @@ fn a_bad_image_does_not_stop_the_others() {
     let written = std::fs::read_dir(bench.output("")).unwrap().map(|entry| entry.unwrap().file_name());
     let mut written: Vec<_> = written.map(|name| name.into_string().unwrap()).collect();
     written.sort();
-    assert_eq!(written, ["a.nii.gz", "c.nii.gz"]);
+    assert_eq!(written, ["a.nii.gz", "c.nii.gz", "dataset.json", "plans.json"]);
 }
 
 /// Where there is nothing but background, nothing is cropped and nothing divided by 0.
 #[test]
 fn an_empty_image_is_an_image() {
     let mut bench = Bench::new("3d_fullres", |_, _| {});
-    bench.options.save_probabilities = true;
+    bench.save_probabilities = true;
     bench.add("a", &Volume { data: Array4::zeros((1, 17, 12, 20)), geometry: Geometry::default() });
     bench.predict().unwrap();
     assert_eq!(bench.labels("a").dim(), (17, 12, 20));
@@ -275,7 +255,7 @@ fn regions_become_the_labels_of_their_order() {
         dataset.regions_class_order = Some(vec![7, 9]);
     });
     bench.add("a", &image([20, 20, 20], 0, Geometry::default()));
-    bench.options.save_probabilities = true;
+    bench.save_probabilities = true;
     bench.predict().unwrap();
     let (labels, probabilities) = (bench.labels("a"), probabilities(&bench.output("a.npz")));
     assert_eq!(probabilities.dim(), (2, 20, 20, 20));
@@ -308,6 +288,31 @@ fn a_photograph_becomes_a_label_map_of_its_kind() {
     assert!(labels.iter().any(|label| *label > 0) && labels.iter().all(|label| (0..3).contains(label)));
 }
 
+/// What is in a file is predicted as the file is.
+#[test]
+fn an_array_in_memory_is_an_image() {
+    let mut bench = Bench::new("3d_fullres", |_, _| {});
+    let spacing = [2.0, 0.9, 1.2];
+    let volume = image([18, 26, 21], 2, Geometry { spacing, ..Geometry::default() });
+    bench.add("a", &volume);
+    bench.save_probabilities = true;
+    bench.predict().unwrap();
+    let predictor = Predictor::<CpuInference>::with_options(&bench.options, Default::default()).unwrap();
+    let found = predictor.predict_array(volume.data.view(), spacing, true).unwrap();
+    assert!(found.labels.data.iter().any(|label| *label > 0));
+    assert_eq!(found.labels.data, bench.labels("a"));
+    assert_eq!(found.probabilities.unwrap(), probabilities(&bench.output("a.npz")));
+    assert!(predictor.predict_array(volume.data.view(), spacing, false).unwrap().probabilities.is_none());
+
+    let refuse = |image: &Array4<f32>, spacing, parts: &[&str]| {
+        assert_names(predictor.predict_array(image.view(), spacing, false).unwrap_err(), parts);
+    };
+    refuse(&Array4::zeros((1, 4, 0, 4)), spacing, &["no voxels"]);
+    refuse(&Array4::zeros((2, 4, 4, 4)), spacing, &["has 2 channels, the plans 1"]);
+    refuse(&Array4::from_elem((1, 4, 4, 4), f32::NAN), spacing, &["NaN", "64 voxels"]);
+    refuse(&Array4::zeros((1, 4, 4, 4)), [1.0, 0.0, 1.0], &["[1.0, 0.0, 1.0] mm"]);
+}
+
 fn assert_names(error: InferError, parts: &[&str]) {
     let error = error.to_string();
     assert!(parts.iter().all(|part| error.contains(part)), "{error}");
@@ -320,11 +325,8 @@ fn what_cannot_be_predicted_is_named() {
     });
     bench.add("a", &image([18, 18, 18], 0, Geometry::default()));
     assert_names(bench.predict().unwrap_err(), &["a", "0001"]);
-    assert_names(
-        predict_folder(Path::new("/nowhere"), &bench.output(""), &bench.options, &Single).unwrap_err(),
-        &["/nowhere"],
-    );
-    bench.options.checkpoint = bench.folder.path().join("checkpoint_best");
+    assert_names(bench.predict_from(Path::new("/nowhere")).unwrap_err(), &["/nowhere", "No such file"]);
+    bench.options.checkpoints = vec![bench.folder.path().join("checkpoint_best")];
     assert_names(bench.predict().unwrap_err(), &["checkpoint_best", "train"]);
 }
 

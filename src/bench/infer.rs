@@ -12,8 +12,8 @@ use crate::dataset::{CaseFiles, find_images};
 use crate::dist::Single;
 use crate::image::{Geometry, Resampling, write_labels};
 use crate::infer::{
-    Accumulate, Blend, Decision, Export, InferError, Portions, PredictOptions, Predictor, SlidingWindow, Spent,
-    predict_folder,
+    Accumulate, Blend, Decision, Export, FolderOptions, InferError, Portions, PredictOptions, Predictor, SlidingWindow,
+    Spent, predict_folder,
 };
 use crate::ops::NnOps;
 use crate::store::CaseProperties;
@@ -72,8 +72,7 @@ impl OnDevice for Measure<'_> {
 
     fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
         let Self { images, options, rounds } = self;
-        let predictor = Predictor::<B::InnerBackend>::open(&options.checkpoint, options.windows, device)?;
-        let predictor = predictor.with_memory(options.memory).with_precision(options.precision);
+        let predictor = Predictor::<B::InnerBackend>::with_options(options, device)?;
         let dataset = predictor.dataset();
         let cases = find_images(images, &dataset.file_ending, dataset.num_channels())?;
         let output = tempfile::tempdir().map_err(|source| InferError::Write { path: std::env::temp_dir(), source })?;
@@ -89,7 +88,9 @@ impl OnDevice for Measure<'_> {
             stages.push(round);
             Ok::<_, InferError>(())
         })?;
-        let folder = measure(rounds, || predict_folder(images, output.path(), options, &Single).map(drop))?;
+        let folder = FolderOptions::default();
+        let predict = || predict_folder(&[images.to_owned()], output.path(), options, &folder, &Single).map(drop);
+        let folder = measure(rounds, predict)?;
 
         // The first round was the warm-up.
         let stages = &stages[1..];

@@ -27,6 +27,7 @@ use crate::model::TensorFileError;
 use crate::plan::PlanError;
 use crate::preprocess::PreprocessError;
 use crate::scaling::ScalingError;
+use crate::serve::ServeError;
 use crate::store::{StageError, StoreError};
 use crate::train::TrainError;
 
@@ -95,7 +96,11 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || matches!(cause.downcast_ref(), Some(CrossvalError::Invalid { .. }))
         || matches!(cause.downcast_ref(), Some(EnsembleError::Invalid { .. }))
         || cause.is::<ProbabilityError>()
-        || matches!(cause.downcast_ref(), Some(InferError::Weights { .. } | InferError::Cases { .. }))
+        || matches!(cause.downcast_ref(), Some(ServeError::Listen { .. } | ServeError::Unsuitable(_)))
+        || matches!(
+            cause.downcast_ref(),
+            Some(InferError::Weights { .. } | InferError::Ensemble { .. } | InferError::Cases { .. })
+        )
     {
         Some(INVALID)
     } else if let Some(error) = cause.downcast_ref::<DatasetError>() {

@@ -15,6 +15,7 @@ mod ensemble;
 mod evaluate;
 pub mod exit;
 mod find_best_configuration;
+mod infer_flags;
 mod logging;
 mod phantom;
 mod plan;
@@ -26,6 +27,7 @@ mod preprocess;
 mod ranks;
 mod run_flags;
 mod scale;
+mod serve;
 mod train;
 
 /// nnU-Net, trained across many GPUs and nodes.
@@ -62,6 +64,7 @@ enum Command {
     Preprocess(preprocess::Preprocess),
     Train(train::Train),
     Predict(predict::Predict),
+    Serve(serve::Serve),
     Evaluate(evaluate::Evaluate),
     Accumulate(accumulate::Accumulate),
     FindBestConfiguration(find_best_configuration::FindBestConfiguration),
@@ -90,6 +93,7 @@ impl Cli {
             Command::Preprocess(command) => command.run(),
             Command::Train(command) => command.run(),
             Command::Predict(command) => command.run(),
+            Command::Serve(command) => command.run(),
             Command::Evaluate(command) => command.run(),
             Command::Accumulate(command) => command.run(),
             Command::FindBestConfiguration(command) => command.run(),

@@ -2,141 +2,84 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::precision::PrecisionFlags;
+use super::infer_flags::InferFlags;
 use super::ranks::or_abort;
-use crate::config::Device;
+use crate::config::ConfigError;
 use crate::dist;
-use crate::infer::{self, Accumulate, Blend, InferError, MemoryOptions, PredictOptions, WindowOptions};
+use crate::infer::{self, FolderOptions, InferError, Part};
 
-/// Segment images with a trained network, in each image's own geometry.
+/// Segment images with trained networks, in each image's own geometry.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
+Examples:
+  nnunet-dist predict -w hippocampus -c 3d_fullres -i imagesTs -o predictions    # mean of the networks of folds 0 to 4
   nnunet-dist predict -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs -o predictions
-  mpirun -np 8 nnunet-dist predict -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs -o predictions --device cuda")]
+  mpirun -np 8 nnunet-dist predict -w hippocampus -c 3d_fullres -f all -i imagesTs -o predictions --device cuda")]
 pub struct Predict {
-    /// Run directory of `train`, or a model folder.
-    #[arg(short, long, value_name = "DIR")]
-    run: PathBuf,
+    #[command(flatten)]
+    infer: InferFlags,
 
-    /// Folder of images, one file per case and channel: CASE_0000.nii.gz, CASE_0001.nii.gz.
-    #[arg(short, long, value_name = "DIR")]
-    images: PathBuf,
+    /// Folder of images, one file per case and channel: CASE_0000.nii.gz, CASE_0001.nii.gz; or such files; or a list of
+    /// cases, .json or .txt.
+    #[arg(short, long, value_name = "PATH", num_args = 1.., required = true)]
+    images: Vec<PathBuf>,
 
     /// Folder for the label maps; created where missing.
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
-    /// Which weights.
-    #[arg(long, value_enum, default_value_t = CheckpointName::Latest)]
-    checkpoint: CheckpointName,
-
-    /// Predict the image as it is only, not its mirrorings too (test-time augmentation): up to 8 times faster.
-    #[arg(long)]
-    no_tta: bool,
-
-    /// Part of the window by which neighbours overlap, 0 to below 1.
-    #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = overlap)]
-    overlap: f64,
-
-    /// Weight of a voxel within its window.
-    #[arg(long, value_enum, default_value_t = BlendName::Gaussian)]
-    blend: BlendName,
-
-    /// Windows and their mirrorings per call of the network [default: as many as are of use].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    batch_size: Option<u16>,
-
-    /// Precision in which the logits of overlapping windows are added up.
-    #[arg(long, value_enum, default_value = "f32")]
-    accumulate: Accumulate,
-
-    /// GiB that the sums of the windows' logits may take: as many planes as a window has, times the classes. Where they
-    /// would take more, they are kept in half precision [default: no limit].
-    #[arg(long, value_name = "GIB", value_parser = gibibytes)]
-    max_memory: Option<u64>,
-
-    #[command(flatten)]
-    precision: PrecisionFlags,
-
     /// Write the class probabilities beside each label map.
-    #[arg(long)]
+    #[arg(long, alias = "save_probabilities")]
     save_probabilities: bool,
 
-    /// Where tensors are computed.
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
-    device: Device,
-}
+    /// Leave out the cases whose results are there and whole.
+    #[arg(long = "continue", aliases = ["continue-prediction", "continue_prediction"])]
+    keep: bool,
 
-/// The checkpoints of a run.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum CheckpointName {
-    /// Best moving average of the pseudo Dice.
-    Best,
-    /// The newest.
-    Latest,
-}
+    /// Predict a part of the cases only, `0/4` to `3/4`: for jobs that share the work without knowing of each other.
+    #[arg(long, value_name = "I/N", conflicts_with_all = ["num_parts", "part_id"])]
+    part: Option<Part>,
 
-/// Weights of a window's voxels.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum BlendName {
-    /// Gaussian of sigma 1/8 of the window: the middle counts most.
-    Gaussian,
-    /// All alike.
-    Constant,
-}
+    /// N of --part, as nnU-Net has it.
+    #[arg(long, alias = "num_parts", value_name = "N", requires = "part_id", hide = true)]
+    num_parts: Option<usize>,
 
-fn gibibytes(text: &str) -> Result<u64, String> {
-    match text.parse::<f64>() {
-        Ok(number) if number > 0.0 && number.is_finite() => Ok((number * (1u64 << 30) as f64) as u64),
-        _ => Err("must be a number above 0".into()),
-    }
-}
-
-pub(super) fn overlap(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(part) if (0.0..1.0).contains(&part) => Ok(part),
-        _ => Err("must be a number from 0 to below 1".into()),
-    }
+    /// I of --part, as nnU-Net has it.
+    #[arg(long, alias = "part_id", value_name = "I", requires = "num_parts", hide = true)]
+    part_id: Option<usize>,
 }
 
 impl Predict {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let checkpoint = PredictOptions::checkpoint_of(&self.run, |run| match self.checkpoint {
-            CheckpointName::Best => run.checkpoint_best(),
-            CheckpointName::Latest => run.checkpoint_latest(),
-        });
-        let blend = match self.blend {
-            BlendName::Gaussian => Blend::Gaussian,
-            BlendName::Constant => Blend::Constant,
-        };
-        let memory = MemoryOptions {
-            batch_size: self.batch_size.map(usize::from),
-            accumulate: self.accumulate,
-            limit: self.max_memory,
-            ..MemoryOptions::on(self.device)
-        };
-        let options = PredictOptions {
-            checkpoint,
-            windows: WindowOptions { mirror: !self.no_tta, overlap: self.overlap, blend },
-            memory,
-            precision: self.precision.on(self.device)?,
-            save_probabilities: self.save_probabilities,
-            device: self.device,
-        };
         let comm = dist::init()?;
-        match infer::predict_folder(&self.images, &self.output, &options, &*comm) {
+        let options = or_abort(self.infer.options(), &*comm)?;
+        let part = or_abort(self.part().map_err(anyhow::Error::from), &*comm)?;
+        let folder = FolderOptions { save_probabilities: self.save_probabilities, keep: self.keep, part };
+        match infer::predict_folder(&self.images, &self.output, &options, &folder, &*comm) {
             // All ranks know them; one tells.
             Err(InferError::Cases { .. }) if comm.rank() > 0 => Ok(()),
             predicted => {
-                let cases = or_abort(predicted.map_err(anyhow::Error::from), &*comm)?;
+                let predicted = or_abort(predicted.map_err(anyhow::Error::from), &*comm)?;
                 if comm.rank() == 0 {
-                    println!("{cases} cases in {}", self.output.display());
+                    let kept = match predicted.kept {
+                        0 => String::new(),
+                        kept => format!(", {kept} of them there before"),
+                    };
+                    println!("{} cases in {}{kept}", predicted.cases, self.output.display());
                 }
                 Ok(())
             }
+        }
+    }
+
+    fn part(&self) -> Result<Part, ConfigError> {
+        match (self.part_id, self.num_parts) {
+            (Some(index), Some(of)) => {
+                Part::new(index, of).map_err(|defect| ConfigError::new("command line", format!("--part-id: {defect}")))
+            }
+            _ => Ok(self.part.unwrap_or_default()),
         }
     }
 }

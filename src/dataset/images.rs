@@ -16,8 +16,38 @@ use super::{CaseFiles, DatasetError};
 /// The folder cannot be read or has no such file, a file lacks the channel number that others have, or a channel of a
 /// case is missing or too many.
 pub fn find_images(folder: &Path, file_ending: &str, channels: usize) -> Result<Vec<CaseFiles>, DatasetError> {
+    complete(group_by_case(folder, file_ending, channels)?, channels)
+}
+
+/// The cases that image files make up, sorted by name, by the rules of [`find_images`]; nothing in them is read yet.
+///
+/// # Errors
+/// A file has another ending, or as those of [`find_images`]; or two folders have a case of the same name.
+pub fn group_images(files: &[PathBuf], file_ending: &str, channels: usize) -> Result<Vec<CaseFiles>, DatasetError> {
+    let mut by_folder: BTreeMap<&Path, Vec<String>> = BTreeMap::new();
+    for file in files {
+        let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let stem = name.strip_suffix(file_ending).ok_or_else(|| {
+            DatasetError::invalid(file, format_args!("is no image *{file_ending}, as the network was trained with"))
+        })?;
+        by_folder.entry(file.parent().unwrap_or(Path::new(""))).or_default().push(stem.to_owned());
+    }
+    let mut all = BTreeMap::new();
+    for (folder, stems) in by_folder {
+        for (id, images) in group(folder, stems, file_ending, channels)? {
+            if let Some(others) = all.insert(id.clone(), images.clone()) {
+                let other = others[0].display();
+                return Err(DatasetError::invalid(&images[0], format_args!("is a case {id} as well as {other}")));
+            }
+        }
+    }
+    complete(all, channels)
+}
+
+/// Cases all of whose files are there.
+fn complete(images: BTreeMap<String, Vec<PathBuf>>, channels: usize) -> Result<Vec<CaseFiles>, DatasetError> {
     let mut cases = Vec::new();
-    for (id, images) in group_by_case(folder, file_ending, channels)? {
+    for (id, images) in images {
         if let Some(missing) = images.iter().find(|image| !image.is_file()) {
             return Err(DatasetError::invalid(missing, format_args!("missing: {channels} channels per case")));
         }
@@ -39,6 +69,15 @@ pub(super) fn group_by_case(
     if stems.is_empty() {
         return Err(DatasetError::invalid(folder, format_args!("holds no image *{file_ending}")));
     }
+    group(folder, stems, file_ending, channels)
+}
+
+fn group(
+    folder: &Path,
+    stems: Vec<String>,
+    file_ending: &str,
+    channels: usize,
+) -> Result<BTreeMap<String, Vec<PathBuf>>, DatasetError> {
     let path = |name: &str| folder.join(format!("{name}{file_ending}"));
     if !stems.iter().any(|stem| matches!(split_channel(stem), Some((_, 0)))) {
         return Ok(stems.into_iter().map(|stem| (stem.clone(), vec![path(&stem)])).collect());
@@ -71,6 +110,12 @@ pub(super) fn stems(folder: &Path, file_ending: &str) -> Result<Vec<String>, Dat
     }
     stems.sort_unstable();
     Ok(stems)
+}
+
+/// The name of the case that an image file is of: the file's, without its ending and channel.
+pub fn case_name<'a>(file: &'a Path, file_ending: &str) -> Option<&'a str> {
+    let stem = file.file_name()?.to_str()?.strip_suffix(file_ending)?;
+    Some(split_channel(stem).map_or(stem, |(id, _)| id))
 }
 
 /// `case_0003` is channel 3 of `case`.

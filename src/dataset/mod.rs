@@ -18,7 +18,7 @@ mod validate;
 
 pub use error::DatasetError;
 pub use fingerprint::{Fingerprint, IntensityProperties, extract_fingerprint};
-pub use images::find_images;
+pub use images::{case_name, find_images, group_images};
 pub use json::{DatasetJson, Foreground, LabelValue};
 pub use raw::{Case, CaseFiles, Dataset};
 pub use splits::{Fold, Splits};

@@ -6,9 +6,9 @@ use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive, ops::FloatTensor};
 use ndarray::{ArrayView3, ArrayView4, CowArray, Ix4, s};
 
 use super::accumulator::Mirroring;
+use super::ensemble::Ensemble;
 use super::grid::Grid;
 use super::sliding_window::{Call, SlidingWindow, Spent};
-use crate::model::UNet;
 use crate::ops::{DeviceWindows, NnOps, SAMPLE_NUMBERS, WindowPlace, WindowTerms};
 
 /// Bytes of logits that are brought to the host at a time.
@@ -24,13 +24,13 @@ impl SlidingWindow {
     /// As [`SlidingWindow::run`], on the device; the planes are handed out in the end.
     pub(super) fn run_on_device<B: NnOps>(
         &self,
-        (network, device, ops): (&UNet<B>, &B::Device, &DeviceWindows<B>),
+        (networks, device, ops): (&Ensemble<B>, &B::Device, &DeviceWindows<B>),
         image: ArrayView4<f32>,
         batch_size: usize,
         mut take: impl FnMut(usize, ArrayView3<f32>),
     ) -> Spent {
         let began = Instant::now();
-        let classes = network.spec().classes;
+        let classes = networks.spec().classes;
         let (channels, z, y, x) = image.dim();
         let (image, [z0, y0, x0]) = self.pad(image);
         let (_, pz, py, px) = image.dim();
@@ -43,7 +43,7 @@ impl SlidingWindow {
         for call in self.calls(&grid, &mirrorings, batch_size) {
             let samples = numbers::<B>(&call, &grid, device).into_primitive();
             let input = (ops.cut)(&image, &samples, self.window);
-            let logits = network.forward(Tensor::from_primitive(TensorPrimitive::Float(input)), 1).remove(0);
+            let logits = networks.logits(Tensor::from_primitive(TensorPrimitive::Float(input)));
             let logits = logits.into_primitive().tensor();
             for (number, window) in call.windows.iter().enumerate() {
                 let along = |axis: usize| weight_begins[axis] + window[axis] * self.window[axis];

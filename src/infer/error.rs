@@ -22,6 +22,15 @@ pub enum InferError {
     /// The checkpoint's weights are not those of its plans.
     #[error("{path}: {cause}")]
     Weights { path: PathBuf, cause: StateError },
+    /// Networks of an ensemble differ in more than their weights.
+    #[error(
+        "{}: has not the {what} of {}: networks of one ensemble differ in nothing but their weights; predict with each \
+         and --save-probabilities, and average those", path.display(), first.display()
+    )]
+    Ensemble { first: PathBuf, path: PathBuf, what: &'static str },
+    /// Nobody said which network.
+    #[error("no checkpoint was named")]
+    NoCheckpoint,
     /// The checkpoint's plans cannot be followed.
     #[error("{0}")]
     Plans(#[from] PlanError),
@@ -37,6 +46,9 @@ pub enum InferError {
     /// A result cannot be written.
     #[error("{0}")]
     Image(#[from] ImageError),
+    /// An image in memory is none.
+    #[error("the image {0}")]
+    Array(String),
     /// A result cannot be written.
     #[error("{path}: cannot be written: {source}")]
     Write { path: PathBuf, source: io::Error },

@@ -1,157 +1,169 @@
-//! A folder of images to a folder of label maps.
+//! Images to label maps, a case after the other.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use ndarray::Array4;
-use ndarray_npy::NpzWriter;
 
 use super::InferError;
+use super::cases::{Part, find_cases};
 use super::export::Segmentation;
-use super::options::{MemoryOptions, WindowOptions};
-use super::predictor::Predictor;
+use super::options::PredictOptions;
+use super::output::OutputFolder;
+use super::predictor::{Predictor, not_finite};
 use crate::backend::{ComputeBackend, OnDevice, on_device};
-use crate::config::{Device, RunDir};
-use crate::dataset::{Case, CaseFiles, DatasetError, find_images};
+use crate::dataset::{Case, CaseFiles, DatasetError};
 use crate::dist::{Communicator, check_agreement, share_of};
-use crate::fsio;
-use crate::image::write_labels;
-use crate::ops::{NnOps, Precision};
-use crate::store::PreprocessedCase;
+use crate::ops::NnOps;
+use crate::store::{CaseProperties, PreprocessedCase};
 
-/// How a folder is predicted.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PredictOptions {
-    /// The network.
-    pub checkpoint: PathBuf,
-    pub windows: WindowOptions,
-    pub memory: MemoryOptions,
-    /// Of the network's activations.
-    pub precision: Precision,
+/// What is done with the cases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FolderOptions {
     /// Write the class probabilities beside each label map, as `CASE.npz`.
     pub save_probabilities: bool,
-    pub device: Device,
+    /// Leave alone what has been predicted before: the cases whose results are there and whole.
+    pub keep: bool,
+    /// Of all cases.
+    pub part: Part,
 }
 
-impl PredictOptions {
-    /// Finds the network: `model` is a run directory, whose `checkpoint` is taken, or a checkpoint itself.
-    pub fn checkpoint_of(model: &Path, checkpoint: impl FnOnce(&RunDir) -> PathBuf) -> PathBuf {
-        if model.is_file() { model.to_owned() } else { checkpoint(&RunDir::new(model)) }
-    }
+/// What became of the cases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Predicted {
+    /// Cases whose results are there now.
+    pub cases: usize,
+    /// Those of them that were there before.
+    pub kept: usize,
 }
 
-/// Segments every case of `images` into `output`, one label map per case; gives their number.
+/// Segments every case that `inputs` name (see [`find_cases`]) into `output`, one label map per case.
 ///
 /// The ranks divide the cases by the size of their files. While the network works on a case, the next is read and
 /// preprocessed, and the last one is written: three cases are in memory at most, one of them as labels only.
 ///
 /// # Errors
-/// The network or the images cannot be read. A case that fails does not stop the others; all such are named at the end,
+/// The networks or the images cannot be read. A case that fails does not stop the others; all such are named at the end,
 /// on all ranks alike.
 pub fn predict_folder(
-    images: &Path,
+    inputs: &[PathBuf],
     output: &Path,
     options: &PredictOptions,
+    folder: &FolderOptions,
     comm: &dyn Communicator,
-) -> Result<usize, InferError> {
-    on_device(options.device, options.precision, comm, PredictFolder { images, output, options, comm })?
+) -> Result<Predicted, InferError> {
+    on_device(options.device, options.precision, comm, PredictFolder { inputs, output, options, folder, comm })?
 }
 
 struct PredictFolder<'a> {
-    images: &'a Path,
+    inputs: &'a [PathBuf],
     output: &'a Path,
     options: &'a PredictOptions,
+    folder: &'a FolderOptions,
     comm: &'a dyn Communicator,
 }
 
 impl OnDevice for PredictFolder<'_> {
-    type Output = Result<usize, InferError>;
+    type Output = Result<Predicted, InferError>;
 
     fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
-        let Self { images, output, options, comm } = self;
-        predict_on::<B::InnerBackend>(images, output, options, comm, device)
+        self.predict::<B::InnerBackend>(device)
     }
 }
 
-fn predict_on<B: NnOps>(
-    images: &Path,
-    output: &Path,
-    options: &PredictOptions,
+impl PredictFolder<'_> {
+    fn predict<B: NnOps>(self, device: B::Device) -> Result<Predicted, InferError> {
+        let Self { inputs, output, options, folder, comm } = self;
+        let predictor = Predictor::<B>::with_options(options, device)?;
+        let cases = folder.part.take(find_cases(inputs, predictor.dataset())?);
+        let listing: Vec<_> = cases.iter().map(|case| (&case.id, case.bytes())).collect();
+        check_agreement(comm, "images to predict", format!("{listing:?}").as_bytes())?;
+        let output = OutputFolder::create(output, predictor.model(), folder.save_probabilities)?;
+        let total = cases.len();
+        let cases = if folder.keep { missing(cases, &output, comm)? } else { cases };
+        let predicted = Predicted { cases: total, kept: total - cases.len() };
+        let cases = own(&cases, comm);
+
+        // Whoever is done waits with its case in hand for the next one to take it.
+        let (read, preprocessed) = bounded(0);
+        let (done, to_write) = bounded(0);
+        let failed = std::thread::scope(|scope| {
+            let (predictor, output) = (&predictor, &output);
+            scope.spawn(move || read_all(cases, predictor, &read));
+            let writer = scope.spawn(move || write_all(&to_write, output));
+            let mut failed = predict_all(&preprocessed, predictor, &done, folder.save_probabilities, comm);
+            drop(done);
+            failed.extend(writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            failed
+        });
+        let mut failed = gather(&failed, "cases that failed", comm)?;
+        if failed.is_empty() {
+            return Ok(predicted);
+        }
+        failed.sort();
+        Err(InferError::Cases { failed, total })
+    }
+}
+
+/// This rank's share of the cases.
+fn own<'c>(cases: &'c [CaseFiles], comm: &dyn Communicator) -> Vec<&'c CaseFiles> {
+    let costs: Vec<_> = cases.iter().map(CaseFiles::bytes).collect();
+    share_of(comm, &costs).into_iter().map(|number| &cases[number]).collect()
+}
+
+/// The cases whose results are not all there; each rank looks at its share of them.
+fn missing(
+    mut cases: Vec<CaseFiles>,
+    output: &OutputFolder,
     comm: &dyn Communicator,
-    device: B::Device,
-) -> Result<usize, InferError> {
-    let predictor = Predictor::<B>::open(&options.checkpoint, options.windows, device)?
-        .with_memory(options.memory)
-        .with_precision(options.precision);
-    let dataset = predictor.dataset();
-    let mut cases = find_images(images, &dataset.file_ending, dataset.num_channels())?;
-    let total = cases.len();
-    let listing: Vec<_> = cases.iter().map(|case| (&case.id, case.bytes())).collect();
-    check_agreement(comm, "images to predict", format!("{listing:?}").as_bytes())?;
-    let own = share_of(comm, &cases.iter().map(CaseFiles::bytes).collect::<Vec<_>>());
-    let mut number = 0..total;
-    cases.retain(|_| number.next().is_some_and(|number| own.binary_search(&number).is_ok()));
-    fs::create_dir_all(output).map_err(|error| write_error(output, error))?;
-
-    // Whoever is done waits with its case in hand for the next one to take it.
-    let (read, preprocessed) = bounded(0);
-    let (predicted, to_write) = bounded(0);
-    let mut failed = std::thread::scope(|scope| {
-        let (cases, predictor) = (&cases, &predictor);
-        scope.spawn(move || read_all(cases, predictor, &read));
-        let writer = scope.spawn(move || write_all(&to_write, output, &dataset.file_ending));
-        let mut failed = predict_all(&preprocessed, predictor, &predicted, options.save_probabilities, comm);
-        drop(predicted);
-        failed.extend(writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        failed
-    });
-    failed = gather(&failed, comm)?;
-    if failed.is_empty() {
-        return Ok(total);
-    }
-    failed.sort();
-    Err(InferError::Cases { failed, total })
+) -> Result<Vec<CaseFiles>, InferError> {
+    let whole = own(&cases, comm).into_iter().filter(|case| output.is_whole(&case.id)).map(|case| case.id.clone());
+    let whole = gather(&whole.collect::<Vec<_>>(), "cases that are there", comm)?;
+    cases.retain(|case| !whole.contains(&case.id));
+    Ok(cases)
 }
 
-/// The failures of all ranks.
-fn gather(failed: &[String], comm: &dyn Communicator) -> Result<Vec<String>, InferError> {
-    let message = serde_json::to_vec(failed).expect("strings can be written as JSON");
-    let messages = comm.all_gather_bytes(&message, "cases that failed")?;
+/// The names that all ranks have.
+fn gather(names: &[String], what: &str, comm: &dyn Communicator) -> Result<Vec<String>, InferError> {
+    let message = serde_json::to_vec(names).expect("strings can be written as JSON");
+    let messages = comm.all_gather_bytes(&message, what)?;
     // They come from the same program.
     Ok(messages.iter().flat_map(|message| serde_json::from_slice::<Vec<String>>(message).unwrap_or_default()).collect())
 }
 
 /// A case on its way, or why it goes no further.
-type Outcome<T> = (String, Result<T, InferError>);
-type Preprocessed = Outcome<PreprocessedCase>;
-type Segmented = (String, Segmentation, Instant);
+type Preprocessed<'c> = (&'c str, Result<PreprocessedCase, InferError>);
+type Segmented<'c> = (&'c str, Segmentation, CaseProperties, Instant);
 
-fn read_all<B: NnOps>(cases: &[CaseFiles], predictor: &Predictor<B>, to: &Sender<Preprocessed>) {
+fn read_all<'c, B: NnOps>(cases: Vec<&'c CaseFiles>, predictor: &Predictor<B>, to: &Sender<Preprocessed<'c>>) {
     for files in cases {
         let case = load(files, predictor.dataset().num_channels());
         let result = case.and_then(|case| predictor.preprocess(&case));
         // The receiver is gone only if it panicked.
-        if to.send((files.id.clone(), result)).is_err() {
+        if to.send((&files.id, result)).is_err() {
             return;
         }
     }
 }
 
 /// Reads a case, of which one NaN would make background of the whole image.
-fn load(files: &CaseFiles, channels: usize) -> Result<Case, InferError> {
+///
+/// # Errors
+/// A file cannot be read, the files do not fit together, or an intensity is not finite.
+pub(crate) fn load(files: &CaseFiles, channels: usize) -> Result<Case, InferError> {
     let case = files.load(channels)?;
-    match case.image.data.iter().filter(|intensity| !intensity.is_finite()).count() {
-        0 => Ok(case),
-        count => Err(DatasetError::invalid(&files.images[0], format_args!("NaN or infinite in {count} voxels")).into()),
+    match not_finite(case.image.data.view()) {
+        None => Ok(case),
+        Some(count) => {
+            Err(DatasetError::invalid(&files.images[0], format_args!("NaN or infinite in {count} voxels")).into())
+        }
     }
 }
 
-fn predict_all<B: NnOps>(
-    from: &Receiver<Preprocessed>,
+fn predict_all<'c, B: NnOps>(
+    from: &Receiver<Preprocessed<'c>>,
     predictor: &Predictor<B>,
-    to: &Sender<Segmented>,
+    to: &Sender<Segmented<'c>>,
     save_probabilities: bool,
     comm: &dyn Communicator,
 ) -> Vec<String> {
@@ -160,11 +172,12 @@ fn predict_all<B: NnOps>(
         let began = Instant::now();
         let segmented = result.and_then(|PreprocessedCase { data, properties, .. }| {
             comm.enter_long(&format!("prediction of {id}"));
-            predictor.segment(data.view(), &properties, save_probabilities)
+            let segmentation = predictor.segment(data.view(), &properties, save_probabilities)?;
+            Ok((segmentation, properties))
         });
         match segmented {
-            Ok(segmentation) => {
-                if to.send((id, segmentation, began)).is_err() {
+            Ok((segmentation, properties)) => {
+                if to.send((id, segmentation, properties, began)).is_err() {
                     break;
                 }
             }
@@ -174,33 +187,13 @@ fn predict_all<B: NnOps>(
     failed
 }
 
-fn write_all(from: &Receiver<Segmented>, output: &Path, file_ending: &str) -> Vec<String> {
+fn write_all(from: &Receiver<Segmented>, output: &OutputFolder) -> Vec<String> {
     let mut failed = Vec::new();
-    for (id, segmentation, began) in from {
-        let path = output.join(format!("{id}{file_ending}"));
-        let labels = write_labels(&path, &segmentation.labels).map_err(InferError::from);
-        let written = labels.and_then(|()| match &segmentation.probabilities {
-            Some(probabilities) => write_probabilities(&output.join(format!("{id}.npz")), probabilities),
-            None => Ok(()),
-        });
-        match written {
+    for (id, segmentation, properties, began) in from {
+        match output.write(id, &segmentation, &properties) {
             Ok(()) => tracing::info!("{id}: {:.1} s", began.elapsed().as_secs_f64()),
             Err(error) => failed.push(format!("{id}: {error}")),
         }
     }
     failed
-}
-
-/// Writes `probabilities`, `(class, z, y, x)`, under nnU-Net's key.
-fn write_probabilities(path: &Path, probabilities: &Array4<f32>) -> Result<(), InferError> {
-    let write = |file: &mut std::io::BufWriter<&mut fs::File>| {
-        let mut npz = NpzWriter::new_compressed(file);
-        npz.add_array("probabilities", probabilities).map_err(std::io::Error::other)?;
-        npz.finish().map(|_| ()).map_err(std::io::Error::other)
-    };
-    fsio::write_atomically(path, write).map_err(|error| write_error(path, error))
-}
-
-fn write_error(path: &Path, source: std::io::Error) -> InferError {
-    InferError::Write { path: path.to_owned(), source }
 }

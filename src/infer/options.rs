@@ -1,9 +1,24 @@
 //! What can be chosen about a prediction.
 
+use std::path::PathBuf;
+
 use clap::ValueEnum;
 
 use super::gaussian::Blend;
 use crate::config::Device;
+use crate::ops::Precision;
+
+/// Which networks are asked, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PredictOptions {
+    /// The networks; several are an ensemble, see [`super::find_checkpoints`].
+    pub checkpoints: Vec<PathBuf>,
+    pub windows: WindowOptions,
+    pub memory: MemoryOptions,
+    /// Of the networks' activations.
+    pub precision: Precision,
+    pub device: Device,
+}
 
 /// How windows are laid and blended.
 #[derive(Clone, Copy, Debug, PartialEq)]

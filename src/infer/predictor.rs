@@ -1,4 +1,4 @@
-//! A network ready to segment raw images.
+//! Networks ready to segment raw images.
 
 use std::path::Path;
 
@@ -6,22 +6,23 @@ use ndarray::{Array4, ArrayView4, Axis};
 
 use super::InferError;
 use super::decide::Decision;
+use super::ensemble::Ensemble;
 use super::export::{Export, Segmentation};
-use super::options::{MemoryOptions, WindowOptions};
+use super::options::{MemoryOptions, PredictOptions, WindowOptions};
 use super::portions::Portions;
 use super::sliding_window::SlidingWindow;
 use crate::dataset::{Case, DatasetJson};
-use crate::image::{Resampling, resample_data};
-use crate::model::{SavedModel, TensorFileError, UNet};
+use crate::image::{Geometry, Resampling, Volume, resample_data};
+use crate::model::{ModelDescription, UNet};
 use crate::ops::{NnOps, Precision};
 use crate::preprocess::Preprocessor;
 use crate::store::{CaseProperties, PreprocessedCase};
 
-/// A network, the preprocessing it was trained with, and the way back.
+/// A network, or several that answer as one, with the preprocessing they were trained with, and the way back.
 pub struct Predictor<B: NnOps> {
-    network: UNet<B>,
+    networks: Ensemble<B>,
     device: B::Device,
-    dataset: DatasetJson,
+    model: ModelDescription,
     preprocessor: Preprocessor,
     window: SlidingWindow,
     memory: MemoryOptions,
@@ -31,19 +32,26 @@ pub struct Predictor<B: NnOps> {
 }
 
 impl<B: NnOps> Predictor<B> {
-    /// Reads the network of a checkpoint.
+    /// Reads the networks of checkpoints; the logits of several are averaged.
     ///
     /// # Errors
-    /// The file is missing or damaged, or contradicts itself.
-    pub fn open(checkpoint: &Path, options: WindowOptions, device: B::Device) -> Result<Self, InferError> {
-        if !checkpoint.exists() {
-            let defect = "there is no checkpoint; give --run the run directory of a training run, or a checkpoint";
-            return Err(TensorFileError::new(checkpoint, defect).into());
-        }
-        let SavedModel { description, weights } = SavedModel::read(checkpoint)?;
-        let network = UNet::with_state(description.network_spec()?, &weights, &device);
-        let network = network.map_err(|cause| InferError::Weights { path: checkpoint.to_owned(), cause })?;
-        Self::new(network, &description, options, device)
+    /// There is no checkpoint, one is missing or damaged or contradicts itself, or they were trained for different things.
+    pub fn open<P: AsRef<Path>>(
+        checkpoints: &[P],
+        options: WindowOptions,
+        device: B::Device,
+    ) -> Result<Self, InferError> {
+        let (networks, model) = Ensemble::open(checkpoints, &device)?;
+        Self::around(networks, &model, options, device)
+    }
+
+    /// Reads the networks that `options` names, to be asked as they say.
+    ///
+    /// # Errors
+    /// As those of [`Predictor::open`].
+    pub fn with_options(options: &PredictOptions, device: B::Device) -> Result<Self, InferError> {
+        let predictor = Self::open(&options.checkpoints, options.windows, device)?;
+        Ok(predictor.with_memory(options.memory).with_precision(options.precision))
     }
 
     /// Puts everything around a network that inference needs.
@@ -52,18 +60,27 @@ impl<B: NnOps> Predictor<B> {
     /// The plans cannot be followed.
     pub fn new(
         network: UNet<B>,
-        description: &crate::model::ModelDescription,
+        description: &ModelDescription,
+        options: WindowOptions,
+        device: B::Device,
+    ) -> Result<Self, InferError> {
+        Self::around(network.into(), description, options, device)
+    }
+
+    fn around(
+        networks: Ensemble<B>,
+        description: &ModelDescription,
         options: WindowOptions,
         device: B::Device,
     ) -> Result<Self, InferError> {
         let configuration = description.plans.configuration(&description.configuration)?;
         let spec = configuration.resampling_probabilities();
         Ok(Self {
-            network,
+            networks,
             device,
             memory: MemoryOptions::default(),
             decision: Decision::of_dataset(&description.dataset),
-            dataset: description.dataset.clone(),
+            model: description.clone(),
             preprocessor: Preprocessor::new(&description.plans, &description.configuration, &description.dataset)?,
             window: SlidingWindow {
                 window: configuration.patch_size3(),
@@ -86,12 +103,48 @@ impl<B: NnOps> Predictor<B> {
 
     /// The same with activations of another format.
     pub fn with_precision(self, precision: Precision) -> Self {
-        Self { network: self.network.with_precision(precision), ..self }
+        Self { networks: self.networks.with_precision(precision), ..self }
     }
 
-    /// What the network was trained on.
+    /// What the networks were trained for.
+    pub fn model(&self) -> &ModelDescription {
+        &self.model
+    }
+
+    /// What the networks were trained on.
     pub fn dataset(&self) -> &DatasetJson {
-        &self.dataset
+        &self.model.dataset
+    }
+
+    /// Segments an image in memory: raw intensities `(channel, z, y, x)`, voxels of `spacing` `(z, y, x)` in mm. Labels,
+    /// and probabilities `(class, z, y, x)` if asked for, have the image's extent.
+    ///
+    /// # Errors
+    /// The image is empty, not finite or has other channels than the networks were trained with, or needs more memory than
+    /// it may take.
+    pub fn predict_array(
+        &self,
+        image: ArrayView4<f32>,
+        spacing: [f64; 3],
+        with_probabilities: bool,
+    ) -> Result<Segmentation, InferError> {
+        if image.is_empty() {
+            return Err(InferError::Array(format!("of shape {:?} has no voxels", image.shape())));
+        }
+        if !spacing.iter().all(|mm| mm.is_finite() && *mm > 0.0) {
+            return Err(InferError::Array(format!("has voxels of {spacing:?} mm, which is no size")));
+        }
+        if let Some(count) = not_finite(image) {
+            return Err(InferError::Array(format!("is NaN or infinite in {count} voxels")));
+        }
+        let volume = Volume { data: image.to_owned(), geometry: Geometry { spacing, ..Geometry::default() } };
+        let case = self.preprocess(&Case { id: "image".into(), image: volume, label: None })?;
+        self.segment(case.data.view(), &case.properties, with_probabilities)
+    }
+
+    /// What is done to an image before the networks see it.
+    pub fn preprocessor(&self) -> &Preprocessor {
+        &self.preprocessor
     }
 
     /// Does to a raw case what was done to the training cases.
@@ -116,20 +169,20 @@ impl<B: NnOps> Predictor<B> {
         with_probabilities: bool,
     ) -> Result<Segmentation, InferError> {
         let (_, z, y, x) = image.dim();
-        let portions = Portions::new(&self.memory, &self.window, self.network.spec(), [z, y, x])?;
-        let classes = self.network.spec().classes;
+        let portions = Portions::new(&self.memory, &self.window, self.networks.spec(), [z, y, x])?;
+        let classes = self.networks.spec().classes;
         let begin = |shape| {
             let export = Export::new(shape, properties, &self.resampling, &self.decision);
             if with_probabilities { export.with_probabilities(classes) } else { export }
         };
-        let (network, device) = (&self.network, &self.device);
+        let (networks, device) = (&self.networks, &self.device);
         if Export::can_resample(&self.resampling) {
             let mut export = begin([z, y, x]);
-            let spent = self.window.run_with(network, device, image, portions, |z, plane| export.plane(z, plane));
+            let spent = self.window.run_with(networks, device, image, portions, |z, plane| export.plane(z, plane));
             return Ok(export.finish(spent));
         }
         let mut logits = Array4::zeros((z, y, x, classes));
-        let spent = self.window.run_with(network, device, image, portions, |z, plane| {
+        let spent = self.window.run_with(networks, device, image, portions, |z, plane| {
             logits.index_axis_mut(Axis(0), z).assign(&plane);
         });
         let logits = self.resample(logits.permuted_axes([3, 0, 1, 2]).view(), properties);
@@ -150,4 +203,10 @@ impl<B: NnOps> Predictor<B> {
             &self.resampling,
         )
     }
+}
+
+/// In how many voxels an image is NaN or infinite, if in any: one would make background of all that surrounds it.
+pub(super) fn not_finite(image: ArrayView4<f32>) -> Option<usize> {
+    let count = image.iter().filter(|intensity| !intensity.is_finite()).count();
+    (count > 0).then_some(count)
 }

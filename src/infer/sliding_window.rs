@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use ndarray::{Array4, Array5, ArrayView3, ArrayView4, Axis, CowArray, Ix4, Ix5, s};
 
 use super::accumulator::{Accumulator, Mirroring, Window};
+use super::ensemble::Ensemble;
 use super::gaussian::Blend;
 use super::grid::Grid;
 use super::options::Accumulate;
@@ -55,25 +56,26 @@ impl SlidingWindow {
         let classes = network.spec().classes;
         let mut logits = Array4::zeros((z, y, x, classes));
         let portions = Portions { batch_size: 1, accumulate: Accumulate::F32, on_device: true };
-        self.run_with(network, device, image, portions, |z, plane| {
+        let networks = Ensemble::from(network.clone());
+        self.run_with(&networks, device, image, portions, |z, plane| {
             logits.index_axis_mut(Axis(0), z).assign(&plane);
         });
         logits.permuted_axes([3, 0, 1, 2])
     }
 
-    /// Hands the logits `(y, x, class)` that a network has for an image `(channel, z, y, x)` to `take`, plane by plane in
-    /// order of z. They are added up on the device where it can and may.
+    /// Hands the mean logits `(y, x, class)` that networks have for an image `(channel, z, y, x)` to `take`, plane by
+    /// plane in order of z. They are added up on the device where it can and may.
     pub(crate) fn run_with<B: NnOps>(
         &self,
-        network: &UNet<B>,
+        networks: &Ensemble<B>,
         device: &B::Device,
         image: ArrayView4<f32>,
         portions: Portions,
         take: impl FnMut(usize, ArrayView3<f32>),
     ) -> Spent {
         match B::device_windows().filter(|_| portions.on_device) {
-            Some(ops) => self.run_on_device((network, device, &ops), image, portions.batch_size, take),
-            None => self.run(image, network.spec().classes, portions, forward(network, device), take),
+            Some(ops) => self.run_on_device((networks, device, &ops), image, portions.batch_size, take),
+            None => self.run(image, networks.spec().classes, portions, forward(networks, device), take),
         }
     }
 
@@ -209,15 +211,15 @@ impl Call<'_> {
     }
 }
 
-/// The network as a function of windows `(n, z, y, x, channel)` to logits `(n, z, y, x, class)`.
+/// The networks as a function of windows `(n, z, y, x, channel)` to logits `(n, z, y, x, class)`.
 fn forward<'n, B: NnOps>(
-    network: &'n UNet<B>,
+    networks: &'n Ensemble<B>,
     device: &'n B::Device,
 ) -> impl FnMut(Array5<f32>) -> CowArray<'n, f32, Ix5> {
     move |windows| {
         let shape = windows.shape().to_vec();
         let (values, _) = windows.into_raw_vec_and_offset();
-        let logits = network.forward(Tensor::from_data(TensorData::new(values, shape), device), 1).remove(0);
+        let logits = networks.logits(Tensor::from_data(TensorData::new(values, shape), device));
         let [n, z, y, x, classes] = logits.dims();
         let values = logits.into_data().convert::<f32>().into_vec().expect("converted to f32");
         Array5::from_shape_vec((n, z, y, x, classes), values).expect("as many values as the tensor has").into()

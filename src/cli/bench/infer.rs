@@ -6,8 +6,8 @@ use clap::Args;
 
 use crate::bench::{InferFolder, InferStub, Report};
 use crate::cli::precision::PrecisionFlags;
-use crate::config::{Device, RunDir};
-use crate::infer::{Accumulate, MemoryOptions, PredictOptions, WindowOptions};
+use crate::config::Device;
+use crate::infer::{Accumulate, CheckpointName, MemoryOptions, PredictOptions, WindowOptions, find_checkpoints};
 
 /// Sliding-window inference: reading, network, sums of windows, resampling with decision, writing.
 ///
@@ -33,7 +33,7 @@ pub struct Infer {
     no_tta: bool,
 
     /// Part of the window by which neighbours overlap, 0 to below 1.
-    #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = super::super::predict::overlap)]
+    #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = super::super::infer_flags::overlap)]
     overlap: f64,
 
     /// Windows and their mirrorings per call of the network [default: as many as are of use].
@@ -89,11 +89,10 @@ impl Infer {
     fn folder(&self, run: PathBuf, images: PathBuf) -> anyhow::Result<InferFolder> {
         let batch_size = self.batch_size.map(usize::from);
         let options = PredictOptions {
-            checkpoint: PredictOptions::checkpoint_of(&run, RunDir::checkpoint_latest),
+            checkpoints: find_checkpoints(&[run], &[], CheckpointName::Latest)?,
             windows: WindowOptions { mirror: !self.no_tta, overlap: self.overlap, ..WindowOptions::default() },
             memory: MemoryOptions { batch_size, accumulate: self.accumulate, ..MemoryOptions::on(self.device) },
             precision: self.precision.on(self.device)?,
-            save_probabilities: false,
             device: self.device,
         };
         Ok(InferFolder { images, options })

@@ -1,0 +1,145 @@
+//! Which networks are asked, and how: what `predict` and `serve` are told alike.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::precision::PrecisionFlags;
+use crate::config::{Device, FoldId, WorkDir};
+use crate::infer::{
+    Accumulate, Blend, CheckpointName, DEFAULT_FOLDS, MemoryOptions, PredictOptions, WindowOptions, find_checkpoints,
+};
+
+/// The networks, the windows, the device.
+#[derive(Debug, Args)]
+pub struct InferFlags {
+    #[command(flatten)]
+    model: ModelFlags,
+
+    /// Predict the image as it is only, not its mirrorings too (test-time augmentation): up to 8 times faster.
+    #[arg(long, visible_alias = "disable-tta", alias = "disable_tta")]
+    no_tta: bool,
+
+    /// Part of the window by which neighbours overlap, 0 to below 1.
+    #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = overlap)]
+    overlap: f64,
+
+    /// Part of the window by which neighbours lie apart, above 0 to 1: 1 - overlap, as nnU-Net's.
+    #[arg(long, alias = "step_size", value_name = "PART", conflicts_with = "overlap", value_parser = step_size)]
+    step_size: Option<f64>,
+
+    /// Weight of a voxel within its window.
+    #[arg(long, value_enum, default_value_t = BlendName::Gaussian)]
+    blend: BlendName,
+
+    /// Windows and their mirrorings per call of the network [default: as many as are of use].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch_size: Option<u16>,
+
+    /// Precision in which the logits of overlapping windows are added up.
+    #[arg(long, value_enum, default_value = "f32")]
+    accumulate: Accumulate,
+
+    /// GiB that the sums of the windows' logits may take: as many planes as a window has, times the classes. Where they
+    /// would take more, they are kept in half precision [default: no limit].
+    #[arg(long, value_name = "GIB", value_parser = gibibytes)]
+    max_memory: Option<u64>,
+
+    #[command(flatten)]
+    precision: PrecisionFlags,
+
+    /// Where tensors are computed.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
+}
+
+/// Which networks.
+#[derive(Debug, Args)]
+struct ModelFlags {
+    /// Run directories of `train`, checkpoints, or folders of runs (fold_0, fold_1, …); the logits of all their networks
+    /// are averaged.
+    #[arg(short, long, value_name = "DIR", num_args = 1.., required_unless_present = "work", conflicts_with = "work")]
+    run: Vec<PathBuf>,
+
+    /// Work folder whose runs of --configuration are taken.
+    #[arg(short, long, value_name = "DIR", requires = "configuration")]
+    work: Option<PathBuf>,
+
+    /// Configuration of the plans: 2d, 3d_fullres, 3d_lowres.
+    #[arg(short, long, value_name = "NAME", requires = "work")]
+    configuration: Option<String>,
+
+    /// Folds whose networks are asked, of --work or of a folder of runs [default: 0 1 2 3 4].
+    #[arg(short, long = "fold", value_name = "FOLD|all", num_args = 1..)]
+    folds: Vec<FoldId>,
+
+    /// Which weights.
+    #[arg(long, visible_alias = "chk", value_enum, default_value_t = CheckpointName::Latest)]
+    checkpoint: CheckpointName,
+}
+
+/// Weights of a window's voxels.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BlendName {
+    /// Gaussian of sigma 1/8 of the window: the middle counts most.
+    Gaussian,
+    /// All alike.
+    Constant,
+}
+
+pub(super) fn gibibytes(text: &str) -> Result<u64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok((number * (1u64 << 30) as f64) as u64),
+        _ => Err("must be a number above 0".into()),
+    }
+}
+
+pub(super) fn overlap(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(part) if (0.0..1.0).contains(&part) => Ok(part),
+        _ => Err("must be a number from 0 to below 1".into()),
+    }
+}
+
+fn step_size(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(part) if part > 0.0 && part <= 1.0 => Ok(part),
+        _ => Err("must be a number above 0, at most 1".into()),
+    }
+}
+
+impl ModelFlags {
+    fn checkpoints(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let (models, folds) = match (&self.work, &self.configuration) {
+            (Some(work), Some(configuration)) => {
+                let folds = if self.folds.is_empty() { &DEFAULT_FOLDS } else { self.folds.as_slice() };
+                (vec![WorkDir::new(work).runs(configuration)], folds)
+            }
+            _ => (self.run.clone(), self.folds.as_slice()),
+        };
+        Ok(find_checkpoints(&models, folds, self.checkpoint)?)
+    }
+}
+
+impl InferFlags {
+    /// What they ask for.
+    pub(super) fn options(&self) -> anyhow::Result<PredictOptions> {
+        let blend = match self.blend {
+            BlendName::Gaussian => Blend::Gaussian,
+            BlendName::Constant => Blend::Constant,
+        };
+        let overlap = self.step_size.map_or(self.overlap, |step| 1.0 - step);
+        Ok(PredictOptions {
+            checkpoints: self.model.checkpoints()?,
+            windows: WindowOptions { mirror: !self.no_tta, overlap, blend },
+            memory: MemoryOptions {
+                batch_size: self.batch_size.map(usize::from),
+                accumulate: self.accumulate,
+                limit: self.max_memory,
+                ..MemoryOptions::on(self.device)
+            },
+            precision: self.precision.on(self.device)?,
+            device: self.device,
+        })
+    }
+}

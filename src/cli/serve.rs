@@ -1,0 +1,67 @@
+//! `nnunet-dist serve`
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::infer_flags::{InferFlags, gibibytes};
+use crate::dist;
+use crate::serve::{self, ServeLimits, ServeOptions};
+
+/// Segment images that other programs send over HTTP, until SIGTERM.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nnunet-dist serve -w hippocampus -c 3d_fullres -f 0 --listen 127.0.0.1:8080
+  curl --data-binary @image.nii.gz http://127.0.0.1:8080/predict -o labels.nii.gz")]
+pub struct Serve {
+    #[command(flatten)]
+    infer: InferFlags,
+
+    /// Address and port. Whoever reaches it may ask: anything but loopback belongs behind a proxy that checks who.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+
+    /// Images taken on at a time, those being received and the one being predicted included; others get 503.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    queue: u16,
+
+    /// GiB that a request may send; more gets 413 [default: 0.5].
+    #[arg(long, value_name = "GIB", value_parser = gibibytes)]
+    max_upload: Option<u64>,
+
+    /// GiB that an image may take in memory, 4 bytes per voxel and channel, as it comes and at the networks' spacing; more
+    /// gets 413 [default: 2].
+    #[arg(long, value_name = "GIB", value_parser = gibibytes)]
+    max_image: Option<u64>,
+
+    /// Seconds within which a request must have sent its image; slower ones get 408.
+    #[arg(long, value_name = "S", default_value_t = 120.0, value_parser = super::positive)]
+    upload_timeout: f64,
+
+    /// Folder for images while they are worked on, each removed after it [default: the system's for temporary files].
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        dist::divide_threads(&dist::Single)?;
+        let default = ServeLimits::default();
+        let options = ServeOptions {
+            listen: self.listen,
+            predict: self.infer.options()?,
+            limits: ServeLimits {
+                queue: self.queue.into(),
+                upload_bytes: self.max_upload.unwrap_or(default.upload_bytes),
+                image_bytes: self.max_image.unwrap_or(default.image_bytes),
+                upload_time: Duration::try_from_secs_f64(self.upload_timeout).unwrap_or(Duration::MAX),
+            },
+            spool: self.spool.unwrap_or_else(std::env::temp_dir),
+        };
+        serve::serve(&options, |address| println!("listening on http://{address}"))?;
+        Ok(())
+    }
+}

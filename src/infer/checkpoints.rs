@@ -1,0 +1,121 @@
+//! Which checkpoints a model consists of.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use super::InferError;
+use crate::config::{FoldId, RunDir};
+use crate::model::TensorFileError;
+
+/// nnU-Net v2's default: those of its five-fold cross-validation.
+pub const DEFAULT_FOLDS: [FoldId; 5] =
+    [FoldId::Number(0), FoldId::Number(1), FoldId::Number(2), FoldId::Number(3), FoldId::Number(4)];
+
+/// The checkpoints of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CheckpointName {
+    /// Best moving average of the pseudo Dice.
+    #[value(alias = "checkpoint_best.pth")]
+    Best,
+    /// The newest.
+    #[default]
+    #[value(aliases = ["final", "checkpoint_final.pth", "checkpoint_latest.pth"])]
+    Latest,
+}
+
+impl CheckpointName {
+    fn of(self, run: &RunDir) -> PathBuf {
+        match self {
+            Self::Best => run.checkpoint_best(),
+            Self::Latest => run.checkpoint_latest(),
+        }
+    }
+}
+
+/// The checkpoints of `models`: each is a checkpoint file, a run directory, or a folder of runs `fold_FOLD`, of which
+/// `folds` are taken, or [`DEFAULT_FOLDS`] where none are named.
+///
+/// # Errors
+/// A fold has no such checkpoint, or folds are named and there is no folder of runs.
+pub fn find_checkpoints(
+    models: &[PathBuf],
+    folds: &[FoldId],
+    name: CheckpointName,
+) -> Result<Vec<PathBuf>, InferError> {
+    let mut found = Vec::new();
+    for model in models {
+        let trained = if model.is_dir() { trained_folds(model) } else { Vec::new() };
+        if !trained.is_empty() {
+            let folds = if folds.is_empty() { &DEFAULT_FOLDS } else { folds };
+            for fold in folds {
+                let checkpoint = name.of(&RunDir::new(model.join(format!("fold_{fold}"))));
+                if !checkpoint.is_file() {
+                    let defect = format!(
+                        "there is no such checkpoint; -f chooses folds: {} are here",
+                        trained.iter().map(|fold| fold.to_string()).collect::<Vec<_>>().join(" ")
+                    );
+                    return Err(TensorFileError::new(&checkpoint, defect).into());
+                }
+                found.push(checkpoint);
+            }
+        } else if !folds.is_empty() {
+            let defect = "holds no folds (fold_0, fold_1, …) to choose from";
+            return Err(TensorFileError::new(model, defect).into());
+        } else if model.is_file() {
+            found.push(model.clone());
+        } else {
+            found.push(name.of(&RunDir::new(model)));
+        }
+    }
+    Ok(found)
+}
+
+/// The folds in a folder of runs, in order; none if it is no such folder.
+fn trained_folds(model: &Path) -> Vec<FoldId> {
+    let entries = std::fs::read_dir(model).into_iter().flatten().filter_map(Result::ok);
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut folds: Vec<FoldId> = names.filter_map(|name| name.strip_prefix("fold_")?.parse().ok()).collect();
+    folds.sort_by_key(|fold| match fold {
+        FoldId::Number(number) => *number,
+        FoldId::All => usize::MAX,
+    });
+    folds
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn models_are_files_runs_and_folders_of_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("3d_fullres");
+        let write = |path: &str| {
+            fs::create_dir_all(model.join(path).parent().unwrap()).unwrap();
+            fs::write(model.join(path), "").unwrap();
+        };
+        (0..5).for_each(|fold| write(&format!("fold_{fold}/checkpoint_latest")));
+        write("fold_all/checkpoint_best");
+        write("elsewhere");
+
+        let find = |model: &Path, folds: &[FoldId], name| find_checkpoints(&[model.to_owned()], folds, name);
+        let expected: Vec<_> = (0..5).map(|fold| model.join(format!("fold_{fold}/checkpoint_latest"))).collect();
+        assert_eq!(find(&model, &[], CheckpointName::Latest).unwrap(), expected);
+        let all = find(&model, &[FoldId::All], CheckpointName::Best).unwrap();
+        assert_eq!(all, [model.join("fold_all/checkpoint_best")]);
+        let run = model.join("fold_3");
+        assert_eq!(find(&run, &[], CheckpointName::Best).unwrap(), [run.join("checkpoint_best")]);
+        assert_eq!(find(&model.join("elsewhere"), &[], CheckpointName::Best).unwrap(), [model.join("elsewhere")]);
+
+        let missing = find(&model, &[FoldId::All], CheckpointName::Latest).unwrap_err().to_string();
+        assert!(
+            missing.contains("fold_all/checkpoint_latest") && missing.contains("0 1 2 3 4 all are here"),
+            "{missing}"
+        );
+        let error = find(&run, &[FoldId::Number(0)], CheckpointName::Latest).unwrap_err().to_string();
+        assert!(error.contains("fold_3: holds no folds"), "{error}");
+    }
+}

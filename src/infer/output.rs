@@ -1,0 +1,113 @@
+//! The folder of label maps, and what lies beside them.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ndarray::Array4;
+use ndarray_npy::{NpzReader, NpzWriter};
+
+use super::InferError;
+use super::export::Segmentation;
+use super::pickle::properties_pickle;
+use crate::fsio;
+use crate::image::{read_labels, write_labels};
+use crate::model::ModelDescription;
+use crate::store::CaseProperties;
+
+/// nnU-Net's name for the array of class probabilities.
+const PROBABILITIES: &str = "probabilities";
+
+/// Where the results of cases lie: as nnU-Net v2 writes them, so that its `ensemble` reads them as well.
+///
+/// ```text
+/// OUTPUT/
+///   dataset.json, plans.json      of the network
+///   CASE.nii.gz                   labels, in the image's geometry
+///   CASE.npz                      if asked for: `probabilities` (class, z, y, x), f32, with the image's voxels
+///   CASE.pkl                      beside it: the image's place, and how it was cropped
+/// ```
+pub struct OutputFolder<'a> {
+    root: &'a Path,
+    file_ending: &'a str,
+    with_probabilities: bool,
+}
+
+impl<'a> OutputFolder<'a> {
+    /// Creates the folder where it is missing, for the results of a network.
+    ///
+    /// # Errors
+    /// The folder cannot be created or written to.
+    pub fn create(root: &'a Path, model: &'a ModelDescription, with_probabilities: bool) -> Result<Self, InferError> {
+        fs::create_dir_all(root).map_err(|source| write_error(root, source))?;
+        let write = |name: &str, write: &dyn Fn(&Path) -> io::Result<()>| {
+            let path = root.join(name);
+            write(&path).map_err(|source| write_error(&path, source))
+        };
+        write("dataset.json", &|path| fsio::write_json(path, &model.dataset))?;
+        write("plans.json", &|path| fsio::write_json(path, &model.plans))?;
+        Ok(Self { root, file_ending: &model.dataset.file_ending, with_probabilities })
+    }
+
+    /// Whether all results of a case are there and can be read to their end.
+    pub fn is_whole(&self, case: &str) -> bool {
+        let labels = self.labels(case);
+        labels.is_file()
+            && read_labels(&labels).is_ok()
+            && (!self.with_probabilities || (self.pickle(case).is_file() && has_probabilities(&self.npz(case)).is_ok()))
+    }
+
+    /// Writes the results of a case.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(
+        &self,
+        case: &str,
+        segmentation: &Segmentation,
+        properties: &CaseProperties,
+    ) -> Result<(), InferError> {
+        if let Some(probabilities) = &segmentation.probabilities {
+            write_probabilities(&self.npz(case), probabilities)?;
+            let pickle = self.pickle(case);
+            fsio::write_bytes(&pickle, &properties_pickle(properties))
+                .map_err(|source| write_error(&pickle, source))?;
+        }
+        // Last, as what there is without the rest is the least.
+        Ok(write_labels(&self.labels(case), &segmentation.labels)?)
+    }
+
+    fn labels(&self, case: &str) -> PathBuf {
+        self.root.join(format!("{case}{}", self.file_ending))
+    }
+
+    fn npz(&self, case: &str) -> PathBuf {
+        self.root.join(format!("{case}.npz"))
+    }
+
+    fn pickle(&self, case: &str) -> PathBuf {
+        self.root.join(format!("{case}.pkl"))
+    }
+}
+
+/// Writes `probabilities`, `(class, z, y, x)`, under nnU-Net's key.
+fn write_probabilities(path: &Path, probabilities: &Array4<f32>) -> Result<(), InferError> {
+    let write = |file: &mut io::BufWriter<&mut File>| {
+        let mut npz = NpzWriter::new_compressed(file);
+        npz.add_array(PROBABILITIES, probabilities).map_err(io::Error::other)?;
+        npz.finish().map(|_| ()).map_err(io::Error::other)
+    };
+    fsio::write_atomically(path, write).map_err(|source| write_error(path, source))
+}
+
+/// A zip archive's table of contents is at its end, so one that lists the array has not been cut short.
+fn has_probabilities(path: &Path) -> Result<(), io::Error> {
+    let mut npz = NpzReader::new(File::open(path)?).map_err(io::Error::other)?;
+    let names = npz.names().map_err(io::Error::other)?;
+    let is_there = names.iter().any(|name| name.trim_end_matches(".npy") == PROBABILITIES);
+    if is_there { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+fn write_error(path: &Path, source: io::Error) -> InferError {
+    InferError::Write { path: path.to_owned(), source }
+}

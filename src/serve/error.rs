@@ -1,0 +1,27 @@
+//! Why there is no server.
+
+use std::io;
+use std::net::SocketAddr;
+
+use crate::backend::DeviceError;
+use crate::infer::InferError;
+
+/// A server that cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The networks cannot be read.
+    #[error("{0}")]
+    Infer(#[from] InferError),
+    /// The build or the machine lacks the device.
+    #[error("{0}")]
+    Device(#[from] DeviceError),
+    /// The address is taken, or not this machine's.
+    #[error("--listen {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+    /// The networks need what no client sends.
+    #[error("{0}")]
+    Unsuitable(String),
+    /// The system refuses threads or signals.
+    #[error("the server cannot be started: {0}")]
+    System(io::Error),
+}

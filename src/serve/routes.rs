@@ -1,0 +1,171 @@
+//! What the server answers to.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, BodyDataStream};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request, State as Shared};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::StreamExt;
+use serde::Deserialize;
+use tokio::fs::File;
+use tokio::sync::oneshot;
+use tokio::task::block_in_place;
+use tokio::time::timeout;
+use tokio_util::io::ReaderStream;
+
+use super::check::check;
+use super::refusal::Refusal;
+use super::state::State;
+use super::upload::{Upload, too_large_upload};
+use super::worker::{Answer, Job};
+
+/// How long the rest of a refused body is read: a client that is still sending would not read the answer.
+const LINGER: Duration = Duration::from_secs(5);
+/// Bytes of it that are read at most.
+const LINGER_BYTES: usize = 64 << 20;
+
+/// All routes, counted.
+pub fn router(state: Arc<State>) -> Router {
+    Router::new()
+        .route("/", get(help))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(is_ready))
+        .route("/metrics", get(metrics))
+        .route("/predict", post(predict))
+        .fallback(|| async { Refusal::new(StatusCode::NOT_FOUND, "there is no such page; GET / says what there is") })
+        .method_not_allowed_fallback(|| async {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "POST /predict takes images, all else is read by GET")
+        })
+        .layer(middleware::from_fn_with_state(state.clone(), count))
+        .with_state(state)
+}
+
+async fn count(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+    let mut counted = state.metrics.request();
+    let response = next.run(request).await;
+    counted.ends_with(response.status().as_u16());
+    response
+}
+
+async fn help(Shared(state): Shared<Arc<State>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], format!("{:#}\n", state.help)).into_response()
+}
+
+async fn is_ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, Refusal> {
+    state.take_on().map(|_| "ready\n")
+}
+
+async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
+    let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, open_metrics)], state.metrics.text(state.taken_on())).into_response()
+}
+
+/// The query of `POST /predict`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    probabilities: Option<String>,
+}
+
+impl Asked {
+    fn with_probabilities(&self) -> Result<bool, Refusal> {
+        match self.probabilities.as_deref() {
+            Some("1" | "true") => Ok(true),
+            Some("0" | "false") | None => Ok(false),
+            Some(other) => Err(Refusal::bad_request(format!("?probabilities is 1 or 0, not {other:?}"))),
+        }
+    }
+}
+
+async fn predict(
+    Shared(state): Shared<Arc<State>>,
+    asked: Result<Query<Asked>, QueryRejection>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let began = Instant::now();
+    let (head, body) = request.into_parts();
+    let mut body = body.into_data_stream();
+    let answer = match asked {
+        Ok(Query(asked)) => answer(&state, &asked, &head.headers, &mut body).await,
+        Err(rejection) => Err(Refusal::bad_request(rejection.body_text())),
+    };
+    // A client that waits to be asked for the body will not send it.
+    if answer.is_err() && !head.headers.contains_key(header::EXPECT) {
+        tokio::spawn(linger(body));
+    }
+    let response = send(answer?).await.map_err(|error| Refusal::internal(format!("the answer is lost: {error}")))?;
+    state.metrics.answered(began.elapsed());
+    Ok(response)
+}
+
+/// Receives an image, has it segmented, and waits for that.
+async fn answer(
+    state: &State,
+    asked: &Asked,
+    headers: &HeaderMap,
+    body: &mut BodyDataStream,
+) -> Result<Answer, Refusal> {
+    let with_probabilities = asked.with_probabilities()?;
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let limits = &state.limits;
+    let length: Option<u64> = text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+    if length.is_some_and(|length| length > limits.upload_bytes) {
+        return Err(too_large_upload(limits.upload_bytes));
+    }
+    let slot = state.take_on()?;
+    let receiving = Upload::receive(body, text(header::CONTENT_TYPE), &state.dataset, limits, &state.spool);
+    let upload = tokio::select! {
+        () = state.stopping.cancelled() => return Err(Refusal::stopping()),
+        received = timeout(limits.upload_time, receiving) => received.map_err(|_| {
+            let line = format!("the body has not come within {} s", limits.upload_time.as_secs_f64());
+            Refusal::new(StatusCode::REQUEST_TIMEOUT, line)
+        })??,
+    };
+    let channels = state.dataset.num_channels();
+    block_in_place(|| check(&upload.files, channels, limits.image_bytes, &state.preprocessor))?;
+    let (reply, answer) = oneshot::channel();
+    state.submit(Job { upload, with_probabilities, reply, slot, _begun: None })?;
+    // The threads always reply, unless they are gone.
+    answer.await.unwrap_or_else(|_| Err(Refusal::stopping()))
+}
+
+/// The file as a response. Nobody but the response needs it any more.
+async fn send(answer: Answer) -> std::io::Result<Response> {
+    let Answer { path, upload, slot } = answer;
+    let file = File::open(&path).await?;
+    let length = file.metadata().await?.len();
+    drop((upload, slot));
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let media_type = match name.rsplit('.').next() {
+        Some("gz") => "application/gzip",
+        Some("png") => "image/png",
+        Some("tif" | "tiff") => "image/tiff",
+        _ => "application/octet-stream",
+    };
+    let headers = [
+        (header::CONTENT_TYPE, media_type.to_owned()),
+        (header::CONTENT_LENGTH, length.to_string()),
+        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\"")),
+    ];
+    Ok((headers, Body::from_stream(ReaderStream::with_capacity(file, 64 << 10))).into_response())
+}
+
+async fn linger(mut body: BodyDataStream) {
+    let mut left = LINGER_BYTES;
+    let rest = async {
+        while let Some(Ok(chunk)) = body.next().await {
+            left = left.saturating_sub(chunk.len());
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Whatever it was, it is over.
+    let _ = timeout(LINGER, rest).await;
+}

@@ -1,0 +1,173 @@
+//! From a model to a server, and to its end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use axum::Router;
+use crossbeam_channel::bounded;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use tokio::net::TcpListener;
+use tokio::runtime::{self, Runtime};
+use tokio::sync::Semaphore;
+use tokio::time::{interval, sleep};
+
+use super::error::ServeError;
+use super::options::ServeOptions;
+use super::routes::router;
+use super::state::State;
+use super::worker::{predict_all, preprocess_all};
+use crate::backend::{ComputeBackend, OnDevice, on_device};
+use crate::dist::Single;
+use crate::infer::{InferError, Predictor};
+use crate::model::ModelDescription;
+use crate::ops::NnOps;
+
+/// Clients that are connected at a time; more of them wait to be.
+const CONNECTIONS: usize = 1024;
+/// Within this time the head of a request must come, the next on a connection as well.
+const HEAD_TIME: Duration = Duration::from_secs(30);
+/// How long a stopping server waits for clients to read their answers.
+const READING_TIME: Duration = Duration::from_secs(10);
+/// How often it looks whether it is to stop.
+const LOOK: Duration = Duration::from_millis(50);
+/// Threads for the network: they only move bytes.
+const THREADS: usize = 2;
+
+/// Answers requests until SIGTERM or SIGINT comes. `announce` is told the address once it takes connections.
+///
+/// The first signal ends it gracefully: what is being preprocessed or predicted is finished and answered, all else is
+/// refused with 503. A second one ends the process at once.
+///
+/// # Errors
+/// The networks cannot be read, or the address cannot be listened on.
+pub fn serve(options: &ServeOptions, announce: impl FnOnce(SocketAddr)) -> Result<(), ServeError> {
+    let predict = &options.predict;
+    on_device(predict.device, predict.precision, &Single, Serve { options, announce })?
+}
+
+struct Serve<'a, F> {
+    options: &'a ServeOptions,
+    announce: F,
+}
+
+impl<F: FnOnce(SocketAddr)> OnDevice for Serve<'_, F> {
+    type Output = Result<(), ServeError>;
+
+    fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
+        self.serve::<B::InnerBackend>(device)
+    }
+}
+
+impl<F: FnOnce(SocketAddr)> Serve<'_, F> {
+    fn serve<B: NnOps>(self, device: B::Device) -> Result<(), ServeError> {
+        let Self { options, announce } = self;
+        let predictor = Predictor::<B>::with_options(&options.predict, device)?;
+        refuse_cascade(predictor.model())?;
+        let (jobs, queue) = bounded(options.limits.queue);
+        let state = Arc::new(State::new(predictor.model(), predictor.preprocessor(), options, jobs));
+        let stop = listen_to_signals().map_err(ServeError::System)?;
+        let mut threads = runtime::Builder::new_multi_thread();
+        let runtime = threads.worker_threads(THREADS).enable_all().build().map_err(ServeError::System)?;
+        let listener = runtime.block_on(TcpListener::bind(options.listen));
+        let failed = |source| ServeError::Listen { address: options.listen, source };
+        let listener = listener.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        thread::scope(|scope| {
+            let (preprocessed, ready) = bounded(0);
+            let (predictor, state, runtime, stop) = (&predictor, &state, &runtime, &stop);
+            scope.spawn(move || preprocess_all(&queue, predictor, state, &preprocessed));
+            scope.spawn(move || run(runtime, listener, state, stop));
+            announce(address);
+            // On this thread, which has brought the weights to the device.
+            predict_all(&ready, predictor, state);
+        });
+        // Connections that are left have had their time.
+        runtime.shutdown_background();
+        Ok(())
+    }
+}
+
+/// A second stage needs what a first has said, which no request brings.
+fn refuse_cascade(model: &ModelDescription) -> Result<(), ServeError> {
+    let name = &model.configuration;
+    let configuration = model.plans.configuration(name).map_err(InferError::from)?;
+    match configuration.previous_stage {
+        None => Ok(()),
+        Some(_) => {
+            Err(ServeError::Unsuitable(format!("{name} continues another configuration: serve one that does not")))
+        }
+    }
+}
+
+/// Is set by the first signal; the second does what it does by default.
+fn listen_to_signals() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // In this order: the first signal finds the flag not set yet.
+        flag::register_conditional_default(signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
+fn run(runtime: &Runtime, listener: TcpListener, state: &Arc<State>, stop: &AtomicBool) {
+    runtime.block_on(async {
+        let connections = GracefulShutdown::new();
+        tokio::select! {
+            () = accept_all(listener, router(state.clone()), &connections) => {}
+            () = is_set(stop) => {}
+        }
+        tracing::info!("stopping: {} images are taken on", state.taken_on());
+        state.stop();
+        tokio::select! {
+            () = connections.shutdown() => {}
+            () = async {
+                state.is_idle().await;
+                sleep(READING_TIME).await;
+            } => {}
+        }
+    });
+}
+
+async fn is_set(flag: &AtomicBool) {
+    let mut look = interval(LOOK);
+    while !flag.load(Ordering::Relaxed) {
+        look.tick().await;
+    }
+}
+
+/// Takes connections for ever.
+async fn accept_all(listener: TcpListener, router: Router, connections: &GracefulShutdown) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Of files or memory there may be more in a moment.
+            Err(error) => {
+                tracing::warn!("a connection failed: {error}");
+                sleep(LOOK).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+        let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!("a connection failed: {error}");
+            }
+            drop(place);
+        });
+    }
+}

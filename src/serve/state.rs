@@ -1,0 +1,125 @@
+//! What all requests share.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::Sender;
+use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::metrics::Metrics;
+use super::options::{ServeLimits, ServeOptions};
+use super::refusal::Refusal;
+use super::worker::Job;
+use crate::dataset::DatasetJson;
+use crate::model::ModelDescription;
+use crate::preprocess::Preprocessor;
+
+/// The networks as far as requests are concerned, the queue, and what is counted.
+pub struct State {
+    pub dataset: DatasetJson,
+    pub preprocessor: Preprocessor,
+    pub limits: ServeLimits,
+    pub spool: PathBuf,
+    pub metrics: Metrics,
+    /// What `GET /` says.
+    pub help: Value,
+    /// Set when the server is to stop.
+    pub stopping: CancellationToken,
+    slots: Arc<Semaphore>,
+    /// `None` once nothing more is taken on.
+    jobs: Mutex<Option<Sender<Job>>>,
+}
+
+impl State {
+    /// With an empty queue, which holds at least as many jobs as are taken on.
+    pub fn new(
+        model: &ModelDescription,
+        preprocessor: &Preprocessor,
+        options: &ServeOptions,
+        jobs: Sender<Job>,
+    ) -> Self {
+        Self {
+            dataset: model.dataset.clone(),
+            preprocessor: preprocessor.clone(),
+            limits: options.limits,
+            spool: options.spool.clone(),
+            metrics: Metrics::new(),
+            help: help(model, options),
+            stopping: CancellationToken::new(),
+            slots: Arc::new(Semaphore::new(options.limits.queue)),
+            jobs: Mutex::new(Some(jobs)),
+        }
+    }
+
+    /// A place in the queue, to be kept until the answer is there.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn take_on(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        if self.stopping.is_cancelled() {
+            return Err(Refusal::stopping());
+        }
+        let slot = self.slots.clone().try_acquire_owned();
+        slot.map_err(|_| Refusal::busy(self.metrics.expected_seconds(self.limits.queue)))
+    }
+
+    /// Images taken on and not answered yet.
+    pub fn taken_on(&self) -> usize {
+        self.limits.queue - self.slots.available_permits()
+    }
+
+    /// Waits until all that was taken on is answered.
+    pub async fn is_idle(&self) {
+        // Nothing is waited for but the number of free places; whoever takes them all gives them back.
+        let _ = self.slots.acquire_many(self.limits.queue as u32).await;
+    }
+
+    /// Hands a job to the threads that do it.
+    ///
+    /// # Errors
+    /// The server is about to stop.
+    pub fn submit(&self, job: Job) -> Result<(), Refusal> {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        // It does not wait: there are no more jobs than places.
+        jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or_else(Refusal::stopping)
+    }
+
+    /// Takes on nothing more. What has not begun is refused, what has is finished.
+    pub fn stop(&self) {
+        self.stopping.cancel();
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+fn help(model: &ModelDescription, options: &ServeOptions) -> Value {
+    let configuration = model.plans.configuration(&model.configuration).ok();
+    json!({
+        "program": "nnunet-dist",
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": {
+            "dataset": model.plans.dataset_name,
+            "configuration": model.configuration,
+            "networks": options.predict.checkpoints.len(),
+            "spacing_mm_zyx": configuration.as_ref().map(|configuration| configuration.spacing.clone()),
+            "patch_size_zyx": configuration.as_ref().map(|configuration| configuration.patch_size.clone()),
+        },
+        "channels": model.dataset.channel_names,
+        "labels": model.dataset.labels,
+        "file_ending": model.dataset.file_ending,
+        "limits": {
+            "queue": options.limits.queue,
+            "upload_mib": options.limits.upload_bytes >> 20,
+            "image_mib": options.limits.image_bytes >> 20,
+            "upload_seconds": options.limits.upload_time.as_secs(),
+        },
+        "endpoints": {
+            "POST /predict": "an image, or multipart/form-data with a part for each channel: its label map; \
+                              ?probabilities=1: an npz of labels (z, y, x) and probabilities (class, z, y, x)",
+            "GET /healthz": "200 while the process works",
+            "GET /readyz": "200 while it takes on images, otherwise 503",
+            "GET /metrics": "for Prometheus",
+        },
+    })
+}
