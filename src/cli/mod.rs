@@ -12,6 +12,8 @@ mod demo;
 mod doctor;
 mod evaluate;
 pub mod exit;
+mod export;
+mod import;
 mod logging;
 mod phantom;
 mod plan;
@@ -58,6 +60,8 @@ enum Command {
     Train(train::Train),
     Predict(predict::Predict),
     Evaluate(evaluate::Evaluate),
+    Import(import::Import),
+    Export(export::Export),
     Scale(scale::Scale),
     Bench(bench::Bench),
     Phantom(phantom::Phantom),
@@ -82,6 +86,8 @@ impl Cli {
             Command::Train(command) => command.run(),
             Command::Predict(command) => command.run(),
             Command::Evaluate(command) => command.run(),
+            Command::Import(command) => command.run(),
+            Command::Export(command) => command.run(),
             Command::Scale(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Phantom(command) => command.run(),

@@ -1,6 +1,6 @@
 //! `nnunet-dist predict`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -72,11 +72,21 @@ pub struct Predict {
 
 /// The checkpoints of a run.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum CheckpointName {
+pub(super) enum CheckpointName {
     /// Best moving average of the pseudo Dice.
     Best,
     /// The newest.
     Latest,
+}
+
+impl CheckpointName {
+    /// This checkpoint of a run directory, or the file that is named instead of one.
+    pub(super) fn of(self, run: &Path) -> PathBuf {
+        PredictOptions::checkpoint_of(run, |run| match self {
+            Self::Best => run.checkpoint_best(),
+            Self::Latest => run.checkpoint_latest(),
+        })
+    }
 }
 
 /// Weights of a window's voxels.
@@ -104,10 +114,7 @@ pub(super) fn overlap(text: &str) -> Result<f64, String> {
 
 impl Predict {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let checkpoint = PredictOptions::checkpoint_of(&self.run, |run| match self.checkpoint {
-            CheckpointName::Best => run.checkpoint_best(),
-            CheckpointName::Latest => run.checkpoint_latest(),
-        });
+        let checkpoint = self.checkpoint.of(&self.run);
         let blend = match self.blend {
             BlendName::Gaussian => Blend::Gaussian,
             BlendName::Constant => Blend::Constant,

@@ -30,6 +30,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
             batch_size: 2,
             accumulate: 1,
             checkpoint_every: 50,
+            pretrained_weights: PathBuf::new(),
         },
         data: DataConfig {
             oversample_foreground: 0.33,

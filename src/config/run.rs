@@ -54,6 +54,8 @@ pub struct TrainingConfig {
     pub accumulate: usize,
     /// Epochs between two writes of `checkpoint_latest`.
     pub checkpoint_every: usize,
+    /// Weights to begin with, see [`crate::interop::load_pretrained`]; empty for random ones.
+    pub pretrained_weights: PathBuf,
 }
 
 /// Where samples come from and what is done to them.

@@ -64,7 +64,12 @@ impl WorkDir {
 
     /// The default folder of a run.
     pub fn run(&self, configuration: &str, fold: FoldId) -> RunDir {
-        RunDir::new(self.root.join("runs").join(configuration).join(format!("fold_{fold}")))
+        RunDir::new(self.runs(configuration).join(format!("fold_{fold}")))
+    }
+
+    /// The default folder of the runs of a configuration, one per fold.
+    pub fn runs(&self, configuration: &str) -> PathBuf {
+        self.root.join("runs").join(configuration)
     }
 }
 

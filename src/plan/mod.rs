@@ -7,6 +7,7 @@ mod architecture;
 mod configuration;
 mod error;
 mod estimate;
+mod old_format;
 mod patch;
 mod planner;
 mod plans;

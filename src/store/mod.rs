@@ -7,7 +7,7 @@ mod cached;
 mod case;
 mod crop;
 mod native;
-mod npy;
+pub(crate) mod npy;
 mod region;
 mod stage;
 
@@ -32,7 +32,7 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    fn new(path: impl Into<PathBuf>, defect: impl Into<String>) -> Self {
+    pub(crate) fn new(path: impl Into<PathBuf>, defect: impl Into<String>) -> Self {
         Self { path: path.into(), defect: defect.into() }
     }
 }
