@@ -325,6 +325,11 @@ fn training_begins_with_given_weights_and_says_which_heads_do_not() {
     );
     let error = fail(train(&["--resume"], &pth));
     assert!(error.contains("--pretrained-weights begins a run"), "{error}");
+
+    let imported = workshop.run_dir("imported");
+    interop::import(&pth, &Destination::Folder(imported.root().to_owned())).unwrap();
+    let error = fail(workshop.train(&imported).arg("--resume").output().unwrap());
+    assert!(error.contains("begin one by --pretrained-weights"), "{error}");
 }
 
 #[test]
