@@ -150,7 +150,7 @@ fn an_exported_model_folder_is_the_imported_one_again() {
     }
     let other = interop::read_checkpoint(&checkpoint("2d")).unwrap();
     let error = interop::export(&other, "0", &folder.path().join("3d_fullres")).unwrap_err().to_string();
-    assert!(error.contains("plans.json"), "{error}");
+    assert!(error.contains("plans.json: is of a model with another configuration"), "{error}");
 }
 
 #[test]
@@ -305,7 +305,11 @@ fn training_begins_with_given_weights_and_says_which_heads_do_not() {
     succeed(output);
     let begun = SavedModel::read(&run.checkpoint_latest()).unwrap().weights;
     for (begun, trained) in begun.iter().zip(&trained.weights) {
-        assert_eq!(begun == trained, !begun.spec.name.contains("seg_layers"), "{}", begun.spec.name);
+        let is_head = begun.spec.name.contains("seg_layers");
+        // Heads begin with biases of 0, where the lowest one, which is not trained, stays.
+        if !(is_head && begun.spec.name.ends_with("bias")) {
+            assert_eq!(begun.values == trained.values, !is_head, "{}", begun.spec.name);
+        }
     }
 
     let stem = &mut other.weights.iter_mut().find(|tensor| tensor.spec.name.starts_with("encoder")).unwrap();

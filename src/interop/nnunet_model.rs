@@ -292,7 +292,11 @@ fn check_same_model(description: &ModelDescription, folder: &Path) -> Result<(),
         dataset: DatasetJson::load(&folder.join(DATASET))?,
         ..description.clone()
     };
-    match description.first_difference(&there)? {
+    let difference = match there.plans.configurations.contains_key(&there.configuration) {
+        true => description.first_difference(&there)?,
+        false => Some("configuration"),
+    };
+    match difference {
         Some(what) => {
             Err(InteropError::new(&path, format!("is of a model with another {what}; choose another folder")))
         }

@@ -1,4 +1,4 @@
-//! The nodes of a plain U-Net (`onnx.proto`: GraphProto, NodeProto, AttributeProto, TensorProto, ValueInfoProto).
+//! The nodes of a U-Net, plain or with a residual encoder (`onnx.proto`: GraphProto, NodeProto, AttributeProto, TensorProto, ValueInfoProto).
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,8 @@ pub(super) struct Graph<'a> {
     weights: BTreeMap<&'a str, &'a TensorState>,
     /// Spatial axes: 2 or 3, the last of the network's three.
     axes: usize,
+    /// Epsilon of the instance norms.
+    eps: f32,
 }
 
 /// An argument of an operator.
@@ -26,42 +28,37 @@ enum Attribute<'a> {
 }
 
 impl<'a> Graph<'a> {
-    /// The graph of a network with these weights; see [`crate::model::UNet`] for its layers.
-    pub(super) fn plain_unet(spec: &UNetSpec, weights: &'a [TensorState], axes: usize) -> Result<Self, String> {
+    /// The graph of a network with these weights, whose names tell its layers; see [`crate::model::UNet`].
+    pub(super) fn unet(spec: &UNetSpec, weights: &'a [TensorState], axes: usize) -> Result<Self, String> {
         let weights = weights.iter().map(|tensor| (tensor.spec.name.as_str(), tensor)).collect();
-        let mut graph = Self { message: Message::default(), weights, axes };
+        let (strides, eps) = (&spec.shape.strides, spec.shape.norm_eps as f32);
+        let mut graph = Self { message: Message::default(), weights, axes, eps };
         graph.message.text(2, "nnU-Net");
-        let shape = &spec.shape;
-        let mut features = "image".to_owned();
+        let mut features = graph.blocks("encoder.stem.convs", "image".into(), [1; 3])?;
         let mut skips = Vec::new();
-        for (stage, stride) in shape.strides.iter().enumerate() {
-            for conv in 0..shape.convs_encoder[stage] {
-                let stride = if conv == 0 { *stride } else { [1; 3] };
-                let name = format!("encoder.stages.{stage}.0.convs.{conv}");
-                features = graph.block(&name, &features, stride, shape.norm_eps)?;
-            }
+        for (stage, stride) in strides.iter().enumerate() {
+            let name = format!("encoder.stages.{stage}");
+            features = match graph.has(&format!("{name}.blocks.0.conv1.conv.weight")) {
+                true => graph.residual_blocks(&format!("{name}.blocks"), features, *stride)?,
+                false => graph.blocks(&format!("{name}.0.convs"), features, *stride)?,
+            };
             skips.push(features.clone());
         }
         skips.pop();
-        for stage in 0..shape.features.len() - 1 {
-            let stride = shape.strides[shape.features.len() - 1 - stage];
-            let up = format!("decoder.transpconvs.{stage}");
-            graph.convolution("ConvTranspose", &up, &features, stride)?;
+        for (stage, stride) in strides[1..].iter().rev().enumerate() {
+            let (name, up) = (format!("decoder.stages.{stage}"), format!("decoder.transpconvs.{stage}"));
+            graph.convolution("ConvTranspose", &up, &features, *stride)?;
             let skip = skips.pop().ok_or("an encoder with fewer stages than the decoder")?;
-            let name = format!("decoder.stages.{stage}");
             graph.node("Concat", &name, &[&up, &skip], &[Attribute::Number("axis", 1)]);
-            features = name.clone();
-            for conv in 0..shape.convs_decoder[stage] {
-                features = graph.block(&format!("{name}.convs.{conv}"), &features, [1; 3], shape.norm_eps)?;
-            }
+            features = graph.blocks(&format!("{name}.convs"), name, [1; 3])?;
         }
-        let head = format!("decoder.seg_layers.{}", shape.features.len() - 2);
+        let head = format!("decoder.seg_layers.{}", strides.len() - 2);
         graph.convolution("Conv", &head, &features, [1; 3])?;
         graph.node("Identity", "logits", &[&head], &[]);
         graph.value(11, "image", spec.channels);
         graph.value(12, "logits", spec.classes);
         match graph.unused_weight() {
-            Some(name) => Err(format!("ONNX is written of plain U-Nets only, which have no tensor {name}")),
+            Some(name) => Err(format!("the network has a tensor {name}, of a layer that cannot be written as ONNX")),
             None => Ok(graph),
         }
     }
@@ -75,14 +72,74 @@ impl<'a> Graph<'a> {
         self.weights.keys().copied().find(|name| !name.starts_with("decoder.seg_layers."))
     }
 
-    /// Convolution, instance norm, leaky ReLU; gives the name of the output.
-    fn block(&mut self, name: &str, input: &str, stride: [usize; 3], eps: f64) -> Result<String, String> {
-        let (conv, norm, act) = (format!("{name}.conv"), format!("{name}.norm"), format!("{name}.nonlin"));
+    fn has(&self, weight: &str) -> bool {
+        self.weights.contains_key(weight)
+    }
+
+    /// Convolution, instance norm and leaky ReLU, as often as there are weights of that name, the first strided. Gives the
+    /// name of the output, as all of these do.
+    fn blocks(&mut self, name: &str, input: String, mut stride: [usize; 3]) -> Result<String, String> {
+        let mut features = input;
+        for number in 0.. {
+            let block = format!("{name}.{number}");
+            if !self.has(&format!("{block}.conv.weight")) {
+                break;
+            }
+            let normed = self.conv_norm(&block, &features, std::mem::replace(&mut stride, [1; 3]))?;
+            features = self.leaky_relu(&block, &normed);
+        }
+        Ok(features)
+    }
+
+    /// Residual blocks, as often as there are weights of that name, the first strided. Where extents or channels change,
+    /// the input is averaged and projected before it is added.
+    fn residual_blocks(&mut self, name: &str, input: String, mut stride: [usize; 3]) -> Result<String, String> {
+        let mut features = input;
+        for number in 0.. {
+            let block = format!("{name}.{number}");
+            if !self.has(&format!("{block}.conv1.conv.weight")) {
+                break;
+            }
+            let stride = std::mem::replace(&mut stride, [1; 3]);
+            let conv1 = format!("{block}.conv1");
+            let inner = self.conv_norm(&conv1, &features, stride)?;
+            let inner = self.leaky_relu(&conv1, &inner);
+            let inner = self.conv_norm(&format!("{block}.conv2"), &inner, [1; 3])?;
+            let mut skip = features;
+            let is_strided = stride != [1; 3];
+            if is_strided {
+                let pool = format!("{block}.skip.0");
+                let stride = stride[3 - self.axes..].to_vec();
+                let attributes =
+                    [Attribute::Numbers("kernel_shape", stride.clone()), Attribute::Numbers("strides", stride)];
+                self.node("AveragePool", &pool, &[&skip], &attributes);
+                skip = pool;
+            }
+            // The projection's number is that of its place after the pooling.
+            let projection = format!("{block}.skip.{}", usize::from(is_strided));
+            if self.has(&format!("{projection}.conv.weight")) {
+                skip = self.conv_norm(&projection, &skip, [1; 3])?;
+            }
+            let sum = format!("{block}.sum");
+            self.node("Add", &sum, &[&inner, &skip], &[]);
+            features = self.leaky_relu(&block, &sum);
+        }
+        Ok(features)
+    }
+
+    fn conv_norm(&mut self, name: &str, input: &str, stride: [usize; 3]) -> Result<String, String> {
+        let (conv, norm) = (format!("{name}.conv"), format!("{name}.norm"));
         self.convolution("Conv", &conv, input, stride)?;
         let (scale, shift) = (self.initializer(&format!("{norm}.weight"))?, self.initializer(&format!("{norm}.bias"))?);
-        self.node("InstanceNormalization", &norm, &[&conv, &scale, &shift], &[Attribute::Float("epsilon", eps as f32)]);
-        self.node("LeakyRelu", &act, &[&norm], &[Attribute::Float("alpha", NEGATIVE_SLOPE)]);
-        Ok(act)
+        let epsilon = Attribute::Float("epsilon", self.eps);
+        self.node("InstanceNormalization", &norm, &[&conv, &scale, &shift], &[epsilon]);
+        Ok(norm)
+    }
+
+    fn leaky_relu(&mut self, block: &str, input: &str) -> String {
+        let name = format!("{block}.nonlin");
+        self.node("LeakyRelu", &name, &[input], &[Attribute::Float("alpha", NEGATIVE_SLOPE)]);
+        name
     }
 
     /// A convolution that keeps the extents, or a transposed one whose kernel is as large as its stride.

@@ -26,13 +26,13 @@ const MAX_LEN: usize = i32::MAX as usize;
 /// Writes the network with its highest-resolution head.
 ///
 /// # Errors
-/// The network is not a plain U-Net, is larger than a protocol buffer may be, or the file cannot be written.
+/// The network has a layer that is not known here, is larger than a protocol buffer may be, or the file cannot be written.
 pub fn write_onnx(model: &SavedModel, path: &Path) -> Result<(), InteropError> {
     let fail = |defect: String| InteropError::new(path, format!("cannot be written: {defect}"));
     let description = &model.description;
     let configuration = description.plans.configuration(&description.configuration)?;
     let axes = configuration.patch_size.len();
-    let graph = Graph::plain_unet(&description.network_spec()?, &model.weights, axes).map_err(fail)?;
+    let graph = Graph::unet(&description.network_spec()?, &model.weights, axes).map_err(fail)?;
     let metadata = serde_json::to_string(description).map_err(|error| fail(error.to_string()))?;
 
     let mut file = Message::default();
