@@ -13,6 +13,7 @@ mod preprocessed;
 mod pretrained;
 mod torch_file;
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 pub use error::InteropError;
@@ -35,4 +36,22 @@ pub fn write_safetensors(model: &SavedModel, path: &Path) -> Result<(), InteropE
         names::flatten(&mut weights);
     }
     Ok(write_tensors(path, description, &weights)?)
+}
+
+/// Whether a name from a file names something in the folder that it is joined to, not elsewhere.
+fn is_file_name(name: &str) -> bool {
+    Path::new(name).file_name() == Some(OsStr::new(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_file_name;
+
+    #[test]
+    fn names_do_not_leave_their_folder() {
+        assert!(is_file_name("nnUNetPlans_3d_fullres"));
+        for name in ["", ".", "..", "../a", "a/b", "/a", "a/"] {
+            assert!(!is_file_name(name), "{name}");
+        }
+    }
 }

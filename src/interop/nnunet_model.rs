@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::pickle::{PickleWriter, Value};
 use super::torch_file::{self, TorchFile};
-use super::{InteropError, names};
+use super::{InteropError, is_file_name, names};
 use crate::backend::Cpu;
 use crate::config::{RunDir, WorkDir};
 use crate::dataset::DatasetJson;
@@ -80,6 +80,7 @@ pub fn read_checkpoint(path: &Path) -> Result<SavedModel, InteropError> {
     let checkpoint = Checkpoint { path, root: pickle.root() };
     let init_args = checkpoint.required("init_args")?;
     let configuration = init_args.get("configuration").and_then(Value::text);
+    let configuration = configuration.filter(|name| is_file_name(name));
     let configuration = configuration.ok_or_else(|| checkpoint.fail("init_args names no configuration"))?.to_owned();
     let (plans, dataset): (Plans, DatasetJson) = match checkpoint.model_folder() {
         Some(folder) => (Plans::load(&folder.join(PLANS))?, DatasetJson::load(&folder.join(DATASET))?),

@@ -9,8 +9,8 @@ use ndarray::{Array3, Array4};
 use rayon::prelude::*;
 use zip::ZipArchive;
 
-use super::InteropError;
 use super::pickle::{Array, Value, parse};
+use super::{InteropError, is_file_name};
 use crate::config::{self, WorkDir};
 use crate::dataset::{DatasetJson, Splits};
 use crate::fsio;
@@ -20,8 +20,6 @@ use crate::preprocess::{ClassGroups, case_number};
 use crate::store::npy::{Element, byte_length, decode_header};
 use crate::store::{self, CaseProperties, PreprocessedCase};
 
-/// Deflate cannot make more of a byte than this (zlib.net, "Technical Details").
-const MAX_EXPANSION: u64 = 1032;
 /// Properties are mostly samples of the voxels of each class.
 const MAX_PROPERTIES: u64 = 1 << 30;
 
@@ -129,6 +127,11 @@ impl<'a> Conversion<'a> {
         dataset: &DatasetJson,
         folder: &'a Path,
     ) -> Result<Self, InteropError> {
+        if !is_file_name(&configuration.data_identifier) {
+            let defect =
+                format!("data_identifier {:?} of the plans is no name of a folder", configuration.data_identifier);
+            return Err(InteropError::new(folder, defect));
+        }
         let transpose = <[usize; 3]>::try_from(plans.transpose_forward.as_slice()).ok();
         let transpose = transpose.filter(|axes| (0..3).all(|axis| axes.contains(&axis)));
         let transpose =
@@ -317,10 +320,8 @@ fn npz_entry(path: &Path, key: &str) -> Result<Vec<u8>, String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| error.to_string())?;
     let mut entry = archive.by_name(&format!("{key}.npy")).map_err(|error| error.to_string())?;
-    if entry.size() / MAX_EXPANSION > entry.compressed_size() {
-        return Err(format!("{} bytes cannot be in {}", entry.size(), entry.compressed_size()));
-    }
-    let mut bytes = Vec::with_capacity(entry.size() as usize);
+    // As much as there is, whatever the archive says of its size.
+    let mut bytes = Vec::new();
     entry.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     Ok(bytes)
 }

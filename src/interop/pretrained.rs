@@ -58,7 +58,7 @@ pub fn load_pretrained(path: &Path, state: &mut [TensorState]) -> Result<Pretrai
         if ours == theirs {
             tensor.values = found.values;
             pretrained.taken += 1;
-        } else if name.contains(HEADS) && ours[1..] == theirs[1..] {
+        } else if name.contains(HEADS) && ours.get(1..) == theirs.get(1..) {
             pretrained.kept.push(name.clone());
         } else {
             return Err(fail(format!(

@@ -100,7 +100,7 @@ impl TorchFile {
             return Err(format!("storage {} has {} bytes instead of {bytes}", layout.key, storage.len()));
         }
         let at = |index: usize| layout.element.value(&storage[index * width..][..width]);
-        let values = match layout.is_contiguous() {
+        let values = match len == 0 || layout.is_contiguous() {
             true => (layout.offset..layout.offset + len).map(at).collect(),
             false => layout.indices(len).map(at).collect(),
         };
@@ -183,6 +183,7 @@ impl<'a> Layout<'a> {
         last.filter(|last| *last < self.storage_len).map(|_| len).ok_or_else(outside)
     }
 
+    /// Whether the elements lie one after the other; of a tensor that has some.
     fn is_contiguous(&self) -> bool {
         let mut expected = 1;
         self.shape.iter().zip(&self.strides).rev().all(|(extent, stride)| {
