@@ -10,14 +10,15 @@
 //! 4. [`preprocess`]: a case is cropped, normalised, resampled and written to the [`store`].
 //! 5. [`loader`]: worker threads cut patches out of the store and [`augment`] them into batches.
 //! 6. [`model`]: the U-Net, built from plans on the operations of [`ops`]; [`loss`] gives loss and gradient.
-//! 7. [`dist`]: gradients are averaged over the ranks; [`optim`] turns them into new weights.
-//! 8. [`train`]: the loop that ties 5 to 7 together, validates and writes checkpoints.
-//! 9. [`infer`]: a checkpoint and an image become a label map in the image's own geometry.
-//! 10. [`serve`]: the same over HTTP, for programs that send images.
-//! 11. [`eval`]: label maps become Dice and `summary.json`; [`ensemble`] averages predictions, [`postprocess`] tidies them,
+//! 7. [`interop`]: networks and preprocessed cases of nnU-Net v2 come in, networks go out to it and to other programs.
+//! 8. [`dist`]: gradients are averaged over the ranks; [`optim`] turns them into new weights.
+//! 9. [`train`]: the loop that ties 5 to 8 together, validates and writes checkpoints.
+//! 10. [`infer`]: a checkpoint and an image become a label map in the image's own geometry.
+//! 11. [`serve`]: the same over HTTP, for programs that send images.
+//! 12. [`eval`]: label maps become Dice and `summary.json`; [`ensemble`] averages predictions, [`postprocess`] tidies them,
 //!     and [`crossval`] finds out which of them to trust with new images.
-//! 12. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
-//! 13. [`bench`]: how fast each part is alone, next to what the machine can do at most.
+//! 13. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
+//! 14. [`bench`]: how fast each part is alone, next to what the machine can do at most.
 //!
 //! # Conventions
 //!
@@ -40,6 +41,7 @@ pub mod eval;
 pub mod fsio;
 pub mod image;
 pub mod infer;
+pub mod interop;
 pub mod loader;
 pub mod loss;
 pub mod math;

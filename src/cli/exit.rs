@@ -23,6 +23,7 @@ use crate::ensemble::EnsembleError;
 use crate::eval::EvalError;
 use crate::image::ImageError;
 use crate::infer::{InferError, ProbabilityError};
+use crate::interop::InteropError;
 use crate::model::TensorFileError;
 use crate::plan::PlanError;
 use crate::preprocess::PreprocessError;
@@ -86,6 +87,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || cause.is::<PlanError>()
         || cause.is::<StoreError>()
         || cause.is::<TensorFileError>()
+        || matches!(cause.downcast_ref(), Some(InteropError::File { .. }))
         || matches!(cause.downcast_ref(), Some(ScalingError::Setting(_)))
         || matches!(cause.downcast_ref(), Some(PreprocessError::Case { .. }))
         || matches!(cause.downcast_ref(), Some(StageError::Copy { .. }))

@@ -14,7 +14,9 @@ mod doctor;
 mod ensemble;
 mod evaluate;
 pub mod exit;
+mod export;
 mod find_best_configuration;
+mod import;
 mod infer_flags;
 mod logging;
 mod phantom;
@@ -70,6 +72,8 @@ enum Command {
     FindBestConfiguration(find_best_configuration::FindBestConfiguration),
     Ensemble(ensemble::Ensemble),
     Postprocess(postprocess::Postprocess),
+    Import(import::Import),
+    Export(export::Export),
     Scale(scale::Scale),
     Bench(bench::Bench),
     Phantom(phantom::Phantom),
@@ -99,6 +103,8 @@ impl Cli {
             Command::FindBestConfiguration(command) => command.run(),
             Command::Ensemble(command) => command.run(),
             Command::Postprocess(command) => command.run(),
+            Command::Import(command) => command.run(),
+            Command::Export(command) => command.run(),
             Command::Scale(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Phantom(command) => command.run(),

@@ -5,7 +5,7 @@ use clap::Args;
 use super::exit;
 use super::ranks::{join_gpus, or_abort};
 use super::run_flags::RunFlags;
-use crate::config::{RunConfig, WorkDir};
+use crate::config::{ConfigError, RunConfig, WorkDir};
 use crate::dist::{self, Communicator};
 use crate::train::{self, HeldOutOptions, Outcome, Resume};
 
@@ -19,7 +19,8 @@ Examples:
   nnunet-dist train -w hippocampus -c 3d_fullres -f 0
   mpirun -np 8 nnunet-dist train -w hippocampus -c 3d_fullres -f all --device cuda
   nnunet-dist train -w hippocampus -c 3d_fullres -f 0 --resume
-  nnunet-dist train -w hippocampus -c 3d_fullres -f 0 --val --npz")]
+  nnunet-dist train -w hippocampus -c 3d_fullres -f 0 --val --npz
+  nnunet-dist train -w hippocampus -c 3d_fullres -f 0 --pretrained-weights checkpoint_final.pth --lr 1e-3")]
 pub struct Train {
     #[command(flatten)]
     run: RunFlags,
@@ -44,6 +45,10 @@ pub struct Train {
 
 impl Train {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        if self.resume == Resume::Always && self.run.begins_pretrained() {
+            let defect = "--pretrained-weights begins a run, --resume goes on with one; leave one of them out";
+            return Err(ConfigError::new("command line", defect).into());
+        }
         let host = dist::init()?;
         let work = WorkDir::new(self.run.work());
         let config = or_abort(self.run.resolve(&work), &*host)?;

@@ -32,6 +32,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
             accumulate: 1,
             gradient_checkpointing: false,
             checkpoint_every: 50,
+            pretrained_weights: PathBuf::new(),
         },
         data: DataConfig {
             oversample_foreground: 0.33,

@@ -58,6 +58,8 @@ pub struct TrainingConfig {
     pub gradient_checkpointing: bool,
     /// Epochs between two writes of `checkpoint_latest`.
     pub checkpoint_every: usize,
+    /// Weights to begin with, see [`crate::interop::load_pretrained`]; empty for random ones.
+    pub pretrained_weights: PathBuf,
 }
 
 /// Where samples come from and what is done to them.

@@ -25,6 +25,11 @@ pub enum CheckpointName {
 }
 
 impl CheckpointName {
+    /// Of a run directory; a checkpoint is itself.
+    pub fn of_model(self, model: &Path) -> PathBuf {
+        if model.is_file() { model.to_owned() } else { self.of(&RunDir::new(model)) }
+    }
+
     fn of(self, run: &RunDir) -> PathBuf {
         match self {
             Self::Best => run.checkpoint_best(),
@@ -62,10 +67,8 @@ pub fn find_checkpoints(
         } else if !folds.is_empty() {
             let defect = "holds no folds (fold_0, fold_1, …) to choose from";
             return Err(TensorFileError::new(model, defect).into());
-        } else if model.is_file() {
-            found.push(model.clone());
         } else {
-            found.push(name.of(&RunDir::new(model)));
+            found.push(name.of_model(model));
         }
     }
     Ok(found)

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{TensorFileError, TensorState, UNetSpec, tensor_file::read_tensors};
+use super::{TensorFileError, TensorState, UNetSpec, read_tensors, write_tensors};
 use crate::dataset::DatasetJson;
 use crate::plan::{PlanError, Plans};
 
@@ -63,7 +63,7 @@ fn is_same_spacing(one: &[f64], other: &[f64]) -> bool {
 }
 
 /// Header of a checkpoint as far as inference is concerned; training keeps more beside it.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Header {
     model: ModelDescription,
 }
@@ -87,6 +87,16 @@ impl SavedModel {
     pub fn read(path: &Path) -> Result<Self, TensorFileError> {
         let (header, tensors): (Header, _) = read_tensors(path)?;
         Ok(Self { description: header.model, weights: with_prefix(tensors, WEIGHTS_PREFIX) })
+    }
+
+    /// Writes a checkpoint of a network alone: to predict with or to begin a training from, not to resume one.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(self, path: &Path) -> Result<(), TensorFileError> {
+        let mut weights = self.weights;
+        weights.iter_mut().for_each(|tensor| tensor.spec.name.insert_str(0, WEIGHTS_PREFIX));
+        write_tensors(path, &Header { model: self.description }, &weights)
     }
 }
 

@@ -10,6 +10,7 @@ mod error;
 mod estimate;
 mod layers;
 mod networks;
+mod old_format;
 mod patch;
 mod planner;
 mod plans;

@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::Value;
 
-use super::{Configuration, PlanError};
+use super::{Configuration, PlanError, old_format};
 use crate::dataset::IntensityProperties;
 use crate::fsio;
 
@@ -164,7 +164,8 @@ impl fmt::Debug for Origin {
 /// By hand, because an untagged enum cannot say which key is missing.
 impl<'de> Deserialize<'de> for ConfigurationEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
+        let mut value = Value::deserialize(deserializer)?;
+        old_format::modernize(&mut value);
         let of = value.get("data_identifier").and_then(Value::as_str).unwrap_or("a configuration").to_owned();
         let entry = if value.get("inherits_from").is_some() {
             serde_json::from_value(value).map(Self::Inherited)

@@ -13,6 +13,7 @@ mod preprocessor;
 mod run;
 
 pub use granted::granted_memory;
+pub(crate) use locations::{ClassGroups, case_number};
 pub use normalize::Normalization;
 pub use preprocessor::{Prepared, PreprocessError, Preprocessor};
 pub use run::{Limits, Report, preprocess_dataset};

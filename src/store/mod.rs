@@ -32,7 +32,7 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    fn new(path: impl Into<PathBuf>, defect: impl Into<String>) -> Self {
+    pub(crate) fn new(path: impl Into<PathBuf>, defect: impl Into<String>) -> Self {
         Self { path: path.into(), defect: defect.into() }
     }
 }

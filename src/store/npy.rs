@@ -35,6 +35,11 @@ impl Element for i16 {
     const DESCR: &'static str = if cfg!(target_endian = "little") { "<i2" } else { ">i2" };
 }
 
+/// Labels in nnU-Net's own preprocessed folders.
+impl Element for i8 {
+    const DESCR: &'static str = "|i1";
+}
+
 /// Writes an array in C order, as [`fsio::write_unsynced`] does.
 pub fn write<T: Element>(path: &Path, array: ArrayView4<T>) -> Result<(), StoreError> {
     let header = encode_header::<T>(array.shape());
@@ -95,7 +100,7 @@ impl<T: Element> MappedArray<T> {
 }
 
 /// Bytes of the whole file, if that is a number.
-fn byte_length<T>(data_at: usize, shape: [usize; 4]) -> Option<usize> {
+pub fn byte_length<T>(data_at: usize, shape: [usize; 4]) -> Option<usize> {
     let elements = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent))?;
     elements.checked_mul(size_of::<T>())?.checked_add(data_at)
 }
@@ -128,7 +133,7 @@ pub fn read_header<T: Element>(reader: &mut impl Read) -> Result<(usize, [usize;
 }
 
 /// Where the data begin and their shape, or what is wrong with the header.
-fn decode_header<T: Element>(bytes: &[u8]) -> Result<(usize, [usize; 4]), String> {
+pub fn decode_header<T: Element>(bytes: &[u8]) -> Result<(usize, [usize; 4]), String> {
     let (text_at, length) = header_text(bytes)?;
     let text = bytes.get(text_at..text_at + length).ok_or(TOO_SHORT)?;
     let text = std::str::from_utf8(text).map_err(|_| "the header is not text")?;

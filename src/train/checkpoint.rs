@@ -53,7 +53,8 @@ pub struct Checkpoint {
 #[derive(Serialize, Deserialize)]
 struct Header {
     model: ModelDescription,
-    progress: Progress,
+    /// `None` in a checkpoint of a network alone ([`crate::model::SavedModel::write`]).
+    progress: Option<Progress>,
 }
 
 /// Why a checkpoint could not be read.
@@ -79,7 +80,7 @@ impl Checkpoint {
         };
         let weights = self.weights.into_iter().map(named(WEIGHTS_PREFIX));
         let tensors: Vec<_> = weights.chain(self.optimizer.into_iter().map(named(OPTIMIZER_PREFIX))).collect();
-        write_tensors(path, &Header { model: self.model, progress: self.progress }, &tensors)
+        write_tensors(path, &Header { model: self.model, progress: Some(self.progress) }, &tensors)
     }
 
     /// Reads the file on rank 0 and gives every rank the same contents, whether it sees the run directory or not.
@@ -99,10 +100,16 @@ impl Checkpoint {
 
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self, TensorFileError> {
         let (header, tensors): (Header, _) = parse_tensors(path, bytes)?;
+        let progress = header.progress.ok_or_else(|| {
+            TensorFileError::new(
+                path,
+                "holds a network and no training to go on with; begin one by --pretrained-weights",
+            )
+        })?;
         let (weights, optimizer) = tensors.into_iter().partition(|tensor| tensor.spec.name.starts_with(WEIGHTS_PREFIX));
         Ok(Self {
             model: header.model,
-            progress: header.progress,
+            progress,
             weights: with_prefix(weights, WEIGHTS_PREFIX),
             optimizer: with_prefix(optimizer, OPTIMIZER_PREFIX),
         })

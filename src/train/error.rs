@@ -7,6 +7,7 @@ use crate::dataset::DatasetError;
 use crate::dist::CommError;
 use crate::eval::EvalError;
 use crate::infer::InferError;
+use crate::interop::InteropError;
 use crate::loader::LoaderError;
 use crate::model::TensorFileError;
 use crate::plan::PlanError;
@@ -43,6 +44,9 @@ pub enum TrainError {
     /// A run that is to be validated has not been trained.
     #[error("{}: {defect}", path.display())]
     Untrained { path: PathBuf, defect: String },
+    /// The weights to begin with cannot be read, or are of another network.
+    #[error("{0}")]
+    Pretrained(#[from] InteropError),
     /// The log cannot be written.
     #[error("{0}")]
     Telemetry(#[from] TelemetryError),

@@ -15,6 +15,7 @@ use crate::backend::ComputeBackend;
 use crate::config::{AugmentationPreset, DistConfig, FoldId, OptimizerConfig, OptimizerKind, RunConfig, WorkDir};
 use crate::dataset::{DatasetJson, Splits};
 use crate::dist::{Communicator, check_agreement};
+use crate::interop::{Pretrained, load_pretrained};
 use crate::loader::{Loader, LoaderOptions, Sampler, SamplerOptions, Shard};
 use crate::loss::{SegmentationLoss, Target, weights};
 use crate::model::{ModelDescription, TensorState, UNet};
@@ -109,6 +110,9 @@ impl<'a> Job<'a> {
             (network, checkpoint.progress)
         } else {
             let mut state = UNet::<B>::new(spec.clone(), config.seed, &device).state();
+            if comm.rank() == 0 {
+                self.begin_with_pretrained(&mut state)?;
+            }
             broadcast(&mut state, comm)?;
             let network = UNet::with_state(spec, &state, &device).expect("the state of such a network");
             (network, Progress::default())
@@ -143,6 +147,20 @@ impl<'a> Job<'a> {
             stop_request: StopRequest::listen(),
             observers,
         })
+    }
+
+    /// Puts the weights of the file that the configuration names, if any, in place of random ones.
+    fn begin_with_pretrained(&self, state: &mut [TensorState]) -> Result<(), TrainError> {
+        let path = &self.config.training.pretrained_weights;
+        if path.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let Pretrained { taken, kept } = load_pretrained(path, state)?;
+        tracing::info!("{}: {taken} of {} tensors taken", path.display(), state.len());
+        if !kept.is_empty() {
+            tracing::warn!("begun anew, for another number of classes: {}", kept.join(", "));
+        }
+        Ok(())
     }
 
     fn loss(&self) -> SegmentationLoss {

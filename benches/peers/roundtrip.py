@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""Models go from nnU-Net v2 to nnunet-dist and back, and both predict the same.
+
+    roundtrip.py --dataset Task04_Hippocampus [--bin target/release/nnunet-dist] [--cases 20] [--iterations 40]
+
+A few cases are planned by nnunet-dist, the network is made small, and each program preprocesses and trains it for some
+steps. nnU-Net's model is imported, ours exported (as .pth, .safetensors and .onnx); the label maps of both programs are
+compared, and so are the logits of PyTorch and ONNX Runtime. Each trains on from the other's weights. Prints one JSON line
+per comparison, and fails if one falls short. Minutes on two cores; needs nnunetv2, onnxruntime and safetensors.
+"""
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+CONFIGURATION = "3d_fullres"
+DATASET = "Dataset004_Roundtrip"
+# Label maps differ where two classes' logits are equal but for the order of sums.
+EQUAL_VOXELS = 0.999
+
+
+def subset(source, target, count):
+    """The first cases of a dataset in the layout of MSD or nnU-Net v2, in that of nnU-Net v2."""
+    description = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+    ending = description.get("file_ending", ".nii.gz")
+    labels = sorted(path for path in (source / "labelsTr").glob(f"*{ending}") if not path.name.startswith("."))[:count]
+    for folder in ("imagesTr", "labelsTr", "imagesTs"):
+        (target / folder).mkdir(parents=True)
+    for number, label in enumerate(labels):
+        case = label.name.removesuffix(ending)
+        images = sorted((source / "imagesTr").glob(f"{case}_????{ending}")) or [source / "imagesTr" / label.name]
+        (target / "labelsTr" / label.name).symlink_to(label.resolve())
+        for channel, image in enumerate(images):
+            name = f"{case}_{channel:04}{ending}"
+            (target / "imagesTr" / name).symlink_to(image.resolve())
+            if number < 5:
+                (target / "imagesTs" / name).symlink_to(image.resolve())
+    names = description["labels"]
+    if all(key.isdigit() for key in names):
+        names = {"background" if key == "0" else value: int(key) for key, value in names.items()}
+    (target / "dataset.json").write_text(json.dumps({
+        "channel_names": description.get("channel_names") or description["modality"], "labels": names,
+        "numTraining": len(labels), "file_ending": ending}), encoding="utf-8")
+
+
+def shrink(plans):
+    """A network of an eighth of the features, with two samples a batch."""
+    configuration = plans["configurations"][CONFIGURATION]
+    configuration["batch_size"] = 2
+    kwargs = configuration["architecture"]["arch_kwargs"]
+    kwargs["features_per_stage"] = [max(4, features // 8) for features in kwargs["features_per_stage"]]
+    plans["dataset_name"] = DATASET
+    plans["configurations"] = {CONFIGURATION: configuration}
+    return plans
+
+
+def report(what, passed, **figures):
+    print(json.dumps({"comparison": what, "passed": bool(passed), **figures}), flush=True)
+    return bool(passed)
+
+
+def train_reference(folder, plans, dataset, iterations, pretrained=None):
+    """nnU-Net's trainer for some steps; gives its model folder."""
+    import torch
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    torch.manual_seed(1)
+    trainer = nnUNetTrainer(json.loads(json.dumps(plans)) | {"continue_training": False}, CONFIGURATION, 0, dataset,
+                            torch.device("cpu"))
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, iterations, 1
+    trainer.initialize()
+    if pretrained:
+        load_pretrained_weights(trainer.network, str(pretrained))
+    trainer.run_training()
+    return pathlib.Path(trainer.output_folder_base)
+
+
+def predict_reference(model, images, output):
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    output.mkdir()
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
+    predictor.predict_from_files_sequential(str(images), str(output))
+    return predictor
+
+
+def compare_onnx(predictor, path, patch):
+    """The largest difference of logits, in parts of the largest logit."""
+    import numpy
+    import onnxruntime
+    import torch
+
+    network = predictor.network.eval()
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    differences = []
+    # Another batch size and another extent than the first.
+    for batch, factor in ((1, 1), (2, 2)):
+        image = torch.randn(batch, 1, patch[0] * factor, *patch[1:])
+        with torch.no_grad():
+            expected = network(image).numpy()
+        got, = session.run(None, {"image": image.numpy()})
+        differences.append(float(numpy.abs(got - expected).max() / numpy.abs(expected).max()))
+    return max(differences)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=pathlib.Path, required=True)
+    parser.add_argument("--bin", default="nnunet-dist")
+    parser.add_argument("--cases", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--keep", type=pathlib.Path, help="work in this new folder, and leave it there")
+    arguments = parser.parse_args()
+
+    folder = arguments.keep or pathlib.Path(tempfile.mkdtemp())
+    folder.mkdir(exist_ok=True)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (folder / name).mkdir()
+        os.environ[name] = str(folder / name)
+    os.environ.update(nnUNet_compile="false", nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1")
+    try:
+        sys.exit(0 if roundtrip(arguments, folder) else 1)
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(folder)
+
+
+def roundtrip(arguments, folder):
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from predict import equal_share
+
+    def ours(*words):
+        subprocess.run([arguments.bin, "-q", *map(str, words)], check=True, stdout=sys.stderr)
+
+    raw, work = folder / "nnUNet_raw" / DATASET, folder / "work"
+    images, iterations = raw / "imagesTs", arguments.iterations
+    subset(arguments.dataset, raw, arguments.cases)
+    ours("plan", "-d", raw, "-w", work)
+    plans = shrink(json.loads((work / "nnUNetPlans.json").read_text(encoding="utf-8")))
+    dataset = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+    preprocessed = folder / "nnUNet_preprocessed" / DATASET
+    preprocessed.mkdir()
+    for target in (work / "nnUNetPlans.json", preprocessed / "nnUNetPlans.json"):
+        target.write_text(json.dumps(plans), encoding="utf-8")
+    for name in ("dataset.json", "splits_final.json", "dataset_fingerprint.json"):
+        shutil.copy(work / name, preprocessed / name)
+    shutil.copytree(raw / "labelsTr", preprocessed / "gt_segmentations")
+    DefaultPreprocessor(verbose=False).run(4, CONFIGURATION, "nnUNetPlans", 1)
+    ours("preprocess", "-w", work, "-c", CONFIGURATION)
+
+    passed = []
+    # From nnU-Net to ours.
+    model = train_reference(folder, plans, dataset, iterations)
+    ours("import", "-i", model, "-o", folder / "imported")
+    ours("predict", "-r", folder / "imported" / "fold_0", "-i", images, "-o", folder / "predicted_imported")
+    predict_reference(model, images, folder / "predicted_reference")
+    share, maps = equal_share(folder / "predicted_imported", folder / "predicted_reference", dataset["file_ending"])
+    passed.append(report("import", share > EQUAL_VOXELS, equal_voxels=share, label_maps=maps))
+
+    # From ours to nnU-Net, beginning with nnU-Net's weights.
+    run = folder / "run" / "fold_0"
+    train = ["train", "-w", work, "-c", CONFIGURATION, "-f", 0, "--epochs", 1, "--iters-per-epoch", iterations,
+             "--val-iters", 1, "--run-dir", run]
+    ours(*train, "--pretrained-weights", model / "fold_0" / "checkpoint_final.pth")
+    ours("predict", "-r", run, "-i", images, "-o", folder / "predicted_run")
+    exported = folder / "exported"
+    ours("export", "-r", run, "--to", "pth", "-o", exported)
+    predictor = predict_reference(exported, images, folder / "predicted_exported")
+    share, maps = equal_share(folder / "predicted_run", folder / "predicted_exported", dataset["file_ending"])
+    passed.append(report("export pth", share > EQUAL_VOXELS, equal_voxels=share, label_maps=maps))
+
+    from safetensors.torch import load_file
+    ours("export", "-r", run, "--to", "safetensors", "-o", folder / "network.safetensors")
+    weights, state = load_file(folder / "network.safetensors"), predictor.network.state_dict()
+    equal = sum(weights[name].equal(state[name]) for name in weights)
+    passed.append(report("export safetensors", equal == len(weights), equal_tensors=equal, tensors=len(weights)))
+
+    ours("export", "-r", run, "--to", "onnx", "-o", folder / "network.onnx")
+    patch = plans["configurations"][CONFIGURATION]["patch_size"]
+    difference = compare_onnx(predictor, folder / "network.onnx", patch)
+    passed.append(report("export onnx", difference < 1e-4, largest_difference=difference))
+
+    # nnU-Net trains on from ours; it fails by itself where a tensor does not fit.
+    shutil.rmtree(model)
+    train_reference(folder, plans, dataset, 2, exported / "fold_0" / "checkpoint_final.pth")
+    passed.append(report("nnU-Net's -pretrained_weights", True))
+    return all(passed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+//! `nnunet-dist export`
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use crate::infer::CheckpointName;
+use crate::interop;
+use crate::model::SavedModel;
+
+/// Write a trained network for other programs.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nnunet-dist export -r hippocampus/runs/3d_fullres/fold_0 --to pth -o nnUNetTrainer__nnUNetPlans__3d_fullres
+  nnunet-dist export -r hippocampus/runs/3d_fullres/fold_0 --to onnx -o hippocampus.onnx")]
+pub struct Export {
+    /// Run directory of `train`, or a checkpoint.
+    #[arg(short, long, value_name = "DIR")]
+    run: PathBuf,
+
+    /// Format.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    to: Format,
+
+    /// File to write; with --to pth the model folder, to which each fold is added by a call of its own.
+    #[arg(short, long, value_name = "PATH")]
+    output: PathBuf,
+
+    /// Which weights.
+    #[arg(long, value_enum, default_value_t = CheckpointName::Latest)]
+    checkpoint: CheckpointName,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// A model folder of nnU-Net v2: plans.json, dataset.json, fold_X/checkpoint_final.pth.
+    Pth,
+    /// Weights with nnU-Net's names, described by a JSON header.
+    Safetensors,
+    /// A graph of the network with its highest-resolution head.
+    Onnx,
+}
+
+impl Export {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let checkpoint = self.checkpoint.of_model(&self.run);
+        let model = SavedModel::read(&checkpoint)?;
+        let written = match self.to {
+            Format::Pth => interop::export(&model, fold_of(&checkpoint), &self.output)?,
+            Format::Safetensors => interop::write_safetensors(&model, &self.output).map(|()| self.output)?,
+            Format::Onnx => interop::write_onnx(&model, &self.output).map(|()| self.output)?,
+        };
+        println!("{}", written.display());
+        Ok(())
+    }
+}
+
+/// The fold that a run directory is named after, or 0.
+fn fold_of(checkpoint: &Path) -> &str {
+    let folder = checkpoint.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+    let fold = folder.and_then(|name| name.strip_prefix("fold_"));
+    fold.filter(|fold| *fold == "all" || fold.parse::<u32>().is_ok()).unwrap_or("0")
+}

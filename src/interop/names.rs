@@ -1,0 +1,86 @@
+//! Names and shapes of nnU-Net's weights, there and here.
+//!
+//! PyTorch lists a module under every name that it can be reached by: the encoder also as the decoder's, and the parts of
+//! a convolution block also by their number in `all_modules`. Here each tensor has one name, the first of these. A 2D
+//! network's kernels have two axes there and a z extent of 1 here.
+
+use crate::model::TensorState;
+
+/// What wrappers of PyTorch's put before names.
+const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
+
+/// Of a block's parts, the names and the numbers.
+const PARTS: [(&str, &str); 2] = [(".conv.", ".all_modules.0."), (".norm.", ".all_modules.1.")];
+
+/// The name of a tensor here; `None` where it is only another name of one.
+pub fn canonical(name: &str) -> Option<&str> {
+    let mut name = name;
+    while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
+        name = rest;
+    }
+    (!name.starts_with("decoder.encoder.") && !name.contains(".all_modules.")).then_some(name)
+}
+
+/// All names under which PyTorch lists a tensor, the first of which is its own.
+pub fn all(name: &str) -> Vec<String> {
+    let mut names = vec![name.to_owned()];
+    names.extend(PARTS.iter().filter(|(part, _)| name.contains(part)).map(|(part, number)| name.replace(part, number)));
+    if name.starts_with("encoder.") {
+        let again: Vec<_> = names.iter().map(|name| format!("decoder.{name}")).collect();
+        names.extend(again);
+    }
+    names
+}
+
+/// A 2D kernel `(a, b, y, x)` as `(a, b, 1, y, x)`.
+pub fn lift(shape: &mut Vec<usize>) {
+    if shape.len() == 4 {
+        shape.insert(2, 1);
+    }
+}
+
+/// The way back, for the weights of a 2D network.
+pub fn flatten(weights: &mut [TensorState]) {
+    for tensor in weights {
+        if let [_, _, 1, _, _] = tensor.spec.shape[..] {
+            tensor.spec.shape.remove(2);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_tensor_has_one_name_here_and_all_of_pytorchs_there() {
+        let own = "encoder.stages.0.0.convs.1.conv.weight";
+        let names = all(own);
+        assert_eq!(
+            names,
+            [
+                own,
+                "encoder.stages.0.0.convs.1.all_modules.0.weight",
+                "decoder.encoder.stages.0.0.convs.1.conv.weight",
+                "decoder.encoder.stages.0.0.convs.1.all_modules.0.weight"
+            ]
+        );
+        let canonical_names: Vec<_> = names.iter().filter_map(|name| canonical(name)).collect();
+        assert_eq!(canonical_names, [own]);
+        assert_eq!(all("decoder.seg_layers.0.bias").len(), 1);
+        assert_eq!(all("decoder.stages.0.convs.0.norm.bias")[1], "decoder.stages.0.convs.0.all_modules.1.bias");
+        assert_eq!(
+            canonical("module._orig_mod.encoder.stem.convs.0.norm.bias"),
+            Some("encoder.stem.convs.0.norm.bias")
+        );
+    }
+
+    #[test]
+    fn kernels_in_the_plane_gain_and_lose_an_axis() {
+        let mut shape = vec![8, 4, 3, 3];
+        lift(&mut shape);
+        assert_eq!(shape, [8, 4, 1, 3, 3]);
+        lift(&mut shape);
+        assert_eq!(shape, [8, 4, 1, 3, 3]);
+    }
+}

@@ -1,0 +1,77 @@
+//! Protocol buffers, as far as ONNX's messages need them (protobuf.dev, "Encoding").
+
+/// A message in the making: fields are appended in the order of the calls.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Message {
+    bytes: Vec<u8>,
+}
+
+/// How a field is encoded.
+#[derive(Clone, Copy)]
+enum Wire {
+    Varint = 0,
+    Counted = 2,
+    Fixed32 = 5,
+}
+
+impl Message {
+    /// An integer, which is not negative here.
+    pub(super) fn number(&mut self, field: u64, value: u64) -> &mut Self {
+        self.key(field, Wire::Varint);
+        self.varint(value);
+        self
+    }
+
+    pub(super) fn float(&mut self, field: u64, value: f32) -> &mut Self {
+        self.key(field, Wire::Fixed32);
+        self.bytes.extend(value.to_le_bytes());
+        self
+    }
+
+    pub(super) fn text(&mut self, field: u64, text: &str) -> &mut Self {
+        self.counted(field, text.as_bytes())
+    }
+
+    pub(super) fn message(&mut self, field: u64, message: &Message) -> &mut Self {
+        self.counted(field, &message.bytes)
+    }
+
+    pub(super) fn counted(&mut self, field: u64, bytes: &[u8]) -> &mut Self {
+        self.key(field, Wire::Counted);
+        self.varint(bytes.len() as u64);
+        self.bytes.extend(bytes);
+        self
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn key(&mut self, field: u64, wire: Wire) {
+        self.varint(field << 3 | wire as u64);
+    }
+
+    /// Seven bits a byte, the lowest first; all but the last have the eighth set.
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.bytes.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.bytes.push(value as u8);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The examples of protobuf.dev's page on encoding.
+    #[test]
+    fn fields_are_encoded_as_the_specification_shows() {
+        assert_eq!(Message::default().number(1, 150).as_bytes(), [0x08, 0x96, 0x01]);
+        assert_eq!(Message::default().text(2, "testing").as_bytes(), b"\x12\x07testing");
+        let inner = Message::default().number(1, 150).clone();
+        assert_eq!(Message::default().message(3, &inner).as_bytes(), [0x1a, 0x03, 0x08, 0x96, 0x01]);
+        assert_eq!(Message::default().float(2, 1.0).as_bytes(), [0x15, 0, 0, 0x80, 0x3f]);
+    }
+}

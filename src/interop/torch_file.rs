@@ -1,0 +1,283 @@
+//! PyTorch's files (`torch.save` since 1.6): a zip archive with a pickle, `data.pkl`, that describes tensors, and one entry
+//! for the bytes of each storage, `data/N`. Nothing is compressed.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipArchive, ZipWriter};
+
+use super::InteropError;
+use super::pickle::{Pickle, Value, parse};
+use crate::fsio;
+
+/// A `data.pkl` of this size is not one of a checkpoint.
+const MAX_PICKLE: u64 = 64 << 20;
+
+/// PyTorch aligns storages, so that they can be mapped into memory.
+const ALIGNMENT: u16 = 64;
+
+/// The entries of an opened file.
+pub struct TorchFile {
+    archive: ZipArchive<BufReader<File>>,
+    /// Folder within the archive in which everything lies.
+    root: String,
+    file_len: u64,
+}
+
+/// A tensor in C order, as `f32` whatever it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+/// Where the elements of a tensor lie.
+struct Layout<'a> {
+    /// Name of the storage's entry below `data/`.
+    key: &'a str,
+    element: Element,
+    /// Elements of the storage.
+    storage_len: usize,
+    offset: usize,
+    shape: Vec<usize>,
+    strides: Vec<usize>,
+}
+
+/// Types of elements.
+#[derive(Clone, Copy)]
+enum Element {
+    F64,
+    F32,
+    F16,
+    Bf16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U8,
+}
+
+impl TorchFile {
+    /// Opens a file and parses its description; the storages stay where they are.
+    ///
+    /// # Errors
+    /// The file is missing or damaged, or not of PyTorch's current format.
+    pub fn open(path: &Path) -> Result<(Self, Pickle), InteropError> {
+        let fail = |defect: String| InteropError::new(path, defect);
+        let file = File::open(path).map_err(|error| fail(error.to_string()))?;
+        let file_len = file.metadata().map_err(|error| fail(error.to_string()))?.len();
+        let archive = ZipArchive::new(BufReader::new(file)).map_err(|error| {
+            fail(format!(
+                "not a whole file of PyTorch ({error}); files from before PyTorch 1.6 must be loaded and saved again"
+            ))
+        })?;
+        let description =
+            archive.file_names().find(|name| name.split_once('/').is_some_and(|(_, file)| file == "data.pkl"));
+        let description =
+            description.ok_or_else(|| fail("a zip archive without data.pkl, so not of PyTorch".into()))?;
+        let root = description.trim_end_matches("data.pkl").to_owned();
+        let mut this = Self { archive, root, file_len };
+        if this.entry("byteorder", 16).is_ok_and(|order| order == b"big") {
+            return Err(fail("was saved on a big-endian machine, which is not supported".into()));
+        }
+        let pickle = this.entry("data.pkl", MAX_PICKLE).and_then(|bytes| parse(&bytes)).map_err(fail)?;
+        Ok((this, pickle))
+    }
+
+    /// Reads a tensor, whatever its strides; parameters of modules are tensors too.
+    ///
+    /// # Errors
+    /// The value is no tensor, or one of a type that is not supported, or the file does not hold all of it.
+    pub fn tensor(&mut self, value: Value) -> Result<Tensor, String> {
+        let layout = Layout::of(value)?;
+        let len = layout.checked_len()?;
+        let width = layout.element.width();
+        let bytes = (layout.storage_len as u64).checked_mul(width as u64).unwrap_or(u64::MAX);
+        let storage = self.entry(&format!("data/{}", layout.key), bytes)?;
+        if storage.len() as u64 != bytes {
+            return Err(format!("storage {} has {} bytes instead of {bytes}", layout.key, storage.len()));
+        }
+        let at = |index: usize| layout.element.value(&storage[index * width..][..width]);
+        let values = match len == 0 || layout.is_contiguous() {
+            true => (layout.offset..layout.offset + len).map(at).collect(),
+            false => layout.indices(len).map(at).collect(),
+        };
+        Ok(Tensor { shape: layout.shape, values })
+    }
+
+    /// The contents of an entry of at most `limit` bytes.
+    fn entry(&mut self, name: &str, limit: u64) -> Result<Vec<u8>, String> {
+        let name = format!("{}{name}", self.root);
+        let mut entry = self.archive.by_name(&name).map_err(|error| format!("entry {name}: {error}"))?;
+        if entry.compression() != CompressionMethod::Stored {
+            return Err(format!("entry {name} is compressed, which PyTorch does not do"));
+        }
+        let size = entry.size();
+        if size > limit.min(self.file_len) {
+            return Err(format!("entry {name} is to have {size} bytes, which is too many"));
+        }
+        let mut bytes = Vec::with_capacity(size as usize);
+        // The checksum is verified at the end.
+        entry.read_to_end(&mut bytes).map_err(|error| format!("entry {name}: {error}"))?;
+        Ok(bytes)
+    }
+}
+
+impl<'a> Layout<'a> {
+    fn of(value: Value<'a>) -> Result<Self, String> {
+        let object = value.object().ok_or_else(|| format!("is {}, not a tensor", value.kind()))?;
+        match object.name {
+            // A parameter's first argument is its tensor, which is none of these.
+            "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => {
+                let inner = object.arguments.first::<1>().map(|[tensor]| tensor);
+                match inner
+                    .filter(|inner| inner.object().is_some_and(|inner| inner.name == "torch._utils._rebuild_tensor_v2"))
+                {
+                    Some(tensor) => Self::of(tensor),
+                    None => Err("is a parameter without a tensor".into()),
+                }
+            }
+            "torch._utils._rebuild_tensor_v2" => {
+                Self::of_arguments(object.arguments).ok_or_else(|| "has a damaged description".to_owned())?
+            }
+            _ => Err(format!("is {}, not a tensor", value.kind())),
+        }
+    }
+
+    /// `(storage, offset, shape, strides, ...)`, where the storage is `("storage", type, key, device, length)`.
+    fn of_arguments(arguments: Value<'a>) -> Option<Result<Self, String>> {
+        let [storage, offset, shape, strides] = arguments.first()?;
+        let [_, kind, key, _, storage_len] = storage.persistent()?.first()?;
+        let element = match Element::of_storage(kind.name()?) {
+            Ok(element) => element,
+            Err(defect) => return Some(Err(defect)),
+        };
+        Some(Ok(Self {
+            key: key.text()?,
+            element,
+            storage_len: storage_len.index()?,
+            offset: offset.index()?,
+            shape: shape.indices()?,
+            strides: strides.indices()?,
+        }))
+    }
+
+    /// The number of elements, all of which lie in the storage. A tensor of more elements than its storage repeats some,
+    /// as no weight does.
+    fn checked_len(&self) -> Result<usize, String> {
+        let Self { shape, strides, .. } = self;
+        let outside = || format!("shape {shape:?} with strides {strides:?} reaches beyond its storage");
+        let len = shape.iter().try_fold(1usize, |len, extent| len.checked_mul(*extent)).ok_or_else(outside)?;
+        if shape.len() != strides.len() || len > self.storage_len {
+            return Err(outside());
+        }
+        if len == 0 {
+            return Ok(0);
+        }
+        let last = shape
+            .iter()
+            .zip(strides)
+            .try_fold(self.offset, |last, (extent, stride)| last.checked_add((extent - 1).checked_mul(*stride)?));
+        last.filter(|last| *last < self.storage_len).map(|_| len).ok_or_else(outside)
+    }
+
+    /// Whether the elements lie one after the other; of a tensor that has some.
+    fn is_contiguous(&self) -> bool {
+        let mut expected = 1;
+        self.shape.iter().zip(&self.strides).rev().all(|(extent, stride)| {
+            let matches = *extent == 1 || *stride == expected;
+            expected *= extent;
+            matches
+        })
+    }
+
+    /// Places of the elements in the storage, in C order.
+    fn indices(&self, len: usize) -> impl Iterator<Item = usize> {
+        (0..len).map(|mut number| {
+            let mut index = self.offset;
+            for (extent, stride) in self.shape.iter().zip(&self.strides).rev() {
+                index += number % extent * stride;
+                number /= extent;
+            }
+            index
+        })
+    }
+}
+
+impl Element {
+    fn of_storage(name: &str) -> Result<Self, String> {
+        Ok(match name {
+            "torch.DoubleStorage" => Self::F64,
+            "torch.FloatStorage" => Self::F32,
+            "torch.HalfStorage" => Self::F16,
+            "torch.BFloat16Storage" => Self::Bf16,
+            "torch.LongStorage" => Self::I64,
+            "torch.IntStorage" => Self::I32,
+            "torch.ShortStorage" => Self::I16,
+            "torch.CharStorage" => Self::I8,
+            "torch.ByteStorage" | "torch.BoolStorage" => Self::U8,
+            other => return Err(format!("is of the type {other}, which is not supported")),
+        })
+    }
+
+    /// Bytes of an element.
+    fn width(self) -> usize {
+        match self {
+            Self::F64 | Self::I64 => 8,
+            Self::F32 | Self::I32 => 4,
+            Self::F16 | Self::Bf16 | Self::I16 => 2,
+            Self::I8 | Self::U8 => 1,
+        }
+    }
+
+    /// The value of [`Element::width`] little-endian bytes.
+    fn value(self, bytes: &[u8]) -> f32 {
+        fn word<const N: usize>(bytes: &[u8]) -> [u8; N] {
+            std::array::from_fn(|index| bytes[index])
+        }
+        match self {
+            Self::F64 => f64::from_le_bytes(word(bytes)) as f32,
+            Self::F32 => f32::from_le_bytes(word(bytes)),
+            Self::F16 => half::f16::from_le_bytes(word(bytes)).to_f32(),
+            Self::Bf16 => half::bf16::from_le_bytes(word(bytes)).to_f32(),
+            Self::I64 => i64::from_le_bytes(word(bytes)) as f32,
+            Self::I32 => i32::from_le_bytes(word(bytes)) as f32,
+            Self::I16 => i16::from_le_bytes(word(bytes)).into(),
+            Self::I8 => i8::from_le_bytes(word(bytes)).into(),
+            Self::U8 => bytes[0].into(),
+        }
+    }
+}
+
+/// Writes a file that `torch.load` reads: the pickle, whose tensors' storages are `f32` and named by their number.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(path: &Path, pickle: &[u8], storages: &[&[f32]]) -> Result<(), InteropError> {
+    let fill = |file: &mut BufWriter<&mut File>| {
+        let mut archive = ZipWriter::new(file);
+        let mut add = |name: &str, contents: &[u8]| {
+            let options = SimpleFileOptions::default()
+                .compression_method(CompressionMethod::Stored)
+                .large_file(u32::try_from(contents.len()).is_err())
+                .with_alignment(ALIGNMENT);
+            archive.start_file(format!("archive/{name}"), options)?;
+            archive.write_all(contents)
+        };
+        add("data.pkl", pickle)?;
+        add("byteorder", b"little")?;
+        for (number, values) in storages.iter().enumerate() {
+            add(&format!("data/{number}"), &little_endian(values))?;
+        }
+        add("version", b"3\n")?;
+        archive.finish()?;
+        Ok(())
+    };
+    fsio::write_atomically(path, fill).map_err(|error| InteropError::new(path, format!("cannot be written: {error}")))
+}
+
+fn little_endian(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
