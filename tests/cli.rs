@@ -63,6 +63,7 @@ fn every_command_explains_itself_with_an_example() {
         "preprocess",
         "train",
         "predict",
+        "serve",
         "evaluate",
         "accumulate",
         "find-best-configuration",

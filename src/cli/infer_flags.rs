@@ -24,7 +24,7 @@ pub struct InferFlags {
     #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = overlap)]
     overlap: f64,
 
-    /// Part of the window by which neighbours lie apart, above 0 to 1: 1 - overlap, as nnU-Net's.
+    /// Part of the window by which neighbours lie apart, above 0 to 1, as nnU-Net has it [default: 1 - overlap].
     #[arg(long, alias = "step_size", value_name = "PART", conflicts_with = "overlap", value_parser = step_size)]
     step_size: Option<f64>,
 
@@ -57,15 +57,15 @@ pub struct InferFlags {
 #[derive(Debug, Args)]
 struct ModelFlags {
     /// Run directories of `train`, checkpoints, or folders of runs (fold_0, fold_1, …); the logits of all their networks
-    /// are averaged.
+    /// are averaged [default: the runs of --work].
     #[arg(short, long, value_name = "DIR", num_args = 1.., required_unless_present = "work", conflicts_with = "work")]
     run: Vec<PathBuf>,
 
-    /// Work folder whose runs of --configuration are taken.
+    /// Work folder whose runs of --configuration are taken [default: what --run names].
     #[arg(short, long, value_name = "DIR", requires = "configuration")]
     work: Option<PathBuf>,
 
-    /// Configuration of the plans: 2d, 3d_fullres, 3d_lowres.
+    /// Configuration of the plans: 2d, 3d_fullres, 3d_lowres [default: that of --run].
     #[arg(short, long, value_name = "NAME", requires = "work")]
     configuration: Option<String>,
 

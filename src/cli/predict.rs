@@ -38,15 +38,16 @@ pub struct Predict {
     #[arg(long = "continue", aliases = ["continue-prediction", "continue_prediction"])]
     keep: bool,
 
-    /// Predict a part of the cases only, `0/4` to `3/4`: for jobs that share the work without knowing of each other.
+    /// Predict a part of the cases only, `0/4` to `3/4`: for jobs that share the work without knowing of each
+    /// other [default: 0/1].
     #[arg(long, value_name = "I/N", conflicts_with_all = ["num_parts", "part_id"])]
     part: Option<Part>,
 
-    /// N of --part, as nnU-Net has it.
+    /// N of --part, as nnU-Net has it [default: 1].
     #[arg(long, alias = "num_parts", value_name = "N", requires = "part_id", hide = true)]
     num_parts: Option<usize>,
 
-    /// I of --part, as nnU-Net has it.
+    /// I of --part, as nnU-Net has it [default: 0].
     #[arg(long, alias = "part_id", value_name = "I", requires = "num_parts", hide = true)]
     part_id: Option<usize>,
 }

@@ -35,11 +35,11 @@ pub fn properties_pickle(properties: &CaseProperties) -> Vec<u8> {
 fn pickle(value: &Value, text: &mut String) {
     let result = match value {
         Value::Null => write!(text, "N"),
-        Value::Bool(value) => write!(text, "I0{}\n", u8::from(*value)),
-        Value::Number(number) if number.is_f64() => write!(text, "F{number}\n"),
-        Value::Number(number) => write!(text, "I{number}\n"),
+        Value::Bool(value) => writeln!(text, "I0{}", u8::from(*value)),
+        Value::Number(number) if number.is_f64() => writeln!(text, "F{number}"),
+        Value::Number(number) => writeln!(text, "I{number}"),
         // Of names of properties, no character needs an escape.
-        Value::String(string) => write!(text, "V{string}\n"),
+        Value::String(string) => writeln!(text, "V{string}"),
         Value::Array(items) => {
             text.push_str("(l");
             items.iter().for_each(|item| {
@@ -51,7 +51,7 @@ fn pickle(value: &Value, text: &mut String) {
         Value::Object(fields) => {
             text.push_str("(d");
             fields.iter().for_each(|(key, value)| {
-                let _ = write!(text, "V{key}\n");
+                let _ = writeln!(text, "V{key}");
                 pickle(value, text);
                 text.push('s');
             });

@@ -33,7 +33,7 @@ enum To {
     /// Nowhere yet: it takes two bytes to tell what they are.
     Begin(Vec<u8>),
     Plain(Limited),
-    Gzip(MultiGzDecoder<Limited>),
+    Gzip(Box<MultiGzDecoder<Limited>>),
 }
 
 /// A file that takes no more than so many bytes.
@@ -93,7 +93,7 @@ impl ImageFile {
         self.path.as_mut_os_string().push(ending);
         let file = Limited { file: File::create(&self.path).map_err(no_space)?, left: room.left };
         self.to = match is_nifti && begin.starts_with(&[0x1f, 0x8b]) {
-            true => To::Gzip(MultiGzDecoder::new(file)),
+            true => To::Gzip(Box::new(MultiGzDecoder::new(file))),
             false => To::Plain(file),
         };
         Ok(())
