@@ -63,6 +63,7 @@ impl Bench {
             precision: Precision::Fp32,
             save_probabilities: false,
             device: Device::Cpu,
+            previous_stage: None,
         };
         Self { folder, options }
     }

@@ -8,12 +8,12 @@ use ndarray::{Array4, Array5};
 
 use super::{Row, Timings, Work, measure};
 use crate::backend::{ComputeBackend, OnDevice, on_device};
-use crate::dataset::{CaseFiles, find_images};
+use crate::dataset::CaseFiles;
 use crate::dist::Single;
 use crate::image::{Geometry, Resampling, write_labels};
 use crate::infer::{
     Accumulate, Blend, Decision, Export, InferError, Portions, PredictOptions, Predictor, SlidingWindow, Spent,
-    predict_folder,
+    find_cases, predict_folder,
 };
 use crate::ops::NnOps;
 use crate::store::CaseProperties;
@@ -74,8 +74,7 @@ impl OnDevice for Measure<'_> {
         let Self { images, options, rounds } = self;
         let predictor = Predictor::<B::InnerBackend>::open(&options.checkpoint, options.windows, device)?;
         let predictor = predictor.with_memory(options.memory).with_precision(options.precision);
-        let dataset = predictor.dataset();
-        let cases = find_images(images, &dataset.file_ending, dataset.num_channels())?;
+        let cases = find_cases(images, options, &predictor)?;
         let output = tempfile::tempdir().map_err(|source| InferError::Write { path: std::env::temp_dir(), source })?;
         let (mut voxels, mut raw_voxels) = (0, 0);
         let mut stages = Vec::new();
@@ -120,7 +119,8 @@ fn one_case<B: NnOps>(
     let began = Instant::now();
     write_labels(&output.join(format!("{}{}", case.id, dataset.file_ending)), &found.labels)?;
     round.write += began.elapsed();
-    Ok([preprocessed.data.len() / dataset.num_channels(), found.labels.data.len()])
+    let voxels = preprocessed.properties.shape_after_resampling.iter().product();
+    Ok([voxels, found.labels.data.len()])
 }
 
 impl Default for InferStub {

@@ -87,7 +87,10 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || matches!(cause.downcast_ref(), Some(PreprocessError::Case { .. }))
         || matches!(cause.downcast_ref(), Some(StageError::Copy { .. }))
         || matches!(cause.downcast_ref(), Some(TrainError::Checkpoint { .. } | TrainError::Diverged { .. }))
+        || matches!(cause.downcast_ref(), Some(TrainError::PreviousStage { .. }))
         || matches!(cause.downcast_ref(), Some(InferError::Weights { .. } | InferError::Cases { .. }))
+        || matches!(cause.downcast_ref(), Some(InferError::NoPreviousStage { .. } | InferError::NotCascaded { .. }))
+        || matches!(cause.downcast_ref(), Some(InferError::OtherStage { .. } | InferError::PreviousMissing { .. }))
     {
         Some(INVALID)
     } else if let Some(error) = cause.downcast_ref::<DatasetError>() {

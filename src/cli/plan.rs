@@ -41,6 +41,10 @@ pub struct Plan {
     /// Configurations to plan, separated by commas [default: all that suit the dataset].
     #[arg(short, long, value_name = "NAMES", value_delimiter = ',')]
     configurations: Vec<String>,
+
+    /// Plan a low resolution and a cascade even where a patch shows enough of the image at full resolution.
+    #[arg(long)]
+    force_lowres: bool,
 }
 
 /// The planners, by nnU-Net's name for them.
@@ -70,6 +74,7 @@ impl Plan {
         let options = PlannerOptions {
             gpu_memory_gb: self.gpu_memory,
             configurations: self.configurations,
+            force_lowres: self.force_lowres,
             ..PlannerOptions::default()
         };
         let plans = plan::plan(&dataset.name, &dataset.json, &fingerprint, &options)?;

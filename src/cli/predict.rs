@@ -1,6 +1,6 @@
 //! `nnunet-dist predict`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -15,7 +15,8 @@ use crate::infer::{self, Accumulate, Blend, InferError, MemoryOptions, PredictOp
 #[command(after_help = "\
 Example:
   nnunet-dist predict -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs -o predictions
-  mpirun -np 8 nnunet-dist predict -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs -o predictions --device cuda")]
+  mpirun -np 8 nnunet-dist predict -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs -o predictions --device cuda
+  nnunet-dist predict -r RUNS/3d_cascade_fullres/fold_0 --prev-stage RUNS/3d_lowres/fold_0 -i imagesTs -o predictions")]
 pub struct Predict {
     /// Run directory of `train`, or a model folder.
     #[arg(short, long, value_name = "DIR")]
@@ -28,6 +29,15 @@ pub struct Predict {
     /// Folder for the label maps; created where missing.
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
+
+    /// For the second stage of a cascade: folder with the first stage's label maps of the same images.
+    #[arg(long, value_name = "DIR", conflicts_with = "prev_stage")]
+    prev_stage_predictions: Option<PathBuf>,
+
+    /// For the second stage of a cascade: run directory of the first, which then segments the images before, into
+    /// OUTPUT/previous_stage.
+    #[arg(long, value_name = "DIR")]
+    prev_stage: Option<PathBuf>,
 
     /// Which weights.
     #[arg(long, value_enum, default_value_t = CheckpointName::Latest)]
@@ -104,10 +114,12 @@ pub(super) fn overlap(text: &str) -> Result<f64, String> {
 
 impl Predict {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let checkpoint = PredictOptions::checkpoint_of(&self.run, |run| match self.checkpoint {
-            CheckpointName::Best => run.checkpoint_best(),
-            CheckpointName::Latest => run.checkpoint_latest(),
-        });
+        let checkpoint_of = |run: &Path| {
+            PredictOptions::checkpoint_of(run, |run| match self.checkpoint {
+                CheckpointName::Best => run.checkpoint_best(),
+                CheckpointName::Latest => run.checkpoint_latest(),
+            })
+        };
         let blend = match self.blend {
             BlendName::Gaussian => Blend::Gaussian,
             BlendName::Constant => Blend::Constant,
@@ -119,15 +131,22 @@ impl Predict {
             ..MemoryOptions::on(self.device)
         };
         let options = PredictOptions {
-            checkpoint,
+            checkpoint: checkpoint_of(&self.run),
             windows: WindowOptions { mirror: !self.no_tta, overlap: self.overlap, blend },
             memory,
             precision: self.precision.on(self.device)?,
             save_probabilities: self.save_probabilities,
             device: self.device,
+            previous_stage: self.prev_stage_predictions.clone(),
         };
         let comm = dist::init()?;
-        match infer::predict_folder(&self.images, &self.output, &options, &*comm) {
+        let predicted = match &self.prev_stage {
+            Some(first) => {
+                infer::predict_both_stages(&self.images, &self.output, checkpoint_of(first), &options, &*comm)
+            }
+            None => infer::predict_folder(&self.images, &self.output, &options, &*comm),
+        };
+        match predicted {
             // All ranks know them; one tells.
             Err(InferError::Cases { .. }) if comm.rank() > 0 => Ok(()),
             predicted => {

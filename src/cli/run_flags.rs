@@ -17,7 +17,7 @@ pub struct RunFlags {
     #[arg(short, long, value_name = "DIR")]
     work: PathBuf,
 
-    /// Configuration of the plans: 2d, 3d_fullres, 3d_lowres.
+    /// Configuration of the plans: 2d, 3d_fullres, 3d_lowres, 3d_cascade_fullres.
     #[arg(short, long, value_name = "NAME")]
     configuration: String,
 
@@ -64,6 +64,11 @@ pub struct RunFlags {
     /// Folder on a local disk of each host, for copies of the preprocessed cases [default: none].
     #[arg(long, value_name = "DIR")]
     stage_dir: Option<PathBuf>,
+
+    /// For the second stage of a cascade: run directories of the first stage, whose segmentations of their held-out cases
+    /// are taken [default: all in WORK/runs].
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    prev_stage: Option<Vec<PathBuf>>,
 
     /// Where tensors are computed [default: cpu].
     #[arg(long, value_enum, value_name = "DEVICE")]
@@ -164,6 +169,10 @@ impl RunFlags {
             .set("data.shard", name_of(self.shard))
             .set("data.cache_gb", self.cache_gb)
             .set("data.stage_dir", self.stage_dir.as_ref().map(|path| path.display().to_string()))
+            .set(
+                "data.previous_stage",
+                self.prev_stage.as_ref().map(|runs| runs.iter().map(path_text).collect::<Vec<_>>()),
+            )
             .set("run_dir", self.run_dir.as_ref().map(|path| path.display().to_string()))
             .set("training.epochs", self.epochs)
             .set("training.iterations_per_epoch", self.iters_per_epoch)
@@ -174,6 +183,11 @@ impl RunFlags {
         self.dist.add_to(&mut layer);
         layer
     }
+}
+
+/// A path as it stands in TOML.
+fn path_text(path: &PathBuf) -> String {
+    path.display().to_string()
 }
 
 /// The name under which a choice stands in TOML, which is its name on the command line.

@@ -17,6 +17,8 @@ pub struct Segmentation {
     pub probabilities: Option<Array4<f32>>,
     /// On what the time went.
     pub spent: Spent,
+    /// What each later stage of a cascade is to be told, `(z, y, x)` in the voxels of its own preprocessed case.
+    pub for_next_stages: Vec<Array3<i16>>,
 }
 
 /// Turns planes of logits, as they come, into planes of labels with the raw image's voxels (nnU-Net v2,
@@ -51,9 +53,34 @@ impl<'a> Export<'a> {
         decision: &'a Decision,
     ) -> Self {
         let to = properties.shape_after_cropping_and_before_resampling;
+        Self::to([shape, to], properties.spacing_before_resampling(), properties, resampling, decision)
+    }
+
+    /// For the preprocessed case of another configuration, of `shapes[1]`, instead of the raw image; to be ended with
+    /// [`Export::into_labels`]. As in nnU-Net (`resample_and_save`), whether an axis is resampled on its own depends on the
+    /// spacing of the logits alone.
+    ///
+    /// # Panics
+    /// As [`Export::new`].
+    pub fn for_stage(
+        shapes: [[usize; 3]; 2],
+        properties: &'a CaseProperties,
+        resampling: &Resampling,
+        decision: &'a Decision,
+    ) -> Self {
+        Self::to(shapes, properties.spacing_after_resampling, properties, resampling, decision)
+    }
+
+    /// From logits of the first shape to labels of the second, of this spacing.
+    fn to(
+        [shape, to]: [[usize; 3]; 2],
+        spacing: [f64; 3],
+        properties: &'a CaseProperties,
+        resampling: &Resampling,
+        decision: &'a Decision,
+    ) -> Self {
         assert!(shape == to || Self::can_resample(resampling), "cubic splines need the whole image");
-        let spacing = (properties.spacing_after_resampling, properties.spacing_before_resampling());
-        let separate = resampling.separate_axis(spacing.0, spacing.1);
+        let separate = resampling.separate_axis(properties.spacing_after_resampling, spacing);
         let order = |axis| if Some(axis) == separate { resampling.order_z } else { resampling.order };
         Self {
             properties,
@@ -113,7 +140,17 @@ impl<'a> Export<'a> {
             labels: LabelMap { data: properties.restore(labels.view(), 0), geometry: properties.geometry.clone() },
             probabilities: probabilities.map(|cropped| restore_probabilities(&cropped, properties, decision)),
             spent,
+            for_next_stages: Vec::new(),
         }
+    }
+
+    /// The labels as they are, neither cropping nor transposition undone.
+    ///
+    /// # Panics
+    /// If planes are missing.
+    pub fn into_labels(self) -> Array3<i16> {
+        assert_eq!(self.done, self.labels.len_of(Axis(0)), "planes of logits are missing");
+        self.labels
     }
 
     /// Makes plane `z` of labels from two planes of logits and their weights.

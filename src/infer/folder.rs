@@ -33,6 +33,8 @@ pub struct PredictOptions {
     /// Write the class probabilities beside each label map, as `CASE.npz`.
     pub save_probabilities: bool,
     pub device: Device,
+    /// For the second stage of a cascade: the folder of the first one's label maps, with the raw images' voxels.
+    pub previous_stage: Option<PathBuf>,
 }
 
 impl PredictOptions {
@@ -86,7 +88,7 @@ fn predict_on<B: NnOps>(
         .with_memory(options.memory)
         .with_precision(options.precision);
     let dataset = predictor.dataset();
-    let mut cases = find_images(images, &dataset.file_ending, dataset.num_channels())?;
+    let mut cases = find_cases(images, options, &predictor)?;
     let total = cases.len();
     let listing: Vec<_> = cases.iter().map(|case| (&case.id, case.bytes())).collect();
     check_agreement(comm, "images to predict", format!("{listing:?}").as_bytes())?;
@@ -113,6 +115,39 @@ fn predict_on<B: NnOps>(
     }
     failed.sort();
     Err(InferError::Cases { failed, total })
+}
+
+/// The cases of a folder of images; in the second stage of a cascade with the first one's label maps.
+///
+/// # Errors
+/// The images cannot be found, or the network needs label maps that are not there, or takes none.
+pub(crate) fn find_cases<B: NnOps>(
+    images: &Path,
+    options: &PredictOptions,
+    predictor: &Predictor<B>,
+) -> Result<Vec<CaseFiles>, InferError> {
+    let dataset = predictor.dataset();
+    let mut cases = find_images(images, &dataset.file_ending, dataset.num_channels())?;
+    match &options.previous_stage {
+        Some(_) if !predictor.is_cascaded() => {
+            return Err(InferError::NotCascaded { path: options.checkpoint.clone() });
+        }
+        Some(folder) => add_previous_stage(&mut cases, folder, &dataset.file_ending)?,
+        None => predictor.check_previous_stage()?,
+    }
+    Ok(cases)
+}
+
+/// Gives each case the label map that the previous stage of a cascade has made of it.
+fn add_previous_stage(cases: &mut [CaseFiles], folder: &Path, file_ending: &str) -> Result<(), InferError> {
+    for case in cases.iter_mut() {
+        case.label = Some(folder.join(format!("{}{file_ending}", case.id))).filter(|path| path.is_file());
+    }
+    let missing: Vec<_> = cases.iter().filter(|case| case.label.is_none()).map(|case| case.id.clone()).collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(InferError::PreviousMissing { folder: folder.to_owned(), cases: missing }),
+    }
 }
 
 /// The failures of all ranks.

@@ -9,6 +9,7 @@
 //! stay.
 
 mod accumulator;
+mod cascade;
 mod decide;
 mod device_sums;
 mod error;
@@ -20,19 +21,23 @@ mod options;
 mod portions;
 mod predictor;
 mod sliding_window;
+mod stages;
 mod steps;
 mod taps;
 mod validation;
 
+pub use cascade::NextStage;
 pub(crate) use decide::Decision;
 pub use error::InferError;
 pub(crate) use export::Export;
 pub use export::Segmentation;
+pub(crate) use folder::find_cases;
 pub use folder::{PredictOptions, predict_folder};
 pub use gaussian::{Blend, importance};
 pub use options::{Accumulate, MemoryOptions, WindowOptions};
 pub(crate) use portions::Portions;
 pub use predictor::Predictor;
 pub use sliding_window::{SlidingWindow, Spent};
+pub use stages::predict_both_stages;
 pub use steps::window_steps;
 pub use validation::validate_fold;

@@ -2,16 +2,15 @@
 
 use std::path::Path;
 
-use ndarray::{Array3, Array4};
-
 use super::InferError;
 use super::predictor::Predictor;
 use crate::dist::{Communicator, share_of};
 use crate::image::write_labels;
 use crate::ops::NnOps;
-use crate::store::{CaseStore, NativeStore, Patch, StoreError, read_case_properties};
+use crate::store::{CaseStore, NativeStore, StoreError, read_case_properties, write_label_map};
 
-/// Predicts `cases` from the preprocessed store at `folder` into label maps of their raw geometry in `output`.
+/// Predicts `cases` from the preprocessed store at `folder` into label maps of their raw geometry in `output`, and, for the
+/// predictor's next stages, into label maps of their preprocessed cases.
 ///
 /// The ranks divide the cases by their size; gives the numbers of this rank's. When this returns, all ranks are done.
 ///
@@ -30,11 +29,13 @@ pub fn validate_fold<B: NnOps>(
     for case in own.iter().map(|&number| &cases[number]) {
         comm.enter_long(&format!("validation of {case}"));
         let info = store.info(case)?;
-        let [z, y, x] = info.shape;
-        let (data, labels) = (Array4::zeros((info.channels, z, y, x)), Array3::zeros((z, y, x)));
-        let mut whole = Patch { data, labels };
+        let mut whole = info.blank_patch(info.shape);
         store.read_patch(case, [0; 3], &mut whole)?;
-        let segmentation = predictor.segment(whole.data.view(), &read_case_properties(folder, case)?, false)?;
+        let input = predictor.input(whole.data, whole.previous.as_ref().map(|labels| labels.view()))?;
+        let segmentation = predictor.segment(input.view(), &read_case_properties(folder, case)?, false)?;
+        for (stage, labels) in predictor.next_stages().iter().zip(&segmentation.for_next_stages) {
+            write_label_map(&stage.folder.join(format!("{case}.npy")), labels.view())?;
+        }
         let path = output.join(format!("{case}{}", predictor.dataset().file_ending));
         write_labels(&path, &segmentation.labels)?;
         tracing::debug!("validated {case}");

@@ -36,11 +36,18 @@ pub struct PlannerOptions {
     pub configurations: Vec<String>,
     /// Name of the plans; preprocessed data carry it.
     pub plans_name: String,
+    /// Plan a cascade where nnU-Net would not, as a patch shows enough of the image at full resolution.
+    pub force_lowres: bool,
 }
 
 impl Default for PlannerOptions {
     fn default() -> Self {
-        Self { gpu_memory_gb: 8.0, configurations: Vec::new(), plans_name: "nnUNetPlans".to_owned() }
+        Self {
+            gpu_memory_gb: 8.0,
+            configurations: Vec::new(),
+            plans_name: "nnUNetPlans".to_owned(),
+            force_lowres: false,
+        }
     }
 }
 
@@ -108,6 +115,9 @@ impl Planner<'_> {
         two_d.batch_dice = true;
         let mut configurations = IndexMap::from([(TWO_D.to_owned(), full(two_d))]);
         if shape[0] == 1.0 {
+            if self.options.force_lowres {
+                return Err(self.unplannable("images of a single slice have no cascade".to_owned()));
+            }
             return Ok(configurations);
         }
         let mut fullres = self.configuration(FULLRES, spacing, shape, voxels)?;
@@ -130,7 +140,8 @@ impl Planner<'_> {
 
     /// The finest spacing whose patch shows enough of the image; `None` where that is nearly the full resolution.
     ///
-    /// The fine axes grow first, until they are within a factor of two of the coarsest.
+    /// The fine axes grow first, until they are within a factor of two of the coarsest. With
+    /// [`PlannerOptions::force_lowres`] they grow on until the image is small enough.
     fn lowres(
         &self,
         fullres: &Configuration,
@@ -142,7 +153,8 @@ impl Planner<'_> {
         let mut patch_voxels = product(&fullres.patch_size);
         let mut spacing = *full_spacing;
         let mut lowres = None;
-        while patch_voxels / voxels < LOWRES_BELOW {
+        let is_small = |voxels: f64| full_voxels / voxels >= LOWRES_MIN_REDUCTION;
+        while patch_voxels / voxels < LOWRES_BELOW || (self.options.force_lowres && !is_small(voxels)) {
             let coarsest = spacing.iter().copied().fold(0.0, f64::max);
             let fine = spacing.map(|mm| coarsest / mm > 2.0);
             let grow_all = !fine.contains(&true);
@@ -158,7 +170,7 @@ impl Planner<'_> {
             patch_voxels = product(&candidate.patch_size);
             lowres = Some(candidate);
         }
-        Ok(lowres.filter(|_| full_voxels / voxels >= LOWRES_MIN_REDUCTION))
+        Ok(lowres.filter(|_| is_small(voxels)))
     }
 
     /// A configuration at this spacing for images of this median shape, without batch Dice.

@@ -17,7 +17,7 @@ use ndarray::{Array3, Array4};
 
 pub use cached::CachedStore;
 pub use case::{CaseProperties, PreprocessedCase};
-pub use native::{NativeStore, clear, read_case_properties, write_case, write_label_map};
+pub use native::{NativeStore, clear, label_map, read_case_properties, write_case, write_label_map};
 pub use region::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Region};
 pub use stage::{StageError, stage, stage_label_maps};
 

@@ -66,7 +66,10 @@ impl NativeStore {
             let labels = MappedArray::<i16>::open(path)?;
             if labels.shape() != [1, z, y, x] {
                 let defect = format!("has the shape {:?}, the preprocessed case {:?}", labels.shape(), [1, z, y, x]);
-                return Err(StoreError::new(path, defect + "; let the previous stage predict its held-out cases again"));
+                return Err(StoreError::new(
+                    path,
+                    defect + "; let the previous stage predict its held-out cases again",
+                ));
             }
             if let Some(case) = self.cases.get_mut(id) {
                 case.previous = Some(labels);
@@ -186,6 +189,11 @@ pub fn write_case(folder: &Path, id: &str, case: &PreprocessedCase) -> Result<()
 /// The disk.
 pub fn write_label_map(path: &Path, labels: ArrayView3<i16>) -> Result<(), StoreError> {
     npy::write(path, labels.insert_axis(ndarray::Axis(0)))
+}
+
+/// The file with a case's own labels, which has the form of [`write_label_map`]'s.
+pub fn label_map(folder: &Path, id: &str) -> PathBuf {
+    file(folder, id, LABELS)
 }
 
 /// Reads the properties of a case in a store's folder.

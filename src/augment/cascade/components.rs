@@ -38,7 +38,8 @@ impl Components {
         for (z, y) in (0..nz).flat_map(|z| (0..ny).map(move |y| (z, y))) {
             let runs_of = |z: usize, y: usize| begins[z * ny + y]..begins[z * ny + y + 1];
             // Half of the neighbouring rows: those that come before.
-            let above = z.checked_sub(1).into_iter().flat_map(|z| (y.saturating_sub(1)..(y + 2).min(ny)).map(move |y| (z, y)));
+            let above =
+                z.checked_sub(1).into_iter().flat_map(|z| (y.saturating_sub(1)..(y + 2).min(ny)).map(move |y| (z, y)));
             let beside = y.checked_sub(1).map(|y| (z, y));
             for (other_z, other_y) in above.chain(beside) {
                 forest.join_touching(&runs, runs_of(z, y), runs_of(other_z, other_y));
@@ -172,6 +173,15 @@ mod tests {
                 assert!(set.is_empty());
             }
         }
+    }
+
+    /// Those of scikit-image 0.26.0's `label`.
+    #[test]
+    fn components_are_those_of_the_reference() {
+        let labels: Vec<i16> = (0..4200).map(|index: u64| i16::from((index * 2_654_435_761 >> 7) % 7 == 0)).collect();
+        let components = Components::of(&BitVolume::of_label(&labels, [6, 10, 70], 1));
+        assert_eq!((components.sizes().len(), components.sizes().iter().sum::<usize>()), (14, 601));
+        assert_eq!(components.sizes()[..12], [43, 90, 93, 100, 96, 93, 66, 1, 10, 1, 1, 5]);
     }
 
     #[test]

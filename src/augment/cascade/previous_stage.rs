@@ -54,7 +54,8 @@ impl PreviousStage {
     pub fn one_hot(&self, labels: &[i16], shape: [usize; 3], rng: &mut Stream) -> Vec<BitVolume> {
         let mut classes: Vec<BitVolume> =
             self.classes.iter().map(|class| BitVolume::of_label(labels, shape, *class)).collect();
-        if let Some(Augmentation { operator, operator_probability, removal, removal_probability }) = &self.augmentation {
+        if let Some(Augmentation { operator, operator_probability, removal, removal_probability }) = &self.augmentation
+        {
             if chance(*operator_probability, rng) {
                 operator.apply(&mut classes, rng);
             }
@@ -74,7 +75,8 @@ mod tests {
     #[test]
     fn a_label_map_becomes_a_channel_per_foreground_class() {
         let labels = [-1, 0, 1, 2, 2, 7];
-        let one_hot = PreviousStage::new(vec![1, 2]).one_hot(&labels, [1, 2, 3], &mut stream(1, Purpose::Augment, 0, 0));
+        let one_hot =
+            PreviousStage::new(vec![1, 2]).one_hot(&labels, [1, 2, 3], &mut stream(1, Purpose::Augment, 0, 0));
         let channels = one_hot.iter().map(|class| {
             let mut channel = [f32::NAN; 6];
             class.write_to(&mut channel);

@@ -33,7 +33,8 @@ impl RemoveRandomComponent {
             let components = Components::of(set);
             let bound = set.shape().iter().product::<usize>() as f64 * self.smaller_than;
             let sizes = components.sizes().iter().enumerate();
-            let small: Vec<usize> = sizes.filter(|(_, size)| (**size as f64) < bound).map(|(number, _)| number).collect();
+            let small: Vec<usize> =
+                sizes.filter(|(_, size)| (**size as f64) < bound).map(|(number, _)| number).collect();
             if !small.is_empty() {
                 components.remove(small[rng.random_range(0..small.len())], set);
             }

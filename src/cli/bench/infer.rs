@@ -28,6 +28,10 @@ pub struct Infer {
     #[arg(short, long, value_name = "DIR", requires = "run")]
     images: Option<PathBuf>,
 
+    /// For the second stage of a cascade: folder with the first stage's label maps of the images.
+    #[arg(long, value_name = "DIR", requires = "run")]
+    prev_stage_predictions: Option<PathBuf>,
+
     /// Do not mirror.
     #[arg(long)]
     no_tta: bool,
@@ -95,6 +99,7 @@ impl Infer {
             precision: self.precision.on(self.device)?,
             save_probabilities: false,
             device: self.device,
+            previous_stage: self.prev_stage_predictions.clone(),
         };
         Ok(InferFolder { images, options })
     }
