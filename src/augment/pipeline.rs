@@ -161,3 +161,40 @@ impl std::fmt::Debug for Pipeline {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array3, Array4};
+
+    use super::*;
+    use crate::augment::blank_patch;
+    use crate::rng::{Purpose, stream};
+
+    /// The previous stage's label map, here that of the labels, goes wherever these go, beyond the image too.
+    #[test]
+    fn the_previous_stage_is_turned_scaled_and_mirrored_with_the_labels() {
+        let pipeline = Pipeline::nnunet([12, 14, 16], &[0, 1, 2], &[true]);
+        let pipeline = pipeline.with_previous_stage(PreviousStage::new(vec![1, 2]));
+        let labels = Array3::from_shape_fn((20, 18, 22), |(z, y, x)| ((z / 5 + y / 6 + x / 4) % 4) as i16 - 1);
+        let data = Array4::from_shape_fn((1, 20, 18, 22), |(_, z, y, x)| (z * y + x) as f32);
+        let case = Patch { data, previous: Some(labels.clone()), labels };
+        let region = Region { lo: [-4, -3, -5], size: pipeline.read_patch_size(), ..Region::from(&case) };
+        let mut plain = blank_patch(1, [12, 14, 16]);
+        let mut patch = Patch { previous: Some(Array3::zeros((12, 14, 16))), ..plain.clone() };
+        for index in 0..100 {
+            let rng = || stream(2, Purpose::Augment, 0, index);
+            pipeline.apply(region, &mut patch, &mut rng());
+            assert_eq!(patch.previous.as_ref(), Some(&patch.labels));
+            // The image does not see that there is a previous stage.
+            pipeline.apply(region, &mut plain, &mut rng());
+            assert!(plain.data == patch.data && plain.labels == patch.labels);
+
+            let one_hot = pipeline.one_hot(&patch, &mut rng());
+            let is_class = |(class, label): (&BitVolume, i16)| {
+                patch.labels.indexed_iter().all(|((z, y, x), other)| class.contains([z, y, x]) == (*other == label))
+            };
+            assert!(one_hot.iter().zip([1, 2]).all(is_class));
+        }
+        assert!(Pipeline::none([4; 3]).one_hot(&plain, &mut stream(2, Purpose::Augment, 0, 0)).is_empty());
+    }
+}

@@ -262,6 +262,29 @@ mod tests {
         }
     }
 
+    /// As nnU-Net's `resample_and_save`: resampled to another stage's extent, by the logits' spacing alone.
+    #[test]
+    fn labels_for_another_stage_are_those_of_the_resampled_logits() {
+        let logit = |c: usize, z: usize, y: usize, x: usize| ((c * 37 + z * 11 + y * 5 + x * 3) as f32 * 0.37).sin();
+        let logits = Array4::from_shape_fn((4, 7, 9, 8), |(c, z, y, x)| logit(c, z, y, x));
+        let resampling = Resampling { order: 1, order_z: 0, force_separate_z: None };
+        for (spacing, to) in [([1.0; 3], [14, 17, 19]), ([5.0, 1.0, 1.0], [13, 18, 16]), ([2.0; 3], [7, 9, 8])] {
+            // The raw image is anisotropic, which does not matter.
+            let properties = properties([3, 30, 30], [9.0, 1.0, 1.0], spacing);
+            let whole = resample_data(logits.view(), to, spacing, spacing, &resampling);
+            let mut export = Export::for_stage([[7, 9, 8], to], &properties, &resampling, &Decision::Classes);
+            for z in 0..7 {
+                let plane = logits.slice(s![.., z, .., ..]).permuted_axes([1, 2, 0]);
+                export.plane(z, plane.as_standard_layout().view());
+            }
+            let labels = export.into_labels();
+            assert_eq!(labels.dim(), to.into());
+            for ((z, y, x), label) in labels.indexed_iter() {
+                assert_eq!(*label, Decision::Classes.label(&whole.slice(s![.., z, y, x]).to_vec()), "{to:?}");
+            }
+        }
+    }
+
     /// Planes one after the other give what the whole resampled volume gives.
     #[test]
     fn labels_are_those_of_the_resampled_logits() {
