@@ -30,8 +30,14 @@ use tempfile::TempDir;
 const FIRST: &str = "3d_lowres";
 const SECOND: &str = "3d_cascade_fullres";
 
-/// Seconds of training in one process.
-const SHORT: [&str; 8] = ["--epochs", "1", "--iters-per-epoch", "2", "--val-iters", "1", "--batch-size", "2"];
+/// Seconds of training in one process. Flags override it.
+const SETTINGS: &str = r#"
+[training]
+epochs = 1
+iterations_per_epoch = 2
+validation_iterations = 1
+batch_size = 2
+"#;
 
 /// Five phantoms in two folds, with plans for a cascade of networks that train in no time, preprocessed for both stages.
 struct Cascade {
@@ -54,6 +60,7 @@ impl Cascade {
             {"train": ["phantom_003", "phantom_004"], "val": ["phantom_000", "phantom_001", "phantom_002"]},
         ]);
         fs::write(cascade.work.splits(), splits.to_string()).unwrap();
+        fs::write(cascade.path("settings.toml"), SETTINGS).unwrap();
         cascade.run("preprocess", &["-c", FIRST, SECOND]);
         cascade
     }
@@ -80,7 +87,9 @@ impl Cascade {
     }
 
     fn train(&self, stage: &str, fold: &str, flags: &[&str]) -> Command {
-        self.command("train", &[&["-c", stage, "-f", fold], &SHORT[..], flags].concat())
+        let mut command = self.command("train", &["-c", stage, "-f", fold]);
+        command.arg("--config").arg(self.path("settings.toml")).args(flags);
+        command
     }
 
     fn run_dir(&self, stage: &str, fold: &str) -> RunDir {
@@ -177,7 +186,7 @@ fn the_second_stage_learns_to_use_the_first_ones_segmentation() {
         fs::create_dir_all(target.parent().unwrap()).unwrap();
         fs::copy(file, target).unwrap();
     }
-    let flags = ["--prev-stage", first.root().to_str().unwrap(), "--iters-per-epoch", "60", "--optimizer", "adam"];
+    let flags = ["--prev-stage", first.root().to_str().unwrap(), "--iters-per-epoch", "150", "--optimizer", "adam"];
     succeed(cascade.train(SECOND, "0", &[&flags[..], &["--lr", "0.005"]].concat()));
     let second = cascade.run_dir(SECOND, "0");
     let dice = Summary::load(&second.validation().join("summary.json")).unwrap().mean_dice();
