@@ -169,10 +169,7 @@ impl RunFlags {
             .set("data.shard", name_of(self.shard))
             .set("data.cache_gb", self.cache_gb)
             .set("data.stage_dir", self.stage_dir.as_ref().map(|path| path.display().to_string()))
-            .set(
-                "data.previous_stage",
-                self.prev_stage.as_ref().map(|runs| runs.iter().map(path_text).collect::<Vec<_>>()),
-            )
+            .set("data.previous_stage", self.prev_stage.as_ref().map(|runs| texts_of(runs)))
             .set("run_dir", self.run_dir.as_ref().map(|path| path.display().to_string()))
             .set("training.epochs", self.epochs)
             .set("training.iterations_per_epoch", self.iters_per_epoch)
@@ -185,9 +182,9 @@ impl RunFlags {
     }
 }
 
-/// A path as it stands in TOML.
-fn path_text(path: &PathBuf) -> String {
-    path.display().to_string()
+/// Paths as they stand in TOML.
+fn texts_of(paths: &[PathBuf]) -> Vec<String> {
+    paths.iter().map(|path| path.display().to_string()).collect()
 }
 
 /// The name under which a choice stands in TOML, which is its name on the command line.

@@ -58,8 +58,8 @@ pub enum InferError {
     #[error("{path}: was trained as {found}, but the second stage of the cascade comes after {wanted}")]
     OtherStage { path: PathBuf, found: String, wanted: String },
     /// The first stage's segmentations of some cases are missing.
-    #[error("{folder}: no segmentation by the previous stage of {}", cases.join(", "))]
-    PreviousMissing { folder: PathBuf, cases: Vec<String> },
+    #[error("{folder}: no segmentation by the previous stage of {number} case(s): {first}{}", if *number > 1 { ", …" } else { "" })]
+    PreviousMissing { folder: PathBuf, number: usize, first: String },
     /// Some cases of a folder failed; the others are there.
     #[error("{} of {total} cases failed: {}", failed.len(), failed.join("; "))]
     Cases { failed: Vec<String>, total: usize },

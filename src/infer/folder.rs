@@ -143,10 +143,14 @@ fn add_previous_stage(cases: &mut [CaseFiles], folder: &Path, file_ending: &str)
     for case in cases.iter_mut() {
         case.label = Some(folder.join(format!("{}{file_ending}", case.id))).filter(|path| path.is_file());
     }
-    let missing: Vec<_> = cases.iter().filter(|case| case.label.is_none()).map(|case| case.id.clone()).collect();
-    match missing.is_empty() {
-        true => Ok(()),
-        false => Err(InferError::PreviousMissing { folder: folder.to_owned(), cases: missing }),
+    let missing: Vec<_> = cases.iter().filter(|case| case.label.is_none()).collect();
+    match missing.first() {
+        None => Ok(()),
+        Some(first) => Err(InferError::PreviousMissing {
+            folder: folder.to_owned(),
+            number: missing.len(),
+            first: first.id.clone(),
+        }),
     }
 }
 

@@ -198,7 +198,7 @@ mod tests {
             let is_within = |centre: [i64; 3], weights: [i64; 3], bound: i64| {
                 (0..3).map(|axis| weights[axis] * (at[axis] - centre[axis]).pow(2)).sum::<i64>() <= bound
             };
-            let is_scattered = index as u64 * 2_654_435_761 % 211 == 0;
+            let is_scattered = (index as u64 * 2_654_435_761).is_multiple_of(211);
             let first = is_within([9, 10, 20], [2, 1, 1], 72);
             let second = is_within([12, 12, 50], [1, 1, 2], 90) && !is_within([12, 12, 50], [1, 1, 1], 16);
             *label = i16::from(first || second || is_scattered);

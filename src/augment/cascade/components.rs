@@ -128,6 +128,13 @@ impl Forest {
 mod tests {
     use super::*;
 
+    /// About one voxel in so many.
+    fn scattered(shape: [usize; 3], every: u64) -> BitVolume {
+        let is_set = |index: usize| ((index as u64 * 2_654_435_761) >> 7).is_multiple_of(every);
+        let labels: Vec<i16> = (0..shape.iter().product()).map(|index| i16::from(is_set(index))).collect();
+        BitVolume::of_label(&labels, shape, 1)
+    }
+
     /// By flooding, voxel by voxel: sizes in the order of the first voxels.
     fn flooded(set: &BitVolume) -> Vec<usize> {
         let [nz, ny, nx] = set.shape();
@@ -159,10 +166,7 @@ mod tests {
     fn components_are_those_of_flooding() {
         for shape in [[5, 7, 70], [1, 12, 130], [9, 8, 5]] {
             for every in [2, 3, 5, 9, 40] {
-                let voxels: usize = shape.iter().product();
-                let labels: Vec<i16> =
-                    (0..voxels).map(|index| i16::from((index as u64 * 2_654_435_761 >> 7) % every == 0)).collect();
-                let mut set = BitVolume::of_label(&labels, shape, 1);
+                let mut set = scattered(shape, every);
                 let components = Components::of(&set);
                 assert_eq!(components.sizes(), flooded(&set), "{shape:?}, one in {every}");
                 for (number, size) in components.sizes().iter().enumerate() {
@@ -178,8 +182,7 @@ mod tests {
     /// Those of scikit-image 0.26.0's `label`.
     #[test]
     fn components_are_those_of_the_reference() {
-        let labels: Vec<i16> = (0..4200).map(|index: u64| i16::from((index * 2_654_435_761 >> 7) % 7 == 0)).collect();
-        let components = Components::of(&BitVolume::of_label(&labels, [6, 10, 70], 1));
+        let components = Components::of(&scattered([6, 10, 70], 7));
         assert_eq!((components.sizes().len(), components.sizes().iter().sum::<usize>()), (14, 601));
         assert_eq!(components.sizes()[..12], [43, 90, 93, 100, 96, 93, 66, 1, 10, 1, 1, 5]);
     }
