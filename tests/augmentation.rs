@@ -26,12 +26,13 @@ fn textured([z, y, x]: [usize; 3]) -> Patch {
     Patch {
         data: Array4::from_shape_fn((2, z, y, x), |(c, z, y, x)| wave(c, z, y, x)),
         labels: Array3::from_shape_fn((z, y, x), |(i, j, k)| ((i * y + j) * x + k) as i16),
+        previous: None,
     }
 }
 
 fn constant(value: f32) -> Patch {
     let [z, y, x] = SHAPE;
-    Patch { data: Array4::from_elem((2, z, y, x), value), labels: Array3::zeros((z, y, x)) }
+    Patch { data: Array4::from_elem((2, z, y, x), value), labels: Array3::zeros((z, y, x)), previous: None }
 }
 
 fn mean(values: ndarray::ArrayView3<f32>) -> f64 {
@@ -94,7 +95,7 @@ fn mirrored(patch: &Patch, flips: [bool; 3]) -> Patch {
         data.invert_axis(Axis(axis + 1));
         labels.invert_axis(Axis(axis));
     }
-    Patch { data: data.to_owned(), labels: labels.to_owned() }
+    Patch { data: data.to_owned(), labels: labels.to_owned(), previous: None }
 }
 
 #[test]
@@ -110,9 +111,9 @@ fn zoom_scales_about_the_centre_in_the_documented_range() {
         0 => f32::from(inside[[z, y, x]]),
         _ => x as f32,
     });
-    let read = Patch { data, labels: inside };
+    let read = Patch { data, labels: inside, previous: None };
 
-    let mut patch = Patch { data: Array4::zeros((2, 24, 24, 24)), labels: Array3::zeros((24, 24, 24)) };
+    let mut patch = Patch { data: Array4::zeros((2, 24, 24, 24)), labels: Array3::zeros((24, 24, 24)), previous: None };
     let mut scales = Vec::new();
     for index in 0..1500 {
         spatial.apply(&read, &mut patch, &mut rng(index));
@@ -145,8 +146,13 @@ fn in_plane_patches_keep_their_slices_apart() {
         let read = Patch {
             data: Array4::from_shape_fn((1, z, y, x), |(_, z, _, _)| z as f32 + 1.0),
             labels: Array3::from_shape_fn((z, y, x), |(z, _, _)| z as i16),
+            previous: None,
         };
-        let mut patch = Patch { data: Array4::zeros((1, size[0], 32, 32)), labels: Array3::zeros((size[0], 32, 32)) };
+        let mut patch = Patch {
+            data: Array4::zeros((1, size[0], 32, 32)),
+            labels: Array3::zeros((size[0], 32, 32)),
+            previous: None,
+        };
         for index in 0..200 {
             spatial.apply(&read, &mut patch, &mut rng(index));
             for slice in 0..size[0] {
@@ -161,8 +167,11 @@ fn in_plane_patches_keep_their_slices_apart() {
 fn noise_is_normal_with_a_uniform_strength() {
     let draws: Vec<f64> = (0..1500)
         .map(|index| {
-            let mut patch =
-                Patch { data: Array4::from_elem((2, 16, 20, 20), 3.0), labels: Array3::zeros((16, 20, 20)) };
+            let mut patch = Patch {
+                data: Array4::from_elem((2, 16, 20, 20), 3.0),
+                labels: Array3::zeros((16, 20, 20)),
+                previous: None,
+            };
             GaussianNoise { std: 0.0..0.1 }.apply(&mut patch, &mut rng(index));
             let [first, second] = [0, 1].map(|channel| std(patch.data.index_axis(Axis(0), channel)));
             // One strength for both channels: they agree within the error of a deviation from 6400 voxels.
@@ -244,7 +253,8 @@ fn blur_smooths_half_of_the_channels_and_keeps_constants() {
     let blur = GaussianBlur { sigma: 0.5..1.0, per_channel: 0.5 };
     let mut changed = 0;
     for index in 0..600 {
-        let mut patch = Patch { data: Array4::zeros((2, 13, 13, 13)), labels: Array3::zeros((13, 13, 13)) };
+        let mut patch =
+            Patch { data: Array4::zeros((2, 13, 13, 13)), labels: Array3::zeros((13, 13, 13)), previous: None };
         patch.data.slice_mut(ndarray::s![.., 6, 6, 6]).fill(1.0);
         blur.apply(&mut patch, &mut rng(index));
         for channel in patch.data.outer_iter().filter(|channel| channel[[6, 6, 6]] != 1.0) {
@@ -278,8 +288,11 @@ fn low_resolution_loses_detail_but_not_the_slices_it_is_to_keep() {
     assert!((480..660).contains(&changed), "{changed}");
 
     let [z, y, x] = SHAPE;
-    let slices =
-        Patch { data: Array4::from_shape_fn((1, z, y, x), |(_, z, _, _)| z as f32), labels: Array3::zeros((z, y, x)) };
+    let slices = Patch {
+        data: Array4::from_shape_fn((1, z, y, x), |(_, z, _, _)| z as f32),
+        labels: Array3::zeros((z, y, x)),
+        previous: None,
+    };
     let mut patch = slices.clone();
     let low = LowResolution { scale: 0.5..0.5, per_channel: 1.0, keep_z: true };
     low.apply(&mut patch, &mut rng(0));
@@ -337,7 +350,7 @@ fn the_whole_pipeline_is_reproducible_and_leaves_finite_values() {
         let pipeline = Pipeline::nnunet(size, &[1, 2], &[true, false]);
         let read = textured(pipeline.read_patch_size());
         let [z, y, x] = size;
-        let blank = || Patch { data: Array4::zeros((2, z, y, x)), labels: Array3::zeros((z, y, x)) };
+        let blank = || Patch { data: Array4::zeros((2, z, y, x)), labels: Array3::zeros((z, y, x)), previous: None };
         for index in 0..100 {
             let (mut first, mut second) = (blank(), textured(size));
             pipeline.apply(&read, &mut first, &mut rng(index));

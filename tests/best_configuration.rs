@@ -316,7 +316,9 @@ fn from_training_to_the_postprocessed_prediction_of_an_ensemble() {
     write_json(&work.splits(), &splits()).unwrap();
     let mut plans: Value = serde_json::from_slice(&fs::read(work.plans()).unwrap()).unwrap();
     let configurations = ["2d", "3d_fullres"];
-    configurations.map(|configuration| shrink(&mut plans["configurations"][configuration]));
+    for configuration in configurations {
+        shrink(&mut plans["configurations"][configuration]);
+    }
     plans["configurations"]["2d"]["batch_size"] = json!(2);
     fs::write(work.plans(), plans.to_string()).unwrap();
     succeed(&mut in_work("preprocess", &["-c", "2d", "3d_fullres"]));

@@ -276,6 +276,33 @@ mod made_up {
         assert_eq!(lowres.configuration("3d_lowres").unwrap().next_stage, None);
     }
 
+    /// nnU-Net plans no low resolution here, as a patch shows all of the image.
+    #[test]
+    fn a_cascade_can_be_forced_on_small_images() {
+        let options = PlannerOptions { force_lowres: true, ..PlannerOptions::default() };
+        let plan = |shape, options: &PlannerOptions| {
+            plan::plan("Dataset002_Small", &dataset(), &fingerprint(shape, [1.0; 3]), options)
+        };
+        assert_eq!(names(&plan([40, 56, 40], &PlannerOptions::default()).unwrap()), ["2d", "3d_fullres"]);
+        let forced = plan([40, 56, 40], &options).unwrap();
+        assert_eq!(names(&forced), ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]);
+        let [lowres, fullres] = ["3d_lowres", "3d_fullres"].map(|name| forced.configuration(name).unwrap());
+        let voxels = |median: &[f64]| median.iter().product::<f64>();
+        let ratio = voxels(&fullres.median_image_size_in_voxels) / voxels(&lowres.median_image_size_in_voxels);
+        assert!((1.9..2.5).contains(&ratio), "{ratio}");
+        assert_eq!(lowres.next_stage_names(), ["3d_cascade_fullres"]);
+        let cascade = forced.configuration("3d_cascade_fullres").unwrap();
+        assert_eq!((cascade.previous_stage_name(), cascade.next_stage_names().len()), (Some("3d_lowres"), 0));
+        assert_eq!(
+            cascade.num_input_channels(&dataset()),
+            dataset().num_channels() + dataset().foreground_classes().len()
+        );
+        // Where nnU-Net plans one itself nothing changes.
+        let large = plan([400, 500, 500], &options).unwrap();
+        assert_eq!(large.configurations, planned(&[]).unwrap().configurations);
+        assert!(plan([1, 56, 40], &options).unwrap_err().to_string().contains("single slice"));
+    }
+
     #[test]
     fn channels_get_their_normalisation_and_mask() {
         let configuration = planned(&[]).unwrap().configuration("2d").unwrap();

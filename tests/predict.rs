@@ -46,6 +46,7 @@ impl Bench {
             memory: MemoryOptions::default(),
             precision: Precision::Fp32,
             device: Device::Cpu,
+            previous_stage: None,
         };
         Self { folder, options, save_probabilities: false }
     }

@@ -98,7 +98,7 @@ fn a_whole_dataset_ends_in_the_store_and_replaces_what_was_there() {
     for path in &references {
         let id = case_beside(path).id;
         let [z, y, x] = store.info(&id).unwrap().shape;
-        let mut patch = Patch { data: Array4::zeros((1, z, y, x)), labels: Array3::zeros((z, y, x)) };
+        let mut patch = Patch { data: Array4::zeros((1, z, y, x)), labels: Array3::zeros((z, y, x)), previous: None };
         store.read_patch(&id, [0; 3], &mut patch).unwrap();
         let expected: Array4<f32> = read_npy(path).unwrap();
         assert!(patch.data.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= TOLERANCE), "{id}");

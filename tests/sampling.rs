@@ -53,7 +53,7 @@ fn info(labels: &Array3<i16>) -> CaseInfo {
     for ((z, y, x), &label) in labels.indexed_iter().filter(|(_, label)| **label > 0) {
         class_locations.entry(label).or_default().push([z as u32, y as u32, x as u32]);
     }
-    CaseInfo { channels: 2, shape: labels.dim().into(), class_locations }
+    CaseInfo { channels: 2, shape: labels.dim().into(), class_locations, has_previous: false }
 }
 
 fn defect(case: &str, defect: &str) -> StoreError {
@@ -210,7 +210,7 @@ fn the_last_third_of_the_global_batch_is_centred_on_its_class() {
     }
 
     let sampler = sampler(&store, 2, &Pipeline::none(PATCH));
-    let mut patch = Patch { data: Array4::zeros((2, 6, 10, 8)), labels: Array3::zeros((6, 10, 8)) };
+    let mut patch = Patch { data: Array4::zeros((2, 6, 10, 8)), labels: Array3::zeros((6, 10, 8)), previous: None };
     let mut classes = BTreeMap::<i16, usize>::new();
     for index in (1..800).step_by(2) {
         let SampleId { case, lo, class, .. } = sampler.draw(0, index).unwrap();

@@ -44,7 +44,11 @@ fn stored(cases: &[(&str, &PreprocessedCase)]) -> tempfile::TempDir {
 
 /// A patch full of what must be overwritten.
 fn dirty_patch(channels: usize, [z, y, x]: [usize; 3]) -> Patch {
-    Patch { data: Array4::from_elem((channels, z, y, x), f32::NAN), labels: Array3::from_elem((z, y, x), i16::MIN) }
+    Patch {
+        data: Array4::from_elem((channels, z, y, x), f32::NAN),
+        labels: Array3::from_elem((z, y, x), i16::MIN),
+        previous: None,
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ impl MaskOutside {
     /// Changes the intensities in place; draws nothing.
     pub fn apply(&self, patch: &mut Patch, _: &mut Stream) {
         debug_assert_eq!(patch.data.shape()[1..], shape(patch));
-        let Patch { data, labels } = patch;
+        let Patch { data, labels, .. } = patch;
         for (mut channel, _) in data.outer_iter_mut().zip(&self.channels).filter(|(_, masked)| **masked) {
             channel.zip_mut_with(labels, |value, &label| {
                 if label < 0 {

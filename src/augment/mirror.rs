@@ -1,7 +1,7 @@
 //! Mirroring.
 
 use super::draw::chance;
-use super::voxels::{channels_mut, labels_mut, shape};
+use super::voxels::{channels_mut, label_maps_mut, shape};
 use crate::rng::Stream;
 use crate::store::Patch;
 
@@ -21,7 +21,7 @@ impl Mirror {
             flips[axis] ^= chance(0.5, rng);
         }
         channels_mut(patch).for_each(|channel| flip(channel, shape, flips));
-        flip(labels_mut(patch), shape, flips);
+        label_maps_mut(patch).for_each(|labels| flip(labels, shape, flips));
     }
 }
 

@@ -4,11 +4,15 @@
 //! larger one, followed by named transforms with a probability each. A transform is a plain struct with
 //! `apply(&self, &mut Patch, &mut Stream)`: everything random comes from the stream, so a sample can be replayed.
 //!
+//! In a [`cascade`] the previous stage's label map goes through the spatial transform and mirroring with the labels, and
+//! then becomes channels of the network's input.
+//!
 //! To add a transform, write its file and its line in [`Pipeline::nnunet`]. The presets follow nnU-Net v2
 //! (`nnUNetTrainer.get_training_transforms`); ranges and interpolation are those of batchgeneratorsv2 0.3.6.
 
 mod blur;
 mod brightness;
+pub mod cascade;
 mod contrast;
 mod crop;
 mod draw;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use multiversion::multiversion;
 
 use super::tap::{self, Tap, between};
-use super::voxels::{channels_mut, labels_mut, shape};
+use super::voxels::{channels_mut, label_maps_mut, shape};
 use crate::store::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Patch, Region};
 
 /// Voxels that are interpolated together.
@@ -26,7 +26,7 @@ const MARGIN: f64 = 1e-2;
 pub(super) fn resample(source: Region, target: &mut Patch, matrix: &[[f64; 3]; 3]) {
     if source.voxels().iter().any(Range::is_empty) {
         target.data.fill(OUTSIDE_INTENSITY);
-        target.labels.fill(OUTSIDE_LABEL);
+        label_maps_mut(target).for_each(|labels| labels.fill(OUTSIDE_LABEL));
         return;
     }
     let [nz, ny, nx] = shape(target);
@@ -66,10 +66,12 @@ fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &Line, border
         border.iter().for_each(|(index, tap)| target[*index] = tap.blend(source));
         blend(&source[grid.base..], &grid, line, within.start, &mut target[part.clone()]);
     }
-    let target = labels_mut(target);
-    beyond.iter().for_each(|beyond| target[beyond.clone()].fill(OUTSIDE_LABEL));
-    border.iter().for_each(|(index, tap)| target[*index] = tap.vote(source.labels));
-    vote(&source.labels[grid.base..], &grid, line, within.start, &mut target[part]);
+    let label_maps = [Some(source.labels), source.previous].into_iter().flatten();
+    for (target, source) in label_maps_mut(target).zip(label_maps) {
+        beyond.iter().for_each(|beyond| target[beyond.clone()].fill(OUTSIDE_LABEL));
+        border.iter().for_each(|(index, tap)| target[*index] = tap.vote(source));
+        vote(&source[grid.base..], &grid, line, within.start, &mut target[part.clone()]);
+    }
 }
 
 /// The way of a target's row through the source, in positions of its box.

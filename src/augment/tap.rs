@@ -106,7 +106,9 @@ mod tests {
     #[test]
     fn padding_counts_as_zero_and_as_the_label_outside() {
         let (data, labels) = ([4.0, 8.0], [1, 2]);
-        let source = Region { data: &data, labels: &labels, shape: [1, 1, 2], lo: [0, 0, -1], size: [1, 1, 4] };
+        let case =
+            Region { data: &data, labels: &labels, previous: None, shape: [1, 1, 2], lo: [0; 3], size: [1, 1, 2] };
+        let source = Region { lo: [0, 0, -1], size: [1, 1, 4], ..case };
         let tap = |x: f32| Tap::at([0.0, 0.0, x], &source, &source.voxels());
         assert_eq!([0.25, 1.5, 2.75].map(|x| tap(x).blend(&data)), [1.0, 6.0, 2.0]);
         assert_eq!([0.25, 0.75, 1.0, 2.25, 2.75, 3.0].map(|x| tap(x).vote(&labels)), [-1, 1, 1, 2, -1, -1]);

@@ -10,7 +10,7 @@ const LANES: usize = 16;
 
 /// A patch of zeros with `channels` channels and spatial extent `shape`, `(z, y, x)`.
 pub(crate) fn blank_patch(channels: usize, [z, y, x]: [usize; 3]) -> Patch {
-    Patch { data: Array4::zeros((channels, z, y, x)), labels: Array3::zeros((z, y, x)) }
+    Patch { data: Array4::zeros((channels, z, y, x)), labels: Array3::zeros((z, y, x)), previous: None }
 }
 
 /// Spatial extent, `(z, y, x)`.
@@ -29,9 +29,10 @@ pub(super) fn data_mut(patch: &mut Patch) -> &mut [f32] {
     patch.data.as_slice_mut().expect("patches are allocated in C order and never permuted")
 }
 
-/// All labels.
-pub(super) fn labels_mut(patch: &mut Patch) -> &mut [i16] {
-    patch.labels.as_slice_mut().expect("patches are allocated in C order and never permuted")
+/// The labels and, in a cascade, those of the previous stage.
+pub(super) fn label_maps_mut(patch: &mut Patch) -> impl Iterator<Item = &mut [i16]> {
+    let maps = [Some(&mut patch.labels), patch.previous.as_mut()].into_iter().flatten();
+    maps.map(|labels| labels.as_slice_mut().expect("patches are allocated in C order and never permuted"))
 }
 
 /// What some values are like.

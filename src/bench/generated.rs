@@ -1,6 +1,7 @@
 //! A store of generated cases, for measuring what reads one without any dataset at hand.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use ndarray::{Array3, Array4};
@@ -19,7 +20,7 @@ const LOCATIONS: usize = 1000;
 pub struct GeneratedStore {
     /// The store, mapped into memory as any other.
     pub store: Arc<NativeStore>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl GeneratedStore {
@@ -34,7 +35,12 @@ impl GeneratedStore {
         for number in 0..cases {
             write_case(folder.path(), &format!("generated_{number:03}"), &case(channels, shape, number as u64))?;
         }
-        Ok(Self { store: Arc::new(NativeStore::open(folder.path())?), _folder: folder })
+        Ok(Self { store: Arc::new(NativeStore::open(folder.path())?), folder })
+    }
+
+    /// Where the store lies.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 }
 

@@ -8,12 +8,12 @@ use ndarray::{Array4, Array5};
 
 use super::{Row, Timings, Work, measure};
 use crate::backend::{ComputeBackend, OnDevice, on_device};
-use crate::dataset::{CaseFiles, find_images};
+use crate::dataset::CaseFiles;
 use crate::dist::Single;
 use crate::image::{Geometry, Resampling, write_labels};
 use crate::infer::{
     Accumulate, Blend, Decision, Export, FolderOptions, InferError, Portions, PredictOptions, Predictor, SlidingWindow,
-    Spent, predict_folder,
+    Spent, find_cases, predict_folder,
 };
 use crate::ops::NnOps;
 use crate::store::CaseProperties;
@@ -23,6 +23,8 @@ use crate::store::CaseProperties;
 pub struct InferFolder {
     pub images: PathBuf,
     pub options: PredictOptions,
+    /// The first stage's label maps, for the second stage of a cascade.
+    pub previous_stage: Option<PathBuf>,
 }
 
 /// An image without content and a network without cost: what remains is what inference adds to the network.
@@ -56,14 +58,16 @@ impl InferFolder {
     /// # Errors
     /// The network or an image cannot be read, or a label map not written.
     pub fn measure(&self, rounds: usize) -> Result<Vec<Row>, InferError> {
-        let Self { images, options } = self;
-        on_device(options.device, options.precision, &Single, Measure { images, options, rounds })?
+        let Self { images, options, previous_stage } = self;
+        let work = Measure { images, options, previous_stage: previous_stage.as_deref(), rounds };
+        on_device(options.device, options.precision, &Single, work)?
     }
 }
 
 struct Measure<'a> {
     images: &'a Path,
     options: &'a PredictOptions,
+    previous_stage: Option<&'a Path>,
     rounds: usize,
 }
 
@@ -71,10 +75,10 @@ impl OnDevice for Measure<'_> {
     type Output = Result<Vec<Row>, InferError>;
 
     fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
-        let Self { images, options, rounds } = self;
+        let Self { images, options, previous_stage, rounds } = self;
         let predictor = Predictor::<B::InnerBackend>::with_options(options, device)?;
-        let dataset = predictor.dataset();
-        let cases = find_images(images, &dataset.file_ending, dataset.num_channels())?;
+        let mut cases = find_cases(&[images.to_owned()], predictor.dataset())?;
+        predictor.add_previous_stage(&mut cases, previous_stage)?;
         let output = tempfile::tempdir().map_err(|source| InferError::Write { path: std::env::temp_dir(), source })?;
         let (mut voxels, mut raw_voxels) = (0, 0);
         let mut stages = Vec::new();
@@ -88,7 +92,7 @@ impl OnDevice for Measure<'_> {
             stages.push(round);
             Ok::<_, InferError>(())
         })?;
-        let folder = FolderOptions::default();
+        let folder = FolderOptions { previous_stage: previous_stage.map(Path::to_owned), ..FolderOptions::default() };
         let predict = || predict_folder(&[images.to_owned()], output.path(), options, &folder, &Single).map(drop);
         let folder = measure(rounds, predict)?;
 
@@ -121,7 +125,8 @@ fn one_case<B: NnOps>(
     let began = Instant::now();
     write_labels(&output.join(format!("{}{}", case.id, dataset.file_ending)), &found.labels)?;
     round.write += began.elapsed();
-    Ok([preprocessed.data.len() / dataset.num_channels(), found.labels.data.len()])
+    let voxels = preprocessed.properties.shape_after_resampling.iter().product();
+    Ok([voxels, found.labels.data.len()])
 }
 
 impl Default for InferStub {

@@ -4,14 +4,14 @@ use std::convert::Infallible;
 use std::hint::black_box;
 use std::sync::Arc;
 
-use ndarray::Axis;
+use ndarray::{Array3, Axis};
 
 use super::{Report, Row, Timings, Work, measure};
-use crate::augment::{Pipeline, blank_patch};
+use crate::augment::{Pipeline, blank_patch, centre_crop};
 use crate::loader::{Loader, LoaderError, LoaderOptions, SampleId, Sampler, SamplerOptions, Shard};
 use crate::loss::downsample_labels;
 use crate::rng::{Purpose, Stream, stream};
-use crate::store::{CaseStore, Patch};
+use crate::store::{CaseStore, Patch, StoreError};
 
 const SEED: u64 = 1;
 /// Batches per run: transforms are drawn at random, so that one batch says little.
@@ -56,6 +56,9 @@ impl LoaderBench {
             let seconds = self.transform(rounds, |patch, rng| pipeline.apply_step(number, patch, rng));
             rows.push(self.row(format!("{name} × {probability}"), seconds));
         }
+        if self.pipeline.previous_stage().is_some() {
+            rows.push(self.previous_stage(rounds)?);
+        }
         rows.push(self.targets(rounds));
         rows.push(self.augment(rounds)?);
         rows.push(self.whole(rounds)?);
@@ -90,6 +93,22 @@ impl LoaderBench {
         })
     }
 
+    /// The channels of a cascade's previous stage, each transform of them as often as it is drawn.
+    fn previous_stage(&self, rounds: usize) -> Result<Row, LoaderError> {
+        let (read, mut patch) = (self.read_batch()?, self.blank());
+        let patches = read.iter().map(|read| {
+            centre_crop(read, &mut patch);
+            patch.clone()
+        });
+        let patches: Vec<Patch> = patches.collect();
+        let seconds = unfailing(rounds, || {
+            for (index, patch) in self.repeated(&patches) {
+                black_box(self.pipeline.one_hot(patch, &mut self.stream(index)));
+            }
+        });
+        Ok(self.row("previous stage".into(), seconds))
+    }
+
     fn targets(&self, rounds: usize) -> Row {
         let patch = self.blank();
         let seconds = unfailing(rounds, || {
@@ -102,7 +121,9 @@ impl LoaderBench {
         let (read, mut patch) = (self.read_batch()?, self.blank());
         let seconds = unfailing(rounds, || {
             for (index, read) in self.repeated(&read) {
-                self.pipeline.apply(read, &mut patch, &mut self.stream(index));
+                let mut rng = self.stream(index);
+                self.pipeline.apply(read, &mut patch, &mut rng);
+                black_box(self.pipeline.one_hot(&patch, &mut rng));
                 make_targets(&patch);
             }
         });
@@ -154,18 +175,17 @@ impl LoaderBench {
     }
 
     fn blank(&self) -> Patch {
-        blank_patch(self.channels, self.pipeline.patch_size())
-    }
-
-    fn read_sample(&self, sample: &SampleId, read: &mut Patch) -> Result<(), LoaderError> {
-        self.store.read_patch(&sample.case, sample.lo, read).map_err(|error| LoaderError::Setup(error.to_string()))
+        let size = self.pipeline.patch_size();
+        let previous = self.pipeline.previous_stage().map(|_| Array3::zeros(size));
+        Patch { previous, ..blank_patch(self.channels, size) }
     }
 
     /// The first batch's patches, with the margin.
     fn read_batch(&self) -> Result<Vec<Patch>, LoaderError> {
-        let read = |sample| {
-            let mut read = blank_patch(self.channels, self.pipeline.read_patch_size());
-            self.read_sample(sample, &mut read)?;
+        let read = |sample: &SampleId| {
+            let fail = |error: StoreError| LoaderError::Setup(error.to_string());
+            let mut read = self.store.info(&sample.case).map_err(fail)?.blank_patch(self.pipeline.read_patch_size());
+            self.store.read_patch(&sample.case, sample.lo, &mut read).map_err(fail)?;
             Ok(read)
         };
         self.samples.iter().take(self.batch_size).map(read).collect()

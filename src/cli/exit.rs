@@ -95,6 +95,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             cause.downcast_ref(),
             Some(TrainError::Checkpoint { .. } | TrainError::Diverged { .. } | TrainError::Untrained { .. })
         )
+        || matches!(cause.downcast_ref(), Some(TrainError::PreviousStage { .. }))
         || matches!(cause.downcast_ref(), Some(CrossvalError::Invalid { .. }))
         || matches!(cause.downcast_ref(), Some(EnsembleError::Invalid { .. }))
         || cause.is::<ProbabilityError>()
@@ -103,6 +104,8 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             cause.downcast_ref(),
             Some(InferError::Weights { .. } | InferError::Ensemble { .. } | InferError::Cases { .. })
         )
+        || matches!(cause.downcast_ref(), Some(InferError::NoPreviousStage { .. } | InferError::NotCascaded { .. }))
+        || matches!(cause.downcast_ref(), Some(InferError::OtherStage { .. } | InferError::PreviousMissing { .. }))
     {
         Some(INVALID)
     } else if let Some(error) = cause.downcast_ref::<DatasetError>() {

@@ -122,6 +122,14 @@ impl ModelFlags {
 }
 
 impl InferFlags {
+    /// The networks of a cascade's first stage, found in `models` as those of the second are in theirs; `None` without any.
+    pub(super) fn previous(&self, models: &[PathBuf]) -> anyhow::Result<Option<Vec<PathBuf>>> {
+        match models.is_empty() {
+            true => Ok(None),
+            false => Ok(Some(find_checkpoints(models, &self.model.folds, self.model.checkpoint)?)),
+        }
+    }
+
     /// What they ask for.
     pub(super) fn options(&self) -> anyhow::Result<PredictOptions> {
         let blend = match self.blend {

@@ -53,6 +53,10 @@ pub struct Plan {
     /// Configurations to plan, separated by commas [default: all that suit the dataset].
     #[arg(short, long, value_name = "NAMES", value_delimiter = ',')]
     configurations: Vec<String>,
+
+    /// Plan a low resolution and a cascade even where a patch shows enough of the image at full resolution.
+    #[arg(long)]
+    force_lowres: bool,
 }
 
 impl Plan {
@@ -74,6 +78,7 @@ impl Plan {
             configurations: self.configurations,
             plans_name: self.plans_name.unwrap_or(planner.plans_name),
             target_spacing: self.overwrite_target_spacing,
+            force_lowres: self.force_lowres,
             planner: self.planner,
         };
         let work = WorkDir::new(&self.work).with_plans(&options.plans_name);

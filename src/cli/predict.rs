@@ -16,7 +16,8 @@ use crate::infer::{self, FolderOptions, InferError, Part};
 Examples:
   nnunet-dist predict -w hippocampus -c 3d_fullres -i imagesTs -o predictions    # mean of the networks of folds 0 to 4
   nnunet-dist predict -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs -o predictions
-  mpirun -np 8 nnunet-dist predict -w hippocampus -c 3d_fullres -f all -i imagesTs -o predictions --device cuda")]
+  mpirun -np 8 nnunet-dist predict -w hippocampus -c 3d_fullres -f all -i imagesTs -o predictions --device cuda
+  nnunet-dist predict -w WORK -c 3d_cascade_fullres --prev-stage WORK/runs/3d_lowres -i imagesTs -o predictions")]
 pub struct Predict {
     #[command(flatten)]
     infer: InferFlags,
@@ -29,6 +30,15 @@ pub struct Predict {
     /// Folder for the label maps; created where missing.
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
+
+    /// For the second stage of a cascade: folder with the first stage's label maps of the same images.
+    #[arg(long, alias = "prev_stage_predictions", value_name = "DIR", conflicts_with = "prev_stage")]
+    prev_stage_predictions: Option<PathBuf>,
+
+    /// For the second stage of a cascade: what --run would be for the first, which then segments the images before, into
+    /// OUTPUT/previous_stage.
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    prev_stage: Vec<PathBuf>,
 
     /// Write the class probabilities beside each label map.
     #[arg(long, alias = "save_probabilities")]
@@ -56,9 +66,19 @@ impl Predict {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let comm = dist::init()?;
         let options = or_abort(self.infer.options(), &*comm)?;
+        let first = or_abort(self.infer.previous(&self.prev_stage), &*comm)?;
         let part = or_abort(self.part().map_err(anyhow::Error::from), &*comm)?;
-        let folder = FolderOptions { save_probabilities: self.save_probabilities, keep: self.keep, part };
-        match infer::predict_folder(&self.images, &self.output, &options, &folder, &*comm) {
+        let folder = FolderOptions {
+            save_probabilities: self.save_probabilities,
+            keep: self.keep,
+            part,
+            previous_stage: self.prev_stage_predictions.clone(),
+        };
+        let predicted = match first {
+            Some(first) => infer::predict_both_stages(&self.images, &self.output, first, &options, &folder, &*comm),
+            None => infer::predict_folder(&self.images, &self.output, &options, &folder, &*comm),
+        };
+        match predicted {
             // All ranks know them; one tells.
             Err(InferError::Cases { .. }) if comm.rank() > 0 => Ok(()),
             predicted => {

@@ -20,7 +20,7 @@ pub struct RunFlags {
     #[command(flatten)]
     plans: PlansFlag,
 
-    /// Configuration of the plans: 2d, 3d_fullres, 3d_lowres.
+    /// Configuration of the plans: 2d, 3d_fullres, 3d_lowres, 3d_cascade_fullres.
     #[arg(short, long, value_name = "NAME")]
     configuration: String,
 
@@ -72,6 +72,11 @@ pub struct RunFlags {
     /// Folder on a local disk of each host, for copies of the preprocessed cases [default: none].
     #[arg(long, value_name = "DIR")]
     stage_dir: Option<PathBuf>,
+
+    /// For the second stage of a cascade: run directories of the first stage, whose segmentations of their held-out cases
+    /// are taken [default: all in WORK/runs].
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    prev_stage: Option<Vec<PathBuf>>,
 
     /// Where tensors are computed [default: cpu].
     #[arg(long, value_enum, value_name = "DEVICE")]
@@ -184,6 +189,7 @@ impl RunFlags {
             .set("data.shard", name_of(self.shard))
             .set("data.cache_gb", self.cache_gb)
             .set("data.stage_dir", self.stage_dir.as_ref().map(|path| path.display().to_string()))
+            .set("data.previous_stage", self.prev_stage.as_ref().map(|runs| texts_of(runs)))
             .set("run_dir", self.run_dir.as_ref().map(|path| path.display().to_string()))
             .set("training.epochs", self.epochs)
             .set("training.iterations_per_epoch", self.iters_per_epoch)
@@ -196,6 +202,11 @@ impl RunFlags {
         self.dist.add_to(&mut layer);
         layer
     }
+}
+
+/// Paths as they stand in TOML.
+fn texts_of(paths: &[PathBuf]) -> Vec<String> {
+    paths.iter().map(|path| path.display().to_string()).collect()
 }
 
 /// The name under which a choice stands in TOML, which is its name on the command line.

@@ -42,6 +42,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
             shard: Shard::Random,
             cache_gb: 0.0,
             stage_dir: PathBuf::new(),
+            previous_stage: Vec::new(),
         },
         optimizer: OptimizerConfig::default_of(optimizer.unwrap_or(OptimizerKind::Sgd)),
         schedule: ScheduleConfig {

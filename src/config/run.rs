@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub struct RunConfig {
     /// Name of the plans in the work folder.
     pub plans: String,
-    /// Name of a configuration in the plans: `2d`, `3d_fullres`, `3d_lowres`.
+    /// Name of a configuration in the plans: `2d`, `3d_fullres`, `3d_lowres`, `3d_cascade_fullres`.
     pub configuration: String,
     /// Which cases are held out.
     pub fold: FoldId,
@@ -77,6 +77,8 @@ pub struct DataConfig {
     pub cache_gb: f64,
     /// Folder on a local disk of each host for copies of the cases; empty for none.
     pub stage_dir: PathBuf,
+    /// For the second stage of a cascade: run directories of the first; empty for all in the work folder.
+    pub previous_stage: Vec<PathBuf>,
 }
 
 /// How ranks work together.

@@ -110,6 +110,18 @@ impl WorkDir {
         self.root.join("runs").join(folder)
     }
 
+    /// The runs of a configuration that are there: those of folds by their number, then that of all cases.
+    pub fn begun_runs(&self, configuration: &str) -> Vec<RunDir> {
+        let entries = std::fs::read_dir(self.runs(configuration)).into_iter().flatten();
+        let fold = |entry: std::fs::DirEntry| entry.file_name().to_str()?.strip_prefix("fold_")?.parse().ok();
+        let mut folds: Vec<FoldId> = entries.filter_map(|entry| fold(entry.ok()?)).collect();
+        folds.sort_by_key(|fold| match fold {
+            FoldId::Number(number) => *number,
+            FoldId::All => usize::MAX,
+        });
+        folds.into_iter().map(|fold| self.run(configuration, fold)).collect()
+    }
+
     /// The default folder of a run.
     pub fn run(&self, configuration: &str, fold: FoldId) -> RunDir {
         RunDir::new(self.runs(configuration).join(format!("fold_{fold}")))
@@ -181,6 +193,11 @@ impl RunDir {
     /// Losses, pseudo Dice, epoch times and learning rate, drawn after each epoch.
     pub fn progress(&self) -> PathBuf {
         self.root.join("progress.png")
+    }
+
+    /// In a cascade, segmentations of the fold's validation cases for the next stage, in the voxels of its preprocessed cases.
+    pub fn predicted_next_stage(&self, configuration: &str) -> PathBuf {
+        self.root.join("predicted_next_stage").join(configuration)
     }
 
     /// Predictions of the fold's validation cases, and their `summary.json`.

@@ -88,6 +88,11 @@ impl DatasetJson {
         classes
     }
 
+    /// [`DatasetJson::classes`] without the background: also where regions are the target.
+    pub fn foreground_classes(&self) -> Vec<i16> {
+        self.classes().into_iter().filter(|&class| class != 0).collect()
+    }
+
     /// The classes by label, or the regions in their order in the file; without background.
     ///
     /// Entry `i` belongs to output channel `i` of a network for regions, and to channel `i + 1` of one for classes, whose
@@ -204,6 +209,7 @@ mod tests {
         let json = dataset(labels);
         assert_eq!(json.regions(), Some(vec![vec![1, 2, 3], vec![2, 3], vec![3]]));
         assert_eq!((json.classes(), json.num_segmentation_heads()), (vec![0, 1, 2, 3], 3));
+        assert_eq!(json.foreground_classes(), [1, 2, 3]);
         assert_eq!(json.foreground()[1], Foreground { name: "core", members: &[2, 3], output: 2 });
         assert_eq!(json.problems(), [""; 0]);
     }

@@ -61,6 +61,21 @@ pub enum InferError {
         needed.div_ceil(1 << 20), limit >> 20
     )]
     Memory { needed: u64, limit: u64 },
+    /// The network is the second stage of a cascade, and there is nothing from the first.
+    #[error(
+        "the network is the second stage of a cascade and needs the segmentations of {name}: give them with \
+         --prev-stage-predictions, or the run that makes them with --prev-stage"
+    )]
+    NoPreviousStage { name: String },
+    /// The network takes no segmentations of a previous stage.
+    #[error("{configuration} is not the second stage of a cascade; leave out what is given of a previous stage")]
+    NotCascaded { configuration: String },
+    /// The run that is to be the first stage is of another configuration than the second was trained behind.
+    #[error("{path}: was trained as {found}, but the second stage of the cascade comes after {wanted}")]
+    OtherStage { path: PathBuf, found: String, wanted: String },
+    /// The first stage's segmentations of some cases are missing.
+    #[error("{folder}: no segmentation by the previous stage of {number} case(s): {first}{}", if *number > 1 { ", …" } else { "" })]
+    PreviousMissing { folder: PathBuf, number: usize, first: String },
     /// Some cases of a folder failed; the others are there.
     #[error("{} of {total} cases failed: {}", failed.len(), failed.join("; "))]
     Cases { failed: Vec<String>, total: usize },

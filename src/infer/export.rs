@@ -17,6 +17,8 @@ pub struct Segmentation {
     pub probabilities: Option<Array4<f32>>,
     /// On what the time went.
     pub spent: Spent,
+    /// What each later stage of a cascade is to be told, `(z, y, x)` in the voxels of its own preprocessed case.
+    pub for_next_stages: Vec<Array3<i16>>,
 }
 
 /// Turns planes of logits, as they come, into planes of labels with the raw image's voxels (nnU-Net v2,
@@ -51,9 +53,34 @@ impl<'a> Export<'a> {
         decision: &'a Decision,
     ) -> Self {
         let to = properties.shape_after_cropping_and_before_resampling;
+        Self::to([shape, to], properties.spacing_before_resampling(), properties, resampling, decision)
+    }
+
+    /// For the preprocessed case of another configuration, of `shapes[1]`, instead of the raw image; to be ended with
+    /// [`Export::into_labels`]. As in nnU-Net (`resample_and_save`), whether an axis is resampled on its own depends on the
+    /// spacing of the logits alone.
+    ///
+    /// # Panics
+    /// As [`Export::new`].
+    pub fn for_stage(
+        shapes: [[usize; 3]; 2],
+        properties: &'a CaseProperties,
+        resampling: &Resampling,
+        decision: &'a Decision,
+    ) -> Self {
+        Self::to(shapes, properties.spacing_after_resampling, properties, resampling, decision)
+    }
+
+    /// From logits of the first shape to labels of the second, of this spacing.
+    fn to(
+        [shape, to]: [[usize; 3]; 2],
+        spacing: [f64; 3],
+        properties: &'a CaseProperties,
+        resampling: &Resampling,
+        decision: &'a Decision,
+    ) -> Self {
         assert!(shape == to || Self::can_resample(resampling), "cubic splines need the whole image");
-        let spacing = (properties.spacing_after_resampling, properties.spacing_before_resampling());
-        let separate = resampling.separate_axis(spacing.0, spacing.1);
+        let separate = resampling.separate_axis(properties.spacing_after_resampling, spacing);
         let order = |axis| if Some(axis) == separate { resampling.order_z } else { resampling.order };
         Self {
             properties,
@@ -113,7 +140,17 @@ impl<'a> Export<'a> {
             labels: LabelMap { data: properties.restore(labels.view(), 0), geometry: properties.geometry.clone() },
             probabilities: probabilities.map(|cropped| restore_probabilities(&cropped, properties, decision)),
             spent,
+            for_next_stages: Vec::new(),
         }
+    }
+
+    /// The labels as they are, neither cropping nor transposition undone.
+    ///
+    /// # Panics
+    /// If planes are missing.
+    pub fn into_labels(self) -> Array3<i16> {
+        assert_eq!(self.done, self.labels.len_of(Axis(0)), "planes of logits are missing");
+        self.labels
     }
 
     /// Makes plane `z` of labels from two planes of logits and their weights.
@@ -222,6 +259,29 @@ mod tests {
             shape_after_resampling: [7, 9, 8],
             spacing_after_resampling: preprocessed,
             class_locations: BTreeMap::new(),
+        }
+    }
+
+    /// As nnU-Net's `resample_and_save`: resampled to another stage's extent, by the logits' spacing alone.
+    #[test]
+    fn labels_for_another_stage_are_those_of_the_resampled_logits() {
+        let logit = |c: usize, z: usize, y: usize, x: usize| ((c * 37 + z * 11 + y * 5 + x * 3) as f32 * 0.37).sin();
+        let logits = Array4::from_shape_fn((4, 7, 9, 8), |(c, z, y, x)| logit(c, z, y, x));
+        let resampling = Resampling { order: 1, order_z: 0, force_separate_z: None };
+        for (spacing, to) in [([1.0; 3], [14, 17, 19]), ([5.0, 1.0, 1.0], [13, 18, 16]), ([2.0; 3], [7, 9, 8])] {
+            // The raw image is anisotropic, which does not matter.
+            let properties = properties([3, 30, 30], [9.0, 1.0, 1.0], spacing);
+            let whole = resample_data(logits.view(), to, spacing, spacing, &resampling);
+            let mut export = Export::for_stage([[7, 9, 8], to], &properties, &resampling, &Decision::Classes);
+            for z in 0..7 {
+                let plane = logits.slice(s![.., z, .., ..]).permuted_axes([1, 2, 0]);
+                export.plane(z, plane.as_standard_layout().view());
+            }
+            let labels = export.into_labels();
+            assert_eq!(labels.dim(), to.into());
+            for ((z, y, x), label) in labels.indexed_iter() {
+                assert_eq!(*label, Decision::Classes.label(&whole.slice(s![.., z, y, x]).to_vec()), "{to:?}");
+            }
         }
     }
 

@@ -18,7 +18,7 @@ use crate::ops::NnOps;
 use crate::store::{CaseProperties, PreprocessedCase};
 
 /// What is done with the cases.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FolderOptions {
     /// Write the class probabilities beside each label map, as `CASE.npz`.
     pub save_probabilities: bool,
@@ -26,6 +26,8 @@ pub struct FolderOptions {
     pub keep: bool,
     /// Of all cases.
     pub part: Part,
+    /// For the second stage of a cascade: the folder of the first one's label maps, with the raw images' voxels.
+    pub previous_stage: Option<PathBuf>,
 }
 
 /// What became of the cases.
@@ -75,7 +77,8 @@ impl PredictFolder<'_> {
     fn predict<B: NnOps>(self, device: B::Device) -> Result<Predicted, InferError> {
         let Self { inputs, output, options, folder, comm } = self;
         let predictor = Predictor::<B>::with_options(options, device)?;
-        let cases = folder.part.take(find_cases(inputs, predictor.dataset())?);
+        let mut cases = folder.part.take(find_cases(inputs, predictor.dataset())?);
+        predictor.add_previous_stage(&mut cases, folder.previous_stage.as_deref())?;
         let listing: Vec<_> = cases.iter().map(|case| (&case.id, case.bytes())).collect();
         check_agreement(comm, "images to predict", format!("{listing:?}").as_bytes())?;
         let output = OutputFolder::create(output, predictor.model(), folder.save_probabilities)?;

@@ -32,6 +32,7 @@
 //! ```
 
 mod accumulator;
+mod cascade;
 mod cases;
 mod checkpoints;
 mod decide;
@@ -49,10 +50,12 @@ mod portions;
 mod predictor;
 mod probabilities;
 mod sliding_window;
+mod stages;
 mod steps;
 mod taps;
 mod validation;
 
+pub use cascade::NextStage;
 pub use cases::{Part, find_cases};
 pub use checkpoints::{CheckpointName, DEFAULT_FOLDS, find_checkpoints};
 pub(crate) use decide::Decision;
@@ -69,5 +72,6 @@ pub use probabilities::{
     ProbabilityArchive, ProbabilityError, ProbabilityMaps, save_probabilities, write_probabilities,
 };
 pub use sliding_window::{SlidingWindow, Spent};
+pub use stages::predict_both_stages;
 pub use steps::window_steps;
 pub use validation::validate_fold;

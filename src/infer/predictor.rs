@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
-use ndarray::{Array4, ArrayView4, Axis};
+use ndarray::{Array4, ArrayView3, ArrayView4, Axis};
 
 use super::InferError;
+use super::cascade::{FromPreviousStage, NextStage, add_label_maps};
 use super::decide::Decision;
 use super::ensemble::Ensemble;
 use super::export::{Export, Segmentation};
 use super::options::{MemoryOptions, PredictOptions, WindowOptions};
 use super::portions::Portions;
 use super::sliding_window::SlidingWindow;
-use crate::dataset::{Case, DatasetJson};
+use crate::dataset::{Case, CaseFiles, DatasetJson};
 use crate::image::{Geometry, Resampling, Volume, resample_data};
 use crate::model::{ModelDescription, UNet};
 use crate::ops::{NnOps, Precision};
@@ -29,6 +30,9 @@ pub struct Predictor<B: NnOps> {
     /// Of logits, to the raw image's voxels.
     resampling: Resampling,
     decision: Decision,
+    /// What the network is given of a cascade's previous stage.
+    previous_stage: Option<FromPreviousStage>,
+    next_stages: Vec<NextStage>,
 }
 
 impl<B: NnOps> Predictor<B> {
@@ -80,6 +84,8 @@ impl<B: NnOps> Predictor<B> {
             device,
             memory: MemoryOptions::default(),
             decision: Decision::of_dataset(&description.dataset),
+            previous_stage: FromPreviousStage::of(&configuration, &description.dataset),
+            next_stages: Vec::new(),
             model: description.clone(),
             preprocessor: Preprocessor::new(&description.plans, &description.configuration, &description.dataset)?,
             window: SlidingWindow {
@@ -104,6 +110,36 @@ impl<B: NnOps> Predictor<B> {
     /// The same with activations of another format.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { networks: self.networks.with_precision(precision), ..self }
+    }
+
+    /// The same, with segmentations for these later stages of a cascade made beside those of the raw image.
+    pub fn with_next_stages(self, next_stages: Vec<NextStage>) -> Self {
+        Self { next_stages, ..self }
+    }
+
+    /// The stages that [`Segmentation::for_next_stages`] is for, in its order.
+    pub fn next_stages(&self) -> &[NextStage] {
+        &self.next_stages
+    }
+
+    /// Whether the networks can do with the image alone.
+    ///
+    /// # Errors
+    /// They cannot; the error names the stage whose segmentations they need.
+    pub(crate) fn check_previous_stage(&self) -> Result<(), InferError> {
+        self.previous_stage.as_ref().map_or(Ok(()), |stage| Err(stage.is_missing()))
+    }
+
+    /// Gives each case the label map that the previous stage of a cascade has left of it in `folder`.
+    ///
+    /// # Errors
+    /// The networks take none, need some, or some are missing.
+    pub(crate) fn add_previous_stage(&self, cases: &mut [CaseFiles], folder: Option<&Path>) -> Result<(), InferError> {
+        match (folder, &self.previous_stage) {
+            (None, _) => self.check_previous_stage(),
+            (Some(_), None) => Err(InferError::NotCascaded { configuration: self.model.configuration.clone() }),
+            (Some(folder), Some(_)) => add_label_maps(cases, folder, &self.dataset().file_ending),
+        }
     }
 
     /// What the networks were trained for.
@@ -147,15 +183,31 @@ impl<B: NnOps> Predictor<B> {
         &self.preprocessor
     }
 
-    /// Does to a raw case what was done to the training cases.
+    /// Does to a raw case what was done to the training cases. In the second stage of a cascade the case's label map is the
+    /// first stage's segmentation, of the raw image's voxels, and goes with the image.
     ///
     /// # Errors
-    /// The case does not suit the network.
+    /// The case does not suit the network, or lacks that segmentation.
     pub fn preprocess(&self, case: &Case) -> Result<PreprocessedCase, InferError> {
-        Ok(self.preprocessor.run(case)?)
+        let mut preprocessed = self.preprocessor.run(case)?;
+        let previous = preprocessed.labels.take();
+        let data = self.input(preprocessed.data, previous.as_ref().map(|labels| labels.view()))?;
+        Ok(PreprocessedCase { data, labels: previous, ..preprocessed })
     }
 
-    /// Segments preprocessed intensities `(channel, z, y, x)` into the raw image's geometry.
+    /// The network's input: preprocessed intensities, `(channel, z, y, x)`, and in the second stage of a cascade the first
+    /// one's segmentation of the same voxels.
+    ///
+    /// # Errors
+    /// A cascade lacks it.
+    pub fn input(&self, image: Array4<f32>, previous: Option<ArrayView3<i16>>) -> Result<Array4<f32>, InferError> {
+        match &self.previous_stage {
+            Some(stage) => stage.add_to(image, previous),
+            None => Ok(image),
+        }
+    }
+
+    /// Segments a preprocessed case `(channel, z, y, x)`, as [`Predictor::input`] gives it, into the raw image's geometry.
     ///
     /// Besides the image and the result, memory holds logits of about as many planes as a window has; those of the whole
     /// image only where plans ask for cubic splines to resample them, as nnU-Net's do not.
@@ -176,32 +228,29 @@ impl<B: NnOps> Predictor<B> {
             if with_probabilities { export.with_probabilities(classes) } else { export }
         };
         let (networks, device) = (&self.networks, &self.device);
+        let targets: Vec<_> = self.next_stages.iter().map(|stage| stage.shape(properties)).collect();
+        let for_stage = |from, to| Export::for_stage([from, to], properties, &self.resampling, &self.decision);
         if Export::can_resample(&self.resampling) {
             let mut export = begin([z, y, x]);
-            let spent = self.window.run_with(networks, device, image, portions, |z, plane| export.plane(z, plane));
-            return Ok(export.finish(spent));
+            let mut others: Vec<_> = targets.iter().map(|to| for_stage([z, y, x], *to)).collect();
+            let spent = self.window.run_with(networks, device, image, portions, |z, plane| {
+                others.iter_mut().for_each(|export| export.plane(z, plane));
+                export.plane(z, plane);
+            });
+            let for_next_stages = others.into_iter().map(Export::into_labels).collect();
+            return Ok(Segmentation { for_next_stages, ..export.finish(spent) });
         }
         let mut logits = Array4::zeros((z, y, x, classes));
         let spent = self.window.run_with(networks, device, image, portions, |z, plane| {
             logits.index_axis_mut(Axis(0), z).assign(&plane);
         });
-        let logits = self.resample(logits.permuted_axes([3, 0, 1, 2]).view(), properties);
-        let mut export = begin(properties.shape_after_cropping_and_before_resampling);
-        for (z, plane) in logits.axis_iter(Axis(1)).enumerate() {
-            export.plane(z, plane.permuted_axes([1, 2, 0]).as_standard_layout().view());
-        }
-        Ok(export.finish(spent))
-    }
-
-    /// Logits `(class, z, y, x)` with the raw image's voxels.
-    fn resample(&self, logits: ArrayView4<f32>, properties: &CaseProperties) -> Array4<f32> {
-        resample_data(
-            logits,
-            properties.shape_after_cropping_and_before_resampling,
-            properties.spacing_after_resampling,
-            properties.spacing_before_resampling(),
-            &self.resampling,
-        )
+        let logits = logits.permuted_axes([3, 0, 1, 2]);
+        let from = properties.spacing_after_resampling;
+        let resampled = |shape, spacing| resample_data(logits.view(), shape, from, spacing, &self.resampling);
+        let shape = properties.shape_after_cropping_and_before_resampling;
+        let export = exported(&resampled(shape, properties.spacing_before_resampling()), begin(shape));
+        let others = targets.iter().map(|to| exported(&resampled(*to, from), for_stage(*to, *to)).into_labels());
+        Ok(Segmentation { for_next_stages: others.collect(), ..export.finish(spent) })
     }
 }
 
@@ -209,4 +258,12 @@ impl<B: NnOps> Predictor<B> {
 pub(super) fn not_finite(image: ArrayView4<f32>) -> Option<usize> {
     let count = image.iter().filter(|intensity| !intensity.is_finite()).count();
     (count > 0).then_some(count)
+}
+
+/// Hands logits `(class, z, y, x)` that have their final voxels to an export.
+fn exported<'e>(logits: &Array4<f32>, mut export: Export<'e>) -> Export<'e> {
+    for (z, plane) in logits.axis_iter(Axis(1)).enumerate() {
+        export.plane(z, plane.permuted_axes([1, 2, 0]).as_standard_layout().view());
+    }
+    export
 }

@@ -3,19 +3,18 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array3, Array4};
-
 use super::InferError;
 use super::predictor::Predictor;
 use super::probabilities::save_probabilities;
 use crate::dist::{Communicator, share_of};
 use crate::image::write_labels;
 use crate::ops::NnOps;
-use crate::store::{CaseStore, NativeStore, Patch, StoreError, read_case_properties};
+use crate::store::{CaseStore, NativeStore, StoreError, read_case_properties, write_label_map};
 
-/// Predicts `cases` from the preprocessed store at `folder` into label maps of their raw geometry in `output`, and if asked
-/// for into class probabilities beside them, `CASE.npz`, as nnU-Net's `--npz` writes them. Without, those of an earlier
-/// run are removed: they would not be the label map's.
+/// Predicts `cases` from the preprocessed store at `folder` into label maps of their raw geometry in `output`, and, for the
+/// predictor's next stages, into label maps of their preprocessed cases; if asked for into class probabilities beside those
+/// in `output`, `CASE.npz`, as nnU-Net's `--npz` writes them. Without, those of an earlier run are removed: they would not be
+/// the label map's.
 ///
 /// The ranks divide the cases by their size; gives the numbers of this rank's. When this returns, all ranks are done.
 ///
@@ -35,12 +34,14 @@ pub fn validate_fold<B: NnOps>(
     for case in own.iter().map(|&number| &cases[number]) {
         comm.enter_long(&format!("validation of {case}"));
         let info = store.info(case)?;
-        let [z, y, x] = info.shape;
-        let (data, labels) = (Array4::zeros((info.channels, z, y, x)), Array3::zeros((z, y, x)));
-        let mut whole = Patch { data, labels };
+        let mut whole = info.blank_patch(info.shape);
         store.read_patch(case, [0; 3], &mut whole)?;
-        let segmentation =
-            predictor.segment(whole.data.view(), &read_case_properties(folder, case)?, with_probabilities)?;
+        let input = predictor.input(whole.data, whole.previous.as_ref().map(|labels| labels.view()))?;
+        let properties = read_case_properties(folder, case)?;
+        let segmentation = predictor.segment(input.view(), &properties, with_probabilities)?;
+        for (stage, labels) in predictor.next_stages().iter().zip(&segmentation.for_next_stages) {
+            write_label_map(&stage.folder.join(format!("{case}.npy")), labels.view())?;
+        }
         let path = output.join(format!("{case}{}", predictor.dataset().file_ending));
         write_labels(&path, &segmentation.labels)?;
         let path = output.join(format!("{case}.npz"));

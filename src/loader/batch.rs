@@ -1,13 +1,14 @@
 //! What the loader delivers.
 
-use ndarray::{Array4, Array5, Axis};
+use ndarray::{Array4, Array5, Axis, s};
 
+use crate::augment::cascade::BitVolume;
 use crate::store::Patch;
 
 /// One rank's part of a global batch, on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Intensities, `(sample, channel, z, y, x)`.
+    /// Intensities, `(sample, channel, z, y, x)`; in a cascade followed by the classes of the previous stage, 0 or 1.
     pub images: Array5<f32>,
     /// Labels, `(sample, z, y, x)`; no value is negative.
     pub labels: Array4<i16>,
@@ -26,8 +27,14 @@ impl Batch {
     }
 
     /// Writes a sample to its place; labels outside the image become background, as nnU-Net's last transform does.
-    pub(super) fn place(&mut self, position: usize, patch: &Patch) {
-        self.images.index_axis_mut(Axis(0), position).assign(&patch.data);
+    /// `one_hot` are the channels behind those of the patch.
+    pub(super) fn place(&mut self, position: usize, patch: &Patch, one_hot: &[BitVolume]) {
+        let mut sample = self.images.index_axis_mut(Axis(0), position);
+        let channels = patch.data.len_of(Axis(0));
+        sample.slice_mut(s![..channels, .., .., ..]).assign(&patch.data);
+        for (class, mut channel) in one_hot.iter().zip(sample.outer_iter_mut().skip(channels)) {
+            class.write_to(channel.as_slice_mut().expect("batches are in C order"));
+        }
         self.labels.index_axis_mut(Axis(0), position).zip_mut_with(&patch.labels, |to, &from| *to = from.max(0));
     }
 }

@@ -130,7 +130,7 @@ impl Loader {
     /// Gives a used batch's memory back for a later one.
     pub fn recycle(&mut self, batch: Batch) {
         let [z, y, x] = self.context.pipeline.patch_size();
-        if batch.images.dim() == (self.options.batch_per_rank, self.context.channels, z, y, x) {
+        if batch.images.dim() == (self.options.batch_per_rank, self.context.input_channels(), z, y, x) {
             self.free.push(batch);
         }
     }
@@ -186,7 +186,7 @@ impl Loader {
         let samples = (first..first + size as u64).map(|index| self.sampler.draw(epoch, index));
         let samples = samples.collect::<Result<Vec<_>, _>>()?;
 
-        let (channels, patch_size) = (self.context.channels, self.context.pipeline.patch_size());
+        let (channels, patch_size) = (self.context.input_channels(), self.context.pipeline.patch_size());
         let mut batch = self.free.pop().unwrap_or_else(|| Batch::blank(size, channels, patch_size));
         batch.samples.clone_from(&samples);
         let batch = Arc::new(Mutex::new(batch));

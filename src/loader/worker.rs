@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender};
+use ndarray::Array3;
 
 use super::{Batch, LoaderError, SampleId};
+use crate::augment::cascade::PreviousStage;
 use crate::augment::{Pipeline, blank_patch};
 use crate::rng::{Purpose, stream};
 use crate::store::{CaseStore, Patch, Region};
@@ -30,9 +32,17 @@ pub(super) struct Context {
     pub(super) store: Arc<dyn CaseStore>,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) seed: u64,
+    /// Of the image.
     pub(super) channels: usize,
     /// Set when nobody wants the remaining jobs any more.
     pub(super) cancelled: AtomicBool,
+}
+
+impl Context {
+    /// Channels of the network's input: the image's and, in a cascade, those of the previous stage's segmentation.
+    pub(super) fn input_channels(&self) -> usize {
+        self.channels + self.pipeline.previous_stage().map_or(0, PreviousStage::num_channels)
+    }
 }
 
 /// Works on jobs until there are no more, the loader is dropped or a job fails.
@@ -65,16 +75,22 @@ struct Buffers {
 
 impl Buffers {
     fn new(context: &Context) -> Self {
-        Self { read: Patch::default(), patch: blank_patch(context.channels, context.pipeline.patch_size()) }
+        let size = context.pipeline.patch_size();
+        let previous = context.pipeline.previous_stage().map(|_| Array3::zeros(size));
+        Self { read: Patch::default(), patch: Patch { previous, ..blank_patch(context.channels, size) } }
     }
 
     /// Reads, augments and delivers a sample.
     fn fill(&mut self, context: &Context, job: &Job) -> Result<(), String> {
         let SampleId { case, epoch, index, lo, .. } = &job.sample;
         let Context { store, pipeline, .. } = context;
-        let channels = store.info(case).map_err(|error| error.to_string())?.channels;
+        let info = store.info(case).map_err(|error| error.to_string())?;
+        let channels = info.channels;
         if channels != context.channels {
             return Err(format!("has {channels} channels, the first case has {}; preprocess again", context.channels));
+        }
+        if pipeline.previous_stage().is_some() && !info.has_previous {
+            return Err("has no segmentation of the cascade's previous stage".into());
         }
         let mut rng = stream(context.seed, Purpose::Augment, *epoch, *index);
         let Self { read, patch } = self;
@@ -82,7 +98,8 @@ impl Buffers {
         store
             .with_region(case, *lo, pipeline.read_patch_size(), read, &mut augment)
             .map_err(|error| error.to_string())?;
-        job.batch.lock().unwrap_or_else(PoisonError::into_inner).place(job.position, &self.patch);
+        let one_hot = pipeline.one_hot(&self.patch, &mut rng);
+        job.batch.lock().unwrap_or_else(PoisonError::into_inner).place(job.position, &self.patch, &one_hot);
         Ok(())
     }
 }

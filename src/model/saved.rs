@@ -25,10 +25,11 @@ impl ModelDescription {
     /// # Errors
     /// The plans have no such configuration, or one whose network is not known.
     pub fn network_spec(&self) -> Result<UNetSpec, PlanError> {
+        let configuration = self.plans.configuration(&self.configuration)?;
         Ok(UNetSpec {
-            channels: self.dataset.num_channels(),
+            channels: configuration.num_input_channels(&self.dataset),
             classes: self.dataset.num_segmentation_heads(),
-            shape: self.plans.configuration(&self.configuration)?.network_shape()?,
+            shape: configuration.network_shape()?,
         })
     }
 
@@ -50,6 +51,7 @@ impl ModelDescription {
             ("patch size", ours.patch_size == theirs.patch_size),
             ("normalisation", ours.normalization_schemes == theirs.normalization_schemes),
             ("mask for normalisation", ours.use_mask_for_norm == theirs.use_mask_for_norm),
+            ("previous stage", ours.previous_stage == theirs.previous_stage),
             ("batch_dice", ours.batch_dice == theirs.batch_dice),
             ("mirrored axes", self.mirror_axes == other.mirror_axes),
         ];

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::architecture::wrong;
 use super::{Architecture, NetworkShape, PlanError};
+use crate::dataset::DatasetJson;
 
 /// The only resampling function of nnU-Net that this crate follows: splines, with the option of a separate z.
 const RESAMPLING_FN: &str = "resample_data_or_seg_to_shape";
@@ -100,6 +101,26 @@ impl Configuration {
         lift(&self.patch_size, 1)
     }
 
+    /// The configuration whose segmentations the network is given beside the image, in the second stage of a cascade.
+    pub fn previous_stage_name(&self) -> Option<&str> {
+        self.previous_stage.as_ref()?.as_str()
+    }
+
+    /// The configurations that are to be given this one's segmentations.
+    pub fn next_stage_names(&self) -> Vec<&str> {
+        match &self.next_stage {
+            Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+            name => name.iter().filter_map(Value::as_str).collect(),
+        }
+    }
+
+    /// Input channels of the network: those of the image and, in the second stage of a cascade, one per foreground class
+    /// (nnU-Net v2, `determine_num_input_channels`).
+    pub fn num_input_channels(&self, dataset: &DatasetJson) -> usize {
+        let classes = if self.previous_stage.is_some() { dataset.foreground_classes().len() } else { 0 };
+        dataset.num_channels() + classes
+    }
+
     /// Target spacing in mm `(z, y, x)`; z is a placeholder of 1 for 2D, where slices keep their distance.
     pub fn spacing3(&self) -> [f64; 3] {
         lift(&self.spacing, 1.0)
@@ -168,6 +189,15 @@ impl Configuration {
         let (schemes, masks) = (self.normalization_schemes.len(), self.use_mask_for_norm.len());
         if schemes != masks {
             return Some(format!("{schemes} normalization_schemes but {masks} entries in use_mask_for_norm"));
+        }
+        let is_name = |stage: &Value| stage.is_string();
+        if self.previous_stage.as_ref().is_some_and(|stage| !is_name(stage)) {
+            return Some("previous_stage must be the name of a configuration".to_owned());
+        }
+        let are_names =
+            |stage: &Value| is_name(stage) || stage.as_array().is_some_and(|names| names.iter().all(is_name));
+        if self.next_stage.as_ref().is_some_and(|stage| !are_names(stage)) {
+            return Some("next_stage must be the name of a configuration, or a list of names".to_owned());
         }
         let functions = [&self.resampling_fn_data, &self.resampling_fn_seg, &self.resampling_fn_probabilities];
         let unknown = functions.into_iter().find(|function| *function != RESAMPLING_FN)?;

@@ -42,6 +42,8 @@ pub struct PlannerOptions {
     /// Target spacing at full resolution in mm `(z, y, x)` of the images as they are stored; `None` for one that follows
     /// from the dataset.
     pub target_spacing: Option<[f64; 3]>,
+    /// Plan a cascade where nnU-Net would not, as a patch shows enough of the image at full resolution.
+    pub force_lowres: bool,
 }
 
 impl PlannerOptions {
@@ -53,6 +55,7 @@ impl PlannerOptions {
             configurations: Vec::new(),
             plans_name: planner.plans_name().to_owned(),
             target_spacing: None,
+            force_lowres: false,
         }
     }
 }
@@ -129,6 +132,9 @@ impl Planning<'_> {
         two_d.batch_dice = true;
         let mut configurations = IndexMap::from([(TWO_D.to_owned(), full(two_d))]);
         if shape[0] == 1.0 {
+            if self.options.force_lowres {
+                return Err(self.unplannable("images of a single slice have no cascade".to_owned()));
+            }
             return Ok(configurations);
         }
         let mut fullres = self.configuration(FULLRES, spacing, shape, voxels)?;
@@ -151,7 +157,8 @@ impl Planning<'_> {
 
     /// The finest spacing whose patch shows enough of the image; `None` where that is nearly the full resolution.
     ///
-    /// The fine axes grow first, until they are within a factor of two of the coarsest.
+    /// The fine axes grow first, until they are within a factor of two of the coarsest. With
+    /// [`PlannerOptions::force_lowres`] they grow on until the image is small enough.
     fn lowres(
         &self,
         fullres: &Configuration,
@@ -163,7 +170,8 @@ impl Planning<'_> {
         let mut patch_voxels = product(&fullres.patch_size);
         let mut spacing = *full_spacing;
         let mut lowres = None;
-        while patch_voxels / voxels < LOWRES_BELOW {
+        let is_small = |voxels: f64| full_voxels / voxels >= LOWRES_MIN_REDUCTION;
+        while patch_voxels / voxels < LOWRES_BELOW || (self.options.force_lowres && !is_small(voxels)) {
             let coarsest = spacing.iter().copied().fold(0.0, f64::max);
             let fine = spacing.map(|mm| coarsest / mm > 2.0);
             let grow_all = !fine.contains(&true);
@@ -179,7 +187,7 @@ impl Planning<'_> {
             patch_voxels = product(&candidate.patch_size);
             lowres = Some(candidate);
         }
-        Ok(lowres.filter(|_| full_voxels / voxels >= LOWRES_MIN_REDUCTION))
+        Ok(lowres.filter(|_| is_small(voxels)))
     }
 
     /// A configuration at this spacing for images of this median shape, without batch Dice.

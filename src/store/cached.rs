@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use ndarray::{Array3, Array4};
-
 use super::{CaseInfo, CaseStore, Patch, Region, StoreError};
 
 /// A store that keeps the cases last used, up to a bound.
@@ -60,8 +58,7 @@ impl CachedStore {
 
     /// The place of a case; `None` if it is too large.
     fn place(&self, case: &str, info: &CaseInfo) -> Option<Arc<Case>> {
-        let voxels = info.shape.iter().product::<usize>();
-        let bytes = voxels * (info.channels * size_of::<f32>() + size_of::<i16>());
+        let bytes = info.bytes();
         if bytes > self.bound {
             return None;
         }
@@ -82,8 +79,7 @@ impl CachedStore {
     }
 
     fn read_whole(&self, case: &str, info: &CaseInfo) -> Result<Patch, StoreError> {
-        let [z, y, x] = info.shape;
-        let mut whole = Patch { data: Array4::zeros((info.channels, z, y, x)), labels: Array3::zeros((z, y, x)) };
+        let mut whole = info.blank_patch(info.shape);
         self.inner.read_patch(case, [0; 3], &mut whole)?;
         Ok(whole)
     }

@@ -17,9 +17,9 @@ use ndarray::{Array3, Array4};
 
 pub use cached::CachedStore;
 pub use case::{CaseProperties, PreprocessedCase};
-pub use native::{NativeStore, clear, read_case_properties, write_case};
+pub use native::{NativeStore, clear, label_map, read_case_properties, write_case, write_label_map};
 pub use region::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Region};
-pub use stage::{StageError, stage};
+pub use stage::{StageError, stage, stage_label_maps};
 
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +49,8 @@ pub trait CaseStore: Send + Sync {
 
     /// Copies the box `lo .. lo + image.len()` of a case into `patch` (`(channel, z, y, x)` data and `(z, y, x)` labels).
     ///
-    /// The box may reach beyond the image: there, data becomes 0 and labels become -1 (as nnU-Net pads).
+    /// The box may reach beyond the image: there, data becomes 0 and labels become -1 (as nnU-Net pads). Where the patch has
+    /// room for them and the case has them, the previous stage's labels are copied too.
     fn read_patch(&self, case: &str, lo: [isize; 3], patch: &mut Patch) -> Result<(), StoreError>;
 
     /// Lends the box `lo .. lo + size` of a case to `visit`, which is called once.
@@ -64,9 +65,9 @@ pub trait CaseStore: Send + Sync {
         scratch: &mut Patch,
         visit: &mut dyn FnMut(Region),
     ) -> Result<(), StoreError> {
-        let (channels, [z, y, x]) = (self.info(case)?.channels, size);
-        if scratch.data.dim() != (channels, z, y, x) {
-            *scratch = Patch { data: Array4::zeros((channels, z, y, x)), labels: Array3::zeros((z, y, x)) };
+        let (info, [z, y, x]) = (self.info(case)?, size);
+        if scratch.data.dim() != (info.channels, z, y, x) || scratch.previous.is_some() != info.has_previous {
+            *scratch = info.blank_patch(size);
         }
         self.read_patch(case, lo, scratch)?;
         visit((&*scratch).into());
@@ -81,6 +82,8 @@ pub struct Patch {
     pub data: Array4<f32>,
     /// Labels, `(z, y, x)`; -1 outside the image or outside the nonzero mask.
     pub labels: Array3<i16>,
+    /// In a cascade, the labels that the previous stage has found, `(z, y, x)`; -1 outside the image.
+    pub previous: Option<Array3<i16>>,
 }
 
 /// What is known of a preprocessed case without reading its voxels.
@@ -92,4 +95,23 @@ pub struct CaseInfo {
     pub shape: [usize; 3],
     /// For each foreground class (or region, by its output class) present: a bounded random sample of its voxels, `(z, y, x)`.
     pub class_locations: std::collections::BTreeMap<i16, Vec<[u32; 3]>>,
+    /// Whether there is a segmentation of the cascade's previous stage.
+    pub has_previous: bool,
+}
+
+impl CaseInfo {
+    /// A patch of zeros that has room for a box of the case, of this extent `(z, y, x)`.
+    pub fn blank_patch(&self, [z, y, x]: [usize; 3]) -> Patch {
+        Patch {
+            data: Array4::zeros((self.channels, z, y, x)),
+            labels: Array3::zeros((z, y, x)),
+            previous: self.has_previous.then(|| Array3::zeros((z, y, x))),
+        }
+    }
+
+    /// Bytes of the case in memory.
+    fn bytes(&self) -> usize {
+        let label_maps = 1 + usize::from(self.has_previous);
+        self.shape.iter().product::<usize>() * (self.channels * size_of::<f32>() + label_maps * size_of::<i16>())
+    }
 }

@@ -1,11 +1,11 @@
 //! The store's own folder of NumPy files.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ndarray::ArrayView4;
+use ndarray::{ArrayView3, ArrayView4};
 use rayon::prelude::*;
 
 use super::npy::{self, MappedArray};
@@ -33,6 +33,8 @@ struct StoredCase {
     info: CaseInfo,
     data: MappedArray<f32>,
     labels: MappedArray<i16>,
+    /// Of the cascade's previous stage.
+    previous: Option<MappedArray<i16>>,
 }
 
 impl NativeStore {
@@ -51,6 +53,30 @@ impl NativeStore {
             .map(|id| Ok((id.clone(), StoredCase::open(folder, id)?)))
             .collect::<Result<HashMap<_, _>, StoreError>>()?;
         Ok(Self { ids, cases, folder: folder.to_path_buf() })
+    }
+
+    /// The same with segmentations of the cascade's previous stage, by case: files that [`write_label_map`] has written.
+    /// They are mapped into memory as the other arrays are.
+    ///
+    /// # Errors
+    /// A file is missing, cut short or of another extent than its case, or its case is not in the store.
+    pub fn with_previous_stage(mut self, label_maps: &BTreeMap<String, PathBuf>) -> Result<Self, StoreError> {
+        for (id, path) in label_maps {
+            let [z, y, x] = self.case(id)?.info.shape;
+            let labels = MappedArray::<i16>::open(path)?;
+            if labels.shape() != [1, z, y, x] {
+                let defect = format!("has the shape {:?}, the preprocessed case {:?}", labels.shape(), [1, z, y, x]);
+                return Err(StoreError::new(
+                    path,
+                    defect + "; let the previous stage predict its held-out cases again",
+                ));
+            }
+            if let Some(case) = self.cases.get_mut(id) {
+                case.previous = Some(labels);
+                case.info.has_previous = true;
+            }
+        }
+        Ok(self)
     }
 
     fn case(&self, id: &str) -> Result<&StoredCase, StoreError> {
@@ -118,12 +144,15 @@ impl StoredCase {
             return Err(StoreError::new(labels_path, defect));
         }
         check_locations(&properties).map_err(|defect| StoreError::new(properties_path, defect))?;
-        let info = CaseInfo { channels, shape: stated, class_locations: properties.class_locations };
-        Ok(Self { info, data, labels })
+        let class_locations = properties.class_locations;
+        let info = CaseInfo { channels, shape: stated, class_locations, has_previous: false };
+        Ok(Self { info, data, labels, previous: None })
     }
 
     fn region(&self, lo: [isize; 3], size: [usize; 3]) -> Region<'_> {
-        Region { data: self.data.as_slice(), labels: self.labels.as_slice(), shape: self.info.shape, lo, size }
+        let previous = self.previous.as_ref().map(MappedArray::as_slice);
+        let (data, labels, shape) = (self.data.as_slice(), self.labels.as_slice(), self.info.shape);
+        Region { data, labels, previous, shape, lo, size }
     }
 }
 
@@ -152,6 +181,19 @@ pub fn write_case(folder: &Path, id: &str, case: &PreprocessedCase) -> Result<()
         file.write_all(b"\n")
     })
     .map_err(|error| StoreError::new(properties_path, format!("cannot write: {error}")))
+}
+
+/// Writes a label map `(z, y, x)` in the form of the store's own: NumPy, i16, `(1, z, y, x)`.
+///
+/// # Errors
+/// The disk.
+pub fn write_label_map(path: &Path, labels: ArrayView3<i16>) -> Result<(), StoreError> {
+    npy::write(path, labels.insert_axis(ndarray::Axis(0)))
+}
+
+/// The file with a case's own labels, which has the form of [`write_label_map`]'s.
+pub fn label_map(folder: &Path, id: &str) -> PathBuf {
+    file(folder, id, LABELS)
 }
 
 /// Reads the properties of a case in a store's folder.

@@ -19,6 +19,8 @@ pub struct Region<'a> {
     pub data: &'a [f32],
     /// Labels of the whole case, `(z, y, x)` in C order.
     pub labels: &'a [i16],
+    /// In a cascade, labels that the previous stage has found, of the whole case.
+    pub previous: Option<&'a [i16]>,
     /// Extent of the arrays, `(z, y, x)`.
     pub shape: [usize; 3],
     /// Lower corner of the box in the arrays; may be negative.
@@ -36,7 +38,8 @@ impl<'a> From<&'a Patch> for Region<'a> {
         let shape = patch.labels.dim().into();
         let data = patch.data.as_slice().expect("patches are in C order");
         let labels = patch.labels.as_slice().expect("patches are in C order");
-        Self { data, labels, shape, lo: [0; 3], size: shape }
+        let previous = patch.previous.as_ref().map(|labels| labels.as_slice().expect("patches are in C order"));
+        Self { data, labels, previous, shape, lo: [0; 3], size: shape }
     }
 }
 
@@ -77,6 +80,10 @@ impl<'a> Region<'a> {
         }
         let labels = patch.labels.as_slice_mut().expect("patches are in C order");
         copy_box(self.labels, self.shape, self.lo, labels, self.size, OUTSIDE_LABEL);
+        if let (Some(source), Some(target)) = (self.previous, &mut patch.previous) {
+            let target = target.as_slice_mut().expect("patches are in C order");
+            copy_box(source, self.shape, self.lo, target, self.size, OUTSIDE_LABEL);
+        }
     }
 }
 
@@ -88,12 +95,22 @@ mod tests {
 
     #[test]
     fn a_region_knows_its_voxels_and_copies_padding_around_them() {
-        let mut case = Patch { data: Array4::ones((2, 4, 5, 6)), labels: Array3::zeros((4, 5, 6)) };
+        let mut case = Patch {
+            data: Array4::ones((2, 4, 5, 6)),
+            labels: Array3::zeros((4, 5, 6)),
+            previous: Some(Array3::from_elem((4, 5, 6), 3)),
+        };
         case.labels[[0, 1, 5]] = 7;
         let region = Region { lo: [-2, 1, 4], size: [4, 3, 5], ..Region::from(&case) };
         assert_eq!(region.voxels(), [2..4, 0..3, 0..2]);
-        let mut patch = Patch { data: Array4::zeros((2, 4, 3, 5)), labels: Array3::zeros((4, 3, 5)) };
+        let mut patch = Patch {
+            data: Array4::zeros((2, 4, 3, 5)),
+            labels: Array3::zeros((4, 3, 5)),
+            previous: Some(Array3::zeros((4, 3, 5))),
+        };
         region.copy_to(&mut patch);
+        let previous = patch.previous.as_ref().unwrap();
+        assert_eq!((previous[[2, 0, 1]], previous[[1, 0, 1]]), (3, OUTSIDE_LABEL));
         assert_eq!(patch.labels[[2, 0, 1]], 7);
         assert_eq!(patch.data.sum(), 2.0 * 2.0 * 3.0 * 2.0);
         assert!(patch.labels.slice(s![..2, .., ..]).iter().all(|&label| label == OUTSIDE_LABEL));

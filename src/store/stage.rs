@@ -1,5 +1,6 @@
 //! Copies of preprocessed cases on a disk of the host itself.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,17 +25,47 @@ pub fn stage(
     let staged = stage_dir.join(name_of(folder));
     let mut files: Vec<PathBuf> = cases.iter().flat_map(|case| files_of(folder, case)).collect();
     files.sort();
+    let copies: Vec<_> = files.iter().map(|file| staged.join(file.file_name().unwrap_or_default())).collect();
+    copy_all(&files, &copies, stage_dir, comm)?;
+    Ok(staged)
+}
+
+/// As [`stage`], of label maps by case, which may lie in several folders; gives where the copies are.
+///
+/// # Errors
+/// As [`stage`].
+pub fn stage_label_maps(
+    label_maps: &BTreeMap<String, PathBuf>,
+    stage_dir: &Path,
+    comm: &dyn Communicator,
+) -> Result<BTreeMap<String, PathBuf>, StageError> {
+    let copy_of = |file: &Path| {
+        let folder = stage_dir.join(name_of(file.parent().unwrap_or(Path::new("."))));
+        folder.join(file.file_name().unwrap_or_default())
+    };
+    let files: Vec<PathBuf> = label_maps.values().cloned().collect();
+    let copies: Vec<PathBuf> = files.iter().map(|file| copy_of(file)).collect();
+    copy_all(&files, &copies, stage_dir, comm)?;
+    Ok(label_maps.keys().cloned().zip(copies).collect())
+}
+
+/// Makes the copies that are not there yet; the ranks of a host divide them.
+fn copy_all(
+    files: &[PathBuf],
+    copies: &[PathBuf],
+    stage_dir: &Path,
+    comm: &dyn Communicator,
+) -> Result<(), StageError> {
     let fail = |source: io::Error| StageError::Copy {
         folder: stage_dir.to_owned(),
         megabytes: files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum::<u64>() >> 20,
         source,
     };
-    for file in files.iter().skip(comm.local_rank()).step_by(comm.local_size()) {
+    for (file, copy) in files.iter().zip(copies).skip(comm.local_rank()).step_by(comm.local_size()) {
         comm.enter_long("staging of preprocessed cases");
-        copy_if_needed(file, &staged.join(file.file_name().unwrap_or_default())).map_err(fail)?;
+        copy_if_needed(file, copy).map_err(fail)?;
     }
-    comm.barrier("staging of preprocessed cases")?;
-    Ok(staged)
+    Ok(comm.barrier("staging of preprocessed cases")?)
 }
 
 /// Cases that could not be staged.

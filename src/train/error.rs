@@ -59,6 +59,18 @@ pub enum TrainError {
     /// The run's own description cannot be read or written.
     #[error("{0}")]
     Config(#[from] crate::config::ConfigError),
+    /// The first stage of a cascade has not predicted all cases.
+    #[error(
+        "{stage} has left no segmentations of {} of {} cases: {}; make them with `{}`",
+        missing.len(), missing.len() + found, listed(missing), commands.join("`, `")
+    )]
+    PreviousStage {
+        stage: String,
+        missing: Vec<String>,
+        /// Number of the others.
+        found: usize,
+        commands: Vec<String>,
+    },
     /// Loss or gradient are no longer numbers.
     #[error(
         "training has diverged: in epoch {epoch}, step {iteration}, at a learning rate of {lr}, the loss is {loss} and \
@@ -68,4 +80,12 @@ pub enum TrainError {
     /// The build or the machine lacks the device.
     #[error("{0}")]
     Device(#[from] DeviceError),
+}
+
+/// Cases that an error names before it only counts them.
+const LISTED: usize = 10;
+
+fn listed(cases: &[String]) -> String {
+    let more = if cases.len() > LISTED { ", …" } else { "" };
+    cases[..cases.len().min(LISTED)].join(", ") + more
 }

@@ -21,8 +21,9 @@ pub struct HeldOutOptions {
     pub with_best: bool,
 }
 
-/// Writes label maps and `summary.json` of the held-out cases into the run's `validation` folder, and gives rank 0 the
-/// summary. Without held-out cases, or without the raw labels, there is none.
+/// Writes label maps and `summary.json` of the held-out cases into the run's `validation` folder, what a cascade's next
+/// stage needs into `predicted_next_stage`, and gives rank 0 the summary. Without held-out cases, or without the raw labels,
+/// there is none.
 ///
 /// # Errors
 /// A case cannot be read or written, or a rank is gone.
@@ -38,7 +39,8 @@ pub fn evaluate_held_out<B: NnOps>(
     }
     let output = job.config.run_dir().validation();
     let predictor = Predictor::new(network, &job.model, WindowOptions::default(), device)?
-        .with_memory(MemoryOptions::on(job.config.device));
+        .with_memory(MemoryOptions::on(job.config.device))
+        .with_next_stages(job.next_stages.clone());
     let (store, cases) = (&job.store, &job.validation_cases);
     let own = validate_fold(&predictor, store, &job.folder, cases, &output, options.probabilities, job.comm)?;
     drop(predictor);

@@ -12,6 +12,7 @@ mod feed;
 mod held_out;
 mod measure;
 mod pass;
+mod previous_stage;
 mod run;
 mod setup;
 mod step;

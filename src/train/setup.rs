@@ -1,5 +1,6 @@
 //! From a configuration to a trainer that is ready to run.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,14 +8,17 @@ use super::TrainError;
 use super::checkpoint::{Checkpoint, Progress, ReadError};
 use super::exchange::ExchangeOptions;
 use super::feed::Feed;
+use super::previous_stage::find_previous_stage;
 use super::step::TrainStep;
 use super::stop::StopRequest;
 use super::trainer::Trainer;
 use crate::augment::Pipeline;
+use crate::augment::cascade::PreviousStage;
 use crate::backend::ComputeBackend;
 use crate::config::{AugmentationPreset, DistConfig, FoldId, OptimizerConfig, OptimizerKind, RunConfig, WorkDir};
 use crate::dataset::{DatasetJson, Splits};
 use crate::dist::{Communicator, check_agreement};
+use crate::infer::NextStage;
 use crate::interop::{Pretrained, load_pretrained};
 use crate::loader::{Loader, LoaderOptions, Sampler, SamplerOptions, Shard};
 use crate::loss::{SegmentationLoss, Target, weights};
@@ -22,7 +26,7 @@ use crate::model::{ModelDescription, TensorState, UNet};
 use crate::optim::{Adam, Optimizer, Rule, Schedule, Sgd};
 use crate::plan::{Configuration, Plans};
 use crate::rng::Purpose;
-use crate::store::{CachedStore, CaseStore, NativeStore, StoreError, read_case_properties, stage};
+use crate::store::{CachedStore, CaseStore, NativeStore, StoreError, read_case_properties, stage, stage_label_maps};
 use crate::telemetry::Observers;
 
 /// Batches prepared ahead of the one in use.
@@ -39,6 +43,8 @@ pub struct Job<'a> {
     /// Cases of the fold to train and to validate on; the same for [`FoldId::All`].
     pub train_cases: Vec<String>,
     pub validation_cases: Vec<String>,
+    /// The later stages of a cascade that this one makes segmentations for.
+    pub next_stages: Vec<NextStage>,
     pub comm: &'a dyn Communicator,
 }
 
@@ -46,13 +52,14 @@ impl<'a> Job<'a> {
     /// Reads plans, dataset description, split and the index of the store.
     ///
     /// # Errors
-    /// One of them is missing or invalid, or the ranks do not have the same.
+    /// One of them is missing or invalid, or the ranks do not have the same; of a cascade, the earlier stage has not
+    /// predicted all cases.
     pub fn open(config: &'a RunConfig, work: &WorkDir, comm: &'a dyn Communicator) -> Result<Self, TrainError> {
         let plans = Plans::load(&work.clone().with_plans(&config.plans).plans())?;
         let dataset = DatasetJson::load(&work.dataset_json())?;
         let configuration = plans.configuration(&config.configuration)?;
         let folder = work.preprocessed(&configuration.data_identifier);
-        let store = Arc::new(NativeStore::open(&folder)?);
+        let store = NativeStore::open(&folder)?;
         check_classes(&folder, &store, &dataset)?;
         check_spacing(&folder, &store, &configuration)?;
         let (train_cases, validation_cases) = match config.fold {
@@ -63,14 +70,24 @@ impl<'a> Job<'a> {
                 (train.to_vec(), validation.to_vec())
             }
         };
-        let (folder, store) = match config.data.stage_dir.as_os_str().is_empty() {
-            true => (folder, store),
-            false => stage_cases(&folder, [&train_cases, &validation_cases], config, comm)?,
+        let cases = all_of([&train_cases, &validation_cases]);
+        let previous = match configuration.previous_stage_name() {
+            Some(stage) => find_previous_stage(work, config, stage, &cases)?,
+            None => BTreeMap::new(),
         };
+        let next_stages = next_stages(config, &plans, &configuration)?;
+        let listing = format!("{previous:?}");
+        let (folder, store) = match config.data.stage_dir.as_os_str().is_empty() {
+            true => (folder, store.with_previous_stage(&previous)?),
+            false => stage_cases(&folder, &cases, &previous, config, comm)?,
+        };
+        let store = Arc::new(store);
         let mirror_axes = if configuration.is_2d() { vec![1, 2] } else { vec![0, 1, 2] };
         let model = ModelDescription { plans, dataset, configuration: config.configuration.clone(), mirror_axes };
-        let job = Self { config, model, configuration, folder, store, train_cases, validation_cases, comm };
-        check_agreement(comm, "configuration, plans or cases", job.fingerprint().as_bytes())?;
+        let job =
+            Self { config, model, configuration, folder, store, train_cases, validation_cases, next_stages, comm };
+        let fingerprint = job.fingerprint() + &listing;
+        check_agreement(comm, "configuration, plans or cases", fingerprint.as_bytes())?;
         Ok(job)
     }
 
@@ -179,10 +196,16 @@ impl<'a> Job<'a> {
         let is_training = purpose == Purpose::TrainSample;
         let preset = if is_training { config.data.augmentation } else { AugmentationPreset::None };
         let (mirror_axes, masked) = (&self.model.mirror_axes, &configuration.use_mask_for_norm);
-        let pipeline = Arc::new(match preset {
+        let classes = || self.model.dataset.foreground_classes();
+        let pipeline = match preset {
             AugmentationPreset::Nnunet => Pipeline::nnunet(patch_size, mirror_axes, masked),
             AugmentationPreset::Basic => Pipeline::nnunet_basic(patch_size, mirror_axes, masked),
             AugmentationPreset::None => Pipeline::none(patch_size),
+        };
+        let pipeline = Arc::new(match (configuration.previous_stage_name(), preset) {
+            (None, _) => pipeline,
+            (Some(_), AugmentationPreset::None) => pipeline.with_previous_stage(PreviousStage::new(classes())),
+            (Some(_), _) => pipeline.with_previous_stage(PreviousStage::nnunet(classes())),
         });
         let accumulate = if is_training { config.training.accumulate } else { 1 };
         let cases = if is_training { &self.train_cases } else { &self.validation_cases };
@@ -228,19 +251,35 @@ impl From<ReadError> for TrainError {
     }
 }
 
-/// Opens the copies of the fold's cases on this host, which are made where they are missing.
-fn stage_cases(
-    folder: &Path,
-    parts: [&Vec<String>; 2],
-    config: &RunConfig,
-    comm: &dyn Communicator,
-) -> Result<(PathBuf, Arc<NativeStore>), TrainError> {
+/// The cases of all parts of a fold.
+fn all_of(parts: [&Vec<String>; 2]) -> Vec<String> {
     let mut cases: Vec<String> = parts.into_iter().flatten().cloned().collect();
     cases.sort();
     cases.dedup();
-    let staged = stage(folder, &cases, &config.data.stage_dir, comm)?;
-    let store = Arc::new(NativeStore::open(&staged)?);
+    cases
+}
+
+/// Opens the copies of cases on this host, and of what the previous stage says of them; they are made where they are missing.
+fn stage_cases(
+    folder: &Path,
+    cases: &[String],
+    previous: &BTreeMap<String, PathBuf>,
+    config: &RunConfig,
+    comm: &dyn Communicator,
+) -> Result<(PathBuf, NativeStore), TrainError> {
+    let staged = stage(folder, cases, &config.data.stage_dir, comm)?;
+    let previous = stage_label_maps(previous, &config.data.stage_dir, comm)?;
+    let store = NativeStore::open(&staged)?.with_previous_stage(&previous)?;
     Ok((staged, store))
+}
+
+/// The stages after this one, which must be in the plans before the training begins.
+fn next_stages(config: &RunConfig, plans: &Plans, configuration: &Configuration) -> Result<Vec<NextStage>, TrainError> {
+    let stage = |name: &str| {
+        let folder = config.run_dir().predicted_next_stage(name);
+        Ok(NextStage { folder, spacing: plans.configuration(name)?.spacing3() })
+    };
+    configuration.next_stage_names().into_iter().map(stage).collect()
 }
 
 /// A class that the dataset's description lacks would have no logit.

@@ -113,7 +113,7 @@ pub fn program() -> Command {
 }
 
 /// Three stages and patches of 16³.
-fn shrink(configuration: &mut Value) {
+pub fn shrink(configuration: &mut Value) {
     configuration["patch_size"] = json!([16, 16, 16]);
     let network = &mut configuration["architecture"]["arch_kwargs"];
     network["n_stages"] = json!(3);

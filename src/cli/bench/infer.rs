@@ -28,6 +28,10 @@ pub struct Infer {
     #[arg(short, long, value_name = "DIR", requires = "run")]
     images: Option<PathBuf>,
 
+    /// For the second stage of a cascade: folder with the first stage's label maps of the images.
+    #[arg(long, value_name = "DIR", requires = "run")]
+    prev_stage_predictions: Option<PathBuf>,
+
     /// Do not mirror.
     #[arg(long)]
     no_tta: bool,
@@ -95,7 +99,7 @@ impl Infer {
             precision: self.precision.on(self.device)?,
             device: self.device,
         };
-        Ok(InferFolder { images, options })
+        Ok(InferFolder { images, options, previous_stage: self.prev_stage_predictions.clone() })
     }
 
     fn stub(&self) -> InferStub {

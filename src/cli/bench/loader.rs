@@ -1,16 +1,18 @@
 //! `nnunet-dist bench loader`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
 
 use crate::augment::Pipeline;
+use crate::augment::cascade::PreviousStage;
 use crate::bench::{GeneratedStore, LoaderBench, Report};
 use crate::cli::plans::{self, PlansFlag};
 use crate::config::{AugmentationPreset, WorkDir};
-use crate::store::{CaseStore, NativeStore};
+use crate::dataset::DatasetJson;
+use crate::store::{CaseStore, NativeStore, StoreError, label_map};
 
 /// Cases that are generated where no work folder is named.
 const CASES: usize = 20;
@@ -51,6 +53,11 @@ pub struct Loader {
     #[arg(value_parser = clap::value_parser!(u8).range(1..))]
     channels: u8,
 
+    /// As the second stage of a cascade, where the labels stand for what the first stage has found; the default where the
+    /// configuration is one.
+    #[arg(long)]
+    cascade: bool,
+
     /// Which transforms.
     #[arg(long, value_enum, value_name = "PRESET", default_value = "nnunet")]
     augmentation: AugmentationPreset,
@@ -67,23 +74,28 @@ impl Loader {
             (Some(work), Some(configuration)) => {
                 let work = self.plans.on(WorkDir::new(work));
                 let configuration = plans::load(&work)?.configuration(configuration)?;
-                let store = NativeStore::open(&work.preprocessed(&configuration.data_identifier))?;
+                let dataset = DatasetJson::load(&work.dataset_json())?;
+                let is_cascade = self.cascade || configuration.previous_stage_name().is_some();
+                let classes = is_cascade.then(|| dataset.foreground_classes());
+                let store = open(&work.preprocessed(&configuration.data_identifier), is_cascade)?;
                 let patch = patch.unwrap_or(configuration.patch_size3());
-                self.bench(Arc::new(store), patch, &configuration.use_mask_for_norm, rounds)
+                self.bench(store, patch, &configuration.use_mask_for_norm, classes, rounds)
             }
             _ => {
                 let (channels, patch) = (usize::from(self.channels), patch.unwrap_or([40, 56, 40]));
                 let generated = GeneratedStore::new(CASES, channels, patch.map(|extent| (extent * 9).div_ceil(10)))?;
-                self.bench(generated.store.clone(), patch, &vec![false; channels], rounds)
+                let store = open(generated.folder(), self.cascade)?;
+                self.bench(store, patch, &vec![false; channels], self.cascade.then(|| vec![1, 2]), rounds)
             }
         }
     }
 
     fn bench(
         &self,
-        store: Arc<dyn CaseStore>,
+        store: NativeStore,
         patch: [usize; 3],
         masked: &[bool],
+        classes_of_cascade: Option<Vec<i16>>,
         rounds: usize,
     ) -> anyhow::Result<Report> {
         let mirror_axes: &[usize] = if patch[0] == 1 { &[1, 2] } else { &[0, 1, 2] };
@@ -92,7 +104,21 @@ impl Loader {
             AugmentationPreset::Basic => Pipeline::nnunet_basic(patch, mirror_axes, masked),
             AugmentationPreset::None => Pipeline::none(patch),
         };
-        let bench = LoaderBench::new(store, pipeline, self.batch_size).context("bench loader")?;
+        let pipeline = match classes_of_cascade {
+            Some(classes) => pipeline.with_previous_stage(PreviousStage::nnunet(classes)),
+            None => pipeline,
+        };
+        let bench = LoaderBench::new(Arc::new(store), pipeline, self.batch_size).context("bench loader")?;
         Ok(bench.run(rounds)?)
     }
+}
+
+/// A store; for a cascade, with its own labels as what the first stage has found.
+fn open(folder: &Path, is_cascade: bool) -> Result<NativeStore, StoreError> {
+    let store = NativeStore::open(folder)?;
+    if !is_cascade {
+        return Ok(store);
+    }
+    let label_maps = store.case_ids().iter().map(|id| (id.clone(), label_map(folder, id))).collect();
+    store.with_previous_stage(&label_maps)
 }

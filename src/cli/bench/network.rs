@@ -72,7 +72,7 @@ impl NetworkFlags {
             let configuration = plans::load(&work)?.configuration(name)?;
             let dataset = DatasetJson::load(&work.dataset_json())?;
             let shape = configuration.network_shape().with_context(|| format!("{}", work.plans().display()))?;
-            let (channels, classes) = (dataset.num_channels(), dataset.num_segmentation_heads());
+            let (channels, classes) = (configuration.num_input_channels(&dataset), dataset.num_segmentation_heads());
             return Ok(StepBench {
                 network: UNetSpec { channels, classes, shape },
                 patch: self.patch.unwrap_or(configuration.patch_size3()),

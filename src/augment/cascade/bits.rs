@@ -1,0 +1,167 @@
+//! A set of voxels, one bit each.
+
+use multiversion::multiversion;
+
+/// A set of the voxels of a patch. A row along x takes whole words, whose lowest bit comes first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BitVolume {
+    shape: [usize; 3],
+    /// Words of a row.
+    row: usize,
+    /// Bits beyond the end of a row are 0.
+    words: Vec<u64>,
+}
+
+impl BitVolume {
+    /// The empty set of a volume of this extent, `(z, y, x)`.
+    pub fn empty(shape: [usize; 3]) -> Self {
+        let row = shape[2].div_ceil(64);
+        Self { shape, row, words: vec![0; shape[0] * shape[1] * row] }
+    }
+
+    /// Where `labels`, in C order, are `label`.
+    ///
+    /// # Panics
+    /// If there are not as many labels as voxels.
+    pub fn of_label(labels: &[i16], shape: [usize; 3], label: i16) -> Self {
+        assert_eq!(labels.len(), shape.iter().product::<usize>());
+        let mut set = Self::empty(shape);
+        if !labels.is_empty() {
+            let rows = set.words.chunks_exact_mut(set.row).zip(labels.chunks_exact(shape[2]));
+            rows.for_each(|(words, labels)| pack(labels, label, words));
+        }
+        set
+    }
+
+    /// Extent, `(z, y, x)`.
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
+    /// Number of voxels in the set.
+    pub fn count(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Whether no voxel is in the set.
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
+
+    /// Whether a voxel is in the set.
+    pub fn contains(&self, [z, y, x]: [usize; 3]) -> bool {
+        self.words_of(z, y)[x / 64] >> (x % 64) & 1 == 1
+    }
+
+    /// Takes the voxels `begin..end` of a row out of the set.
+    pub fn remove(&mut self, [z, y]: [usize; 2], begin: usize, end: usize) {
+        let at = (z * self.shape[1] + y) * self.row;
+        for x in begin..end {
+            self.words[at + x / 64] &= !(1 << (x % 64));
+        }
+    }
+
+    /// Takes the voxels of another set of this extent out of this one.
+    pub fn subtract(&mut self, other: &Self) {
+        debug_assert_eq!(self.shape, other.shape);
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= !other);
+    }
+
+    /// All voxels that are not in the set.
+    pub fn complement(&self) -> Self {
+        let last = tail(self.shape[2]);
+        let mut words: Vec<u64> = self.words.iter().map(|word| !word).collect();
+        words.iter_mut().skip(self.row.saturating_sub(1)).step_by(self.row.max(1)).for_each(|word| *word &= last);
+        Self { words, ..*self }
+    }
+
+    /// Writes 1 where a voxel is in the set and 0 elsewhere, in C order.
+    ///
+    /// # Panics
+    /// If there is not as much room as there are voxels.
+    pub fn write_to(&self, channel: &mut [f32]) {
+        assert_eq!(channel.len(), self.shape.iter().product::<usize>());
+        if !channel.is_empty() {
+            let rows = self.words.chunks_exact(self.row).zip(channel.chunks_exact_mut(self.shape[2]));
+            rows.for_each(|(words, row)| unpack(words, row));
+        }
+    }
+
+    /// Words of a row.
+    pub(super) fn row(&self) -> usize {
+        self.row
+    }
+
+    /// All words, row by row.
+    pub(super) fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    pub(super) fn words_mut(&mut self) -> &mut [u64] {
+        &mut self.words
+    }
+
+    /// The words of a row.
+    pub(super) fn words_of(&self, z: usize, y: usize) -> &[u64] {
+        &self.words[(z * self.shape[1] + y) * self.row..][..self.row]
+    }
+}
+
+/// The bits of a row's last word that stand for voxels.
+pub(super) fn tail(row: usize) -> u64 {
+    match row % 64 {
+        0 => u64::MAX,
+        used => (1 << used) - 1,
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn pack(labels: &[i16], label: i16, words: &mut [u64]) {
+    for (word, labels) in words.iter_mut().zip(labels.chunks(64)) {
+        *word = 0;
+        for (bit, other) in labels.iter().enumerate() {
+            *word |= u64::from(*other == label) << bit;
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn unpack(words: &[u64], row: &mut [f32]) {
+    for (word, voxels) in words.iter().zip(row.chunks_mut(64)) {
+        for (bit, voxel) in voxels.iter_mut().enumerate() {
+            *voxel = (word >> bit & 1) as f32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_of_voxels_is_that_of_their_label() {
+        for shape in [[2, 3, 5], [1, 2, 64], [2, 1, 70], [3, 2, 128]] {
+            let voxels = shape.iter().product::<usize>();
+            let labels: Vec<i16> = (0..voxels).map(|index| (index * index % 7) as i16 - 1).collect();
+            let mut set = BitVolume::of_label(&labels, shape, 3);
+            let mut written = vec![f32::NAN; voxels];
+            set.write_to(&mut written);
+            for (index, label) in labels.iter().enumerate() {
+                let at = [index / (shape[1] * shape[2]), index / shape[2] % shape[1], index % shape[2]];
+                assert_eq!((set.contains(at), written[index]), (*label == 3, f32::from(u8::from(*label == 3))));
+            }
+            assert_eq!(set.count() + set.complement().count(), voxels);
+            assert_eq!(set.complement().complement(), set);
+            set.subtract(&set.clone());
+            assert!(set.is_empty() && set.complement().count() == voxels);
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_row_is_removed() {
+        let mut all = BitVolume::empty([2, 2, 100]).complement();
+        all.remove([1, 0], 60, 70);
+        assert_eq!(all.count(), 390);
+        assert!(!all.contains([1, 0, 60]) && !all.contains([1, 0, 69]) && all.contains([1, 0, 70]));
+    }
+}
