@@ -16,7 +16,7 @@ use nnunet_dist::augment::Pipeline;
 use nnunet_dist::augment::cascade::PreviousStage;
 use nnunet_dist::config::{RunDir, WorkDir};
 use nnunet_dist::dist::Single;
-use nnunet_dist::eval::{Summary, evaluate_folder};
+use nnunet_dist::eval::{FolderOptions, Summary, evaluate_folder};
 use nnunet_dist::image::{read_labels, write_labels};
 use nnunet_dist::loader::{Batch, Loader, LoaderOptions, Sampler, SamplerOptions, Shard};
 use nnunet_dist::model::SavedModel;

@@ -363,11 +363,8 @@ fn preprocessed_cases_are_those_we_make_ourselves() {
     assert_eq!(properties, expected.properties);
 
     let store = NativeStore::open(&store_folder).unwrap();
-    let shape = store.info("case").unwrap().shape;
-    let mut patch = Patch {
-        data: ndarray::Array4::zeros((1, shape[0], shape[1], shape[2])),
-        labels: ndarray::Array3::zeros(shape),
-    };
+    let info = store.info("case").unwrap();
+    let mut patch = info.blank_patch(info.shape);
     store.read_patch("case", [0; 3], &mut patch).unwrap();
     assert_eq!(Some(patch.labels), expected.labels);
     assert_close(&patch.data.into_dyn(), &expected.data.into_dyn());
