@@ -18,7 +18,7 @@ use nnunet_dist::interop::{self, Destination, Source};
 use nnunet_dist::model::{SavedModel, UNet, batch_tensor};
 use nnunet_dist::plan::Plans;
 use nnunet_dist::preprocess::Preprocessor;
-use nnunet_dist::store::{CaseStore, NativeStore, Patch, read_case_properties};
+use nnunet_dist::store::{CaseStore, NativeStore, read_case_properties};
 
 use self::work::{Workshop, program};
 

@@ -46,7 +46,6 @@ impl Bench {
             memory: MemoryOptions::default(),
             precision: Precision::Fp32,
             device: Device::Cpu,
-            previous_stage: None,
         };
         Self { folder, options, save_probabilities: false }
     }

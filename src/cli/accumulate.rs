@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::plans::PlansFlag;
 use crate::config::WorkDir;
 use crate::crossval::{self, HeldOut};
 
@@ -16,6 +17,9 @@ pub struct Accumulate {
     /// Work folder in which the folds were trained.
     #[arg(short, long, value_name = "DIR")]
     work: PathBuf,
+
+    #[command(flatten)]
+    plans: PlansFlag,
 
     /// Configuration of the plans.
     #[arg(short, long, value_name = "NAME")]
@@ -33,7 +37,7 @@ pub struct Accumulate {
 
 impl Accumulate {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let work = WorkDir::new(self.work);
+        let work = self.plans.on(WorkDir::new(self.work));
         let held_out = HeldOut::open(&work, &self.folds)?;
         let folder = held_out.prepare_folder(&self.configuration, self.output.as_deref())?;
         let summary = crossval::accumulate(&held_out, &self.configuration, &folder)?;

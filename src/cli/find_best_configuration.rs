@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::plans::PlansFlag;
 use crate::config::WorkDir;
 use crate::crossval::{self, BestOptions};
 
@@ -17,6 +18,9 @@ pub struct FindBestConfiguration {
     /// Work folder in which the configurations were trained.
     #[arg(short, long, value_name = "DIR")]
     work: PathBuf,
+
+    #[command(flatten)]
+    plans: PlansFlag,
 
     /// Configurations [default: 2d, 3d_fullres, 3d_lowres and 3d_cascade_fullres, those of them that the plans have].
     #[arg(short, long, value_name = "NAME", num_args = 1..)]
@@ -33,7 +37,7 @@ pub struct FindBestConfiguration {
 
 impl FindBestConfiguration {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let work = WorkDir::new(self.work);
+        let work = self.plans.on(WorkDir::new(self.work));
         let options = BestOptions {
             configurations: self.configurations,
             folds: self.folds,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::plans::PlansFlag;
 use super::precision::PrecisionFlags;
 use crate::config::{Device, FoldId, WorkDir};
 use crate::infer::{
@@ -65,7 +66,10 @@ struct ModelFlags {
     #[arg(short, long, value_name = "DIR", requires = "configuration")]
     work: Option<PathBuf>,
 
-    /// Configuration of the plans: 2d, 3d_fullres, 3d_lowres [default: that of --run].
+    #[command(flatten)]
+    plans: PlansFlag,
+
+    /// Configuration of the plans: 2d, 3d_fullres, 3d_lowres, 3d_cascade_fullres [default: that of --run].
     #[arg(short, long, value_name = "NAME", requires = "work")]
     configuration: Option<String>,
 
@@ -113,7 +117,7 @@ impl ModelFlags {
         let (models, folds) = match (&self.work, &self.configuration) {
             (Some(work), Some(configuration)) => {
                 let folds = if self.folds.is_empty() { &DEFAULT_FOLDS } else { self.folds.as_slice() };
-                (vec![WorkDir::new(work).runs(configuration)], folds)
+                (vec![self.plans.on(WorkDir::new(work)).runs(configuration)], folds)
             }
             _ => (self.run.clone(), self.folds.as_slice()),
         };

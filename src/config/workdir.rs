@@ -29,7 +29,7 @@ pub struct WorkDir {
 pub const DEFAULT_PLANS: &str = "nnUNetPlans";
 
 /// The files of a work folder that are no plans, without their ending.
-const NO_PLANS: [&str; 3] = ["dataset", "dataset_fingerprint", "splits_final"];
+const NO_PLANS: [&str; 4] = ["dataset", "dataset_fingerprint", "splits_final", "inference_information"];
 
 /// Checks that a name can be that of a plans file.
 ///
@@ -40,7 +40,9 @@ pub fn check_plans_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.starts_with('.') || name.ends_with(".json") || !name.chars().all(is_plain) {
         return Err(format!("`{name}` is no name of plans; use letters, digits, `_`, `-` and `.`, without .json"));
     }
-    match NO_PLANS.contains(&name) {
+    // What belongs to other plans than the default has their name before its own.
+    let own = name.rsplit_once("__").map_or(name, |(_, own)| own);
+    match NO_PLANS.contains(&own) {
         true => Err(format!("`{name}` is another file of the work folder; choose another name")),
         false => Ok(()),
     }
@@ -103,11 +105,7 @@ impl WorkDir {
 
     /// The folder of a configuration's runs, one for each fold.
     pub fn runs(&self, configuration: &str) -> PathBuf {
-        let folder = match self.plans.as_str() {
-            DEFAULT_PLANS => configuration.to_owned(),
-            plans => format!("{plans}__{configuration}"),
-        };
-        self.root.join("runs").join(folder)
+        self.root.join("runs").join(self.of_plans(configuration))
     }
 
     /// The runs of a configuration that are there: those of folds by their number, then that of all cases.
@@ -134,17 +132,25 @@ impl WorkDir {
 
     /// The held-out cases as an ensemble predicts them.
     pub fn ensemble(&self, name: &str) -> PathBuf {
-        self.root.join("ensembles").join(name)
+        self.root.join("ensembles").join(self.of_plans(name))
     }
 
     /// Which configuration or ensemble is best.
     pub fn inference_information(&self) -> PathBuf {
-        self.root.join("inference_information.json")
+        self.root.join(self.of_plans("inference_information.json"))
     }
 
     /// The commands to predict with it.
     pub fn inference_instructions(&self) -> PathBuf {
-        self.root.join("inference_instructions.txt")
+        self.root.join(self.of_plans("inference_instructions.txt"))
+    }
+
+    /// The name of what belongs to these plans.
+    fn of_plans(&self, name: &str) -> String {
+        match self.plans.as_str() {
+            DEFAULT_PLANS => name.to_owned(),
+            plans => format!("{plans}__{name}"),
+        }
     }
 }
 
