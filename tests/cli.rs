@@ -78,7 +78,7 @@ fn every_command_explains_itself_with_an_example() {
         nnunet_dist([command, "--help"]).assert().success().stdout(contains("Example").and(contains("nnunet-dist")));
     }
     nnunet_dist(["train", "--help"]).assert().stdout(contains("[default: 0.01 for sgd").and(contains("mpirun")));
-    nnunet_dist(["plan", "--help"]).assert().stdout(contains("in GB").and(contains("[default: 8]")));
+    nnunet_dist(["plan", "--help"]).assert().stdout(contains("in GB").and(contains("[default: 8,")));
     for shell in ["bash", "zsh", "fish"] {
         nnunet_dist(["completions", shell]).assert().success().stdout(contains("preprocess"));
     }
