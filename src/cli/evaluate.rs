@@ -45,9 +45,10 @@ pub struct Evaluate {
     #[arg(long)]
     chill: bool,
 
-    /// Metrics beyond those of nnU-Net, or `all`; those of surfaces (nsd, hd95, assd) take longer [default: none].
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    metrics: Vec<MetricName>,
+    /// Metrics beyond those of nnU-Net: sensitivity, precision, specificity, avd, rvd, nsd, hd95, assd, or all; the last
+    /// three, which are of surfaces, take longer [default: none].
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = metrics)]
+    metrics: Vec<Named>,
 
     /// How far apart surfaces may be in nsd, in mm; CLASS=MM for one class or region of summary.json [default: 1].
     #[arg(long, value_name = "[CLASS=]MM", value_parser = tolerance)]
@@ -66,34 +67,8 @@ pub struct Evaluate {
     seed: u64,
 }
 
-/// A name on the command line.
-#[derive(Clone, Copy, Debug)]
-enum MetricName {
-    All,
-    One(Measure),
-}
-
-impl ValueEnum for MetricName {
-    fn value_variants<'a>() -> &'a [Self] {
-        const NAMES: [MetricName; 1 + Measure::ALL.len()] = {
-            let mut names = [MetricName::All; 1 + Measure::ALL.len()];
-            let mut number = 0;
-            while number < Measure::ALL.len() {
-                names[number + 1] = MetricName::One(Measure::ALL[number]);
-                number += 1;
-            }
-            names
-        };
-        &NAMES
-    }
-
-    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        match self {
-            Self::All => Some(clap::builder::PossibleValue::new("all").help("All of them")),
-            Self::One(measure) => measure.to_possible_value(),
-        }
-    }
-}
+/// The metrics that a name stands for.
+type Named = Vec<Measure>;
 
 impl Evaluate {
     pub(super) fn run(self) -> anyhow::Result<()> {
@@ -118,12 +93,6 @@ impl Evaluate {
     }
 
     fn measures(&self) -> Measures {
-        let is_chosen = |measure: &Measure| {
-            self.metrics.iter().any(|name| match name {
-                MetricName::All => true,
-                MetricName::One(chosen) => chosen == measure,
-            })
-        };
         let mut tolerance = Tolerance::default();
         for (class, mm) in &self.tolerance {
             match class {
@@ -131,8 +100,18 @@ impl Evaluate {
                 None => tolerance.general = *mm,
             }
         }
-        Measures { chosen: Measure::ALL.into_iter().filter(is_chosen).collect(), tolerance }
+        let is_named = |measure: &Measure| self.metrics.iter().flatten().any(|named| named == measure);
+        Measures { chosen: Measure::ALL.into_iter().filter(is_named).collect(), tolerance }
     }
+}
+
+fn metrics(name: &str) -> Result<Named, String> {
+    if name == "all" {
+        return Ok(Measure::ALL.to_vec());
+    }
+    let known = Measure::ALL.map(|measure| measure.key().to_lowercase()).join(", ");
+    let measure = Measure::from_str(name, true).map_err(|_| format!("must be all or one of {known}"))?;
+    Ok(vec![measure])
 }
 
 fn label_or_region(text: &str) -> Result<LabelValue, String> {

@@ -18,11 +18,11 @@ pub struct Postprocess {
     #[arg(short, long, value_name = "DIR")]
     input: PathBuf,
 
-    /// Folder for the postprocessed label maps, with --pp; created where missing.
+    /// Folder for the postprocessed label maps, with --pp; created where missing [default: none].
     #[arg(short, long, value_name = "DIR", required_if_eq("determine", "false"), conflicts_with = "determine")]
     output: Option<PathBuf>,
 
-    /// What to do: a postprocessing.json, also of nnU-Net.
+    /// What to do: a postprocessing.json, also of nnU-Net [default: none; either this or --determine].
     #[arg(long, value_name = "FILE", requires = "output")]
     pp: Option<PathBuf>,
 
@@ -30,7 +30,7 @@ pub struct Postprocess {
     #[arg(long, requires = "ground_truth")]
     determine: bool,
 
-    /// Folder of true label maps with the same file names, with --determine.
+    /// Folder of true label maps with the same file names, with --determine [default: none].
     #[arg(short, long, value_name = "DIR", conflicts_with = "pp")]
     ground_truth: Option<PathBuf>,
 

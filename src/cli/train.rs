@@ -66,7 +66,7 @@ impl Train {
         }
         let held_out = HeldOutOptions { probabilities: self.npz, with_best: self.val_best };
         let outcome = match self.val {
-            true => Outcome::Finished(train::validate(config, work, communicator, held_out)?),
+            true => Outcome::Finished(train::validate(config, work, communicator, held_out)?.map(Box::new)),
             false => train::run(config, work, communicator, self.resume, held_out)?,
         };
         if let Outcome::Finished(Some(summary)) = &outcome {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::EnsembleError;
 use crate::dataset::DatasetJson;
 use crate::image::{LabelMap, read_header, write_labels};
-use crate::infer::{ProbabilityArchive, ProbabilityError, ProbabilityMaps, write_probabilities};
+use crate::infer::{ProbabilityArchive, ProbabilityError, ProbabilityMaps, stream_probabilities};
 
 /// A region is where its probability exceeds this (nnU-Net v2, `convert_probabilities_to_segmentation`).
 const REGION_THRESHOLD: f32 = 0.5;
@@ -67,7 +67,7 @@ pub fn merge_case(
     let mut decision = Decision::new(dataset, [z, y, x]);
     let path = output.join(format!("{case}.npz"));
     if save_probabilities {
-        write_probabilities(&path, shape, |write| {
+        stream_probabilities(&path, shape, |write| {
             average(&mut maps, [z, y, x], |class, mean| {
                 decision.add(class, mean);
                 let mean = ArrayView3::from_shape([z, y, x], mean).expect("a class has all voxels");

@@ -172,13 +172,14 @@ mod tests {
 
     #[test]
     fn a_seed_fixes_the_draws_and_equal_cases_have_no_spread() {
-        let dice = [[0.5, 0.8], [0.7, 0.8], [0.9, 0.8], [f64::NAN, 0.8]];
+        let mut dice: Vec<[f64; 2]> = (0..12).map(|case| [f64::from(case * case) / 121.0, 0.8]).collect();
+        dice.push([f64::NAN, 0.8]);
         let draw = |seed| summary(&dice).with_confidence(200, seed).confidence.unwrap();
         assert_eq!(draw(7).mean["1"]["Dice"], draw(7).mean["1"]["Dice"]);
         assert_ne!(draw(7).mean["1"]["Dice"], draw(8).mean["1"]["Dice"]);
         let same = draw(7).mean["2"]["Dice"];
         assert!((same.lower - 0.8).abs() < 1e-12 && (same.upper - 0.8).abs() < 1e-12);
-        assert_eq!((draw(7).mean["1"]["Dice"].cases, draw(7).foreground_mean["Dice"].cases), (3, 4));
+        assert_eq!((draw(7).mean["1"]["Dice"].cases, draw(7).foreground_mean["Dice"].cases), (12, 13));
         assert!(summary(&dice).with_confidence(0, 7).confidence.is_none());
     }
 }

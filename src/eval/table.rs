@@ -122,7 +122,7 @@ mean         all    0.7500  0.6000  15.0  5.0  5.0  1025.0
         assert_eq!(
             summary().with_confidence(100, 1).confidence_table(),
             "\
-class  metric    mean      95 % interval  cases
+class  metric    mean     95 % interval  cases
 1      Dice    0.7500  0.7500 to 0.7500      1
 1      IoU     0.6000  0.6000 to 0.6000      1
 all    Dice    0.7500  0.7500 to 0.7500      1

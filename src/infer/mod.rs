@@ -69,7 +69,7 @@ pub use options::{Accumulate, MemoryOptions, PredictOptions, WindowOptions};
 pub(crate) use portions::Portions;
 pub use predictor::Predictor;
 pub use probabilities::{
-    ProbabilityArchive, ProbabilityError, ProbabilityMaps, save_probabilities, write_probabilities,
+    ProbabilityArchive, ProbabilityError, ProbabilityMaps, save_probabilities, stream_probabilities,
 };
 pub use sliding_window::{SlidingWindow, Spent};
 pub use stages::predict_both_stages;

@@ -44,7 +44,7 @@ impl ProbabilityError {
 /// # Errors
 /// The file cannot be written.
 pub fn save_probabilities(path: &Path, probabilities: &Array4<f32>) -> Result<(), ProbabilityError> {
-    write_probabilities(path, probabilities.dim().into(), |write| {
+    stream_probabilities(path, probabilities.dim().into(), |write| {
         probabilities
             .outer_iter()
             .try_for_each(|class| write(class).map_err(|error| ProbabilityError::new(path, error)))
@@ -55,7 +55,7 @@ pub fn save_probabilities(path: &Path, probabilities: &Array4<f32>) -> Result<()
 ///
 /// # Errors
 /// The file cannot be written, or `make` failed.
-pub fn write_probabilities<E: From<ProbabilityError>>(
+pub fn stream_probabilities<E: From<ProbabilityError>>(
     path: &Path,
     shape: [usize; 4],
     make: impl FnOnce(&mut dyn FnMut(ArrayView3<f32>) -> io::Result<()>) -> Result<(), E>,

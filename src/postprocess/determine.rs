@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use indexmap::IndexMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -59,7 +60,7 @@ struct File<'a> {
 #[derive(Serialize)]
 struct Means<'a> {
     foreground_mean: &'a Metrics<f64>,
-    mean: &'a indexmap::IndexMap<String, Metrics<f64>>,
+    mean: &'a IndexMap<String, Metrics<f64>>,
 }
 
 /// Finds out what raises the Dice of the predictions in `folder`, whose truth `pairs` know: `postprocessing.json`,
@@ -252,8 +253,6 @@ fn write(
 
 #[cfg(test)]
 mod tests {
-    use indexmap::IndexMap;
-
     use super::*;
 
     fn summary(dice: &[f64]) -> Summary {

@@ -33,7 +33,7 @@ pub enum Resume {
 #[derive(Debug)]
 pub enum Outcome {
     /// The last epoch is done; rank 0 has the evaluation of the held-out cases, if there are any.
-    Finished(Option<Summary>),
+    Finished(Option<Box<Summary>>),
     /// It was asked to stop; the checkpoint is written.
     Stopped,
 }
@@ -103,7 +103,7 @@ impl OnDevice for Run<'_> {
         };
         let summary = evaluate_held_out(&job, work, network, device, held_out)?;
         observers.run_is(RunState::Finished)?;
-        Ok(Outcome::Finished(summary))
+        Ok(Outcome::Finished(summary.map(Box::new)))
     }
 }
 
