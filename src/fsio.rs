@@ -56,6 +56,12 @@ pub fn write_bytes(path: &Path, contents: &[u8]) -> io::Result<()> {
     write_atomically(path, |file| file.write_all(contents))
 }
 
+/// Copies a file's contents, as [`write_unsynced`] writes.
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut source = File::open(from)?;
+    write_unsynced(to, |file| io::copy(&mut source, file).map(drop))
+}
+
 /// Writes JSON indented by 4, as nnU-Net's files are, with a final newline.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> io::Result<()> {
     write_atomically(path, |file| {

@@ -27,6 +27,8 @@ pub enum Purpose {
     Phantom = 6,
     /// The order of the cases of an epoch; index = position in the global batch and number of the turn.
     CaseOrder = 7,
+    /// Resampled cases of confidence intervals; index = number of the resample.
+    Bootstrap = 16,
 }
 
 /// Opens the stream of `(seed, purpose, epoch, index)`.

@@ -6,7 +6,7 @@ use assert_cmd::Command;
 use ndarray::Array3;
 use nnunet_dist::cli::exit;
 use nnunet_dist::dataset::LabelValue;
-use nnunet_dist::eval::{Classes, Pair, Summary, evaluate_files, evaluate_folder};
+use nnunet_dist::eval::{Classes, FolderOptions, Measures, Pair, Summary, evaluate_files, evaluate_folder};
 use nnunet_dist::image::{Geometry, LabelMap, write_labels};
 use predicates::prelude::predicate::str::contains;
 use serde_json::Value;
@@ -46,7 +46,7 @@ impl Folders {
     }
 
     fn evaluate(&self) -> anyhow::Result<Summary> {
-        Ok(evaluate_folder(&self.predictions(), &self.truth())?)
+        Ok(evaluate_folder(&self.predictions(), &self.truth(), &FolderOptions::default())?)
     }
 
     /// The one-line error and the exit code.
@@ -137,7 +137,7 @@ fn pairs_and_classes_can_be_given() {
     let folders = two_cases();
     let pair = Pair { prediction: folders.predictions().join("b.nii.gz"), reference: folders.truth().join("b.nii.gz") };
     let classes = Classes { foreground: vec![LabelValue::Region(vec![1, 2])], ignore_label: None };
-    let summary = evaluate_files(&[pair], &classes).unwrap();
+    let summary = evaluate_files(&[pair], &classes, &Measures::default()).unwrap();
     assert_eq!(summary.mean["(1, 2)"].tp, 4.0);
 }
 

@@ -2,36 +2,129 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use crate::eval;
+use super::positive;
+use crate::dataset::LabelValue;
+use crate::eval::{self, Classes, FolderOptions, Measure, Measures, Tolerance};
 
-/// Compare predicted label maps with the true ones: Dice, IoU, TP, FP, FN, TN per case and class.
+/// Compare predicted label maps with the true ones: Dice, IoU and voxel counts per class and case, and what is asked for.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
-  nnunet-dist evaluate -p predictions -g labels -o summary.json")]
+Examples:
+  nnunet-dist evaluate -p predictions -g Task04_Hippocampus/labelsTr
+  nnunet-dist evaluate -p predictions -g labels --metrics all --tolerance 1 --tolerance 2=0.5 --csv cases.csv
+  nnunet-dist evaluate -p predictions -g labels -l 1 2 1,2 --ignore-label 3 --chill")]
 pub struct Evaluate {
     /// Folder of predicted label maps.
     #[arg(short, long, value_name = "DIR")]
     predictions: PathBuf,
 
-    /// Folder of true label maps, under the same file names.
+    /// Folder of true label maps with the same file names.
     #[arg(short, long, value_name = "DIR")]
     ground_truth: PathBuf,
 
     /// Where to write the result in nnU-Net's schema [default: PREDICTIONS/summary.json].
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+
+    /// Description of the classes or regions [default: dataset.json in or beside the true label maps, else beside the
+    /// predictions; without one, all labels that occur].
+    #[arg(long, value_name = "FILE", conflicts_with = "labels")]
+    dataset_json: Option<PathBuf>,
+
+    /// Classes to evaluate instead, or regions as 1,2 [default: those of dataset.json].
+    #[arg(short, long, value_name = "LABEL", num_args = 1.., value_parser = label_or_region)]
+    labels: Vec<LabelValue>,
+
+    /// Voxels whose true label is this one do not count [default: none].
+    #[arg(long, value_name = "LABEL", requires = "labels", allow_negative_numbers = true)]
+    ignore_label: Option<i16>,
+
+    /// Pass over true label maps without a prediction.
+    #[arg(long)]
+    chill: bool,
+
+    /// Metrics beyond those of nnU-Net: sensitivity, precision, specificity, avd, rvd, nsd, hd95, assd, or all; the last
+    /// three, which are of surfaces, take longer [default: none].
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = metrics)]
+    metrics: Vec<Named>,
+
+    /// How far apart surfaces may be in nsd, in mm; CLASS=MM for one class or region of summary.json [default: 1].
+    #[arg(long, value_name = "[CLASS=]MM", value_parser = tolerance)]
+    tolerance: Vec<(Option<String>, f64)>,
+
+    /// A line per case and class as comma-separated values [default: none].
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+
+    /// Resamples of the cases for 95 % confidence intervals of the means; 0: none.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    bootstrap: usize,
+
+    /// Seed of the resamples.
+    #[arg(long, value_name = "N", default_value_t = 1234)]
+    seed: u64,
 }
+
+/// The metrics that a name stands for.
+type Named = Vec<Measure>;
 
 impl Evaluate {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let summary = eval::evaluate_folder(&self.predictions, &self.ground_truth)?;
-        let output = self.output.unwrap_or_else(|| self.predictions.join("summary.json"));
-        summary.save(&output)?;
+        let classes = match (&self.dataset_json, self.labels.is_empty()) {
+            (Some(path), _) => Some(Classes::read(path)?),
+            (None, true) => None,
+            (None, false) => Some(Classes { foreground: self.labels.clone(), ignore_label: self.ignore_label }),
+        };
+        let options = FolderOptions { classes, allow_missing: self.chill, measures: self.measures() };
+        let summary = eval::evaluate_folder(&self.predictions, &self.ground_truth, &options)?;
+        let summary = summary.with_confidence(self.bootstrap, self.seed);
+        summary.save(&self.output.unwrap_or_else(|| self.predictions.join("summary.json")))?;
+        if let Some(path) = &self.csv {
+            summary.save_csv(path)?;
+        }
         print!("{}", summary.table());
+        if summary.confidence.is_some() {
+            print!("\n{}\n", summary.confidence_table());
+        }
         println!("mean Dice {:.4}", summary.mean_dice());
         Ok(())
+    }
+
+    fn measures(&self) -> Measures {
+        let mut tolerance = Tolerance::default();
+        for (class, mm) in &self.tolerance {
+            match class {
+                Some(class) => tolerance.of_class.push((class.clone(), *mm)),
+                None => tolerance.general = *mm,
+            }
+        }
+        let is_named = |measure: &Measure| self.metrics.iter().flatten().any(|named| named == measure);
+        Measures { chosen: Measure::ALL.into_iter().filter(is_named).collect(), tolerance }
+    }
+}
+
+fn metrics(name: &str) -> Result<Named, String> {
+    if name == "all" {
+        return Ok(Measure::ALL.to_vec());
+    }
+    let known = Measure::ALL.map(|measure| measure.key().to_lowercase()).join(", ");
+    let measure = Measure::from_str(name, true).map_err(|_| format!("must be all or one of {known}"))?;
+    Ok(vec![measure])
+}
+
+fn label_or_region(text: &str) -> Result<LabelValue, String> {
+    let labels = text.split(',').map(|label| label.trim().parse()).collect::<Result<Vec<i16>, _>>();
+    match labels.map_err(|_| "must be a label, or several with commas between them")?.as_slice() {
+        [label] => Ok(LabelValue::Class(*label)),
+        labels => Ok(LabelValue::Region(labels.to_vec())),
+    }
+}
+
+fn tolerance(text: &str) -> Result<(Option<String>, f64), String> {
+    match text.rsplit_once('=') {
+        Some((class, mm)) => Ok((Some(class.to_owned()), positive(mm)?)),
+        None => Ok((None, positive(text)?)),
     }
 }

@@ -56,12 +56,12 @@ impl Classes {
     fn of_labels<'a>(labels: impl IntoIterator<Item = (&'a str, LabelValue)>) -> Self {
         let (ignore, mut foreground): (Vec<_>, Vec<_>) = labels
             .into_iter()
-            .filter(|(_, value)| values(value).iter().any(|&class| class != 0))
+            .filter(|(_, value)| value.members().iter().any(|&class| class != 0))
             .partition(|(name, _)| *name == IGNORE);
-        let ignore_label = ignore.first().and_then(|(_, value)| values(value).first().copied());
-        let has_regions = foreground.iter().any(|(_, value)| values(value).len() > 1);
+        let ignore_label = ignore.first().and_then(|(_, value)| value.members().first().copied());
+        let has_regions = foreground.iter().any(|(_, value)| value.members().len() > 1);
         if !has_regions {
-            let classes: BTreeSet<i16> = foreground.iter().flat_map(|(_, value)| values(value)).copied().collect();
+            let classes: BTreeSet<i16> = foreground.iter().flat_map(|(_, value)| value.members()).copied().collect();
             return Self { ignore_label, ..Self::of_seen(&classes) };
         }
         Self { foreground: foreground.drain(..).map(|(_, value)| value).collect(), ignore_label }
@@ -69,7 +69,7 @@ impl Classes {
 }
 
 /// How `summary.json` names a class or region: as Python writes an integer or a tuple of them.
-pub(super) fn key(class: &LabelValue) -> String {
+pub(crate) fn key(class: &LabelValue) -> String {
     match class {
         LabelValue::Class(class) => class.to_string(),
         LabelValue::Region(labels) => match labels.as_slice() {
@@ -90,13 +90,6 @@ struct LabelsOnly {
 enum Declared {
     Value(LabelValue),
     Name(String),
-}
-
-fn values(label: &LabelValue) -> &[i16] {
-    match label {
-        LabelValue::Class(class) => std::slice::from_ref(class),
-        LabelValue::Region(classes) => classes,
-    }
 }
 
 #[cfg(test)]

@@ -62,10 +62,7 @@ impl Confusion {
 }
 
 fn contains(class: &LabelValue, label: i16) -> bool {
-    match class {
-        LabelValue::Class(class) => *class == label,
-        LabelValue::Region(labels) => labels.contains(&label),
-    }
+    class.members().contains(&label)
 }
 
 #[cfg(test)]

@@ -49,11 +49,11 @@ pub enum EvalError {
 }
 
 impl EvalError {
-    pub(super) fn invalid(path: &Path, reason: impl ToString) -> Self {
+    pub(crate) fn invalid(path: &Path, reason: impl ToString) -> Self {
         Self::Invalid { path: path.to_owned(), reason: reason.to_string() }
     }
 
-    pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         |source| Self::Io { path: path.to_owned(), source }
     }
 }

@@ -1,14 +1,15 @@
 //! The comparison of pairs of files.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
 
-use crate::dataset::LabelValue;
-use crate::image::read_labels;
-
 use super::classes::key;
-use super::{CaseResult, Classes, Confusion, EvalError, Summary};
+use super::masks::ClassMasks;
+use super::{CaseResult, Classes, Confusion, EvalError, Measure, Measures, Metrics, Summary, SurfaceDistances};
+use crate::dataset::LabelValue;
+use crate::image::{LabelMap, read_labels};
 
 /// A prediction and what it should have been.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,51 +20,123 @@ pub struct Pair {
     pub reference: PathBuf,
 }
 
-/// Compares each prediction with its reference, in the order given.
+/// Compares each prediction with its reference, several at a time, in the order given.
 ///
 /// # Errors
 /// The first pair that cannot be read or does not match in shape.
-pub fn evaluate_files(pairs: &[Pair], classes: &Classes) -> Result<Summary, EvalError> {
-    Ok(summarise(pairs, &count_files(pairs)?, classes))
+pub fn evaluate_files(pairs: &[Pair], classes: &Classes, measures: &Measures) -> Result<Summary, EvalError> {
+    Ok(Summary::new(evaluate_cases(pairs, classes, measures)?))
 }
 
 /// As [`evaluate_files`], each case by itself.
 ///
 /// # Errors
 /// As [`evaluate_files`].
-pub fn evaluate_cases(pairs: &[Pair], classes: &Classes) -> Result<Vec<CaseResult>, EvalError> {
-    Ok(evaluate_files(pairs, classes)?.metric_per_case)
-}
-
-/// Reads every pair, in parallel, and keeps only its counts.
-pub(super) fn count_files(pairs: &[Pair]) -> Result<Vec<Confusion>, EvalError> {
-    let counts: Vec<_> = pairs.par_iter().map(count_pair).collect();
+pub fn evaluate_cases(pairs: &[Pair], classes: &Classes, measures: &Measures) -> Result<Vec<CaseResult>, EvalError> {
+    let cases: Vec<_> = pairs.par_iter().map(|pair| evaluate_pair(pair, classes, measures)).collect();
     // Collected in order, so that which error is reported does not depend on the threads.
-    counts.into_iter().collect()
+    cases.into_iter().collect()
 }
 
-pub(super) fn summarise(pairs: &[Pair], counts: &[Confusion], classes: &Classes) -> Summary {
-    let cases = pairs.iter().zip(counts).map(|(pair, counts)| {
-        let metrics = |class: &LabelValue| (key(class), counts.metrics(class, classes.ignore_label));
-        CaseResult {
-            metrics: classes.foreground.iter().map(metrics).collect(),
-            prediction_file: pair.prediction.clone(),
-            reference_file: pair.reference.clone(),
-        }
-    });
-    Summary::new(cases.collect())
+/// All labels in any of the files.
+pub(super) fn labels_of(pairs: &[Pair]) -> Result<BTreeSet<i16>, EvalError> {
+    let labels: Vec<_> = pairs
+        .par_iter()
+        .map(|pair| {
+            let [prediction, reference] = read_pair(pair)?;
+            Ok(Confusion::new(&reference.data, &prediction.data).labels())
+        })
+        .collect();
+    labels.into_iter().try_fold(BTreeSet::new(), |mut all, labels: Result<_, EvalError>| {
+        all.extend(labels?);
+        Ok(all)
+    })
 }
 
-fn count_pair(pair: &Pair) -> Result<Confusion, EvalError> {
-    let reference = read_labels(&pair.reference)?.data;
-    let prediction = read_labels(&pair.prediction)?.data;
-    if prediction.shape() != reference.shape() {
+/// Reads a prediction and its reference, which must have the same voxels.
+///
+/// # Errors
+/// Either cannot be read, or they differ in shape.
+pub(crate) fn read_pair(pair: &Pair) -> Result<[LabelMap; 2], EvalError> {
+    let reference = read_labels(&pair.reference)?;
+    let prediction = read_labels(&pair.prediction)?;
+    if prediction.data.shape() != reference.data.shape() {
         return Err(EvalError::Shape {
             prediction: pair.prediction.clone(),
-            prediction_shape: prediction.shape().to_vec(),
+            prediction_shape: prediction.data.shape().to_vec(),
             reference: pair.reference.clone(),
-            reference_shape: reference.shape().to_vec(),
+            reference_shape: reference.data.shape().to_vec(),
         });
     }
-    Ok(Confusion::new(&reference, &prediction))
+    Ok([prediction, reference])
+}
+
+fn evaluate_pair(pair: &Pair, classes: &Classes, measures: &Measures) -> Result<CaseResult, EvalError> {
+    let [prediction, reference] = read_pair(pair)?;
+    let counts = Confusion::new(&reference.data, &prediction.data);
+    let masks = measures
+        .need_surfaces()
+        .then(|| ClassMasks::new(prediction.data.view(), reference.data.view(), classes.ignore_label));
+    let spacing = reference.geometry.spacing;
+    let metrics = classes.foreground.par_iter().map(|class| {
+        let key = key(class);
+        let surfaces = masks.as_ref().map(|masks| surface_distances(masks, class, spacing));
+        let mut metrics = counts.metrics(class, classes.ignore_label);
+        for &measure in &measures.chosen {
+            let value = match (&surfaces, measure) {
+                (Some(surfaces), Measure::Nsd) => surfaces.normalised_dice(measures.tolerance.of(&key)),
+                (Some(surfaces), Measure::Hd95) => surfaces.hausdorff_95(),
+                (Some(surfaces), Measure::Assd) => surfaces.average(),
+                _ => of_counts(measure, &metrics, spacing.iter().product()),
+            };
+            metrics.measured.set(measure, value);
+        }
+        (key, metrics)
+    });
+    Ok(CaseResult {
+        metrics: metrics.collect::<Vec<_>>().into_iter().collect(),
+        prediction_file: pair.prediction.clone(),
+        reference_file: pair.reference.clone(),
+    })
+}
+
+fn surface_distances(masks: &ClassMasks, class: &LabelValue, spacing: [f64; 3]) -> SurfaceDistances {
+    let [prediction, reference] = masks.of(class);
+    SurfaceDistances::new(prediction.view(), reference.view(), masks.extent(), spacing)
+}
+
+/// A measure that follows from the numbers of voxels, of `voxel` mm³ each.
+fn of_counts(measure: Measure, metrics: &Metrics<u64>, voxel: f64) -> f64 {
+    let [tp, fp, tn, n_pred, n_ref] =
+        [metrics.tp, metrics.fp, metrics.tn, metrics.n_pred, metrics.n_ref].map(|count| count as f64);
+    // 0 / 0 is NaN: not defined.
+    match measure {
+        Measure::Sensitivity => tp / n_ref,
+        Measure::Precision => tp / n_pred,
+        Measure::Specificity => tn / (tn + fp),
+        Measure::Avd => (n_pred - n_ref).abs() * voxel,
+        Measure::Rvd if n_ref == 0.0 => f64::NAN,
+        Measure::Rvd => (n_pred - n_ref) / n_ref,
+        Measure::Nsd | Measure::Hd95 | Measure::Assd => f64::NAN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_and_volumes_follow_from_the_counts() {
+        let of = |metrics: &Metrics<u64>| {
+            Measure::ALL.map(|measure| of_counts(measure, metrics, 0.5)).into_iter().take(5).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&Metrics::from_counts(6, 2, 4, 14)), [0.6, 0.75, 0.875, 1.0, -0.2]);
+        let [sensitivity, precision, specificity, avd, rvd] = of(&Metrics::from_counts(0, 3, 0, 5))[..] else {
+            panic!()
+        };
+        assert!(sensitivity.is_nan() && rvd.is_nan());
+        assert_eq!((precision, specificity, avd), (0.0, 0.625, 1.5));
+        let [sensitivity, precision, ..] = of(&Metrics::from_counts(0, 0, 3, 5))[..] else { panic!() };
+        assert!(sensitivity == 0.0 && precision.is_nan());
+    }
 }

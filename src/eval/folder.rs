@@ -3,42 +3,58 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::evaluate::{count_files, summarise};
-use super::{Classes, EvalError, Pair, Summary};
+use super::evaluate::labels_of;
+use super::{Classes, EvalError, Measures, Pair, Summary, evaluate_files};
 
 /// File name endings of label maps. Of a `.hdr` / `.img` pair, the header stands for both.
 const ENDINGS: [&str; 6] = [".nii.gz", ".nii", ".hdr", ".png", ".tiff", ".tif"];
 /// How many names an error lists.
 const LISTED: usize = 10;
 
+/// How two folders are compared.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FolderOptions {
+    /// What is evaluated; by default what the `dataset.json` in or beside the true label maps says, else the one beside the
+    /// predictions, else all labels seen in either folder.
+    pub classes: Option<Classes>,
+    /// Pass over true label maps without a prediction (nnU-Net's `--chill`).
+    pub allow_missing: bool,
+    /// What to compute beyond nnU-Net's metrics.
+    pub measures: Measures,
+}
+
 /// Compares the label maps of two folders; files belong together where their names agree, endings aside.
-///
-/// The classes are those of the `dataset.json` in or beside `truth`, else all labels seen in either folder.
 ///
 /// # Errors
 /// [`EvalError::Unpaired`] where a file has no counterpart; otherwise as [`super::evaluate_files`].
-pub fn evaluate_folder(predictions: &Path, truth: &Path) -> Result<Summary, EvalError> {
-    let pairs = pair(predictions, truth)?;
-    let counts = count_files(&pairs)?;
-    let classes = match dataset_json(truth) {
-        Some(path) => Classes::read(&path)?,
-        None => Classes::of_seen(&counts.iter().flat_map(|counts| counts.labels()).collect()),
+pub fn evaluate_folder(predictions: &Path, truth: &Path, options: &FolderOptions) -> Result<Summary, EvalError> {
+    let pairs = pair_folders(predictions, truth, options.allow_missing)?;
+    let classes = match (&options.classes, dataset_json(predictions, truth)) {
+        (Some(classes), _) => classes.clone(),
+        (None, Some(path)) => Classes::read(&path)?,
+        (None, None) => Classes::of_seen(&labels_of(&pairs)?),
     };
     if classes.foreground.is_empty() {
         return Err(EvalError::invalid(truth, "there is no foreground class to evaluate"));
     }
-    Ok(summarise(&pairs, &counts, &classes))
+    evaluate_files(&pairs, &classes, &options.measures)
 }
 
-fn dataset_json(truth: &Path) -> Option<PathBuf> {
-    [truth.join("dataset.json"), truth.join("../dataset.json")].into_iter().find(|path| path.is_file())
+fn dataset_json(predictions: &Path, truth: &Path) -> Option<PathBuf> {
+    let places = [truth.join("dataset.json"), truth.join("../dataset.json"), predictions.join("dataset.json")];
+    places.into_iter().find(|path| path.is_file())
 }
 
-/// Pairs of files in the order of the cases' names.
-fn pair(predictions: &Path, truth: &Path) -> Result<Vec<Pair>, EvalError> {
+/// Label maps of two folders whose names agree, endings aside, in the order of the cases' names.
+///
+/// # Errors
+/// A folder cannot be read, or a file has no counterpart: a prediction always must, a true label map unless
+/// `allow_missing`.
+pub fn pair_folders(predictions: &Path, truth: &Path, allow_missing: bool) -> Result<Vec<Pair>, EvalError> {
     let mut predicted = label_maps(predictions)?;
     let references = label_maps(truth)?;
-    let without_prediction: Vec<_> = references.keys().filter(|case| !predicted.contains_key(*case)).collect();
+    let without_prediction = references.keys().filter(|case| !allow_missing && !predicted.contains_key(*case));
+    let without_prediction: Vec<_> = without_prediction.collect();
     let without_reference: Vec<_> = predicted.keys().filter(|case| !references.contains_key(*case)).collect();
     if !without_prediction.is_empty() || !without_reference.is_empty() {
         let missing = [(predictions, without_prediction), (truth, without_reference)];
@@ -59,7 +75,10 @@ fn list_missing(folder: &Path, cases: &[&String]) -> String {
 }
 
 /// Label maps of a folder by case; hidden files and files of other kinds are passed over.
-fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>, EvalError> {
+///
+/// # Errors
+/// The folder cannot be read, has no label map, or two of a case.
+pub(crate) fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>, EvalError> {
     let mut cases = BTreeMap::new();
     let mut twice = BTreeSet::new();
     for entry in std::fs::read_dir(folder).map_err(EvalError::io(folder))? {
@@ -101,7 +120,7 @@ mod tests {
     fn files_are_paired_by_case_whatever_their_ending() {
         let predictions = folder(&["b.nii.gz", "a.nii.gz", "summary.json", "a.npz", "._a.nii.gz"]);
         let truth = folder(&["a.nii", "b.hdr", "b.img"]);
-        let pairs = pair(predictions.path(), truth.path()).unwrap();
+        let pairs = pair_folders(predictions.path(), truth.path(), false).unwrap();
         let names = |pair: &Pair| {
             [&pair.prediction, &pair.reference].map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
         };
@@ -112,12 +131,17 @@ mod tests {
     fn files_without_counterpart_are_all_listed() {
         let predictions = folder(&["a.nii.gz", "c.nii.gz"]);
         let truth = folder(&["a.nii.gz", "b.nii.gz", "d.nii.gz"]);
-        let error = pair(predictions.path(), truth.path()).unwrap_err().to_string();
+        let error = pair_folders(predictions.path(), truth.path(), false).unwrap_err().to_string();
         let expected = [
             format!("{}: no label map of 2 case(s): b, d", predictions.path().display()),
             format!("{}: no label map of 1 case(s): c", truth.path().display()),
         ];
         assert_eq!(error, expected.join("; "));
+        // Predictions without a reference cannot be evaluated, whatever is allowed.
+        let error = pair_folders(predictions.path(), truth.path(), true).unwrap_err().to_string();
+        assert_eq!(error, expected[1]);
+        std::fs::remove_file(predictions.path().join("c.nii.gz")).unwrap();
+        assert_eq!(pair_folders(predictions.path(), truth.path(), true).unwrap().len(), 1);
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use crate::fsio::write_atomically;
+use super::{Confidence, EvalError, Measured, json};
 
-use super::{EvalError, json};
+/// Where it is evaluated as a class, the background does not count in means over classes, as in nnU-Net.
+pub(super) const BACKGROUND: &str = "0";
 
-/// Contents of nnU-Net v2's `summary.json`.
+/// Contents of nnU-Net v2's `summary.json`, and of ours what was asked for beyond it.
 ///
 /// Classes are keyed by their number, regions as Python writes a tuple (`"(1, 2)"`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub struct Summary {
     pub mean: IndexMap<String, Metrics<f64>>,
     /// Each case by itself.
     pub metric_per_case: Vec<CaseResult>,
+    /// How far the means may be trusted, if asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<Confidence>,
 }
 
 /// Metrics of one case.
@@ -58,6 +62,9 @@ pub struct Metrics<Count> {
     pub n_pred: Count,
     /// `TP + FN`
     pub n_ref: Count,
+    /// What was asked for beyond nnU-Net's metrics.
+    #[serde(flatten)]
+    pub measured: Measured,
 }
 
 impl Summary {
@@ -66,13 +73,14 @@ impl Summary {
         let classes = metric_per_case.first().map(|case| case.metrics.keys().cloned().collect()).unwrap_or_default();
         let mean: IndexMap<String, _> = Vec::into_iter(classes)
             .map(|class: String| {
-                let cases: Vec<_> = metric_per_case.iter().filter_map(|case| case.metrics.get(&class)).collect();
-                let mean = Metrics::from_fn(|get| mean_of_defined(cases.iter().map(|case| get(&case.as_f64()))));
+                let cases = metric_per_case.iter().filter_map(|case| Some(case.metrics.get(&class)?.as_f64()));
+                let mean = Metrics::combine(&cases.collect::<Vec<_>>(), |values| mean_of_defined(values));
                 (class, mean)
             })
             .collect();
-        let foreground_mean = Metrics::from_fn(|get| mean_of(mean.values().map(get)));
-        Self { foreground_mean, mean, metric_per_case }
+        let foreground = mean.iter().filter(|(class, _)| *class != BACKGROUND).map(|(_, metrics)| *metrics);
+        let foreground_mean = Metrics::combine(&foreground.collect::<Vec<_>>(), |values| mean_of(values));
+        Self { foreground_mean, mean, metric_per_case, confidence: None }
     }
 
     /// Reads a `summary.json`, of ours or of nnU-Net.
@@ -89,12 +97,13 @@ impl Summary {
     /// # Errors
     /// Where the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), EvalError> {
-        write_atomically(path, |file| json::to_writer(file, self)).map_err(EvalError::io(path))
+        json::to_file(path, self)
     }
 
-    /// Mean Dice over the classes that occur in any case; NaN if none does.
+    /// Mean Dice over the foreground classes that occur in any case; NaN if none does.
     pub fn mean_dice(&self) -> f64 {
-        mean_of_defined(self.mean.values().map(|metrics| metrics.dice))
+        let foreground = self.mean.iter().filter(|(class, _)| *class != BACKGROUND);
+        mean_of_defined(&mut foreground.map(|(_, metrics)| metrics.dice))
     }
 }
 
@@ -105,42 +114,53 @@ impl Metrics<u64> {
         let errors = (fp + fn_) as f64;
         let hits = tp as f64;
         let (dice, iou) = (2.0 * hits / (2.0 * hits + errors), hits / (hits + errors));
-        Self { dice, fn_, fp, iou, tn, tp, n_pred: tp + fp, n_ref: tp + fn_ }
+        Self { dice, fn_, fp, iou, tn, tp, n_pred: tp + fp, n_ref: tp + fn_, measured: Measured::default() }
     }
 
     fn as_f64(&self) -> Metrics<f64> {
-        let Self { dice, iou, .. } = *self;
+        let Self { dice, iou, measured, .. } = *self;
         let [fn_, fp, tn, tp, n_pred, n_ref] =
             [self.fn_, self.fp, self.tn, self.tp, self.n_pred, self.n_ref].map(|count| count as f64);
-        Metrics { dice, fn_, fp, iou, tn, tp, n_pred, n_ref }
+        Metrics { dice, fn_, fp, iou, tn, tp, n_pred, n_ref, measured }
     }
 }
 
 impl Metrics<f64> {
-    /// Computes each member from the function that reads it.
-    fn from_fn(f: impl Fn(fn(&Self) -> f64) -> f64) -> Self {
+    /// Computes each member from the same member of `others`.
+    fn combine(others: &[Self], f: impl Fn(&mut dyn Iterator<Item = f64>) -> f64) -> Self {
+        let of = |get: fn(&Self) -> f64| f(&mut others.iter().map(get));
+        let measured: Vec<Measured> = others.iter().map(|metrics| metrics.measured).collect();
         Self {
-            dice: f(|metrics| metrics.dice),
-            fn_: f(|metrics| metrics.fn_),
-            fp: f(|metrics| metrics.fp),
-            iou: f(|metrics| metrics.iou),
-            tn: f(|metrics| metrics.tn),
-            tp: f(|metrics| metrics.tp),
-            n_pred: f(|metrics| metrics.n_pred),
-            n_ref: f(|metrics| metrics.n_ref),
+            dice: of(|metrics| metrics.dice),
+            fn_: of(|metrics| metrics.fn_),
+            fp: of(|metrics| metrics.fp),
+            iou: of(|metrics| metrics.iou),
+            tn: of(|metrics| metrics.tn),
+            tp: of(|metrics| metrics.tp),
+            n_pred: of(|metrics| metrics.n_pred),
+            n_ref: of(|metrics| metrics.n_ref),
+            measured: Measured::combine(&measured, |get| f(&mut measured.iter().map(get))),
         }
     }
 }
 
+impl<Count> Metrics<Count> {
+    /// Everything that is not a count, by its name in `summary.json`.
+    pub fn scores(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
+        let measured = self.measured.iter().map(|(measure, value)| (measure.key(), value));
+        [("Dice", self.dice), ("IoU", self.iou)].into_iter().chain(measured)
+    }
+}
+
 /// NumPy's `mean`.
-fn mean_of(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn mean_of(values: &mut dyn Iterator<Item = f64>) -> f64 {
     let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
     sum / f64::from(count)
 }
 
 /// NumPy's `nanmean`.
-fn mean_of_defined(values: impl Iterator<Item = f64>) -> f64 {
-    mean_of(values.filter(|value| !value.is_nan()))
+pub(super) fn mean_of_defined(values: &mut dyn Iterator<Item = f64>) -> f64 {
+    mean_of(&mut values.filter(|value| !value.is_nan()))
 }
 
 #[cfg(test)]
