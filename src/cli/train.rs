@@ -7,7 +7,7 @@ use super::ranks::{join_gpus, or_abort};
 use super::run_flags::RunFlags;
 use crate::config::{RunConfig, WorkDir};
 use crate::dist::{self, Communicator};
-use crate::train::{self, Outcome, Resume};
+use crate::train::{self, HeldOutOptions, Outcome, Resume};
 
 /// Train a network on one fold; under mpirun, on as many processes as it starts.
 ///
@@ -18,7 +18,8 @@ use crate::train::{self, Outcome, Resume};
 Examples:
   nnunet-dist train -w hippocampus -c 3d_fullres -f 0
   mpirun -np 8 nnunet-dist train -w hippocampus -c 3d_fullres -f all --device cuda
-  nnunet-dist train -w hippocampus -c 3d_fullres -f 0 --resume")]
+  nnunet-dist train -w hippocampus -c 3d_fullres -f 0 --resume
+  nnunet-dist train -w hippocampus -c 3d_fullres -f 0 --val --npz")]
 pub struct Train {
     #[command(flatten)]
     run: RunFlags,
@@ -27,6 +28,18 @@ pub struct Train {
     #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "always")]
     #[arg(default_value = "never", hide_default_value = true)]
     resume: Resume,
+
+    /// Write class probabilities of the held-out cases too (CASE.npz): what ensembles of configurations are found from.
+    #[arg(long)]
+    npz: bool,
+
+    /// Only predict and evaluate the held-out cases of a run that is over.
+    #[arg(long, conflicts_with = "resume")]
+    val: bool,
+
+    /// Predict the held-out cases with the best checkpoint, not the last; into the same folder.
+    #[arg(long)]
+    val_best: bool,
 }
 
 impl Train {
@@ -46,7 +59,11 @@ impl Train {
         if is_first {
             print!("{}", config.to_toml());
         }
-        let outcome = train::run(config, work, communicator, self.resume)?;
+        let held_out = HeldOutOptions { probabilities: self.npz, with_best: self.val_best };
+        let outcome = match self.val {
+            true => Outcome::Finished(train::validate(config, work, communicator, held_out)?.map(Box::new)),
+            false => train::run(config, work, communicator, self.resume, held_out)?,
+        };
         if let Outcome::Finished(Some(summary)) = &outcome {
             print!("{}", summary.table());
             println!("mean Dice {:.4}", summary.mean_dice());

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::ProbabilityError;
 use crate::backend::DeviceError;
 use crate::dataset::DatasetError;
 use crate::dist::CommError;
@@ -39,6 +40,9 @@ pub enum InferError {
     /// A result cannot be written.
     #[error("{path}: cannot be written: {source}")]
     Write { path: PathBuf, source: io::Error },
+    /// Class probabilities cannot be written.
+    #[error("{0}")]
+    Probabilities(#[from] ProbabilityError),
     /// An image needs more memory than it may take.
     #[error(
         "the sums of its windows' logits take {} MiB even in half precision, more than the {} MiB of --max-memory",

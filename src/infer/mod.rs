@@ -19,6 +19,7 @@ mod grid;
 mod options;
 mod portions;
 mod predictor;
+mod probabilities;
 mod sliding_window;
 mod steps;
 mod taps;
@@ -33,6 +34,9 @@ pub use gaussian::{Blend, importance};
 pub use options::{Accumulate, MemoryOptions, WindowOptions};
 pub(crate) use portions::Portions;
 pub use predictor::Predictor;
+pub use probabilities::{
+    ProbabilityArchive, ProbabilityError, ProbabilityMaps, save_probabilities, stream_probabilities,
+};
 pub use sliding_window::{SlidingWindow, Spent};
 pub use steps::window_steps;
 pub use validation::validate_fold;

@@ -1,17 +1,21 @@
 //! The cases a training run has held out, shared out to the ranks.
 
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, Array4};
 
 use super::InferError;
 use super::predictor::Predictor;
+use super::probabilities::save_probabilities;
 use crate::dist::{Communicator, share_of};
 use crate::image::write_labels;
 use crate::ops::NnOps;
 use crate::store::{CaseStore, NativeStore, Patch, StoreError, read_case_properties};
 
-/// Predicts `cases` from the preprocessed store at `folder` into label maps of their raw geometry in `output`.
+/// Predicts `cases` from the preprocessed store at `folder` into label maps of their raw geometry in `output`, and if asked
+/// for into class probabilities beside them, `CASE.npz`, as nnU-Net's `--npz` writes them. Without, those of an earlier
+/// run are removed: they would not be the label map's.
 ///
 /// The ranks divide the cases by their size; gives the numbers of this rank's. When this returns, all ranks are done.
 ///
@@ -23,6 +27,7 @@ pub fn validate_fold<B: NnOps>(
     folder: &Path,
     cases: &[String],
     output: &Path,
+    with_probabilities: bool,
     comm: &dyn Communicator,
 ) -> Result<Vec<usize>, InferError> {
     let voxels = cases.iter().map(|case| Ok(store.info(case)?.shape.iter().product::<usize>() as u64));
@@ -34,11 +39,25 @@ pub fn validate_fold<B: NnOps>(
         let (data, labels) = (Array4::zeros((info.channels, z, y, x)), Array3::zeros((z, y, x)));
         let mut whole = Patch { data, labels };
         store.read_patch(case, [0; 3], &mut whole)?;
-        let segmentation = predictor.segment(whole.data.view(), &read_case_properties(folder, case)?, false)?;
+        let segmentation =
+            predictor.segment(whole.data.view(), &read_case_properties(folder, case)?, with_probabilities)?;
         let path = output.join(format!("{case}{}", predictor.dataset().file_ending));
         write_labels(&path, &segmentation.labels)?;
+        let path = output.join(format!("{case}.npz"));
+        match &segmentation.probabilities {
+            Some(probabilities) => save_probabilities(&path, probabilities)?,
+            None => remove(path)?,
+        }
         tracing::debug!("validated {case}");
     }
     comm.barrier("validation of cases")?;
     Ok(own)
+}
+
+/// Removes a file that need not be there.
+fn remove(path: PathBuf) -> Result<(), InferError> {
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(InferError::Write { path, source }),
+        _ => Ok(()),
+    }
 }

@@ -7,7 +7,7 @@ mod cached;
 mod case;
 mod crop;
 mod native;
-mod npy;
+pub(crate) mod npy;
 mod region;
 mod stage;
 

@@ -4,7 +4,7 @@
 //! a Python dictionary literal padded with blanks so that the data begin at a multiple of 64 bytes.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::marker::PhantomData;
 use std::path::Path;
 
@@ -19,6 +19,7 @@ const MAGIC: &[u8; 6] = b"\x93NUMPY";
 const ALIGNMENT: usize = 64;
 /// No header of ours is longer than 128 bytes; more than this is not a NumPy file of numbers.
 const MAX_HEADER: usize = 64 << 10;
+const TOO_SHORT: &str = "ends within its header; preprocess again";
 
 /// An element type of the store's files.
 pub trait Element: bytemuck::Pod + Send + Sync {
@@ -99,7 +100,8 @@ fn byte_length<T>(data_at: usize, shape: [usize; 4]) -> Option<usize> {
     elements.checked_mul(size_of::<T>())?.checked_add(data_at)
 }
 
-fn encode_header<T: Element>(shape: &[usize]) -> Vec<u8> {
+/// What stands before the elements of an array of this shape.
+pub fn encode_header<T: Element>(shape: &[usize]) -> Vec<u8> {
     let extents: Vec<String> = shape.iter().map(usize::to_string).collect();
     let mut text = format!("{{'descr': '{}', 'fortran_order': False, 'shape': ({}), }}", T::DESCR, extents.join(", "));
     let prefix = MAGIC.len() + 4;
@@ -111,21 +113,23 @@ fn encode_header<T: Element>(shape: &[usize]) -> Vec<u8> {
     [MAGIC.as_slice(), &[1, 0], &length.to_le_bytes(), text.as_bytes()].concat()
 }
 
+/// Reads up to where the elements begin; gives the number of bytes read and the shape, or what is wrong with the header.
+pub fn read_header<T: Element>(reader: &mut impl Read) -> Result<(usize, [usize; 4]), String> {
+    let mut bytes = Vec::new();
+    let mut read = |bytes: &mut Vec<u8>, length: usize| {
+        let known = bytes.len();
+        bytes.resize(length.max(known), 0);
+        reader.read_exact(&mut bytes[known..]).map_err(|error| format!("ends within its header: {error}"))
+    };
+    read(&mut bytes, 12)?;
+    let (text_at, length) = header_text(&bytes)?;
+    read(&mut bytes, text_at + length)?;
+    decode_header::<T>(&bytes)
+}
+
 /// Where the data begin and their shape, or what is wrong with the header.
 fn decode_header<T: Element>(bytes: &[u8]) -> Result<(usize, [usize; 4]), String> {
-    const TOO_SHORT: &str = "ends within its header; preprocess again";
-    if bytes.get(..6) != Some(MAGIC) {
-        return Err("not a NumPy file".into());
-    }
-    let (text_at, length) = match bytes.get(6..12) {
-        Some(&[1, _, low, high, ..]) => (10, usize::from(u16::from_le_bytes([low, high]))),
-        Some(&[2 | 3, _, a, b, c, d]) => (12, u32::from_le_bytes([a, b, c, d]) as usize),
-        Some(&[version, ..]) => return Err(format!("NumPy format version {version} is not known")),
-        _ => return Err(TOO_SHORT.into()),
-    };
-    if length > MAX_HEADER {
-        return Err(format!("claims a header of {length} bytes"));
-    }
+    let (text_at, length) = header_text(bytes)?;
     let text = bytes.get(text_at..text_at + length).ok_or(TOO_SHORT)?;
     let text = std::str::from_utf8(text).map_err(|_| "the header is not text")?;
 
@@ -138,6 +142,23 @@ fn decode_header<T: Element>(bytes: &[u8]) -> Result<(usize, [usize; 4]), String
         return Err("is in Fortran order where C order is needed".into());
     }
     Ok((text_at + length, parse_shape(dictionary_value(text, "shape")?)?))
+}
+
+/// Where the text of the header begins and how long it is.
+fn header_text(bytes: &[u8]) -> Result<(usize, usize), String> {
+    if bytes.get(..6) != Some(MAGIC) {
+        return Err("not a NumPy file".into());
+    }
+    let (text_at, length) = match bytes.get(6..12) {
+        Some(&[1, _, low, high, ..]) => (10, usize::from(u16::from_le_bytes([low, high]))),
+        Some(&[2 | 3, _, a, b, c, d]) => (12, u32::from_le_bytes([a, b, c, d]) as usize),
+        Some(&[version, ..]) => return Err(format!("NumPy format version {version} is not known")),
+        _ => return Err(TOO_SHORT.into()),
+    };
+    if length > MAX_HEADER {
+        return Err(format!("claims a header of {length} bytes"));
+    }
+    Ok((text_at, length))
 }
 
 /// What follows `'key':` in a Python dictionary literal.

@@ -40,6 +40,9 @@ pub enum TrainError {
     /// A checkpoint is not one of this run.
     #[error("{path}: {defect}; is it of another dataset or configuration?")]
     Checkpoint { path: PathBuf, defect: String },
+    /// A run that is to be validated has not been trained.
+    #[error("{}: {defect}", path.display())]
+    Untrained { path: PathBuf, defect: String },
     /// The log cannot be written.
     #[error("{0}")]
     Telemetry(#[from] TelemetryError),

@@ -7,10 +7,19 @@ use super::setup::Job;
 use crate::config::{Source, WorkDir};
 use crate::dataset::Dataset;
 use crate::dist::{CommError, Communicator, Fault};
-use crate::eval::{CaseResult, Classes, Pair, Summary, evaluate_cases};
+use crate::eval::{CaseResult, Classes, Measures, Pair, Summary, evaluate_cases};
 use crate::infer::{MemoryOptions, Predictor, WindowOptions, validate_fold};
 use crate::model::UNet;
 use crate::ops::NnOps;
+
+/// What is done about the held-out cases, beyond label maps and `summary.json`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeldOutOptions {
+    /// Write class probabilities beside the label maps: what ensembles of configurations are made of (nnU-Net's `--npz`).
+    pub probabilities: bool,
+    /// Predict with `checkpoint_best` rather than the last weights (nnU-Net's `--val_best`).
+    pub with_best: bool,
+}
 
 /// Writes label maps and `summary.json` of the held-out cases into the run's `validation` folder, and gives rank 0 the
 /// summary. Without held-out cases, or without the raw labels, there is none.
@@ -22,6 +31,7 @@ pub fn evaluate_held_out<B: NnOps>(
     work: &WorkDir,
     network: UNet<B>,
     device: B::Device,
+    options: HeldOutOptions,
 ) -> Result<Option<Summary>, TrainError> {
     if job.validation_cases.is_empty() {
         return Ok(None);
@@ -29,7 +39,8 @@ pub fn evaluate_held_out<B: NnOps>(
     let output = job.config.run_dir().validation();
     let predictor = Predictor::new(network, &job.model, WindowOptions::default(), device)?
         .with_memory(MemoryOptions::on(job.config.device));
-    let own = validate_fold(&predictor, &job.store, &job.folder, &job.validation_cases, &output, job.comm)?;
+    let (store, cases) = (&job.store, &job.validation_cases);
+    let own = validate_fold(&predictor, store, &job.folder, cases, &output, options.probabilities, job.comm)?;
     drop(predictor);
 
     let raw = Dataset::open(&Source::load(work)?.dataset)?;
@@ -43,7 +54,7 @@ pub fn evaluate_held_out<B: NnOps>(
     };
     // Each rank compares what it has predicted.
     let (numbers, pairs): (Vec<usize>, Vec<Pair>) = own.iter().filter_map(pair).unzip();
-    let results = evaluate_cases(&pairs, &Classes::of_dataset(&job.model.dataset))?;
+    let results = evaluate_cases(&pairs, &Classes::of_dataset(&job.model.dataset), &Measures::default())?;
     let cases = gather(numbers, results, job.comm)?;
     if job.comm.rank() > 0 {
         return Ok(None);

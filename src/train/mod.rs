@@ -1,7 +1,7 @@
 //! Training: the loop, one step of it, validation and checkpoints.
 //!
 //! [`run`] is what the command line calls. It makes a [`Trainer`] (`setup.rs`), lets it train (`trainer.rs`), and has the
-//! fold's held-out cases predicted and evaluated (`held_out.rs`).
+//! fold's held-out cases predicted and evaluated (`held_out.rs`); [`validate`] does only that, to a run that is over.
 
 mod batch;
 mod checkpoint;
@@ -25,8 +25,9 @@ pub use batch::{DeviceBatch, Targets, Upload};
 pub use checkpoint::{Checkpoint, Progress};
 pub use error::TrainError;
 pub use exchange::ExchangeOptions;
+pub use held_out::HeldOutOptions;
 pub use measure::{MeasuredSteps, measure_steps};
-pub use run::{Outcome, Resume, run};
+pub use run::{Outcome, Resume, run, validate};
 pub use step::{StepMetrics, TrainStep};
 pub use sync::compare_weights;
 pub use trainer::Trainer;

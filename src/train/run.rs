@@ -1,10 +1,12 @@
 //! A whole training run, on this rank.
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::held_out::evaluate_held_out;
+use super::checkpoint::Checkpoint;
+use super::held_out::{HeldOutOptions, evaluate_held_out};
 use super::setup::Job;
 use super::trainer::Ending;
 use super::{Progress, TrainError};
@@ -12,6 +14,8 @@ use crate::backend::{ComputeBackend, OnDevice, on_device};
 use crate::config::{RunConfig, WorkDir};
 use crate::dist::Communicator;
 use crate::eval::Summary;
+use crate::model::UNet;
+use crate::ops::NnOps;
 use crate::telemetry::{JsonLines, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile};
 
 /// Whether a run goes on from `checkpoint_latest`.
@@ -29,7 +33,7 @@ pub enum Resume {
 #[derive(Debug)]
 pub enum Outcome {
     /// The last epoch is done; rank 0 has the evaluation of the held-out cases, if there are any.
-    Finished(Option<Summary>),
+    Finished(Option<Box<Summary>>),
     /// It was asked to stop; the checkpoint is written.
     Stopped,
 }
@@ -39,8 +43,28 @@ pub enum Outcome {
 ///
 /// # Errors
 /// On one rank or on several: the caller must see to it that the others do not wait for those that failed.
-pub fn run(config: &RunConfig, work: &WorkDir, comm: &dyn Communicator, resume: Resume) -> Result<Outcome, TrainError> {
-    on_device(config.device, config.precision, comm, Run { config, work, comm, resume })?
+pub fn run(
+    config: &RunConfig,
+    work: &WorkDir,
+    comm: &dyn Communicator,
+    resume: Resume,
+    held_out: HeldOutOptions,
+) -> Result<Outcome, TrainError> {
+    on_device(config.device, config.precision, comm, Run { config, work, comm, resume, held_out })?
+}
+
+/// Predicts and evaluates the held-out cases of a run that has been trained to its last epoch (nnU-Net's `--val`); gives
+/// rank 0 the evaluation. All ranks of the job call this alike.
+///
+/// # Errors
+/// As [`run`]; or there is no such run, or it is not over.
+pub fn validate(
+    config: &RunConfig,
+    work: &WorkDir,
+    comm: &dyn Communicator,
+    held_out: HeldOutOptions,
+) -> Result<Option<Summary>, TrainError> {
+    on_device(config.device, config.precision, comm, Validate { config, work, comm, held_out })?
 }
 
 struct Run<'a> {
@@ -48,13 +72,14 @@ struct Run<'a> {
     work: &'a WorkDir,
     comm: &'a dyn Communicator,
     resume: Resume,
+    held_out: HeldOutOptions,
 }
 
 impl OnDevice for Run<'_> {
     type Output = Result<Outcome, TrainError>;
 
     fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
-        let Self { config, work, comm, resume } = self;
+        let Self { config, work, comm, resume, held_out } = self;
         comm.set_timeout(Duration::from_secs_f64(config.dist.first_timeout_s.max(config.dist.timeout_s)));
         let job = Job::open(config, work, comm)?;
         let resume = is_resumed(config, comm, resume)?;
@@ -72,20 +97,87 @@ impl OnDevice for Run<'_> {
         let device = trainer.step.device.clone();
         let mut observers = std::mem::take(&mut trainer.observers);
         drop(trainer);
-        let summary = evaluate_held_out(&job, work, network, device)?;
+        let network = match held_out.with_best {
+            true => load::<B::InnerBackend>(&job, &config.run_dir().checkpoint_best(), &device)?,
+            false => network,
+        };
+        let summary = evaluate_held_out(&job, work, network, device, held_out)?;
         observers.run_is(RunState::Finished)?;
-        Ok(Outcome::Finished(summary))
+        Ok(Outcome::Finished(summary.map(Box::new)))
+    }
+}
+
+struct Validate<'a> {
+    config: &'a RunConfig,
+    work: &'a WorkDir,
+    comm: &'a dyn Communicator,
+    held_out: HeldOutOptions,
+}
+
+impl OnDevice for Validate<'_> {
+    type Output = Result<Option<Summary>, TrainError>;
+
+    fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
+        let Self { config, work, comm, held_out } = self;
+        let job = Job::open(config, work, comm)?;
+        check_is_over(config, comm)?;
+        let run = config.run_dir();
+        let path = if held_out.with_best { run.checkpoint_best() } else { run.checkpoint_latest() };
+        let network = load::<B::InnerBackend>(&job, &path, &device)?;
+        evaluate_held_out(&job, work, network, device, held_out)
+    }
+}
+
+/// The network of a checkpoint of this run.
+fn load<B: NnOps>(job: &Job, path: &Path, device: &B::Device) -> Result<UNet<B>, TrainError> {
+    if !exists(path, job.comm)? {
+        let defect = "is not there: no validation batch has been looked at in training".to_owned();
+        return Err(TrainError::Untrained { path: path.to_owned(), defect });
+    }
+    let checkpoint = Checkpoint::read(path, job.comm)?;
+    let misfit = |defect: String| TrainError::Checkpoint { path: path.to_owned(), defect };
+    if let Some(what) = job.model.first_difference(&checkpoint.model)? {
+        return Err(misfit(format!("was trained with another {what} than the plans have")));
+    }
+    let network = UNet::with_state(job.model.network_spec()?, &checkpoint.weights, device);
+    Ok(network.map_err(|error| misfit(error.to_string()))?.with_precision(job.config.precision))
+}
+
+/// Whether a file is there, as rank 0 sees it.
+fn exists(path: &Path, comm: &dyn Communicator) -> Result<bool, TrainError> {
+    let mut exists = [u8::from(path.exists())];
+    comm.broadcast_bytes(&mut exists, 0, "existence of a checkpoint")?;
+    Ok(exists[0] > 0)
+}
+
+/// Fails unless the run has been trained to its last epoch, by what its own `config.toml` says of their number.
+fn check_is_over(config: &RunConfig, comm: &dyn Communicator) -> Result<(), TrainError> {
+    let run = config.run_dir();
+    let path = run.checkpoint_latest();
+    if !exists(&path, comm)? {
+        let defect = "is not there: the run has not been trained; train without --val first".to_owned();
+        return Err(TrainError::Untrained { path, defect });
+    }
+    let done = Checkpoint::read(&path, comm)?.progress.next_epoch;
+    let epochs = if comm.rank() == 0 { RunConfig::load(&run.config())?.training.epochs } else { 0 };
+    let mut epochs = (epochs as u64).to_le_bytes();
+    comm.broadcast_bytes(&mut epochs, 0, "number of epochs")?;
+    match u64::from_le_bytes(epochs) {
+        epochs if done as u64 >= epochs => Ok(()),
+        epochs => {
+            let defect = format!("has {done} of {epochs} epochs: the run is not over; go on with --resume");
+            Err(TrainError::Untrained { path, defect })
+        }
     }
 }
 
 /// Whether there is something to go on from, as rank 0 sees it.
 fn is_resumed(config: &RunConfig, comm: &dyn Communicator, resume: Resume) -> Result<bool, TrainError> {
-    let mut exists = [u8::from(config.run_dir().checkpoint_latest().exists())];
-    comm.broadcast_bytes(&mut exists, 0, "existence of a checkpoint")?;
+    let exists = exists(&config.run_dir().checkpoint_latest(), comm)?;
     Ok(match resume {
         Resume::Never => false,
         Resume::Always => true,
-        Resume::Auto => exists[0] > 0,
+        Resume::Auto => exists,
     })
 }
 
