@@ -13,7 +13,8 @@
 //! 7. [`dist`]: gradients are averaged over the ranks; [`optim`] turns them into new weights.
 //! 8. [`train`]: the loop that ties 5 to 7 together, validates and writes checkpoints.
 //! 9. [`infer`]: a checkpoint and an image become a label map in the image's own geometry.
-//! 10. [`eval`]: label maps become Dice and `summary.json`.
+//! 10. [`eval`]: label maps become Dice and `summary.json`; [`ensemble`] averages predictions, [`postprocess`] tidies them,
+//!     and [`crossval`] finds out which of them to trust with new images.
 //! 11. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
 //! 12. [`bench`]: how fast each part is alone, next to what the machine can do at most.
 //!
@@ -27,11 +28,13 @@ pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod crossval;
 #[cfg(feature = "nccl")]
 mod cuda;
 pub mod dataset;
 pub mod dist;
 pub mod doctor;
+pub mod ensemble;
 pub mod eval;
 pub mod fsio;
 pub mod image;
@@ -44,6 +47,7 @@ pub mod ops;
 pub mod optim;
 pub mod phantom;
 pub mod plan;
+pub mod postprocess;
 pub mod preprocess;
 pub mod rng;
 pub mod scaling;

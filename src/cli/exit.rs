@@ -16,11 +16,13 @@ use std::io;
 
 use crate::backend::DeviceError;
 use crate::config::ConfigError;
+use crate::crossval::CrossvalError;
 use crate::dataset::DatasetError;
 use crate::dist::{CommError, Fault};
+use crate::ensemble::EnsembleError;
 use crate::eval::EvalError;
 use crate::image::ImageError;
-use crate::infer::InferError;
+use crate::infer::{InferError, ProbabilityError};
 use crate::model::TensorFileError;
 use crate::plan::PlanError;
 use crate::preprocess::PreprocessError;
@@ -86,7 +88,13 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || matches!(cause.downcast_ref(), Some(ScalingError::Setting(_)))
         || matches!(cause.downcast_ref(), Some(PreprocessError::Case { .. }))
         || matches!(cause.downcast_ref(), Some(StageError::Copy { .. }))
-        || matches!(cause.downcast_ref(), Some(TrainError::Checkpoint { .. } | TrainError::Diverged { .. }))
+        || matches!(
+            cause.downcast_ref(),
+            Some(TrainError::Checkpoint { .. } | TrainError::Diverged { .. } | TrainError::Untrained { .. })
+        )
+        || matches!(cause.downcast_ref(), Some(CrossvalError::Invalid { .. }))
+        || matches!(cause.downcast_ref(), Some(EnsembleError::Invalid { .. }))
+        || cause.is::<ProbabilityError>()
         || matches!(cause.downcast_ref(), Some(InferError::Weights { .. } | InferError::Cases { .. }))
     {
         Some(INVALID)

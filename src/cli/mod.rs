@@ -6,15 +6,19 @@
 use clap::{ArgAction, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
+mod accumulate;
 mod bench;
 mod completions;
 mod demo;
 mod doctor;
+mod ensemble;
 mod evaluate;
 pub mod exit;
+mod find_best_configuration;
 mod logging;
 mod phantom;
 mod plan;
+mod postprocess;
 mod precision;
 mod predict;
 mod preprocess;
@@ -58,6 +62,10 @@ enum Command {
     Train(train::Train),
     Predict(predict::Predict),
     Evaluate(evaluate::Evaluate),
+    Accumulate(accumulate::Accumulate),
+    FindBestConfiguration(find_best_configuration::FindBestConfiguration),
+    Ensemble(ensemble::Ensemble),
+    Postprocess(postprocess::Postprocess),
     Scale(scale::Scale),
     Bench(bench::Bench),
     Phantom(phantom::Phantom),
@@ -82,6 +90,10 @@ impl Cli {
             Command::Train(command) => command.run(),
             Command::Predict(command) => command.run(),
             Command::Evaluate(command) => command.run(),
+            Command::Accumulate(command) => command.run(),
+            Command::FindBestConfiguration(command) => command.run(),
+            Command::Ensemble(command) => command.run(),
+            Command::Postprocess(command) => command.run(),
             Command::Scale(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Phantom(command) => command.run(),

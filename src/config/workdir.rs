@@ -15,6 +15,9 @@ use super::FoldId;
 ///   splits_final.json
 ///   preprocessed/DATA_IDENTIFIER/ one store per data identifier of the plans
 ///   runs/CONFIGURATION/fold_FOLD/ see RunDir
+///   runs/CONFIGURATION/crossval_results_folds_FOLDS/
+///   ensembles/NAME/               held-out cases as two configurations together predict them
+///   inference_information.json, inference_instructions.txt
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkDir {
@@ -62,9 +65,34 @@ impl WorkDir {
         self.root.join("preprocessed").join(data_identifier)
     }
 
+    /// The folder of a configuration's runs, one for each fold.
+    pub fn runs(&self, configuration: &str) -> PathBuf {
+        self.root.join("runs").join(configuration)
+    }
+
     /// The default folder of a run.
     pub fn run(&self, configuration: &str, fold: FoldId) -> RunDir {
-        RunDir::new(self.root.join("runs").join(configuration).join(format!("fold_{fold}")))
+        RunDir::new(self.runs(configuration).join(format!("fold_{fold}")))
+    }
+
+    /// The held-out cases of a configuration's `folds`, such as `0_1_2`.
+    pub fn crossval(&self, configuration: &str, folds: &str) -> PathBuf {
+        self.runs(configuration).join(format!("crossval_results_folds_{folds}"))
+    }
+
+    /// The held-out cases as an ensemble predicts them.
+    pub fn ensemble(&self, name: &str) -> PathBuf {
+        self.root.join("ensembles").join(name)
+    }
+
+    /// Which configuration or ensemble is best.
+    pub fn inference_information(&self) -> PathBuf {
+        self.root.join("inference_information.json")
+    }
+
+    /// The commands to predict with it.
+    pub fn inference_instructions(&self) -> PathBuf {
+        self.root.join("inference_instructions.txt")
     }
 }
 

@@ -1,0 +1,45 @@
+//! `nnunet-dist accumulate`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::WorkDir;
+use crate::crossval::{self, HeldOut};
+
+/// Gather the held-out cases of all folds in one folder and evaluate them together.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nnunet-dist accumulate -w hippocampus -c 3d_fullres")]
+pub struct Accumulate {
+    /// Work folder in which the folds were trained.
+    #[arg(short, long, value_name = "DIR")]
+    work: PathBuf,
+
+    /// Configuration of the plans.
+    #[arg(short, long, value_name = "NAME")]
+    configuration: String,
+
+    /// Folds [default: all of splits_final.json].
+    #[arg(short, long, value_name = "FOLD", num_args = 1..)]
+    folds: Vec<usize>,
+
+    /// Folder for the label maps; must be empty or not there
+    /// [default: WORK/runs/CONFIGURATION/crossval_results_folds_FOLDS, made anew].
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+}
+
+impl Accumulate {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let work = WorkDir::new(self.work);
+        let held_out = HeldOut::open(&work, &self.folds)?;
+        let folder = held_out.prepare_folder(&self.configuration, self.output.as_deref())?;
+        let summary = crossval::accumulate(&held_out, &self.configuration, &folder)?;
+        print!("{}", summary.table());
+        println!("mean Dice {:.4}", summary.mean_dice());
+        println!("{} cases in {}", summary.metric_per_case.len(), folder.display());
+        Ok(())
+    }
+}

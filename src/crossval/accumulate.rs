@@ -1,0 +1,31 @@
+//! The results of all folds in one folder.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::{CrossvalError, HeldOut};
+use crate::eval::{Classes, Measures, Summary, evaluate_files};
+use crate::fsio;
+
+/// Copies the label maps of all held-out cases of a configuration into `folder`, with `dataset.json` and `plans.json`, and
+/// leaves their `summary.json` there.
+///
+/// # Errors
+/// A fold has not been validated, a case is in two folds, or a file cannot be read or written.
+pub fn accumulate(held_out: &HeldOut, configuration: &str, folder: &Path) -> Result<Summary, CrossvalError> {
+    let files = held_out.files(configuration, &held_out.dataset.file_ending)?;
+    let copied: Vec<_> = files
+        .par_iter()
+        .map(|(_, from)| {
+            let to = folder.join(from.file_name().unwrap_or_default());
+            fsio::copy(from, &to).map_err(CrossvalError::io(&to))
+        })
+        .collect();
+    copied.into_iter().collect::<Result<(), _>>()?;
+    held_out.describe(folder)?;
+    let classes = Classes::of_dataset(&held_out.dataset);
+    let summary = evaluate_files(&held_out.pairs(folder)?, &classes, &Measures::default())?;
+    summary.save(&folder.join("summary.json"))?;
+    Ok(summary)
+}

@@ -1,0 +1,92 @@
+//! What is compared: a configuration, or two whose probabilities are averaged.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::held_out::{folds_text, renew};
+use super::{CrossvalError, HeldOut, accumulate};
+use crate::ensemble::{Members, merge_cases};
+use crate::eval::{Classes, Measures, Summary, evaluate_files};
+
+/// Of how many cases an error names.
+const LISTED: usize = 10;
+
+/// A configuration or an ensemble, with its held-out cases in a folder.
+pub(super) struct Candidate {
+    pub name: String,
+    pub members: Vec<String>,
+    pub folder: PathBuf,
+    pub summary: Summary,
+}
+
+/// What a configuration, or an ensemble of several, is called in files.
+pub(super) fn name_of(members: &[&str], folds: &str) -> String {
+    match members {
+        [single] => (*single).to_owned(),
+        members => format!("ensemble___{}___{folds}", members.join("___")),
+    }
+}
+
+impl Candidate {
+    /// The label maps of a configuration's folds.
+    pub fn single(held_out: &HeldOut, configuration: &str) -> Result<Self, CrossvalError> {
+        let folder = held_out.prepare_folder(configuration, None)?;
+        let summary = accumulate(held_out, configuration, &folder)?;
+        let name = configuration.to_owned();
+        Ok(Self { members: vec![name.clone()], name, folder, summary })
+    }
+
+    /// The averages of two configurations' probabilities.
+    pub fn pair(held_out: &HeldOut, members: [&str; 2]) -> Result<Self, CrossvalError> {
+        let mut first = probabilities(held_out, members[0])?;
+        let mut second = probabilities(held_out, members[1])?;
+        for (one, other, [has, lacks]) in [(&first, &second, members), (&second, &first, [members[1], members[0]])] {
+            let missing = one.keys().filter(|case| !other.contains_key(*case));
+            if let Some(missing) = listed(missing) {
+                let defect = format!("nothing of {missing}, which {has} holds out");
+                return Err(CrossvalError::invalid(&held_out.work.runs(lacks), defect));
+            }
+        }
+        let cases: Vec<String> = first.keys().cloned().collect();
+        let of_case = |case: String| {
+            let probabilities = [&mut first, &mut second].into_iter().filter_map(|files| files.remove(&case));
+            Members { probabilities: probabilities.collect(), case }
+        };
+        let cases: Vec<Members> = cases.into_iter().map(of_case).collect();
+
+        let name = name_of(&members, &folds_text(&held_out.folds));
+        let folder = held_out.work.ensemble(&name);
+        renew(&folder)?;
+        merge_cases(&cases, &folder, &held_out.dataset, false)?;
+        held_out.describe(&folder)?;
+        let classes = Classes::of_dataset(&held_out.dataset);
+        let summary = evaluate_files(&held_out.pairs(&folder)?, &classes, &Measures::default())?;
+        summary.save(&folder.join("summary.json"))?;
+        Ok(Self { name, members: members.map(str::to_owned).to_vec(), folder, summary })
+    }
+
+    /// As nnU-Net's `foreground_mean`; over the classes that are there if some class is in no case, where nnU-Net has none.
+    pub fn dice(&self) -> f64 {
+        self.summary.mean_dice()
+    }
+}
+
+/// The files with a configuration's probabilities by case; all that have been validated must have some.
+fn probabilities(held_out: &HeldOut, configuration: &str) -> Result<BTreeMap<String, PathBuf>, CrossvalError> {
+    let files = held_out.files(configuration, ".npz")?;
+    let validated = held_out.files(configuration, &held_out.dataset.file_ending)?;
+    let Some(missing) = listed(validated.keys().filter(|case| !files.contains_key(*case))) else { return Ok(files) };
+    let defect = format!(
+        "no probabilities of {missing}; `nnunet-dist train -w {} -c {configuration} -f FOLD --val --npz` writes them, \
+         --no-ensembling does without",
+        held_out.work.root().display()
+    );
+    Err(CrossvalError::invalid(&held_out.work.runs(configuration), defect))
+}
+
+/// The first names of several, if there are any.
+fn listed<'a>(names: impl Iterator<Item = &'a String>) -> Option<String> {
+    let names: Vec<&str> = names.map(String::as_str).collect();
+    let more = if names.len() > LISTED { ", …" } else { "" };
+    (!names.is_empty()).then(|| names[..names.len().min(LISTED)].join(", ") + more)
+}

@@ -1,0 +1,55 @@
+//! Why a cross-validation cannot be looked at as a whole.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::ConfigError;
+use crate::dataset::DatasetError;
+use crate::ensemble::EnsembleError;
+use crate::eval::EvalError;
+use crate::plan::PlanError;
+
+/// A cross-validation that is not complete, or cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CrossvalError {
+    /// The work folder does not say where the dataset is.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// The plans cannot be read or followed.
+    #[error("{0}")]
+    Plans(#[from] PlanError),
+    /// The dataset cannot be read.
+    #[error("{0}")]
+    Dataset(#[from] DatasetError),
+    /// Predictions cannot be evaluated.
+    #[error("{0}")]
+    Eval(#[from] EvalError),
+    /// Probabilities cannot be averaged.
+    #[error("{0}")]
+    Ensemble(#[from] EnsembleError),
+    /// Something is missing or there twice.
+    #[error("{}: {defect}", path.display())]
+    Invalid {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        defect: String,
+    },
+    /// A file or folder that cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl CrossvalError {
+    pub(super) fn invalid(path: &Path, defect: impl std::fmt::Display) -> Self {
+        Self::Invalid { path: path.to_owned(), defect: defect.to_string() }
+    }
+
+    pub(super) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {
+        |source| Self::Io { path: path.to_owned(), source }
+    }
+}

@@ -1,0 +1,21 @@
+//! What follows a cross-validation: its results in one place, the configuration or ensemble that is best, and how to predict
+//! with it.
+//!
+//! Rules and files are those of nnU-Net v2 (`evaluation/accumulate_cv_results.py`, `evaluation/find_best_configuration.py`).
+//! [`accumulate`] gathers the label maps of all folds; [`find_best`] compares configurations and pairs of them, determines
+//! the postprocessing of the best, and writes down the commands.
+
+mod accumulate;
+mod best;
+mod candidate;
+mod error;
+mod held_out;
+mod information;
+mod instructions;
+
+pub use accumulate::accumulate;
+pub use best::{BestOptions, find_best};
+pub use error::CrossvalError;
+pub use held_out::HeldOut;
+pub use information::{Best, Information, Model};
+pub use instructions::instructions;
