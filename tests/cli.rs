@@ -58,9 +58,20 @@ impl Folders {
 
 #[test]
 fn every_command_explains_itself_with_an_example() {
-    for command in
-        ["plan", "preprocess", "train", "predict", "evaluate", "scale", "phantom", "demo", "doctor", "completions"]
-    {
+    for command in [
+        "plan",
+        "preprocess",
+        "train",
+        "predict",
+        "evaluate",
+        "import",
+        "export",
+        "scale",
+        "phantom",
+        "demo",
+        "doctor",
+        "completions",
+    ] {
         nnunet_dist([command, "--help"]).assert().success().stdout(contains("Example").and(contains("nnunet-dist")));
     }
     nnunet_dist(["train", "--help"]).assert().stdout(contains("[default: 0.01 for sgd").and(contains("mpirun")));

@@ -53,11 +53,6 @@ pub struct RunFlags {
     #[arg(long, value_name = "N")]
     seed: Option<u32>,
 
-    /// Weights to begin with instead of random ones: a checkpoint of a run or of nnU-Net (.pth), or a .safetensors file.
-    /// Heads for another number of classes begin anew.
-    #[arg(long, value_name = "FILE")]
-    pretrained_weights: Option<PathBuf>,
-
     /// Which case each sample takes [default: random].
     #[arg(long, value_enum, value_name = "ORDER")]
     shard: Option<Shard>,
@@ -137,11 +132,6 @@ impl RunFlags {
         &self.work
     }
 
-    /// Whether weights to begin with are named as a flag.
-    pub(super) fn begins_pretrained(&self) -> bool {
-        self.pretrained_weights.is_some()
-    }
-
     /// Defaults, plans, file and flags in one.
     ///
     /// # Errors
@@ -179,7 +169,6 @@ impl RunFlags {
             .set("training.iterations_per_epoch", self.iters_per_epoch)
             .set("training.validation_iterations", self.val_iters)
             .set("training.batch_size", self.batch_size)
-            .set("training.pretrained_weights", self.pretrained_weights.as_ref().map(|path| path.display().to_string()))
             .set("optimizer.kind", name_of(self.optimizer))
             .set("optimizer.lr", self.lr);
         self.dist.add_to(&mut layer);
