@@ -69,6 +69,8 @@ fn every_command_explains_itself_with_an_example() {
         "find-best-configuration",
         "ensemble",
         "postprocess",
+        "import",
+        "export",
         "scale",
         "phantom",
         "demo",

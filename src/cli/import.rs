@@ -21,19 +21,22 @@ Examples:
   nnunet-dist import -i checkpoint_final.pth -o imported
   nnunet-dist import --preprocessed nnUNet_preprocessed/Dataset004_Hippocampus -w hippocampus")]
 pub struct Import {
-    /// Model folder TRAINER__PLANS__CONFIGURATION, of which all folds are taken, or one checkpoint (.pth).
+    /// Model folder TRAINER__PLANS__CONFIGURATION, of which all folds are taken, or one checkpoint (.pth)
+    /// [default: none; this or --preprocessed is needed].
     #[arg(short, long, value_name = "DIR|FILE")]
     input: Option<PathBuf>,
 
-    /// Folder for the model: a run directory fold_X per fold, or one run directory for a single checkpoint.
+    /// Folder for the model: a run directory fold_X per fold, or one run directory for a single checkpoint
+    /// [default: runs/CONFIGURATION of the work folder].
     #[arg(short, long, value_name = "DIR", conflicts_with = "preprocessed")]
     output: Option<PathBuf>,
 
-    /// Folder nnUNet_preprocessed/DatasetXXX_Name, for a work folder that `train` takes.
+    /// Folder nnUNet_preprocessed/DatasetXXX_Name, for a work folder that `train` takes [default: none].
     #[arg(long, value_name = "DIR", requires = "work")]
     preprocessed: Option<PathBuf>,
 
-    /// Work folder: for a model's runs, or to be made of preprocessed data.
+    /// Work folder: for a model's runs, or to be made of preprocessed data [default: none; --output will do
+    /// for a model].
     #[arg(short, long, value_name = "DIR")]
     work: Option<PathBuf>,
 
@@ -41,7 +44,7 @@ pub struct Import {
     #[arg(short, long, value_name = "NAME", default_value = "nnUNetPlans", requires = "preprocessed")]
     plans: String,
 
-    /// Raw dataset of the preprocessed data; without it, held-out cases are compared with the data's gt_segmentations.
+    /// Raw dataset of the preprocessed data [default: none; held-out cases are compared with the data's gt_segmentations].
     #[arg(short, long, value_name = "DIR", requires = "preprocessed")]
     dataset: Option<PathBuf>,
 }

@@ -56,11 +56,6 @@ pub struct RunFlags {
     #[arg(long, value_name = "N")]
     seed: Option<u32>,
 
-    /// Weights to begin with instead of random ones: a checkpoint of a run or of nnU-Net (.pth), or a .safetensors file.
-    /// Heads for another number of classes begin anew.
-    #[arg(long, value_name = "FILE")]
-    pretrained_weights: Option<PathBuf>,
-
     /// Which case each sample takes [default: random].
     #[arg(long, value_enum, value_name = "ORDER")]
     shard: Option<Shard>,
@@ -150,11 +145,6 @@ impl RunFlags {
         &self.work
     }
 
-    /// Whether weights to begin with are named as a flag.
-    pub(super) fn begins_pretrained(&self) -> bool {
-        self.pretrained_weights.is_some()
-    }
-
     /// Defaults, plans, file and flags in one.
     ///
     /// # Errors
@@ -196,7 +186,6 @@ impl RunFlags {
             .set("training.validation_iterations", self.val_iters)
             .set("training.batch_size", self.batch_size)
             .set("training.gradient_checkpointing", self.gradient_checkpointing.then_some(true))
-            .set("training.pretrained_weights", self.pretrained_weights.as_ref().map(|path| path.display().to_string()))
             .set("optimizer.kind", name_of(self.optimizer))
             .set("optimizer.lr", self.lr);
         self.dist.add_to(&mut layer);

@@ -1,5 +1,7 @@
 //! `nnunet-dist train`
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::exit;
@@ -25,6 +27,11 @@ pub struct Train {
     #[command(flatten)]
     run: RunFlags,
 
+    /// Weights to begin with: a checkpoint of a run or of nnU-Net (.pth), or a .safetensors file. Heads for another number
+    /// of classes begin anew [default: none; random ones].
+    #[arg(long, value_name = "FILE")]
+    pretrained_weights: Option<PathBuf>,
+
     /// Go on from the run's latest checkpoint; with `--resume=auto`, begin where there is none.
     #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "always")]
     #[arg(default_value = "never", hide_default_value = true)]
@@ -45,13 +52,16 @@ pub struct Train {
 
 impl Train {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        if self.resume == Resume::Always && self.run.begins_pretrained() {
+        if self.resume == Resume::Always && self.pretrained_weights.is_some() {
             let defect = "--pretrained-weights begins a run, --resume goes on with one; leave one of them out";
             return Err(ConfigError::new("command line", defect).into());
         }
         let host = dist::init()?;
         let work = WorkDir::new(self.run.work());
-        let config = or_abort(self.run.resolve(&work), &*host)?;
+        let mut config = or_abort(self.run.resolve(&work), &*host)?;
+        if let Some(path) = &self.pretrained_weights {
+            config.training.pretrained_weights.clone_from(path);
+        }
         let communicator = join_gpus(host, &config);
         match or_abort(self.train(&config, &work, &*communicator), &*communicator)? {
             Outcome::Finished(_) => Ok(()),

@@ -94,7 +94,7 @@ impl TorchFile {
         let layout = Layout::of(value)?;
         let len = layout.checked_len()?;
         let width = layout.element.width();
-        let bytes = (layout.storage_len as u64).checked_mul(width as u64).unwrap_or(u64::MAX);
+        let bytes = (layout.storage_len as u64).saturating_mul(width as u64);
         let storage = self.entry(&format!("data/{}", layout.key), bytes)?;
         if storage.len() as u64 != bytes {
             return Err(format!("storage {} has {} bytes instead of {bytes}", layout.key, storage.len()));

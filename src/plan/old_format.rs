@@ -1,4 +1,4 @@
-//! Configurations of nnU-Net up to 2.4, which have no `architecture` but its numbers.
+//! Configurations of early versions of nnU-Net v2, which have no `architecture` but its numbers.
 
 use serde_json::{Value, json};
 

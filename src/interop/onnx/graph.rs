@@ -225,3 +225,63 @@ impl Attribute<'_> {
         message
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ParameterSpec;
+    use crate::plan::NetworkShape;
+
+    fn tensor(name: &str, shape: &[usize]) -> TensorState {
+        let spec = ParameterSpec { name: name.into(), shape: shape.to_vec() };
+        TensorState { values: vec![0.0; spec.len()], spec }
+    }
+
+    /// Two stages, the second of two residual blocks.
+    fn residual_weights() -> Vec<TensorState> {
+        let mut weights = Vec::new();
+        let mut block = |name: &str, to: usize, from: usize, extent: usize| {
+            weights.push(tensor(&format!("{name}.conv.weight"), &[to, from, extent, extent, extent]));
+            weights.push(tensor(&format!("{name}.norm.weight"), &[to]));
+            weights.push(tensor(&format!("{name}.norm.bias"), &[to]));
+        };
+        block("encoder.stem.convs.0", 2, 1, 3);
+        for (block_name, to, from) in [("0.blocks.0", 2, 2), ("1.blocks.0", 3, 2), ("1.blocks.1", 3, 3)] {
+            block(&format!("encoder.stages.{block_name}.conv1"), to, from, 3);
+            block(&format!("encoder.stages.{block_name}.conv2"), to, to, 3);
+        }
+        block("encoder.stages.1.blocks.0.skip.1", 3, 2, 1);
+        block("decoder.stages.0.convs.0", 2, 4, 3);
+        weights.push(tensor("decoder.transpconvs.0.weight", &[3, 2, 2, 2, 2]));
+        weights.push(tensor("decoder.seg_layers.0.weight", &[2, 2, 1, 1, 1]));
+        weights
+    }
+
+    fn spec(strides: Vec<[usize; 3]>) -> UNetSpec {
+        let stages = strides.len();
+        let shape = NetworkShape {
+            features: vec![2; stages],
+            kernels: vec![[3; 3]; stages],
+            strides,
+            convs_encoder: vec![1; stages],
+            convs_decoder: vec![1; stages - 1],
+            conv_bias: false,
+            norm_eps: 1e-5,
+        };
+        UNetSpec { channels: 1, classes: 2, shape }
+    }
+
+    #[test]
+    fn every_weight_of_a_residual_encoder_is_used_and_a_foreign_one_is_named() {
+        let mut weights = residual_weights();
+        let graph = Graph::unet(&spec(vec![[1; 3], [2; 3]]), &weights, 3).unwrap().finish();
+        let count = |operator: &str| {
+            let field = Message::default().text(4, operator).as_bytes().to_vec();
+            graph.as_bytes().windows(field.len()).filter(|window| *window == field).count()
+        };
+        assert_eq!((count("Conv"), count("Add"), count("AveragePool"), count("LeakyRelu")), (10, 3, 1, 8));
+        weights.push(tensor("encoder.attention.weight", &[1]));
+        let error = Graph::unet(&spec(vec![[1; 3], [2; 3]]), &weights, 3).err().unwrap();
+        assert!(error.contains("encoder.attention.weight"), "{error}");
+    }
+}
