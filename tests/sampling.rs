@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ndarray::{Array3, Array4};
 use nnunet_dist::augment::{Pipeline, Spatial};
-use nnunet_dist::loader::{Batch, Loader, LoaderError, LoaderOptions, SampleId, Sampler, SamplerOptions, Shard};
+use nnunet_dist::loader::{Batch, Loader, LoaderError, LoaderOptions, Oversampling, SampleId, Sampler, SamplerOptions, Shard};
 use nnunet_dist::rng::Purpose;
 use nnunet_dist::store::{CaseInfo, CaseStore, Patch, StoreError};
 
@@ -105,6 +105,7 @@ fn sampler(store: &Arc<MemoryStore>, global_batch_size: usize, pipeline: &Pipeli
         final_patch_size: pipeline.patch_size(),
         global_batch_size,
         oversample_foreground: 0.33,
+        oversampling: Oversampling::Deterministic,
         shard: Shard::Random,
     };
     Sampler::new(store.clone(), store.ids.clone(), options).unwrap()
@@ -236,6 +237,7 @@ fn boxes_cover_exactly_the_range_that_nnunet_allows() {
             final_patch_size: PATCH,
             global_batch_size: 1,
             oversample_foreground: 0.0,
+            oversampling: Oversampling::Deterministic,
             shard: Shard::Random,
         };
         let sampler = Sampler::new(store.clone(), store.ids.clone(), options).unwrap();
@@ -370,6 +372,7 @@ fn cases_dealt_out_give_the_same_global_batches_on_any_number_of_ranks() {
                 final_patch_size: PATCH,
                 global_batch_size: 4,
                 oversample_foreground: 0.33,
+                oversampling: Oversampling::Deterministic,
                 shard: Shard::Epoch,
             };
             let sampler = Sampler::new(store.clone(), store.ids.clone(), options).unwrap();

@@ -13,6 +13,7 @@ mod doctor;
 mod evaluate;
 pub mod exit;
 mod logging;
+mod objective_flags;
 mod phantom;
 mod plan;
 mod precision;

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::objective_flags::ObjectiveFlags;
 use super::precision::PrecisionFlags;
-use crate::config::{ConfigError, Device, FoldId, Layer, OptimizerKind, RunConfig, WorkDir};
+use crate::config::{ConfigError, Device, FoldId, Layer, RunConfig, WorkDir};
 use crate::dist::Wire;
 use crate::loader::Shard;
 use crate::plan::Plans;
@@ -41,14 +42,6 @@ pub struct RunFlags {
     #[arg(long, value_name = "N")]
     batch_size: Option<u32>,
 
-    /// Optimiser [default: sgd].
-    #[arg(long, value_enum, value_name = "KIND")]
-    optimizer: Option<OptimizerKind>,
-
-    /// Initial learning rate [default: 0.01 for sgd, 0.0003 for adam].
-    #[arg(long, value_name = "X", value_parser = super::positive)]
-    lr: Option<f64>,
-
     /// Seed of every random draw [default: 1234].
     #[arg(long, value_name = "N")]
     seed: Option<u32>,
@@ -79,6 +72,9 @@ pub struct RunFlags {
     /// Folder of the run's results [default: WORK/runs/CONFIGURATION/fold_FOLD].
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    objective: ObjectiveFlags,
 
     #[command(flatten)]
     dist: DistFlags,
@@ -142,9 +138,11 @@ impl RunFlags {
         }
         let plans = Plans::load(&work.plans())?;
         let mut layer = Layer::new(work.plans().display().to_string());
-        let batch_size = i64::try_from(plans.configuration(&self.configuration)?.batch_size)?;
+        let configuration = plans.configuration(&self.configuration)?;
+        let batch_size = i64::try_from(configuration.batch_size)?;
         let run_dir = work.run(&self.configuration, self.fold);
-        layer.set("training.batch_size", Some(batch_size)).set("run_dir", Some(run_dir.root().display().to_string()));
+        layer.set("loss.batch_dice", Some(configuration.batch_dice)).set("training.batch_size", Some(batch_size));
+        layer.set("run_dir", Some(run_dir.root().display().to_string()));
         let file = self.config.as_deref().map(Layer::from_file).transpose()?;
         let mut flags = self.flags();
         let device = flags.get("device").or_else(|| file.as_ref()?.get("device"));
@@ -168,15 +166,14 @@ impl RunFlags {
             .set("training.epochs", self.epochs)
             .set("training.iterations_per_epoch", self.iters_per_epoch)
             .set("training.validation_iterations", self.val_iters)
-            .set("training.batch_size", self.batch_size)
-            .set("optimizer.kind", name_of(self.optimizer))
-            .set("optimizer.lr", self.lr);
+            .set("training.batch_size", self.batch_size);
+        self.objective.add_to(&mut layer);
         self.dist.add_to(&mut layer);
         layer
     }
 }
 
 /// The name under which a choice stands in TOML, which is its name on the command line.
-fn name_of(choice: Option<impl clap::ValueEnum>) -> Option<String> {
+pub(super) fn name_of(choice: Option<impl clap::ValueEnum>) -> Option<String> {
     choice?.to_possible_value().map(|value| value.get_name().to_owned())
 }

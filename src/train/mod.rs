@@ -11,6 +11,7 @@ mod exchange;
 mod feed;
 mod held_out;
 mod measure;
+mod objective;
 mod run;
 mod setup;
 mod step;

@@ -7,21 +7,22 @@ use super::TrainError;
 use super::checkpoint::{Checkpoint, Progress, ReadError};
 use super::exchange::ExchangeOptions;
 use super::feed::Feed;
+use super::objective;
 use super::step::TrainStep;
 use super::stop::StopRequest;
 use super::trainer::Trainer;
 use crate::augment::Pipeline;
 use crate::backend::ComputeBackend;
-use crate::config::{AugmentationPreset, DistConfig, FoldId, OptimizerConfig, OptimizerKind, RunConfig, WorkDir};
+use crate::config::{AugmentationPreset, DistConfig, FoldId, RunConfig, WorkDir};
 use crate::dataset::{DatasetJson, Splits};
 use crate::dist::{Communicator, check_agreement};
 use crate::loader::{Loader, LoaderOptions, Sampler, SamplerOptions, Shard};
-use crate::loss::{SegmentationLoss, Target, weights};
+use crate::loss::weights;
 use crate::model::{ModelDescription, TensorState, UNet};
-use crate::optim::{Adam, Optimizer, Rule, Schedule, Sgd};
+use crate::optim::Schedule;
 use crate::plan::{Configuration, Plans};
 use crate::rng::Purpose;
-use crate::store::{CachedStore, CaseStore, NativeStore, StoreError, stage};
+use crate::store::{ANNOTATED, CachedStore, CaseStore, NativeStore, StoreError, stage};
 use crate::telemetry::Observers;
 
 /// Batches prepared ahead of the one in use.
@@ -90,7 +91,8 @@ impl<'a> Job<'a> {
     ) -> Result<Trainer<'a, B>, TrainError> {
         let Self { config, comm, .. } = *self;
         let spec = self.model.network_spec()?;
-        let mut optimizer = Optimizer::new(rule(&config.optimizer), clip_norm(&config.optimizer));
+        let loss = objective::loss(&config.loss, &self.model.dataset)?;
+        let mut optimizer = objective::optimizer(&config.optimizer);
         if config.precision.scales_loss() {
             optimizer = optimizer.with_dynamic_scale();
         }
@@ -116,7 +118,7 @@ impl<'a> Job<'a> {
         let head_weights = if config.deep_supervision { weights(heads) } else { only_first(heads) };
         let observers = observers(&progress)?;
         let network = network.with_precision(config.precision);
-        let step = TrainStep::new(network, optimizer, self.loss(), head_weights, device)
+        let step = TrainStep::new(network, optimizer, loss, head_weights, device)
             .connect(exchange_options(config), comm)?;
         let feed = |purpose| Ok::<_, TrainError>(Feed::start(self.loader(purpose, &progress)?, step.upload())?);
         let train_batches = feed(Purpose::TrainSample)?;
@@ -143,15 +145,6 @@ impl<'a> Job<'a> {
         })
     }
 
-    fn loss(&self) -> SegmentationLoss {
-        let dataset = &self.model.dataset;
-        let target = match dataset.regions() {
-            Some(regions) => Target::Regions(regions),
-            None => Target::Classes,
-        };
-        SegmentationLoss::new(target, self.configuration.batch_dice, dataset.ignore_label())
-    }
-
     /// Batches of this rank from where the run stands: augmented training samples, or validation samples as they are.
     fn loader(&self, purpose: Purpose, progress: &Progress) -> Result<Loader, TrainError> {
         let Self { config, comm, configuration, .. } = self;
@@ -159,11 +152,7 @@ impl<'a> Job<'a> {
         let is_training = purpose == Purpose::TrainSample;
         let preset = if is_training { config.data.augmentation } else { AugmentationPreset::None };
         let (mirror_axes, masked) = (&self.model.mirror_axes, &configuration.use_mask_for_norm);
-        let pipeline = Arc::new(match preset {
-            AugmentationPreset::Nnunet => Pipeline::nnunet(patch_size, mirror_axes, masked),
-            AugmentationPreset::Basic => Pipeline::nnunet_basic(patch_size, mirror_axes, masked),
-            AugmentationPreset::None => Pipeline::none(patch_size),
-        });
+        let pipeline = Arc::new(Pipeline::preset(preset, patch_size, mirror_axes, masked));
         let accumulate = if is_training { config.training.accumulate } else { 1 };
         let cases = if is_training { &self.train_cases } else { &self.validation_cases };
         let sampler = SamplerOptions {
@@ -173,6 +162,7 @@ impl<'a> Job<'a> {
             final_patch_size: patch_size,
             global_batch_size: config.training.batch_size * comm.world_size() * accumulate,
             oversample_foreground: config.data.oversample_foreground,
+            oversampling: config.data.oversampling,
             shard: if is_training { config.data.shard } else { Shard::Random },
         };
         let store: Arc<dyn CaseStore> = match (config.data.cache_gb * 1e9) as usize {
@@ -223,9 +213,17 @@ fn stage_cases(
     Ok((staged, store))
 }
 
-/// A class that the dataset's description lacks would have no logit.
+/// A class that the dataset's description lacks would have no logit, and without knowing which voxels are annotated one
+/// could not look for them.
 fn check_classes(folder: &Path, store: &NativeStore, dataset: &DatasetJson) -> Result<(), StoreError> {
-    let known: Vec<i16> = dataset.foreground().iter().map(|class| class.output).collect();
+    let ignores = dataset.ignore_label().is_some();
+    let known: Vec<i16> = dataset.foreground().iter().map(|class| class.output).chain([ANNOTATED]).collect();
+    let is_annotated = |case: &String| Ok(store.info(case)?.class_locations.contains_key(&ANNOTATED));
+    let annotated: Vec<bool> = store.case_ids().iter().map(is_annotated).collect::<Result<_, StoreError>>()?;
+    if annotated.contains(&true) != ignores {
+        let defect = "was preprocessed for a dataset.json with another ignore label; preprocess again".into();
+        return Err(StoreError { path: folder.to_path_buf(), defect });
+    }
     for case in store.case_ids() {
         if let Some(class) = store.info(case)?.class_locations.keys().find(|class| !known.contains(class)) {
             let defect = format!("has voxels of class {class}, which dataset.json does not have; preprocess again");
@@ -233,19 +231,6 @@ fn check_classes(folder: &Path, store: &NativeStore, dataset: &DatasetJson) -> R
         }
     }
     Ok(())
-}
-
-fn rule(config: &OptimizerConfig) -> Rule {
-    match config.kind {
-        OptimizerKind::Sgd => {
-            Sgd { momentum: config.momentum, weight_decay: config.weight_decay, nesterov: config.nesterov }.into()
-        }
-        OptimizerKind::Adam => Adam { weight_decay: config.weight_decay, ..Adam::default() }.into(),
-    }
-}
-
-fn clip_norm(config: &OptimizerConfig) -> Option<f64> {
-    (config.clip > 0.0).then_some(config.clip)
 }
 
 pub(super) fn exchange_options(config: &RunConfig) -> ExchangeOptions {

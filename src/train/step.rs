@@ -18,7 +18,7 @@ use crate::backend::ComputeBackend;
 use crate::dist::{BucketLayout, CommError, Communicator, ReduceOp};
 use crate::loss::{GlobalSums, LossSums, SegmentationLoss};
 use crate::model::UNet;
-use crate::ops::{self, Control};
+use crate::ops::{self, Control, NnOps};
 use crate::optim::Optimizer;
 
 /// Network, loss and optimiser of one rank.
@@ -102,8 +102,12 @@ impl<B: ComputeBackend> TrainStep<B> {
         head_weights: Vec<f64>,
         device: B::Device,
     ) -> Self {
+        let device_loss = DeviceLoss::new(&loss, network.spec().classes, &device);
+        if device_loss.is_none() && Inner::<B>::device_loss().is_some() {
+            tracing::warn!("the device has no {} loss: the host computes it, which takes longer", loss.name());
+        }
         Self {
-            device_loss: DeviceLoss::new(&loss, network.spec().classes, &device),
+            device_loss,
             network: network.require_gradients(),
             optimizer,
             loss,
@@ -145,6 +149,7 @@ impl<B: ComputeBackend> TrainStep<B> {
         Upload {
             spec: self.network.spec().clone(),
             head_weights: self.head_weights.clone(),
+            to_device_loss: self.device_loss.is_some(),
             dtype: self.network.input_format(),
             device: self.device.clone(),
         }
@@ -326,10 +331,11 @@ impl<B: ComputeBackend> TrainStep<B> {
         comm: &dyn Communicator,
     ) -> Result<Tensor<B, 1>, CommError> {
         let n = images.dims()[0];
-        let heads = self.host_heads(images, targets);
+        let loss_scale = self.optimizer.loss_scale(&self.device);
+        let mut heads = self.host_heads(images, targets);
         let start = Instant::now();
-        let sums: Vec<_> = heads.iter().map(|head| &head.sums).collect();
-        let global = reduce_sums(&sums, self.loss.batch_dice, self.stop_requested, comm)?;
+        let mut sums: Vec<_> = heads.iter_mut().map(|head| &mut head.sums).collect();
+        let global = reduce_sums(&self.loss, &mut sums, self.stop_requested, comm)?;
         self.current.communication += start.elapsed();
         self.current.stop_requested |= global.stop_requested;
 
@@ -338,7 +344,7 @@ impl<B: ComputeBackend> TrainStep<B> {
             self.current.loss += head.weight * self.loss.value(&global).total / self.accumulate as f64;
             let sums = GlobalSums { local: head.sums, global, world_size: comm.world_size() };
             let mut values = head.activations;
-            self.loss.gradient(&mut values, head.labels, n, &sums, head.weight);
+            self.loss.gradient(&mut values, head.labels, n, &sums, loss_scale * head.weight);
             let gradient = Tensor::from_data(TensorData::new(values, head.logits.dims()), &self.device);
             root = root + ops::seed_gradient(head.logits, gradient);
         }
