@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array3, Array4, Axis};
 use nnunet_dist::augment::{
-    AdditiveBrightness, BlankRectangle, BlurWidths, BrightnessContrast, BrightnessGradient, Contrast, ExchangeAxes, Gamma,
-    GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror, MultiplicativeBrightness,
-    Pipeline, QuarterTurn, Sharpen, Spatial, centre_crop,
+    AdditiveBrightness, BlankRectangle, BlurWidths, BrightnessContrast, BrightnessGradient, Contrast, ExchangeAxes,
+    Gamma, GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror,
+    MultiplicativeBrightness, Pipeline, QuarterTurn, Sharpen, Spatial, centre_crop,
 };
 use nnunet_dist::config::AugmentationPreset;
 use nnunet_dist::rng::{Purpose, Stream, stream};
@@ -415,7 +415,8 @@ fn blank_rectangles_have_the_sizes_and_number_of_the_reference() {
         let mut speckled = textured(size);
         let dots = BlankRectangle { count: 1..5, size: [2..3, 2..3, 2..3], per_channel: 1.0 };
         dots.apply(&mut speckled, &mut rng(index));
-        let dotted = speckled.data.indexed_iter().filter(|(at, value)| at.0 == 0 && **value != before.data[*at]).count();
+        let dotted =
+            speckled.data.indexed_iter().filter(|(at, value)| at.0 == 0 && **value != before.data[*at]).count();
         *counts.entry(dotted.div_ceil(8)).or_default() += 1;
     }
     let range = (*sizes.keys().next().unwrap(), *sizes.keys().last().unwrap());
@@ -431,7 +432,8 @@ fn a_brightness_gradient_adds_up_to_its_height_up_or_down() {
         let mut patch = constant(2.0);
         gradient.apply(&mut patch, &mut rng(index));
         let added = patch.data.index_axis(Axis(0), 1).mapv(|value| f64::from(value) - 2.0);
-        let (low, high) = added.iter().fold((f64::MAX, f64::MIN), |(low, high), &value| (low.min(value), high.max(value)));
+        let (low, high) =
+            added.iter().fold((f64::MAX, f64::MIN), |(low, high), &value| (low.min(value), high.max(value)));
         assert!(low.abs().min(high.abs()) < 1e-5, "it begins at nothing: {low} and {high}");
         heights.push(low.abs().max(high.abs()));
         up += usize::from(high > -low);

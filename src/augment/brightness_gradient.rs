@@ -33,7 +33,9 @@ impl BrightnessGradient {
             let bump = Bump::draw(shape, rng);
             let sign = if rng.random::<bool>() { 1.0 } else { -1.0 };
             let height = (sign * uniform(&self.height, rng)) as f32;
-            bump.for_rows(channel, |row, bump| row.iter_mut().zip(bump).for_each(|(value, bump)| *value += height * bump));
+            bump.for_rows(channel, |row, bump| {
+                row.iter_mut().zip(bump).for_each(|(value, bump)| *value += height * bump)
+            });
         }
     }
 }

@@ -4,9 +4,9 @@ use super::draw::chance;
 use super::spatial::{Spatial, in_plane};
 use super::turn::alike_axes;
 use super::{
-    AdditiveBrightness, BlankRectangle, BlurWidths, BrightnessContrast, BrightnessGradient, Contrast, ExchangeAxes, Gamma,
-    GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror, MultiplicativeBrightness,
-    QuarterTurn, Sharpen,
+    AdditiveBrightness, BlankRectangle, BlurWidths, BrightnessContrast, BrightnessGradient, Contrast, ExchangeAxes,
+    Gamma, GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror,
+    MultiplicativeBrightness, QuarterTurn, Sharpen,
 };
 use crate::config::AugmentationPreset;
 use crate::rng::Stream;
@@ -104,9 +104,11 @@ impl Pipeline {
         let axes = alike_axes(patch_size);
         if !axes.is_empty() {
             let (turn, exchange) = (QuarterTurn { axes: axes.clone() }, ExchangeAxes { axes });
-            pipeline = pipeline
-                .then("quarter turn", 0.5, move |patch, rng| turn.apply(patch, rng))
-                .then("exchanged axes", 0.5, move |patch, rng| exchange.apply(patch, rng));
+            pipeline = pipeline.then("quarter turn", 0.5, move |patch, rng| turn.apply(patch, rng)).then(
+                "exchanged axes",
+                0.5,
+                move |patch, rng| exchange.apply(patch, rng),
+            );
         }
         // Of two transforms the reference chooses one, which is then applied with its probability, the same for both.
         pipeline = pipeline

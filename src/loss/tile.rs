@@ -97,7 +97,8 @@ impl Tile {
                 self.add_cross_entropies(loss, lead, total, sums, each);
             }
             Target::Regions(regions) => {
-                let binary = regions.iter().enumerate().map(|(channel, labels)| self.sigmoid(channel, labels)).sum::<f64>();
+                let binary =
+                    regions.iter().enumerate().map(|(channel, labels)| self.sigmoid(channel, labels)).sum::<f64>();
                 if matches!(loss.voxels, VoxelLoss::CrossEntropy) {
                     sums.cross_entropy += binary;
                     // nnU-Net's `DC_and_BCE_loss` divides by the voxels alone where there is an ignore label.

@@ -118,8 +118,8 @@ impl<'a> Job<'a> {
         let head_weights = if config.deep_supervision { weights(heads) } else { only_first(heads) };
         let observers = observers(&progress)?;
         let network = network.with_precision(config.precision);
-        let step = TrainStep::new(network, optimizer, loss, head_weights, device)
-            .connect(exchange_options(config), comm)?;
+        let step =
+            TrainStep::new(network, optimizer, loss, head_weights, device).connect(exchange_options(config), comm)?;
         let feed = |purpose| Ok::<_, TrainError>(Feed::start(self.loader(purpose, &progress)?, step.upload())?);
         let train_batches = feed(Purpose::TrainSample)?;
         let validation_batches = match config.training.validation_iterations {

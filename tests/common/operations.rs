@@ -341,7 +341,12 @@ impl<B: NnOps> Subject<B> {
         let double = |sums: &nnunet_dist::loss::LossSums| {
             let factor = world_size as f64;
             let dice = sums.dice.iter().map(|sums| sums.map(|sum| sum * factor)).collect();
-            nnunet_dist::loss::LossSums { dice, cross_entropy: sums.cross_entropy * factor, count: sums.count * factor, hardest: None }
+            nnunet_dist::loss::LossSums {
+                dice,
+                cross_entropy: sums.cross_entropy * factor,
+                count: sums.count * factor,
+                hardest: None,
+            }
         };
         let global = double(&sums);
         let both = GlobalSums { local: sums.clone(), global, world_size };
@@ -390,7 +395,8 @@ impl<B: NnOps> Subject<B> {
         within_each(2e-5, &format!("{what}: sums"), &our_sums, &expected);
         close::<B>(&format!("{what}: activations"), our_activations.clone(), shaped(activations));
 
-        let counts = values_of_dice::<B>((ours.counts)(our_activations.clone(), &target), channels, usize::from(softmax));
+        let counts =
+            values_of_dice::<B>((ours.counts)(our_activations.clone(), &target), channels, usize::from(softmax));
         let expected = counted(loss, &values_of_logits, &labels);
         // Logits as small as the digits of a probability are decided by rounding.
         let tolerance = if softmax { 0.0 } else { 5e-3 };

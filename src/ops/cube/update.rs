@@ -210,7 +210,8 @@ fn adam_step<N: Size>(
             new = kept - moment1 * Vector::<f32, N>::new(rate);
             if control[6] > 0.0 {
                 let rate = rate * control[6] * f32::sqrt(control[5]);
-                new = kept - moment1 / (Vector::sqrt(moment2) + Vector::<f32, N>::new(eps)) * Vector::<f32, N>::new(rate);
+                new =
+                    kept - moment1 / (Vector::sqrt(moment2) + Vector::<f32, N>::new(eps)) * Vector::<f32, N>::new(rate);
             }
         } else {
             let denominator = Vector::sqrt(moment2 / Vector::<f32, N>::new(control[5])) + Vector::<f32, N>::new(eps);
@@ -248,7 +249,8 @@ pub fn control<R: CubeRuntime>(
         );
         place += cubes;
     }
-    let (control, after) = (allocate(&scaler, [Control::LEN], DType::F32), allocate(&scaler, [Scaler::LEN], DType::F32));
+    let (control, after) =
+        (allocate(&scaler, [Control::LEN], DType::F32), allocate(&scaler, [Scaler::LEN], DType::F32));
     let [beta1, beta2] = rule.betas;
     decide::launch::<R>(
         &scaler.client.clone(),
