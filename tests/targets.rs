@@ -122,7 +122,7 @@ fn every_choice_trains_and_is_saved_with_the_run() {
     for (number, (flags, lines)) in choices.into_iter().enumerate() {
         let run = shop.run_dir(&format!("run_{number}"));
         let mut train = shop.train(&run);
-        train.args(["--epochs", "2", "--val-iters", "1", "--run-dir"]).arg(run.root()).args(flags);
+        train.args(["--epochs", "2", "--val-iters", "1"]).args(flags);
         succeed(train);
         let config = fs::read_to_string(run.config()).unwrap();
         for line in lines {
