@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array3, Array4, Axis};
 use nnunet_dist::augment::{
-    Contrast, Gamma, GaussianBlur, GaussianNoise, LowResolution, MaskOutside, Mirror, MultiplicativeBrightness,
-    Pipeline, Spatial, centre_crop,
+    AdditiveBrightness, BlankRectangle, BlurWidths, BrightnessContrast, BrightnessGradient, Contrast, ExchangeAxes,
+    Gamma, GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror,
+    MultiplicativeBrightness, Pipeline, QuarterTurn, Sharpen, Spatial, centre_crop,
 };
+use nnunet_dist::config::AugmentationPreset;
 use nnunet_dist::rng::{Purpose, Stream, stream};
 use nnunet_dist::store::Patch;
 
@@ -101,7 +103,7 @@ fn mirrored(patch: &Patch, flips: [bool; 3]) -> Patch {
 #[test]
 fn zoom_scales_about_the_centre_in_the_documented_range() {
     // Channel 0 is a ball, as are the labels; the slope of channel 1 tells the scale.
-    let spatial = Spatial::zoom([24, 24, 24]);
+    let spatial = Spatial::nvidia([24, 24, 24]);
     let [z, y, x] = spatial.read_patch_size();
     let centre = (z as f64 - 1.0) / 2.0;
     let radius =
@@ -132,8 +134,8 @@ fn zoom_scales_about_the_centre_in_the_documented_range() {
         }
     }
     let drawn = scales.len() as f64 / 1500.0;
-    assert!((drawn - 0.2).abs() < 0.035, "scaled {drawn} of the samples");
-    assert_spread(&scales, 0.7, 1.4, 1.05);
+    assert!((drawn - 0.15).abs() < 0.035, "scaled {drawn} of the samples");
+    assert_spread(&scales, 0.7, 1.0, 0.85);
 }
 
 #[test]
@@ -201,12 +203,14 @@ fn brightness_multiplies_each_channel_by_its_own_factor() {
     assert_spread(&draws, 0.75, 1.25, 1.0);
 }
 
+const CONTRAST: Contrast = Contrast { factor: 0.75..1.25, per_channel: 1.0, keep_range: true };
+
 #[test]
 fn contrast_keeps_the_range_and_the_mean() {
     for index in 0..200 {
         let mut patch = textured(SHAPE);
         let before = patch.clone();
-        Contrast { factor: 0.75..1.25 }.apply(&mut patch, &mut rng(index));
+        CONTRAST.apply(&mut patch, &mut rng(index));
         for (after, before) in patch.data.outer_iter().zip(before.data.outer_iter()) {
             let range = |values: ndarray::ArrayView3<f32>| {
                 values.iter().fold((f32::MAX, f32::MIN), |(low, high), &value| (low.min(value), high.max(value)))
@@ -220,7 +224,7 @@ fn contrast_keeps_the_range_and_the_mean() {
         }
     }
     let mut flat = constant(2.0);
-    Contrast { factor: 0.75..1.25 }.apply(&mut flat, &mut rng(0));
+    CONTRAST.apply(&mut flat, &mut rng(0));
     assert_eq!(flat, constant(2.0));
 }
 
@@ -250,7 +254,7 @@ fn gamma_bends_the_curve_monotonically_and_keeps_mean_and_deviation() {
 
 #[test]
 fn blur_smooths_half_of_the_channels_and_keeps_constants() {
-    let blur = GaussianBlur { sigma: 0.5..1.0, per_channel: 0.5 };
+    let blur = GaussianBlur { sigma: 0.5..1.0, per_channel: 0.5, widths: BlurWidths::PerAxis };
     let mut changed = 0;
     for index in 0..600 {
         let mut patch =
@@ -302,6 +306,195 @@ fn low_resolution_loses_detail_but_not_the_slices_it_is_to_keep() {
 }
 
 #[test]
+fn quarter_turns_and_exchanged_axes_permute_data_and_labels_alike() {
+    let original = textured([5, 7, 7]);
+    let (turn, exchange) = (QuarterTurn { axes: vec![1, 2] }, ExchangeAxes { axes: vec![1, 2] });
+    let mut seen = BTreeMap::<Vec<i16>, usize>::new();
+    for index in 0..800 {
+        let mut patch = original.clone();
+        turn.apply(&mut patch, &mut rng(index));
+        for ((z, y, x), label) in patch.labels.indexed_iter() {
+            let (from_y, from_x) = (*label as usize / 7 % 7, *label as usize % 7);
+            assert_eq!(*label as usize / 49, z, "a slice stays where it is");
+            assert_eq!(patch.data[[1, z, y, x]], original.data[[1, z, from_y, from_x]]);
+        }
+        *seen.entry(patch.labels.iter().take(8).copied().collect()).or_default() += 1;
+    }
+    // 200 of each, standard deviation 12.
+    assert!(seen.len() == 4 && seen.values().all(|&count| (140..260).contains(&count)), "{seen:?}");
+    let exchanged = (0..400).filter(|&index| {
+        let mut patch = original.clone();
+        exchange.apply(&mut patch, &mut rng(index));
+        let transposed = original.labels.view().permuted_axes([0, 2, 1]);
+        assert!(patch.labels == original.labels || patch.labels == transposed);
+        patch.labels == transposed
+    });
+    let exchanged = exchanged.count();
+    assert!((150..250).contains(&exchanged), "{exchanged} of 400");
+}
+
+#[test]
+fn brightness_is_added_to_half_of_the_channels() {
+    let mut draws = Vec::new();
+    for index in 0..2000 {
+        let mut patch = constant(2.0);
+        AdditiveBrightness { std: 0.5, per_channel: 0.5 }.apply(&mut patch, &mut rng(index));
+        for channel in patch.data.outer_iter().filter(|channel| channel[[0, 0, 0]] != 2.0) {
+            assert!(channel.iter().all(|value| *value == channel[[0, 0, 0]]));
+            draws.push(f64::from(channel[[0, 0, 0]]) - 2.0);
+        }
+    }
+    assert!((1880..2120).contains(&draws.len()), "{} of 4000", draws.len());
+    let mean = draws.iter().sum::<f64>() / draws.len() as f64;
+    let std = (draws.iter().map(|draw| draw * draw).sum::<f64>() / draws.len() as f64).sqrt();
+    assert!(mean.abs() < 0.04 && (std - 0.5).abs() < 0.03, "{mean} and {std}");
+}
+
+#[test]
+fn brightness_and_contrast_are_one_line_for_all_channels() {
+    let (mut slopes, mut brightness) = (Vec::new(), Vec::new());
+    for index in 0..1500 {
+        let before = textured(SHAPE);
+        let mut patch = before.clone();
+        BrightnessContrast { brightness: 0.7..1.3, contrast: 0.65..1.5 }.apply(&mut patch, &mut rng(index));
+        let [[x0, x1], [y0, y1]] = [&before, &patch].map(|p| [p.data[[0, 1, 2, 3]], p.data[[1, 4, 0, 7]]]);
+        let slope = (y1 - y0) / (x1 - x0);
+        let at_centre = y0 + slope * (0.5 - x0);
+        let (x2, y2) = (before.data[[1, 5, 9, 0]], patch.data[[1, 5, 9, 0]]);
+        assert!((y0 + slope * (x2 - x0) - y2).abs() < 1e-4, "one line for all voxels");
+        brightness.push(f64::from(2.0 * at_centre));
+        slopes.push(f64::from(slope / (2.0 * at_centre)));
+    }
+    assert_spread(&brightness, 0.7, 1.3, 1.0);
+    assert_spread(&slopes, 0.65, 1.5, 1.075);
+}
+
+#[test]
+fn strong_contrast_may_leave_the_range_of_a_channel() {
+    let contrast = Contrast { factor: 0.5..2.0, per_channel: 0.5, keep_range: false };
+    let mut gains = Vec::new();
+    for index in 0..1500 {
+        let before = textured(SHAPE);
+        let mut patch = before.clone();
+        contrast.apply(&mut patch, &mut rng(index));
+        for (after, before) in patch.data.outer_iter().zip(before.data.outer_iter()) {
+            if after != before {
+                gains.push(std(after) / std(before));
+                assert!((mean(after) - mean(before)).abs() < 1e-4);
+            }
+        }
+    }
+    assert!((1370..1630).contains(&gains.len()), "{} of 3000", gains.len());
+    // Below 1 half of the time, uniform on either side.
+    assert_spread(&gains, 0.5, 2.0, 1.125);
+}
+
+#[test]
+fn a_median_filter_removes_specks_and_keeps_edges() {
+    let step = Array4::from_shape_fn((1, 12, 12, 12), |(_, _, _, x)| if x < 6 { 0.0 } else { 1.0 });
+    let mut changed = 0;
+    for index in 0..200 {
+        let mut patch = Patch { data: step.clone(), labels: Array3::zeros((12, 12, 12)), previous: None };
+        patch.data[[0, 6, 6, 2]] = 9.0;
+        MedianFilter { size: 3..4, per_channel: 0.5 }.apply(&mut patch, &mut rng(index));
+        if patch.data[[0, 6, 6, 2]] != 9.0 {
+            changed += 1;
+            assert_eq!(patch.data, step);
+        }
+    }
+    assert!((70..130).contains(&changed), "{changed} of 200");
+}
+
+#[test]
+fn blank_rectangles_have_the_sizes_and_number_of_the_reference() {
+    let (mut counts, mut sizes) = (BTreeMap::<usize, usize>::new(), BTreeMap::<usize, usize>::new());
+    let size = [60, 60, 60];
+    for index in 0..400 {
+        let mut patch = textured(size);
+        let before = patch.clone();
+        let one = BlankRectangle { count: 1..2, per_channel: 1.0, ..BlankRectangle::of_patch(size) };
+        one.apply(&mut patch, &mut rng(index));
+        let changed: Vec<_> =
+            patch.data.indexed_iter().filter(|(at, value)| at.0 == 0 && **value != before.data[*at]).collect();
+        let extent = |of: fn(&(usize, usize, usize, usize)) -> usize| {
+            let places = || changed.iter().map(|(at, _)| of(at));
+            places().max().unwrap() - places().min().unwrap() + 1
+        };
+        let extents = [extent(|at| at.1), extent(|at| at.2), extent(|at| at.3)];
+        assert!(changed.len() <= extents.iter().product());
+        assert!(changed.iter().all(|(_, value)| **value == *changed[0].1), "a box has one value");
+        extents.into_iter().for_each(|extent| *sizes.entry(extent).or_default() += 1);
+        // Small boxes seldom overlap, so that they can be counted.
+        let mut speckled = textured(size);
+        let dots = BlankRectangle { count: 1..5, size: [2..3, 2..3, 2..3], per_channel: 1.0 };
+        dots.apply(&mut speckled, &mut rng(index));
+        let dotted =
+            speckled.data.indexed_iter().filter(|(at, value)| at.0 == 0 && **value != before.data[*at]).count();
+        *counts.entry(dotted.div_ceil(8)).or_default() += 1;
+    }
+    let range = (*sizes.keys().next().unwrap(), *sizes.keys().last().unwrap());
+    assert_eq!(range, (6, 19), "a tenth to below a third");
+    assert!(counts.keys().eq(&[1, 2, 3, 4]) && counts.values().all(|count| (70..130).contains(count)), "{counts:?}");
+}
+
+#[test]
+fn a_brightness_gradient_adds_up_to_its_height_up_or_down() {
+    let gradient = BrightnessGradient { height: 1.0..5.0, per_channel: 1.0 };
+    let (mut heights, mut up) = (Vec::new(), 0);
+    for index in 0..1000 {
+        let mut patch = constant(2.0);
+        gradient.apply(&mut patch, &mut rng(index));
+        let added = patch.data.index_axis(Axis(0), 1).mapv(|value| f64::from(value) - 2.0);
+        let (low, high) =
+            added.iter().fold((f64::MAX, f64::MIN), |(low, high), &value| (low.min(value), high.max(value)));
+        assert!(low.abs().min(high.abs()) < 1e-5, "it begins at nothing: {low} and {high}");
+        heights.push(low.abs().max(high.abs()));
+        up += usize::from(high > -low);
+    }
+    assert_spread(&heights, 1.0, 5.0, 3.0);
+    assert!((440..560).contains(&up), "{up} of 1000");
+}
+
+#[test]
+fn local_gamma_keeps_the_range_and_acts_here_more_than_there() {
+    let gamma = LocalGamma { exponents: [0.01..0.8, 1.5..4.0], per_channel: 1.0 };
+    let (mut brighter, mut uneven) = (0, 0);
+    for index in 0..400 {
+        let mut patch = textured([16, 16, 16]);
+        let before = patch.clone();
+        gamma.apply(&mut patch, &mut rng(index));
+        let (after, before) = (patch.data.index_axis(Axis(0), 0), before.data.index_axis(Axis(0), 0));
+        let range = |values: ndarray::ArrayView3<f32>| {
+            values.iter().fold((f32::MAX, f32::MIN), |(low, high), &value| (low.min(value), high.max(value)))
+        };
+        let ((low, high), (low_before, high_before)) = (range(after), range(before));
+        assert!(low > low_before - 1e-4 && high < high_before + 1e-4);
+        let change: Vec<f32> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+        brighter += usize::from(change.iter().sum::<f32>() > 0.0);
+        assert!(change.iter().all(|c| *c > -1e-4) || change.iter().all(|c| *c < 1e-4), "all brighter or all darker");
+        let half = |range: std::ops::Range<usize>| change[range].iter().map(|c| c.abs()).sum::<f32>();
+        let (first, second) = (half(0..2048), half(2048..4096));
+        uneven += usize::from(first > 1.5 * second || second > 1.5 * first);
+    }
+    assert!((160..240).contains(&brighter), "{brighter} of 400");
+    assert!(uneven > 100, "{uneven} of 400");
+}
+
+#[test]
+fn sharpening_takes_the_strength_of_the_documentation() {
+    let mut strengths = Vec::new();
+    for index in 0..1500 {
+        let mut patch = Patch { data: Array4::zeros((2, 5, 5, 5)), labels: Array3::zeros((5, 5, 5)), previous: None };
+        patch.data.slice_mut(ndarray::s![.., 2, 2, 2]).fill(1.0);
+        Sharpen { strength: 0.1..1.0, per_channel: 0.5 }.apply(&mut patch, &mut rng(index));
+        let raised = patch.data.outer_iter().map(|channel| f64::from(channel[[2, 2, 2]] - 1.0) / 6.0);
+        strengths.extend(raised.filter(|strength| *strength > 0.0));
+    }
+    assert!((1370..1630).contains(&strengths.len()), "{} of 3000", strengths.len());
+    assert_spread(&strengths, 0.1, 1.0, 0.55);
+}
+
+#[test]
 fn masking_blanks_the_outside_of_masked_channels_only() {
     let mut patch = constant(2.0);
     patch.labels[[1, 2, 3]] = -1;
@@ -328,8 +521,32 @@ fn a_step_runs_as_often_as_its_probability_says() {
 
 #[test]
 fn presets_list_the_transforms_of_the_reference() {
-    let basic = [("noise", 0.1), ("blur", 0.2), ("brightness", 0.15), ("contrast", 0.15), ("mirror", 1.0)];
-    assert!(Pipeline::nnunet_basic(SHAPE, &[0, 1, 2], &[false]).steps().eq(basic));
+    let steps = |preset, shape| {
+        let pipeline = Pipeline::preset(preset, shape, &[0, 1, 2], &[true]);
+        pipeline.steps().collect::<Vec<_>>()
+    };
+    let nvidia = [("mirror", 1.0), ("noise", 0.15), ("blur", 0.15), ("brightness and contrast", 0.15)];
+    assert_eq!(steps(AugmentationPreset::Nvidia, SHAPE), nvidia);
+    assert_eq!(steps(AugmentationPreset::None, SHAPE), []);
+    let strong = [
+        ("quarter turn", 0.5),
+        ("exchanged axes", 0.5),
+        ("median filter or blur", 0.2),
+        ("noise", 0.1),
+        ("brightness", 0.1),
+        ("contrast", 0.2),
+        ("low resolution", 0.15),
+        ("gamma inverted", 0.1),
+        ("gamma inverted again", 0.1),
+        ("mirror", 1.0),
+        ("blank rectangles", 0.4),
+        ("brightness gradient", 0.3),
+        ("local gamma", 0.3),
+        ("sharpening", 0.2),
+        ("mask outside", 1.0),
+    ];
+    assert_eq!(steps(AugmentationPreset::Strong, [8, 16, 16]), strong);
+    assert_eq!(steps(AugmentationPreset::Strong, SHAPE), strong[2..]);
     let full = [
         ("noise", 0.1),
         ("blur", 0.2),
@@ -341,13 +558,14 @@ fn presets_list_the_transforms_of_the_reference() {
         ("mirror", 1.0),
         ("mask outside", 1.0),
     ];
-    assert!(Pipeline::nnunet(SHAPE, &[0, 1, 2], &[true]).steps().eq(full));
+    assert_eq!(steps(AugmentationPreset::Nnunet, SHAPE), full);
 }
 
 #[test]
 fn the_whole_pipeline_is_reproducible_and_leaves_finite_values() {
-    for size in [SHAPE, [1, 24, 20], [2, 24, 20]] {
-        let pipeline = Pipeline::nnunet(size, &[1, 2], &[true, false]);
+    let presets = [AugmentationPreset::Nnunet, AugmentationPreset::Nvidia, AugmentationPreset::Strong];
+    for (preset, size) in presets.into_iter().flat_map(|p| [SHAPE, [1, 24, 20], [2, 24, 24]].map(|size| (p, size))) {
+        let pipeline = Pipeline::preset(preset, size, &[1, 2], &[true, false]);
         let read = textured(pipeline.read_patch_size());
         let [z, y, x] = size;
         let blank = || Patch { data: Array4::zeros((2, z, y, x)), labels: Array3::zeros((z, y, x)), previous: None };

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use ndarray::{Array3, Array4};
 use nnunet_dist::augment::{Pipeline, Spatial};
-use nnunet_dist::loader::{Batch, Loader, LoaderError, LoaderOptions, SampleId, Sampler, SamplerOptions, Shard};
+use nnunet_dist::loader::{
+    Batch, Loader, LoaderError, LoaderOptions, Oversampling, SampleId, Sampler, SamplerOptions, Shard,
+};
 use nnunet_dist::rng::Purpose;
-use nnunet_dist::store::{CaseInfo, CaseStore, Patch, StoreError};
+use nnunet_dist::store::{ANNOTATED, CaseInfo, CaseStore, Patch, StoreError};
 
 const PATCH: [usize; 3] = [6, 10, 8];
 
@@ -98,6 +100,15 @@ impl CaseStore for MemoryStore {
 }
 
 fn sampler(store: &Arc<MemoryStore>, global_batch_size: usize, pipeline: &Pipeline) -> Sampler {
+    sampler_with(store, global_batch_size, pipeline, Oversampling::Deterministic)
+}
+
+fn sampler_with(
+    store: &Arc<MemoryStore>,
+    global_batch_size: usize,
+    pipeline: &Pipeline,
+    oversampling: Oversampling,
+) -> Sampler {
     let options = SamplerOptions {
         seed: 42,
         purpose: Purpose::TrainSample,
@@ -105,6 +116,7 @@ fn sampler(store: &Arc<MemoryStore>, global_batch_size: usize, pipeline: &Pipeli
         final_patch_size: pipeline.patch_size(),
         global_batch_size,
         oversample_foreground: 0.33,
+        oversampling,
         shard: Shard::Random,
     };
     Sampler::new(store.clone(), store.ids.clone(), options).unwrap()
@@ -224,6 +236,48 @@ fn the_last_third_of_the_global_batch_is_centred_on_its_class() {
 }
 
 #[test]
+fn each_sample_may_be_forced_by_chance() {
+    let store = store();
+    let sampler = sampler_with(&store, 2, &Pipeline::none(PATCH), Oversampling::Probabilistic);
+    let forced = |position: u64| {
+        let samples = (position..6000).step_by(2).map(|index| sampler.draw(0, index).unwrap());
+        samples.filter(|sample| sample.class.is_some()).count()
+    };
+    // 990 of 3000 in either place, standard deviation 26.
+    for count in [forced(0), forced(1)] {
+        assert!((890..1090).contains(&count), "{count} of 3000");
+    }
+}
+
+#[test]
+fn with_an_ignore_label_every_patch_is_centred_on_an_annotated_voxel() {
+    let mut store = MemoryStore::new(&[[40, 40, 40], [40, 40, 40]]);
+    // The second case has no foreground, and neither has more than a corner that is annotated.
+    store.infos[1].class_locations.clear();
+    for info in &mut store.infos {
+        let corner = (0..5).map(|at| [30 + at, 31, 32]).collect();
+        info.class_locations.insert(ANNOTATED, corner);
+    }
+    let store = Arc::new(store);
+    let sampler = sampler(&store, 2, &Pipeline::none(PATCH));
+    let (mut classes, mut places) = (BTreeSet::new(), BTreeSet::new());
+    for index in 0..400 {
+        let SampleId { case, lo, class, .. } = sampler.draw(0, index).unwrap();
+        let centre: [isize; 3] = std::array::from_fn(|axis| lo[axis] + PATCH[axis] as isize / 2);
+        classes.insert(class);
+        match (case.as_str(), index % 2) {
+            ("case_000", 1) => assert!(class.is_some(), "the foreground is drawn without the annotated voxels"),
+            _ => {
+                assert!((30..35).contains(&centre[0]) && centre[1..] == [31, 32], "{centre:?}");
+                places.insert(centre[0]);
+            }
+        }
+    }
+    assert_eq!(classes, BTreeSet::from([None, Some(1), Some(2)]));
+    assert_eq!(places.len(), 5);
+}
+
+#[test]
 fn boxes_cover_exactly_the_range_that_nnunet_allows() {
     // Without a margin a box stays inside; a shorter axis is padded on both sides. With a margin of m it reaches
     // ceil(m / 2) beyond either border.
@@ -236,6 +290,7 @@ fn boxes_cover_exactly_the_range_that_nnunet_allows() {
             final_patch_size: PATCH,
             global_batch_size: 1,
             oversample_foreground: 0.0,
+            oversampling: Oversampling::Deterministic,
             shard: Shard::Random,
         };
         let sampler = Sampler::new(store.clone(), store.ids.clone(), options).unwrap();
@@ -370,6 +425,7 @@ fn cases_dealt_out_give_the_same_global_batches_on_any_number_of_ranks() {
                 final_patch_size: PATCH,
                 global_batch_size: 4,
                 oversample_foreground: 0.33,
+                oversampling: Oversampling::Deterministic,
                 shard: Shard::Epoch,
             };
             let sampler = Sampler::new(store.clone(), store.ids.clone(), options).unwrap();

@@ -18,8 +18,14 @@ fn poly_learning_rates_are_identical() {
     let Some(reference) = reference() else { return };
     for (run, rates) in reference["polylr"].as_object().unwrap() {
         let (epochs, base) = run.split_once('_').unwrap();
-        let config =
-            ScheduleConfig { kind: ScheduleKind::Poly, power: 0.9, end_lr: 0.0, first_cycle_steps: 1, peak_decay: 1.0 };
+        let config = ScheduleConfig {
+            kind: ScheduleKind::Poly,
+            warmup_steps: 0,
+            power: 0.9,
+            end_lr: 0.0,
+            first_cycle_steps: 1,
+            peak_decay: 1.0,
+        };
         let schedule = Schedule::new(&config, base.parse().unwrap(), epochs.parse().unwrap(), 250);
         let rates: Vec<(usize, f64)> = match rates {
             Value::Array(rates) => rates.iter().enumerate().map(|(epoch, lr)| (epoch, lr.as_f64().unwrap())).collect(),

@@ -15,7 +15,7 @@ use nnunet_dist::augment::Pipeline;
 use nnunet_dist::config::{RunConfig, RunDir};
 use nnunet_dist::dataset::Splits;
 use nnunet_dist::eval::Summary;
-use nnunet_dist::loader::{Loader, LoaderOptions, SampleId, Sampler, SamplerOptions, Shard};
+use nnunet_dist::loader::{Loader, LoaderOptions, Oversampling, SampleId, Sampler, SamplerOptions, Shard};
 use nnunet_dist::model::SavedModel;
 use nnunet_dist::rng::Purpose;
 use nnunet_dist::store::NativeStore;
@@ -307,6 +307,7 @@ fn samples(shop: &Workshop, world_size: usize) -> Vec<SampleId> {
             final_patch_size: pipeline.patch_size(),
             global_batch_size: 2,
             oversample_foreground: 0.33,
+            oversampling: Oversampling::Deterministic,
             shard: Shard::Random,
         };
         let sampler = Sampler::new(store.clone(), cases.to_vec(), options).unwrap();

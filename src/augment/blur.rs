@@ -14,16 +14,31 @@ const TRUNCATE: f64 = 6.0;
 /// Values that are summed up in registers.
 const BLOCK: usize = 16;
 
-/// Smooths a channel by a separable Gaussian with its own width along each axis, mirrored at the border.
+/// Smooths a channel by a separable Gaussian, mirrored at the border.
 ///
 /// nnU-Net v2: probability 0.2, then each channel with probability 0.5; width uniform in 0.5..1 voxels, drawn for
-/// every channel and axis (batchgeneratorsv2 `GaussianBlurTransform`).
+/// every channel and axis (batchgeneratorsv2 `GaussianBlurTransform`). `nnUNetTrainerDA5`: probability 0.2 for this or a
+/// median filter, half each; 0.3..1.5 voxels, one width for all axes. NVIDIA's nnU-Net: probability 0.15, 0.5..1.5 voxels,
+/// one width for all.
 #[derive(Clone, Debug)]
 pub struct GaussianBlur {
     /// Range of the standard deviation in voxels.
     pub sigma: Range<f64>,
     /// Probability with which a channel is blurred.
     pub per_channel: f64,
+    /// What has a width of its own.
+    pub widths: BlurWidths,
+}
+
+/// For what a blur's width is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlurWidths {
+    /// For each axis of each channel.
+    PerAxis,
+    /// For each channel.
+    PerChannel,
+    /// For the patch.
+    One,
 }
 
 impl GaussianBlur {
@@ -31,14 +46,20 @@ impl GaussianBlur {
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         let shape = shape(patch);
         let mut scratch = Vec::new();
+        let of_patch = (self.widths == BlurWidths::One).then(|| uniform(&self.sigma, rng));
         for channel in channels_mut(patch) {
             if !chance(self.per_channel, rng) {
                 continue;
             }
+            let of_channel = match self.widths {
+                BlurWidths::PerChannel => Some(uniform(&self.sigma, rng)),
+                BlurWidths::PerAxis | BlurWidths::One => of_patch,
+            };
             for (axis, &extent) in shape.iter().enumerate() {
                 if extent > 1 {
                     let inner = shape[axis + 1..].iter().product();
-                    convolve(channel, &mut scratch, extent, inner, &kernel(uniform(&self.sigma, rng)));
+                    let sigma = of_channel.unwrap_or_else(|| uniform(&self.sigma, rng));
+                    convolve(channel, &mut scratch, extent, inner, &kernel(sigma));
                 }
             }
         }
@@ -115,7 +136,7 @@ mod tests {
     #[test]
     fn kernels_are_normalised_and_as_long_as_the_reference() {
         // Lengths from batchgeneratorsv2's `_compute_kernel_size(sigma, truncate=6)`.
-        for (sigma, length) in [(0.5, 3), (0.6, 5), (0.75, 5), (0.95, 7), (1.0, 7)] {
+        for (sigma, length) in [(0.3, 3), (0.5, 3), (0.6, 5), (0.75, 5), (0.95, 7), (1.0, 7), (1.4, 9), (1.5, 9)] {
             let kernel = kernel(sigma);
             assert_eq!(kernel.len(), length, "sigma {sigma}");
             assert!((kernel.iter().sum::<f32>() - 1.0).abs() < 1e-6);
@@ -140,4 +161,28 @@ mod tests {
         assert_eq!(column, kernel);
         assert_eq!(output.iter().filter(|&&value| value != 0.0).count(), kernel.len());
     }
+
+    #[test]
+    fn a_blurred_volume_is_that_of_scipy() {
+        // `scipy.ndimage.gaussian_filter` with sigma (0.7, 0.8, 0.9), radius 2 and mode `mirror`.
+        let shape = [3, 4, 5];
+        let value = |i: usize| ((0.7 * i as f64).sin() + 0.3 * (2.1 * i as f64).cos()) as f32;
+        let mut values: Vec<f32> = (0..60).map(value).collect();
+        for (axis, sigma) in [0.7, 0.8, 0.9].into_iter().enumerate() {
+            let inner = shape[axis + 1..].iter().product();
+            convolve(&mut values, &mut Vec::new(), shape[axis], inner, &kernel(sigma));
+        }
+        for (ours, expected) in values.iter().zip(BLURRED) {
+            assert!((ours - expected).abs() < 2e-5, "{ours} instead of {expected}");
+        }
+    }
+
+    const BLURRED: [f32; 60] = [
+        0.03780, 0.06039, 0.08082, 0.10433, 0.11980, -0.07463, -0.05989, -0.03991, -0.00890, 0.01901, 0.05958, 0.05482,
+        0.04124, -0.00607, -0.04158, -0.01091, 0.00818, 0.07243, 0.11957, 0.11702, 0.07587, 0.09582, 0.08637, 0.03672,
+        0.01565, -0.05960, -0.03170, 0.01663, 0.03893, 0.04488, 0.04590, 0.01867, -0.01859, -0.04111, -0.05483,
+        0.08528, 0.08540, 0.07949, 0.07672, 0.06993, 0.08141, 0.08061, 0.04871, -0.04008, -0.09030, -0.00649, 0.01421,
+        0.06103, 0.07271, 0.05927, 0.00699, -0.02365, -0.06785, -0.06216, -0.04653, 0.12570, 0.11714, 0.05518,
+        -0.00907, -0.02586,
+    ];
 }

@@ -4,27 +4,38 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-use super::draw::around_one;
+use super::draw::{around_one, chance};
 use super::voxels::{Statistics, channels_mut};
 use crate::rng::Stream;
 use crate::store::Patch;
 
-/// Stretches each channel about its mean by its own factor, then clips it to the range it had.
+/// Stretches each channel about its mean by its own factor, and may clip it to the range it had.
 ///
-/// nnU-Net v2: probability 0.15, factor in 0.75..1.25, below and above 1 equally often
-/// (batchgeneratorsv2 `ContrastTransform` with `preserve_range`).
+/// nnU-Net v2: probability 0.15, factor in 0.75..1.25, below and above 1 equally often, clipped
+/// (batchgeneratorsv2 `ContrastTransform`). `nnUNetTrainerDA5`: probability 0.2, then each channel with probability 0.5;
+/// factor in 0.5..2, half of the time clipped.
 #[derive(Clone, Debug)]
 pub struct Contrast {
     /// Range of the factor.
     pub factor: Range<f64>,
+    /// Probability with which a channel is changed.
+    pub per_channel: f64,
+    /// Clip a channel to the range it had.
+    pub keep_range: bool,
 }
 
 impl Contrast {
     /// Changes the intensities in place.
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         for channel in channels_mut(patch) {
+            if self.per_channel < 1.0 && !chance(self.per_channel, rng) {
+                continue;
+            }
             let factor = around_one(&self.factor, rng) as f32;
-            let before = Statistics::of(channel);
+            let mut before = Statistics::of(channel);
+            if !self.keep_range {
+                (before.low, before.high) = (f32::NEG_INFINITY, f32::INFINITY);
+            }
             stretch(channel, factor, before);
         }
     }

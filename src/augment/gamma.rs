@@ -17,6 +17,7 @@ const EPSILON: f32 = 1e-7;
 ///
 /// nnU-Net v2: once with probability 0.1 on the negated image and once with 0.3 on the image itself, exponent in
 /// 0.7..1.5, below and above 1 equally often (batchgeneratorsv2 `GammaTransform` with `p_retain_stats` 1).
+/// `nnUNetTrainerDA5`: twice with probability 0.1, both times on the negated image.
 #[derive(Clone, Debug)]
 pub struct Gamma {
     /// Range of the exponent.

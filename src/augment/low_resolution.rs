@@ -12,7 +12,8 @@ use crate::store::Patch;
 /// Samples a channel down by nearest neighbours and up again linearly.
 ///
 /// nnU-Net v2: probability 0.25, then each channel with probability 0.5; scale uniform in 0.5..1, one for all axes
-/// (batchgeneratorsv2 `SimulateLowResolutionTransform`: `nearest-exact` down, `trilinear` up).
+/// (batchgeneratorsv2 `SimulateLowResolutionTransform`: `nearest-exact` down, `trilinear` up). `nnUNetTrainerDA5`:
+/// probability 0.15, scale in 0.25..1.
 #[derive(Clone, Debug)]
 pub struct LowResolution {
     /// Range of the scale.
@@ -150,4 +151,29 @@ mod tests {
             assert!(line(axis).iter().zip(&along_x).all(|(a, b)| (a - b).abs() < 1e-6), "axis {axis}");
         }
     }
+
+    #[test]
+    fn a_coarse_volume_is_that_of_pytorch() {
+        // `torch.nn.functional.interpolate` to (3, 4, 4) by `nearest-exact`, and back by `trilinear`.
+        let value = |i: usize| ((0.7 * i as f64).sin() + 0.3 * (2.1 * i as f64).cos()) as f32;
+        let mut values: Vec<f32> = (0..120).map(value).collect();
+        coarsen(&mut values, [4, 5, 6], [3, 4, 4], &mut Vec::new());
+        for (ours, expected) in values.iter().zip(COARSE) {
+            assert!((ours - expected).abs() < 2e-5, "{ours} instead of {expected}");
+        }
+    }
+
+    const COARSE: [f32; 120] = [
+        0.30000, 0.56919, 0.89250, 1.10903, 0.33486, -0.49344, -0.31022, -0.29867, -0.14419, 0.42752, 0.51027, 0.45009,
+        -0.11982, -0.03463, 0.16382, 0.61681, 0.45428, 0.17852, 0.05539, 0.22508, 0.47976, 0.81969, 0.41125, -0.08216,
+        -0.59028, -0.65290, -0.53843, 0.16991, 0.61689, 0.88679, -0.28333, -0.17275, 0.06244, 0.56090, 0.54743,
+        0.40934, 0.23639, -0.10170, -0.36542, -0.06796, 0.05132, 0.09623, 0.08631, -0.11064, -0.22242, 0.11830,
+        0.19910, 0.19472, -0.07110, -0.12746, -0.08695, 0.30057, 0.34996, 0.30247, 0.43152, -0.07478, -0.53239,
+        -0.33762, -0.13899, 0.01095, -0.23458, -0.11852, 0.10368, 0.52821, 0.52063, 0.40692, 0.22162, -0.06277,
+        -0.28544, -0.03852, 0.08011, 0.13702, 0.08688, -0.06898, -0.15449, 0.12696, 0.21075, 0.22418, -0.05453,
+        -0.08227, -0.03022, 0.28897, 0.34420, 0.31962, 0.38612, -0.04304, -0.43493, -0.28584, -0.08976, 0.06905,
+        0.42999, 0.71380, 1.00246, 1.02186, 0.26340, -0.49990, -0.34961, -0.19487, 0.06911, 0.50601, 0.58706, 0.55888,
+        -0.11831, 0.07647, 0.34497, 0.63988, 0.48534, 0.25708, 0.09957, 0.34559, 0.63104, 0.78877, 0.39589, -0.03642,
+        -0.71133, -0.56825, -0.27853, 0.30800, 0.74818, 1.04173,
+    ];
 }

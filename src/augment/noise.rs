@@ -18,7 +18,8 @@ const LANES: usize = 16;
 /// Adds independent Gaussian noise to every voxel, of one strength for all channels.
 ///
 /// nnU-Net v2: probability 0.1, strength uniform in 0..0.1. Its parameter is called a variance but is used as the
-/// standard deviation (batchgeneratorsv2 `GaussianNoiseTransform`); so it is here.
+/// standard deviation (batchgeneratorsv2 `GaussianNoiseTransform`); so it is here. NVIDIA's nnU-Net: probability 0.15,
+/// standard deviation uniform in 0..0.3.
 #[derive(Clone, Debug)]
 pub struct GaussianNoise {
     /// Range of the standard deviation, in units of the normalised intensity.

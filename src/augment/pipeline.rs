@@ -3,10 +3,14 @@
 use super::cascade::{BitVolume, PreviousStage};
 use super::draw::chance;
 use super::spatial::{Spatial, in_plane};
+use super::turn::alike_axes;
 use super::voxels::shape;
 use super::{
-    Contrast, Gamma, GaussianBlur, GaussianNoise, LowResolution, MaskOutside, Mirror, MultiplicativeBrightness,
+    AdditiveBrightness, BlankRectangle, BlurWidths, BrightnessContrast, BrightnessGradient, Contrast, ExchangeAxes,
+    Gamma, GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror,
+    MultiplicativeBrightness, QuarterTurn, Sharpen,
 };
+use crate::config::AugmentationPreset;
 use crate::rng::Stream;
 use crate::store::{Patch, Region};
 
@@ -32,30 +36,105 @@ impl Pipeline {
         Self { spatial, steps: Vec::new(), previous_stage: None }
     }
 
+    /// The pipeline of this name. `patch_size` is `(z, y, x)`, `mirror_axes` a subset of 0 (z), 1 (y) and 2 (x);
+    /// `masked_channels` is the plans' `use_mask_for_norm`.
+    pub fn preset(
+        preset: AugmentationPreset,
+        patch_size: [usize; 3],
+        mirror_axes: &[usize],
+        masked_channels: &[bool],
+    ) -> Self {
+        match preset {
+            AugmentationPreset::Nnunet => Self::nnunet(patch_size, mirror_axes, masked_channels),
+            AugmentationPreset::Nvidia => Self::nvidia(patch_size, mirror_axes),
+            AugmentationPreset::Strong => Self::strong(patch_size, mirror_axes, masked_channels),
+            AugmentationPreset::None => Self::none(patch_size),
+        }
+    }
+
     /// No augmentation: for validation, and for measuring the rest. `patch_size` is `(z, y, x)`.
     pub fn none(patch_size: [usize; 3]) -> Self {
         Self::new(Spatial::none(patch_size))
     }
 
-    /// NVIDIA nnU-Net's list (zoom, noise, blur, brightness, contrast, mirror) with nnU-Net v2's ranges.
-    ///
-    /// `patch_size` is `(z, y, x)`, `mirror_axes` a subset of 0 (z), 1 (y) and 2 (x); `masked_channels` is the plans'
-    /// `use_mask_for_norm`.
-    pub fn nnunet_basic(patch_size: [usize; 3], mirror_axes: &[usize], masked_channels: &[bool]) -> Self {
-        Self::new(Spatial::zoom(patch_size)).then_intensities().then_mirror_and_mask(mirror_axes, masked_channels)
+    /// NVIDIA nnU-Net's list; arguments as [`Pipeline::preset`].
+    pub fn nvidia(patch_size: [usize; 3], mirror_axes: &[usize]) -> Self {
+        let noise = GaussianNoise { std: 0.0..0.3 };
+        let blur = GaussianBlur { sigma: 0.5..1.5, per_channel: 1.0, widths: BlurWidths::One };
+        let brightness_contrast = BrightnessContrast { brightness: 0.7..1.3, contrast: 0.65..1.5 };
+        Self::new(Spatial::nvidia(patch_size))
+            .then_mirror(mirror_axes)
+            .then("noise", 0.15, move |patch, rng| noise.apply(patch, rng))
+            .then("blur", 0.15, move |patch, rng| blur.apply(patch, rng))
+            .then("brightness and contrast", 0.15, move |patch, rng| brightness_contrast.apply(patch, rng))
     }
 
-    /// nnU-Net v2's complete list, but for what [`Pipeline::with_previous_stage`] adds in a cascade; arguments as [`Pipeline::nnunet_basic`].
+    /// nnU-Net v2's complete list, but for what [`Pipeline::with_previous_stage`] adds in a cascade; arguments as
+    /// [`Pipeline::preset`].
     pub fn nnunet(patch_size: [usize; 3], mirror_axes: &[usize], masked_channels: &[bool]) -> Self {
+        let noise = GaussianNoise { std: 0.0..0.1 };
+        let blur = GaussianBlur { sigma: 0.5..1.0, per_channel: 0.5, widths: BlurWidths::PerAxis };
+        let brightness = MultiplicativeBrightness { factor: 0.75..1.25 };
+        let contrast = Contrast { factor: 0.75..1.25, per_channel: 1.0, keep_range: true };
         let low_resolution = LowResolution { scale: 0.5..1.0, per_channel: 0.5, keep_z: in_plane(patch_size) };
         let gamma_inverted = Gamma { exponent: 0.7..1.5, inverted: true };
         let gamma = Gamma { exponent: 0.7..1.5, inverted: false };
         Self::new(Spatial::nnunet(patch_size))
-            .then_intensities()
+            .then("noise", 0.1, move |patch, rng| noise.apply(patch, rng))
+            .then("blur", 0.2, move |patch, rng| blur.apply(patch, rng))
+            .then("brightness", 0.15, move |patch, rng| brightness.apply(patch, rng))
+            .then("contrast", 0.15, move |patch, rng| contrast.apply(patch, rng))
             .then("low resolution", 0.25, move |patch, rng| low_resolution.apply(patch, rng))
             .then("gamma inverted", 0.1, move |patch, rng| gamma_inverted.apply(patch, rng))
             .then("gamma", 0.3, move |patch, rng| gamma.apply(patch, rng))
-            .then_mirror_and_mask(mirror_axes, masked_channels)
+            .then_mirror(mirror_axes)
+            .then_mask(masked_channels)
+    }
+
+    /// nnU-Net v2's longest list, `nnUNetTrainerDA5`, without a cascade; arguments as [`Pipeline::preset`].
+    pub fn strong(patch_size: [usize; 3], mirror_axes: &[usize], masked_channels: &[bool]) -> Self {
+        let median = MedianFilter { size: 2..8, per_channel: 0.5 };
+        let blur = GaussianBlur { sigma: 0.3..1.5, per_channel: 0.5, widths: BlurWidths::PerChannel };
+        let noise = GaussianNoise { std: 0.0..0.1 };
+        let brightness = AdditiveBrightness { std: 0.5, per_channel: 0.5 };
+        let contrasts = [true, false].map(|keep_range| Contrast { factor: 0.5..2.0, per_channel: 0.5, keep_range });
+        let low_resolution = LowResolution { scale: 0.25..1.0, per_channel: 0.5, keep_z: in_plane(patch_size) };
+        let gammas = ["gamma inverted", "gamma inverted again"];
+        let rectangle = BlankRectangle::of_patch(patch_size);
+        let gradient = BrightnessGradient { height: 1.0..5.0, per_channel: 0.5 };
+        let local_gamma = LocalGamma { exponents: [0.01..0.8, 1.5..4.0], per_channel: 0.5 };
+        let sharpen = Sharpen { strength: 0.1..1.0, per_channel: 0.5 };
+        let mut pipeline = Self::new(Spatial::strong(patch_size));
+        let axes = alike_axes(patch_size);
+        if !axes.is_empty() {
+            let (turn, exchange) = (QuarterTurn { axes: axes.clone() }, ExchangeAxes { axes });
+            pipeline = pipeline.then("quarter turn", 0.5, move |patch, rng| turn.apply(patch, rng)).then(
+                "exchanged axes",
+                0.5,
+                move |patch, rng| exchange.apply(patch, rng),
+            );
+        }
+        // Of two transforms the reference chooses one, which is then applied with its probability, the same for both.
+        pipeline = pipeline
+            .then("median filter or blur", 0.2, move |patch, rng| match chance(0.5, rng) {
+                true => median.apply(patch, rng),
+                false => blur.apply(patch, rng),
+            })
+            .then("noise", 0.1, move |patch, rng| noise.apply(patch, rng))
+            .then("brightness", 0.1, move |patch, rng| brightness.apply(patch, rng))
+            .then("contrast", 0.2, move |patch, rng| contrasts[usize::from(chance(0.5, rng))].apply(patch, rng))
+            .then("low resolution", 0.15, move |patch, rng| low_resolution.apply(patch, rng));
+        for name in gammas {
+            let gamma = Gamma { exponent: 0.7..1.5, inverted: true };
+            pipeline = pipeline.then(name, 0.1, move |patch, rng| gamma.apply(patch, rng));
+        }
+        pipeline
+            .then_mirror(mirror_axes)
+            .then("blank rectangles", 0.4, move |patch, rng| rectangle.apply(patch, rng))
+            .then("brightness gradient", 0.3, move |patch, rng| gradient.apply(patch, rng))
+            .then("local gamma", 0.3, move |patch, rng| local_gamma.apply(patch, rng))
+            .then("sharpening", 0.2, move |patch, rng| sharpen.apply(patch, rng))
+            .then_mask(masked_channels)
     }
 
     /// Adds a transform that is applied to a sample with this `probability`.
@@ -74,25 +153,17 @@ impl Pipeline {
         Self { previous_stage: Some(previous_stage), ..self }
     }
 
-    fn then_intensities(self) -> Self {
-        let noise = GaussianNoise { std: 0.0..0.1 };
-        let blur = GaussianBlur { sigma: 0.5..1.0, per_channel: 0.5 };
-        let brightness = MultiplicativeBrightness { factor: 0.75..1.25 };
-        let contrast = Contrast { factor: 0.75..1.25 };
-        self.then("noise", 0.1, move |patch, rng| noise.apply(patch, rng))
-            .then("blur", 0.2, move |patch, rng| blur.apply(patch, rng))
-            .then("brightness", 0.15, move |patch, rng| brightness.apply(patch, rng))
-            .then("contrast", 0.15, move |patch, rng| contrast.apply(patch, rng))
+    fn then_mirror(self, axes: &[usize]) -> Self {
+        let mirror = Mirror { axes: axes.to_vec() };
+        self.then("mirror", 1.0, move |patch, rng| mirror.apply(patch, rng))
     }
 
-    fn then_mirror_and_mask(self, mirror_axes: &[usize], masked_channels: &[bool]) -> Self {
-        let mirror = Mirror { axes: mirror_axes.to_vec() };
-        let pipeline = self.then("mirror", 1.0, move |patch, rng| mirror.apply(patch, rng));
+    fn then_mask(self, masked_channels: &[bool]) -> Self {
         if !masked_channels.contains(&true) {
-            return pipeline;
+            return self;
         }
         let mask = MaskOutside { channels: masked_channels.to_vec() };
-        pipeline.then("mask outside", 1.0, move |patch, rng| mask.apply(patch, rng))
+        self.then("mask outside", 1.0, move |patch, rng| mask.apply(patch, rng))
     }
 
     /// Extent of the patches that leave, `(z, y, x)`.

@@ -8,7 +8,7 @@ use ndarray::{Array3, Axis};
 
 use super::{Report, Row, Timings, Work, measure};
 use crate::augment::{Pipeline, blank_patch, centre_crop};
-use crate::loader::{Loader, LoaderError, LoaderOptions, SampleId, Sampler, SamplerOptions, Shard};
+use crate::loader::{Loader, LoaderError, LoaderOptions, Oversampling, SampleId, Sampler, SamplerOptions, Shard};
 use crate::loss::downsample_labels;
 use crate::rng::{Purpose, Stream, stream};
 use crate::store::{CaseStore, Patch, StoreError};
@@ -160,6 +160,7 @@ impl LoaderBench {
             final_patch_size: self.pipeline.patch_size(),
             global_batch_size: self.batch_size,
             oversample_foreground: 0.33,
+            oversampling: Oversampling::Deterministic,
             shard: Shard::Random,
         };
         Sampler::new(self.store.clone(), self.store.case_ids().to_vec(), options)

@@ -19,6 +19,7 @@ mod find_best_configuration;
 mod import;
 mod infer_flags;
 mod logging;
+mod objective_flags;
 mod phantom;
 mod plan;
 mod plans;

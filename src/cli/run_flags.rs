@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::objective_flags::ObjectiveFlags;
 use super::plans::{self, PlansFlag};
 use super::precision::PrecisionFlags;
-use crate::config::{Device, FoldId, Layer, OptimizerKind, RunConfig, WorkDir, check_plans_name};
+use crate::config::{Device, FoldId, Layer, RunConfig, WorkDir, check_plans_name};
 use crate::dist::Wire;
 use crate::loader::Shard;
 
@@ -43,14 +44,6 @@ pub struct RunFlags {
     /// Samples per process and step [default: the plans'].
     #[arg(long, value_name = "N")]
     batch_size: Option<u32>,
-
-    /// Optimiser [default: sgd].
-    #[arg(long, value_enum, value_name = "KIND")]
-    optimizer: Option<OptimizerKind>,
-
-    /// Initial learning rate [default: 0.01 for sgd, 0.0003 for adam].
-    #[arg(long, value_name = "X", value_parser = super::positive)]
-    lr: Option<f64>,
 
     /// Seed of every random draw [default: 1234].
     #[arg(long, value_name = "N")]
@@ -92,6 +85,9 @@ pub struct RunFlags {
     /// WORK/runs/PLANS__CONFIGURATION/fold_FOLD].
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    objective: ObjectiveFlags,
 
     #[command(flatten)]
     dist: DistFlags,
@@ -157,9 +153,11 @@ impl RunFlags {
         let work = self.plans.on(in_file.map_or_else(|| work.clone(), |name| work.clone().with_plans(name)));
         let plans = plans::load(&work)?;
         let mut layer = Layer::new(work.plans().display().to_string());
-        let batch_size = i64::try_from(plans.configuration(&self.configuration)?.batch_size)?;
+        let configuration = plans.configuration(&self.configuration)?;
+        let batch_size = i64::try_from(configuration.batch_size)?;
         let run_dir = work.run(&self.configuration, self.fold);
-        layer.set("training.batch_size", Some(batch_size)).set("run_dir", Some(run_dir.root().display().to_string()));
+        layer.set("loss.batch_dice", Some(configuration.batch_dice)).set("training.batch_size", Some(batch_size));
+        layer.set("run_dir", Some(run_dir.root().display().to_string()));
         let mut flags = self.flags();
         let device = flags.get("device").or_else(|| file.as_ref()?.get("device"));
         let device = device.and_then(|name| name.clone().try_into().ok()).unwrap_or(Device::Cpu);
@@ -185,9 +183,8 @@ impl RunFlags {
             .set("training.iterations_per_epoch", self.iters_per_epoch)
             .set("training.validation_iterations", self.val_iters)
             .set("training.batch_size", self.batch_size)
-            .set("training.gradient_checkpointing", self.gradient_checkpointing.then_some(true))
-            .set("optimizer.kind", name_of(self.optimizer))
-            .set("optimizer.lr", self.lr);
+            .set("training.gradient_checkpointing", self.gradient_checkpointing.then_some(true));
+        self.objective.add_to(&mut layer);
         self.dist.add_to(&mut layer);
         layer
     }
@@ -199,6 +196,6 @@ fn texts_of(paths: &[PathBuf]) -> Vec<String> {
 }
 
 /// The name under which a choice stands in TOML, which is its name on the command line.
-fn name_of(choice: Option<impl clap::ValueEnum>) -> Option<String> {
+pub(super) fn name_of(choice: Option<impl clap::ValueEnum>) -> Option<String> {
     choice?.to_possible_value().map(|value| value.get_name().to_owned())
 }

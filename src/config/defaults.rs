@@ -1,15 +1,15 @@
-//! The lowest layer: nnU-Net v2's defaults, and NVIDIA's nnU-Net's where Adam is chosen.
+//! The lowest layer: nnU-Net v2's defaults, and NVIDIA's nnU-Net's where one of its optimisers is chosen.
 
 use std::path::PathBuf;
 
 use toml::{Table, Value};
 
 use super::{
-    AugmentationPreset, DEFAULT_PLANS, DataConfig, Device, DistConfig, FoldId, OptimizerConfig, OptimizerKind,
-    RunConfig, ScheduleConfig, ScheduleKind, TrainingConfig,
+    AugmentationPreset, DEFAULT_PLANS, DataConfig, Device, DistConfig, FoldId, LossConfig, LossKind, OptimizerConfig,
+    OptimizerKind, RunConfig, ScheduleConfig, ScheduleKind, TrainingConfig,
 };
 use crate::dist::Wire;
-use crate::loader::Shard;
+use crate::loader::{Oversampling, Shard};
 use crate::ops::Precision;
 
 /// Every key with its default.
@@ -36,6 +36,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
         },
         data: DataConfig {
             oversample_foreground: 0.33,
+            oversampling: Oversampling::Deterministic,
             augmentation: AugmentationPreset::Nnunet,
             // On the CPU the loader shares the cores with the network.
             workers: if device == Device::Cuda { 8 } else { 2 },
@@ -44,9 +45,18 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
             stage_dir: PathBuf::new(),
             previous_stage: Vec::new(),
         },
+        loss: LossConfig {
+            kind: LossKind::DiceCe,
+            batch_dice: true,
+            include_background: false,
+            topk_percent: 10.0,
+            focal_gamma: 2.0,
+            class_weights: Vec::new(),
+        },
         optimizer: OptimizerConfig::default_of(optimizer.unwrap_or(OptimizerKind::Sgd)),
         schedule: ScheduleConfig {
             kind: ScheduleKind::Poly,
+            warmup_steps: 0,
             power: 0.9,
             end_lr: 5e-5,
             first_cycle_steps: 4096,
@@ -77,12 +87,14 @@ fn wire(device: Device, precision: Precision) -> Wire {
 }
 
 impl OptimizerConfig {
-    /// The published constants of each kind: nnU-Net v2's for SGD, NVIDIA's nnU-Net's for Adam.
+    /// The published constants of each kind: nnU-Net v2's for SGD and AdamW (`nnUNetTrainerAdam3en4`), NVIDIA's nnU-Net's
+    /// for Adam and RAdam.
     pub fn default_of(kind: OptimizerKind) -> Self {
         let (lr, weight_decay) = match kind {
             OptimizerKind::Sgd => (1e-2, 3e-5),
-            OptimizerKind::Adam => (3e-4, 1e-4),
+            OptimizerKind::Adamw => (3e-4, 3e-5),
+            OptimizerKind::Adam | OptimizerKind::Radam => (3e-4, 1e-4),
         };
-        Self { kind, lr, weight_decay, momentum: 0.99, nesterov: true, clip: 12.0 }
+        Self { kind, lr, weight_decay, momentum: 0.99, nesterov: true, lookahead: false, clip: 12.0 }
     }
 }

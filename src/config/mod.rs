@@ -15,8 +15,8 @@ mod workdir;
 pub use fold::FoldId;
 pub use layer::Layer;
 pub use run::{
-    AugmentationPreset, DataConfig, Device, DistConfig, OptimizerConfig, OptimizerKind, RunConfig, ScheduleConfig,
-    ScheduleKind, TrainingConfig,
+    AugmentationPreset, DataConfig, Device, DistConfig, LossConfig, LossKind, OptimizerConfig, OptimizerKind,
+    RunConfig, ScheduleConfig, ScheduleKind, TrainingConfig,
 };
 pub use source::Source;
 pub use workdir::{DEFAULT_PLANS, RunDir, WorkDir, check_plans_name};

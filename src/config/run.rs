@@ -6,7 +6,7 @@ use super::layer::{Layer, one_line};
 use super::{ConfigError, FoldId, RunDir, defaults};
 use crate::dist::Wire;
 use crate::fsio;
-use crate::loader::Shard;
+use crate::loader::{Oversampling, Shard};
 use crate::ops::Precision;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// Everything a training run is told, with no gaps: two runs of the same configuration and data are the same run.
 ///
 /// In TOML the first seven are top-level keys, the rest sections. Defaults are nnU-Net v2's (`nnUNetTrainer.py`), and
-/// with `optimizer.kind = "adam"` those of NVIDIA's nnU-Net.
+/// with an optimiser of NVIDIA's nnU-Net its constants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
@@ -36,6 +36,7 @@ pub struct RunConfig {
     pub run_dir: PathBuf,
     pub training: TrainingConfig,
     pub data: DataConfig,
+    pub loss: LossConfig,
     pub optimizer: OptimizerConfig,
     pub schedule: ScheduleConfig,
     pub dist: DistConfig,
@@ -68,6 +69,8 @@ pub struct TrainingConfig {
 pub struct DataConfig {
     /// Part of the global batch whose patches are centred on foreground, `0..=1`.
     pub oversample_foreground: f64,
+    /// Which samples those are.
+    pub oversampling: Oversampling,
     pub augmentation: AugmentationPreset,
     /// Loader threads per rank.
     pub workers: usize,
@@ -79,6 +82,23 @@ pub struct DataConfig {
     pub stage_dir: PathBuf,
     /// For the second stage of a cascade: run directories of the first; empty for all in the work folder.
     pub previous_stage: Vec<PathBuf>,
+}
+
+/// What is minimised.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossConfig {
+    pub kind: LossKind,
+    /// Dice over the whole batch (of all ranks) instead of per sample; the plans' value unless overridden.
+    pub batch_dice: bool,
+    /// Give the background a part in the Dice and in the focal loss of classes.
+    pub include_background: bool,
+    /// Percentage of the voxels whose cross-entropies count with `dice_topk`.
+    pub topk_percent: f64,
+    /// Exponent of `dice_focal`.
+    pub focal_gamma: f64,
+    /// Factor of the cross-entropy per class, background first; empty for none.
+    pub class_weights: Vec<f64>,
 }
 
 /// How ranks work together.
@@ -107,10 +127,12 @@ pub struct OptimizerConfig {
     /// Initial learning rate.
     pub lr: f64,
     pub weight_decay: f64,
-    /// Momentum of SGD, `0..1`; Adam does not use it.
+    /// Momentum of SGD, `0..1`; the others do not use it.
     pub momentum: f64,
     /// Nesterov's form of SGD's momentum.
     pub nesterov: bool,
+    /// Slow weights that follow the optimiser's (`crate::optim::Lookahead`).
+    pub lookahead: bool,
     /// Largest L2 norm of all gradients together; 0 turns clipping off.
     pub clip: f64,
 }
@@ -120,6 +142,8 @@ pub struct OptimizerConfig {
 #[serde(deny_unknown_fields)]
 pub struct ScheduleConfig {
     pub kind: ScheduleKind,
+    /// Steps in which the rate rises to the initial one, before the schedule begins.
+    pub warmup_steps: usize,
     /// Exponent of `poly`.
     pub power: f64,
     /// Where `cosine` and `cosine_annealing` end.
@@ -148,6 +172,34 @@ pub enum OptimizerKind {
     Sgd,
     /// Adam: NVIDIA's nnU-Net's.
     Adam,
+    /// Adam with the weight decay apart from the gradient (Loshchilov and Hutter 2019).
+    Adamw,
+    /// Adam with rectified first steps (Liu et al. 2020).
+    Radam,
+}
+
+/// What the loss is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum LossKind {
+    /// Dice and cross-entropy: nnU-Net's.
+    DiceCe,
+    /// Dice and the cross-entropy of the hardest voxels; for classes only.
+    DiceTopk,
+    /// Dice and focal loss: NVIDIA's nnU-Net with `--focal`.
+    DiceFocal,
+    /// Cross-entropy alone.
+    Ce,
+    /// Dice alone.
+    Dice,
+}
+
+impl LossKind {
+    /// Whether classes can be weighted in it.
+    pub fn has_cross_entropy(self) -> bool {
+        matches!(self, Self::DiceCe | Self::DiceTopk | Self::Ce)
+    }
 }
 
 /// Shape of the learning rate over the run.
@@ -171,8 +223,12 @@ pub enum ScheduleKind {
 pub enum AugmentationPreset {
     /// nnU-Net v2's complete list.
     Nnunet,
-    /// NVIDIA nnU-Net's shorter list: zoom, noise, blur, brightness, contrast, mirroring.
-    Basic,
+    /// NVIDIA nnU-Net's shorter list: zoom, mirroring, noise, blur, brightness and contrast.
+    #[serde(alias = "basic")]
+    #[value(alias = "basic")]
+    Nvidia,
+    /// nnU-Net v2's longest list (`nnUNetTrainerDA5`).
+    Strong,
     /// The patch as it was cut.
     None,
 }

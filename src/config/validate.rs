@@ -7,7 +7,7 @@ use super::{OptimizerKind, RunConfig, check_plans_name};
 impl RunConfig {
     /// Checks every value against its range; the error is one line that names the key.
     pub(super) fn validate(&self) -> Result<(), String> {
-        let Self { training, data, optimizer, schedule, dist, .. } = self;
+        let Self { training, data, loss, optimizer, schedule, dist, .. } = self;
         check_plans_name(&self.plans).map_err(|defect| format!("`plans`: {defect}"))?;
         let at_least_one = [
             ("training.epochs", training.epochs),
@@ -31,6 +31,26 @@ impl RunConfig {
         require(unit.contains(&schedule.peak_decay), "schedule.peak_decay", schedule.peak_decay, "0 to 1")?;
         require((0.0..1.0).contains(&optimizer.momentum), "optimizer.momentum", optimizer.momentum, "0 to below 1")?;
         require(optimizer.lr > 0.0 && optimizer.lr.is_finite(), "optimizer.lr", optimizer.lr, "above 0")?;
+        require(
+            loss.topk_percent > 0.0 && loss.topk_percent <= 100.0,
+            "loss.topk_percent",
+            loss.topk_percent,
+            "above 0, and at most 100",
+        )?;
+        require((0.0..=10.0).contains(&loss.focal_gamma), "loss.focal_gamma", loss.focal_gamma, "0 to 10")?;
+        let usable = |weight: &&f64| !(**weight >= 0.0 && **weight <= 1e6);
+        if let Some(weight) = loss.class_weights.iter().find(usable) {
+            require(false, "loss.class_weights", weight, "0 to 1e6 for each class")?;
+        }
+        if !loss.class_weights.is_empty() && !loss.kind.has_cross_entropy() {
+            return Err("`loss.class_weights` are for a `loss.kind` with a cross-entropy".into());
+        }
+        require(
+            schedule.warmup_steps < training.epochs.saturating_mul(training.iterations_per_epoch),
+            "schedule.warmup_steps",
+            schedule.warmup_steps,
+            "fewer than the run has",
+        )?;
         let above_zero = [
             ("dist.bucket_mb", dist.bucket_mb),
             ("dist.timeout_s", dist.timeout_s),
@@ -50,7 +70,7 @@ impl RunConfig {
             require(value >= 0.0 && value.is_finite(), key, value, "0 or more")?;
         }
         require(
-            !optimizer.nesterov || optimizer.momentum > 0.0 || optimizer.kind == OptimizerKind::Adam,
+            !optimizer.nesterov || optimizer.momentum > 0.0 || optimizer.kind != OptimizerKind::Sgd,
             "optimizer.momentum",
             optimizer.momentum,
             "above 0 with optimizer.nesterov",

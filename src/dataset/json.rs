@@ -138,6 +138,9 @@ impl DatasetJson {
         if classes.iter().zip(0..).any(|(&class, expected)| class != expected) {
             problems.push(format!("labels must be numbered 0, 1, 2, ... without a gap, not {classes:?}"));
         }
+        for (name, _) in self.named_targets().filter(|(_, value)| value.members().is_empty()) {
+            problems.push(format!("the label {name} stands for no class"));
+        }
         if self.foreground().is_empty() {
             problems.push("labels hold nothing but background".to_owned());
         }
@@ -162,7 +165,10 @@ impl DatasetJson {
             Some(order) if order.len() != regions => {
                 Some(format!("{regions} regions, but regions_class_order has {} entries", order.len()))
             }
-            Some(_) => None,
+            Some(order) => {
+                let ignored = self.ignore_label().filter(|label| order.contains(label))?;
+                Some(format!("regions_class_order holds {ignored}, the ignore label, which is never predicted"))
+            }
         }
     }
 
@@ -223,6 +229,8 @@ mod tests {
             (r#"{"background": 0, "organ": 1, "ignore": 1}"#, "above all labels, 2"),
             (r#"{"background": 0, "whole": [1, 2], "core": 2}"#, "no regions_class_order"),
             (r#"{"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1]"#, "has 1 entries"),
+            (r#"{"background": 0, "organ": 1, "nothing": []}"#, "nothing stands for no class"),
+            (r#"{"background": 0, "whole": [1, 2], "ignore": 3}, "regions_class_order": [3]"#, "never predicted"),
         ] {
             let problems = dataset(labels).problems();
             assert!(problems.iter().any(|problem| problem.contains(defect)), "{labels}: {problems:?}");

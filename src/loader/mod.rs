@@ -18,4 +18,4 @@ pub use batch::{Batch, SampleId};
 pub use error::LoaderError;
 pub use order::Shard;
 pub use prefetch::{Loader, LoaderOptions};
-pub use sampler::{Sampler, SamplerOptions};
+pub use sampler::{Oversampling, Sampler, SamplerOptions};

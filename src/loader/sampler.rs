@@ -7,11 +7,11 @@ use rand::Rng;
 use super::order::Deal;
 use super::{LoaderError, SampleId, Shard};
 use crate::rng::{Purpose, Stream, stream};
-use crate::store::{CaseInfo, CaseStore, StoreError};
+use crate::store::{ANNOTATED, CaseInfo, CaseStore, StoreError};
 
 /// Draws patches as nnU-Net v2 does (`nnUNetDataLoader`): the case uniformly with replacement, then a box anywhere in
-/// it or, for the last third of each global batch, a box centred on a voxel of a foreground class. [`Shard::Epoch`] deals
-/// the cases out instead.
+/// it or, for the last third of each global batch, a box centred on a voxel of a foreground class. Where voxels have been
+/// marked to be ignored, the others are centred on one that has not. [`Shard::Epoch`] deals the cases out instead.
 ///
 /// A sample depends on nothing but the options and its number, so the sampler is shared freely between threads.
 pub struct Sampler {
@@ -22,6 +22,17 @@ pub struct Sampler {
     first_forced: u64,
     /// For [`Shard::Epoch`].
     deal: Option<Deal>,
+}
+
+/// Which samples are forced to foreground.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Oversampling {
+    /// The last ones of each global batch, as nnU-Net does.
+    #[default]
+    Deterministic,
+    /// Each by chance (`nnUNetTrainer_probabilisticOversampling`).
+    Probabilistic,
 }
 
 /// What a [`Sampler`] draws from and for.
@@ -39,6 +50,7 @@ pub struct SamplerOptions {
     pub global_batch_size: usize,
     /// Part of the global batch that is forced to foreground; nnU-Net's default is 0.33.
     pub oversample_foreground: f64,
+    pub oversampling: Oversampling,
     /// Which case each sample takes.
     pub shard: Shard,
 }
@@ -110,12 +122,17 @@ impl Sampler {
             index,
             cause: error.to_string(),
         })?;
-        // Positions that have cases of their own take turns in being forced; or else some cases always were.
-        let turn = if self.deal.is_some() { iteration } else { 0 };
-        let forced = self.position(position + turn) >= self.first_forced;
-        let foreground = if forced { draw_foreground(info, &mut rng) } else { None };
-        let (class, voxel) = foreground.unzip();
+        let forced = match self.options.oversampling {
+            Oversampling::Probabilistic => rng.random::<f64>() < self.options.oversample_foreground,
+            Oversampling::Deterministic => {
+                // Positions that have cases of their own take turns in being forced; or else some cases always were.
+                let turn = if self.deal.is_some() { iteration } else { 0 };
+                self.position(position + turn) >= self.first_forced
+            }
+        };
+        let (class, voxel) = draw_centre(info, forced, &mut rng).unzip();
         let lo = self.place(info.shape, voxel, &mut rng);
+        let class = class.filter(|class| *class != ANNOTATED);
         Ok(SampleId { epoch, index, case: case.clone(), lo, class })
     }
 
@@ -143,14 +160,15 @@ impl Sampler {
     }
 }
 
-/// A class uniformly among those present and one of its known voxels; `None` in a case without foreground.
-fn draw_foreground(info: &CaseInfo, rng: &mut Stream) -> Option<(i16, [u32; 3])> {
-    let present: Vec<_> = info.class_locations.iter().filter(|(_, voxels)| !voxels.is_empty()).collect();
-    if present.is_empty() {
-        return None;
-    }
-    let (class, voxels) = choose(&present, rng);
-    Some((**class, *choose(voxels, rng)))
+/// The voxel that a patch is centred on: if it is `forced` to foreground, one of a class drawn uniformly among those present,
+/// or else one that is not to be ignored (nnU-Net's `get_bbox`). `None` where the case has none, or has no voxels to be
+/// ignored: then the patch may lie anywhere.
+fn draw_centre(info: &CaseInfo, forced: bool, rng: &mut Stream) -> Option<(i16, [u32; 3])> {
+    let known = |key: &i16| Some(info.class_locations.get_key_value(key)?).filter(|(_, voxels)| !voxels.is_empty());
+    let present = info.class_locations.iter().filter(|(class, voxels)| **class != ANNOTATED && !voxels.is_empty());
+    let present: Vec<_> = if forced { present.collect() } else { Vec::new() };
+    let (class, voxels) = if present.is_empty() { known(&ANNOTATED)? } else { *choose(&present, rng) };
+    Some((*class, *choose(voxels, rng)))
 }
 
 /// A uniformly drawn element of a list that is not empty.

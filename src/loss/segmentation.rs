@@ -1,11 +1,14 @@
-//! Soft Dice + cross-entropy, nnU-Net's loss (`DC_and_CE_loss`, and `DC_and_BCE_loss` for regions).
+//! Soft Dice + a loss of each voxel: nnU-Net's losses (`DC_and_CE_loss`, `DC_and_BCE_loss` for regions,
+//! `DC_and_topk_loss`), and the focal one of NVIDIA's nnU-Net.
 //!
 //! With activations `p`, targets `y` in {0, 1}, `I = Σ p y`, `P = Σ p`, `G = Σ y` over voxels (and samples, with batch
-//! Dice), the Dice term is `-mean((2 I + s) / (P + G + s))` over classes (and samples); cross-entropy is the mean over
-//! voxels. For classes, `p` is the softmax and the Dice term leaves out the background; for regions, `p` is the sigmoid.
+//! Dice), the Dice term is `-mean((2 I + s) / (P + G + s))` over classes (and samples); the voxels' losses are averaged.
+//! For classes, `p` is the softmax and the Dice term leaves out the background, unless told otherwise; for regions, `p` is
+//! the sigmoid.
 
 use rayon::prelude::*;
 
+use super::hardest::Hardest;
 use super::tile::{Slopes, TILE, Tile};
 
 /// What the logits stand for.
@@ -17,27 +20,50 @@ pub enum Target {
     Regions(Vec<Vec<i16>>),
 }
 
-/// Soft Dice + cross-entropy over a batch of logits `(n, voxels, channels)` and labels `(n, voxels)`.
+/// The loss of a voxel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum VoxelLoss {
+    /// None: the Dice is all.
+    None,
+    /// Cross-entropy; binary ones for regions.
+    CrossEntropy,
+    /// The mean of the largest cross-entropies of classes (nnU-Net's `TopKLoss`): of this percentage of all voxels of the
+    /// batch, of all ranks, ignored ones included, which have a loss of 0. [`super::select_hardest`] finds them.
+    TopK { percent: f64 },
+    /// A binary focal loss of each channel (Lin et al. 2017), as MONAI's `FocalLoss` without `alpha`.
+    Focal { gamma: f32 },
+}
+
+/// Soft Dice and the voxels' losses over a batch of logits `(n, voxels, channels)` and labels `(n, voxels)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SegmentationLoss {
     pub target: Target,
+    /// Whether the Dice is part of the loss.
+    pub dice: bool,
+    pub voxels: VoxelLoss,
     /// Dice over the whole batch (of all ranks) instead of per sample.
     pub batch_dice: bool,
     /// Added to numerator and denominator of the Dice.
     pub smooth: f64,
+    /// Whether the background has a part in the Dice and in the focal loss of classes.
+    pub include_background: bool,
+    /// Factor of the cross-entropy per class, background first (PyTorch's `weight`); empty for none.
+    pub class_weights: Vec<f32>,
     /// Voxels with this label do not count.
     pub ignore_label: Option<i16>,
 }
 
 /// Sums over the voxels of one rank; adding those of all ranks gives the global batch's.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LossSums {
-    /// Per group (sample, or the batch) and Dice class: intersection, activation and target sums.
+    /// Per group (sample, or the batch) and Dice channel: intersection, activation and target sums.
     pub dice: Vec<[f64; 3]>,
-    /// Sum of the cross-entropies.
+    /// Sum of the cross-entropies, or of the focal losses.
     pub cross_entropy: f64,
-    /// Number of cross-entropies summed.
+    /// Number of losses summed, or the sum of their weights.
     pub count: f64,
+    /// This rank's voxels, where they are chosen among.
+    pub hardest: Option<Hardest>,
 }
 
 /// A loss and its parts.
@@ -45,8 +71,9 @@ pub struct LossSums {
 pub struct LossValue {
     /// `dice + cross_entropy`.
     pub total: f64,
-    /// Minus the mean soft Dice.
+    /// Minus the mean soft Dice; 0 where it is no part of the loss.
     pub dice: f64,
+    /// Mean of the voxels' losses, of whatever kind they are.
     pub cross_entropy: f64,
 }
 
@@ -60,25 +87,42 @@ const MAX_CHANNELS: usize = 1 << 13;
 impl SegmentationLoss {
     /// nnU-Net's defaults.
     pub fn new(target: Target, batch_dice: bool, ignore_label: Option<i16>) -> Self {
-        Self { target, batch_dice, smooth: 1e-5, ignore_label }
+        Self {
+            target,
+            dice: true,
+            voxels: VoxelLoss::CrossEntropy,
+            batch_dice,
+            smooth: 1e-5,
+            include_background: false,
+            class_weights: Vec::new(),
+            ignore_label,
+        }
     }
 
-    /// This rank's sums; leaves activations (softmax or sigmoid) where the logits were, for [`Self::gradient`].
+    /// This rank's sums; leaves where the logits were what [`Self::gradient`] takes: activations (softmax or sigmoid), or
+    /// the logits themselves for the focal loss.
     ///
-    /// `logits` is `(n, voxels, channels)` in C order, `labels` `(n, voxels)`.
+    /// `logits` is `(n, voxels, channels)` in C order, `labels` `(n, voxels)`. Where voxels are to be chosen, the sums are
+    /// complete after [`super::select_hardest`].
     ///
     /// # Panics
     /// If a label is none of the classes.
     pub fn sums(&self, logits: &mut [f32], labels: &[i16], n: usize) -> LossSums {
         let shape = Extents::new(logits, labels, n);
-        let classes = shape.channels - self.first_dice_channel();
+        let classes = shape.channels - self.first_channel();
         let groups = if self.batch_dice { 1 } else { n };
-        let mut sums = LossSums::zero(groups * classes);
-        for (sample, (logits, labels)) in shape.samples(logits, labels).enumerate() {
+        let mut sums = LossSums { dice: vec![[0.0; 3]; groups * classes], ..LossSums::default() };
+        let mut each = match self.voxels {
+            VoxelLoss::TopK { .. } => vec![0.0; labels.len()],
+            _ => Vec::new(),
+        };
+        let each_of_samples = parts(&mut each, shape.voxels, n);
+        for (sample, ((logits, labels), each)) in shape.samples(logits, labels).zip(each_of_samples).enumerate() {
             let blocks: Vec<LossSums> = logits
                 .par_chunks_mut(BLOCK * shape.channels)
                 .zip(labels.par_chunks(BLOCK))
-                .map(|(logits, labels)| self.activate(logits, labels, shape.channels))
+                .zip(parts(each, BLOCK, shape.voxels.div_ceil(BLOCK)))
+                .map(|((logits, labels), each)| self.activate(logits, labels, each, shape.channels))
                 .collect();
             let group = if self.batch_dice { 0 } else { sample };
             for block in blocks {
@@ -89,43 +133,59 @@ impl SegmentationLoss {
                 sums.count += block.count;
             }
         }
+        sums.hardest = (!each.is_empty()).then(|| Hardest::new(each));
         sums
     }
 
     /// The loss of the batch whose sums these are.
     pub fn value(&self, sums: &LossSums) -> LossValue {
-        let dice = sums.dice.iter().map(|&sums| self.soft_dice(sums).0).sum::<f64>() / sums.dice.len() as f64;
+        let mean = || sums.dice.iter().map(|&sums| self.soft_dice(sums).0).sum::<f64>() / sums.dice.len() as f64;
+        let dice = if self.dice { -mean() } else { 0.0 };
         let cross_entropy = if sums.count > 0.0 { sums.cross_entropy / sums.count } else { 0.0 };
-        LossValue { total: cross_entropy - dice, dice: -dice, cross_entropy }
+        LossValue { total: dice + cross_entropy, dice, cross_entropy }
     }
 
-    /// Turns the activations that [`Self::sums`] has left into `scale` times the gradient of the loss with respect to this
-    /// rank's logits.
+    /// Turns what [`Self::sums`] has left into `scale` times the gradient of the loss with respect to this rank's logits.
     ///
     /// Gradients are averaged over ranks afterwards, so this one is the number of ranks times the derivative of the
     /// global loss.
     pub fn gradient(&self, activations: &mut [f32], labels: &[i16], n: usize, sums: &GlobalSums, scale: f64) {
         let shape = Extents::new(activations, labels, n);
-        let first = self.first_dice_channel();
+        let first = self.first_channel();
         let classes = shape.channels - first;
         let world_size = sums.world_size as f64;
         let groups = if self.batch_dice { 1.0 } else { n as f64 * world_size };
-        let dice_scale = -scale * world_size / (groups * classes as f64);
-        let ce_scale = if sums.global.count > 0.0 { scale * world_size / sums.global.count } else { 0.0 };
+        let dice_scale = if self.dice { -scale * world_size / (groups * classes as f64) } else { 0.0 };
+        let voxel_scale = if sums.global.count > 0.0 { scale * world_size / sums.global.count } else { 0.0 };
         let dice_sums = if self.batch_dice { &sums.global.dice } else { &sums.local.dice };
+        let hardest = sums.local.hardest.as_ref();
 
         for (sample, (activations, labels)) in shape.samples(activations, labels).enumerate() {
             let group = if self.batch_dice { 0 } else { sample };
             let zeros = vec![0.0f32; shape.channels];
-            let mut slopes = Slopes { slope: zeros.clone(), offset: zeros, cross_entropy: ce_scale as f32 };
+            let mut slopes = Slopes {
+                slope: zeros.clone(),
+                offset: zeros,
+                voxels: voxel_scale as f32,
+                cutoff: hardest.map(Hardest::cutoff),
+            };
             for class in 0..classes {
                 let (dice, denominator) = self.soft_dice(dice_sums[group * classes + class]);
                 slopes.slope[first + class] = (dice_scale * 2.0 / denominator) as f32;
                 slopes.offset[first + class] = (dice_scale * dice / denominator) as f32;
             }
             let blocks = activations.par_chunks_mut(BLOCK * shape.channels).zip(labels.par_chunks(BLOCK));
-            blocks.for_each(|(activations, labels)| {
-                self.for_tiles(activations, labels, shape.channels, |tile| tile.gradient(&self.target, &slopes));
+            blocks.enumerate().for_each(|(block, (activations, labels))| {
+                let begin = sample * shape.voxels + block * BLOCK;
+                let each = hardest.map_or(&[][..], |hardest| &hardest.losses()[begin..][..labels.len()]);
+                let mut tile = Tile::new(self, shape.channels);
+                let tiles = activations.chunks_mut(TILE * shape.channels).zip(labels.chunks(TILE));
+                for (number, (values, labels)) in tiles.enumerate() {
+                    tile.load(values, labels, self.ignore_label);
+                    let each = if each.is_empty() { each } else { &each[number * TILE..][..labels.len()] };
+                    tile.gradient(self, &slopes, each);
+                    tile.store(values);
+                }
             });
         }
     }
@@ -136,16 +196,42 @@ impl SegmentationLoss {
         ((2.0 * intersection + self.smooth) / denominator, denominator)
     }
 
-    /// The background takes no part in the Dice of classes.
-    fn first_dice_channel(&self) -> usize {
-        usize::from(self.target == Target::Classes)
+    /// What the loss is made of, for messages.
+    pub fn name(&self) -> String {
+        let voxels = match self.voxels {
+            VoxelLoss::None => "",
+            VoxelLoss::CrossEntropy if self.class_weights.is_empty() => "cross-entropy",
+            VoxelLoss::CrossEntropy => "weighted cross-entropy",
+            VoxelLoss::TopK { .. } => "top-k cross-entropy",
+            VoxelLoss::Focal { .. } => "focal",
+        };
+        let parts = [if self.dice { "Dice" } else { "" }, voxels];
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" + ")
     }
 
-    /// Softmax or sigmoid of a block in place, and its sums.
-    fn activate(&self, logits: &mut [f32], labels: &[i16], channels: usize) -> LossSums {
+    /// The first channel that has a part in the Dice and in the focal loss.
+    pub fn first_channel(&self) -> usize {
+        usize::from(self.target == Target::Classes && !self.include_background)
+    }
+
+    /// Whether the gradient is computed from the logits: the softmax does not tell what they were.
+    pub(super) fn needs_logits(&self) -> bool {
+        matches!(self.voxels, VoxelLoss::Focal { .. })
+    }
+
+    /// Softmax or sigmoid of a block in place, and its sums; `each` is empty or takes the loss of each voxel.
+    fn activate(&self, logits: &mut [f32], labels: &[i16], each: &mut [f32], channels: usize) -> LossSums {
         self.check(labels, channels);
-        let mut sums = LossSums::zero(channels - self.first_dice_channel());
-        self.for_tiles(logits, labels, channels, |tile| tile.activate(&self.target, &mut sums));
+        let mut sums = LossSums { dice: vec![[0.0; 3]; channels - self.first_channel()], ..LossSums::default() };
+        let mut tile = Tile::new(self, channels);
+        let each = parts(each, TILE, labels.len().div_ceil(TILE));
+        for ((values, labels), each) in logits.chunks_mut(TILE * channels).zip(labels.chunks(TILE)).zip(each) {
+            tile.load(values, labels, self.ignore_label);
+            tile.activate(self, &mut sums, each);
+            if !self.needs_logits() {
+                tile.store(values);
+            }
+        }
         sums
     }
 
@@ -155,21 +241,13 @@ impl SegmentationLoss {
             panic!("label {label} is none of {channels} classes");
         }
     }
-
-    /// Hands a block's values `(voxels, channels)` out tile by tile, to be changed in place.
-    fn for_tiles(&self, values: &mut [f32], labels: &[i16], channels: usize, mut change: impl FnMut(&mut Tile)) {
-        let mut tile = Tile::new(channels);
-        for (values, labels) in values.chunks_mut(TILE * channels).zip(labels.chunks(TILE)) {
-            tile.load(values, labels, self.ignore_label);
-            change(&mut tile);
-            tile.store(values);
-        }
-    }
 }
 
-impl LossSums {
-    fn zero(dice: usize) -> Self {
-        Self { dice: vec![[0.0; 3]; dice], cross_entropy: 0.0, count: 0.0 }
+/// Pieces of this length, or as many empty ones where there are no values.
+fn parts(values: &mut [f32], len: usize, count: usize) -> Vec<&mut [f32]> {
+    match values.is_empty() {
+        true => (0..count).map(|_| Default::default()).collect(),
+        false => values.chunks_mut(len).collect(),
     }
 }
 
@@ -214,7 +292,38 @@ impl Extents {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::{Barrier, Mutex};
+
+    use super::super::select_hardest;
     use super::*;
+
+    /// Adds up the values of two threads.
+    struct Exchange {
+        barrier: Barrier,
+        total: Mutex<Vec<f64>>,
+    }
+
+    impl Default for Exchange {
+        fn default() -> Self {
+            Self { barrier: Barrier::new(2), total: Mutex::default() }
+        }
+    }
+
+    impl Exchange {
+        fn add_up(&self, values: &mut [f64]) -> Result<(), Infallible> {
+            self.total.lock().unwrap().resize(values.len(), 0.0);
+            self.barrier.wait();
+            self.total.lock().unwrap().iter_mut().zip(&*values).for_each(|(total, value)| *total += value);
+            self.barrier.wait();
+            values.copy_from_slice(&self.total.lock().unwrap());
+            if self.barrier.wait().is_leader() {
+                self.total.lock().unwrap().clear();
+            }
+            self.barrier.wait();
+            Ok(())
+        }
+    }
 
     fn batch(n: usize, voxels: usize, channels: usize) -> (Vec<f32>, Vec<i16>) {
         let logits = (0..n * voxels * channels).map(|i| ((i * 37 % 101) as f32 / 25.0) - 2.0).collect();
@@ -224,37 +333,69 @@ mod tests {
 
     fn gradient(loss: &SegmentationLoss, logits: &[f32], labels: &[i16], n: usize) -> Vec<f32> {
         let mut values = logits.to_vec();
-        let sums = GlobalSums::single(loss.sums(&mut values, labels, n));
+        let sums = GlobalSums::single(sums(loss, &mut values, labels, n));
         loss.gradient(&mut values, labels, n, &sums, 1.0);
         values
     }
 
     fn losses() -> Vec<SegmentationLoss> {
         let regions = Target::Regions(vec![vec![1, 2], vec![2], vec![0, 2]]);
+        let kinds = [VoxelLoss::CrossEntropy, VoxelLoss::None, VoxelLoss::TopK { percent: 30.0 }];
         let mut losses = Vec::new();
         for batch_dice in [false, true] {
-            losses.push(SegmentationLoss::new(Target::Classes, batch_dice, None));
-            losses.push(SegmentationLoss::new(Target::Classes, batch_dice, Some(2)));
-            losses.push(SegmentationLoss::new(regions.clone(), batch_dice, None));
+            for ignore_label in [None, Some(2)] {
+                for voxels in kinds.into_iter().chain([VoxelLoss::Focal { gamma: 2.0 }]) {
+                    let classes = SegmentationLoss::new(Target::Classes, batch_dice, ignore_label);
+                    let classes = SegmentationLoss { voxels, include_background: ignore_label.is_some(), ..classes };
+                    if voxels != VoxelLoss::None {
+                        losses.push(SegmentationLoss { dice: false, ..classes.clone() });
+                    }
+                    if matches!(voxels, VoxelLoss::CrossEntropy | VoxelLoss::TopK { .. }) {
+                        losses.push(SegmentationLoss { class_weights: vec![0.5, 2.0, 1.0], ..classes.clone() });
+                        losses.push(classes);
+                    }
+                    if !matches!(voxels, VoxelLoss::TopK { .. }) {
+                        let regions = SegmentationLoss::new(regions.clone(), batch_dice, ignore_label);
+                        losses.push(SegmentationLoss { voxels, ..regions });
+                    }
+                }
+            }
         }
         losses
     }
 
+    /// The sums of one rank, complete.
+    fn sums(loss: &SegmentationLoss, logits: &mut [f32], labels: &[i16], n: usize) -> LossSums {
+        let mut sums = loss.sums(logits, labels, n);
+        select_hardest(loss, &mut [&mut sums], |_| Ok::<_, ()>(())).unwrap();
+        sums
+    }
+
     #[test]
     fn gradients_agree_with_finite_differences() {
-        let (logits, labels) = batch(2, 11, 3);
+        // An uneven number of voxels, more than a tile.
+        let (logits, labels) = batch(2, 71, 3);
         for loss in losses() {
-            let total = |mut logits: Vec<f32>| loss.value(&loss.sums(&mut logits, &labels, 2)).total;
+            let total = |mut logits: Vec<f32>| loss.value(&sums(&loss, &mut logits, &labels, 2)).total;
             let gradient = gradient(&loss, &logits, &labels, 2);
+            let mut smooth = 0;
             for index in 0..logits.len() {
                 let shifted = |step: f32| {
                     let mut logits = logits.clone();
                     logits[index] += step;
                     total(logits)
                 };
-                let difference = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
+                let [low, here, high] = [-1e-2, 0.0, 1e-2].map(shifted);
+                // Where a voxel enters or leaves the hardest ones on the way, there is a bend.
+                let bends = (high - 2.0 * here + low).abs() > 2e-6;
+                if bends && matches!(loss.voxels, VoxelLoss::TopK { .. }) {
+                    continue;
+                }
+                let difference = (high - low) / 2e-2;
                 assert!((difference - f64::from(gradient[index])).abs() < 2e-5, "{loss:?} at {index}");
+                smooth += 1;
             }
+            assert!(smooth > logits.len() / 2, "{loss:?}: only {smooth} derivatives were compared");
         }
     }
 
@@ -263,12 +404,23 @@ mod tests {
         let (logits, labels) = batch(4, 150, 3);
         for loss in losses() {
             let expected = gradient(&loss, &logits, &labels, 4);
-            let whole = loss.sums(&mut logits.clone(), &labels, 4);
-            let halves = logits.chunks(2 * 150 * 3).zip(labels.chunks(2 * 150));
+            let whole = sums(&loss, &mut logits.clone(), &labels, 4);
+            // Two ranks, whose counts are added up as a collective would.
+            let mut halves: Vec<Vec<f32>> = logits.chunks(2 * 150 * 3).map(<[f32]>::to_vec).collect();
+            let labels: Vec<&[i16]> = labels.chunks(2 * 150).collect();
+            let mut locals: Vec<LossSums> =
+                halves.iter_mut().zip(&labels).map(|(logits, labels)| loss.sums(logits, labels, 2)).collect();
+            let exchange = Exchange::default();
+            std::thread::scope(|scope| {
+                for local in &mut locals {
+                    scope.spawn(|| select_hardest(&loss, &mut [local], |values| exchange.add_up(values)));
+                }
+            });
             let gradient: Vec<f32> = halves
-                .flat_map(|(logits, labels)| {
-                    let mut values = logits.to_vec();
-                    let local = loss.sums(&mut values, labels, 2);
+                .into_iter()
+                .zip(labels)
+                .zip(locals)
+                .flat_map(|((mut values, labels), local)| {
                     let sums = GlobalSums { local, global: whole.clone(), world_size: 2 };
                     loss.gradient(&mut values, labels, 2, &sums, 1.0);
                     values

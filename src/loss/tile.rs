@@ -1,12 +1,13 @@
 //! The arithmetic of the loss on a tile: a few voxels, channel by channel, so that every loop runs over voxels and is
 //! compiled to the machine's widest vectors.
 
-use std::f32::consts::LOG2_E;
+use std::f32::consts::{LN_2, LOG2_E};
 
 use multiversion::multiversion;
 
-use super::segmentation::{LossSums, Target};
-use crate::math::exp2;
+use super::hardest::Cutoff;
+use super::segmentation::{LossSums, SegmentationLoss, Target, VoxelLoss};
+use crate::math::{exp2, log2, power};
 
 /// Voxels of a tile.
 pub const TILE: usize = 64;
@@ -19,27 +20,34 @@ pub struct Tile {
     values: Vec<Lane>,
     /// What [`Tile::gradient`] needs between its passes, per channel.
     slopes: Vec<Lane>,
+    /// Derivatives of the focal loss with respect to the logits, per channel; empty for other losses.
+    focal: Vec<Lane>,
     labels: [i16; TILE],
     /// 1 for voxels that count, 0 for others.
     counted: Lane,
 }
 
-/// The derivative of the loss with respect to the activation `p` of a voxel is `slope * y - offset`, but for that of the
-/// cross-entropy, whose derivative with respect to the logit is `cross_entropy * (p - y)`.
-pub struct Slopes {
+/// The derivative of the Dice term with respect to the activation `p` of a voxel is `slope * y - offset`, that of the
+/// cross-entropy with respect to the logit `voxels * (p - y)`.
+pub struct Slopes<'a> {
     /// Per channel.
     pub slope: Vec<f32>,
     /// Per channel.
     pub offset: Vec<f32>,
-    pub cross_entropy: f32,
+    /// Factor of the voxels' losses.
+    pub voxels: f32,
+    /// For [`VoxelLoss::TopK`].
+    pub cutoff: Option<&'a Cutoff>,
 }
 
 impl Tile {
     /// An empty tile.
-    pub fn new(channels: usize) -> Self {
+    pub fn new(loss: &SegmentationLoss, channels: usize) -> Self {
+        let focal = if loss.needs_logits() { channels } else { 0 };
         Self {
             values: vec![[0.0; TILE]; channels],
             slopes: vec![[0.0; TILE]; channels],
+            focal: vec![[0.0; TILE]; focal],
             labels: [0; TILE],
             counted: [0.0; TILE],
         }
@@ -71,30 +79,37 @@ impl Tile {
         }
     }
 
-    /// Turns logits into softmax or sigmoid, and adds the sums of voxels that count.
-    pub fn activate(&mut self, target: &Target, sums: &mut LossSums) {
-        activate(self, target, sums);
+    /// Turns logits into softmax or sigmoid, and adds the sums of voxels that count. `each` takes the voxels' losses where
+    /// they are chosen among ([`VoxelLoss::TopK`]), instead of their sum.
+    pub fn activate(&mut self, loss: &SegmentationLoss, sums: &mut LossSums, each: &mut [f32]) {
+        activate(self, loss, sums, each);
     }
 
     #[inline(always)]
-    fn activate_inlined(&mut self, target: &Target, sums: &mut LossSums) {
-        let voxels: f32 = self.counted.iter().sum();
-        let first = match target {
+    fn activate_inlined(&mut self, loss: &SegmentationLoss, sums: &mut LossSums, each: &mut [f32]) {
+        if let VoxelLoss::Focal { gamma } = loss.voxels {
+            sums.cross_entropy += self.focal(loss, gamma);
+            sums.count += sum(&self.counted) * (self.values.len() - loss.first_channel()) as f64;
+        }
+        match &loss.target {
             Target::Classes => {
-                sums.count += f64::from(voxels);
-                sums.cross_entropy += self.softmax();
-                1
+                let (lead, total) = self.softmax();
+                self.add_cross_entropies(loss, lead, total, sums, each);
             }
             Target::Regions(regions) => {
-                sums.count += f64::from(voxels) * self.values.len() as f64;
-                for (channel, labels) in regions.iter().enumerate() {
-                    sums.cross_entropy += self.sigmoid(channel, labels);
+                let binary =
+                    regions.iter().enumerate().map(|(channel, labels)| self.sigmoid(channel, labels)).sum::<f64>();
+                if matches!(loss.voxels, VoxelLoss::CrossEntropy) {
+                    sums.cross_entropy += binary;
+                    // nnU-Net's `DC_and_BCE_loss` divides by the voxels alone where there is an ignore label.
+                    let per_voxel = if loss.ignore_label.is_some() { 1 } else { self.values.len() };
+                    sums.count += sum(&self.counted) * per_voxel as f64;
                 }
-                0
             }
-        };
+        }
+        let first = loss.first_channel();
         for (class, [intersection, activation, positives]) in sums.dice.iter_mut().enumerate() {
-            let y = self.members(target, first + class);
+            let y = self.members(&loss.target, first + class);
             let (mut i, mut p) = ([0.0f32; TILE], [0.0f32; TILE]);
             for voxel in 0..TILE {
                 p[voxel] = self.values[first + class][voxel] * self.counted[voxel];
@@ -106,13 +121,62 @@ impl Tile {
         }
     }
 
-    /// Turns activations into the gradient with respect to the logits.
-    pub fn gradient(&mut self, target: &Target, slopes: &Slopes) {
-        gradient(self, target, slopes);
+    /// Adds cross-entropies of classes, `lead + ln total`.
+    #[inline(always)]
+    fn add_cross_entropies(
+        &self,
+        loss: &SegmentationLoss,
+        mut lead: Lane,
+        mut total: Lane,
+        sums: &mut LossSums,
+        each: &mut [f32],
+    ) {
+        let is_plain = loss.class_weights.is_empty();
+        match loss.voxels {
+            VoxelLoss::CrossEntropy if is_plain => {
+                for voxel in 0..TILE {
+                    lead[voxel] *= self.counted[voxel];
+                    total[voxel] = if self.counted[voxel] > 0.0 { total[voxel] } else { 1.0 };
+                }
+                sums.cross_entropy += sum(&lead) + sum_of_logarithms(&total);
+                sums.count += sum(&self.counted);
+            }
+            VoxelLoss::CrossEntropy | VoxelLoss::TopK { .. } => {
+                let weights = self.weights(loss);
+                let mut losses = [0.0f32; TILE];
+                for voxel in 0..TILE {
+                    losses[voxel] = weights[voxel] * (lead[voxel] + LN_2 * log2(total[voxel]));
+                }
+                if each.is_empty() {
+                    sums.cross_entropy += sum(&losses);
+                    sums.count += sum(&weights);
+                } else {
+                    each.copy_from_slice(&losses[..each.len()]);
+                }
+            }
+            VoxelLoss::Focal { .. } | VoxelLoss::None => {}
+        }
+    }
+
+    /// Turns activations into the gradient with respect to the logits; or logits, where the loss needs them. `each` holds
+    /// what [`Tile::activate`] has left there.
+    pub fn gradient(&mut self, loss: &SegmentationLoss, slopes: &Slopes, each: &[f32]) {
+        gradient(self, loss, slopes, each);
     }
 
     #[inline(always)]
-    fn gradient_inlined(&mut self, target: &Target, slopes: &Slopes) {
+    fn gradient_inlined(&mut self, loss: &SegmentationLoss, slopes: &Slopes, each: &[f32]) {
+        let target = &loss.target;
+        if let VoxelLoss::Focal { gamma } = loss.voxels {
+            self.focal(loss, gamma);
+            if *target == Target::Classes {
+                self.softmax();
+            } else {
+                for channel in 0..self.values.len() {
+                    self.sigmoid(channel, &[]);
+                }
+            }
+        }
         let mut projection = [0.0f32; TILE];
         for channel in 0..self.values.len() {
             let y = self.members(target, channel);
@@ -122,6 +186,7 @@ impl Tile {
                 projection[voxel] += slope[voxel] * p[voxel];
             }
         }
+        let pull = self.pull(loss, slopes, each);
         let classes = *target == Target::Classes;
         for channel in 0..self.values.len() {
             let y = self.members(target, channel);
@@ -131,9 +196,71 @@ impl Tile {
                 let of_softmax = p[voxel] * (slope[voxel] - projection[voxel]);
                 let of_sigmoid = p[voxel] * (1.0 - p[voxel]) * slope[voxel];
                 let dice = if classes { of_softmax } else { of_sigmoid };
-                p[voxel] = self.counted[voxel] * (dice + slopes.cross_entropy * (p[voxel] - y[voxel]));
+                p[voxel] = self.counted[voxel] * dice + pull[voxel] * (p[voxel] - y[voxel]);
+            }
+            if let Some(focal) = self.focal.get(channel) {
+                for voxel in 0..TILE {
+                    p[voxel] += slopes.voxels * self.counted[voxel] * focal[voxel];
+                }
             }
         }
+    }
+
+    /// The factor of each voxel's cross-entropy.
+    #[inline(always)]
+    fn pull(&self, loss: &SegmentationLoss, slopes: &Slopes, each: &[f32]) -> Lane {
+        let mut pull = match loss.voxels {
+            VoxelLoss::Focal { .. } | VoxelLoss::None => return [0.0; TILE],
+            VoxelLoss::CrossEntropy | VoxelLoss::TopK { .. } => self.weights(loss),
+        };
+        for pull in &mut pull {
+            *pull *= slopes.voxels;
+        }
+        if let Some(cutoff) = slopes.cutoff {
+            for (pull, loss) in pull.iter_mut().zip(each) {
+                *pull *= cutoff.share(*loss) as f32;
+            }
+        }
+        pull
+    }
+
+    /// The weight of each voxel's class; 0 for those that do not count.
+    #[inline(always)]
+    fn weights(&self, loss: &SegmentationLoss) -> Lane {
+        let mut weights = self.counted;
+        if !loss.class_weights.is_empty() {
+            for (weight, label) in weights.iter_mut().zip(self.labels) {
+                *weight *= loss.class_weights.get(label as usize).copied().unwrap_or(1.0);
+            }
+        }
+        weights
+    }
+
+    /// The sum of the focal losses of all voxels and channels that count; leaves their derivatives, of all voxels.
+    ///
+    /// Each channel is a question of its own, answered by the sigmoid of its logit: with the probability `p` of the right
+    /// answer the loss is `-(1 - p)^gamma ln p` (Lin et al. 2017).
+    #[inline(always)]
+    fn focal(&mut self, loss: &SegmentationLoss, gamma: f32) -> f64 {
+        let mut total = 0.0;
+        for channel in loss.first_channel()..self.values.len() {
+            let y = self.members(&loss.target, channel);
+            let (logits, slope) = (&self.values[channel], &mut self.focal[channel]);
+            let mut losses = [0.0f32; TILE];
+            for voxel in 0..TILE {
+                let sign = 2.0 * y[voxel] - 1.0;
+                let right = sign * logits[voxel];
+                let exp = exp2(-LOG2_E * right.abs());
+                let (larger, smaller) = (1.0 / (1.0 + exp), exp / (1.0 + exp));
+                let (p, rest) = if right > 0.0 { (larger, smaller) } else { (smaller, larger) };
+                let logarithm = LN_2 * log2(1.0 + exp) + if right > 0.0 { 0.0 } else { -right };
+                let focus = power(rest, gamma);
+                losses[voxel] = self.counted[voxel] * focus * logarithm;
+                slope[voxel] = -sign * focus * (gamma * p * logarithm + rest);
+            }
+            total += sum(&losses);
+        }
+        total
     }
 
     /// 1 for voxels that count and belong to the channel's class or region, 0 for others.
@@ -157,9 +284,9 @@ impl Tile {
         among
     }
 
-    /// Softmax over the channels; gives the sum of the cross-entropies.
+    /// Softmax over the channels; the cross-entropies are the sum of the first lane and the logarithm of the second.
     #[inline(always)]
-    fn softmax(&mut self) -> f64 {
+    fn softmax(&mut self) -> (Lane, Lane) {
         let mut largest = [f32::NEG_INFINITY; TILE];
         for lane in &self.values {
             for voxel in 0..TILE {
@@ -180,11 +307,7 @@ impl Tile {
                 lane[voxel] /= total[voxel];
             }
         }
-        for voxel in 0..TILE {
-            lead[voxel] *= self.counted[voxel];
-            total[voxel] = if self.counted[voxel] > 0.0 { total[voxel] } else { 1.0 };
-        }
-        sum(&lead) + sum_of_logarithms(&total)
+        (lead, total)
     }
 
     /// Sigmoid of one channel, the region of these labels; gives the sum of the binary cross-entropies.
@@ -207,13 +330,13 @@ impl Tile {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn activate(tile: &mut Tile, target: &Target, sums: &mut LossSums) {
-    tile.activate_inlined(target, sums);
+fn activate(tile: &mut Tile, loss: &SegmentationLoss, sums: &mut LossSums, each: &mut [f32]) {
+    tile.activate_inlined(loss, sums, each);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn gradient(tile: &mut Tile, target: &Target, slopes: &Slopes) {
-    tile.gradient_inlined(target, slopes);
+fn gradient(tile: &mut Tile, loss: &SegmentationLoss, slopes: &Slopes, each: &[f32]) {
+    tile.gradient_inlined(loss, slopes, each);
 }
 
 /// Sum in double precision, in lanes side by side.

@@ -21,12 +21,25 @@ pub struct LossRule {
     /// Channels are classes: softmax, cross-entropy, and a Dice without the first. Else regions: sigmoid, binary
     /// cross-entropy, and a Dice of all.
     pub softmax: bool,
+    /// Whether the Dice is part of the loss.
+    pub dice: bool,
+    /// Whether the cross-entropy is part of the loss.
+    pub cross_entropy: bool,
+    /// Classes: the Dice is of the first channel too.
+    pub include_background: bool,
     /// Voxels with this label do not count.
     pub ignore_label: Option<i32>,
     /// Dice over the whole batch (of all ranks) instead of per sample.
     pub batch_dice: bool,
     /// Added to numerator and denominator of the Dice.
     pub smooth: f32,
+}
+
+impl LossRule {
+    /// The first channel that has a part in the Dice.
+    pub fn first_channel(&self) -> usize {
+        usize::from(self.softmax && !self.include_background)
+    }
 }
 
 /// What a gradient is computed from.

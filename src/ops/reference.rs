@@ -302,12 +302,24 @@ pub fn adam<B: Backend>(
     let updated = if control.apply == 0.0 {
         [value, first, second]
     } else {
-        let gradient = flat::<B>(gradient) * control.factor + value.clone() * step.weight_decay;
+        let gradient = flat::<B>(gradient) * control.factor;
+        let (value, gradient) = match step.decoupled {
+            true => (value * (1.0 - step.learning_rate * step.weight_decay), gradient),
+            false => (value.clone(), gradient + value * step.weight_decay),
+        };
         let [beta1, beta2] = step.betas;
         let first = first * beta1 + gradient.clone() * (1.0 - beta1);
         let second = second * beta2 + gradient.square() * (1.0 - beta2);
-        let denominator = (second.clone() / control.corrections[1]).sqrt() + step.eps;
-        [value - first.clone() / denominator * (step.learning_rate / control.corrections[0]), first, second]
+        let rate = step.learning_rate / control.corrections[0];
+        let direction = match step.rectified {
+            true if control.rectification > 0.0 => {
+                let rate = rate * control.rectification * control.corrections[1].sqrt();
+                first.clone() / (second.clone().sqrt() + step.eps) * rate
+            }
+            true => first.clone() * rate,
+            false => first.clone() / ((second.clone() / control.corrections[1]).sqrt() + step.eps) * rate,
+        };
+        [value - direction, first, second]
     };
     updated.map(|tensor| B::float_reshape(primitive(tensor), shape.clone()))
 }

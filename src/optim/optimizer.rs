@@ -1,4 +1,4 @@
-//! SGD with Nesterov momentum and Adam, as PyTorch defines them, with gradient clipping.
+//! SGD with Nesterov momentum, Adam and its kin, as PyTorch defines them, with gradient clipping and Lookahead.
 
 use std::collections::HashMap;
 
@@ -7,6 +7,7 @@ use burn::tensor::{
     ops::FloatTensor,
 };
 
+use super::lookahead::Lookahead;
 use crate::model::{Parameter, ParameterSpec, StateError, TensorState};
 use crate::ops::{AdamStep, ControlRule, INITIAL_SCALE, NnOps, Scaler, SgdStep};
 
@@ -19,20 +20,24 @@ pub struct Sgd {
     pub weight_decay: f64,
 }
 
-/// Adam (Kingma & Ba 2015; `torch.optim.Adam`), NVIDIA's default.
+/// Adam (Kingma & Ba 2015; `torch.optim.Adam`), NVIDIA's default, and its kin.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adam {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
-    /// Added to the gradient as `weight_decay * weight`.
+    /// Added to the gradient as `weight_decay * weight`; or, times the learning rate, taken off the weight.
     pub weight_decay: f64,
+    /// AdamW (Loshchilov & Hutter 2019; `torch.optim.AdamW`): the decay is apart from the gradient.
+    pub decoupled: bool,
+    /// RAdam (Liu et al. 2020; `torch.optim.RAdam`): the length of the first steps is corrected.
+    pub rectified: bool,
 }
 
 impl Default for Adam {
-    /// PyTorch's constants, without weight decay.
+    /// Adam with PyTorch's constants, without weight decay.
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, decoupled: false, rectified: false }
     }
 }
 
@@ -73,6 +78,7 @@ pub struct Optimizer<B: Backend> {
     /// `None` before its first use.
     scaler: Option<FloatTensor<B>>,
     moments: Vec<Option<Moments<B>>>,
+    lookahead: Option<Lookahead<B>>,
 }
 
 /// Name of the scaler in the optimiser's state.
@@ -81,7 +87,12 @@ const SCALER: &str = "scaler";
 impl<B: NnOps> Optimizer<B> {
     /// An optimiser without history.
     pub fn new(rule: impl Into<Rule>, clip_norm: Option<f64>) -> Self {
-        Self { rule: rule.into(), clip_norm, dynamic_scale: false, scaler: None, moments: Vec::new() }
+        Self { rule: rule.into(), clip_norm, dynamic_scale: false, scaler: None, moments: Vec::new(), lookahead: None }
+    }
+
+    /// The same with slow weights that follow the optimiser's: [`Lookahead`].
+    pub fn with_lookahead(self) -> Self {
+        Self { lookahead: Some(Lookahead::new()), ..self }
     }
 
     /// The same with a loss scale that grows until a gradient overflows (`torch.amp.GradScaler`): for activations in fp16.
@@ -94,6 +105,14 @@ impl<B: NnOps> Optimizer<B> {
         let initial = if self.dynamic_scale { INITIAL_SCALE } else { 1.0 };
         let new = || B::float_from_data(Scaler::new(initial).values().as_slice().into(), device);
         self.scaler.get_or_insert_with(new).clone()
+    }
+
+    /// The scaler's first value; waits for the device.
+    pub fn loss_scale(&mut self, device: &B::Device) -> f64 {
+        match self.dynamic_scale {
+            true => f64::from(host::<B>(self.scaler(device))[0]),
+            false => 1.0,
+        }
     }
 
     /// Updates all parameters. A parameter without gradient stays as it is, without weight decay, as in PyTorch.
@@ -118,6 +137,9 @@ impl<B: NnOps> Optimizer<B> {
                 Rule::Adam(adam) => [adam.beta1 as f32, adam.beta2 as f32],
             },
         };
+        if let Some(lookahead) = &mut self.lookahead {
+            lookahead.begin(parameters);
+        }
         let scaler = self.scaler(device);
         let [control, scaler] = B::control(gradients.iter().flatten().cloned().collect(), scaler, rule);
         self.scaler = Some(scaler);
@@ -130,10 +152,14 @@ impl<B: NnOps> Optimizer<B> {
             };
             parameter.set(updated);
         }
+        if let Some(lookahead) = &mut self.lookahead {
+            lookahead.follow(parameters);
+        }
         control
     }
 
-    /// The optimiser's state on the host: `NAME.first` and `NAME.second` (Adam) per parameter, and the scaler.
+    /// The optimiser's state on the host: `NAME.first` and `NAME.second` (Adam) per parameter, the scaler, and what
+    /// [`Lookahead`] has.
     pub fn state(&self, specs: &[ParameterSpec]) -> Vec<TensorState> {
         let mut state = Vec::new();
         for (spec, moments) in specs.iter().zip(&self.moments) {
@@ -150,6 +176,9 @@ impl<B: NnOps> Optimizer<B> {
         if let Some(scaler) = &self.scaler {
             let values = host::<B>(scaler.clone());
             state.push(TensorState { spec: ParameterSpec { name: SCALER.into(), shape: vec![values.len()] }, values });
+        }
+        if let Some(lookahead) = &self.lookahead {
+            lookahead.add_to(&mut state, specs);
         }
         state
     }
@@ -173,9 +202,7 @@ impl<B: NnOps> Optimizer<B> {
             }
             Ok(Some(*found))
         };
-        let upload = |state: &TensorState| {
-            Parameter::<B>::new(state.spec.clone(), state.values.clone(), device).tensor_primitive()
-        };
+        let upload = |state: &TensorState| upload::<B>(state, device);
         let moments = specs.iter().map(|spec| {
             let Some(first) = find(spec, "first", &spec.shape)? else { return Ok(None) };
             Ok(Some(Moments { first: upload(first), second: find(spec, "second", &spec.shape)?.map(upload) }))
@@ -186,6 +213,9 @@ impl<B: NnOps> Optimizer<B> {
             None if state.is_empty() => None,
             _ => return Err(StateError(format!("the optimiser's {SCALER} is missing or has another shape"))),
         };
+        if let Some(lookahead) = &mut self.lookahead {
+            lookahead.load(specs, &by_name, device)?;
+        }
         Ok(())
     }
 }
@@ -227,6 +257,8 @@ impl Adam {
             betas: [self.beta1 as f32, self.beta2 as f32],
             eps: self.eps as f32,
             weight_decay: self.weight_decay as f32,
+            decoupled: self.decoupled,
+            rectified: self.rectified,
         };
         let [value, first, second] = B::adam(value, gradient, before, control, step);
         *moments = Some(Moments { first, second: Some(second) });
@@ -234,7 +266,13 @@ impl Adam {
     }
 }
 
-fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
+/// A tensor of these values.
+pub(super) fn upload<B: Backend>(state: &TensorState, device: &B::Device) -> FloatTensor<B> {
+    Parameter::<B>::new(state.spec.clone(), state.values.clone(), device).tensor_primitive()
+}
+
+/// A tensor's values; waits for the device.
+pub(super) fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
     let data = burn::tensor::read_sync(B::float_into_data(tensor)).expect("reading back needs no more than the device");
     data.convert::<f32>().into_vec().expect("converted to f32")
 }

@@ -24,13 +24,22 @@ impl Schedule {
     /// The learning rate of a step, both counted from 0.
     ///
     /// `poly` changes once per epoch, as in nnU-Net v2 (`polylr.py`); the cosines change with every step, as in NVIDIA's
-    /// nnU-Net (`tf.keras.optimizers.schedules.CosineDecay` and `CosineDecayRestarts`).
+    /// nnU-Net (`tf.keras.optimizers.schedules.CosineDecay` and `CosineDecayRestarts`). Before, the rate rises linearly over
+    /// the warm-up's steps, and the schedule has what is left of the run (nnU-Net's `PolyLRScheduler_offset`).
     pub fn lr(&self, epoch: usize, iteration: usize) -> f64 {
-        let step = (epoch * self.iterations_per_epoch + iteration) as f64;
-        let steps = (self.epochs * self.iterations_per_epoch) as f64;
+        let warmup = self.config.warmup_steps as f64;
+        let in_run = (epoch * self.iterations_per_epoch + iteration) as f64;
+        if in_run < warmup {
+            return self.base * (in_run + 1.0) / warmup;
+        }
+        let steps = ((self.epochs * self.iterations_per_epoch) as f64 - warmup).max(1.0);
+        let step = in_run - warmup;
         match self.config.kind {
             ScheduleKind::None => self.base,
-            ScheduleKind::Poly => self.base * (1.0 - epoch as f64 / self.epochs as f64).powf(self.config.power),
+            ScheduleKind::Poly => {
+                let at_epoch = ((epoch * self.iterations_per_epoch) as f64 - warmup).max(0.0);
+                self.base * (1.0 - at_epoch / steps).max(0.0).powf(self.config.power)
+            }
             ScheduleKind::Cosine => self.between(half_cosine(step / steps)),
             ScheduleKind::CosineAnnealing => {
                 let (cycle, part) = cycle(step / self.config.first_cycle_steps as f64);
@@ -63,8 +72,26 @@ mod tests {
     use super::*;
 
     fn schedule(kind: ScheduleKind) -> Schedule {
-        let config = ScheduleConfig { kind, power: 0.9, end_lr: 0.1, first_cycle_steps: 10, peak_decay: 0.5 };
+        let config =
+            ScheduleConfig { kind, warmup_steps: 0, power: 0.9, end_lr: 0.1, first_cycle_steps: 10, peak_decay: 0.5 };
         Schedule::new(&config, 1.1, 7, 10)
+    }
+
+    #[test]
+    fn a_warm_up_comes_before_every_schedule() {
+        for kind in [ScheduleKind::None, ScheduleKind::Poly, ScheduleKind::Cosine, ScheduleKind::CosineAnnealing] {
+            let shorter = schedule(kind);
+            let mut warmed = schedule(kind);
+            warmed.config.warmup_steps = 20;
+            warmed.epochs += 2;
+            for (epoch, iteration, part) in [(0, 0, 0.05), (0, 9, 0.5), (1, 9, 1.0)] {
+                assert!((warmed.lr(epoch, iteration) - 1.1 * part).abs() < 1e-12, "{kind:?}");
+            }
+            for (epoch, iteration) in [(0, 0), (0, 9), (3, 4), (6, 9)] {
+                let (late, early) = (warmed.lr(epoch + 2, iteration), shorter.lr(epoch, iteration));
+                assert!((late - early).abs() < 1e-12, "{kind:?}: {late} instead of {early}");
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use rand::Rng;
 
 use crate::dataset::DatasetJson;
 use crate::rng::{Purpose, Stream, stream};
+use crate::store::{ANNOTATED, OUTSIDE_LABEL};
 
 /// At least this many voxels are kept of each class that has them (nnU-Net v2, `_sample_foreground_locations`).
 const MIN_SAMPLES: u64 = 10_000;
@@ -17,7 +18,8 @@ const SEED: u64 = 1234;
 
 /// The foreground that patches are centred on: classes, or regions where the dataset has them.
 ///
-/// A region goes by its output class in `regions_class_order`, as in the predicted label map.
+/// A region goes by its output class in `regions_class_order`, as in the predicted label map; regions of one output class
+/// go together. Where there is an ignore label, all voxels without it are a group of their own, [`ANNOTATED`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassGroups {
     /// Key and member labels of each group.
@@ -33,8 +35,17 @@ impl ClassGroups {
         if let Some(problem) = dataset.region_problem() {
             return Err(problem);
         }
-        let groups = dataset.foreground().into_iter().map(|group| (group.output, group.members.to_vec()));
-        Ok(Self { groups: groups.collect() })
+        let mut groups = BTreeMap::<i16, Vec<i16>>::new();
+        for group in dataset.foreground() {
+            let members = groups.entry(group.output).or_default();
+            members.extend(group.members);
+            members.sort_unstable();
+            members.dedup();
+        }
+        if dataset.ignore_label().is_some() {
+            groups.insert(ANNOTATED, [OUTSIDE_LABEL].into_iter().chain(dataset.classes()).collect());
+        }
+        Ok(Self { groups: groups.into_iter().collect() })
     }
 
     /// Draws a bounded sample of the voxels of each group that occurs, in C order.
@@ -43,7 +54,7 @@ impl ClassGroups {
     /// `labels` and `case` (a number of the case, such as [`case_number`]) alone.
     pub fn sample(&self, labels: ArrayView3<i16>, case: u64) -> BTreeMap<i16, Vec<[u32; 3]>> {
         let memberships = self.memberships();
-        let groups_of = |label: i16| usize::try_from(label).ok().and_then(|label| memberships.get(label));
+        let groups_of = |label: i16| memberships.get(place(label)?);
 
         let mut counts = vec![0u64; self.groups.len()];
         // Most rows hold none of the classes, which takes less to see than to look up each label.
@@ -78,7 +89,7 @@ impl ClassGroups {
     fn memberships(&self) -> Vec<Vec<usize>> {
         let mut memberships = Vec::new();
         for (group, (_, members)) in self.groups.iter().enumerate() {
-            for label in members.iter().filter_map(|&label| usize::try_from(label).ok()) {
+            for label in members.iter().filter_map(|&label| place(label)) {
                 if memberships.len() <= label {
                     memberships.resize(label + 1, Vec::new());
                 }
@@ -87,6 +98,11 @@ impl ClassGroups {
         }
         memberships
     }
+}
+
+/// The place of a label in a list that begins with that of voxels outside.
+fn place(label: i16) -> Option<usize> {
+    usize::try_from(i32::from(label) - i32::from(OUTSIDE_LABEL)).ok()
 }
 
 /// A number for a case that depends on its identifier alone, so that adding a case changes no other (64-bit FNV-1a).
@@ -144,8 +160,11 @@ mod tests {
 
         let sample = groups.sample(labels.view(), 7);
         let sizes: Vec<_> = sample.iter().map(|(class, list)| (*class, list.len())).collect();
-        assert_eq!(sizes, [(1, 50), (2, 10_000), (3, 14_000)]);
-        for (class, list) in &sample {
+        // All but the 30000 voxels of the ignore label.
+        assert_eq!(sizes, [(ANNOTATED, 14_700), (1, 50), (2, 10_000), (3, 14_000)]);
+        let ignored = |l: &[u32; 3]| labels[l.map(|i| i as usize)] == 5;
+        assert!(!sample[&ANNOTATED].iter().any(ignored) && sample[&ANNOTATED].iter().any(|l| l[0] == 149));
+        for (class, list) in sample.iter().filter(|(class, _)| **class != ANNOTATED) {
             assert!(list.iter().all(|l| labels[l.map(|i| i as usize)] == *class));
             assert!(list.windows(2).all(|pair| pair[0] < pair[1]), "drawn without replacement, in C order");
         }
@@ -165,6 +184,13 @@ mod tests {
         let sample = groups.sample(labels.view(), 0);
         assert_eq!(sample[&1], [[0, 0, 1], [0, 0, 2], [0, 0, 3]]);
         assert_eq!(sample[&2], [[0, 0, 2]]);
+
+        let ignoring = regions.replace(r#""core""#, r#""ignore": 3, "core""#);
+        let groups = ClassGroups::of(&dataset(&format!(r#"{ignoring}, "regions_class_order": [1, 2]"#))).unwrap();
+        let labels = Array3::from_shape_vec((1, 1, 5), vec![0, 1, 3, 2, -1]).unwrap();
+        let sample = groups.sample(labels.view(), 0);
+        assert_eq!(sample[&ANNOTATED], [[0, 0, 0], [0, 0, 1], [0, 0, 3], [0, 0, 4]]);
+        assert_eq!((sample[&1].len(), sample[&2].len()), (2, 1));
 
         assert!(ClassGroups::of(&dataset(regions)).unwrap_err().contains("regions_class_order"));
         assert!(ClassGroups::of(&dataset(&format!(r#"{regions}, "regions_class_order": [1]"#))).is_err());

@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::Geometry;
 
+/// The key in [`CaseProperties::class_locations`] of voxels that have not the ignore label, background and surroundings
+/// included: nnU-Net's `annotated_classes_key`.
+pub const ANNOTATED: i16 = -1;
+
 /// A case as the network sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PreprocessedCase {
@@ -38,7 +42,8 @@ pub struct CaseProperties {
     pub shape_after_resampling: [usize; 3],
     /// Voxel size in mm of the stored arrays.
     pub spacing_after_resampling: [f64; 3],
-    /// For each foreground class or region present: a bounded random sample of its voxels in the stored arrays.
+    /// For each foreground class or region present: a bounded random sample of its voxels in the stored arrays. A region
+    /// goes by its label in predictions. Where the dataset has an ignore label, all other voxels go by [`ANNOTATED`].
     pub class_locations: BTreeMap<i16, Vec<[u32; 3]>>,
 }
 

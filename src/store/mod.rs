@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use ndarray::{Array3, Array4};
 
 pub use cached::CachedStore;
-pub use case::{CaseProperties, PreprocessedCase};
+pub use case::{ANNOTATED, CaseProperties, PreprocessedCase};
 pub use native::{NativeStore, clear, label_map, read_case_properties, write_case, write_label_map};
 pub use region::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Region};
 pub use stage::{StageError, stage, stage_label_maps};
@@ -93,7 +93,8 @@ pub struct CaseInfo {
     pub channels: usize,
     /// Extent after preprocessing, `(z, y, x)`.
     pub shape: [usize; 3],
-    /// For each foreground class (or region, by its output class) present: a bounded random sample of its voxels, `(z, y, x)`.
+    /// For each foreground class (or region, by its output class) present: a bounded random sample of its voxels, `(z, y, x)`;
+    /// with an ignore label also of all other voxels, as [`ANNOTATED`].
     pub class_locations: std::collections::BTreeMap<i16, Vec<[u32; 3]>>,
     /// Whether there is a segmentation of the cascade's previous stage.
     pub has_previous: bool,

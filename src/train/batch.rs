@@ -33,6 +33,8 @@ pub enum Targets<B: Backend> {
 pub struct Upload<B: ComputeBackend> {
     pub(super) spec: UNetSpec,
     pub(super) head_weights: Vec<f64>,
+    /// Whether the labels are needed on the device too.
+    pub(super) to_device_loss: bool,
     /// Of the images.
     pub(super) dtype: FloatDType,
     pub(super) device: B::Device,
@@ -51,9 +53,9 @@ impl<B: ComputeBackend> Upload<B> {
 
     /// Images `(n, c, z, y, x)` and their [`head_targets`].
     pub fn batch_with(&self, images: ArrayView5<f32>, targets: Vec<Array4<i16>>) -> DeviceBatch<B::InnerBackend> {
-        let targets = match <B::InnerBackend as NnOps>::device_loss() {
-            None => Targets::Host(targets),
-            Some(_) => Targets::Device(targets.into_iter().map(|labels| self.upload(labels)).collect()),
+        let targets = match self.to_device_loss {
+            false => Targets::Host(targets),
+            true => Targets::Device(targets.into_iter().map(|labels| self.upload(labels)).collect()),
         };
         DeviceBatch { images: batch_tensor(images, self.dtype, &self.device), targets }
     }

@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData, TensorMetadata, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
 use crate::dist::{CommError, Communicator, ReduceOp};
-use crate::loss::{LossSums, SegmentationLoss, Target};
+use crate::loss::{LossSums, SegmentationLoss, Target, VoxelLoss};
 use crate::ops::{DeviceLoss as LossOps, LossGradientInput, LossRule, LossTarget, NnOps};
 
 /// A loss on a device.
@@ -22,11 +22,19 @@ pub struct HeadSums<B: Backend> {
 }
 
 impl<B: NnOps> DeviceLoss<B> {
-    /// `None` where the backend leaves the loss to the host.
+    /// `None` where the backend leaves the loss to the host, or has no such loss.
     pub fn new(loss: &SegmentationLoss, channels: usize, device: &B::Device) -> Option<Self> {
         let ops = B::device_loss()?;
+        let cross_entropy = match loss.voxels {
+            VoxelLoss::CrossEntropy if loss.class_weights.is_empty() => true,
+            VoxelLoss::None => false,
+            VoxelLoss::CrossEntropy | VoxelLoss::TopK { .. } | VoxelLoss::Focal { .. } => return None,
+        };
         let rule = LossRule {
             softmax: loss.target == Target::Classes,
+            dice: loss.dice,
+            cross_entropy,
+            include_background: loss.include_background,
             ignore_label: loss.ignore_label.map(i32::from),
             batch_dice: loss.batch_dice,
             smooth: loss.smooth as f32,
@@ -107,12 +115,22 @@ impl<B: NnOps> DeviceLoss<B> {
     /// The sums of a tensor's values, as the loss takes them.
     pub fn loss_sums(&self, values: &[f32], channels: usize) -> LossSums {
         let (dice, rest) = values.split_at(values.len() - 2);
-        let first = usize::from(self.rule.softmax);
-        let groups = dice.chunks_exact(3 * channels);
-        let dice =
-            groups.flat_map(|group| group.as_chunks().0[first..].iter().map(|sums: &[f32; 3]| sums.map(f64::from)));
-        LossSums { dice: dice.collect(), cross_entropy: f64::from(rest[0]), count: f64::from(rest[1]) }
+        let dice = sums_from(self.rule.first_channel(), dice, channels);
+        LossSums { dice, cross_entropy: f64::from(rest[0]), count: f64::from(rest[1]), hardest: None }
     }
+
+    /// True positives, positives and truths per class without the background, or per region, from the values of
+    /// [`DeviceLoss::counts`].
+    pub fn counts_of(&self, values: &[f32], channels: usize) -> Vec<[f64; 3]> {
+        sums_from(usize::from(self.rule.softmax), &values[..values.len().saturating_sub(2)], channels)
+    }
+}
+
+/// The sums of each group and of its channels from `first` on.
+fn sums_from(first: usize, values: &[f32], channels: usize) -> Vec<[f64; 3]> {
+    let groups = values.chunks_exact(3 * channels);
+    let sums = groups.flat_map(|group| group.as_chunks().0[first..].iter().map(|sums: &[f32; 3]| sums.map(f64::from)));
+    sums.collect()
 }
 
 /// `(labels, channels)`: 1 where a label belongs to a channel.

@@ -11,6 +11,7 @@ mod exchange;
 mod feed;
 mod held_out;
 mod measure;
+mod objective;
 mod pass;
 mod previous_stage;
 mod run;

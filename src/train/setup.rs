@@ -8,6 +8,7 @@ use super::TrainError;
 use super::checkpoint::{Checkpoint, Progress, ReadError};
 use super::exchange::ExchangeOptions;
 use super::feed::Feed;
+use super::objective;
 use super::previous_stage::find_previous_stage;
 use super::step::TrainStep;
 use super::stop::StopRequest;
@@ -15,18 +16,20 @@ use super::trainer::Trainer;
 use crate::augment::Pipeline;
 use crate::augment::cascade::PreviousStage;
 use crate::backend::ComputeBackend;
-use crate::config::{AugmentationPreset, DistConfig, FoldId, OptimizerConfig, OptimizerKind, RunConfig, WorkDir};
+use crate::config::{AugmentationPreset, DistConfig, FoldId, RunConfig, WorkDir};
 use crate::dataset::{DatasetJson, Splits};
 use crate::dist::{Communicator, check_agreement};
 use crate::infer::NextStage;
 use crate::interop::{Pretrained, load_pretrained};
 use crate::loader::{Loader, LoaderOptions, Sampler, SamplerOptions, Shard};
-use crate::loss::{SegmentationLoss, Target, weights};
+use crate::loss::weights;
 use crate::model::{ModelDescription, TensorState, UNet};
-use crate::optim::{Adam, Optimizer, Rule, Schedule, Sgd};
+use crate::optim::Schedule;
 use crate::plan::{Configuration, Plans};
 use crate::rng::Purpose;
-use crate::store::{CachedStore, CaseStore, NativeStore, StoreError, read_case_properties, stage, stage_label_maps};
+use crate::store::{
+    ANNOTATED, CachedStore, CaseStore, NativeStore, StoreError, read_case_properties, stage, stage_label_maps,
+};
 use crate::telemetry::Observers;
 
 /// Batches prepared ahead of the one in use.
@@ -109,7 +112,8 @@ impl<'a> Job<'a> {
     ) -> Result<Trainer<'a, B>, TrainError> {
         let Self { config, comm, .. } = *self;
         let spec = self.model.network_spec()?;
-        let mut optimizer = Optimizer::new(rule(&config.optimizer), clip_norm(&config.optimizer));
+        let loss = objective::loss(&config.loss, &self.model.dataset)?;
+        let mut optimizer = objective::optimizer(&config.optimizer);
         if config.precision.scales_loss() {
             optimizer = optimizer.with_dynamic_scale();
         }
@@ -138,7 +142,7 @@ impl<'a> Job<'a> {
         let head_weights = if config.deep_supervision { weights(heads) } else { only_first(heads) };
         let observers = observers(&progress)?;
         let network = network.with_precision(config.precision);
-        let step = TrainStep::new(network, optimizer, self.loss(), head_weights, device)
+        let step = TrainStep::new(network, optimizer, loss, head_weights, device)
             .with_checkpointing(config.training.gradient_checkpointing)
             .connect(exchange_options(config), comm)?;
         let feed = |purpose| Ok::<_, TrainError>(Feed::start(self.loader(purpose, &progress)?, step.upload())?);
@@ -180,15 +184,6 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    fn loss(&self) -> SegmentationLoss {
-        let dataset = &self.model.dataset;
-        let target = match dataset.regions() {
-            Some(regions) => Target::Regions(regions),
-            None => Target::Classes,
-        };
-        SegmentationLoss::new(target, self.configuration.batch_dice, dataset.ignore_label())
-    }
-
     /// Batches of this rank from where the run stands: augmented training samples, or validation samples as they are.
     fn loader(&self, purpose: Purpose, progress: &Progress) -> Result<Loader, TrainError> {
         let Self { config, comm, configuration, .. } = self;
@@ -197,11 +192,7 @@ impl<'a> Job<'a> {
         let preset = if is_training { config.data.augmentation } else { AugmentationPreset::None };
         let (mirror_axes, masked) = (&self.model.mirror_axes, &configuration.use_mask_for_norm);
         let classes = || self.model.dataset.foreground_classes();
-        let pipeline = match preset {
-            AugmentationPreset::Nnunet => Pipeline::nnunet(patch_size, mirror_axes, masked),
-            AugmentationPreset::Basic => Pipeline::nnunet_basic(patch_size, mirror_axes, masked),
-            AugmentationPreset::None => Pipeline::none(patch_size),
-        };
+        let pipeline = Pipeline::preset(preset, patch_size, mirror_axes, masked);
         let pipeline = Arc::new(match (configuration.previous_stage_name(), preset) {
             (None, _) => pipeline,
             (Some(_), AugmentationPreset::None) => pipeline.with_previous_stage(PreviousStage::new(classes())),
@@ -216,6 +207,7 @@ impl<'a> Job<'a> {
             final_patch_size: patch_size,
             global_batch_size: config.training.batch_size * comm.world_size() * accumulate,
             oversample_foreground: config.data.oversample_foreground,
+            oversampling: config.data.oversampling,
             shard: if is_training { config.data.shard } else { Shard::Random },
         };
         let store: Arc<dyn CaseStore> = match (config.data.cache_gb * 1e9) as usize {
@@ -282,9 +274,17 @@ fn next_stages(config: &RunConfig, plans: &Plans, configuration: &Configuration)
     configuration.next_stage_names().into_iter().map(stage).collect()
 }
 
-/// A class that the dataset's description lacks would have no logit.
+/// A class that the dataset's description lacks would have no logit, and without knowing which voxels are annotated one
+/// could not look for them.
 fn check_classes(folder: &Path, store: &NativeStore, dataset: &DatasetJson) -> Result<(), StoreError> {
-    let known: Vec<i16> = dataset.foreground().iter().map(|class| class.output).collect();
+    let ignores = dataset.ignore_label().is_some();
+    let known: Vec<i16> = dataset.foreground().iter().map(|class| class.output).chain([ANNOTATED]).collect();
+    let is_annotated = |case: &String| Ok(store.info(case)?.class_locations.contains_key(&ANNOTATED));
+    let annotated: Vec<bool> = store.case_ids().iter().map(is_annotated).collect::<Result<_, StoreError>>()?;
+    if annotated.contains(&true) != ignores {
+        let defect = "was preprocessed for a dataset.json with another ignore label; preprocess again".into();
+        return Err(StoreError { path: folder.to_path_buf(), defect });
+    }
     for case in store.case_ids() {
         if let Some(class) = store.info(case)?.class_locations.keys().find(|class| !known.contains(class)) {
             let defect = format!("has voxels of class {class}, which dataset.json does not have; preprocess again");
@@ -306,19 +306,6 @@ fn check_spacing(folder: &Path, store: &NativeStore, configuration: &Configurati
     }
     let defect = format!("was resampled to {found:?} mm where the plans say {planned:?}; preprocess again");
     Err(StoreError { path: folder.join(format!("{case}.json")), defect })
-}
-
-fn rule(config: &OptimizerConfig) -> Rule {
-    match config.kind {
-        OptimizerKind::Sgd => {
-            Sgd { momentum: config.momentum, weight_decay: config.weight_decay, nesterov: config.nesterov }.into()
-        }
-        OptimizerKind::Adam => Adam { weight_decay: config.weight_decay, ..Adam::default() }.into(),
-    }
-}
-
-fn clip_norm(config: &OptimizerConfig) -> Option<f64> {
-    (config.clip > 0.0).then_some(config.clip)
 }
 
 pub(super) fn exchange_options(config: &RunConfig) -> ExchangeOptions {

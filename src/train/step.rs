@@ -19,7 +19,7 @@ use crate::backend::ComputeBackend;
 use crate::dist::{BucketLayout, CommError, Communicator, ReduceOp};
 use crate::loss::{GlobalSums, LossSums, SegmentationLoss};
 use crate::model::UNet;
-use crate::ops::Control;
+use crate::ops::{Control, NnOps};
 use crate::optim::Optimizer;
 
 /// Network, loss and optimiser of one rank.
@@ -103,8 +103,12 @@ impl<B: ComputeBackend> TrainStep<B> {
         head_weights: Vec<f64>,
         device: B::Device,
     ) -> Self {
+        let device_loss = DeviceLoss::new(&loss, network.spec().classes, &device);
+        if device_loss.is_none() && Inner::<B>::device_loss().is_some() {
+            tracing::warn!("the device has no {} loss: the host computes it, which takes longer", loss.name());
+        }
         Self {
-            device_loss: DeviceLoss::new(&loss, network.spec().classes, &device),
+            device_loss,
             network: network.require_gradients(),
             optimizer,
             loss,
@@ -152,6 +156,7 @@ impl<B: ComputeBackend> TrainStep<B> {
         Upload {
             spec: self.network.spec().clone(),
             head_weights: self.head_weights.clone(),
+            to_device_loss: self.device_loss.is_some(),
             dtype: self.network.input_format(),
             device: self.device.clone(),
         }
@@ -327,12 +332,13 @@ impl<B: ComputeBackend> TrainStep<B> {
         comm: &dyn Communicator,
     ) -> Result<Gradients<B>, CommError> {
         let n = images.dims()[0];
+        let loss_scale = self.optimizer.loss_scale(&self.device);
         let sink = self.exchange.clone().map(|exchange| exchange as Sink<B>);
         let pass = Pass::new(&self.network, images, targets.len(), sink, self.checkpointing);
-        let heads = self.host_heads(pass.logits(), targets);
+        let mut heads = self.host_heads(pass.logits(), targets);
         let start = Instant::now();
-        let sums: Vec<_> = heads.iter().map(|head| &head.sums).collect();
-        let global = reduce_sums(&sums, self.loss.batch_dice, self.stop_requested, comm)?;
+        let mut sums: Vec<_> = heads.iter_mut().map(|head| &mut head.sums).collect();
+        let global = reduce_sums(&self.loss, &mut sums, self.stop_requested, comm)?;
         self.current.communication += start.elapsed();
         self.current.stop_requested |= global.stop_requested;
 
@@ -341,7 +347,7 @@ impl<B: ComputeBackend> TrainStep<B> {
             self.current.loss += head.weight * self.loss.value(&global).total / self.accumulate as f64;
             let sums = GlobalSums { local: head.sums, global, world_size: comm.world_size() };
             let mut values = head.activations;
-            self.loss.gradient(&mut values, head.labels, n, &sums, head.weight);
+            self.loss.gradient(&mut values, head.labels, n, &sums, loss_scale * head.weight);
             gradients.push(Tensor::from_data(TensorData::new(values, head.extents), &self.device));
         }
         Ok(pass.backward(gradients))

@@ -1,7 +1,7 @@
 //! The loss's sums over all ranks.
 
 use crate::dist::{CommError, Communicator, ReduceOp};
-use crate::loss::LossSums;
+use crate::loss::{LossSums, SegmentationLoss, select_hardest};
 
 /// What all ranks together have.
 pub struct Reduced {
@@ -12,21 +12,23 @@ pub struct Reduced {
     pub stop_requested: bool,
 }
 
-/// Adds up the sums of every rank, in one all-reduce for all heads.
+/// Adds up the sums of every rank, in one all-reduce for all heads; where the loss is that of the hardest voxels, it finds
+/// those of all ranks first, and completes the heads' own sums.
 ///
 /// Without batch Dice every sample has sums of its own, which each rank writes into its place of the global list.
 ///
 /// # Errors
 /// Of the collective.
 pub fn reduce_sums(
-    heads: &[&LossSums],
-    batch_dice: bool,
+    loss: &SegmentationLoss,
+    heads: &mut [&mut LossSums],
     stop_requested: bool,
     comm: &dyn Communicator,
 ) -> Result<Reduced, CommError> {
-    let (slots, slot) = if batch_dice { (1, 0) } else { (comm.world_size(), comm.rank()) };
+    select_hardest(loss, heads, |counts| comm.all_reduce_f64(counts, ReduceOp::Sum, "counts of the hardest voxels"))?;
+    let (slots, slot) = if loss.batch_dice { (1, 0) } else { (comm.world_size(), comm.rank()) };
     let mut flat = vec![f64::from(u8::from(stop_requested))];
-    for sums in heads {
+    for sums in &*heads {
         flat.extend([sums.cross_entropy, sums.count]);
         let begin = flat.len() + slot * 3 * sums.dice.len();
         flat.resize(flat.len() + slots * 3 * sums.dice.len(), 0.0);
@@ -40,7 +42,7 @@ pub fn reduce_sums(
         let (sums, tail) = rest.split_at(2 + slots * 3 * sums.dice.len());
         rest = tail;
         let dice = sums[2..].as_chunks().0.to_vec();
-        LossSums { dice, cross_entropy: sums[0], count: sums[1] }
+        LossSums { dice, cross_entropy: sums[0], count: sums[1], hardest: None }
     });
     Ok(Reduced { heads: reduced.collect(), stop_requested })
 }

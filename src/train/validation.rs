@@ -96,7 +96,7 @@ impl<'a, B: NnOps> Validation<'a, B> {
             }
             sums.push(self.loss.sums(&mut logits, target, samples));
         }
-        let global = reduce_sums(&sums.iter().collect::<Vec<_>>(), self.loss.batch_dice, false, comm)?.heads;
+        let global = reduce_sums(self.loss, &mut sums.iter_mut().collect::<Vec<_>>(), false, comm)?.heads;
         self.add_losses(&global);
         Ok(())
     }
@@ -130,7 +130,7 @@ impl<'a, B: NnOps> Validation<'a, B> {
             let losses: Vec<_> = losses.iter().map(|sums| device_loss.loss_sums(sums, channels)).collect();
             self.add_losses(&losses);
             let counts = values.next().unwrap_or_default();
-            let counts = device_loss.loss_sums(&counts, channels).dice;
+            let counts = device_loss.counts_of(&counts, channels);
             let confusion: Vec<_> = counts.iter().map(|[tp, found, truth]| [*tp, found - tp, truth - tp]).collect();
             add_all(&mut self.confusion, &confusion);
         }

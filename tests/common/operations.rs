@@ -8,7 +8,7 @@ use burn::tensor::{
     DType, Distribution, FloatDType, Int, Tensor, TensorData, TensorMetadata, TensorPrimitive, backend::Backend,
     ops::FloatTensor,
 };
-use nnunet_dist::loss::{GlobalSums, SegmentationLoss, Target};
+use nnunet_dist::loss::{GlobalSums, SegmentationLoss, Target, VoxelLoss};
 use nnunet_dist::ops::{
     AdamStep, Control, ControlRule, ConvParams, LossGradientInput, LossRule, LossTarget, NnOps, NormParams, Scaler,
     SgdStep, reference,
@@ -283,14 +283,28 @@ impl<B: NnOps> Subject<B> {
         for shape in [[40, 30, 3, 3, 3], [7, 1, 1, 1, 1]] {
             let (start, wide_start) = self.parameter(shape);
             let sgd = SgdStep { learning_rate: 0.1, momentum: 0.99, nesterov: true, weight_decay: 3e-5 };
-            let adam = AdamStep { learning_rate: 0.1, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01 };
+            let adam = AdamStep {
+                learning_rate: 0.1,
+                betas: [0.9, 0.999],
+                eps: 1e-8,
+                weight_decay: 0.01,
+                decoupled: false,
+                rectified: false,
+            };
+            let kin = [
+                ("adam", adam),
+                ("adamw", AdamStep { decoupled: true, ..adam }),
+                ("radam", AdamStep { rectified: true, ..adam }),
+            ];
             let (mut ours, mut expected) = ((start.clone(), None), (wide_start.clone(), None));
-            let (mut our_adam, mut expected_adam) = ((start, None), (wide_start, None));
+            let mut our_adams = kin.map(|_| (start.clone(), None));
+            let mut expected_adams = kin.map(|_| (wide_start.clone(), None));
             // A step before the scale doubles.
             let initial = Scaler { good_steps: 1998.0, ..Scaler::new(128.0) };
             let (mut scaler, mut wide_scaler) = self.scaler(initial);
-            // The third step overflows.
-            for (nesterov, infinite) in [(true, false), (false, false), (true, true), (true, false)] {
+            // The third step overflows; the sixth that counts is the first that RAdam rectifies.
+            for number in 0..8 {
+                let (nesterov, infinite) = (number != 1, number == 2);
                 let gradient = random(shape).mul_scalar(if infinite { f32::INFINITY } else { 100.0 });
                 let (gradient, wide_gradient) = (self.give(&gradient, FloatDType::F32), primitive(&gradient));
                 let [control, after] = B::control(vec![gradient.clone(), gradient.clone()], scaler, rule);
@@ -312,17 +326,23 @@ impl<B: NnOps> Subject<B> {
                 let [value, velocity] =
                     reference::sgd::<Flex>(expected.0, wide_gradient.clone(), expected.1, wide_control.clone(), step);
                 expected = (value, Some(velocity));
-                let [value, first, second] = B::adam(our_adam.0, gradient, our_adam.1, control, adam);
-                our_adam = (value, Some([first, second]));
-                let [value, first, second] =
-                    reference::adam::<Flex>(expected_adam.0, wide_gradient, expected_adam.1, wide_control, adam);
-                expected_adam = (value, Some([first, second]));
+                for ((ours, expected), (_, step)) in our_adams.iter_mut().zip(&mut expected_adams).zip(kin) {
+                    let (value, moments) = ours.clone();
+                    let [value, first, second] = B::adam(value, gradient.clone(), moments, control.clone(), step);
+                    *ours = (value, Some([first, second]));
+                    let ((value, moments), control) = (expected.clone(), wide_control.clone());
+                    let [value, first, second] =
+                        reference::adam::<Flex>(value, wide_gradient.clone(), moments, control, step);
+                    *expected = (value, Some([first, second]));
+                }
             }
             close::<B>("sgd: value", ours.0, expected.0);
             close::<B>("sgd: velocity", ours.1.unwrap(), expected.1.unwrap());
-            close::<B>("adam: value", our_adam.0, expected_adam.0);
-            for (ours, expected) in our_adam.1.unwrap().into_iter().zip(expected_adam.1.unwrap()) {
-                close::<B>("adam: moment", ours, expected);
+            for ((ours, expected), (name, _)) in our_adams.into_iter().zip(expected_adams).zip(kin) {
+                close::<B>(&format!("{name}: value"), ours.0, expected.0);
+                for (ours, expected) in ours.1.unwrap().into_iter().zip(expected.1.unwrap()) {
+                    close::<B>(&format!("{name}: moment"), ours, expected);
+                }
             }
         }
     }
@@ -339,7 +359,12 @@ impl<B: NnOps> Subject<B> {
                 }
             }
         }
-        self.loss_agrees_with(&SegmentationLoss::new(Target::Classes, true, None), [1, 4, 5, 6], 105, 1);
+        let classes = SegmentationLoss::new(Target::Classes, true, None);
+        self.loss_agrees_with(&classes, [1, 4, 5, 6], 105, 1);
+        let dice = SegmentationLoss { voxels: VoxelLoss::None, ..classes.clone() };
+        self.loss_agrees_with(&dice, [2, 9, 21, 30], 3, 2);
+        self.loss_agrees_with(&SegmentationLoss { dice: false, ..classes.clone() }, [2, 9, 21, 30], 3, 1);
+        self.loss_agrees_with(&SegmentationLoss { include_background: true, ..classes }, [2, 9, 21, 30], 3, 2);
     }
 
     fn loss_agrees_with(&self, loss: &SegmentationLoss, shape: [usize; 4], channels: usize, world_size: usize) {
@@ -357,7 +382,12 @@ impl<B: NnOps> Subject<B> {
         let double = |sums: &nnunet_dist::loss::LossSums| {
             let factor = world_size as f64;
             let dice = sums.dice.iter().map(|sums| sums.map(|sum| sum * factor)).collect();
-            nnunet_dist::loss::LossSums { dice, cross_entropy: sums.cross_entropy * factor, count: sums.count * factor }
+            nnunet_dist::loss::LossSums {
+                dice,
+                cross_entropy: sums.cross_entropy * factor,
+                count: sums.count * factor,
+                hardest: None,
+            }
         };
         let global = double(&sums);
         let both = GlobalSums { local: sums.clone(), global, world_size };
@@ -379,6 +409,9 @@ impl<B: NnOps> Subject<B> {
             members: int(members.as_slice().into()).into_primitive(),
             rule: LossRule {
                 softmax,
+                dice: loss.dice,
+                cross_entropy: loss.voxels == VoxelLoss::CrossEntropy,
+                include_background: loss.include_background,
                 ignore_label: loss.ignore_label.map(i32::from),
                 batch_dice: loss.batch_dice,
                 smooth: loss.smooth as f32,
@@ -392,13 +425,19 @@ impl<B: NnOps> Subject<B> {
             ))
         };
         let mut expected: Vec<f32> = Vec::new();
-        let our_sums = values_of_dice::<B>(local.clone(), channels, softmax);
+        let mut our_sums = values_of_dice::<B>(local.clone(), channels, loss.first_channel());
         expected.extend(sums.dice.iter().flatten().map(|sum| *sum as f32));
         expected.extend([sums.cross_entropy as f32, sums.count as f32]);
+        if loss.voxels == VoxelLoss::None {
+            // What is no part of the loss is not summed up on the host.
+            expected.truncate(expected.len() - 2);
+            our_sums.truncate(expected.len());
+        }
         within_each(2e-5, &format!("{what}: sums"), &our_sums, &expected);
         close::<B>(&format!("{what}: activations"), our_activations.clone(), shaped(activations));
 
-        let counts = values_of_dice::<B>((ours.counts)(our_activations.clone(), &target), channels, softmax);
+        let counts =
+            values_of_dice::<B>((ours.counts)(our_activations.clone(), &target), channels, usize::from(softmax));
         let expected = counted(loss, &values_of_logits, &labels);
         // Logits as small as the digits of a probability are decided by rounding.
         let tolerance = if softmax { 0.0 } else { 5e-3 };
@@ -433,11 +472,10 @@ fn counted(loss: &SegmentationLoss, logits: &[f32], labels: &[i16]) -> Vec<f32> 
     counts[usize::from(loss.target == Target::Classes)..].concat()
 }
 
-/// The sums of a device's tensor without those of a background.
-fn values_of_dice<B: Backend>(sums: FloatTensor<B>, channels: usize, softmax: bool) -> Vec<f32> {
+/// The sums of a device's tensor, of the channels from `first` on.
+fn values_of_dice<B: Backend>(sums: FloatTensor<B>, channels: usize, first: usize) -> Vec<f32> {
     let values = values::<B>(sums);
     let (dice, rest) = values.split_at(values.len() - 2);
-    let first = usize::from(softmax);
     let dice = dice.chunks_exact(3 * channels).flat_map(|group| group[3 * first..].to_vec());
     dice.chain(rest.iter().copied()).collect()
 }

@@ -35,17 +35,28 @@ pub struct Workshop {
 
 impl Workshop {
     pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// As [`Workshop::new`], with a dataset that `edit` has changed before it is planned.
+    pub fn with(edit: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let work = WorkDir::new(folder.path().join("work"));
         let dataset = folder.path().join("dataset");
         let phantoms = PhantomOptions { train_cases: 5, test_cases: 0, shape: [20, 24, 20], seed: 7 };
         phantoms.generate(&dataset).unwrap();
+        edit(&dataset);
         let workshop = Self { folder, work };
         workshop.make("plan", &["-d", dataset.to_str().unwrap()]);
         workshop.edit_plans(shrink);
         workshop.make("preprocess", &[]);
         fs::write(workshop.settings(), SETTINGS).unwrap();
         workshop
+    }
+
+    /// The raw dataset.
+    pub fn dataset(&self) -> PathBuf {
+        self.path("dataset")
     }
 
     /// Where anything else of a test may lie.

@@ -99,11 +99,7 @@ impl Loader {
         rounds: usize,
     ) -> anyhow::Result<Report> {
         let mirror_axes: &[usize] = if patch[0] == 1 { &[1, 2] } else { &[0, 1, 2] };
-        let pipeline = match self.augmentation {
-            AugmentationPreset::Nnunet => Pipeline::nnunet(patch, mirror_axes, masked),
-            AugmentationPreset::Basic => Pipeline::nnunet_basic(patch, mirror_axes, masked),
-            AugmentationPreset::None => Pipeline::none(patch),
-        };
+        let pipeline = Pipeline::preset(self.augmentation, patch, mirror_axes, masked);
         let pipeline = match classes_of_cascade {
             Some(classes) => pipeline.with_previous_stage(PreviousStage::nnunet(classes)),
             None => pipeline,

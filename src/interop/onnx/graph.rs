@@ -230,7 +230,7 @@ impl Attribute<'_> {
 mod tests {
     use super::*;
     use crate::model::ParameterSpec;
-    use crate::plan::NetworkShape;
+    use crate::plan::{NetworkShape, PLAIN_CONV_UNET};
 
     fn tensor(name: &str, shape: &[usize]) -> TensorState {
         let spec = ParameterSpec { name: name.into(), shape: shape.to_vec() };
@@ -260,10 +260,11 @@ mod tests {
     fn spec(strides: Vec<[usize; 3]>) -> UNetSpec {
         let stages = strides.len();
         let shape = NetworkShape {
+            network: &PLAIN_CONV_UNET,
             features: vec![2; stages],
             kernels: vec![[3; 3]; stages],
             strides,
-            convs_encoder: vec![1; stages],
+            blocks_encoder: vec![1; stages],
             convs_decoder: vec![1; stages - 1],
             conv_bias: false,
             norm_eps: 1e-5,

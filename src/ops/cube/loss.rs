@@ -177,8 +177,10 @@ fn partial_sums(
         partials[place + channels] = activation;
         partials[place + 2 * channels] = target;
         partials[place + 3 * channels] = loss;
-        // Binary cross-entropies are one per channel.
-        partials[place + 4 * channels] = if comptime!(softmax) { number } else { number * channels as f32 };
+        // Binary cross-entropies are one per channel; with an ignore label they are divided by the voxels alone, as in
+        // nnU-Net's `DC_and_BCE_loss`.
+        partials[place + 4 * channels] =
+            if comptime!(softmax || has_ignore_label) { number } else { number * channels as f32 };
     }
 }
 
@@ -236,6 +238,7 @@ fn gradient_of(
     dice_weight: f32,
     smooth: f32,
     ignore_label: i32,
+    first_dice: usize,
     #[comptime] has_ignore_label: bool,
     #[comptime] softmax: bool,
     #[comptime] batch_dice: bool,
@@ -254,14 +257,13 @@ fn gradient_of(
     if comptime!(!batch_dice) {
         first = voxel / voxels * channels * 3;
     }
-    let first_dice = comptime!(if softmax { 1usize } else { 0usize });
     let number = global[global.len() - 1];
     let cross_entropy = select(number > 0.0f32, weight * scaler[0] / max(number, 1.0f32), 0.0f32);
     let dice_scale = dice_weight * scaler[0];
 
     let mut projection = 0.0f32;
     if comptime!(softmax) {
-        for channel in 1..channels {
+        for channel in first_dice..channels {
             let (slope, offset) = dice_slope(dice_sums, first + channel * 3, dice_scale, smooth);
             let y = member(members, label, channel, channels);
             projection += (slope * y - offset) * activations[begin + channel];
@@ -398,7 +400,7 @@ pub fn gradient<R: CubeRuntime>(input: GradientInput<R>, target: Target<R>) -> C
     let rule = target.rule;
     let activations = contiguous(activations);
     let gradient = reuse(&activations);
-    let dice_channels = channels - usize::from(rule.softmax);
+    let dice_channels = channels - rule.first_channel();
     let groups = if rule.batch_dice { 1 } else { samples * world_size };
     let weight = weight * world_size as f32;
     let dice_sums = if rule.batch_dice { global.clone() } else { local };
@@ -416,10 +418,11 @@ pub fn gradient<R: CubeRuntime>(input: GradientInput<R>, target: Target<R>) -> C
         gradient.clone().into_array_arg(),
         z * y * x,
         channels,
-        weight,
-        -weight / (groups * dice_channels) as f32,
+        if rule.cross_entropy { weight } else { 0.0 },
+        if rule.dice { -weight / (groups * dice_channels) as f32 } else { 0.0 },
         rule.smooth,
         rule.ignore_label.unwrap_or(0),
+        rule.first_channel(),
         rule.ignore_label.is_some(),
         rule.softmax,
         rule.batch_dice,

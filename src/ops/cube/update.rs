@@ -4,8 +4,8 @@ use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::super::update::{CLIP_EPS, Control, GROWTH_INTERVAL};
-use super::super::{AdamStep, ControlRule, SgdStep};
+use super::super::update::{CLIP_EPS, Control, GROWTH_INTERVAL, RECTIFIED_FROM};
+use super::super::{AdamStep, ControlRule, Scaler, SgdStep};
 use super::launch::{UNITS, allocate, contiguous, elementwise, reuse, vector_size};
 
 /// Gradients of one cube in the sum of squares.
@@ -66,6 +66,7 @@ fn decide(
     beta2: f32,
     one_minus_beta1: f32,
     one_minus_beta2: f32,
+    longest: f32,
     #[comptime] dynamic_scale: bool,
 ) {
     let mut sum = 0.0f32;
@@ -84,13 +85,22 @@ fn decide(
         let mut good_steps = 0.0f32;
         let mut correction1 = scaler[2];
         let mut correction2 = scaler[3];
+        let mut age = scaler[4];
         let mut factor = 0.0f32;
         let mut apply = 0.0f32;
+        let mut rectification = 0.0f32;
         if finite {
             factor = min(clip_norm / (norm + comptime!(CLIP_EPS)), 1.0f32) / scale;
             apply = 1.0f32;
             correction1 = correction1 * beta1 + one_minus_beta1;
             correction2 = correction2 * beta2 + one_minus_beta2;
+            age = age * beta2 + correction2;
+            let length = 2.0f32 * age / correction2 - 1.0f32;
+            if length > comptime!(RECTIFIED_FROM) {
+                let of = (length - 4.0f32) / length * (length - 2.0f32);
+                let of_longest = (longest - 4.0f32) / longest * (longest - 2.0f32);
+                rectification = f32::sqrt(of / of_longest);
+            }
             good_steps = scaler[1] + 1.0f32;
             if comptime!(dynamic_scale) {
                 if good_steps >= comptime!(GROWTH_INTERVAL) {
@@ -107,10 +117,12 @@ fn decide(
         control[3] = scale;
         control[4] = correction1;
         control[5] = correction2;
+        control[6] = rectification;
         after[0] = next_scale;
         after[1] = good_steps;
         after[2] = correction1;
         after[3] = correction2;
+        after[4] = age;
     }
 }
 
@@ -167,6 +179,8 @@ fn adam_step<N: Size>(
     beta2: f32,
     eps: f32,
     weight_decay: f32,
+    #[comptime] decoupled: bool,
+    #[comptime] rectified: bool,
     #[comptime] is_first: bool,
 ) {
     let place = ABSOLUTE_POS;
@@ -182,12 +196,27 @@ fn adam_step<N: Size>(
     }
     let mut new = old;
     if control[1] > 0.5 {
-        let decay = Vector::<f32, N>::new(weight_decay);
-        let gradient = gradient[place] * Vector::<f32, N>::new(control[0]) + old * decay;
+        let mut gradient = gradient[place] * Vector::<f32, N>::new(control[0]);
+        let mut kept = old;
+        if comptime!(decoupled) {
+            kept = old - old * Vector::<f32, N>::new(learning_rate * weight_decay);
+        } else {
+            gradient += old * Vector::<f32, N>::new(weight_decay);
+        }
         moment1 = moment1 * Vector::<f32, N>::new(beta1) + gradient * Vector::<f32, N>::new(1.0 - beta1);
         moment2 = moment2 * Vector::<f32, N>::new(beta2) + gradient * gradient * Vector::<f32, N>::new(1.0 - beta2);
-        let denominator = Vector::sqrt(moment2 / Vector::<f32, N>::new(control[5])) + Vector::<f32, N>::new(eps);
-        new = old - moment1 / denominator * Vector::<f32, N>::new(learning_rate / control[4]);
+        let rate = learning_rate / control[4];
+        if comptime!(rectified) {
+            new = kept - moment1 * Vector::<f32, N>::new(rate);
+            if control[6] > 0.0 {
+                let rate = rate * control[6] * f32::sqrt(control[5]);
+                new =
+                    kept - moment1 / (Vector::sqrt(moment2) + Vector::<f32, N>::new(eps)) * Vector::<f32, N>::new(rate);
+            }
+        } else {
+            let denominator = Vector::sqrt(moment2 / Vector::<f32, N>::new(control[5])) + Vector::<f32, N>::new(eps);
+            new = kept - moment1 / denominator * Vector::<f32, N>::new(rate);
+        }
     }
     new_value[place] = new;
     new_first[place] = moment1;
@@ -220,7 +249,8 @@ pub fn control<R: CubeRuntime>(
         );
         place += cubes;
     }
-    let (control, after) = (allocate(&scaler, [Control::LEN], DType::F32), allocate(&scaler, [4], DType::F32));
+    let (control, after) =
+        (allocate(&scaler, [Control::LEN], DType::F32), allocate(&scaler, [Scaler::LEN], DType::F32));
     let [beta1, beta2] = rule.betas;
     decide::launch::<R>(
         &scaler.client.clone(),
@@ -235,6 +265,7 @@ pub fn control<R: CubeRuntime>(
         beta2,
         (1.0 - f64::from(beta1)) as f32,
         (1.0 - f64::from(beta2)) as f32,
+        rule.longest(),
         rule.dynamic_scale,
     );
     [control, after]
@@ -322,6 +353,8 @@ pub fn adam<R: CubeRuntime>(
         step.betas[1],
         step.eps,
         step.weight_decay,
+        step.decoupled,
+        step.rectified,
         is_first,
     );
     [new_value, new_first, new_second]

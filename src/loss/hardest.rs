@@ -1,0 +1,185 @@
+//! Which voxels are the hardest of a batch: those with the largest losses, over all ranks.
+
+use rayon::prelude::*;
+
+use super::segmentation::{LossSums, SegmentationLoss, VoxelLoss};
+
+/// The losses of one rank's voxels, and which of them count.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hardest {
+    losses: Vec<f32>,
+    cutoff: Cutoff,
+}
+
+/// The loss from which on a voxel counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cutoff {
+    loss: f32,
+    /// The part to which voxels with just this loss count: there may be more of them than are left to choose. PyTorch
+    /// chooses some.
+    share: f64,
+}
+
+/// Values one task counts.
+const BLOCK: usize = 1 << 16;
+/// The bits of a loss that one round finds, the highest first.
+const ROUNDS: [u32; 3] = [11, 11, 10];
+
+impl Hardest {
+    /// Of losses of at least 0; all count.
+    pub(super) fn new(losses: Vec<f32>) -> Self {
+        Self { losses, cutoff: Cutoff { loss: 0.0, share: 1.0 } }
+    }
+
+    pub(super) fn losses(&self) -> &[f32] {
+        &self.losses
+    }
+
+    pub(super) fn cutoff(&self) -> &Cutoff {
+        &self.cutoff
+    }
+}
+
+impl Cutoff {
+    /// The part to which a voxel of this loss counts.
+    #[inline(always)]
+    pub(super) fn share(&self, loss: f32) -> f64 {
+        match () {
+            () if key(loss) > key(self.loss) => 1.0,
+            () if key(loss) == key(self.loss) => self.share,
+            () => 0.0,
+        }
+    }
+}
+
+/// Completes the sums of some heads by those of the hardest voxels of each; where the loss does not choose, it does nothing.
+///
+/// `add_up` replaces values by their sums over all ranks; it is called three times, with a few thousand values per head.
+/// So the voxels are the hardest of the global batch, however it is divided. (nnU-Net chooses on each rank by itself.)
+///
+/// # Errors
+/// Of `add_up`.
+pub fn select_hardest<E>(
+    loss: &SegmentationLoss,
+    heads: &mut [&mut LossSums],
+    mut add_up: impl FnMut(&mut [f64]) -> Result<(), E>,
+) -> Result<(), E> {
+    let VoxelLoss::TopK { percent } = loss.voxels else { return Ok(()) };
+    let mut searches = vec![Search::default(); heads.len()];
+    let mut shift = u32::BITS;
+    for bits in ROUNDS {
+        shift -= bits;
+        let counts = heads.iter().zip(&searches).map(|(head, search)| {
+            let losses = head.hardest.as_ref().map_or(&[][..], Hardest::losses);
+            count(losses, search.prefix, shift, bits)
+        });
+        let mut counts: Vec<f64> = counts.flatten().map(|count| count as f64).collect();
+        add_up(&mut counts)?;
+        for (search, counts) in searches.iter_mut().zip(counts.chunks_exact(1 << bits)) {
+            search.advance(counts, percent, bits);
+        }
+    }
+    for (head, search) in heads.iter_mut().zip(searches) {
+        if let Some(hardest) = &mut head.hardest {
+            hardest.cutoff = Cutoff { loss: f32::from_bits(search.prefix), share: search.share };
+            let shares = hardest.losses.iter().map(|loss| (f64::from(*loss), hardest.cutoff.share(*loss)));
+            let chosen = shares.filter(|(_, share)| *share > 0.0);
+            (head.cross_entropy, head.count) =
+                chosen.fold((0.0, 0.0), |(sum, count), (loss, share)| (sum + share * loss, count + share));
+        }
+    }
+    Ok(())
+}
+
+/// The search for the smallest of the largest losses, from its highest bits to its lowest.
+#[derive(Clone, Default)]
+struct Search {
+    /// The bits found so far.
+    prefix: u32,
+    /// Voxels to be found among those with this prefix; `None` before the first round.
+    wanted: Option<f64>,
+    /// The part of the last round's voxels that is wanted.
+    share: f64,
+}
+
+impl Search {
+    /// Takes the number of losses by their next bits.
+    fn advance(&mut self, counts: &[f64], percent: f64, bits: u32) {
+        let all = || (counts.iter().sum::<f64>() * percent / 100.0).floor().max(1.0);
+        let mut wanted = self.wanted.unwrap_or_else(all);
+        let mut found = 0;
+        for (next, &count) in counts.iter().enumerate().rev() {
+            found = next;
+            if count >= wanted {
+                self.share = wanted / count;
+                break;
+            }
+            wanted -= count;
+        }
+        self.prefix = self.prefix << bits | found as u32;
+        self.wanted = Some(wanted);
+    }
+}
+
+/// How many of the losses that begin with `prefix` go on with each value of the next bits.
+fn count(losses: &[f32], prefix: u32, shift: u32, bits: u32) -> Vec<u64> {
+    let blocks = losses.par_chunks(BLOCK).map(|block| {
+        let mut counts = vec![0u64; 1 << bits];
+        for key in block.iter().map(|loss| key(*loss) >> shift).filter(|key| key >> bits == prefix) {
+            counts[(key & ((1 << bits) - 1)) as usize] += 1;
+        }
+        counts
+    });
+    let add = |mut a: Vec<u64>, b: Vec<u64>| {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        a
+    };
+    blocks.reduce(|| vec![0; 1 << bits], add)
+}
+
+/// Bits in the order of the losses, whose rounding may leave them below 0; NaN is the largest.
+#[inline(always)]
+fn key(loss: f32) -> u32 {
+    match () {
+        () if loss.is_nan() => f32::NAN.to_bits() & (u32::MAX >> 1),
+        () if loss > 0.0 => loss.to_bits(),
+        () => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::Target;
+
+    fn chosen(losses: &[f32], percent: f64) -> (f64, f64, Vec<f64>) {
+        let loss = SegmentationLoss::new(Target::Classes, true, None);
+        let loss = SegmentationLoss { voxels: VoxelLoss::TopK { percent }, ..loss };
+        let mut sums = LossSums { hardest: Some(Hardest::new(losses.to_vec())), ..LossSums::default() };
+        select_hardest(&loss, &mut [&mut sums], |_| Ok::<_, ()>(())).unwrap();
+        let cutoff = sums.hardest.unwrap().cutoff;
+        (sums.cross_entropy, sums.count, losses.iter().map(|loss| cutoff.share(*loss)).collect())
+    }
+
+    #[test]
+    fn the_largest_losses_are_found_to_the_last_bit() {
+        let losses: Vec<f32> = (0..1000).map(|i| 1.0 + (i * 7919 % 1000) as f32 * f32::EPSILON).collect();
+        let (sum, count, shares) = chosen(&losses, 10.0);
+        let mut sorted = losses.clone();
+        sorted.sort_by(f32::total_cmp);
+        let expected: f64 = sorted[900..].iter().map(|loss| f64::from(*loss)).sum();
+        assert_eq!((sum, count), (expected, 100.0));
+        assert_eq!(shares.iter().sum::<f64>(), 100.0);
+    }
+
+    #[test]
+    fn equal_losses_share_what_is_left() {
+        let (sum, count, shares) = chosen(&[1.0, 3.0, 2.0, 2.0, 2.0, 0.0, 0.0, -1e-9, 0.0, 0.0], 30.0);
+        assert!((sum - 7.0).abs() < 1e-12 && (count - 3.0).abs() < 1e-12, "{sum} of {count}");
+        assert_eq!(shares[..5], [0.0, 1.0, 2.0 / 3.0, 2.0 / 3.0, 2.0 / 3.0]);
+        // At least one, and those without a loss as well where there are no others.
+        assert_eq!(chosen(&[1.0, 4.0, 3.0], 1.0).0, 4.0);
+        assert_eq!(chosen(&[0.0, -1e-9, 0.0, 5.0], 50.0).1, 2.0);
+        assert!(chosen(&[1.0, f32::NAN], 50.0).0.is_nan());
+    }
+}

@@ -1,0 +1,61 @@
+//! What a run optimises, and by which rule: from its configuration and its dataset.
+
+use super::TrainError;
+use crate::config::{ConfigError, LossConfig, LossKind, OptimizerConfig, OptimizerKind};
+use crate::dataset::DatasetJson;
+use crate::loss::{SegmentationLoss, Target, VoxelLoss};
+use crate::ops::NnOps;
+use crate::optim::{Adam, Optimizer, Rule, Sgd};
+
+/// The loss of a dataset's classes or regions.
+///
+/// # Errors
+/// The configuration asks for what there is not for regions, or weights another number of classes.
+pub fn loss(config: &LossConfig, dataset: &DatasetJson) -> Result<SegmentationLoss, TrainError> {
+    let misfit = |defect: String| Err(ConfigError::new("configuration", defect).into());
+    let regions = dataset.regions();
+    let classes = dataset.num_segmentation_heads();
+    if regions.is_some() && config.kind == LossKind::DiceTopk {
+        return misfit("`loss.kind` dice_topk is for classes, and the dataset has regions".into());
+    }
+    match (config.class_weights.len(), &regions) {
+        (0, _) => {}
+        (_, Some(_)) => return misfit("`loss.class_weights` are for classes, and the dataset has regions".into()),
+        (weights, None) if weights != classes => {
+            let defect = format!("`loss.class_weights` has {weights} entries, one per class would be {classes}");
+            return misfit(defect + ", with the background first");
+        }
+        (_, None) => {}
+    }
+    let target = regions.map_or(Target::Classes, Target::Regions);
+    let voxels = match config.kind {
+        LossKind::DiceCe | LossKind::Ce => VoxelLoss::CrossEntropy,
+        LossKind::DiceTopk => VoxelLoss::TopK { percent: config.topk_percent },
+        LossKind::DiceFocal => VoxelLoss::Focal { gamma: config.focal_gamma as f32 },
+        LossKind::Dice => VoxelLoss::None,
+    };
+    Ok(SegmentationLoss {
+        dice: config.kind != LossKind::Ce,
+        voxels,
+        include_background: config.include_background,
+        class_weights: config.class_weights.iter().map(|weight| *weight as f32).collect(),
+        ..SegmentationLoss::new(target, config.batch_dice, dataset.ignore_label())
+    })
+}
+
+/// The optimiser without history.
+pub fn optimizer<B: NnOps>(config: &OptimizerConfig) -> Optimizer<B> {
+    let optimizer = Optimizer::new(rule(config), (config.clip > 0.0).then_some(config.clip));
+    if config.lookahead { optimizer.with_lookahead() } else { optimizer }
+}
+
+fn rule(config: &OptimizerConfig) -> Rule {
+    let OptimizerConfig { weight_decay, momentum, nesterov, .. } = *config;
+    let adam = Adam { weight_decay, ..Adam::default() };
+    match config.kind {
+        OptimizerKind::Sgd => Sgd { momentum, weight_decay, nesterov }.into(),
+        OptimizerKind::Adam => adam.into(),
+        OptimizerKind::Adamw => Adam { decoupled: true, ..adam }.into(),
+        OptimizerKind::Radam => Adam { rectified: true, ..adam }.into(),
+    }
+}
