@@ -59,7 +59,7 @@ def shrink(plans):
 
 
 def report(what, passed, **figures):
-    print(json.dumps({"comparison": what, "passed": bool(passed), **figures}), flush=True)
+    print(json.dumps({"comparison": what, "passed": bool(passed), **figures}), file=sys.__stdout__, flush=True)
     return bool(passed)
 
 
@@ -125,6 +125,8 @@ def main():
         (folder / name).mkdir()
         os.environ[name] = str(folder / name)
     os.environ.update(nnUNet_compile="false", nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1")
+    # nnU-Net says a lot on standard output.
+    sys.stdout = sys.stderr
     try:
         sys.exit(0 if roundtrip(arguments, folder) else 1)
     finally:
