@@ -18,7 +18,7 @@ pub struct Layout {
 #[derive(Clone, Debug)]
 pub enum Block {
     Conv(ConvBlock),
-    Residual(ResidualBlock),
+    Residual(Box<ResidualBlock>),
 }
 
 /// Convolution and instance norm, with what activation follows left to the block.
@@ -71,7 +71,8 @@ impl Block {
     pub fn parameters(&self) -> Vec<usize> {
         match self {
             Self::Conv(conv) => conv.parameters(),
-            Self::Residual(ResidualBlock { conv1, conv2, projection, .. }) => {
+            Self::Residual(block) => {
+                let ResidualBlock { conv1, conv2, projection, .. } = &**block;
                 [conv1, conv2].into_iter().chain(projection).flat_map(ConvBlock::parameters).collect()
             }
         }
@@ -96,12 +97,12 @@ impl Parameters {
     fn blocks(&mut self, blocks: &[plan::Block]) -> Vec<Block> {
         let built = blocks.iter().map(|block| match block {
             plan::Block::Conv(conv) => Block::Conv(self.conv(conv)),
-            plan::Block::Residual(block) => Block::Residual(ResidualBlock {
+            plan::Block::Residual(block) => Block::Residual(Box::new(ResidualBlock {
                 conv1: self.conv(&block.conv1),
                 conv2: self.conv(&block.conv2),
                 pool: block.pool,
                 projection: block.projection.as_ref().map(|projection| self.conv(projection)),
-            }),
+            })),
         });
         built.collect()
     }

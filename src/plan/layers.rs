@@ -25,7 +25,7 @@ pub enum Block {
     /// Convolution, norm, leaky ReLU.
     Conv(ConvNorm),
     /// Two convolutions around which the input takes a short cut.
-    Residual(ResidualBlock),
+    Residual(Box<ResidualBlock>),
 }
 
 /// `leaky_relu(conv2(leaky_relu(conv1(x))) + skip(x))`, each convolution with its norm (`BasicBlockD` of
@@ -117,7 +117,8 @@ impl Block {
     pub fn convolutions(&self) -> Vec<(&ConvNorm, [usize; 3])> {
         match self {
             Self::Conv(conv) => vec![(conv, [1; 3])],
-            Self::Residual(ResidualBlock { conv1, conv2, pool, projection }) => {
+            Self::Residual(block) => {
+                let ResidualBlock { conv1, conv2, pool, projection } = &**block;
                 let mut all = vec![(conv1, [1; 3]), (conv2, conv1.stride)];
                 all.extend(projection.as_ref().map(|projection| (projection, *pool)));
                 all
@@ -168,7 +169,8 @@ impl Place<'_> {
 
     /// `count` residual blocks `NAME.0`, `NAME.1`, ….
     pub(super) fn residual_blocks(&self, name: &str, count: usize) -> Vec<Block> {
-        (0..count).map(|index| Block::Residual(self.residual(&format!("{name}.{index}"), index == 0))).collect()
+        let block = |index| Box::new(self.residual(&format!("{name}.{index}"), index == 0));
+        (0..count).map(|index| Block::Residual(block(index))).collect()
     }
 
     fn residual(&self, name: &str, is_first: bool) -> ResidualBlock {
