@@ -14,8 +14,9 @@
 //! 8. [`train`]: the loop that ties 5 to 7 together, validates and writes checkpoints.
 //! 9. [`infer`]: a checkpoint and an image become a label map in the image's own geometry.
 //! 10. [`eval`]: label maps become Dice and `summary.json`.
-//! 11. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
-//! 12. [`bench`]: how fast each part is alone, next to what the machine can do at most.
+//! 11. [`inspect`]: what is in a case, in words, in numbers and in a picture.
+//! 12. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
+//! 13. [`bench`]: how fast each part is alone, next to what the machine can do at most.
 //!
 //! # Conventions
 //!
@@ -36,6 +37,7 @@ pub mod eval;
 pub mod fsio;
 pub mod image;
 pub mod infer;
+pub mod inspect;
 pub mod loader;
 pub mod loss;
 pub mod math;

@@ -8,10 +8,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 mod bench;
 mod completions;
+mod convert;
 mod demo;
 mod doctor;
 mod evaluate;
 pub mod exit;
+mod inspect;
 mod logging;
 mod phantom;
 mod plan;
@@ -58,6 +60,8 @@ enum Command {
     Train(train::Train),
     Predict(predict::Predict),
     Evaluate(evaluate::Evaluate),
+    Convert(convert::Convert),
+    Inspect(inspect::Inspect),
     Scale(scale::Scale),
     Bench(bench::Bench),
     Phantom(phantom::Phantom),
@@ -82,6 +86,8 @@ impl Cli {
             Command::Train(command) => command.run(),
             Command::Predict(command) => command.run(),
             Command::Evaluate(command) => command.run(),
+            Command::Convert(command) => command.run(),
+            Command::Inspect(command) => command.run(),
             Command::Scale(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Phantom(command) => command.run(),
