@@ -63,7 +63,7 @@ impl ImageReport {
         let geometry = &header.geometry;
         let channels = || volume.data.axis_iter(Axis(0));
         let foreground = labels.into_iter().flat_map(|labels| {
-            channels().filter_map(|channel| {
+            channels().filter_map(move |channel| {
                 let inside = channel.iter().zip(labels).filter(|(_, label)| **label > 0);
                 Intensities::of(inside.map(|(value, _)| *value))
             })

@@ -108,7 +108,7 @@ impl<'a> Pages<'a> {
             DecodingResult::F64(values) => floats!(values),
             _ => return Err(ImageError::new(self.path, "has numbers of a type that cannot be read")),
         };
-        match samples.len() == self.shape.iter().product() {
+        match samples.len() == self.shape.iter().product::<usize>() {
             true => Ok(samples),
             false => Err(ImageError::new(self.path, "has rows of differing length")),
         }
