@@ -17,8 +17,9 @@
 //! 11. [`serve`]: the same over HTTP, for programs that send images.
 //! 12. [`eval`]: label maps become Dice and `summary.json`; [`ensemble`] averages predictions, [`postprocess`] tidies them,
 //!     and [`crossval`] finds out which of them to trust with new images.
-//! 13. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
-//! 14. [`bench`]: how fast each part is alone, next to what the machine can do at most.
+//! 13. [`inspect`]: what is in a case, in words, in numbers and in a picture.
+//! 14. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
+//! 15. [`bench`]: how fast each part is alone, next to what the machine can do at most.
 //!
 //! # Conventions
 //!
@@ -41,6 +42,7 @@ pub mod eval;
 pub mod fsio;
 pub mod image;
 pub mod infer;
+pub mod inspect;
 pub mod interop;
 pub mod loader;
 pub mod loss;

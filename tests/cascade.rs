@@ -18,7 +18,7 @@ use nnunet_dist::config::{RunDir, WorkDir};
 use nnunet_dist::dist::Single;
 use nnunet_dist::eval::{FolderOptions, Summary, evaluate_folder};
 use nnunet_dist::image::{read_labels, write_labels};
-use nnunet_dist::loader::{Batch, Loader, LoaderOptions, Sampler, SamplerOptions, Shard};
+use nnunet_dist::loader::{Batch, Loader, LoaderOptions, Oversampling, Sampler, SamplerOptions, Shard};
 use nnunet_dist::model::SavedModel;
 use nnunet_dist::phantom::PhantomOptions;
 use nnunet_dist::plan::Plans;
@@ -278,6 +278,7 @@ fn batches(store: &Arc<NativeStore>, world_size: usize, rank: usize) -> Vec<Batc
         final_patch_size: pipeline.patch_size(),
         global_batch_size: 2,
         oversample_foreground: 0.33,
+        oversampling: Oversampling::Deterministic,
         shard: Shard::Random,
     };
     let sampler = Sampler::new(store.clone(), store.case_ids().to_vec(), options).unwrap();

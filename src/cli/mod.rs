@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 mod accumulate;
 mod bench;
 mod completions;
+mod convert;
 mod demo;
 mod doctor;
 mod ensemble;
@@ -18,6 +19,7 @@ mod export;
 mod find_best_configuration;
 mod import;
 mod infer_flags;
+mod inspect;
 mod logging;
 mod objective_flags;
 mod phantom;
@@ -75,6 +77,8 @@ enum Command {
     Postprocess(postprocess::Postprocess),
     Import(import::Import),
     Export(export::Export),
+    Convert(convert::Convert),
+    Inspect(inspect::Inspect),
     Scale(scale::Scale),
     Bench(bench::Bench),
     Phantom(phantom::Phantom),
@@ -106,6 +110,8 @@ impl Cli {
             Command::Postprocess(command) => command.run(),
             Command::Import(command) => command.run(),
             Command::Export(command) => command.run(),
+            Command::Convert(command) => command.run(),
+            Command::Inspect(command) => command.run(),
             Command::Scale(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Phantom(command) => command.run(),

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::raw::folder_name;
 use super::{CaseFiles, DatasetError};
+use crate::image;
 
 /// The cases in a folder of images, sorted by name; nothing in them is read yet.
 ///
@@ -12,11 +14,35 @@ use super::{CaseFiles, DatasetError};
 /// `CASE.nii.gz`, of one channel or of a fourth axis of channels, as in the Medical Segmentation Decathlon. Hidden files
 /// are skipped.
 ///
+/// Where there is no file with this ending, cases are series of DICOM files: the folder itself is one, or each folder in
+/// it, which are named as files are.
+///
 /// # Errors
 /// The folder cannot be read or has no such file, a file lacks the channel number that others have, or a channel of a
 /// case is missing or too many.
 pub fn find_images(folder: &Path, file_ending: &str, channels: usize) -> Result<Vec<CaseFiles>, DatasetError> {
-    complete(group_by_case(folder, file_ending, channels)?, channels)
+    let grouped = match dicom_series(folder, file_ending)? {
+        Some(series) if series.is_empty() => {
+            let images = vec![folder.to_owned()];
+            return Ok(vec![CaseFiles { id: folder_name(folder)?, images, label: None }]);
+        }
+        Some(series) => group(series, &|name| folder.join(name), channels)?,
+        None => group_by_case(folder, file_ending, channels)?,
+    };
+    complete(grouped, channels)
+}
+
+/// The folders of DICOM files in a folder without images, sorted; none where the folder is such a one itself.
+fn dicom_series(folder: &Path, file_ending: &str) -> Result<Option<Vec<String>>, DatasetError> {
+    if !stems(folder, file_ending)?.is_empty() {
+        return Ok(None);
+    }
+    if image::holds_dicom(folder) {
+        return Ok(Some(Vec::new()));
+    }
+    let mut series = stems(folder, "")?;
+    series.retain(|name| image::holds_dicom(&folder.join(name)));
+    Ok(Some(series).filter(|series| !series.is_empty()))
 }
 
 /// The cases that image files make up, sorted by name, by the rules of [`find_images`]; nothing in them is read yet.
@@ -34,7 +60,7 @@ pub fn group_images(files: &[PathBuf], file_ending: &str, channels: usize) -> Re
     }
     let mut all = BTreeMap::new();
     for (folder, stems) in by_folder {
-        for (id, images) in group(folder, stems, file_ending, channels)? {
+        for (id, images) in group(stems, &|name| folder.join(format!("{name}{file_ending}")), channels)? {
             if let Some(others) = all.insert(id.clone(), images.clone()) {
                 let other = others[0].display();
                 return Err(DatasetError::invalid(&images[0], format_args!("is a case {id} as well as {other}")));
@@ -48,7 +74,7 @@ pub fn group_images(files: &[PathBuf], file_ending: &str, channels: usize) -> Re
 fn complete(images: BTreeMap<String, Vec<PathBuf>>, channels: usize) -> Result<Vec<CaseFiles>, DatasetError> {
     let mut cases = Vec::new();
     for (id, images) in images {
-        if let Some(missing) = images.iter().find(|image| !image.is_file()) {
+        if let Some(missing) = images.iter().find(|image| !image.exists()) {
             return Err(DatasetError::invalid(missing, format_args!("missing: {channels} channels per case")));
         }
         if let Some(excess) = images.get(channels) {
@@ -69,16 +95,14 @@ pub(super) fn group_by_case(
     if stems.is_empty() {
         return Err(DatasetError::invalid(folder, format_args!("holds no image *{file_ending}")));
     }
-    group(folder, stems, file_ending, channels)
+    group(stems, &|name| folder.join(format!("{name}{file_ending}")), channels)
 }
 
 fn group(
-    folder: &Path,
     stems: Vec<String>,
-    file_ending: &str,
+    path: &dyn Fn(&str) -> PathBuf,
     channels: usize,
 ) -> Result<BTreeMap<String, Vec<PathBuf>>, DatasetError> {
-    let path = |name: &str| folder.join(format!("{name}{file_ending}"));
     if !stems.iter().any(|stem| matches!(split_channel(stem), Some((_, 0)))) {
         return Ok(stems.into_iter().map(|stem| (stem.clone(), vec![path(&stem)])).collect());
     }

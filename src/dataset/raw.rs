@@ -154,7 +154,7 @@ fn cases_in_folders(root: &Path, json: &DatasetJson) -> Result<Vec<CaseFiles>, D
 }
 
 /// Also of `.` and of folders behind links, which go by the name the user sees.
-fn folder_name(root: &Path) -> Result<String, DatasetError> {
+pub(super) fn folder_name(root: &Path) -> Result<String, DatasetError> {
     let absolute = match root.file_name() {
         Some(_) => root.to_owned(),
         None => root.canonicalize().map_err(DatasetError::io(root))?,

@@ -7,7 +7,8 @@ use super::evaluate::labels_of;
 use super::{Classes, EvalError, Measures, Pair, Summary, evaluate_files};
 
 /// File name endings of label maps. Of a `.hdr` / `.img` pair, the header stands for both.
-const ENDINGS: [&str; 6] = [".nii.gz", ".nii", ".hdr", ".png", ".tiff", ".tif"];
+const ENDINGS: [&str; 11] =
+    [".nii.gz", ".nii", ".hdr", ".mha", ".mhd", ".nrrd", ".nhdr", ".png", ".bmp", ".tiff", ".tif"];
 /// How many names an error lists.
 const LISTED: usize = 10;
 

@@ -4,8 +4,11 @@ use std::path::Path;
 
 use ndarray::{Array3, Array4, Axis};
 
+use super::dicom::{DicomSeries, is_dicom};
+use super::meta_image::MetaImage;
 use super::nifti::Nifti;
-use super::raster::{Png, Tiff};
+use super::nrrd::Nrrd;
+use super::raster::{Bmp, Png, Tiff};
 use super::seam::{ImageHeader, ImageReader, ImageWriter};
 use super::{ImageError, LabelMap, Volume};
 
@@ -13,25 +16,44 @@ trait Format: ImageReader + ImageWriter {}
 impl<T: ImageReader + ImageWriter> Format for T {}
 
 /// Endings with the format behind each.
-const FORMATS: [(&str, &dyn Format); 9] = [
+const FORMATS: [(&str, &dyn Format); 14] = [
     (".nii", &Nifti),
     (".nii.gz", &Nifti),
     (".hdr", &Nifti),
     (".hdr.gz", &Nifti),
     (".img", &Nifti),
     (".img.gz", &Nifti),
+    (".mha", &MetaImage),
+    (".mhd", &MetaImage),
+    (".nrrd", &Nrrd),
+    (".nhdr", &Nrrd),
+    (".bmp", &Bmp),
     (".png", &Png),
     (".tif", &Tiff),
     (".tiff", &Tiff),
 ];
 
-fn format_of(path: &Path) -> Result<&'static dyn Format, ImageError> {
+fn find(path: &Path) -> Option<&'static dyn Format> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let found = FORMATS.iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, format)| *format);
-    found.ok_or_else(|| {
-        let known: Vec<_> = FORMATS.iter().map(|(ending, _)| *ending).collect();
-        ImageError::new(path, format!("unknown file type; known are {}", known.join(", ")))
-    })
+    FORMATS.iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, format)| *format)
+}
+
+fn reader_of(path: &Path) -> Result<&'static dyn ImageReader, ImageError> {
+    match find(path) {
+        _ if path.is_dir() => Ok(&DicomSeries),
+        Some(format) => Ok(format),
+        None if is_dicom(path) => Ok(&DicomSeries),
+        None => Err(unknown(path)),
+    }
+}
+
+fn writer_of(path: &Path) -> Result<&'static dyn ImageWriter, ImageError> {
+    find(path).map(|format| format as &dyn ImageWriter).ok_or_else(|| unknown(path))
+}
+
+fn unknown(path: &Path) -> ImageError {
+    let known: Vec<_> = FORMATS.iter().map(|(ending, _)| *ending).collect();
+    ImageError::new(path, format!("unknown file type; known are {}, and DICOM is read", known.join(", ")))
 }
 
 /// Reads extent and geometry of an image.
@@ -39,15 +61,16 @@ fn format_of(path: &Path) -> Result<&'static dyn Format, ImageError> {
 /// # Errors
 /// The type is unknown, or the file is missing or damaged.
 pub fn read_header(path: &Path) -> Result<ImageHeader, ImageError> {
-    format_of(path)?.read_header(path)
+    reader_of(path)?.read_header(path)
 }
 
-/// Reads an image. The fourth and later axes of a NIfTI file become channels, as do the colours of a raster image.
+/// Reads an image, or a folder with the DICOM files of one series. Axes beyond the third become channels, as do the
+/// components of a voxel and the colours of a raster image.
 ///
 /// # Errors
 /// The type is unknown, or the file is missing or damaged.
 pub fn read_volume(path: &Path) -> Result<Volume, ImageError> {
-    format_of(path)?.read_volume(path)
+    reader_of(path)?.read_volume(path)
 }
 
 /// Reads a label map.
@@ -55,24 +78,24 @@ pub fn read_volume(path: &Path) -> Result<Volume, ImageError> {
 /// # Errors
 /// As [`read_volume`], or the file has several channels, or a value is no integer or out of the range of labels.
 pub fn read_labels(path: &Path) -> Result<LabelMap, ImageError> {
-    let Volume { data, geometry } = format_of(path)?.read_label_values(path)?;
+    let Volume { data, geometry } = reader_of(path)?.read_label_values(path)?;
     Ok(LabelMap { data: to_labels(data).map_err(|defect| ImageError::new(path, defect))?, geometry })
 }
 
-/// Writes a label map. NIfTI files keep its geometry, raster images only its pixels.
+/// Writes a label map. Raster images keep only its pixels, and a TIFF file its spacing beside it.
 ///
 /// # Errors
 /// The type is unknown or cannot hold the labels, or the file cannot be written.
 pub fn write_labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
-    format_of(path)?.write_labels(path, labels)
+    writer_of(path)?.write_labels(path, labels)
 }
 
-/// Writes an image; several channels become the fourth axis of a NIfTI file or the colours of a raster image.
+/// Writes an image; several channels become a fourth axis, the components of a voxel or the colours of a raster image.
 ///
 /// # Errors
 /// As [`write_labels`].
 pub fn write_volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
-    format_of(path)?.write_volume(path, volume)
+    writer_of(path)?.write_volume(path, volume)
 }
 
 /// Labels stored as floating point, or scaled, are off by rounding at most.

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
-use super::{Geometry, ImageError, LabelMap, Volume};
+use super::{Geometry, ImageError, LabelMap, Number, Volume};
 
 /// Extent and place of an image, without its voxels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageHeader {
     /// `(channel, z, y, x)`.
     pub shape: [usize; 4],
+    /// How the file stores a number.
+    pub number: Number,
     /// Where the voxels lie.
     pub geometry: Geometry,
 }
@@ -44,7 +46,7 @@ pub trait ImageWriter: Sync {
     /// The file cannot be written, or the format cannot hold the labels.
     fn write_labels(&self, path: &Path, labels: &LabelMap) -> Result<(), ImageError>;
 
-    /// Writes intensities.
+    /// Writes intensities, in 8-bit or 16-bit integers where these hold all values.
     ///
     /// # Errors
     /// As [`ImageWriter::write_labels`].

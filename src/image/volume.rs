@@ -23,10 +23,74 @@ impl Default for Geometry {
     }
 }
 
+/// nnU-Net's spacing across a 2D image: so many times the one within (`simpleitk_reader_writer.py`,
+/// `natural_image_reader_writer.py`).
+const ACROSS: f64 = 999.0;
+
+/// Where a 2D image lies in its plane, all in the order `(x, y)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plane {
+    /// Pixel size in mm.
+    pub spacing: [f64; 2],
+    /// Centre of the first pixel in mm.
+    pub origin: [f64; 2],
+    /// Direction cosines, row-major.
+    pub direction: [[f64; 2]; 2],
+}
+
+impl Geometry {
+    /// A 2D image as 3D with one slice.
+    pub fn of_plane(plane: &Plane) -> Self {
+        let Plane { spacing: [x, y], origin, direction: [a, b] } = plane;
+        Self {
+            spacing: [ACROSS * x.max(*y), *y, *x],
+            origin: [origin[0], origin[1], 0.0],
+            direction: [[a[0], a[1], 0.0], [b[0], b[1], 0.0], [0.0, 0.0, 1.0]],
+        }
+    }
+
+    /// The inverse of [`Geometry::of_plane`]; `None` where the image is not a 2D one.
+    pub fn plane(&self) -> Option<Plane> {
+        let [z, y, x] = self.spacing;
+        let [[a, b, _], [c, d, _], _] = self.direction;
+        let plane = Plane { spacing: [x, y], origin: [self.origin[0], self.origin[1]], direction: [[a, b], [c, d]] };
+        let same = Self::of_plane(&plane);
+        let is_plane =
+            (same.spacing[0] - z).abs() <= 1e-6 * z && same.origin == self.origin && same.direction == self.direction;
+        is_plane.then_some(plane)
+    }
+
+    /// The letters of the directions in which x, y and z grow: `LPS` where direction is the identity. An oblique axis has
+    /// the letter of the nearest one.
+    pub fn orientation(&self) -> String {
+        let letter = |axis: usize| {
+            let component = |row: usize| self.direction[row][axis];
+            let row = (1..3).fold(0, |best, row| if component(row).abs() > component(best).abs() { row } else { best });
+            let [positive, negative] = [['L', 'R'], ['P', 'A'], ['S', 'I']][row];
+            if component(row) < 0.0 { negative } else { positive }
+        };
+        (0..3).map(letter).collect()
+    }
+
+    /// What cannot be of a geometry that a file states.
+    pub(super) fn defect(&self) -> Option<String> {
+        if let Some(mm) = self.spacing.iter().find(|mm| !(mm.is_finite() && **mm > 0.0)) {
+            return Some(format!("a spacing of {mm} mm"));
+        }
+        if let Some(mm) = self.origin.iter().find(|mm| !mm.is_finite()) {
+            return Some(format!("an origin of {mm} mm"));
+        }
+        let [a, b, c] = self.direction;
+        let volume = a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0])
+            + a[2] * (b[0] * c[1] - b[1] * c[0]);
+        (!volume.is_finite() || volume.abs() < 1e-6).then(|| format!("a direction of determinant {volume}"))
+    }
+}
+
 /// An image: `(channel, z, y, x)` intensities and their geometry.
 #[derive(Clone, Debug)]
 pub struct Volume {
-    /// Intensities after scl_slope / scl_inter, `(channel, z, y, x)`, C order. A 2D image has z extent 1.
+    /// Intensities after the file's slope and intercept, `(channel, z, y, x)`, C order. A 2D image has z extent 1.
     pub data: Array4<f32>,
     /// Where the voxels lie.
     pub geometry: Geometry,

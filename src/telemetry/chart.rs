@@ -39,11 +39,19 @@ pub fn png(panels: &[Vec<Curve>]) -> Result<Vec<u8>, String> {
         }
         root.present().map_err(|error| error.to_string())?;
     }
+    encode(&pixels, width, height)
+}
+
+/// Rows of pixels, three bytes each, as a PNG file.
+///
+/// # Errors
+/// The encoder's.
+pub(crate) fn encode(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>, String> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, width, height);
     encoder.set_color(png::ColorType::Rgb);
     let mut writer = encoder.write_header().map_err(|error| error.to_string())?;
-    writer.write_image_data(&pixels).map_err(|error| error.to_string())?;
+    writer.write_image_data(pixels).map_err(|error| error.to_string())?;
     writer.finish().map_err(|error| error.to_string())?;
     Ok(file)
 }

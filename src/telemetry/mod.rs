@@ -4,7 +4,7 @@
 //! bar, `progress.png`) is one file each here. Only rank 0 has observers.
 
 pub mod chart;
-mod glyphs;
+pub(crate) mod glyphs;
 mod json_lines;
 mod observer;
 mod plot;

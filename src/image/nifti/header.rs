@@ -1,7 +1,7 @@
 //! The three headers as one: which bytes mean what, and which values cannot be.
 
 use super::affine::{self, Affine};
-use crate::image::Geometry;
+use crate::image::{Geometry, Number};
 
 /// Bytes to have in hand before parsing: those of the longer header.
 pub const MAX_LEN: usize = 540;
@@ -28,33 +28,6 @@ pub struct VoxelType {
     pub number: Number,
     /// Numbers per voxel: 3 for RGB, 2 for complex.
     pub components: usize,
-}
-
-/// How a number is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Number {
-    U8,
-    I8,
-    U16,
-    I16,
-    U32,
-    I32,
-    U64,
-    I64,
-    F32,
-    F64,
-}
-
-impl Number {
-    /// Bytes of one number.
-    pub fn size(self) -> usize {
-        match self {
-            Self::U8 | Self::I8 => 1,
-            Self::U16 | Self::I16 => 2,
-            Self::U32 | Self::I32 | Self::F32 => 4,
-            Self::U64 | Self::I64 | Self::F64 => 8,
-        }
-    }
 }
 
 impl VoxelType {

@@ -7,79 +7,60 @@ use flate2::{Compression, write::GzEncoder};
 
 use super::affine;
 use crate::fsio;
-use crate::image::{Geometry, ImageError, LabelMap, Volume};
+use crate::image::number::Numbers;
+use crate::image::{Geometry, ImageError, LabelMap, Number, Volume};
 
-/// NIFTI_TYPE_UINT8, _INT16 and _FLOAT32 of nifti1.h, with their bits.
-const UINT8: (i16, i16) = (2, 8);
-const INT16: (i16, i16) = (4, 16);
-const FLOAT32: (i16, i16) = (16, 32);
 /// Header and the four bytes that say there is no extension.
 const VOX_OFFSET: usize = 352;
-/// Numbers converted at a time.
-const BLOCK: usize = 1 << 16;
 
 /// Writes 8-bit labels where that is enough, 16-bit ones where not.
 pub fn labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
     let (z, y, x) = labels.data.dim();
     let values = labels.data.as_standard_layout();
-    let values = values.as_slice().expect("standard layout");
-    let is_small = values.iter().all(|label| u8::try_from(*label).is_ok());
-    let datatype = if is_small { UINT8 } else { INT16 };
-    let header = header([1, z, y, x], datatype, &labels.geometry);
-    write(path, &header, |file| match is_small {
-        true => write_numbers(file, values, |label| [label as u8]),
-        false => write_numbers(file, values, i16::to_le_bytes),
-    })
+    write(path, [1, z, y, x], &labels.geometry, &Numbers::of_labels(values.as_slice().expect("standard layout")))
 }
 
-/// Writes 32-bit floating point; several channels become the fourth axis.
+/// Writes 8-bit or 16-bit integers where they hold all values, 32-bit floating point where not; several channels become
+/// the fourth axis.
 pub fn volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
     let (c, z, y, x) = volume.data.dim();
     let values = volume.data.as_standard_layout();
-    let header = header([c, z, y, x], FLOAT32, &volume.geometry);
-    write(path, &header, |file| write_numbers(file, values.as_slice().expect("standard layout"), f32::to_le_bytes))
+    let values = Numbers::of_intensities(values.as_slice().expect("standard layout"));
+    write(path, [c, z, y, x], &volume.geometry, &values)
 }
 
-fn write(
-    path: &Path,
-    header: &Result<Vec<u8>, String>,
-    voxels: impl Fn(&mut dyn Write) -> io::Result<()>,
-) -> Result<(), ImageError> {
+fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) -> Result<(), ImageError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if !name.ends_with(".nii") && !name.ends_with(".nii.gz") {
         return Err(ImageError::new(path, "cannot be written: NIfTI is written to .nii or .nii.gz"));
     }
-    let header = header.as_ref().map_err(|defect| ImageError::new(path, defect))?;
+    let header = header(shape, voxels.number(), geometry).map_err(|defect| ImageError::new(path, defect))?;
     let result = fsio::write_atomically(path, |file| {
         if name.ends_with(".gz") {
             let mut encoder = BufWriter::with_capacity(1 << 18, GzEncoder::new(file, Compression::fast()));
-            encoder.write_all(header)?;
-            voxels(&mut encoder)?;
+            encoder.write_all(&header)?;
+            voxels.write(&mut encoder)?;
             encoder.into_inner().map_err(io::IntoInnerError::into_error)?.finish().map(|_| ())
         } else {
-            file.write_all(header)?;
-            voxels(file)
+            file.write_all(&header)?;
+            voxels.write(file)
         }
     });
     result.map_err(|error| ImageError::new(path, format!("cannot be written: {error}")))
 }
 
-fn write_numbers<T: Copy, const N: usize>(
-    file: &mut dyn Write,
-    values: &[T],
-    bytes: impl Fn(T) -> [u8; N],
-) -> io::Result<()> {
-    let mut buffer = Vec::with_capacity(BLOCK * N);
-    for block in values.chunks(BLOCK) {
-        buffer.clear();
-        buffer.extend(block.iter().flat_map(|value| bytes(*value)));
-        file.write_all(&buffer)?;
+/// NIFTI_TYPE_* of nifti1.h.
+fn datatype(number: Number) -> i16 {
+    match number {
+        Number::U8 => 2,
+        Number::I16 => 4,
+        Number::U16 => 512,
+        _ => 16,
     }
-    Ok(())
 }
 
 /// Header and empty extension. The sform always holds the geometry, the qform where a quaternion can.
-fn header([c, z, y, x]: [usize; 4], (datatype, bits): (i16, i16), geometry: &Geometry) -> Result<Vec<u8>, String> {
+fn header([c, z, y, x]: [usize; 4], number: Number, geometry: &Geometry) -> Result<Vec<u8>, String> {
     let mut header = Bytes(vec![0; VOX_OFFSET]);
     let axes: &[usize] = if c == 1 { &[x, y, z] } else { &[x, y, z, c] };
     header.i16(40, axes.len() as i16);
@@ -89,8 +70,8 @@ fn header([c, z, y, x]: [usize; 4], (datatype, bits): (i16, i16), geometry: &Geo
         header.i16(42 + 2 * axis, extent);
     }
     header.i32(0, 348);
-    header.i16(70, datatype);
-    header.i16(72, bits);
+    header.i16(70, datatype(number));
+    header.i16(72, 8 * number.size() as i16);
     for axis in 0..3 {
         header.f32(80 + 4 * axis, geometry.spacing[2 - axis]);
     }

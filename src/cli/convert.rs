@@ -1,0 +1,73 @@
+//! `nnunet-dist convert`
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args};
+
+use crate::dataset::{Layout, convert_dataset};
+use crate::image::{ConvertOptions, convert};
+
+/// Convert an image to another format, a folder of DICOM files to an image, or a raw dataset to another layout.
+///
+/// Formats are known by their names: .nii, .nii.gz, .mha, .mhd, .nrrd, .nhdr, .png, .bmp, .tif, .tiff; DICOM is read only.
+#[derive(Debug, Args)]
+#[command(
+    group = ArgGroup::new("what").args(["input", "msd", "to_msd"]).required(true),
+    after_help = "\
+Examples:
+  nnunet-dist convert ct.nrrd ct.nii.gz
+  nnunet-dist convert dicom/patient_1 patient_1.nii.gz
+  nnunet-dist convert --msd Task05_Prostate -o Dataset005_Prostate
+  nnunet-dist convert --to-msd Dataset005_Prostate -o Task05_Prostate"
+)]
+pub struct Convert {
+    /// Image, or folder with the DICOM files of a series.
+    #[arg(value_name = "IN", requires = "target")]
+    input: Option<PathBuf>,
+
+    /// Image to write.
+    #[arg(value_name = "OUT", conflicts_with_all = ["msd", "to_msd"])]
+    target: Option<PathBuf>,
+
+    /// The image is a label map: numbers of classes.
+    #[arg(long, requires = "input")]
+    labels: bool,
+
+    /// SeriesInstanceUID of the series to read, where a folder has several.
+    #[arg(long, value_name = "UID", requires = "input", conflicts_with = "labels")]
+    series: Option<String>,
+
+    /// Dataset of the Medical Segmentation Decathlon, or of nnU-Net v1, to convert to nnU-Net v2's layout.
+    #[arg(long, value_name = "DIR", requires = "output")]
+    msd: Option<PathBuf>,
+
+    /// Dataset in nnU-Net v2's layout to convert to the Decathlon's.
+    #[arg(long, value_name = "DIR", requires = "output")]
+    to_msd: Option<PathBuf>,
+
+    /// Folder of the converted dataset.
+    #[arg(short, long, value_name = "DIR", conflicts_with = "input")]
+    output: Option<PathBuf>,
+
+    /// Replace what is there.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+impl Convert {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        if let (Some(input), Some(output)) = (&self.input, &self.target) {
+            let options = ConvertOptions { labels: self.labels, series: self.series, overwrite: self.overwrite };
+            convert(input, output, &options)?;
+            println!("{}", output.display());
+        }
+        let datasets = [(&self.msd, Layout::NnUnet), (&self.to_msd, Layout::Decathlon)];
+        for (source, layout) in datasets {
+            if let (Some(source), Some(output)) = (source, &self.output) {
+                let [train, test] = convert_dataset(source, output, layout, self.overwrite)?;
+                println!("{train} training and {test} test cases: {}", output.display());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! `nnunet-dist inspect`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+
+use crate::config::ConfigError;
+use crate::dataset::Dataset;
+use crate::fsio;
+use crate::inspect::{Subject, montage};
+
+/// Show what is in a case: header, intensities, volumes of its labels; and a picture.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nnunet-dist inspect ct.nii.gz
+  nnunet-dist inspect image.nii.gz --label prediction.nii.gz --montage overlay.png
+  nnunet-dist inspect -d Task04_Hippocampus hippocampus_001 hippocampus_003 --montage cases.png")]
+pub struct Inspect {
+    /// Images or folders of DICOM files; with --dataset the names of its training cases.
+    #[arg(value_name = "CASE", required = true)]
+    cases: Vec<PathBuf>,
+
+    /// Raw dataset that the cases are of: with their labels and the names of classes.
+    #[arg(short, long, value_name = "DIR", conflicts_with = "label")]
+    dataset: Option<PathBuf>,
+
+    /// Label map of the one image that is named.
+    #[arg(short, long, value_name = "FILE")]
+    label: Option<PathBuf>,
+
+    /// Write a picture: axial, coronal and sagittal slices through the largest labelled area, labels in colour.
+    #[arg(long, value_name = "FILE.png")]
+    montage: Option<PathBuf>,
+
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Inspect {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let (mut reports, mut views) = (Vec::new(), Vec::new());
+        for subject in self.subjects()? {
+            let (report, view) = subject.inspect()?;
+            if !self.json {
+                print!("{report}");
+            }
+            reports.push(report);
+            if self.montage.is_some() {
+                views.push(view);
+            }
+        }
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&reports)?);
+        }
+        if let Some(path) = &self.montage {
+            let png = montage(&views).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+            fsio::write_bytes(path, &png).with_context(|| path.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    fn subjects(&self) -> anyhow::Result<Vec<Subject>> {
+        let Some(dataset) = &self.dataset else {
+            if self.label.is_some() && self.cases.len() > 1 {
+                return Err(ConfigError::new("--label", "goes with one image; name several cases by --dataset").into());
+            }
+            let label: Option<&Path> = self.label.as_deref();
+            return Ok(self.cases.iter().map(|image| Subject::file(image, label)).collect());
+        };
+        let dataset = Dataset::open(dataset)?;
+        let subject = |id: &PathBuf| Ok(Subject::of_dataset(&dataset, &id.to_string_lossy())?);
+        self.cases.iter().map(subject).collect()
+    }
+}

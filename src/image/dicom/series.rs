@@ -1,0 +1,180 @@
+//! Slices that belong together, in their order.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ndarray::Array4;
+use rayon::prelude::*;
+
+use super::slice::{Found, Slice};
+use super::{files, is_dicom};
+use crate::image::seam::ImageHeader;
+use crate::image::{Geometry, ImageError, Volume};
+
+/// Part of the distance between slices by which one may be off its place: positions are rounded in the files.
+const MAX_OFFSET: f64 = 0.1;
+/// Tangent of the angle by which the stack may lean: half a degree.
+const MAX_TILT: f64 = 0.01;
+/// By which direction cosines and pixel sizes of a series may differ.
+const TOLERANCE: f64 = 1e-4;
+/// How many missing slices, and how many series, an error names.
+const LISTED: usize = 10;
+
+/// A stack of slices in ascending order along their normal.
+pub struct Series {
+    slices: Vec<Slice>,
+    geometry: Geometry,
+}
+
+impl Series {
+    /// Reads all but the pixels of the series `uid` at `folder`, or of the only one there.
+    pub fn find(folder: &Path, uid: Option<&str>) -> Result<Self, ImageError> {
+        let fail = |defect: String| ImageError::new(folder, defect);
+        let paths: Vec<PathBuf> = files(folder)?.into_iter().filter(|path| is_dicom(path)).collect();
+        let found = paths.par_iter().map(|path| Found::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let mut by_series: BTreeMap<String, Vec<Found>> = BTreeMap::new();
+        for file in found.into_iter().flatten() {
+            by_series.entry(file.series.clone()).or_default().push(file);
+        }
+        let chosen = match uid {
+            Some(uid) => {
+                let known = list(&by_series);
+                let chosen = by_series.remove(uid);
+                chosen.ok_or_else(|| fail(format!("holds no series {uid}, but {known}")))?
+            }
+            None if by_series.len() > 1 => {
+                let list = list(&by_series);
+                return Err(fail(format!("holds {} series, choose by --series: {list}", by_series.len())));
+            }
+            None => by_series.into_values().next().ok_or_else(|| fail("holds no DICOM image".into()))?,
+        };
+        let slices = chosen.into_iter().map(|file| file.slice).collect::<Result<Vec<_>, _>>()?;
+        Self::of(folder, slices)
+    }
+
+    pub fn header(&self) -> Result<ImageHeader, ImageError> {
+        let [y, x] = self.slices[0].extents;
+        let number = self.slices[0].number();
+        Ok(ImageHeader { shape: [1, self.slices.len(), y, x], number, geometry: self.geometry.clone() })
+    }
+
+    pub fn read(&self) -> Result<Volume, ImageError> {
+        let [y, x] = self.slices[0].extents;
+        // Each slice's file is as long as its pixels, so this is less than the files are together, but for the type.
+        let mut data = Array4::zeros((1, self.slices.len(), y, x));
+        let planes = data.as_slice_mut().expect("standard layout").par_chunks_exact_mut(y * x);
+        planes.zip(&self.slices).try_for_each(|(plane, slice)| slice.read(plane))?;
+        Ok(Volume { data, geometry: self.geometry.clone() })
+    }
+
+    /// Sorts slices, which must be a stack.
+    fn of(folder: &Path, mut slices: Vec<Slice>) -> Result<Self, ImageError> {
+        let first = &slices[0];
+        let normal = unit(cross(first.x, first.y)).filter(|_| dot(first.x, first.y).abs() < 1e-3);
+        let Some(normal) = normal else {
+            return Err(ImageError::new(&first.path, "ImageOrientationPatient is no pair of perpendicular directions"));
+        };
+        if let Some(defect) = slices.iter().find_map(|slice| differs(slice, first).map(|what| (&slice.path, what))) {
+            let (path, what) = defect;
+            return Err(ImageError::new(path, format!("{what} differs from that of {}", first.path.display())));
+        }
+        slices.sort_by(|a, b| dot(a.position, normal).total_cmp(&dot(b.position, normal)));
+        let places: Vec<f64> = slices.iter().map(|slice| dot(slice.position, normal)).collect();
+        let gap = check_places(&slices, &places).map_err(|defect| ImageError::new(folder, defect))?;
+        let (first, last) = (&slices[0], &slices[slices.len() - 1]);
+        let way: [f64; 3] = std::array::from_fn(|i| last.position[i] - first.position[i]);
+        let along = dot(way, normal);
+        let aside = (dot(way, way) - along * along).max(0.0).sqrt();
+        if aside > MAX_TILT * along && aside > MAX_OFFSET * gap {
+            let degrees = (aside / along).atan().to_degrees();
+            let defect = format!("the stack leans by {degrees:.1} degrees (gantry tilt); straighten it by `dcm2niix`");
+            return Err(ImageError::new(folder, defect));
+        }
+        let geometry = Geometry {
+            spacing: [gap, first.spacing[0], first.spacing[1]],
+            origin: first.position,
+            direction: std::array::from_fn(|row| [first.x[row], first.y[row], normal[row]]),
+        };
+        match geometry.defect() {
+            Some(defect) => Err(ImageError::new(&first.path, format!("states {defect}"))),
+            None => Ok(Self { slices, geometry }),
+        }
+    }
+}
+
+/// The distance between slices, whose places along the normal ascend.
+fn check_places(slices: &[Slice], places: &[f64]) -> Result<f64, String> {
+    let name = |index: usize| slices[index].path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut gaps: Vec<f64> = places.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let Some(last) = gaps.len().checked_sub(1) else { return Ok(slices[0].thickness.unwrap_or(1.0)) };
+    if let Some(index) = gaps.iter().position(|gap| *gap < 1e-4) {
+        let (first, second) = (name(index), name(index + 1));
+        return Err(format!("{first} and {second} are at the same place: several images of one slice"));
+    }
+    let mean = (places[last + 1] - places[0]) / (last + 1) as f64;
+    let is_off = |(index, place): (usize, &f64)| (place - places[0] - mean * index as f64).abs() > MAX_OFFSET * mean;
+    if !places.iter().enumerate().any(is_off) {
+        return Ok(mean);
+    }
+    let by_place = gaps.clone();
+    let (_, median, _) = gaps.select_nth_unstable_by(last / 2, f64::total_cmp);
+    let median = *median;
+    let mut holes = Vec::new();
+    for (index, gap) in by_place.iter().enumerate() {
+        let steps = (gap / median).round();
+        if (gap - steps * median).abs() > MAX_OFFSET * median || steps < 1.0 {
+            let (first, second) = (name(index), name(index + 1));
+            return Err(format!(
+                "slices are at unequal distances: {gap:.3} mm from {first} to {second}, else {median:.3}"
+            ));
+        }
+        if steps > 1.0 {
+            let (first, second) = (name(index), name(index + 1));
+            holes.push(format!("{} between {first} and {second} ({:.2} mm)", steps - 1.0, places[index]));
+        }
+    }
+    match holes.is_empty() {
+        // Rounding adds up, but each distance is like the others.
+        true => Ok(mean),
+        false => Err(format!("slices are missing: {}", shortened(&holes))),
+    }
+}
+
+/// The attribute in which two slices of a series may not differ, but do.
+fn differs(slice: &Slice, first: &Slice) -> Option<&'static str> {
+    let far = |a: &[f64], b: &[f64]| a.iter().zip(b).any(|(a, b)| (a - b).abs() > TOLERANCE * b.abs().max(1.0));
+    match () {
+        () if slice.extents != first.extents => Some("the number of rows or columns"),
+        () if far(&slice.spacing, &first.spacing) => Some("PixelSpacing"),
+        () if far(&slice.x, &first.x) || far(&slice.y, &first.y) => Some("ImageOrientationPatient"),
+        () => None,
+    }
+}
+
+/// Each series with what tells it from the others.
+fn list(by_series: &BTreeMap<String, Vec<Found>>) -> String {
+    let line = |(uid, files): (&String, &Vec<Found>)| {
+        let Found { modality, description, path, .. } = &files[0];
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        format!("{uid} ({modality} {description:?}, {} files, {name} ...)", files.len())
+    };
+    shortened(&by_series.iter().map(line).collect::<Vec<_>>())
+}
+
+fn shortened(lines: &[String]) -> String {
+    let more = if lines.len() > LISTED { ", ..." } else { "" };
+    lines.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ") + more
+}
+
+fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
+    a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+}
+
+fn cross(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
+    [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
+}
+
+fn unit(vector: [f64; 3]) -> Option<[f64; 3]> {
+    let length = dot(vector, vector).sqrt();
+    (length > 0.5).then(|| vector.map(|component| component / length))
+}

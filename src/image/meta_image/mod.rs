@@ -1,0 +1,44 @@
+//! MetaImage: `.mha`, or `.mhd` with its voxels in a file beside it (`.raw`, `.zraw`).
+//!
+//! Read as ITK does: `TransformMatrix` holds the direction of one axis after the other, a negative spacing turns its axis,
+//! and `ElementToIntensityFunction…` is left alone. Components of a voxel and a fourth axis are channels.
+
+mod header;
+mod write;
+
+use std::path::Path;
+
+use ndarray::Array4;
+
+use self::header::Header;
+use super::number::components_first;
+use super::seam::{ImageHeader, ImageReader, ImageWriter};
+use super::{ImageError, LabelMap, Volume};
+
+/// The format.
+pub struct MetaImage;
+
+impl ImageReader for MetaImage {
+    fn read_header(&self, path: &Path) -> Result<ImageHeader, ImageError> {
+        let Header { shape: [images, z, y, x], components, stored, geometry } = Header::read(path)?;
+        stored.check()?;
+        Ok(ImageHeader { shape: [images * components, z, y, x], number: stored.number, geometry })
+    }
+
+    fn read_volume(&self, path: &Path) -> Result<Volume, ImageError> {
+        let Header { shape: [images, z, y, x], components, stored, geometry } = Header::read(path)?;
+        let numbers = components_first(stored.read()?, components, z * y * x);
+        let data = Array4::from_shape_vec((images * components, z, y, x), numbers);
+        Ok(Volume { data: data.expect("as many numbers as the header says"), geometry })
+    }
+}
+
+impl ImageWriter for MetaImage {
+    fn write_labels(&self, path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
+        write::labels(path, labels)
+    }
+
+    fn write_volume(&self, path: &Path, volume: &Volume) -> Result<(), ImageError> {
+        write::volume(path, volume)
+    }
+}

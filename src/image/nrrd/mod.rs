@@ -1,0 +1,57 @@
+//! NRRD: `.nrrd`, or `.nhdr` with its voxels in a file beside it.
+//!
+//! Read as ITK does: `space` is turned into LPS, an unknown space is taken for it, and axes that are not of space (`list`,
+//! `vector`, `RGB-color`) are channels wherever they stand.
+
+mod axes;
+mod header;
+mod write;
+
+use std::path::Path;
+
+use ndarray::{Array4, ArrayD, Axis};
+
+use self::header::Header;
+use super::seam::{ImageHeader, ImageReader, ImageWriter};
+use super::{ImageError, LabelMap, Volume};
+
+/// The format.
+pub struct Nrrd;
+
+impl ImageReader for Nrrd {
+    fn read_header(&self, path: &Path) -> Result<ImageHeader, ImageError> {
+        let header = Header::read(path)?;
+        header.stored.check()?;
+        let shape = header.order().map(|axis| axis.map_or(1, |axis| header.size[axis]));
+        Ok(ImageHeader { shape, number: header.stored.number, geometry: header.axes.geometry })
+    }
+
+    fn read_volume(&self, path: &Path) -> Result<Volume, ImageError> {
+        let header = Header::read(path)?;
+        let numbers = header.stored.read()?;
+        let mut order = header.order();
+        // The file's fastest axis comes first there and last here.
+        let count = header.size.len();
+        let shape: Vec<usize> = header.size.iter().rev().copied().collect();
+        let mut data = ArrayD::from_shape_vec(shape, numbers).expect("as many numbers as the header says");
+        for axis in order.iter_mut().filter(|axis| axis.is_none()) {
+            data.insert_axis_inplace(Axis(data.ndim()));
+            *axis = Some(data.ndim() - 1);
+        }
+        let order = order.map(|axis| axis.map_or(0, |axis| if axis < count { count - 1 - axis } else { axis }));
+        let data = data.permuted_axes(order.to_vec());
+        let data: Array4<f32> =
+            data.into_dimensionality::<ndarray::Ix4>().expect("four axes").as_standard_layout().into_owned();
+        Ok(Volume { data, geometry: header.axes.geometry })
+    }
+}
+
+impl ImageWriter for Nrrd {
+    fn write_labels(&self, path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
+        write::labels(path, labels)
+    }
+
+    fn write_volume(&self, path: &Path, volume: &Volume) -> Result<(), ImageError> {
+        write::volume(path, volume)
+    }
+}

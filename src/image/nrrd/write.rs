@@ -1,0 +1,91 @@
+//! To `.nrrd`, and to `.nhdr` with `.raw.gz`; compressed by gzip.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use flate2::{Compression, write::GzEncoder};
+
+use crate::fsio;
+use crate::image::number::Numbers;
+use crate::image::{Geometry, ImageError, LabelMap, Number, Volume};
+
+pub fn labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
+    let (z, y, x) = labels.data.dim();
+    let values = labels.data.as_standard_layout();
+    write(path, [1, z, y, x], &labels.geometry, &Numbers::of_labels(values.as_slice().expect("standard layout")))
+}
+
+/// Several channels become an axis of kind `list`, the slowest.
+pub fn volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
+    let (c, z, y, x) = volume.data.dim();
+    let values = volume.data.as_standard_layout();
+    let values = Numbers::of_intensities(values.as_slice().expect("standard layout"));
+    write(path, [c, z, y, x], &volume.geometry, &values)
+}
+
+fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) -> Result<(), ImageError> {
+    let fail = |path: &Path, error: io::Error| ImageError::new(path, format!("cannot be written: {error}"));
+    let pack = |file: &mut dyn Write| {
+        let mut encoder = GzEncoder::new(file, Compression::fast());
+        voxels.write(&mut encoder)?;
+        encoder.finish().map(drop)
+    };
+    let header = header(shape, voxels.number(), geometry);
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("nhdr")) {
+        let data = path.with_extension("raw.gz");
+        // The header is there only when its voxels are.
+        fsio::write_atomically(&data, |file| pack(file)).map_err(|error| fail(&data, error))?;
+        let name = data.file_name().unwrap_or_default().to_string_lossy();
+        let header = format!("{header}data file: {name}\n");
+        return fsio::write_bytes(path, header.as_bytes()).map_err(|error| fail(path, error));
+    }
+    let written = fsio::write_atomically(path, |file| {
+        file.write_all(format!("{header}\n").as_bytes())?;
+        pack(file)
+    });
+    written.map_err(|error| fail(path, error))
+}
+
+/// Without the empty line that ends it.
+fn header([c, z, y, x]: [usize; 4], number: Number, geometry: &Geometry) -> String {
+    let Geometry { spacing, origin, direction } = geometry;
+    let (space, mut sizes, mut directions, origin) = match geometry.plane().filter(|_| z == 1) {
+        Some(plane) => {
+            let axis = |axis: usize| vector(&[0, 1].map(|row: usize| plane.direction[row][axis] * plane.spacing[axis]));
+            ("space dimension: 2", vec![x, y], vec![axis(0), axis(1)], vector(&plane.origin))
+        }
+        None => {
+            let axis = |axis: usize| vector(&[0, 1, 2].map(|row: usize| direction[row][axis] * spacing[2 - axis]));
+            ("space: left-posterior-superior", vec![x, y, z], vec![axis(0), axis(1), axis(2)], vector(origin))
+        }
+    };
+    let mut kinds = vec!["domain"; sizes.len()];
+    if c > 1 {
+        sizes.push(c);
+        directions.push("none".to_owned());
+        kinds.push("list");
+    }
+    let sizes: Vec<String> = sizes.iter().map(usize::to_string).collect();
+    format!(
+        "NRRD0004\ntype: {}\ndimension: {}\n{space}\nsizes: {}\nspace directions: {}\nkinds: {}\nendian: little\n\
+         encoding: gzip\nspace origin: {origin}\n",
+        number_type(number),
+        sizes.len(),
+        sizes.join(" "),
+        directions.join(" "),
+        kinds.join(" ")
+    )
+}
+
+fn vector(values: &[f64]) -> String {
+    format!("({})", values.iter().map(f64::to_string).collect::<Vec<_>>().join(","))
+}
+
+fn number_type(number: Number) -> &'static str {
+    match number {
+        Number::U8 => "uint8",
+        Number::I16 => "int16",
+        Number::U16 => "uint16",
+        _ => "float",
+    }
+}

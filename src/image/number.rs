@@ -1,0 +1,194 @@
+//! How files store a number.
+
+use std::io::{self, Write};
+
+use ndarray::Array4;
+
+/// Numbers converted at a time.
+const BLOCK: usize = 1 << 16;
+
+/// The type of the numbers in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    U8,
+    I8,
+    U16,
+    I16,
+    U32,
+    I32,
+    U64,
+    I64,
+    F32,
+    F64,
+}
+
+impl Number {
+    /// Bytes of one number.
+    pub fn size(self) -> usize {
+        match self {
+            Self::U8 | Self::I8 => 1,
+            Self::U16 | Self::I16 => 2,
+            Self::U32 | Self::I32 | Self::F32 => 4,
+            Self::U64 | Self::I64 | Self::F64 => 8,
+        }
+    }
+
+    /// As numpy calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::U8 => "uint8",
+            Self::I8 => "int8",
+            Self::U16 => "uint16",
+            Self::I16 => "int16",
+            Self::U32 => "uint32",
+            Self::I32 => "int32",
+            Self::U64 => "uint64",
+            Self::I64 => "int64",
+            Self::F32 => "float32",
+            Self::F64 => "float64",
+        }
+    }
+
+    /// The smallest of `uint8`, `int16`, `uint16` and `float32` that holds all values exactly.
+    pub(super) fn smallest(values: &[f32]) -> Self {
+        if values.iter().any(|value| value.fract() != 0.0 || (*value == 0.0 && value.is_sign_negative())) {
+            return Self::F32;
+        }
+        let (low, high) = values.iter().fold((0f32, 0f32), |(low, high), value| (low.min(*value), high.max(*value)));
+        let fits = |least: f32, most: f32| low >= least && high <= most;
+        match () {
+            () if fits(0.0, 255.0) => Self::U8,
+            () if fits(f32::from(i16::MIN), f32::from(i16::MAX)) => Self::I16,
+            () if fits(0.0, f32::from(u16::MAX)) => Self::U16,
+            () => Self::F32,
+        }
+    }
+
+    /// Appends the numbers stored in `bytes`, scaled by slope and intercept in double precision, as nibabel does.
+    pub(super) fn decode(self, bytes: &[u8], big_endian: bool, scaling: Option<(f64, f64)>, numbers: &mut Vec<f32>) {
+        macro_rules! of {
+            ($type:ty) => {{
+                const SIZE: usize = size_of::<$type>();
+                let read = |bytes: &[u8; SIZE]| match big_endian {
+                    true => <$type>::from_be_bytes(*bytes),
+                    false => <$type>::from_le_bytes(*bytes),
+                };
+                let stored = bytes.as_chunks::<SIZE>().0.iter().map(read);
+                match scaling {
+                    None => numbers.extend(stored.map(|number| number as f64 as f32)),
+                    Some((slope, intercept)) => {
+                        numbers.extend(stored.map(|number| (number as f64 * slope + intercept) as f32))
+                    }
+                }
+            }};
+        }
+        match self {
+            Self::U8 => of!(u8),
+            Self::I8 => of!(i8),
+            Self::U16 => of!(u16),
+            Self::I16 => of!(i16),
+            Self::U32 => of!(u32),
+            Self::I32 => of!(i32),
+            Self::U64 => of!(u64),
+            Self::I64 => of!(i64),
+            Self::F32 => of!(f32),
+            Self::F64 => of!(f64),
+        }
+    }
+}
+
+/// Numbers to be written, little-endian, in the smallest type that holds them.
+pub(super) enum Numbers<'a> {
+    Labels(&'a [i16]),
+    Intensities(&'a [f32], Number),
+}
+
+impl<'a> Numbers<'a> {
+    pub fn of_labels(labels: &'a [i16]) -> Self {
+        Self::Labels(labels)
+    }
+
+    pub fn of_intensities(values: &'a [f32]) -> Self {
+        Self::Intensities(values, Number::smallest(values))
+    }
+
+    /// One of `uint8`, `int16`, `uint16` and `float32`.
+    pub fn number(&self) -> Number {
+        match self {
+            Self::Labels(labels) if labels.iter().all(|label| u8::try_from(*label).is_ok()) => Number::U8,
+            Self::Labels(_) => Number::I16,
+            Self::Intensities(_, number) => *number,
+        }
+    }
+
+    pub fn write(&self, file: &mut dyn Write) -> io::Result<()> {
+        match (self, self.number()) {
+            (Self::Labels(labels), Number::U8) => write_numbers(file, labels, |label| [label as u8]),
+            (Self::Labels(labels), _) => write_numbers(file, labels, i16::to_le_bytes),
+            (Self::Intensities(values, _), Number::U8) => write_numbers(file, values, |value| [value as u8]),
+            (Self::Intensities(values, _), Number::I16) => {
+                write_numbers(file, values, |value| (value as i16).to_le_bytes())
+            }
+            (Self::Intensities(values, _), Number::U16) => {
+                write_numbers(file, values, |value| (value as u16).to_le_bytes())
+            }
+            (Self::Intensities(values, _), _) => write_numbers(file, values, f32::to_le_bytes),
+        }
+    }
+}
+
+fn write_numbers<T: Copy, const N: usize>(
+    file: &mut dyn Write,
+    values: &[T],
+    bytes: impl Fn(T) -> [u8; N],
+) -> io::Result<()> {
+    let mut buffer = Vec::with_capacity(BLOCK.min(values.len()) * N);
+    for block in values.chunks(BLOCK) {
+        buffer.clear();
+        buffer.extend(block.iter().flat_map(|value| bytes(*value)));
+        file.write_all(&buffer)?;
+    }
+    Ok(())
+}
+
+/// Numbers that belong to a voxel lie side by side in many files; here each is a channel. `channels` of the result is a
+/// multiple of `components`: whole images may follow one another in the file.
+pub(super) fn components_first(numbers: Vec<f32>, components: usize, voxels: usize) -> Vec<f32> {
+    if components == 1 {
+        return numbers;
+    }
+    let images = numbers.chunks_exact(voxels * components);
+    images.flat_map(|image| (0..components).flat_map(|c| image.iter().skip(c).step_by(components))).copied().collect()
+}
+
+/// The inverse of [`components_first`]: `(z, y, x, channel)`, C order.
+pub(super) fn components_last(data: &Array4<f32>) -> Array4<f32> {
+    data.view().permuted_axes([1, 2, 3, 0]).as_standard_layout().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_come_back_from_the_smallest_type_that_holds_them() {
+        for (values, number) in [
+            (vec![0.0, 255.0], Number::U8),
+            (vec![-1.0, 255.0], Number::I16),
+            (vec![0.0, 40000.0], Number::U16),
+            (vec![-1.0, 40000.0], Number::F32),
+            (vec![0.5], Number::F32),
+            (vec![f32::INFINITY], Number::F32),
+            (vec![-0.0], Number::F32),
+            (vec![], Number::U8),
+        ] {
+            let numbers = Numbers::of_intensities(&values);
+            assert_eq!(numbers.number(), number, "{values:?}");
+            let (mut bytes, mut back) = (Vec::new(), Vec::new());
+            numbers.write(&mut bytes).unwrap();
+            number.decode(&bytes, false, None, &mut back);
+            assert_eq!(back, values);
+        }
+        assert_eq!(Number::smallest(&[f32::NAN]), Number::F32);
+    }
+}

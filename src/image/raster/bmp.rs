@@ -1,0 +1,124 @@
+//! BMP: grey, colour or palette, 8 bits.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use image::codecs::bmp::{BmpDecoder, BmpEncoder};
+use image::{ColorType, ImageDecoder};
+
+use super::{Pixels, check_claim, geometry, labels_as_volume, volume_of};
+use crate::fsio;
+use crate::image::seam::{ImageHeader, ImageReader, ImageWriter};
+use crate::image::{ImageError, LabelMap, Number, Volume};
+
+/// BMP files.
+pub struct Bmp;
+
+/// A file, as far as its header.
+struct Picture {
+    decoder: BmpDecoder<BufReader<File>>,
+    /// Of a file whose pixels are indices.
+    palette: Option<Vec<[u8; 3]>>,
+}
+
+impl Picture {
+    fn open(path: &Path) -> Result<Self, ImageError> {
+        let file = File::open(path).map_err(|error| ImageError::new(path, error))?;
+        let mut decoder = BmpDecoder::new(BufReader::new(file)).map_err(|error| damaged(path, &error))?;
+        let palette = decoder.get_palette().map(<[_]>::to_vec);
+        decoder.set_indexed_color(palette.is_some());
+        Ok(Self { decoder, palette })
+    }
+
+    /// Whether all that the indices stand for is grey.
+    fn is_grey(&self) -> bool {
+        self.palette.as_ref().is_some_and(|palette| palette.iter().all(|[r, g, b]| r == g && g == b))
+    }
+
+    /// `(y, x)`.
+    fn extents(&self) -> [usize; 2] {
+        let (width, height) = self.decoder.dimensions();
+        [height as usize, width as usize]
+    }
+
+    /// Numbers in a pixel of the file: 1 for an index, 3 or 4 for a colour.
+    fn samples(&self) -> usize {
+        if self.palette.is_some() { 1 } else { usize::from(self.decoder.color_type().channel_count()) }
+    }
+
+    fn channels(&self) -> usize {
+        if self.palette.is_some() && !self.is_grey() { 3 } else { self.samples() }
+    }
+
+    /// Indices or colours, `(y, x, sample)`.
+    fn read(self, path: &Path) -> Result<Vec<u8>, ImageError> {
+        let [height, width] = self.extents();
+        let claimed = (height as u64).saturating_mul(width as u64).saturating_mul(self.samples() as u64);
+        check_claim(path, claimed)?;
+        let mut bytes = vec![0; claimed as usize];
+        self.decoder.read_image(&mut bytes).map_err(|error| damaged(path, &error))?;
+        Ok(bytes)
+    }
+}
+
+fn damaged(path: &Path, error: &image::ImageError) -> ImageError {
+    ImageError::new(path, format!("is not a whole BMP file: {error}"))
+}
+
+impl ImageReader for Bmp {
+    fn read_header(&self, path: &Path) -> Result<ImageHeader, ImageError> {
+        let picture = Picture::open(path)?;
+        let [height, width] = picture.extents();
+        Ok(ImageHeader { shape: [picture.channels(), 1, height, width], number: Number::U8, geometry: geometry() })
+    }
+
+    fn read_volume(&self, path: &Path) -> Result<Volume, ImageError> {
+        let picture = Picture::open(path)?;
+        let ([height, width], channels) = (picture.extents(), picture.channels());
+        let palette = picture.palette.clone();
+        let bytes = picture.read(path)?;
+        let pixels: Vec<f32> = match palette {
+            None => bytes.into_iter().map(f32::from).collect(),
+            Some(palette) => {
+                let colour = |index: &u8| palette.get(usize::from(*index)).copied().unwrap_or_default();
+                bytes.iter().flat_map(|index| colour(index).into_iter().take(channels)).map(f32::from).collect()
+            }
+        };
+        volume_of(&pixels, [height, width, channels])
+            .ok_or_else(|| ImageError::new(path, "has rows of differing length"))
+    }
+
+    /// The labels are what grey stands for, or the indices of a palette of colours.
+    fn read_label_values(&self, path: &Path) -> Result<Volume, ImageError> {
+        let picture = Picture::open(path)?;
+        if picture.palette.is_none() || picture.is_grey() {
+            return self.read_volume(path);
+        }
+        let [height, width] = picture.extents();
+        let pixels: Vec<f32> = picture.read(path)?.into_iter().map(f32::from).collect();
+        volume_of(&pixels, [height, width, 1]).ok_or_else(|| ImageError::new(path, "has rows of differing length"))
+    }
+}
+
+impl ImageWriter for Bmp {
+    fn write_labels(&self, path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
+        self.write_volume(path, &labels_as_volume(labels))
+    }
+
+    fn write_volume(&self, path: &Path, volume: &Volume) -> Result<(), ImageError> {
+        let fail = |error: &dyn std::fmt::Display| ImageError::new(path, format!("cannot be written: {error}"));
+        let (channels, z, height, width) = volume.data.dim();
+        let Pixels::Bits8(pixels) = Pixels::of(&volume.data).map_err(|defect| fail(&defect))? else {
+            return Err(fail(&"BMP holds integers from 0 to 255 only"));
+        };
+        if z != 1 {
+            return Err(fail(&format_args!("BMP holds one slice, not {z}")));
+        }
+        let colour = if channels == 1 { ColorType::L8 } else { ColorType::Rgb8 };
+        let mut bytes = Vec::new();
+        let encoded = BmpEncoder::new(&mut bytes).encode(&pixels, width as u32, height as u32, colour);
+        encoded.map_err(|error| fail(&error))?;
+        fsio::write_bytes(path, &bytes).map_err(|error| fail(&error))
+    }
+}

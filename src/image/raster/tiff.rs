@@ -1,0 +1,199 @@
+//! TIFF: one page is a 2D image, several are the slices of a 3D one.
+
+use std::fs::File;
+use std::io::{BufReader, Cursor, Write};
+use std::path::Path;
+
+use ndarray::Array4;
+use tiff::encoder::{Compression, DeflateLevel, TiffEncoder, colortype};
+use tiff::tags::{SampleFormat, Tag};
+use tiff::{
+    ColorType,
+    decoder::{Decoder, DecodingResult},
+};
+
+use super::{Pixels, check_claim, geometry, labels_as_volume, spacing_file};
+use crate::fsio;
+use crate::image::seam::{ImageHeader, ImageReader, ImageWriter};
+use crate::image::{Geometry, ImageError, LabelMap, Number, Volume};
+
+/// TIFF files.
+pub struct Tiff;
+
+/// A file open at its first page.
+struct Pages<'a> {
+    path: &'a Path,
+    decoder: Decoder<BufReader<File>>,
+    /// `(y, x, channel)` of a page.
+    shape: [usize; 3],
+    number: Number,
+}
+
+impl<'a> Pages<'a> {
+    fn open(path: &'a Path) -> Result<Self, ImageError> {
+        let file = File::open(path).map_err(|error| ImageError::new(path, error))?;
+        let decoder = Decoder::new(BufReader::new(file)).map_err(|error| damaged(path, &error))?;
+        let mut pages = Self { path, decoder, shape: [0; 3], number: Number::U8 };
+        pages.shape = pages.page_shape()?;
+        pages.number = pages.page_number()?;
+        check_claim(path, pages.shape.iter().map(|extent| *extent as u64).product())?;
+        Ok(pages)
+    }
+
+    fn page_shape(&mut self) -> Result<[usize; 3], ImageError> {
+        let fail = |error: tiff::TiffError| damaged(self.path, &error);
+        let (width, height) = self.decoder.dimensions().map_err(fail)?;
+        let channels = match self.decoder.colortype().map_err(fail)? {
+            ColorType::Gray(_) | ColorType::Palette(_) => 1,
+            ColorType::GrayA(_) => 2,
+            ColorType::RGB(_) => 3,
+            ColorType::RGBA(_) => 4,
+            other => {
+                return Err(ImageError::new(self.path, format!("has pixels of type {other:?}, not grey or RGB")));
+            }
+        };
+        Ok([height as usize, width as usize, channels])
+    }
+
+    fn page_number(&mut self) -> Result<Number, ImageError> {
+        let bits = self.decoder.colortype().map_err(|error| damaged(self.path, &error))?.bit_depth();
+        let format = self.decoder.find_tag(Tag::SampleFormat).ok().flatten();
+        let format = format.and_then(|value| value.into_u16_vec().ok()?.first().copied()).unwrap_or(1);
+        Ok(match (SampleFormat::from_u16(format), bits) {
+            (Some(SampleFormat::IEEEFP), 64) => Number::F64,
+            (Some(SampleFormat::IEEEFP), _) => Number::F32,
+            (Some(SampleFormat::Int), 0..=8) => Number::I8,
+            (Some(SampleFormat::Int), 9..=16) => Number::I16,
+            (Some(SampleFormat::Int), 17..=32) => Number::I32,
+            (Some(SampleFormat::Int), _) => Number::I64,
+            (_, 0..=8) => Number::U8,
+            (_, 9..=16) => Number::U16,
+            (_, 17..=32) => Number::U32,
+            _ => Number::U64,
+        })
+    }
+
+    /// Goes to the next page, which must be like the first; `false` where there is none.
+    fn next(&mut self) -> Result<bool, ImageError> {
+        if !self.decoder.more_images() {
+            return Ok(false);
+        }
+        self.decoder.next_image().map_err(|error| damaged(self.path, &error))?;
+        let (first, shape) = (self.shape, self.page_shape()?);
+        match shape == first {
+            true => Ok(true),
+            false => {
+                Err(ImageError::new(self.path, format!("has pages of {first:?} and of {shape:?} (y, x, channel)")))
+            }
+        }
+    }
+
+    /// The samples of the page, `(y, x, channel)`.
+    fn samples(&mut self) -> Result<Vec<f32>, ImageError> {
+        macro_rules! floats {
+            ($values:expr) => {
+                $values.into_iter().map(|value| value as f32).collect()
+            };
+        }
+        let samples: Vec<f32> = match self.decoder.read_image().map_err(|error| damaged(self.path, &error))? {
+            DecodingResult::U8(values) => floats!(values),
+            DecodingResult::U16(values) => floats!(values),
+            DecodingResult::U32(values) => floats!(values),
+            DecodingResult::U64(values) => floats!(values),
+            DecodingResult::I8(values) => floats!(values),
+            DecodingResult::I16(values) => floats!(values),
+            DecodingResult::I32(values) => floats!(values),
+            DecodingResult::I64(values) => floats!(values),
+            DecodingResult::F32(values) => values,
+            DecodingResult::F64(values) => floats!(values),
+            _ => return Err(ImageError::new(self.path, "has numbers of a type that cannot be read")),
+        };
+        match samples.len() == self.shape.iter().product::<usize>() {
+            true => Ok(samples),
+            false => Err(ImageError::new(self.path, "has rows of differing length")),
+        }
+    }
+}
+
+fn damaged(path: &Path, error: &tiff::TiffError) -> ImageError {
+    ImageError::new(path, format!("is not a whole TIFF file: {error}"))
+}
+
+/// A single page without a spacing is a 2D image; several have 1 mm where nothing else is said.
+fn geometry_of(path: &Path, pages: usize) -> Result<Geometry, ImageError> {
+    let spacing = spacing_file::read(path)?;
+    if spacing.is_none() && pages > 1 {
+        let json = path.with_extension("json");
+        tracing::warn!("{}: no spacing in {}, which counts as 1 mm", path.display(), json.display());
+    }
+    Ok(match spacing {
+        Some(spacing) => Geometry { spacing, ..Geometry::default() },
+        None if pages > 1 => Geometry::default(),
+        None => geometry(),
+    })
+}
+
+impl ImageReader for Tiff {
+    fn read_header(&self, path: &Path) -> Result<ImageHeader, ImageError> {
+        let mut pages = Pages::open(path)?;
+        let mut count = 1;
+        while pages.next()? {
+            count += 1;
+        }
+        let [height, width, channels] = pages.shape;
+        let shape = [channels, count, height, width];
+        Ok(ImageHeader { shape, number: pages.number, geometry: geometry_of(path, count)? })
+    }
+
+    fn read_volume(&self, path: &Path) -> Result<Volume, ImageError> {
+        let mut pages = Pages::open(path)?;
+        let mut slices = vec![pages.samples()?];
+        while pages.next()? {
+            check_claim(path, (slices.len() * slices[0].len()) as u64)?;
+            slices.push(pages.samples()?);
+        }
+        let [height, width, channels] = pages.shape;
+        let shape = (channels, slices.len(), height, width);
+        let data = Array4::from_shape_fn(shape, |(c, z, y, x)| slices[z][(y * width + x) * channels + c]);
+        Ok(Volume { data, geometry: geometry_of(path, slices.len())? })
+    }
+}
+
+impl ImageWriter for Tiff {
+    fn write_labels(&self, path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
+        write(path, &labels_as_volume(labels), false)
+    }
+
+    fn write_volume(&self, path: &Path, volume: &Volume) -> Result<(), ImageError> {
+        write(path, volume, true)
+    }
+}
+
+/// Writes a page for each slice, and the spacing beside them where the image is no 2D one.
+fn write(path: &Path, volume: &Volume, is_image: bool) -> Result<(), ImageError> {
+    let fail = |error: &dyn std::fmt::Display| ImageError::new(path, format!("cannot be written: {error}"));
+    let pixels = Pixels::of(&volume.data).map_err(|defect| fail(&defect))?;
+    let bytes = encode(&pixels, volume.data.dim()).map_err(|error| fail(&error))?;
+    // The image is there only when its spacing is.
+    if volume.geometry.plane().is_none() {
+        spacing_file::write(path, volume.geometry.spacing, is_image)?;
+    }
+    fsio::write_atomically(path, |file| file.write_all(&bytes)).map_err(|error| fail(&error))
+}
+
+fn encode(pixels: &Pixels, (c, z, y, x): (usize, usize, usize, usize)) -> Result<Vec<u8>, tiff::TiffError> {
+    let mut bytes = Cursor::new(Vec::new());
+    let compression = Compression::Deflate(DeflateLevel::default());
+    let mut encoder = TiffEncoder::new(&mut bytes)?.with_compression(compression);
+    let (width, height, page) = (x as u32, y as u32, y * x * c);
+    for z in 0..z {
+        let page = z * page..(z + 1) * page;
+        match (pixels, c) {
+            (Pixels::Bits8(all), 1) => encoder.write_image::<colortype::Gray8>(width, height, &all[page]),
+            (Pixels::Bits8(all), _) => encoder.write_image::<colortype::RGB8>(width, height, &all[page]),
+            (Pixels::Bits16(all), 1) => encoder.write_image::<colortype::Gray16>(width, height, &all[page]),
+            (Pixels::Bits16(all), _) => encoder.write_image::<colortype::RGB16>(width, height, &all[page]),
+        }?;
+    }
+    Ok(bytes.into_inner())
+}

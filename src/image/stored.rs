@@ -1,0 +1,235 @@
+//! From the bytes of a file to its numbers, trusting nothing: a header's claim is held against the size of the file before
+//! memory is asked for.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::{Component, Path, PathBuf};
+
+use flate2::bufread::ZlibDecoder;
+use flate2::read::MultiGzDecoder;
+
+use super::{ImageError, Number};
+
+/// No deflate stream grows by more than this (RFC 1951: 258 bytes from 2 bits).
+const MAX_INFLATION: u64 = 1032;
+/// What may follow the voxels in a compressed file.
+const MAX_EXCESS: u64 = 1 << 20;
+/// Bytes converted at a time.
+const BLOCK: usize = 1 << 18;
+
+/// How the bytes of the numbers are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    Raw,
+    Gzip,
+    Zlib,
+    /// Decimal numbers with white space between.
+    Text,
+}
+
+/// Numbers in a file.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub path: PathBuf,
+    /// Byte at which the (packed) numbers begin.
+    pub begin: u64,
+    /// Bytes to leave out after unpacking.
+    pub skip: u64,
+    pub packing: Packing,
+    pub number: Number,
+    pub big_endian: bool,
+    pub count: usize,
+    /// Slope and intercept.
+    pub scaling: Option<(f64, f64)>,
+}
+
+impl Stored {
+    /// Whether the file can hold as many numbers.
+    pub fn check(&self) -> Result<(), ImageError> {
+        let packed = file_len(&self.path)?.saturating_sub(self.begin);
+        let bytes = (self.count as u64).saturating_mul(self.number.size() as u64).saturating_add(self.skip);
+        let (claimed, most) = match self.packing {
+            Packing::Raw => (bytes, packed),
+            Packing::Gzip | Packing::Zlib => (bytes, packed.saturating_mul(MAX_INFLATION)),
+            // A digit and a space each, but for the last.
+            Packing::Text => ((self.count as u64).saturating_mul(2).saturating_sub(1), packed),
+        };
+        match claimed > most {
+            true => {
+                Err(self.fail(format!("is cut short: its header claims {claimed} bytes, there are {most} at most")))
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// Reads the numbers in the order of the file.
+    pub fn read(&self) -> Result<Vec<f32>, ImageError> {
+        self.check()?;
+        let fail = |error: io::Error| self.fail(describe(&error));
+        let mut numbers = Vec::new();
+        numbers.try_reserve_exact(self.count).map_err(|error| self.fail(error))?;
+        let mut source = Source::open(&self.path, self.begin, self.packing).map_err(fail)?;
+        if self.packing == Packing::Text {
+            let mut text = String::new();
+            source.read_to_string(&mut text).map_err(fail)?;
+            self.parse(&text, &mut numbers)?;
+            return Ok(numbers);
+        }
+        source.skip(self.skip).map_err(fail)?;
+        let mut left = self.count * self.number.size();
+        let mut block = vec![0u8; BLOCK.min(left)];
+        while left > 0 {
+            let block = &mut block[..BLOCK.min(left)];
+            source.read_exact(block).map_err(fail)?;
+            left -= block.len();
+            self.number.decode(block, self.big_endian, self.scaling, &mut numbers);
+        }
+        source.finish().map_err(fail)?;
+        Ok(numbers)
+    }
+
+    fn parse(&self, text: &str, numbers: &mut Vec<f32>) -> Result<(), ImageError> {
+        let (slope, intercept) = self.scaling.unwrap_or((1.0, 0.0));
+        for word in text.split_ascii_whitespace().take(self.count) {
+            let number: f64 = word.parse().map_err(|_| self.fail(format!("{word:?} among its voxels is no number")))?;
+            numbers.push((number * slope + intercept) as f32);
+        }
+        match numbers.len() < self.count {
+            true => Err(self.fail(format!("is cut short: {} numbers of {}", numbers.len(), self.count))),
+            false => Ok(()),
+        }
+    }
+
+    fn fail(&self, defect: impl std::fmt::Display) -> ImageError {
+        ImageError::new(&self.path, defect)
+    }
+}
+
+/// Bytes of a file, unpacked.
+pub enum Source {
+    Plain(BufReader<File>),
+    Gzip(Box<MultiGzDecoder<BufReader<File>>>),
+    Zlib(Box<ZlibDecoder<BufReader<File>>>),
+}
+
+impl Source {
+    /// From byte `begin` of the file on.
+    pub fn open(path: &Path, begin: u64, packing: Packing) -> io::Result<Self> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(begin))?;
+        let file = BufReader::with_capacity(1 << 16, file);
+        Ok(match packing {
+            Packing::Raw | Packing::Text => Self::Plain(file),
+            Packing::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(file))),
+            Packing::Zlib => Self::Zlib(Box::new(ZlibDecoder::new(file))),
+        })
+    }
+
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        if let Self::Plain(file) = self {
+            return file.seek_relative(i64::try_from(bytes).map_err(io::Error::other)?);
+        }
+        match io::copy(&mut self.take(bytes), &mut io::sink())? < bytes {
+            true => Err(io::ErrorKind::UnexpectedEof.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads what follows the voxels, because a compressed file's checksum stands at its end.
+    fn finish(&mut self) -> io::Result<()> {
+        if matches!(self, Self::Plain(_)) {
+            return Ok(());
+        }
+        match io::copy(&mut self.take(MAX_EXCESS + 1), &mut io::sink())? > MAX_EXCESS {
+            true => Err(io::Error::new(io::ErrorKind::InvalidData, "unpacks to more than its header says")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(file) => file.read(buffer),
+            Self::Gzip(decoder) => decoder.read(buffer),
+            Self::Zlib(decoder) => decoder.read(buffer),
+        }
+    }
+}
+
+/// Whether the bytes from `begin` on are compressed by gzip, whatever the file's name says.
+pub fn is_gzip(path: &Path, begin: u64) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(begin))?;
+    let mut magic = Vec::with_capacity(2);
+    file.take(2).read_to_end(&mut magic)?;
+    Ok(magic == [0x1f, 0x8b])
+}
+
+pub fn file_len(path: &Path) -> Result<u64, ImageError> {
+    let metadata = std::fs::metadata(path).map_err(|error| ImageError::new(path, error))?;
+    // Opening a pipe would wait for ever.
+    if metadata.is_file() { Ok(metadata.len()) } else { Err(ImageError::new(path, "is not a file")) }
+}
+
+/// The file that the header at `header` names in `field`: in the header's folder or below.
+pub fn beside(header: &Path, field: &str, name: &str) -> Result<PathBuf, ImageError> {
+    let parts = || Path::new(name).components();
+    let inside = parts().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if !inside || name.contains('\0') || !parts().any(|part| matches!(part, Component::Normal(_))) {
+        let defect = format!("{field} is {name:?}; the voxels must be in a file beside the header");
+        return Err(ImageError::new(header, defect));
+    }
+    Ok(header.with_file_name("").join(name))
+}
+
+/// An error as a defect of the file.
+pub fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "is cut short: the file ends within its data".into(),
+        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => format!("is damaged: {error}"),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, write::GzEncoder};
+
+    use super::*;
+
+    #[test]
+    fn a_header_names_no_file_outside_its_folder() {
+        let header = Path::new("/data/case/a.mhd");
+        assert_eq!(beside(header, "ElementDataFile", "a.raw").unwrap(), Path::new("/data/case/a.raw"));
+        assert_eq!(beside(header, "ElementDataFile", "./raw/a.raw").unwrap(), Path::new("/data/case/./raw/a.raw"));
+        for name in ["../a.raw", "/etc/passwd", "raw/../../a", "", "."] {
+            let error = beside(header, "ElementDataFile", name).unwrap_err().to_string();
+            assert!(error.contains("a.mhd: ElementDataFile is"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_unpacks_to_more_than_the_header_says_is_refused() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let mut encoder = GzEncoder::new(file.as_file_mut(), Compression::fast());
+        encoder.write_all(&vec![0; 8 << 20]).unwrap();
+        encoder.finish().unwrap();
+        let stored = |count| Stored {
+            path: file.path().to_owned(),
+            begin: 0,
+            skip: 0,
+            packing: Packing::Gzip,
+            number: Number::U8,
+            big_endian: false,
+            count,
+            scaling: None,
+        };
+        assert_eq!(stored(8 << 20).read().unwrap().len(), 8 << 20);
+        assert!(stored(100).read().unwrap_err().to_string().contains("more than its header says"));
+        assert!(stored(9 << 20).read().unwrap_err().to_string().contains("cut short"));
+        assert!(stored(usize::MAX).read().unwrap_err().to_string().contains("header claims"));
+    }
+}

@@ -1,0 +1,257 @@
+//! A folder with a series of DICOM files is an image: its slices are sorted and in their place, or it is refused with what
+//! is wrong and what to do.
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use dicom_core::{DataElement, PrimitiveValue, VR};
+use dicom_object::{FileMetaTableBuilder, InMemDicomObject, Tag};
+use nnunet_dist::dataset::find_images;
+use nnunet_dist::image::{Number, read_header, read_series, read_volume};
+use predicates::prelude::PredicateBooleanExt;
+use predicates::str::contains;
+use tempfile::TempDir;
+
+const EXPLICIT: &str = "1.2.840.10008.1.2.1";
+const IMPLICIT: &str = "1.2.840.10008.1.2";
+const CT: &str = "1.2.840.10008.5.1.4.1.1.2";
+
+/// A series of slices of 2 rows and 3 columns; slice `k` holds `100 k` to `100 k + 5`, stored as 12 bits of 16.
+#[derive(Clone)]
+struct Series {
+    uid: &'static str,
+    syntax: &'static str,
+    photometric: &'static str,
+    /// Bits allocated, bits stored, high bit.
+    bits: [u16; 3],
+    signed: bool,
+    /// Slope and intercept.
+    rescale: [&'static str; 2],
+    frames: Option<&'static str>,
+    orientation: &'static str,
+    positions: Vec<[f64; 3]>,
+}
+
+impl Default for Series {
+    /// Axial slices 2.5 mm apart, the topmost first.
+    fn default() -> Self {
+        Self {
+            uid: "1.2.3.1",
+            syntax: EXPLICIT,
+            photometric: "MONOCHROME2",
+            bits: [16, 12, 11],
+            signed: false,
+            rescale: ["1", "-1024"],
+            frames: None,
+            orientation: "1\\0\\0\\0\\1\\0",
+            positions: (0..4).map(|k| [-10.0, 20.0, 7.5 - 2.5 * f64::from(k)]).collect(),
+        }
+    }
+}
+
+impl Series {
+    fn write(&self, folder: &Path) {
+        for (index, position) in self.positions.iter().enumerate() {
+            let name = format!("{}_{index:02}.dcm", self.uid);
+            self.write_slice(&folder.join(name), index as u16, position);
+        }
+    }
+
+    fn write_slice(&self, path: &Path, index: u16, position: &[f64; 3]) {
+        let mut object = InMemDicomObject::new_empty();
+        let instance = format!("{}.{index}", self.uid);
+        let [x, y, z] = position;
+        let position = format!("{x}\\{y}\\{z}");
+        for (group, element, vr, text) in [
+            (0x0008, 0x0016, VR::UI, CT),
+            (0x0008, 0x0018, VR::UI, instance.as_str()),
+            (0x0008, 0x0060, VR::CS, "CT"),
+            (0x0008, 0x103E, VR::LO, "thorax"),
+            (0x0018, 0x0050, VR::DS, "5"),
+            (0x0020, 0x000E, VR::UI, self.uid),
+            (0x0020, 0x0032, VR::DS, position.as_str()),
+            (0x0020, 0x0037, VR::DS, self.orientation),
+            (0x0028, 0x0004, VR::CS, self.photometric),
+            (0x0028, 0x0030, VR::DS, "0.75\\0.5"),
+            (0x0028, 0x1052, VR::DS, self.rescale[1]),
+            (0x0028, 0x1053, VR::DS, self.rescale[0]),
+        ] {
+            object.put(DataElement::new(Tag(group, element), vr, PrimitiveValue::from(text)));
+        }
+        if let Some(frames) = self.frames {
+            object.put(DataElement::new(Tag(0x0028, 0x0008), VR::IS, PrimitiveValue::from(frames)));
+        }
+        let [allocated, stored, high] = self.bits;
+        for (element, number) in [
+            (0x0002, 1),
+            (0x0010, 2),
+            (0x0011, 3),
+            (0x0100, allocated),
+            (0x0101, stored),
+            (0x0102, high),
+            (0x0103, u16::from(self.signed)),
+        ] {
+            object.put(DataElement::new(Tag(0x0028, element), VR::US, PrimitiveValue::from(number)));
+        }
+        let values = (0..6u16).map(|pixel| 100 * index + pixel);
+        let pixels = match allocated {
+            8 => PrimitiveValue::U8(values.map(|value| (value % 256) as u8).collect()),
+            // The bits above those that are stored hold something else.
+            _ if stored < 16 => PrimitiveValue::U16(values.map(|value| value | 0xA000).collect()),
+            _ => PrimitiveValue::U16(values.map(|value| value.wrapping_sub(300)).collect()),
+        };
+        let vr = if allocated == 8 { VR::OB } else { VR::OW };
+        object.put(DataElement::new(Tag(0x7FE0, 0x0010), vr, pixels));
+        let meta = FileMetaTableBuilder::new()
+            .transfer_syntax(self.syntax)
+            .media_storage_sop_class_uid(CT)
+            .media_storage_sop_instance_uid(instance);
+        object.with_meta(meta).unwrap().write_to_file(path).unwrap();
+    }
+}
+
+fn folder(series: &Series) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    series.write(folder.path());
+    // As exports have them: neither is a slice.
+    std::fs::write(folder.path().join("readme.txt"), "from the scanner").unwrap();
+    std::fs::write(folder.path().join(".hidden"), "x").unwrap();
+    folder
+}
+
+fn error(series: &Series) -> String {
+    let folder = folder(series);
+    let error = read_volume(folder.path()).unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 1);
+    error
+}
+
+#[test]
+fn slices_are_sorted_and_in_their_place() {
+    let series = Series::default();
+    let folder = folder(&series);
+    let volume = read_volume(folder.path()).unwrap();
+    // The last written is the lowest, and comes first.
+    assert_eq!(volume.data.dim(), (1, 4, 2, 3));
+    assert_eq!(volume.data[[0, 0, 0, 0]], 300.0 - 1024.0);
+    assert_eq!(volume.data[[0, 3, 1, 2]], 5.0 - 1024.0);
+    let geometry = &volume.geometry;
+    assert_eq!(geometry.spacing, [2.5, 0.75, 0.5]);
+    assert_eq!(geometry.origin, [-10.0, 20.0, 0.0]);
+    assert_eq!(geometry.direction, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
+    let header = read_header(folder.path()).unwrap();
+    assert_eq!((header.shape, header.number), ([1, 4, 2, 3], Number::U16));
+    assert_eq!(&header.geometry, geometry);
+
+    // Coronal slices from the back to the front, without explicit types.
+    let positions = (0..3).map(|k| [0.0, 30.0 - 3.0 * f64::from(k), 0.0]).collect();
+    let coronal = Series { orientation: "1\\0\\0\\0\\0\\-1", syntax: IMPLICIT, positions, ..series };
+    let volume = read_volume(self::folder(&coronal).path()).unwrap();
+    // Rows go down, so that the normal, x to the left and y down, points to the back.
+    assert_eq!(volume.geometry.direction, [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]]);
+    assert_eq!(volume.geometry.origin, [0.0, 24.0, 0.0]);
+    assert_eq!(volume.geometry.spacing[0], 3.0);
+    assert_eq!(volume.data[[0, 0, 0, 0]], 200.0 - 1024.0);
+}
+
+#[test]
+fn pixels_are_what_bits_sign_and_rescaling_make_them() {
+    let signed = Series { bits: [16, 16, 15], signed: true, rescale: ["2", "10"], ..Series::default() };
+    let volume = read_volume(folder(&signed).path()).unwrap();
+    assert_eq!(volume.data[[0, 3, 0, 1]], 2.0 * -299.0 + 10.0);
+    let bytes = Series { bits: [8, 8, 7], rescale: ["1", "0"], photometric: "MONOCHROME1", ..Series::default() };
+    let volume = read_volume(folder(&bytes).path()).unwrap();
+    assert_eq!(volume.data[[0, 2, 0, 1]], 101.0, "stored numbers, as ITK has them");
+    // A single file is an image of one slice.
+    let folder = folder(&bytes);
+    let volume = read_volume(&folder.path().join("1.2.3.1_00.dcm")).unwrap();
+    assert_eq!((volume.data.dim(), volume.geometry.spacing[0]), ((1, 1, 2, 3), 5.0));
+}
+
+#[test]
+fn a_stack_that_is_none_is_refused() {
+    let at = |z: &[f64]| -> Vec<[f64; 3]> { z.iter().map(|z| [0.0, 0.0, *z]).collect() };
+    let of = |positions| Series { positions, ..Series::default() };
+    let missing = error(&of(at(&[0.0, 2.0, 4.0, 10.0, 12.0])));
+    assert!(missing.contains("slices are missing: 2 between 1.2.3.1_02.dcm and 1.2.3.1_03.dcm (4.00 mm)"), "{missing}");
+    let uneven = error(&of(at(&[0.0, 2.0, 4.0, 7.0, 9.0])));
+    assert!(uneven.contains("unequal distances: 3.000 mm from 1.2.3.1_02.dcm"), "{uneven}");
+    let twice = error(&of(at(&[0.0, 2.0, 2.0])));
+    assert!(twice.contains("at the same place"), "{twice}");
+    let tilted = error(&of((0..4).map(|k| [0.0, f64::from(k), 3.0 * f64::from(k)]).collect()));
+    assert!(tilted.contains("gantry tilt") && tilted.contains("18.4 degrees"), "{tilted}");
+    // Rounding to a tenth of a millimetre is no unequal distance.
+    let rounded = of((0..40).map(|k| [0.0, 0.0, (f64::from(k) * 6.25).round() / 10.0]).collect());
+    let spacing = read_volume(folder(&rounded).path()).unwrap().geometry.spacing[0];
+    assert!((spacing - 0.625).abs() < 0.002, "{spacing}");
+}
+
+#[test]
+fn what_cannot_be_read_is_refused_with_a_remedy() {
+    for (series, defect) in [
+        (Series { frames: Some("30"), ..Series::default() }, "holds 30 frames; convert the series by `dcm2niix`"),
+        (Series { photometric: "RGB", ..Series::default() }, "is no grey image"),
+        (Series { bits: [16, 17, 16], ..Series::default() }, "has pixels of 17 bits"),
+        (Series { bits: [32, 32, 31], ..Series::default() }, "PixelData has 12 bytes for 6 pixels of 4"),
+        (Series { orientation: "1\\0\\0", ..Series::default() }, "ImageOrientationPatient is"),
+        (Series { orientation: "1\\0\\0\\1\\0\\0", ..Series::default() }, "no pair of perpendicular directions"),
+    ] {
+        let error = error(&series);
+        assert!(error.contains("1.2.3.1_0") && error.contains(defect), "{defect}: {error}");
+    }
+    // The name of a compressed transfer syntax in the place of the plain one.
+    let folder = folder(&Series { positions: vec![[0.0; 3]], ..Series::default() });
+    let path = folder.path().join("1.2.3.1_00.dcm");
+    let bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(20).position(|window| window == b"1.2.840.10008.1.2.1\0").unwrap();
+    let mut compressed = bytes.clone();
+    compressed[at..at + 20].copy_from_slice(b"1.2.840.10008.1.2.5\0");
+    std::fs::write(&path, &compressed).unwrap();
+    let error = read_volume(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("is compressed (RLE, 1.2.840.10008.1.2.5)") && error.contains("gdcmconv --raw"), "{error}");
+    std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
+    let error = read_volume(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("1.2.3.1_00.dcm"), "{error}");
+    std::fs::remove_file(&path).unwrap();
+    assert!(read_volume(folder.path()).unwrap_err().to_string().contains("holds no DICOM image"));
+}
+
+#[test]
+fn of_several_series_one_is_chosen() {
+    let folder = folder(&Series::default());
+    Series { uid: "1.2.3.2", positions: vec![[0.0; 3]], ..Series::default() }.write(folder.path());
+    let error = read_volume(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("holds 2 series, choose by --series: 1.2.3.1 (CT \"thorax\", 4 files"), "{error}");
+    assert_eq!(read_series(folder.path(), Some("1.2.3.1")).unwrap().data.dim(), (1, 4, 2, 3));
+    assert!(read_series(folder.path(), Some("9")).unwrap_err().to_string().contains("holds no series 9, but 1.2.3.1"));
+
+    let program = || Command::cargo_bin("nnunet-dist").unwrap();
+    let output = folder.path().join("out.nii.gz");
+    let convert = |flags: &[&str]| program().arg("convert").arg(folder.path()).arg(&output).args(flags).assert();
+    convert(&[]).code(3).stderr(contains("choose by --series"));
+    convert(&["--series", "1.2.3.1"]).success();
+    assert_eq!(read_header(&output).unwrap().number, Number::I16);
+    convert(&["--series", "1.2.3.1"]).code(3).stderr(contains("exists already").and(contains("--overwrite")));
+    convert(&["--series", "1.2.3.1", "--overwrite"]).success();
+}
+
+#[test]
+fn folders_of_dicom_files_are_cases_to_predict() {
+    let cases = tempfile::tempdir().unwrap();
+    for case in ["b", "a"] {
+        let folder = cases.path().join(case);
+        std::fs::create_dir(&folder).unwrap();
+        Series::default().write(&folder);
+    }
+    std::fs::create_dir(cases.path().join("other")).unwrap();
+    let found = find_images(cases.path(), ".nii.gz", 1).unwrap();
+    let names: Vec<_> = found.iter().map(|case| case.id.as_str()).collect();
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(found[0].load(1).unwrap().image.data.dim(), (1, 4, 2, 3));
+    // A folder of slices is a case itself.
+    let found = find_images(&cases.path().join("a"), ".nii.gz", 1).unwrap();
+    assert_eq!(
+        found.iter().map(|case| (case.id.clone(), case.images.clone())).collect::<Vec<_>>(),
+        [("a".to_owned(), vec![cases.path().join("a")] as Vec<PathBuf>)]
+    );
+}
