@@ -1,5 +1,6 @@
 //! Quarter turns and exchanged axes: movements without interpolation, along axes of one extent.
 
+use ndarray::{Array3, Axis};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
@@ -72,21 +73,23 @@ fn turn(patch: &mut Patch, a: usize, b: usize, quarters: usize) {
 /// Makes axis `sources[axis]` the new `axis`, and then reverses some.
 fn rearrange(patch: &mut Patch, sources: [usize; 3], reversed: [bool; 3]) {
     let before = shape(patch);
+    let axes = || (0..3).filter(|&axis| reversed[axis]);
+    let turned = |labels: &Array3<i16>| {
+        let mut labels = labels.view().permuted_axes(sources);
+        axes().for_each(|axis| labels.invert_axis(Axis(axis)));
+        labels.as_standard_layout().into_owned()
+    };
+    patch.labels = turned(&patch.labels);
     let [z, y, x] = sources;
     let mut data = patch.data.view().permuted_axes([0, z + 1, y + 1, x + 1]);
-    let mut labels = patch.labels.view().permuted_axes(sources);
-    for axis in (0..3).filter(|&axis| reversed[axis]) {
-        data.invert_axis(ndarray::Axis(axis + 1));
-        labels.invert_axis(ndarray::Axis(axis));
-    }
-    let (data, labels) = (data.as_standard_layout().into_owned(), labels.as_standard_layout().into_owned());
-    *patch = Patch { data, labels };
+    axes().for_each(|axis| data.invert_axis(Axis(axis + 1)));
+    patch.data = data.as_standard_layout().into_owned();
     debug_assert_eq!(shape(patch), before, "exchanged axes are of one extent");
 }
 
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array3, Array4};
+    use ndarray::Array4;
 
     use super::*;
 
