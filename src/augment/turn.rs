@@ -73,21 +73,19 @@ fn turn(patch: &mut Patch, a: usize, b: usize, quarters: usize) {
 /// Makes axis `sources[axis]` the new `axis`, and then reverses some.
 fn rearrange(patch: &mut Patch, sources: [usize; 3], reversed: [bool; 3]) {
     let before = shape(patch);
+    patch.labels = rearranged(&patch.labels, sources, reversed);
+    patch.previous = patch.previous.as_ref().map(|labels| rearranged(labels, sources, reversed));
     let [z, y, x] = sources;
-    let axes = || (0..3).filter(|&axis| reversed[axis]);
     let mut data = patch.data.view().permuted_axes([0, z + 1, y + 1, x + 1]);
-    axes().for_each(|axis| data.invert_axis(Axis(axis + 1)));
-    let label_map = |labels: &Array3<i16>| {
-        let mut labels = labels.view().permuted_axes(sources);
-        axes().for_each(|axis| labels.invert_axis(Axis(axis)));
-        labels.as_standard_layout().into_owned()
-    };
-    *patch = Patch {
-        data: data.as_standard_layout().into_owned(),
-        labels: label_map(&patch.labels),
-        previous: patch.previous.as_ref().map(label_map),
-    };
+    (0..3).filter(|&axis| reversed[axis]).for_each(|axis| data.invert_axis(Axis(axis + 1)));
+    patch.data = data.as_standard_layout().into_owned();
     debug_assert_eq!(shape(patch), before, "exchanged axes are of one extent");
+}
+
+fn rearranged(labels: &Array3<i16>, sources: [usize; 3], reversed: [bool; 3]) -> Array3<i16> {
+    let mut labels = labels.view().permuted_axes(sources);
+    (0..3).filter(|&axis| reversed[axis]).for_each(|axis| labels.invert_axis(Axis(axis)));
+    labels.as_standard_layout().into_owned()
 }
 
 #[cfg(test)]
