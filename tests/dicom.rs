@@ -161,7 +161,7 @@ fn pixels_are_what_bits_sign_and_rescaling_make_them() {
     assert_eq!(volume.data[[0, 3, 0, 1]], 2.0 * -299.0 + 10.0);
     let bytes = Series { bits: [8, 8, 7], rescale: ["1", "0"], photometric: "MONOCHROME1", ..Series::default() };
     let volume = read_volume(folder(&bytes).path()).unwrap();
-    assert_eq!(volume.data[[0, 2, 0, 1]], 101.0, "stored numbers, as ITK has them");
+    assert_eq!(volume.data[[0, 2, 0, 1]], 101.0, "stored numbers, as pydicom has them");
     // A single file is an image of one slice.
     let folder = folder(&bytes);
     let volume = read_volume(&folder.path().join("1.2.3.1_00.dcm")).unwrap();

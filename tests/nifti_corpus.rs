@@ -119,12 +119,13 @@ fn what_is_written_is_read() {
     }
     let colours = Array4::from_shape_fn((3, 1, 4, 5), |(c, _, y, x)| (c * 20 + y * 5 + x) as f32);
     let volume = Volume { data: colours, geometry: Geometry::default() };
-    for name in ["c.png", "c.tiff"] {
+    // A TIFF file has its spacing beside it.
+    for (name, spacing) in [("c.png", [999.0, 1.0, 1.0]), ("c.tiff", [1.0; 3])] {
         let path = folder.path().join(name);
         image::write_volume(&path, &volume).unwrap();
         let read = read_volume(&path).unwrap();
         assert_eq!(read.data, volume.data, "{name}");
-        assert_eq!(read.geometry.spacing, [999.0, 1.0, 1.0]);
+        assert_eq!(read.geometry.spacing, spacing);
         assert_eq!(read_header(&path).unwrap().shape, [3, 1, 4, 5]);
     }
 }

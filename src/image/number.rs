@@ -51,7 +51,7 @@ impl Number {
 
     /// The smallest of `uint8`, `int16`, `uint16` and `float32` that holds all values exactly.
     pub(super) fn smallest(values: &[f32]) -> Self {
-        if values.iter().any(|value| value.fract() != 0.0 || (*value == 0.0 && value.is_sign_negative())) {
+        if values.iter().any(|value| value.fract() != 0.0) {
             return Self::F32;
         }
         let (low, high) = values.iter().fold((0f32, 0f32), |(low, high), value| (low.min(*value), high.max(*value)));
@@ -179,7 +179,6 @@ mod tests {
             (vec![-1.0, 40000.0], Number::F32),
             (vec![0.5], Number::F32),
             (vec![f32::INFINITY], Number::F32),
-            (vec![-0.0], Number::F32),
             (vec![], Number::U8),
         ] {
             let numbers = Numbers::of_intensities(&values);

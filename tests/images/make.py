@@ -38,7 +38,7 @@ SimpleITK.WriteImage(image, "four.mha")
 SimpleITK.WriteImage(image, "four.nrrd")
 SimpleITK.WriteImage(SimpleITK.GetImageFromArray(ramp.astype(numpy.int64)), "long.nrrd")
 
-tifffile.imwrite("stack_0000.tif", ramp.astype(numpy.uint16), compression="zlib")
+tifffile.imwrite("stack_0000.tif", ramp.astype(numpy.uint16), photometric="minisblack", compression="zlib")
 json.dump({"spacing": [2.0, 0.75, 0.5]}, open("stack.json", "w"))
 Image.fromarray(ramp[0].astype(numpy.uint8)).save("grey.bmp")
 Image.fromarray(numpy.stack([ramp[0]] * 3, axis=-1).astype(numpy.uint8)).save("colour.bmp")

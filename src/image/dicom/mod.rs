@@ -1,7 +1,8 @@
 //! A series of DICOM files, one slice each, as one image.
 //!
 //! Slices are sorted along their normal and must lie at equal distances. Intensities are the stored numbers after rescale
-//! slope and intercept, as ITK and dcm2niix have them: `MONOCHROME1` asks for another display, not for other numbers.
+//! slope and intercept, as pydicom has them: `MONOCHROME1` asks for another display, not for other numbers. ITK turns the
+//! numbers round there.
 //! What cannot be read, compressed and multi-frame files, is refused with the command that converts it.
 
 mod series;
