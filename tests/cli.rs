@@ -71,6 +71,8 @@ fn every_command_explains_itself_with_an_example() {
         "postprocess",
         "import",
         "export",
+        "convert",
+        "inspect",
         "scale",
         "phantom",
         "demo",

@@ -21,11 +21,11 @@ Examples:
   nnunet-dist convert --to-msd Dataset005_Prostate -o Task05_Prostate"
 )]
 pub struct Convert {
-    /// Image, or folder with the DICOM files of a series.
+    /// Image, or folder with the DICOM files of a series [default: none, where a dataset is converted].
     #[arg(value_name = "IN", requires = "target")]
     input: Option<PathBuf>,
 
-    /// Image to write.
+    /// Image to write [default: none, where a dataset is converted].
     #[arg(value_name = "OUT", conflicts_with_all = ["msd", "to_msd"])]
     target: Option<PathBuf>,
 
@@ -33,19 +33,19 @@ pub struct Convert {
     #[arg(long, requires = "input")]
     labels: bool,
 
-    /// SeriesInstanceUID of the series to read, where a folder has several.
+    /// SeriesInstanceUID of the series to read, where a folder has several [default: the only one].
     #[arg(long, value_name = "UID", requires = "input", conflicts_with = "labels")]
     series: Option<String>,
 
-    /// Dataset of the Medical Segmentation Decathlon, or of nnU-Net v1, to convert to nnU-Net v2's layout.
+    /// Dataset of the Medical Segmentation Decathlon, or of nnU-Net v1, to convert to nnU-Net v2's layout [default: none].
     #[arg(long, value_name = "DIR", requires = "output")]
     msd: Option<PathBuf>,
 
-    /// Dataset in nnU-Net v2's layout to convert to the Decathlon's.
+    /// Dataset in nnU-Net v2's layout to convert to the Decathlon's [default: none].
     #[arg(long, value_name = "DIR", requires = "output")]
     to_msd: Option<PathBuf>,
 
-    /// Folder of the converted dataset.
+    /// Folder of the converted dataset [default: none, where an image is converted].
     #[arg(short, long, value_name = "DIR", conflicts_with = "input")]
     output: Option<PathBuf>,
 

@@ -22,15 +22,16 @@ pub struct Inspect {
     #[arg(value_name = "CASE", required = true)]
     cases: Vec<PathBuf>,
 
-    /// Raw dataset that the cases are of: with their labels and the names of classes.
+    /// Raw dataset that the cases are of: with their labels and the names of classes [default: none].
     #[arg(short, long, value_name = "DIR", conflicts_with = "label")]
     dataset: Option<PathBuf>,
 
-    /// Label map of the one image that is named.
+    /// Label map of the one image that is named [default: none].
     #[arg(short, long, value_name = "FILE")]
     label: Option<PathBuf>,
 
-    /// Write a picture: axial, coronal and sagittal slices through the largest labelled area, labels in colour.
+    /// Write a picture: axial, coronal and sagittal slices through the largest labelled area, labels in colour
+    /// [default: none].
     #[arg(long, value_name = "FILE.png")]
     montage: Option<PathBuf>,
 

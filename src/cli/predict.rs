@@ -31,12 +31,12 @@ pub struct Predict {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
-    /// For the second stage of a cascade: folder with the first stage's label maps of the same images.
+    /// For the second stage of a cascade: folder with the first stage's label maps of the same images [default: none].
     #[arg(long, alias = "prev_stage_predictions", value_name = "DIR", conflicts_with = "prev_stage")]
     prev_stage_predictions: Option<PathBuf>,
 
     /// For the second stage of a cascade: what --run would be for the first, which then segments the images before, into
-    /// OUTPUT/previous_stage.
+    /// OUTPUT/previous_stage [default: none].
     #[arg(long, value_name = "DIR", num_args = 1..)]
     prev_stage: Vec<PathBuf>,
 
