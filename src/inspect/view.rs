@@ -71,7 +71,7 @@ impl Plane {
 
     /// A slice of a turned view, its first row at the top.
     pub fn slice<'a, T>(self, view: &ArrayView3<'a, T>, index: usize) -> ArrayView2<'a, T> {
-        let mut slice = view.clone().index_axis_move(self.across(), index);
+        let mut slice = view.index_axis_move(self.across(), index);
         if self != Self::Axial {
             slice.invert_axis(Axis(0));
         }

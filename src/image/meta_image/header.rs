@@ -114,7 +114,7 @@ impl Fields<'_> {
         };
         let spacing = list(&["ElementSpacing", "ElementSize"], axes, &|_| 1.0)?;
         let origin = list(&["Offset", "Position", "Origin"], axes, &|_| 0.0)?;
-        let one = |entry: usize| f64::from(u8::from(entry % (axes + 1) == 0));
+        let one = |entry: usize| f64::from(u8::from(entry.is_multiple_of(axes + 1)));
         let matrix = list(&["TransformMatrix", "Rotation", "Orientation"], axes * axes, &one)?;
         // The file has the axes one after the other, `direction` has them as columns.
         let cosine = |row: usize, axis: usize| {
