@@ -1,13 +1,20 @@
 #!/bin/bash
-# Trains all folds, one job each, and evaluates them together when the last has succeeded:
+# Trains all folds of one configuration or several, one job each, and compares them when the last has succeeded:
 #   WORK=hippocampus slurm/submit_cross_validation.sh [flags of sbatch for the trainings]
+#   WORK=hippocampus CONFIG='2d 3d_fullres' slurm/submit_cross_validation.sh
 #
-# Environment: that of train.sbatch, and FOLDS, the number of folds [5].
+# Environment: that of train.sbatch and cross_validation.sbatch.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 : "${WORK:?the work folder that plan and preprocess made}"
 unset FOLD RUN_DIR
 
-folds=$(sbatch --parsable --array="0-$((${FOLDS:-5} - 1))" "$@" "$here/train.sbatch")
-evaluation=$(sbatch --parsable --dependency="afterok:$folds" --kill-on-invalid-dep=yes "$here/cross_validation.sbatch")
-echo "job array $folds trains, job $evaluation evaluates"
+read -ra configs <<<"${CONFIG:-3d_fullres}"
+if [ ${#configs[@]} -gt 1 ]; then
+    # Ensembles average the probabilities of the held-out cases.
+    export TRAIN_FLAGS="--npz ${TRAIN_FLAGS:-}"
+fi
+tasks=$((${#configs[@]} * ${FOLDS:-5}))
+trainings=$(sbatch --parsable --array="0-$((tasks - 1))" "$@" "$here/train.sbatch")
+comparison=$(sbatch --parsable --dependency="afterok:$trainings" --kill-on-invalid-dep=yes "$here/cross_validation.sbatch")
+echo "job array $trainings trains, job $comparison compares"

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nnunet_dist::config::RunDir;
 use nnunet_dist::eval::Summary;
+use serde_json::{Value, json};
 
 use crate::hosts::{Cluster, is_full, is_possible, succeed};
 use crate::runs::{HOSTS, assert_same_losses, count_steps, share, train_alone};
@@ -21,6 +22,9 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/slurm");
 
 /// A node per rank.
 const SPREAD: [&str; 3] = ["--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=1"];
+
+/// Of all held-out cases of a configuration, within its runs.
+const CROSSVAL_RESULTS: &str = "crossval_results_folds_0_1_2_3_4/summary.json";
 
 /// The host that meets with the accident; the first has the controller and the batch script.
 const VICTIM: usize = 2;
@@ -96,18 +100,38 @@ fn only_a_failure_that_may_pass_is_tried_again_and_not_for_ever() {
 fn cross_validation_trains_an_array_of_folds_and_evaluates_them_together() {
     let Some(slurm) = Slurm::up() else { return };
     let shop = Workshop::new();
-    let mut submit = slurm.command(&shop, &[&format!("{SCRIPTS}/submit_cross_validation.sh"), "--cpus-per-task=1"]);
-    submit.env("TRAIN_FLAGS", format!("--config {} --batch-size 1", shop.settings().display()));
-    let answer = succeed(submit);
-    let jobs: Vec<_> = answer.split(|letter: char| !letter.is_ascii_digit()).filter(|word| !word.is_empty()).collect();
-    jobs.iter().for_each(|job| slurm.ends(&shop, job, "COMPLETED"));
-
+    slurm.cross_validate(&shop, &[]);
     let runs = shop.work.root().join("runs").join(CONFIGURATION);
-    let all = Summary::load(&runs.join("cross_validation/summary.json")).unwrap();
+    let all = Summary::load(&runs.join(CROSSVAL_RESULTS)).unwrap();
     let folds = (0..5).map(|fold| Summary::load(&runs.join(format!("fold_{fold}/validation/summary.json"))).unwrap());
     // A case per fold.
     let mean = folds.map(|summary| summary.mean_dice()).sum::<f64>() / 5.0;
     assert!((all.mean_dice() - mean).abs() < 1e-6, "{} instead of {mean}", all.mean_dice());
+}
+
+#[test]
+fn one_array_trains_two_configurations_and_the_best_of_them_predicts() {
+    let Some(slurm) = Slurm::up() else { return };
+    let shop = Workshop::new();
+    let plans = shop.work.plans();
+    let mut value: Value = serde_json::from_slice(&fs::read(&plans).unwrap()).unwrap();
+    value["configurations"]["again"] = json!({ "inherits_from": CONFIGURATION });
+    fs::write(&plans, value.to_string()).unwrap();
+    let (images, output) = (shop.dataset().join("imagesTr"), shop.path("predicted"));
+    let both = format!("{CONFIGURATION} again");
+    let folders = [("INPUT", images.to_str().unwrap()), ("OUTPUT", output.to_str().unwrap())];
+    slurm.cross_validate(&shop, &[&[("CONFIG", both.as_str())], &folders[..]].concat());
+    for configuration in [CONFIGURATION, "again"] {
+        let results = shop.work.root().join("runs").join(configuration).join(CROSSVAL_RESULTS);
+        assert_eq!(Summary::load(&results).unwrap().metric_per_case.len(), 5, "{configuration}");
+    }
+    let information = fs::read_to_string(shop.work.inference_information()).unwrap();
+    assert!(information.contains(&format!("ensemble___{CONFIGURATION}___again")), "{information}");
+    let count = |folder: &Path| {
+        let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".nii.gz")).count()
+    };
+    assert_eq!(count(&shop.path("predicted_PP")), count(&images));
 }
 
 #[test]
@@ -162,6 +186,16 @@ impl Slurm {
         submit.env("RUN_DIR", run.root()).env("FOLD", "0").env("TRAIN_FLAGS", flags_of(&share(shop, run)));
         submit.envs(environment.iter().copied());
         succeed(submit).trim().to_owned()
+    }
+
+    /// Trains all folds in an array of jobs, and compares them in another.
+    fn cross_validate(&self, shop: &Workshop, environment: &[(&str, &str)]) {
+        let mut submit = self.command(shop, &[&format!("{SCRIPTS}/submit_cross_validation.sh"), "--cpus-per-task=1"]);
+        submit.env("TRAIN_FLAGS", format!("--config {} --batch-size 1", shop.settings().display()));
+        submit.envs(environment.iter().copied());
+        let answer = succeed(submit);
+        let jobs = answer.split(|letter: char| !letter.is_ascii_digit()).filter(|word| !word.is_empty());
+        jobs.for_each(|job| self.ends(shop, job, "COMPLETED"));
     }
 
     /// What Slurm knows of a job.
