@@ -1,10 +1,13 @@
 //! Files that are either wholly there or not at all.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use tempfile::NamedTempFile;
+
+/// How the names of files and folders begin that are not whole yet.
+pub const PARTIAL: &str = ".partial-";
 
 /// Writes a file so that a reader never sees a part of it: to a temporary name beside it, fsync, rename.
 ///
@@ -17,7 +20,7 @@ pub fn write_atomically(
     temporary.as_file().sync_all()?;
     temporary.persist(path).map_err(|error| error.error)?;
     // The rename itself is durable only once the directory is.
-    File::open(parent(path))?.sync_all()
+    sync_folder(parent(path))
 }
 
 /// As [`write_atomically`], but without waiting for the disk: for many files that can be made again.
@@ -34,7 +37,7 @@ fn write_beside(
 ) -> io::Result<NamedTempFile> {
     let directory = parent(path);
     std::fs::create_dir_all(directory)?;
-    let mut temporary = tempfile::Builder::new().prefix(".partial-").tempfile_in(directory)?;
+    let mut temporary = tempfile::Builder::new().prefix(PARTIAL).tempfile_in(directory)?;
     {
         let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
         write(&mut buffered)?;
@@ -44,11 +47,59 @@ fn write_beside(
     Ok(temporary)
 }
 
-fn parent(path: &Path) -> &Path {
+/// The folder that a file is in.
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+/// Waits until the names in a folder are on the disk.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Makes `link` a symbolic link to `target`, in place of whatever has been there.
+pub(crate) fn link_atomically(link: &Path, target: &Path) -> io::Result<()> {
+    let folder = parent(link);
+    let beside = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
+    if link.is_dir() && !link.is_symlink() {
+        fs::rename(link, beside.path().join("old"))?;
+    }
+    let new = beside.path().join("link");
+    std::os::unix::fs::symlink(target, &new)?;
+    fs::rename(&new, link)?;
+    sync_folder(folder)
+}
+
+/// Removes a folder so that nobody takes what is left of it for the whole meanwhile.
+pub(crate) fn remove_folder(path: &Path) -> io::Result<()> {
+    let aside = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(parent(path))?;
+    fs::rename(path, aside.path().join("old"))?;
+    aside.close()
+}
+
+/// Removes what writers have left in a folder that were killed.
+pub(crate) fn remove_partial(folder: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+            let is_folder = entry.file_type()?.is_dir();
+            if is_folder { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+        }
+    }
+    Ok(())
+}
+
+/// Temporary folders are private to their owner, too.
+pub(crate) fn share_folder(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
 }
 
 /// As [`write_atomically`], for contents already in memory.

@@ -37,7 +37,8 @@ fn readme_names_all_that_users_of_the_other_programs_know() {
         cells.flat_map(|cell| cell.split(|letter: char| letter.is_whitespace() || "`,|\\".contains(letter))).collect()
     };
     let (nnunet, nvidia) = (words(0), words(1));
-    let missing_commands = COMMANDS.split_whitespace().filter(|name| !nnunet.contains(format!("nnUNetv2_{name}").as_str()));
+    let missing_commands =
+        COMMANDS.split_whitespace().filter(|name| !nnunet.contains(format!("nnUNetv2_{name}").as_str()));
     let missing_flags = FLAGS.split_whitespace().filter(|flag| !nnunet.contains(flag));
     let missing_nvidia = NVIDIA.split_whitespace().filter(|flag| !nvidia.contains(flag));
     let missing: Vec<&str> = missing_commands.chain(missing_flags).chain(missing_nvidia).collect();

@@ -11,11 +11,12 @@ use std::process::Output;
 
 use ndarray::{Array5, ArrayD, Axis};
 use nnunet_dist::backend::Cpu;
+use nnunet_dist::checkpoint::SavedModel;
 use nnunet_dist::config::{RunDir, WorkDir};
 use nnunet_dist::dataset::{Dataset, Splits};
 use nnunet_dist::image::{Geometry, Volume, write_volume};
 use nnunet_dist::interop::{self, Destination, Source};
-use nnunet_dist::model::{SavedModel, UNet, batch_tensor};
+use nnunet_dist::model::{UNet, batch_tensor};
 use nnunet_dist::plan::Plans;
 use nnunet_dist::preprocess::Preprocessor;
 use nnunet_dist::store::{CaseStore, NativeStore, read_case_properties};
@@ -159,7 +160,7 @@ fn exports_of_a_run_hold_its_weights() {
     for name in MODELS {
         let run = RunDir::new(folder.path().join(name).join("fold_2"));
         let model = interop::read_checkpoint(&checkpoint(name)).unwrap();
-        model.clone().write(&run.checkpoint_latest()).unwrap();
+        model.write(&run.checkpoint_latest()).unwrap();
         let export = |format: &str, to: &Path| {
             let mut command = program();
             command.arg("export").arg("-r").arg(run.root()).args(["--to", format, "-o"]).arg(to);

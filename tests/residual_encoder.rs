@@ -11,9 +11,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use nnunet_dist::checkpoint::SavedModel;
 use nnunet_dist::config::{FoldId, RunConfig, RunDir, WorkDir};
 use nnunet_dist::eval::Summary;
-use nnunet_dist::model::SavedModel;
 use nnunet_dist::phantom::PhantomOptions;
 use nnunet_dist::plan::Plans;
 use serde_json::{Value, json};

@@ -12,19 +12,19 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use nnunet_dist::augment::Pipeline;
+use nnunet_dist::checkpoint::SavedModel;
 use nnunet_dist::config::{RunConfig, RunDir};
 use nnunet_dist::dataset::Splits;
 use nnunet_dist::eval::Summary;
 use nnunet_dist::loader::{Loader, LoaderOptions, Oversampling, SampleId, Sampler, SamplerOptions, Shard};
-use nnunet_dist::model::SavedModel;
 use nnunet_dist::rng::Purpose;
 use nnunet_dist::store::NativeStore;
 use serde_json::{Map, Value, json};
 
-use self::work::{CONFIGURATION, Workshop, wait_for_epochs};
+use self::work::{CONFIGURATION, Workshop, tensors_of, wait_for_epochs};
 
 /// What `docs/reference/files.md` promises of a line of the log, in this order.
-const LOG_KEYS: [&str; 16] = [
+const LOG_KEYS: [&str; 17] = [
     "epoch",
     "train_loss",
     "val_loss",
@@ -36,6 +36,7 @@ const LOG_KEYS: [&str; 16] = [
     "data_wait_s",
     "comm_s",
     "straggler_s",
+    "checkpoint_s",
     "epoch_s",
     "gradient_norm",
     "loss_scale",
@@ -44,7 +45,8 @@ const LOG_KEYS: [&str; 16] = [
 ];
 
 /// Those of them that differ from run to run.
-const TIMINGS: [&str; 6] = ["samples_per_s", "step_s", "data_wait_s", "comm_s", "straggler_s", "epoch_s"];
+const TIMINGS: [&str; 7] =
+    ["samples_per_s", "step_s", "data_wait_s", "comm_s", "straggler_s", "checkpoint_s", "epoch_s"];
 
 #[test]
 fn a_run_without_a_launcher_is_one_process_and_leaves_all_its_files() {
@@ -281,8 +283,7 @@ fn assert_same_runs(one: &RunDir, other: &RunDir) {
         lines
     });
     assert_eq!(one_log, other_log);
-    let is_same =
-        |path: fn(&RunDir) -> std::path::PathBuf| fs::read(path(one)).unwrap() == fs::read(path(other)).unwrap();
+    let is_same = |path: fn(&RunDir) -> std::path::PathBuf| tensors_of(&path(one)) == tensors_of(&path(other));
     assert!(is_same(RunDir::checkpoint_latest) && is_same(RunDir::checkpoint_best));
     let [one, other] = [one, other].map(|run| Summary::load(&run.validation().join("summary.json")).unwrap());
     assert_eq!(one.mean_dice(), other.mean_dice());

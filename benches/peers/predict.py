@@ -27,17 +27,14 @@ import numpy as np
 import torch
 from importlib.metadata import version
 
-PREFIX = "network."
-
 
 def model_folder(checkpoint, folder):
     """Writes a checkpoint of ours as a model folder of nnU-Net's."""
     from safetensors import safe_open
 
-    with safe_open(checkpoint, "pt") as tensors:
-        model = json.loads(tensors.metadata()["nnunet_dist"])["model"]
-        ours = {name.removeprefix(PREFIX): tensors.get_tensor(name)
-                for name in tensors.keys() if name.startswith(PREFIX)}
+    model = json.loads((checkpoint / "checkpoint.json").read_text(encoding="utf-8"))["model"]
+    with safe_open(checkpoint / "network.safetensors", "pt") as tensors:
+        ours = {name: tensors.get_tensor(name) for name in tensors.keys()}
     weights = {}
     for name, values in ours.items():
         # PyTorch lists a shared module under each of its names.

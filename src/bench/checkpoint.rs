@@ -1,38 +1,46 @@
-//! Saving and loading what a checkpoint holds: a network's weights and their momentum.
+//! What a checkpoint takes: the copy that the steps wait for, and in the background the writing; and the reading.
 
 use std::path::Path;
 
 use burn::backend::Flex;
 
 use super::{Row, Timings, Work, measure};
-use crate::model::{TensorFileError, TensorState, UNet, UNetSpec, read_tensors, write_tensors};
+use crate::checkpoint::{HEADER, NETWORK, OPTIMIZER, read_folder, write_folder};
+use crate::model::{TensorFileError, TensorState, UNet, UNetSpec, parse_tensors, serialize_tensors};
 
-/// Measures writing (atomically, to the disk itself) and reading of the file in `folder`, for such a network.
+/// Measures the copy of such a network's weights and momentum, and writing (to the disk itself, with checksums) and reading
+/// of a checkpoint of them in `folder`.
 ///
 /// # Errors
-/// The file cannot be written or read back.
+/// The checkpoint cannot be written or read back.
 pub fn checkpoint(network: &UNetSpec, folder: &Path, rounds: usize) -> Result<Vec<Row>, TensorFileError> {
-    let path = folder.join("bench_checkpoint.safetensors");
-    let tensors = tensors(network);
-    let bytes = 4 * tensors.iter().map(|tensor| tensor.values.len()).sum::<usize>();
+    let path = folder.join("bench_checkpoint");
+    let network = UNet::<Flex>::new(network.clone(), 1, &Default::default());
+    let copy = || -> [Vec<TensorState>; 2] {
+        let state = || network.parameters().iter().map(|parameter| parameter.state()).collect();
+        [state(), state()]
+    };
+    let [weights, momentum] = copy();
+    let bytes = 4 * weights.iter().chain(&momentum).map(|tensor| tensor.values.len()).sum::<usize>();
     let row = |name: &str, seconds: Timings| {
         let work = Work { items: 1.0, bytes: bytes as f64, ..Work::default() };
-        Row { name: name.into(), unit: "files", work, seconds }
+        Row { name: name.into(), unit: "checkpoints", work, seconds }
     };
-    let written = measure(rounds, || write_tensors(&path, &(), &tensors))?;
-    let read = measure(rounds, || read_tensors::<()>(&path).map(drop))?;
-    std::fs::remove_file(&path).map_err(|error| TensorFileError::new(&path, error))?;
-    Ok(vec![row("write", written), row("read", read)])
-}
-
-fn tensors(network: &UNetSpec) -> Vec<TensorState> {
-    let network = UNet::<Flex>::new(network.clone(), 1, &Default::default());
-    let weights: Vec<_> = network.parameters().iter().map(|parameter| parameter.state()).collect();
-    let momenta = weights.iter().cloned().map(|mut tensor| {
-        tensor.spec.name.insert_str(0, "optimizer.");
-        tensor
-    });
-    momenta.chain(weights.clone()).collect()
+    let pause = measure(rounds, || Ok::<_, TensorFileError>(drop(copy())))?;
+    let written = measure(rounds, || {
+        let files = [
+            (HEADER, b"{}".to_vec()),
+            (NETWORK, serialize_tensors(&path, &(), &weights)?),
+            (OPTIMIZER, serialize_tensors(&path, &(), &momentum)?),
+        ];
+        write_folder(&path, &files).map_err(|error| TensorFileError::new(&path, error))
+    })?;
+    let read = measure(rounds, || {
+        let (_, files) = read_folder(&path, [NETWORK, OPTIMIZER])?;
+        files.iter().try_for_each(|bytes| parse_tensors::<()>(&path, bytes).map(drop))
+    })?;
+    std::fs::remove_dir_all(&path).map_err(|error| TensorFileError::new(&path, error))?;
+    Ok(vec![row("pause", pause), row("write", written), row("read", read)])
 }
 
 #[cfg(test)]
@@ -40,15 +48,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_and_momentum_are_written_and_the_file_is_gone_in_the_end() {
+    fn weights_and_momentum_are_written_and_nothing_is_left_in_the_end() {
         let network = super::super::plain_network([8; 3], 1, 2, &[4, 8]);
         let folder = tempfile::tempdir().unwrap();
         let rows = checkpoint(&network, folder.path(), 2).unwrap();
-        let weights: usize = tensors(&network).iter().map(|tensor| tensor.values.len()).sum();
+        let parameters = UNet::<Flex>::new(network.clone(), 1, &Default::default());
+        let values: usize = parameters.parameters().iter().map(|parameter| parameter.spec.len()).sum();
         assert!(
             rows.iter()
                 .map(|row| (row.name.as_str(), row.work.bytes as usize))
-                .eq([("write", 4 * weights), ("read", 4 * weights)])
+                .eq(["pause", "write", "read"].map(|name| (name, 2 * 4 * values)))
         );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }

@@ -8,7 +8,7 @@
 //! | 3 | the data, the plans or the configuration are invalid; the message names file or key |
 //! | 4 | a device or a library is missing; `nnunet-dist doctor` says what to install |
 //! | 5 | the GPU's memory is full; the message names the settings to lower |
-//! | 75 | try again: a rank, a node or the network failed; `train --resume` goes on from the last checkpoint |
+//! | 75 | try again: a rank, a node, the network or the disk failed; `train --resume` goes on from the last checkpoint |
 //! | 79 | stopped by SIGUSR1 or SIGTERM after a checkpoint was saved; `train --resume` goes on from there |
 //! | 101 | a panic |
 
@@ -77,6 +77,8 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         status.code().and_then(|code| u8::try_from(code).ok())
     } else if cause.is::<Stopped>() {
         Some(STOPPED)
+    } else if matches!(cause.downcast_ref(), Some(TrainError::Unsaved { .. })) {
+        Some(RETRY)
     } else if cause.is::<Missing>()
         || matches!(cause.downcast_ref(), Some(ScalingError::Launcher { .. }))
         || matches!(cause.downcast_ref(), Some(DeviceError::NotBuilt(_)))

@@ -31,7 +31,9 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
             batch_size: 2,
             accumulate: 1,
             gradient_checkpointing: false,
-            checkpoint_every: 50,
+            checkpoint_every: 10,
+            keep_checkpoints: 2,
+            keep_every: 0,
             pretrained_weights: PathBuf::new(),
         },
         data: DataConfig {

@@ -57,8 +57,12 @@ pub struct TrainingConfig {
     pub accumulate: usize,
     /// Keep the activations between the network's stages only, and compute those within once more on the way back.
     pub gradient_checkpointing: bool,
-    /// Epochs between two writes of `checkpoint_latest`.
+    /// Epochs between two checkpoints.
     pub checkpoint_every: usize,
+    /// How many of the newest checkpoints are kept, at least one.
+    pub keep_checkpoints: usize,
+    /// Epochs between two checkpoints that are kept for ever; 0 for none.
+    pub keep_every: usize,
     /// Weights to begin with, see [`crate::interop::load_pretrained`]; empty for random ones.
     pub pretrained_weights: PathBuf,
 }

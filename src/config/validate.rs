@@ -15,6 +15,7 @@ impl RunConfig {
             ("training.batch_size", training.batch_size),
             ("training.accumulate", training.accumulate),
             ("training.checkpoint_every", training.checkpoint_every),
+            ("training.keep_checkpoints", training.keep_checkpoints),
             ("data.workers", data.workers),
             ("schedule.first_cycle_steps", schedule.first_cycle_steps),
         ];

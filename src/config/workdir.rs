@@ -181,6 +181,11 @@ impl RunDir {
         self.root.join("log.jsonl")
     }
 
+    /// All checkpoints that are kept, see [`crate::checkpoint`].
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
     /// The newest checkpoint.
     pub fn checkpoint_latest(&self) -> PathBuf {
         self.root.join("checkpoint_latest")

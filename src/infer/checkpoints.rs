@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use super::InferError;
+use crate::checkpoint::HEADER;
 use crate::config::{FoldId, RunDir};
 use crate::model::TensorFileError;
 
@@ -27,7 +28,8 @@ pub enum CheckpointName {
 impl CheckpointName {
     /// Of a run directory; a checkpoint is itself.
     pub fn of_model(self, model: &Path) -> PathBuf {
-        if model.is_file() { model.to_owned() } else { self.of(&RunDir::new(model)) }
+        let is_checkpoint = model.is_file() || model.join(HEADER).is_file();
+        if is_checkpoint { model.to_owned() } else { self.of(&RunDir::new(model)) }
     }
 
     fn of(self, run: &RunDir) -> PathBuf {
@@ -38,7 +40,7 @@ impl CheckpointName {
     }
 }
 
-/// The checkpoints of `models`: each is a checkpoint file, a run directory, or a folder of runs `fold_FOLD`, of which
+/// The checkpoints of `models`: each is a checkpoint, a run directory, or a folder of runs `fold_FOLD`, of which
 /// `folds` are taken, or [`DEFAULT_FOLDS`] where none are named.
 ///
 /// # Errors
@@ -55,7 +57,7 @@ pub fn find_checkpoints(
             let folds = if folds.is_empty() { &DEFAULT_FOLDS } else { folds };
             for fold in folds {
                 let checkpoint = name.of(&RunDir::new(model.join(format!("fold_{fold}"))));
-                if !checkpoint.is_file() {
+                if !checkpoint.is_dir() && !checkpoint.is_symlink() {
                     let defect = format!(
                         "there is no such checkpoint; -f chooses folds: {} are here",
                         trained.iter().map(|fold| fold.to_string()).collect::<Vec<_>>().join(" ")
@@ -93,12 +95,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn models_are_files_runs_and_folders_of_runs() {
+    fn models_are_checkpoints_runs_and_folders_of_runs() {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("3d_fullres");
         let write = |path: &str| {
-            fs::create_dir_all(model.join(path).parent().unwrap()).unwrap();
-            fs::write(model.join(path), "").unwrap();
+            fs::create_dir_all(model.join(path)).unwrap();
+            fs::write(model.join(path).join(HEADER), "").unwrap();
         };
         (0..5).for_each(|fold| write(&format!("fold_{fold}/checkpoint_latest")));
         write("fold_all/checkpoint_best");

@@ -5,7 +5,8 @@ use std::path::Path;
 use burn::tensor::Tensor;
 
 use super::InferError;
-use crate::model::{ModelDescription, SavedModel, TensorFileError, UNet, UNetSpec};
+use crate::checkpoint::SavedModel;
+use crate::model::{ModelDescription, TensorFileError, UNet, UNetSpec};
 use crate::ops::{NnOps, Precision};
 
 /// Networks whose logits are averaged, as nnU-Net v2 averages those of its folds

@@ -22,7 +22,8 @@ pub use onnx::write_onnx;
 pub use preprocessed::{Imported, Source, import_preprocessed};
 pub use pretrained::{Pretrained, load_pretrained, read_weights};
 
-use crate::model::{SavedModel, write_tensors};
+use crate::checkpoint::SavedModel;
+use crate::model::write_tensors;
 
 /// Writes the weights alone, with nnU-Net's names and shapes, as a safetensors file whose header describes the model:
 /// plans, `dataset.json`, configuration and the axes of mirroring, as JSON under the key `nnunet_dist`.

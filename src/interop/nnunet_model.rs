@@ -10,10 +10,11 @@ use super::pickle::{PickleWriter, Value};
 use super::torch_file::{self, TorchFile};
 use super::{InteropError, is_file_name, names};
 use crate::backend::Cpu;
+use crate::checkpoint::SavedModel;
 use crate::config::{RunDir, WorkDir};
 use crate::dataset::DatasetJson;
 use crate::fsio;
-use crate::model::{ModelDescription, ParameterSpec, SavedModel, TensorState, UNet};
+use crate::model::{ModelDescription, ParameterSpec, TensorState, UNet};
 use crate::plan::Plans;
 
 const PLANS: &str = "plans.json";

@@ -7,7 +7,8 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::{InteropError, names, nnunet_model};
-use crate::model::{ParameterSpec, TensorState, WEIGHTS_PREFIX, with_prefix};
+use crate::checkpoint::SavedModel;
+use crate::model::{ParameterSpec, TensorState};
 
 /// Layers that turn features into logits: the only ones that depend on the classes (nnU-Net's
 /// `load_pretrained_weights.py` leaves them out always).
@@ -30,6 +31,9 @@ pub struct Pretrained {
 /// # Errors
 /// The file is missing, damaged, or of none of these kinds.
 pub fn read_weights(path: &Path) -> Result<Vec<TensorState>, InteropError> {
+    if path.is_dir() {
+        return Ok(SavedModel::read(path)?.weights);
+    }
     let fail = |error: std::io::Error| InteropError::new(path, error);
     let mut file = File::open(path).map_err(fail)?;
     let mut magic = [0; 4];
@@ -80,7 +84,7 @@ fn read_safetensors(path: &Path, file: &File) -> Result<Vec<TensorState>, Intero
     let bytes = unsafe { memmap2::Mmap::map(file) }.map_err(|error| fail(error.to_string()))?;
     let contents = SafeTensors::deserialize(&bytes).map_err(|error| {
         fail(format!(
-            "neither a checkpoint of nnunet-dist, nor a .pth of nnU-Net, nor a whole safetensors file: {error}"
+            "neither a checkpoint of nnunet-dist (a folder), nor a .pth of nnU-Net, nor a whole safetensors file: {error}"
         ))
     })?;
     let mut weights = Vec::new();
@@ -89,10 +93,6 @@ fn read_safetensors(path: &Path, file: &File) -> Result<Vec<TensorState>, Intero
         let mut shape = view.shape().to_vec();
         names::lift(&mut shape);
         weights.push(TensorState { spec: ParameterSpec { name: name.to_owned(), shape }, values });
-    }
-    // A checkpoint of ours has the optimiser's state too.
-    if weights.iter().any(|tensor| tensor.spec.name.starts_with(WEIGHTS_PREFIX)) {
-        return Ok(with_prefix(weights, WEIGHTS_PREFIX));
     }
     let named = weights.into_iter().filter_map(|mut tensor| {
         tensor.spec.name = names::canonical(&tensor.spec.name)?.to_owned();

@@ -4,16 +4,16 @@
 //! description of the layers that refer to them by index. The list is what gradients, optimiser, buckets and checkpoints
 //! work on.
 
+mod description;
 mod init;
 mod input;
 mod layout;
 mod parameter;
-mod saved;
 mod tensor_file;
 mod unet;
 
+pub use description::ModelDescription;
 pub use input::batch_tensor;
 pub use parameter::{Parameter, ParameterSpec, StateError, TensorState};
-pub use saved::{ModelDescription, SavedModel, WEIGHTS_PREFIX, with_prefix};
-pub use tensor_file::{TensorFileError, parse_tensors, read_tensors, write_tensors};
+pub use tensor_file::{TensorFileError, parse_tensors, read_tensors, serialize_tensors, write_tensors};
 pub use unet::{Tap, UNet, UNetSpec};

@@ -40,6 +40,20 @@ pub fn write_tensors(
     description: &impl Serialize,
     tensors: &[TensorState],
 ) -> Result<(), TensorFileError> {
+    let bytes = serialize_tensors(path, description, tensors)?;
+    fsio::write_atomically(path, |file| file.write_all(&bytes))
+        .map_err(|error| TensorFileError::new(path, format!("cannot be written: {error}")))
+}
+
+/// The contents of a file that [`write_tensors`] would write to `path`.
+///
+/// # Errors
+/// The tensors have shapes that are not theirs.
+pub fn serialize_tensors(
+    path: &Path,
+    description: &impl Serialize,
+    tensors: &[TensorState],
+) -> Result<Vec<u8>, TensorFileError> {
     let fail = |error: &dyn std::fmt::Display| TensorFileError::new(path, format!("cannot be written: {error}"));
     let description = serde_json::to_string(description).map_err(|error| fail(&error))?;
     let views = tensors.iter().map(|tensor| {
@@ -48,8 +62,7 @@ pub fn write_tensors(
     });
     let views = views.collect::<Result<Vec<_>, _>>()?;
     let metadata = HashMap::from([(KEY.to_owned(), description)]);
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| fail(&error))?;
-    fsio::write_atomically(path, |file| file.write_all(&bytes)).map_err(|error| fail(&error))
+    safetensors::serialize(views, Some(metadata)).map_err(|error| fail(&error))
 }
 
 /// Reads what [`write_tensors`] has written; tensors come sorted by name.

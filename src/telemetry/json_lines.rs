@@ -1,16 +1,20 @@
 //! `log.jsonl`: one JSON object per epoch.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::{EpochRecord, Observer, TelemetryError};
 use crate::fsio;
 
-/// Appends a line per epoch, each in one write.
+/// Appends a line per epoch, each in one write. What cannot be written, for the disk is full, is written with the next line.
 pub struct JsonLines {
     path: PathBuf,
     file: File,
+    /// Length of the file: whole lines.
+    length: u64,
+    /// Lines that are not in the file yet.
+    waiting: String,
 }
 
 impl JsonLines {
@@ -32,14 +36,41 @@ impl JsonLines {
         }
         fsio::write_bytes(path, kept.as_bytes()).map_err(fail)?;
         let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
-        Ok(Self { path: path.to_owned(), file })
+        Ok(Self { path: path.to_owned(), file, length: kept.len() as u64, waiting: String::new() })
+    }
+
+    /// Appends what waits, wholly or not at all.
+    fn append(&mut self) -> io::Result<()> {
+        if let Err(error) = self.file.write_all(self.waiting.as_bytes()) {
+            // Shortening a file needs no room.
+            self.file.set_len(self.length)?;
+            return Err(error);
+        }
+        self.length += self.waiting.len() as u64;
+        self.waiting.clear();
+        Ok(())
+    }
+}
+
+impl Drop for JsonLines {
+    /// A last attempt.
+    fn drop(&mut self) {
+        if let Err(error) = self.append() {
+            tracing::warn!("{}: {error}; lacks the last {} line(s)", self.path.display(), self.waiting.lines().count());
+        }
     }
 }
 
 impl Observer for JsonLines {
     fn epoch_finished(&mut self, record: &EpochRecord) -> Result<(), TelemetryError> {
-        let fail = |error| TelemetryError::new(&self.path, error);
-        self.file.write_all(line(record).as_bytes()).map_err(fail)
+        let is_first = self.waiting.is_empty();
+        self.waiting += &line(record);
+        if let Err(error) = self.append()
+            && is_first
+        {
+            tracing::warn!("{}: {error}; the run goes on, and it is tried again after each epoch", self.path.display());
+        }
+        Ok(())
     }
 }
 

@@ -18,6 +18,7 @@ const EMA: RGBColor = RGBColor(0, 120, 40);
 pub struct ProgressPlot {
     path: PathBuf,
     records: Vec<EpochRecord>,
+    warned: bool,
 }
 
 impl ProgressPlot {
@@ -27,7 +28,7 @@ impl ProgressPlot {
     /// The log is damaged.
     pub fn new(path: &Path, log: &Path) -> Result<Self, TelemetryError> {
         let records = if log.exists() { read_log(log)? } else { Vec::new() };
-        Ok(Self { path: path.to_owned(), records })
+        Ok(Self { path: path.to_owned(), records, warned: false })
     }
 
     fn panels(&self) -> [Vec<Curve>; 3] {
@@ -55,9 +56,14 @@ impl ProgressPlot {
 impl Observer for ProgressPlot {
     fn epoch_finished(&mut self, record: &EpochRecord) -> Result<(), TelemetryError> {
         self.records.push(record.clone());
-        let fail = |error: String| TelemetryError::new(&self.path, error);
-        let png = chart::png(&self.panels()).map_err(fail)?;
-        fsio::write_atomically(&self.path, |file| file.write_all(&png)).map_err(|error| fail(error.to_string()))
+        let png = chart::png(&self.panels()).map_err(|error| TelemetryError::new(&self.path, error))?;
+        // A picture that cannot be written is no reason to end a training.
+        if let Err(error) = fsio::write_atomically(&self.path, |file| file.write_all(&png))
+            && !std::mem::replace(&mut self.warned, true)
+        {
+            tracing::warn!("{}: {error}; the run goes on without", self.path.display());
+        }
+        Ok(())
     }
 }
 

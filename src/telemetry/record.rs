@@ -50,6 +50,9 @@ pub struct EpochRecord {
     pub comm_s: f64,
     /// The part of it that ranks waited for the slowest rank.
     pub straggler_s: f64,
+    /// Time that the steps waited for the copy of the weights that is written as a checkpoint.
+    #[serde(default)]
+    pub checkpoint_s: f64,
     /// Wall time of the epoch, validation and checkpoint included, in seconds.
     pub epoch_s: f64,
     /// Mean norm of the averaged gradient before clipping.
@@ -81,6 +84,7 @@ impl EpochRecord {
             data_wait_s: 0.01,
             comm_s: 0.0,
             straggler_s: 0.0,
+            checkpoint_s: 0.0,
             epoch_s: 100.0 + 10.0 * (epoch % 3) as f64,
             gradient_norm: 1.0,
             loss_scale: None,

@@ -41,6 +41,9 @@ pub enum TrainError {
     /// A checkpoint is not one of this run.
     #[error("{path}: {defect}; is it of another dataset or configuration?")]
     Checkpoint { path: PathBuf, defect: String },
+    /// The newest checkpoint cannot be written.
+    #[error("{}: {defect}; the last steps are not saved: make room on the disk, and go on with --resume", path.display())]
+    Unsaved { path: PathBuf, defect: String },
     /// A run that is to be validated has not been trained.
     #[error("{}: {defect}", path.display())]
     Untrained { path: PathBuf, defect: String },

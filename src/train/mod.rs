@@ -4,7 +4,6 @@
 //! fold's held-out cases predicted and evaluated (`held_out.rs`); [`validate`] does only that, to a run that is over.
 
 mod batch;
-mod checkpoint;
 mod device_loss;
 mod error;
 mod exchange;
@@ -15,6 +14,7 @@ mod objective;
 mod pass;
 mod previous_stage;
 mod run;
+mod saver;
 mod setup;
 mod step;
 mod stop;
@@ -25,7 +25,6 @@ mod trainer;
 mod validation;
 
 pub use batch::{DeviceBatch, Targets, Upload};
-pub use checkpoint::{Checkpoint, Progress};
 pub use error::TrainError;
 pub use exchange::ExchangeOptions;
 pub use held_out::HeldOutOptions;

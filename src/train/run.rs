@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::checkpoint::Checkpoint;
+use super::TrainError;
 use super::held_out::{HeldOutOptions, evaluate_held_out};
 use super::setup::Job;
 use super::trainer::Ending;
-use super::{Progress, TrainError};
 use crate::backend::{ComputeBackend, OnDevice, on_device};
+use crate::checkpoint::{Checkpoint, Progress};
 use crate::config::{RunConfig, WorkDir};
 use crate::dist::Communicator;
 use crate::eval::Summary;
-use crate::model::UNet;
+use crate::model::{TensorFileError, UNet};
 use crate::ops::NnOps;
 use crate::telemetry::{JsonLines, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile};
 
@@ -145,7 +145,8 @@ fn load<B: NnOps>(job: &Job, path: &Path, device: &B::Device) -> Result<UNet<B>,
 
 /// Whether a file is there, as rank 0 sees it.
 fn exists(path: &Path, comm: &dyn Communicator) -> Result<bool, TrainError> {
-    let mut exists = [u8::from(path.exists())];
+    // Of a link to what is gone the checkpoint before it is taken.
+    let mut exists = [u8::from(path.exists() || path.is_symlink())];
     comm.broadcast_bytes(&mut exists, 0, "existence of a checkpoint")?;
     Ok(exists[0] > 0)
 }
@@ -158,7 +159,7 @@ fn check_is_over(config: &RunConfig, comm: &dyn Communicator) -> Result<(), Trai
         let defect = "is not there: the run has not been trained; train without --val first".to_owned();
         return Err(TrainError::Untrained { path, defect });
     }
-    let done = Checkpoint::read(&path, comm)?.progress.next_epoch;
+    let done = Checkpoint::read(&path, comm)?.training.progress.next_epoch;
     let epochs = if comm.rank() == 0 { RunConfig::load(&run.config())?.training.epochs } else { 0 };
     let mut epochs = (epochs as u64).to_le_bytes();
     comm.broadcast_bytes(&mut epochs, 0, "number of epochs")?;
@@ -173,12 +174,14 @@ fn check_is_over(config: &RunConfig, comm: &dyn Communicator) -> Result<(), Trai
 
 /// Whether there is something to go on from, as rank 0 sees it.
 fn is_resumed(config: &RunConfig, comm: &dyn Communicator, resume: Resume) -> Result<bool, TrainError> {
-    let exists = exists(&config.run_dir().checkpoint_latest(), comm)?;
-    Ok(match resume {
-        Resume::Never => false,
-        Resume::Always => true,
-        Resume::Auto => exists,
-    })
+    let path = config.run_dir().checkpoint_latest();
+    match (resume, exists(&path, comm)?) {
+        (Resume::Never, _) | (Resume::Auto, false) => Ok(false),
+        (_, true) => Ok(true),
+        (Resume::Always, false) => {
+            Err(TensorFileError::new(&path, "there is nothing to resume from; train without --resume").into())
+        }
+    }
 }
 
 /// Prepares the run directory and what is written to it.

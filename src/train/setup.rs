@@ -5,17 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::TrainError;
-use super::checkpoint::{Checkpoint, Progress, ReadError};
 use super::exchange::ExchangeOptions;
 use super::feed::Feed;
 use super::objective;
 use super::previous_stage::find_previous_stage;
+use super::saver::Saver;
 use super::step::TrainStep;
 use super::stop::StopRequest;
 use super::trainer::Trainer;
 use crate::augment::Pipeline;
 use crate::augment::cascade::PreviousStage;
 use crate::backend::ComputeBackend;
+use crate::checkpoint::{Checkpoint, History, Keep, Progress, ReadError, Training};
 use crate::config::{AugmentationPreset, DistConfig, FoldId, RunConfig, WorkDir};
 use crate::dataset::{DatasetJson, Splits};
 use crate::dist::{Communicator, check_agreement};
@@ -23,7 +24,7 @@ use crate::infer::NextStage;
 use crate::interop::{Pretrained, load_pretrained};
 use crate::loader::{Loader, LoaderOptions, Sampler, SamplerOptions, Shard};
 use crate::loss::weights;
-use crate::model::{ModelDescription, TensorState, UNet};
+use crate::model::{ModelDescription, TensorFileError, TensorState, UNet};
 use crate::optim::Schedule;
 use crate::plan::{Configuration, Plans};
 use crate::rng::Purpose;
@@ -117,7 +118,7 @@ impl<'a> Job<'a> {
         if config.precision.scales_loss() {
             optimizer = optimizer.with_dynamic_scale();
         }
-        let (network, progress) = if resume {
+        let (network, training) = if resume {
             let path = config.run_dir().checkpoint_latest();
             let checkpoint = Checkpoint::read(&path, comm)?;
             let misfit = |error| TrainError::Checkpoint { path: path.clone(), defect: format!("{error}") };
@@ -125,10 +126,11 @@ impl<'a> Job<'a> {
                 let defect = format!("was trained with another {what} than the plans have");
                 return Err(TrainError::Checkpoint { path, defect });
             }
+            self.check_data(&checkpoint);
             let network = UNet::<B>::with_state(spec, &checkpoint.weights, &device).map_err(misfit)?;
             let specs: Vec<_> = network.parameters().iter().map(|parameter| parameter.spec.clone()).collect();
             optimizer.load_state(&specs, &checkpoint.optimizer, &device).map_err(misfit)?;
-            (network, checkpoint.progress)
+            (network, checkpoint.training)
         } else {
             let mut state = UNet::<B>::new(spec.clone(), config.seed, &device).state();
             if comm.rank() == 0 {
@@ -136,10 +138,12 @@ impl<'a> Job<'a> {
             }
             broadcast(&mut state, comm)?;
             let network = UNet::with_state(spec, &state, &device).expect("the state of such a network");
-            (network, Progress::default())
+            (network, Training::default())
         };
         let heads = network.heads();
         let head_weights = if config.deep_supervision { weights(heads) } else { only_first(heads) };
+        let saver = if comm.rank() == 0 { Some(self.saver(resume, &training)?) } else { None };
+        let progress = training.progress;
         let observers = observers(&progress)?;
         let network = network.with_precision(config.precision);
         let step = TrainStep::new(network, optimizer, loss, head_weights, device)
@@ -166,8 +170,33 @@ impl<'a> Job<'a> {
             validation_batches,
             progress,
             stop_request: StopRequest::listen(),
+            data: self.store.fingerprint(),
+            saver,
             observers,
         })
+    }
+
+    /// A run may go on with cases that were preprocessed again, but then it is not what it would have been.
+    fn check_data(&self, checkpoint: &Checkpoint) {
+        if self.comm.rank() == 0 && checkpoint.training.data != self.store.fingerprint() {
+            let folder = self.folder.display();
+            tracing::warn!(
+                "{folder}: the cases are not those that the run has been trained on so far; it goes on with these"
+            );
+        }
+    }
+
+    /// What writes the run's checkpoints.
+    fn saver(&self, resume: bool, training: &Training) -> Result<Saver, TrainError> {
+        let Self { config, .. } = self;
+        let iterations = config.training.iterations_per_epoch as u64;
+        let keep =
+            Keep { newest: config.training.keep_checkpoints, every: config.training.keep_every as u64 * iterations };
+        let history = History::open(&config.run_dir(), keep, resume)?;
+        if resume {
+            history.goes_on_from(training.progress.steps(iterations), training.is_best)?;
+        }
+        Saver::start(history).map_err(|error| TensorFileError::new(&config.run_dir, error).into())
     }
 
     /// Puts the weights of the file that the configuration names, if any, in place of random ones.

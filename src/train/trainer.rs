@@ -6,14 +6,15 @@
 use std::time::{Duration, Instant};
 
 use super::TrainError;
-use super::checkpoint::{Checkpoint, Progress};
 use super::feed::Feed;
+use super::saver::Saver;
 use super::step::{StepMetrics, TrainStep};
 use super::stop::StopRequest;
 use super::stragglers::{JobTimes, RankTimes};
 use super::sync::compare_weights;
 use super::validation::{Validation, ValidationResult};
 use crate::backend::ComputeBackend;
+use crate::checkpoint::{Checkpoint, Progress, Training};
 use crate::config::RunConfig;
 use crate::dist::Communicator;
 use crate::model::{ModelDescription, ParameterSpec};
@@ -37,6 +38,10 @@ pub struct Trainer<'a, B: ComputeBackend> {
     pub(super) validation_batches: Option<Feed<B>>,
     pub(super) progress: Progress,
     pub(super) stop_request: StopRequest,
+    /// Of the preprocessed cases.
+    pub(super) data: String,
+    /// `None` on all ranks but 0.
+    pub(super) saver: Option<Saver>,
     /// Empty on all ranks but 0.
     pub(super) observers: Observers,
 }
@@ -77,11 +82,12 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             let is_best = self.advance(epoch, validation.as_ref());
             if self.comm.rank() == 0 {
                 self.comm.enter_long(&format!("checkpoint of epoch {}", epoch + 1));
-                self.save(epoch, is_best)?;
+                let checkpoint_s = self.save(is_best).as_secs_f64();
                 let ema_pseudo_dice = self.progress.ema_pseudo_dice;
-                self.observers.epoch_finished(&EpochRecord { ema_pseudo_dice, ..record })?;
+                self.observers.epoch_finished(&EpochRecord { ema_pseudo_dice, checkpoint_s, ..record })?;
             }
         }
+        self.finish_saving("the last checkpoint")?;
         Ok(Ending::Finished)
     }
 
@@ -169,16 +175,27 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     /// Leaves a checkpoint to go on from.
     fn stop(&mut self) -> Result<Ending, TrainError> {
         let Progress { next_epoch, next_iteration, .. } = self.progress;
+        if let Some(saver) = &self.saver {
+            saver.save(self.steps_done(), self.checkpoint(false));
+        }
+        self.finish_saving("the checkpoint of a stopped run")?;
         if self.comm.rank() == 0 {
-            self.checkpoint().write(&self.config.run_dir().checkpoint_latest())?;
             self.observers.run_is(RunState::Stopped)?;
             tracing::info!(
                 "stopped by a signal after epoch {}, step {next_iteration}; the checkpoint is saved, --resume goes on",
                 next_epoch + 1
             );
         }
-        self.comm.barrier("checkpoint of a stopped run")?;
         Ok(Ending::Stopped)
+    }
+
+    /// Waits on all ranks until rank 0 has written its checkpoints.
+    fn finish_saving(&self, what: &str) -> Result<(), TrainError> {
+        if let Some(saver) = &self.saver {
+            self.comm.enter_long(what);
+            saver.finish()?;
+        }
+        Ok(self.comm.barrier(what)?)
     }
 
     /// What the epoch took on all ranks; the slowest is named if it is worth it.
@@ -226,31 +243,43 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         is_best
     }
 
-    fn save(&self, epoch: usize, is_best: bool) -> Result<(), TrainError> {
-        let run = self.config.run_dir();
-        let is_due = (epoch + 1).is_multiple_of(self.config.training.checkpoint_every);
-        let is_last = epoch + 1 == self.config.training.epochs;
-        if is_best {
-            self.checkpoint().write(&run.checkpoint_best())?;
+    /// Has a checkpoint written after an epoch if one is due, or if none could be written before; gives the time until the
+    /// next step can be made.
+    fn save(&self, is_best: bool) -> Duration {
+        let began = Instant::now();
+        let Some(saver) = &self.saver else { return began.elapsed() };
+        let epochs = self.progress.next_epoch;
+        let is_due = epochs.is_multiple_of(self.config.training.checkpoint_every);
+        let is_last = epochs == self.config.training.epochs;
+        if is_best || is_due || is_last || saver.has_failed() {
+            saver.save(self.steps_done(), self.checkpoint(is_best));
         }
-        if is_due || is_last {
-            self.checkpoint().write(&run.checkpoint_latest())?;
-        }
-        Ok(())
+        began.elapsed()
+    }
+
+    /// Since the beginning of the run.
+    fn steps_done(&self) -> u64 {
+        self.progress.steps(self.config.training.iterations_per_epoch as u64)
     }
 
     /// The run as it stands.
-    pub(super) fn checkpoint(&self) -> Checkpoint {
+    pub(super) fn checkpoint(&self, is_best: bool) -> Checkpoint {
         let specs: Vec<ParameterSpec> = self.step.network.parameters().iter().map(|p| p.spec.clone()).collect();
         Checkpoint {
             model: self.model.clone(),
-            progress: self.progress.clone(),
+            training: Training {
+                progress: self.progress.clone(),
+                is_best,
+                world_size: self.comm.world_size(),
+                config: self.config.to_toml(),
+                data: self.data.clone(),
+            },
             weights: self.step.network.state(),
             optimizer: self.step.optimizer.state(&specs),
         }
     }
 
-    /// The epoch's line of the log, but for the moving average.
+    /// The epoch's line of the log, but for the moving average and what comes after.
     fn record(
         &self,
         epoch: usize,
@@ -273,6 +302,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             data_wait_s: times.mean.data_wait * steps,
             comm_s: times.mean.communication * steps,
             straggler_s: times.straggling * steps,
+            checkpoint_s: 0.0,
             epoch_s: elapsed.as_secs_f64(),
             gradient_norm: self.progress.gradient_norm_sum / (steps - self.progress.skipped_steps as f64).max(1.0),
             loss_scale: self.config.precision.scales_loss().then_some(self.progress.loss_scale),

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use ndarray::Array4;
 use nnunet_dist::backend::CpuInference;
+use nnunet_dist::checkpoint::SavedModel;
 use nnunet_dist::dataset::{Dataset, DatasetJson, extract_fingerprint};
 use nnunet_dist::image::{Geometry, Volume};
 use nnunet_dist::model::{ModelDescription, UNet};
 use nnunet_dist::phantom::PhantomOptions;
 use nnunet_dist::plan::{PlannerOptions, Plans, plan};
-use nnunet_dist::train::{Checkpoint, Progress};
 use serde_json::Value;
 
 use super::plans::shrink;
@@ -38,8 +38,7 @@ pub fn network(model: &ModelDescription, seed: u64) -> UNet<CpuInference> {
 pub fn write_checkpoint(path: &Path, model: &ModelDescription, seed: u64) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let weights = network(model, seed).state();
-    let checkpoint = Checkpoint { model: model.clone(), progress: Progress::default(), weights, optimizer: Vec::new() };
-    checkpoint.write(path).unwrap();
+    SavedModel { description: model.clone(), weights }.write(path).unwrap();
 }
 
 /// An image full of structure with `border` empty voxels all around.

@@ -114,6 +114,11 @@ impl Workshop {
     }
 }
 
+/// What a checkpoint has of the network and the optimiser, to the byte.
+pub fn tensors_of(checkpoint: &Path) -> [Vec<u8>; 2] {
+    ["network.safetensors", "optimizer.safetensors"].map(|name| fs::read(checkpoint.join(name)).unwrap())
+}
+
 /// The built program, deaf to settings of the machine that runs the tests.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nnunet-dist"));

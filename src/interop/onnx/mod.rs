@@ -13,8 +13,8 @@ use std::path::Path;
 use self::graph::Graph;
 use self::message::Message;
 use super::InteropError;
+use crate::checkpoint::SavedModel;
 use crate::fsio;
-use crate::model::SavedModel;
 
 /// ONNX 1.12's format, the first with [`OPSET`].
 const IR_VERSION: u64 = 8;

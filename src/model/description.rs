@@ -1,10 +1,8 @@
-//! A trained network with everything needed to use it.
-
-use std::path::Path;
+//! What a network was trained for.
 
 use serde::{Deserialize, Serialize};
 
-use super::{TensorFileError, TensorState, UNetSpec, read_tensors, write_tensors};
+use super::UNetSpec;
 use crate::dataset::DatasetJson;
 use crate::plan::{PlanError, Plans};
 
@@ -62,51 +60,4 @@ impl ModelDescription {
 /// Numbers may change in their last digit on the way through a file.
 fn is_same_spacing(one: &[f64], other: &[f64]) -> bool {
     one.len() == other.len() && one.iter().zip(other).all(|(one, other)| (one - other).abs() <= 1e-9 * one.abs())
-}
-
-/// Header of a checkpoint as far as inference is concerned; training keeps more beside it.
-#[derive(Serialize, Deserialize)]
-struct Header {
-    model: ModelDescription,
-}
-
-/// A network as it lies in a checkpoint, without the state of its training.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SavedModel {
-    pub description: ModelDescription,
-    /// All weights, sorted by name.
-    pub weights: Vec<TensorState>,
-}
-
-/// Weights in a checkpoint have this before their name, to tell them from the optimiser's state.
-pub const WEIGHTS_PREFIX: &str = "network.";
-
-impl SavedModel {
-    /// Reads the network of a checkpoint.
-    ///
-    /// # Errors
-    /// The file is missing, damaged, or not a checkpoint.
-    pub fn read(path: &Path) -> Result<Self, TensorFileError> {
-        let (header, tensors): (Header, _) = read_tensors(path)?;
-        Ok(Self { description: header.model, weights: with_prefix(tensors, WEIGHTS_PREFIX) })
-    }
-
-    /// Writes a checkpoint of a network alone: to predict with or to begin a training from, not to resume one.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn write(self, path: &Path) -> Result<(), TensorFileError> {
-        let mut weights = self.weights;
-        weights.iter_mut().for_each(|tensor| tensor.spec.name.insert_str(0, WEIGHTS_PREFIX));
-        write_tensors(path, &Header { model: self.description }, &weights)
-    }
-}
-
-/// The tensors whose name begins with `prefix`, without it.
-pub fn with_prefix(tensors: Vec<TensorState>, prefix: &str) -> Vec<TensorState> {
-    let named = tensors.into_iter().filter_map(|mut tensor| {
-        tensor.spec.name = tensor.spec.name.strip_prefix(prefix)?.to_owned();
-        Some(tensor)
-    });
-    named.collect()
 }

@@ -1,0 +1,43 @@
+//! A trained network with everything needed to use it.
+
+use std::path::Path;
+
+use super::folder;
+use super::header::Header;
+use super::{HEADER, NETWORK};
+use crate::model::{ModelDescription, TensorFileError, TensorState, parse_tensors, serialize_tensors};
+
+/// A network as it lies in a checkpoint, without the state of its training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SavedModel {
+    pub description: ModelDescription,
+    /// All weights, sorted by name.
+    pub weights: Vec<TensorState>,
+}
+
+impl SavedModel {
+    /// Reads the network of a checkpoint, or, if that is damaged, of the one before it.
+    ///
+    /// # Errors
+    /// The checkpoint is missing or damaged, and so is every one before it.
+    pub fn read(path: &Path) -> Result<Self, TensorFileError> {
+        let (path, [header, network]) = folder::read(path, [HEADER, NETWORK])?;
+        let (_, weights) = parse_tensors::<()>(&path.join(NETWORK), &network)?;
+        Ok(Self { description: Header::parse(&path, &header)?.model, weights })
+    }
+
+    /// Writes a checkpoint of a network alone: to predict with or to begin a training from, not to resume one.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), TensorFileError> {
+        let network = serialize_tensors(path, &(), &self.weights)?;
+        let header = Header::new(self.description.clone(), None).to_bytes();
+        let files = [(HEADER, header), (NETWORK, network)];
+        folder::write(path, &files).map_err(|error| cannot_be_written(path, &error))
+    }
+}
+
+pub(super) fn cannot_be_written(path: &Path, error: &std::io::Error) -> TensorFileError {
+    TensorFileError::new(path, format!("cannot be written: {error}"))
+}
