@@ -48,8 +48,14 @@ pub struct Progress {
     pub gradient_norm_sum: f64,
     /// Those of them without an update.
     pub skipped_steps: usize,
+    /// Those of them whose loss was no number, which is not in the sum.
+    #[serde(default)]
+    pub nan_steps: usize,
     /// Of the last step.
     pub loss_scale: f64,
+    /// How often the run has gone back to an earlier checkpoint; each time its samples become others.
+    #[serde(default)]
+    pub rollbacks: u64,
     /// Exponential moving average of the mean pseudo Dice.
     pub ema_pseudo_dice: Option<f64>,
     /// The best it has been.

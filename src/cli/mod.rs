@@ -30,6 +30,7 @@ mod precision;
 mod predict;
 mod preprocess;
 mod ranks;
+mod replay;
 mod run_flags;
 mod scale;
 mod serve;
@@ -60,8 +61,8 @@ Example, from a folder of labelled images to a Dice:
   nnunet-dist evaluate -p predictions -g labels
 
 Exit codes: 0 success, 1 internal error, 2 usage, 3 invalid data, plan or configuration,
-4 device or library missing, 5 the GPU's memory is full, 75 try again (a rank or the network
-failed), 79 stopped by a signal with a checkpoint saved, 101 panic";
+4 device or library missing, 5 the GPU's memory is full, 75 try again (a rank, the network or
+the disk failed), 79 stopped by a signal with a checkpoint saved, 101 panic";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -79,6 +80,7 @@ enum Command {
     Export(export::Export),
     Convert(convert::Convert),
     Inspect(inspect::Inspect),
+    Replay(replay::Replay),
     Scale(scale::Scale),
     Bench(bench::Bench),
     Phantom(phantom::Phantom),
@@ -112,6 +114,7 @@ impl Cli {
             Command::Export(command) => command.run(),
             Command::Convert(command) => command.run(),
             Command::Inspect(command) => command.run(),
+            Command::Replay(command) => command.run(),
             Command::Scale(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Phantom(command) => command.run(),

@@ -7,7 +7,7 @@ use clap::Args;
 use super::objective_flags::ObjectiveFlags;
 use super::plans::{self, PlansFlag};
 use super::precision::PrecisionFlags;
-use crate::config::{Device, FoldId, Layer, RunConfig, WorkDir, check_plans_name};
+use crate::config::{Device, FoldId, Layer, OnNan, RunConfig, WorkDir, check_plans_name};
 use crate::dist::Wire;
 use crate::loader::Shard;
 
@@ -76,6 +76,10 @@ pub struct RunFlags {
     /// Keep fewer activations, and compute them once more on the way back: less memory, steps take a third longer.
     #[arg(long)]
     gradient_checkpointing: bool,
+
+    /// What to do when loss or gradient are no numbers [default: stop].
+    #[arg(long, value_enum, value_name = "POLICY")]
+    on_nan: Option<OnNan>,
 
     /// TOML file of settings; flags override it.
     #[arg(long, value_name = "FILE.toml")]
@@ -183,6 +187,7 @@ impl RunFlags {
             .set("training.iterations_per_epoch", self.iters_per_epoch)
             .set("training.validation_iterations", self.val_iters)
             .set("training.batch_size", self.batch_size)
+            .set("training.on_nan", name_of(self.on_nan))
             .set("training.gradient_checkpointing", self.gradient_checkpointing.then_some(true));
         self.objective.add_to(&mut layer);
         self.dist.add_to(&mut layer);

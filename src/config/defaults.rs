@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use toml::{Table, Value};
 
 use super::{
-    AugmentationPreset, DEFAULT_PLANS, DataConfig, Device, DistConfig, FoldId, LossConfig, LossKind, OptimizerConfig,
-    OptimizerKind, RunConfig, ScheduleConfig, ScheduleKind, TrainingConfig,
+    AugmentationPreset, DEFAULT_PLANS, DataConfig, Device, DistConfig, FoldId, LossConfig, LossKind, OnNan,
+    OptimizerConfig, OptimizerKind, RunConfig, ScheduleConfig, ScheduleKind, TrainingConfig,
 };
 use crate::dist::Wire;
 use crate::loader::{Oversampling, Shard};
@@ -34,6 +34,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
             checkpoint_every: 10,
             keep_checkpoints: 2,
             keep_every: 0,
+            on_nan: OnNan::Stop,
             pretrained_weights: PathBuf::new(),
         },
         data: DataConfig {

@@ -15,7 +15,7 @@ mod workdir;
 pub use fold::FoldId;
 pub use layer::Layer;
 pub use run::{
-    AugmentationPreset, DataConfig, Device, DistConfig, LossConfig, LossKind, OptimizerConfig, OptimizerKind,
+    AugmentationPreset, DataConfig, Device, DistConfig, LossConfig, LossKind, OnNan, OptimizerConfig, OptimizerKind,
     RunConfig, ScheduleConfig, ScheduleKind, TrainingConfig,
 };
 pub use source::Source;

@@ -63,6 +63,8 @@ pub struct TrainingConfig {
     pub keep_checkpoints: usize,
     /// Epochs between two checkpoints that are kept for ever; 0 for none.
     pub keep_every: usize,
+    /// What is done when loss or gradient are no numbers.
+    pub on_nan: OnNan,
     /// Weights to begin with, see [`crate::interop::load_pretrained`]; empty for random ones.
     pub pretrained_weights: PathBuf,
 }
@@ -166,6 +168,18 @@ pub enum Device {
     Cpu,
     /// NVIDIA GPUs, one per local rank (cargo feature `cuda`).
     Cuda,
+}
+
+/// What a run does when loss or gradient are no numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNan {
+    /// End, with an error that names the cases.
+    Stop,
+    /// Leave the step out and go on: 20 times in a row at most.
+    Skip,
+    /// Go back to the last checkpoint, and on from there with other samples: three times at most.
+    Rollback,
 }
 
 /// Update rule of the weights.

@@ -196,6 +196,11 @@ impl RunDir {
         self.root.join("checkpoint_best")
     }
 
+    /// Steps whose loss or gradient was no number, kept for `nnunet-dist replay`.
+    pub fn incidents(&self) -> PathBuf {
+        self.root.join("incidents")
+    }
+
     /// Where the run stands.
     pub fn status(&self) -> PathBuf {
         self.root.join("status.json")

@@ -1,6 +1,7 @@
 //! What the loader delivers.
 
 use ndarray::{Array4, Array5, Axis, s};
+use serde::{Deserialize, Serialize};
 
 use crate::augment::cascade::BitVolume;
 use crate::store::Patch;
@@ -40,7 +41,7 @@ impl Batch {
 }
 
 /// Identifies a drawn patch; the same for any number of ranks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SampleId {
     /// Epoch, from 0.
     pub epoch: u64,

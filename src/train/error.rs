@@ -1,7 +1,8 @@
 //! Why a training run ended early.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::incident::Incident;
 use crate::backend::DeviceError;
 use crate::dataset::DatasetError;
 use crate::dist::CommError;
@@ -75,11 +76,12 @@ pub enum TrainError {
         commands: Vec<String>,
     },
     /// Loss or gradient are no longer numbers.
-    #[error(
-        "training has diverged: in epoch {epoch}, step {iteration}, at a learning rate of {lr}, the loss is {loss} and \
-         the gradient's norm {norm}; resume from the last checkpoint with a lower --lr"
-    )]
-    Diverged { epoch: usize, iteration: usize, loss: f64, norm: f64, lr: f64 },
+    #[error("{}", diverged(incident, folder))]
+    Diverged {
+        incident: Box<Incident>,
+        /// Where it is kept.
+        folder: PathBuf,
+    },
     /// The build or the machine lacks the device.
     #[error("{0}")]
     Device(#[from] DeviceError),
@@ -87,6 +89,21 @@ pub enum TrainError {
 
 /// Cases that an error names before it only counts them.
 const LISTED: usize = 10;
+
+fn diverged(incident: &Incident, folder: &Path) -> String {
+    let Incident { epoch, iteration, loss, gradient_norm, lr, cases, .. } = incident;
+    let value = |value: &Option<f64>| value.map_or("no number".to_owned(), |value| value.to_string());
+    format!(
+        "in epoch {}, step {}, at a learning rate of {lr}, the loss is {} and the gradient's norm {}, with samples of {}; \
+         `nnunet-dist replay {}` says where it begins; a lower --lr or --on-nan rollback may help",
+        epoch + 1,
+        iteration + 1,
+        value(loss),
+        value(gradient_norm),
+        listed(cases),
+        folder.display()
+    )
+}
 
 fn listed(cases: &[String]) -> String {
     let more = if cases.len() > LISTED { ", …" } else { "" };

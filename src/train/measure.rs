@@ -3,13 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::TrainError;
-use super::setup::{Job, exchange_options};
+use super::setup::{Job, Outputs, exchange_options};
 use super::step::StepMetrics;
 use super::stragglers::{JobTimes, RankTimes};
 use crate::backend::{ComputeBackend, OnDevice, on_device};
 use crate::config::{RunConfig, WorkDir};
 use crate::dist::Communicator;
-use crate::telemetry::Observers;
 
 /// What steps took.
 pub struct MeasuredSteps {
@@ -53,7 +52,7 @@ impl OnDevice for Steps<'_> {
         config.training.iterations_per_epoch = warm_up + steps;
         config.training.validation_iterations = 0;
         let job = Job::open(&config, work, comm)?;
-        let mut trainer = job.trainer::<B>(false, device, |_| Ok(Observers::default()))?;
+        let mut trainer = job.trainer::<B>(false, None, device, |_| Ok(Outputs::default()))?;
         for iteration in 0..warm_up {
             trainer.train_step(0, iteration)?;
             trainer.finished_steps()?;

@@ -7,11 +7,12 @@ use clap::ValueEnum;
 
 use super::TrainError;
 use super::held_out::{HeldOutOptions, evaluate_held_out};
-use super::setup::Job;
+use super::incident::{Incident, ROLLBACKS};
+use super::setup::{Job, Outputs};
 use super::trainer::Ending;
 use crate::backend::{ComputeBackend, OnDevice, on_device};
-use crate::checkpoint::{Checkpoint, Progress};
-use crate::config::{RunConfig, WorkDir};
+use crate::checkpoint::{Checkpoint, Progress, Training};
+use crate::config::{OnNan, RunConfig, WorkDir};
 use crate::dist::Communicator;
 use crate::eval::Summary;
 use crate::model::{TensorFileError, UNet};
@@ -83,12 +84,31 @@ impl OnDevice for Run<'_> {
         comm.set_timeout(Duration::from_secs_f64(config.dist.first_timeout_s.max(config.dist.timeout_s)));
         let job = Job::open(config, work, comm)?;
         let resume = is_resumed(config, comm, resume)?;
-        let mut trainer = job.trainer::<B>(resume, device, |progress| match comm.rank() {
-            0 => observers(config, comm, progress),
-            _ => Ok(Observers::default()),
-        })?;
+        let outputs = |resume, training: &Training| match comm.rank() {
+            0 => outputs(&job, resume, training),
+            _ => Ok(Outputs::default()),
+        };
+        let mut trainer = job.trainer::<B>(resume, None, device.clone(), |training| outputs(resume, training))?;
         announce(&job, &trainer.progress);
-        if trainer.train()? == Ending::Stopped {
+        let mut rollbacks = Rollbacks::default();
+        let ending = loop {
+            let incident = match trainer.train() {
+                Err(TrainError::Diverged { incident, folder }) if rollbacks.are_left_for(config, &incident) => {
+                    TrainError::Diverged { incident, folder }
+                }
+                ending => break ending?,
+            };
+            let number = trainer.progress.rollbacks + 1;
+            // Its checkpoints are written to the end.
+            drop(trainer);
+            let resume = exists(&config.run_dir().checkpoint_latest(), comm)?;
+            trainer = job.trainer::<B>(resume, Some(number), device.clone(), |training| outputs(resume, training))?;
+            if comm.rank() == 0 {
+                let epoch = trainer.progress.next_epoch + 1;
+                tracing::warn!("{incident}; going back to the beginning of epoch {epoch}, with other samples");
+            }
+        };
+        if ending == Ending::Stopped {
             return Ok(Outcome::Stopped);
         }
         trainer.observers.run_is(RunState::Predicting)?;
@@ -172,6 +192,25 @@ fn check_is_over(config: &RunConfig, comm: &dyn Communicator) -> Result<(), Trai
     }
 }
 
+/// How often a run has gone back because of one step.
+#[derive(Default)]
+struct Rollbacks {
+    count: u64,
+    /// The furthest step, by epoch and iteration.
+    step: Option<(usize, usize)>,
+}
+
+impl Rollbacks {
+    /// Whether to go back once more, and not to end.
+    fn are_left_for(&mut self, config: &RunConfig, incident: &Incident) -> bool {
+        let step = Some((incident.epoch, incident.iteration));
+        // Beyond it, others are allowed.
+        self.count = if step > self.step { 1 } else { self.count + 1 };
+        self.step = self.step.max(step);
+        config.training.on_nan == OnNan::Rollback && self.count <= ROLLBACKS
+    }
+}
+
 /// Whether there is something to go on from, as rank 0 sees it.
 fn is_resumed(config: &RunConfig, comm: &dyn Communicator, resume: Resume) -> Result<bool, TrainError> {
     let path = config.run_dir().checkpoint_latest();
@@ -185,19 +224,23 @@ fn is_resumed(config: &RunConfig, comm: &dyn Communicator, resume: Resume) -> Re
 }
 
 /// Prepares the run directory and what is written to it.
-fn observers(config: &RunConfig, comm: &dyn Communicator, progress: &Progress) -> Result<Observers, TrainError> {
+fn outputs(job: &Job, resume: bool, training: &Training) -> Result<Outputs, TrainError> {
+    let Job { config, comm, .. } = job;
+    let progress = &training.progress;
     config.save()?;
     let run = config.run_dir();
+    let saver = job.saver(resume, training)?;
     let training = &config.training;
     let global_batch_size = training.batch_size * training.accumulate * comm.world_size();
     let (epochs, iterations) = (training.epochs, training.iterations_per_epoch);
     let status = StatusFile::new(&run.status(), epochs, iterations, comm.world_size());
     let log = JsonLines::open(&run.log(), progress.next_epoch)?;
-    Ok(Observers::default()
+    let observers = Observers::default()
         .with(status)
         .with(log)
         .with(ProgressPlot::new(&run.progress(), &run.log())?)
-        .with(ProgressBar::new(progress.next_epoch, epochs, iterations, global_batch_size)))
+        .with(ProgressBar::new(progress.next_epoch, epochs, iterations, global_batch_size));
+    Ok(Outputs { observers, saver: Some(saver) })
 }
 
 fn announce(job: &Job, progress: &Progress) {

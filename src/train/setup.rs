@@ -36,6 +36,13 @@ use crate::telemetry::Observers;
 /// Batches prepared ahead of the one in use.
 const PREFETCH: usize = 3;
 
+/// Where a run's results go.
+#[derive(Default)]
+pub struct Outputs {
+    pub observers: Observers,
+    pub saver: Option<Saver>,
+}
+
 /// What every rank has read before training begins.
 pub struct Job<'a> {
     pub config: &'a RunConfig,
@@ -105,11 +112,14 @@ impl<'a> Job<'a> {
     ///
     /// # Errors
     /// The plans ask for what there is not, or the checkpoint does not fit them.
+    ///
+    /// With `rollbacks`, its samples are those of a run that has gone back so often, and not as often as the checkpoint says.
     pub fn trainer<B: ComputeBackend>(
-        &self,
+        &'a self,
         resume: bool,
+        rollbacks: Option<u64>,
         device: B::Device,
-        observers: impl FnOnce(&Progress) -> Result<Observers, TrainError>,
+        outputs: impl FnOnce(&Training) -> Result<Outputs, TrainError>,
     ) -> Result<Trainer<'a, B>, TrainError> {
         let Self { config, comm, .. } = *self;
         let spec = self.model.network_spec()?;
@@ -142,9 +152,9 @@ impl<'a> Job<'a> {
         };
         let heads = network.heads();
         let head_weights = if config.deep_supervision { weights(heads) } else { only_first(heads) };
-        let saver = if comm.rank() == 0 { Some(self.saver(resume, &training)?) } else { None };
-        let progress = training.progress;
-        let observers = observers(&progress)?;
+        let Outputs { observers, saver } = outputs(&training)?;
+        let mut progress = training.progress;
+        progress.rollbacks = rollbacks.unwrap_or(progress.rollbacks);
         let network = network.with_precision(config.precision);
         let step = TrainStep::new(network, optimizer, loss, head_weights, device)
             .with_checkpointing(config.training.gradient_checkpointing)
@@ -156,9 +166,9 @@ impl<'a> Job<'a> {
             _ => Some(feed(Purpose::ValSample)?),
         };
         Ok(Trainer {
+            job: self,
             config,
             comm,
-            model: self.model.clone(),
             step,
             schedule: Schedule::new(
                 &config.schedule,
@@ -171,6 +181,7 @@ impl<'a> Job<'a> {
             progress,
             stop_request: StopRequest::listen(),
             data: self.store.fingerprint(),
+            skipped: [0; 2],
             saver,
             observers,
         })
@@ -187,7 +198,7 @@ impl<'a> Job<'a> {
     }
 
     /// What writes the run's checkpoints.
-    fn saver(&self, resume: bool, training: &Training) -> Result<Saver, TrainError> {
+    pub(super) fn saver(&self, resume: bool, training: &Training) -> Result<Saver, TrainError> {
         let Self { config, .. } = self;
         let iterations = config.training.iterations_per_epoch as u64;
         let keep =
@@ -214,7 +225,7 @@ impl<'a> Job<'a> {
     }
 
     /// Batches of this rank from where the run stands: augmented training samples, or validation samples as they are.
-    fn loader(&self, purpose: Purpose, progress: &Progress) -> Result<Loader, TrainError> {
+    pub(super) fn loader(&self, purpose: Purpose, progress: &Progress) -> Result<Loader, TrainError> {
         let Self { config, comm, configuration, .. } = self;
         let patch_size = configuration.patch_size3();
         let is_training = purpose == Purpose::TrainSample;
@@ -230,7 +241,7 @@ impl<'a> Job<'a> {
         let accumulate = if is_training { config.training.accumulate } else { 1 };
         let cases = if is_training { &self.train_cases } else { &self.validation_cases };
         let sampler = SamplerOptions {
-            seed: config.seed,
+            seed: if is_training { seed_of_samples(config.seed, progress.rollbacks) } else { config.seed },
             purpose,
             patch_size: pipeline.read_patch_size(),
             final_patch_size: patch_size,
@@ -270,6 +281,11 @@ impl From<ReadError> for TrainError {
             ReadError::Comm(error) => error.into(),
         }
     }
+}
+
+/// After each return to an earlier checkpoint the samples are others. The step is that of splitmix64.
+fn seed_of_samples(seed: u64, rollbacks: u64) -> u64 {
+    seed.wrapping_add(rollbacks.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 /// The cases of all parts of a fold.

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::TrainError;
 use super::feed::Feed;
+use super::incident::{Incident, KEPT, SKIPS};
 use super::saver::Saver;
+use super::setup::Job;
 use super::step::{StepMetrics, TrainStep};
 use super::stop::StopRequest;
 use super::stragglers::{JobTimes, RankTimes};
@@ -15,9 +17,9 @@ use super::sync::compare_weights;
 use super::validation::{Validation, ValidationResult};
 use crate::backend::ComputeBackend;
 use crate::checkpoint::{Checkpoint, Progress, Training};
-use crate::config::RunConfig;
+use crate::config::{OnNan, RunConfig};
 use crate::dist::Communicator;
-use crate::model::{ModelDescription, ParameterSpec};
+use crate::model::ParameterSpec;
 use crate::optim::Schedule;
 use crate::telemetry::{EpochRecord, IterationRecord, Observer, Observers, RunState};
 
@@ -28,9 +30,9 @@ const EMA_MOMENTUM: f64 = 0.9;
 
 /// One rank's part in a training run.
 pub struct Trainer<'a, B: ComputeBackend> {
+    pub(super) job: &'a Job<'a>,
     pub(super) config: &'a RunConfig,
     pub(super) comm: &'a dyn Communicator,
-    pub(super) model: ModelDescription,
     pub(super) step: TrainStep<B>,
     pub(super) schedule: Schedule,
     pub(super) train_batches: Feed<B>,
@@ -40,6 +42,8 @@ pub struct Trainer<'a, B: ComputeBackend> {
     pub(super) stop_request: StopRequest,
     /// Of the preprocessed cases.
     pub(super) data: String,
+    /// Steps left out in a row, and all of this process.
+    pub(super) skipped: [usize; 2],
     /// `None` on all ranks but 0.
     pub(super) saver: Option<Saver>,
     /// Empty on all ranks but 0.
@@ -132,11 +136,18 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     /// are to stop.
     fn report(&mut self, epoch: usize, times: &mut EpochTimes) -> Result<bool, TrainError> {
         let metrics = self.finished_steps()?;
-        let first = self.progress.next_iteration - metrics.len();
+        let count = metrics.len();
+        let first = self.progress.next_iteration - count;
         let mut stop_requested = false;
-        for (iteration, metrics) in (first..).zip(&metrics) {
-            self.check(epoch, iteration, metrics)?;
-            self.progress.loss_sum += metrics.loss;
+        for (number, metrics) in metrics.iter().enumerate() {
+            let iteration = first + number;
+            if self.is_sound(metrics) {
+                self.skipped[0] = 0;
+                self.progress.loss_sum += metrics.loss;
+            } else {
+                self.meet(self.incident(epoch, iteration, metrics, count - 1 - number))?;
+                self.progress.nan_steps += 1;
+            }
             self.progress.loss_scale = metrics.loss_scale;
             match metrics.gradient_norm.is_finite() {
                 true => self.progress.gradient_norm_sum += metrics.gradient_norm,
@@ -161,15 +172,44 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         Ok(metrics)
     }
 
-    /// Loss and gradients are the global batch's: all ranks stop alike, before a checkpoint is made of what is no number.
-    fn check(&self, epoch: usize, iteration: usize, metrics: &StepMetrics) -> Result<(), TrainError> {
-        let StepMetrics { loss, gradient_norm: norm, loss_scale, .. } = *metrics;
+    /// Whether loss and gradient are numbers. They are the global batch's: all ranks say the same.
+    fn is_sound(&self, metrics: &StepMetrics) -> bool {
+        let StepMetrics { loss, gradient_norm, loss_scale, .. } = *metrics;
         // A gradient may overflow by its loss scale, which is smaller then; below 1 it is not the scale.
         let is_overflow = self.config.precision.scales_loss() && loss_scale > 1.0;
-        if loss.is_finite() && (norm.is_finite() || is_overflow) {
+        loss.is_finite() && (gradient_norm.is_finite() || is_overflow)
+    }
+
+    fn incident(&self, epoch: usize, iteration: usize, metrics: &StepMetrics, later_steps: usize) -> Incident {
+        Incident {
+            epoch,
+            iteration,
+            loss: Some(metrics.loss).filter(|loss| loss.is_finite()),
+            gradient_norm: Some(metrics.gradient_norm).filter(|norm| norm.is_finite()),
+            lr: self.schedule.lr(epoch, iteration),
+            later_steps,
+            cases: Vec::new(),
+        }
+    }
+
+    /// Keeps a step whose loss or gradient is no number for a replay, and ends the training unless such steps are left out.
+    /// The weights are what they were before it. A collective.
+    fn meet(&mut self, incident: Incident) -> Result<(), TrainError> {
+        let is_skipped = self.config.training.on_nan == OnNan::Skip;
+        self.skipped = self.skipped.map(|count| count + 1);
+        let [in_a_row, all] = self.skipped;
+        if is_skipped && in_a_row <= SKIPS && all > KEPT {
             return Ok(());
         }
-        Err(TrainError::Diverged { epoch, iteration, loss, norm, lr: self.schedule.lr(epoch, iteration) })
+        let (incident, folder) = self.job.keep(incident, || self.checkpoint(false), &self.progress)?;
+        let error = TrainError::Diverged { incident: Box::new(incident), folder };
+        if !is_skipped || in_a_row > SKIPS {
+            return Err(error);
+        }
+        if self.comm.rank() == 0 {
+            tracing::warn!("{error}; the step is left out");
+        }
+        Ok(())
     }
 
     /// Leaves a checkpoint to go on from.
@@ -230,8 +270,10 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     /// Takes an epoch's validation into the moving average; says whether that is the best so far.
     fn advance(&mut self, epoch: usize, validation: Option<&ValidationResult>) -> bool {
         let Progress { ema_pseudo_dice, best_ema_pseudo_dice, .. } = self.progress;
+        let rollbacks = self.progress.rollbacks;
+        let next_epoch = epoch + 1;
         self.progress =
-            Progress { next_epoch: epoch + 1, ema_pseudo_dice, best_ema_pseudo_dice, ..Progress::default() };
+            Progress { next_epoch, rollbacks, ema_pseudo_dice, best_ema_pseudo_dice, ..Progress::default() };
         let Some(validation) = validation else { return false };
         let dice = validation.mean_pseudo_dice();
         let ema = self.progress.ema_pseudo_dice.map_or(dice, |ema| EMA_MOMENTUM * ema + (1.0 - EMA_MOMENTUM) * dice);
@@ -266,7 +308,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     pub(super) fn checkpoint(&self, is_best: bool) -> Checkpoint {
         let specs: Vec<ParameterSpec> = self.step.network.parameters().iter().map(|p| p.spec.clone()).collect();
         Checkpoint {
-            model: self.model.clone(),
+            model: self.job.model.clone(),
             training: Training {
                 progress: self.progress.clone(),
                 is_best,
@@ -292,7 +334,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         let samples = (training.batch_size * training.accumulate * self.comm.world_size()) as f64;
         EpochRecord {
             epoch,
-            train_loss: self.progress.loss_sum / steps,
+            train_loss: self.progress.loss_sum / (steps - self.progress.nan_steps as f64).max(1.0),
             val_loss: validation.map(|validation| validation.loss),
             pseudo_dice: validation.map(|validation| validation.pseudo_dice.clone()).unwrap_or_default(),
             ema_pseudo_dice: None,

@@ -1,0 +1,179 @@
+//! Steps whose loss or gradient is no number: what is done about them, and what is kept for `nnunet-dist replay`.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array4, Array5};
+use serde::{Deserialize, Serialize};
+
+use super::TrainError;
+use super::setup::Job;
+use crate::checkpoint::{Checkpoint, Progress};
+use crate::loader::{Batch, SampleId};
+use crate::model::{ParameterSpec, TensorFileError, TensorState, read_tensors, write_tensors};
+use crate::rng::Purpose;
+
+/// Steps that are left out in a row before the run ends.
+pub(super) const SKIPS: usize = 20;
+/// Times that a run goes back before it ends.
+pub(super) const ROLLBACKS: u64 = 3;
+/// Steps that are kept for a replay, of all that are left out.
+pub(super) const KEPT: usize = 3;
+
+/// Its files begin with this; the number of the rank follows.
+const BATCHES: &str = "batches_rank_";
+const STEP: &str = "step.json";
+
+/// A step whose loss or gradient is no number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Incident {
+    /// Both from 0.
+    pub epoch: usize,
+    pub iteration: usize,
+    /// As they were; null where they are no numbers.
+    pub loss: Option<f64>,
+    pub gradient_norm: Option<f64>,
+    pub lr: f64,
+    /// Steps that were made since with other samples: the weights that are kept are those after them.
+    pub later_steps: usize,
+    /// The cases of all ranks.
+    pub cases: Vec<String>,
+}
+
+/// The step's batches as they went into the network, of one rank.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RankBatches {
+    pub rank: usize,
+    /// One, or as many as are accumulated.
+    pub batches: Vec<Batch>,
+}
+
+impl Job<'_> {
+    /// Leaves what is needed to repeat a step in the run directory: weights and optimiser from rank 0, its batches from each
+    /// rank. Gives the incident with the names of all cases, and its folder. A collective.
+    ///
+    /// # Errors
+    /// The samples cannot be read again, or a rank is gone. A disk that is full is none: then nothing is kept.
+    pub(super) fn keep(
+        &self,
+        incident: Incident,
+        checkpoint: impl FnOnce() -> Checkpoint,
+        progress: &Progress,
+    ) -> Result<(Incident, PathBuf), TrainError> {
+        const WHAT: &str = "samples of a step without a loss";
+        let Incident { epoch, iteration, .. } = incident;
+        let at = Progress {
+            next_epoch: epoch,
+            next_iteration: iteration,
+            rollbacks: progress.rollbacks,
+            ..Progress::default()
+        };
+        let mut loader = self.loader(Purpose::TrainSample, &at)?;
+        let batches = (0..self.config.training.accumulate).map(|_| loader.next()).collect::<Result<Vec<_>, _>>()?;
+        let own: Vec<&str> =
+            batches.iter().flat_map(|batch| &batch.samples).map(|sample| sample.case.as_str()).collect();
+        let all = self.comm.all_gather_bytes(own.join("\n").as_bytes(), WHAT)?;
+        let mut cases: Vec<String> = all
+            .iter()
+            .flat_map(|names| String::from_utf8_lossy(names).lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect();
+        cases.sort();
+        cases.dedup();
+        let incident = Incident { cases, ..incident };
+
+        let step = epoch * self.config.training.iterations_per_epoch + iteration + 1;
+        let folder = self.config.run_dir().incidents().join(format!("step_{step:010}"));
+        let mut kept = match self.comm.rank() {
+            0 => write_step(&folder, &incident, &checkpoint()),
+            _ => Ok(()),
+        };
+        self.comm.barrier(WHAT)?;
+        let rank = self.comm.rank();
+        if kept.is_ok() {
+            kept = RankBatches { rank, batches }.write(&folder);
+        }
+        if let Err(error) = kept {
+            tracing::warn!("{error}; rank {rank} keeps nothing of the step");
+        }
+        self.comm.barrier(WHAT)?;
+        Ok((incident, folder))
+    }
+}
+
+fn write_step(folder: &Path, incident: &Incident, checkpoint: &Checkpoint) -> Result<(), TensorFileError> {
+    checkpoint.write(folder)?;
+    let path = folder.join(STEP);
+    crate::fsio::write_json(&path, incident).map_err(|error| TensorFileError::new(&path, error))
+}
+
+impl Incident {
+    /// Reads what a run has left in `folder`.
+    ///
+    /// # Errors
+    /// A file is missing or damaged.
+    pub fn read(folder: &Path) -> Result<(Self, Vec<RankBatches>), TensorFileError> {
+        let path = folder.join(STEP);
+        let fail = |error: &dyn std::fmt::Display| TensorFileError::new(&path, error);
+        let text = std::fs::read(&path).map_err(|error| fail(&error))?;
+        let incident = serde_json::from_slice(&text).map_err(|error| fail(&error))?;
+        let entries = std::fs::read_dir(folder).map_err(|error| TensorFileError::new(folder, error))?;
+        let rank = |name: String| name.strip_prefix(BATCHES)?.strip_suffix(".safetensors")?.parse().ok();
+        let mut ranks: Vec<usize> =
+            entries.filter_map(|entry| rank(entry.ok()?.file_name().into_string().ok()?)).collect();
+        ranks.sort_unstable();
+        if ranks.is_empty() {
+            return Err(TensorFileError::new(folder, "has no batches of any rank"));
+        }
+        let batches = ranks.into_iter().map(|rank| RankBatches::read(folder, rank)).collect::<Result<_, _>>()?;
+        Ok((incident, batches))
+    }
+}
+
+impl RankBatches {
+    fn path(folder: &Path, rank: usize) -> PathBuf {
+        folder.join(format!("{BATCHES}{rank}.safetensors"))
+    }
+
+    fn write(&self, folder: &Path) -> Result<(), TensorFileError> {
+        let samples: Vec<&[SampleId]> = self.batches.iter().map(|batch| batch.samples.as_slice()).collect();
+        let tensors = self.batches.iter().enumerate().flat_map(|(number, batch)| {
+            let tensor = |name: &str, shape: &[usize], values| TensorState {
+                spec: ParameterSpec { name: format!("{number}.{name}"), shape: shape.to_vec() },
+                values,
+            };
+            let labels = batch.labels.iter().map(|&label| f32::from(label)).collect();
+            [
+                tensor("images", batch.images.shape(), batch.images.iter().copied().collect()),
+                tensor("labels", batch.labels.shape(), labels),
+            ]
+        });
+        write_tensors(&Self::path(folder, self.rank), &samples, &tensors.collect::<Vec<_>>())
+    }
+
+    fn read(folder: &Path, rank: usize) -> Result<Self, TensorFileError> {
+        let path = Self::path(folder, rank);
+        let (samples, tensors): (Vec<Vec<SampleId>>, Vec<TensorState>) = read_tensors(&path)?;
+        let batches = samples.into_iter().enumerate().map(|(number, samples)| {
+            let find = |name: &str| {
+                let name = format!("{number}.{name}");
+                let found = tensors.iter().find(|tensor| tensor.spec.name == name);
+                found.ok_or_else(|| TensorFileError::new(&path, format!("has no tensor {name}")))
+            };
+            let (images, labels) = (find("images")?, find("labels")?);
+            let misfit = |error: ndarray::ShapeError| TensorFileError::new(&path, error);
+            let shape = |tensor: &TensorState, axes: usize| match tensor.spec.shape.len() == axes {
+                true => Ok(tensor.spec.shape.clone()),
+                false => Err(TensorFileError::new(&path, format!("{} has not {axes} axes", tensor.spec.name))),
+            };
+            let [n, c, z, y, x] = shape(images, 5)?[..] else { unreachable!("five axes") };
+            let images = Array5::from_shape_vec((n, c, z, y, x), images.values.clone()).map_err(misfit)?;
+            let [n, z, y, x] = shape(labels, 4)?[..] else { unreachable!("four axes") };
+            let labels = labels.values.iter().map(|&label| label as i16).collect();
+            let labels = Array4::from_shape_vec((n, z, y, x), labels).map_err(misfit)?;
+            if images.dim().0 != samples.len() || labels.dim().0 != samples.len() {
+                return Err(TensorFileError::new(&path, "has not one patch for each sample"));
+            }
+            Ok(Batch { images, labels, samples })
+        });
+        Ok(Self { rank, batches: batches.collect::<Result<_, _>>()? })
+    }
+}

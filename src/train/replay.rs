@@ -1,0 +1,148 @@
+//! A step whose loss or gradient was no number, once more and sample by sample.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use ndarray::{ArrayView4, ArrayView5, Axis, concatenate};
+
+use super::device_loss::host;
+use super::incident::{Incident, RankBatches};
+use super::step::TrainStep;
+use super::validation::Validation;
+use super::{TrainError, objective};
+use crate::backend::{ComputeBackend, OnDevice, on_device};
+use crate::checkpoint::Checkpoint;
+use crate::config::{ConfigError, Device, RunConfig};
+use crate::dist::Single;
+use crate::loader::SampleId;
+use crate::loss::weights;
+use crate::model::UNet;
+
+/// What came of the step this time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replayed {
+    pub incident: Incident,
+    pub samples: Vec<ReplayedSample>,
+    /// Parameters with a weight, and with a gradient of the whole step, that is no number.
+    pub weights: Vec<String>,
+    pub gradients: Vec<String>,
+}
+
+/// One sample by itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplayedSample {
+    pub rank: usize,
+    pub sample: SampleId,
+    /// Least and greatest of the intensities that are numbers.
+    pub range: [f32; 2],
+    /// How many are none.
+    pub not_finite: usize,
+    /// Labels that occur.
+    pub labels: Vec<i16>,
+    /// Its loss, were it the whole batch.
+    pub loss: f64,
+}
+
+impl ReplayedSample {
+    /// Whether it alone explains a loss that is no number.
+    pub fn is_culprit(&self) -> bool {
+        self.not_finite > 0 || !self.loss.is_finite()
+    }
+}
+
+/// Repeats the step that a run has left in `folder`, on one device.
+///
+/// # Errors
+/// A file is missing or damaged, or the device is.
+pub fn replay(folder: &Path, device: Option<Device>) -> Result<Replayed, TrainError> {
+    let (incident, ranks) = Incident::read(folder)?;
+    let checkpoint = Checkpoint::read(folder, &Single)?;
+    let config: RunConfig = toml::from_str(&checkpoint.training.config)
+        .map_err(|error| ConfigError::new(folder.display(), format!("of another version: {error}")))?;
+    let device = device.unwrap_or(config.device);
+    let folder = folder.to_owned();
+    on_device(device, config.precision, &Single, Replay { config, checkpoint, incident, ranks, folder })?
+}
+
+struct Replay {
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    incident: Incident,
+    ranks: Vec<RankBatches>,
+    folder: PathBuf,
+}
+
+impl OnDevice for Replay {
+    type Output = Result<Replayed, TrainError>;
+
+    fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
+        let Self { config, checkpoint, incident, ranks, folder } = self;
+        let misfit = |error: &dyn Display| TrainError::Checkpoint { path: folder.clone(), defect: error.to_string() };
+        let spec = checkpoint.model.network_spec()?;
+        let network = UNet::<B>::with_state(spec, &checkpoint.weights, &device).map_err(|error| misfit(&error))?;
+        let mut head_weights = weights(network.heads());
+        if !config.deep_supervision {
+            head_weights[1..].fill(0.0);
+            head_weights[0] = 1.0;
+        }
+        let loss = objective::loss(&config.loss, &checkpoint.model.dataset)?;
+        let network = network.with_precision(config.precision);
+        let optimizer = objective::optimizer(&config.optimizer);
+        let mut step = TrainStep::new(network, optimizer, loss, head_weights, device)
+            .with_checkpointing(config.training.gradient_checkpointing);
+
+        let is_bad = |values: &Vec<f32>| values.iter().any(|value| !value.is_finite());
+        let weights = checkpoint.weights.iter().filter(|tensor| is_bad(&tensor.values));
+        let weights = weights.map(|tensor| tensor.spec.name.clone()).collect();
+        let samples = samples(&step, &ranks)?;
+        let names: Vec<String> = step.network.parameters().iter().map(|p| p.spec.name.clone()).collect();
+        let mut gradients = Vec::new();
+        for number in 0..ranks[0].batches.len() {
+            // The global batch, for the Dice is that of all its samples.
+            let parts: Vec<_> = ranks.iter().filter_map(|rank| rank.batches.get(number)).collect();
+            let images: Vec<ArrayView5<f32>> = parts.iter().map(|batch| batch.images.view()).collect();
+            let labels: Vec<ArrayView4<i16>> = parts.iter().map(|batch| batch.labels.view()).collect();
+            let joined = concatenate(Axis(0), &images).and_then(|images| Ok((images, concatenate(Axis(0), &labels)?)));
+            let (images, labels) = joined.map_err(|error| misfit(&error))?;
+            step.add(step.upload().batch(images.view(), labels.view()), &Single)?;
+            for (name, gradient) in names.iter().zip(step.gradients()?) {
+                let values = gradient.map(host::<B::InnerBackend>);
+                if values.is_some_and(|values| is_bad(&values)) && !gradients.contains(name) {
+                    gradients.push(name.clone());
+                }
+            }
+        }
+        Ok(Replayed { incident, samples, weights, gradients })
+    }
+}
+
+fn samples<B: ComputeBackend>(step: &TrainStep<B>, ranks: &[RankBatches]) -> Result<Vec<ReplayedSample>, TrainError> {
+    let network = step.network.valid();
+    let mut samples = Vec::new();
+    for RankBatches { rank, batches } in ranks {
+        for batch in batches {
+            for (number, sample) in batch.samples.iter().enumerate() {
+                let at = number..number + 1;
+                let images = batch.images.slice_axis(Axis(0), at.clone().into());
+                let labels = batch.labels.slice_axis(Axis(0), at.into());
+                let mut alone = Validation::new(&network, &step.loss, &step.head_weights, &step.device);
+                alone.add(step.upload().batch(images, labels), &Single)?;
+                let mut present: Vec<i16> = labels.iter().copied().collect();
+                present.sort_unstable();
+                present.dedup();
+                let finite = images.iter().copied().filter(|value| value.is_finite());
+                samples.push(ReplayedSample {
+                    rank: *rank,
+                    sample: sample.clone(),
+                    range: finite.fold([f32::INFINITY, f32::NEG_INFINITY], |[low, high], value| {
+                        [low.min(value), high.max(value)]
+                    }),
+                    not_finite: images.iter().filter(|value| !value.is_finite()).count(),
+                    labels: present,
+                    loss: alone.finish(&Single)?.loss,
+                });
+            }
+        }
+    }
+    Ok(samples)
+}
