@@ -4,7 +4,7 @@
     targets.py --dataset Dataset101_BraTS2015mini --keep FOLDER [--bin target/release/nnunet-dist] [--iterations 150]
 
 The tumour's four labels are learned as three regions by a plain network, by a cascade whose first stage is forced, and by a
-residual encoder; then once more as labels, of which all but one slice in eight is called `ignore`. The networks have a
+residual encoder; then once more by the plain one, from one slice in eight, all others being called `ignore`. The networks have a
 quarter of the features, and patches of 64^3 voxels. Prints one JSON line per network with the Dice of the held-out cases,
 and fails if anything fails, if nothing is found of the whole tumour, or if `ignore` is predicted. Minutes on two cores;
 needs numpy and SimpleITK. Finished trainings in FOLDER are not repeated.
@@ -59,7 +59,7 @@ def merged(labels):
 
 def sparse(labels):
     """Annotated in one slice of eight only."""
-    result = labels.astype("uint8")
+    result = merged(labels)
     is_annotated = [z % ANNOTATED == ANNOTATED // 2 for z in range(len(result))]
     result[[not each for each in is_annotated]] = IGNORE
     return result
@@ -156,12 +156,11 @@ def main():
     networks.predict_and_evaluate("regions, residual encoder M", run, regions, folder / "residual_predicted")
 
     ignoring, work, run = folder / "ignoring", folder / "work_ignoring", folder / "ignore"
-    names = {"background": 0, "necrosis": 1, "edema": 2, "non_enhancing": 3, "enhancing": 4, "ignore": IGNORE}
-    make_dataset(arguments.dataset, ignoring, {"labels": names}, sparse)
+    make_dataset(arguments.dataset, ignoring, REGIONS | {"labels": REGIONS["labels"] | {"ignore": IGNORE}}, sparse)
     networks.plan(ignoring, work, configurations=("3d_fullres",))
     networks.train(run, work, "3d_fullres", 0)
     # Against the annotation of all slices.
-    networks.predict_and_evaluate("ignored slices", run, ignoring, folder / "ignore_predicted", truth=arguments.dataset)
+    networks.predict_and_evaluate("regions, ignored slices", run, ignoring, folder / "ignore_predicted", truth=regions)
     sys.exit(1 if networks.failed else 0)
 
 

@@ -61,7 +61,7 @@ def train_peer(preprocessed, run, seed):
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     # What its command does on a CPU; the trainer seeds nothing itself, and its loader is a process with a seed of its own.
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(seed)
     numpy.random.seed(seed)
     plans, dataset = (json.loads((preprocessed / name).read_text(encoding="utf-8"))

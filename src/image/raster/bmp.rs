@@ -1,7 +1,7 @@
 //! BMP: grey, colour or palette, 8 bits.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 
 use image::codecs::bmp::{BmpDecoder, BmpEncoder};
@@ -24,7 +24,10 @@ struct Picture {
 
 impl Picture {
     fn open(path: &Path) -> Result<Self, ImageError> {
-        let file = File::open(path).map_err(|error| ImageError::new(path, error))?;
+        let mut file = File::open(path).map_err(|error| ImageError::new(path, error))?;
+        if is_run_length_encoded(&mut file).map_err(|error| ImageError::new(path, error))? {
+            return Err(ImageError::new(path, "is run-length encoded, which is not read; save it without compression"));
+        }
         let mut decoder = BmpDecoder::new(BufReader::new(file)).map_err(|error| damaged(path, &error))?;
         let palette = decoder.get_palette().map(<[_]>::to_vec);
         decoder.set_indexed_color(palette.is_some());
@@ -60,6 +63,17 @@ impl Picture {
         self.decoder.read_image(&mut bytes).map_err(|error| damaged(path, &error))?;
         Ok(bytes)
     }
+}
+
+/// Whether pixels are stored as runs (`BI_RLE8`, `BI_RLE4`). The decoder panics where one names a colour beyond the palette.
+fn is_run_length_encoded(file: &mut File) -> io::Result<bool> {
+    const RUNS: [u32; 2] = [1, 2];
+    // File header, and of the image's header size (an old one of 12 bytes has no compression), extents, planes, bits.
+    let mut start = [0; 34];
+    let is_short = file.read_exact(&mut start).is_err();
+    file.rewind()?;
+    let field = |at: usize| u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]]);
+    Ok(!is_short && field(14) > 12 && RUNS.contains(&field(30)))
 }
 
 fn damaged(path: &Path, error: &image::ImageError) -> ImageError {
