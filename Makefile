@@ -6,12 +6,14 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 PROFILE ?= dev
 CARGO := cargo
 
-.PHONY: help demo test test-cluster test-gpu gpu-pack bench setup fmt doc
+.PHONY: help demo test test-cluster chaos fuzz test-gpu gpu-pack bench setup fmt doc
 
 help:
 	@echo 'make demo   generate a dataset, train on it with two processes, print its Dice'
 	@echo 'make test   everything a change must pass'
 	@echo 'make test-cluster   the tests on several hosts in full: lost ranks, hosts and links, Slurm (as root)'
+	@echo 'make chaos  half an hour of killed ranks, frozen hosts, pulled cables and full disks (as root); SECONDS=, SEED='
+	@echo 'make fuzz   changed files of every kind, ten minutes for each; SECONDS='
 	@echo 'make bench  ours and nnU-Net in PyTorch, the same work in turn, on this machine; BENCH=step_f32 for some rows'
 	@echo 'make test-gpu   the tests of the GPU kernels, on Vulkan, which Mesa has in software'
 	@echo 'make gpu-pack   dist/gpu-pack.tar.xz: all that a GPU machine needs to be tested and measured'
@@ -37,6 +39,18 @@ test: setup-test
 test-cluster:
 	@scripts/setup nextest cluster
 	NNUNET_CLUSTER=full $(CARGO) nextest run --locked --features nnunet-dist/nccl -E 'binary(cluster)'
+
+# `test` has a minute of it. SEED=2 gives other disturbances.
+chaos:
+	@scripts/setup nextest cluster
+	NNUNET_CHAOS_SECONDS=$(or $(SECONDS),1800) NNUNET_CHAOS_SEED=$(or $(SEED),1) \
+		$(CARGO) nextest run --locked --features nnunet-dist/nccl -E 'binary(cluster) and test(chaos)' --no-capture
+
+# Changed files of every kind, for ten minutes each.
+fuzz: setup
+	@scripts/setup nextest
+	NNUNET_FUZZ_SECONDS=$(or $(SECONDS),600) \
+		$(CARGO) nextest run --locked --features nnunet-dist/nccl -E 'binary(hostile_files)' --no-capture
 
 # Installs PyTorch and nnU-Net v2 into a virtual environment of their own.
 bench: setup

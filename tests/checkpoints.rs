@@ -1,5 +1,7 @@
 //! What is left of a run whatever happens: processes killed at any moment, damaged files, full disks.
 
+#[path = "common/disk.rs"]
+mod disk;
 #[path = "common/job.rs"]
 mod job;
 #[path = "common/work.rs"]
@@ -16,10 +18,11 @@ use nnunet_dist::config::RunDir;
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
+use self::disk::SmallDisk;
 use self::work::{Workshop, tensors_of};
 
 /// Epochs of a run, with a checkpoint after each.
-const EPOCHS: usize = 30;
+const EPOCHS: usize = 80;
 /// How often a run is killed.
 const KILLS: usize = 20;
 
@@ -47,7 +50,7 @@ fn a_run_killed_at_any_moment_ends_as_if_it_had_not_been() {
 }
 
 #[test]
-fn a_run_of_two_processes_killed_at_any_moment_ends_as_if_it_had_not_been() {
+fn a_run_under_mpirun_killed_at_any_moment_ends_as_if_it_had_not_been() {
     let Some(launcher) = job::launcher() else { return };
     let shop = Workshop::new();
     survives_kills(&shop, |run| {
@@ -66,7 +69,7 @@ fn survives_kills(shop: &Workshop, command: impl Fn(&RunDir) -> Command) {
     let mut while_writing = 0;
     for number in 0..KILLS {
         // From the first moments to later than the next checkpoint, so that the run comes further now and then.
-        let delay = usual.mul_f64(0.5 * moments.random::<f64>());
+        let delay = usual.mul_f64(0.2 * moments.random::<f64>());
         let mut process = command(&killed);
         process.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut process = process.spawn().unwrap();
@@ -192,42 +195,6 @@ fn the_newest_the_best_and_every_so_many_are_kept() {
     expected.dedup();
     assert_eq!(kept, expected);
     assert_eq!(latest(&run).unwrap(), Path::new("checkpoints").join(&expected[expected.len() - 1]));
-}
-
-/// A file system of its own that can be full.
-struct SmallDisk {
-    folder: PathBuf,
-}
-
-impl SmallDisk {
-    /// `None`, with a line that says why, where there can be none.
-    fn mount(folder: PathBuf, bytes: usize) -> Option<Self> {
-        fs::create_dir_all(&folder).unwrap();
-        let size = format!("size={bytes}");
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&folder).output();
-        match mount {
-            Ok(output) if output.status.success() => Some(Self { folder }),
-            _ => {
-                println!("skipped: only root can mount a small disk (mount -t tmpfs)");
-                None
-            }
-        }
-    }
-
-    /// Fills it to the last byte.
-    fn fill(&self) -> PathBuf {
-        let path = self.folder.join("filler");
-        let mut file = fs::File::create(&path).unwrap();
-        let block = vec![0_u8; 4096];
-        while std::io::Write::write_all(&mut file, &block).is_ok() {}
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.folder).status();
-    }
 }
 
 #[test]

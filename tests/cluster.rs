@@ -4,6 +4,10 @@
 //! A short form runs with all other tests; `make test-cluster` runs everything.
 #![cfg(feature = "mpi")]
 
+#[path = "cluster/chaos.rs"]
+mod chaos;
+#[path = "common/disk.rs"]
+mod disk;
 #[path = "cluster/equality.rs"]
 mod equality;
 #[path = "cluster/faults.rs"]

@@ -73,7 +73,7 @@ fn a_run_ends_at_the_step_and_the_replay_names_the_sample() {
 }
 
 #[test]
-fn a_step_is_left_out_on_all_ranks_alike() {
+fn a_step_is_left_out_and_under_mpirun_on_all_ranks_alike() {
     let shop = Workshop::new();
     let case = spoil(&shop);
     let run = shop.run_dir("run");

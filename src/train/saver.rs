@@ -1,6 +1,7 @@
 //! Checkpoints are written by a thread of their own: the steps wait for the copy of the weights alone, and a disk that is
 //! full, slow or gone does not end a training.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -30,8 +31,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// What is to be written next. A newer one takes its place.
-    waiting: Option<Job>,
+    /// What is to be written, the oldest first: the newest, and before it the best that is not written yet.
+    waiting: VecDeque<Job>,
     /// Whether one is being written.
     is_busy: bool,
     /// Why the last attempt failed, if it did.
@@ -46,6 +47,12 @@ struct Job {
     checkpoint: Checkpoint,
 }
 
+impl Job {
+    fn is_best(&self) -> bool {
+        self.checkpoint.training.is_best
+    }
+}
+
 impl Saver {
     /// Starts the thread.
     ///
@@ -58,19 +65,12 @@ impl Saver {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Has a checkpoint written after so many steps of the run. One that still waits is left out, unless it was the best so
-    /// far: then the call waits.
+    /// Has a checkpoint written after so many steps of the run. One that still waits is left out, unless it was the best.
     pub fn save(&self, step: u64, checkpoint: Checkpoint) {
+        let job = Job { step, checkpoint };
         let mut state = self.shared.lock();
-        // Not for ever: the disk may be full.
-        while state.failure.is_none() && state.waiting.as_ref().is_some_and(|job| job.checkpoint.training.is_best) {
-            state = self.shared.wait(state);
-        }
-        // What is best of that which can still be had.
-        let was_best = state.waiting.take().is_some_and(|job| job.checkpoint.training.is_best);
-        let mut job = Job { step, checkpoint };
-        job.checkpoint.training.is_best |= was_best;
-        state.waiting = Some(job);
+        state.waiting.retain(|older| older.is_best() && !job.is_best());
+        state.waiting.push_back(job);
         self.shared.changed.notify_all();
     }
 
@@ -87,7 +87,7 @@ impl Saver {
         let began = Instant::now();
         let mut state = self.shared.lock();
         state.is_urgent = true;
-        while state.is_busy || state.waiting.is_some() {
+        while state.is_busy || !state.waiting.is_empty() {
             if let Some(TensorFileError { path, defect }) = &state.failure
                 && began.elapsed() >= PATIENCE
             {
@@ -126,10 +126,10 @@ impl Shared {
         let mut pause = RETRY[0];
         loop {
             let mut state = self.lock();
-            while state.waiting.is_none() && !state.is_over {
+            while state.waiting.is_empty() && !state.is_over {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            let Some(job) = state.waiting.take() else { return };
+            let Some(job) = state.waiting.pop_front() else { return };
             state.is_busy = true;
             drop(state);
             let result = history.add(job.step, &job.checkpoint);
@@ -148,8 +148,11 @@ impl Shared {
                         tracing::warn!("{error}; the training goes on, and it is tried again");
                     }
                     state.failure = Some(error);
-                    // A newer one has come meanwhile, or this one is tried again.
-                    state.waiting.get_or_insert(job);
+                    // Tried again, unless what has come meanwhile takes its place.
+                    let is_best = job.is_best();
+                    if state.waiting.is_empty() || is_best && !state.waiting.iter().any(Job::is_best) {
+                        state.waiting.push_front(job);
+                    }
                     self.changed.notify_all();
                     let failed = Instant::now();
                     while !state.is_over && failed.elapsed() < if state.is_urgent { RETRY[0] } else { pause } {

@@ -107,6 +107,11 @@ impl Cluster {
         succeed(self.script(&["freeze", &self.host(number)]));
     }
 
+    /// Lets it go on.
+    pub fn thaw(&self, number: usize) {
+        succeed(self.script(&["thaw", &self.host(number)]));
+    }
+
     /// Pulls the cable of a host.
     pub fn cut_link(&self, number: usize) {
         succeed(self.script(&["link", &self.host(number), "down"]));
@@ -120,6 +125,11 @@ impl Cluster {
     /// Sends a signal to the rank of a host.
     pub fn signal(&self, number: usize, signal: &str) {
         succeed(self.script(&["signal", &self.host(number), signal, "nnunet-dist"]));
+    }
+
+    /// The same, where the rank may be gone already.
+    pub fn try_signal(&self, number: usize, signal: &str) {
+        let _ = self.script(&["signal", &self.host(number), signal, "nnunet-dist"]).output();
     }
 
     /// Makes all links slow and lossy.

@@ -105,7 +105,20 @@ impl Running {
     }
 
     pub fn is_over(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_some()
+        self.finished().is_some()
+    }
+
+    /// How the job has ended, if it has.
+    pub fn finished(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Sends it SIGUSR1, unless it is over.
+    pub fn ask_to_stop(&mut self) {
+        if !self.is_over() {
+            // SAFETY: the process has not been waited for, so that the number is still its own.
+            unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGUSR1) };
+        }
     }
 
     /// Waits for the end of the job, which hangs if it has not come by then.

@@ -1,0 +1,142 @@
+//! The book and the README: every command in them is one that the program understands, and no link leads nowhere.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use nnunet_dist::cli::Cli;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All pages, README first.
+fn pages() -> Vec<PathBuf> {
+    fn add(folder: &Path, pages: &mut Vec<PathBuf>) {
+        let mut entries: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        entries.sort();
+        for path in entries {
+            if path.is_dir() {
+                add(&path, pages);
+            } else if path.extension().is_some_and(|ending| ending == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    let mut pages = ["README.md", "CONTRIBUTING.md"].map(|name| root().join(name)).to_vec();
+    add(&root().join("docs"), &mut pages);
+    pages
+}
+
+/// The lines of all blocks of shell commands, with those that a backslash continues in one.
+fn shell_lines(text: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let (mut is_shell, mut continued) = (false, String::new());
+    for line in text.lines() {
+        let line = line.trim();
+        if let Some(kind) = line.strip_prefix("```") {
+            is_shell = !is_shell && kind == "sh";
+        } else if is_shell {
+            match line.strip_suffix('\\') {
+                Some(begun) => continued += begun,
+                None => lines.push(std::mem::take(&mut continued) + line),
+            }
+        }
+    }
+    lines
+}
+
+/// The words of a line as a shell would split it, up to a comment; of `for` loops any value of the variable will do.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for letter in line.chars() {
+        match (quote, letter) {
+            (Some(open), _) if letter == open => quote = None,
+            (None, '\'' | '"') => {
+                quote = Some(letter);
+                word.get_or_insert_default();
+            }
+            (None, '#') if word.is_none() => break,
+            (None, ' ') => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(letter),
+        }
+    }
+    words.extend(word);
+    // Such as `$fold;` of a loop.
+    let value = |word: String| match word.strip_prefix('$') {
+        Some(name) => "0".to_owned() + if name.ends_with(';') { ";" } else { "" },
+        None => word,
+    };
+    words.into_iter().map(value).collect()
+}
+
+/// The commands of ours in a line: behind a launcher, or several with `;` between them.
+fn commands(line: &str) -> Vec<Vec<String>> {
+    let words = words(line);
+    let parts = words.split(|word| [";", "do", "&&", "|"].contains(&word.as_str()));
+    let ours = parts.filter_map(|part| {
+        let from = part.iter().position(|word| word == "nnunet-dist")?;
+        let mut command = Vec::new();
+        for word in &part[from..] {
+            command.push(word.trim_end_matches(';').to_owned());
+            if word.ends_with(';') {
+                break;
+            }
+        }
+        Some(command)
+    });
+    ours.collect()
+}
+
+#[test]
+fn every_command_is_one_that_the_program_understands() {
+    let mut count = 0;
+    for page in pages() {
+        for line in shell_lines(&fs::read_to_string(&page).unwrap()) {
+            for command in commands(&line) {
+                count += 1;
+                if let Err(error) = Cli::try_parse_from(&command) {
+                    use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+                    let is_fine = [DisplayHelp, DisplayVersion].contains(&error.kind());
+                    assert!(is_fine, "{}: {line}\n{error}", page.display());
+                }
+            }
+        }
+    }
+    assert!(count > 50, "only {count} commands were found");
+}
+
+#[test]
+fn every_link_within_the_project_leads_somewhere() {
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let file = if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
+            assert!(file.exists(), "{}: no {target}", page.display());
+            if !anchor.is_empty() && file.extension().is_some_and(|ending| ending == "md") {
+                let text = fs::read_to_string(&file).unwrap();
+                let anchors = text.lines().filter(|line| line.starts_with('#')).map(anchor_of);
+                assert!(anchors.into_iter().any(|each| each == anchor), "{}: no {target}", page.display());
+            }
+        }
+    }
+}
+
+/// What a heading is linked by.
+fn anchor_of(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|letter| letter.is_alphanumeric() || [' ', '-', '_'].contains(letter));
+    kept.map(|letter| if letter == ' ' { '-' } else { letter }).collect()
+}
+
+#[test]
+fn commands_are_found_in_lines_of_a_shell() {
+    let line = "for fold in 0 1; do mpirun -np 2 nnunet-dist train -w 'a b' -f $fold; done   # both";
+    assert_eq!(commands(line), [["nnunet-dist", "train", "-w", "a b", "-f", "0"]]);
+    assert_eq!(commands("sbatch slurm/train.sbatch"), Vec::<Vec<String>>::new());
+    assert_eq!(shell_lines("```sh\na \\\n  b\n```\nc\n```text\nd\n```"), ["a b"]);
+}
