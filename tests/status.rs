@@ -26,10 +26,10 @@ fn a_run_at_work_shows_what_it_has_done_and_what_is_left() {
     let found = status(folder.path()).assert().success();
     for words in [
         "3d_fullres, fold 0   training",
-        "32 of 40 epochs done   step 325/400   4 min left",
+        "32 of 40 epochs done   step 325/400   3 min 45 s left",
         "train -0.3750  val -0.2750",
-        "class 1 0.6938  class 2 -",
-        "best 0.5975 after epoch 30",
+        "class 1 0.6937  class 2 -",
+        "best 0.6000 after epoch 30",
         "8.00 samples/s   2.00 s a step   data wait 25.0 %   communication 5.0 %   2 processes",
         "checkpoint  none yet",
         "█▇",

@@ -23,7 +23,7 @@ pub struct Status {
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
 
-    /// Say it again every so many seconds, 5 unless given, until no run is at work.
+    /// Say it again every so many seconds, until no run is at work [default: say it once; without SECONDS, 5].
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "5", value_parser = super::positive)]
     watch: Option<f64>,
 

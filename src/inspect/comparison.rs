@@ -55,7 +55,7 @@ mod tests {
     fn both_label_maps_are_drawn_over_the_same_slices() {
         let shape = (20, 20, 20);
         let (mut truth, mut prediction) = (Array3::zeros(shape), Array3::zeros(shape));
-        truth.slice_mut(s![5..10, 5..10, 5..10]).fill(1);
+        truth.slice_mut(s![4..10, 4..10, 4..10]).fill(1);
         prediction.slice_mut(s![4..12, 4..12, 4..12]).fill(2);
         let view = View {
             name: "case".into(),

@@ -9,8 +9,8 @@ use super::html::{Html, join, picture, tag, text};
 use super::tables::{mean_dice, worst_first};
 use super::text::score;
 use crate::config::Source;
-use crate::dataset::{Dataset, DatasetJson};
-use crate::eval::{CaseResult, Summary, case_name};
+use crate::dataset::{Dataset, DatasetJson, Foreground, LabelValue};
+use crate::eval::{CaseResult, Metrics, Summary, case_name, class_key};
 use crate::image::read_labels;
 use crate::inspect::{Subject, comparison, label_colour};
 
@@ -56,32 +56,33 @@ fn figure(run: &Run, case: &CaseResult, name: &str, raw: &Dataset, targets: &Dat
     let file = case.prediction_file.file_name().ok_or("the summary does not name its prediction")?;
     let prediction = read_labels(&run.dir.validation().join(file)).map_err(|error| error.to_string())?.data;
     // Of regions, both as they are predicted: a voxel has the label of the last that it is in.
-    let [truth, prediction] = [view.labels.take().unwrap_or(Array3::zeros(prediction.raw_dim())), prediction]
-        .map(|labels| as_predicted(labels, targets));
-    let voxel_ml = view.geometry.spacing.iter().product::<f64>() / 1000.0;
+    let truth = view.labels.take().unwrap_or(Array3::zeros(prediction.raw_dim()));
+    let [truth, prediction] = [truth, prediction].map(|labels| as_predicted(labels, targets));
     view.labels = Some(truth);
     let png = comparison(&view, &prediction)?;
 
-    let ml = |labels: Option<&Array3<i16>>, label: i16| {
-        let voxels = labels.into_iter().flatten().filter(|other| **other == label).count();
-        voxels as f64 * voxel_ml
-    };
-    let entry = |(label, name): (i16, &str)| {
-        let [red, green, blue] = label_colour(label);
+    let voxel_ml = view.geometry.spacing.iter().product::<f64>() / 1000.0;
+    let entry = |class: &Foreground| {
+        let [red, green, blue] = label_colour(class.output);
         let style = format!("--c:rgb({red},{green},{blue})");
-        let volumes =
-            format!(" {:.1} ml, predicted {:.1} ml", ml(view.labels.as_ref(), label), ml(Some(&prediction), label));
-        tag("li", &[("style", &style)], [tag("b", &[], [text(name)]), text(volumes)])
+        let numbers = metrics_of(case, class.members).map_or(String::new(), |metrics| {
+            let [truth, predicted] = [metrics.n_ref, metrics.n_pred].map(|voxels| voxels as f64 * voxel_ml);
+            format!(": Dice {}, {truth:.1} ml, predicted {predicted:.1} ml", score(Some(metrics.dice)))
+        });
+        tag("li", &[("style", &style)], [tag("b", &[], [text(class.name)]), text(numbers)])
     };
-    let classes = targets.foreground();
-    let legend = tag("ul", &[("class", "legend")], classes.iter().map(|class| (class.output, class.name)).map(entry));
-    let dice =
-        case.metrics.iter().map(|(key, metrics)| format!("{} {}", run.class_name(key), score(Some(metrics.dice))));
-    let dice = format!("Dice {}: {}", score(mean_dice(case)), dice.collect::<Vec<_>>().join(", "));
-    let heading = tag("h3", &[], [text(name)]);
-    let caption = tag("figcaption", &[], [heading, tag("p", &[], [text(&dice)]), legend]);
-    let description = format!("{name}: the true labels above the predicted ones, in slices of the image. {dice}");
-    Ok(tag("figure", &[("class", "case")], [caption, picture(&png, &description)]))
+    let legend = tag("ul", &[("class", "legend")], targets.foreground().iter().map(entry));
+    let dice = format!("mean Dice {}", score(mean_dice(case)));
+    let heading = tag("h3", &[], [text(name), text(", "), text(&dice)]);
+    let description = format!("{name}: the true labels above the predicted ones, in slices of the image; {dice}");
+    Ok(tag("figure", &[("class", "case")], [tag("figcaption", &[], [heading, legend]), picture(&png, &description)]))
+}
+
+/// Of a class, or of a region with these members, as `summary.json` names it.
+fn metrics_of<'a>(case: &'a CaseResult, members: &[i16]) -> Option<&'a Metrics<u64>> {
+    let class = members.first().filter(|_| members.len() == 1).map(|label| class_key(&LabelValue::Class(*label)));
+    let region = class_key(&LabelValue::Region(members.to_vec()));
+    case.metrics.get(&region).or_else(|| case.metrics.get(&class?))
 }
 
 /// A label map with the labels that a prediction has.

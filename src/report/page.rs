@@ -12,7 +12,7 @@ use super::{curves, details, headline, overlays, tables, text as words, times};
 /// A file of the run is damaged.
 pub fn page(run: &Run, worst: usize, now: SystemTime) -> Result<String, ReportError> {
     let standing = Standing::of(run, now);
-    let mut sections = vec![("curves", "Curves", curves::curves(run))];
+    let mut sections = vec![("curves", "Curves over the epochs", curves::curves(run))];
     if let Some(summary) = &run.summary {
         sections.push(("validation", "Held-out cases", tables::validation(run, summary)));
         if worst > 0 {

@@ -7,14 +7,15 @@ use chrono::{DateTime, Utc};
 /// What stands for a number that is not there.
 pub const NONE: &str = "-";
 
-/// `42 s`, `12 min`, `4 h 12 min`, `3 d 4 h`.
+/// `42 s`, `1 min 46 s`, `12 min`, `4 h 12 min`, `3 d 4 h`.
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.max(0.0).round() as u64;
     let (minutes, hours, days) = (whole / 60, whole / 3600, whole / 86400);
     match whole {
         0..10 => format!("{seconds:.1} s"),
         10..60 => format!("{whole} s"),
-        60..3600 => format!("{minutes} min"),
+        60..600 => format!("{minutes} min {} s", whole % 60),
+        600..3600 => format!("{minutes} min"),
         3600..172_800 => format!("{hours} h {} min", minutes % 60),
         _ => format!("{days} d {} h", hours % 24),
     }
@@ -69,8 +70,8 @@ mod tests {
 
     #[test]
     fn numbers_have_the_digits_that_count() {
-        let durations = [0.31, 59.0, 61.0, 15_120.0, 273_600.0].map(duration);
-        assert_eq!(durations, ["0.3 s", "59 s", "1 min", "4 h 12 min", "3 d 4 h"]);
+        let durations = [0.31, 59.0, 61.0, 725.0, 15_120.0, 273_600.0].map(duration);
+        assert_eq!(durations, ["0.3 s", "59 s", "1 min 1 s", "12 min", "4 h 12 min", "3 d 4 h"]);
         let numbers = [0.0, 2.8652, 0.0123456, 1234.5, 1.5e-7, f64::NAN].map(number);
         assert_eq!(numbers, ["0", "2.87", "0.0123", "1234", "1.50e-7", "-"]);
         assert_eq!((score(Some(f64::NAN)), score(Some(0.85184))), ("-".to_owned(), "0.8518".to_owned()));
