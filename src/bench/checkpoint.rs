@@ -26,7 +26,10 @@ pub fn checkpoint(network: &UNetSpec, folder: &Path, rounds: usize) -> Result<Ve
         let work = Work { items: 1.0, bytes: bytes as f64, ..Work::default() };
         Row { name: name.into(), unit: "checkpoints", work, seconds }
     };
-    let pause = measure(rounds, || Ok::<_, TensorFileError>(drop(copy())))?;
+    let pause = measure(rounds, || {
+        drop(copy());
+        Ok::<_, TensorFileError>(())
+    })?;
     let written = measure(rounds, || {
         let files = [
             (HEADER, b"{}".to_vec()),
