@@ -1,6 +1,6 @@
 //! Slices of a case with two label maps, one row each.
 
-use ndarray::{Array3, Zip};
+use ndarray::Array3;
 
 use super::View;
 use super::canvas::Canvas;
@@ -8,7 +8,7 @@ use super::montage::{BACKGROUND, INK, LINE, MARGIN, Panel};
 use super::view::Turn;
 
 /// The true label map of a case above a prediction of the same shape, over the same slices, as a PNG file: those with the
-/// largest area that either has labelled.
+/// largest true area, or the largest predicted one where nothing is labelled.
 ///
 /// # Errors
 /// The shapes differ, or the encoder fails.
@@ -19,11 +19,12 @@ pub fn comparison(view: &View, prediction: &Array3<i16>) -> Result<Vec<u8>, Stri
     }
     let nothing = Array3::zeros(prediction.raw_dim());
     let truth = view.labels.as_ref().unwrap_or(&nothing);
-    let either = Zip::from(truth).and(prediction).map_collect(|&one, &other| one.max(other));
+    // What is predicted far from the truth would lead to slices that show nothing of it.
+    let leading = if truth.iter().any(|label| *label > 0) { truth } else { prediction };
 
     let turn = Turn::of(&view.geometry);
     let image = turn.view(view.image.view());
-    let panels = Panel::all(&turn, &image, Some(&turn.view(either.view())));
+    let panels = Panel::all(&turn, &image, Some(&turn.view(leading.view())));
     let width = panels.iter().map(|panel| panel.size[0] + MARGIN).sum::<usize>() + MARGIN;
     let height = LINE + panels.iter().map(|panel| panel.size[1]).max().unwrap_or(0) + MARGIN;
     let mut canvas = Canvas::new(width, MARGIN + 2 * height, BACKGROUND);
@@ -57,6 +58,8 @@ mod tests {
         let (mut truth, mut prediction) = (Array3::zeros(shape), Array3::zeros(shape));
         truth.slice_mut(s![4..10, 4..10, 4..10]).fill(1);
         prediction.slice_mut(s![4..12, 4..12, 4..12]).fill(2);
+        // Larger than all that is true.
+        prediction.slice_mut(s![11..20, 11..20, 11..20]).fill(2);
         let view = View {
             name: "case".into(),
             image: Array3::from_shape_fn(shape, |(_, _, x)| x as f32),

@@ -28,8 +28,7 @@ pub fn overlays(run: &Run, summary: &Summary, number: usize) -> Html {
         figure(run, case, &name, &raw, targets)
             .unwrap_or_else(|reason| note(format!("No picture of {name}: {reason}.")))
     });
-    let explained =
-        "Slices through the largest area that is labelled or predicted; what is right in the patient is at the left.";
+    let explained = "Slices through the largest true area; what is right in the patient is at the left.";
     join([note(explained.to_owned())].into_iter().chain(figures))
 }
 
