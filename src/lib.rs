@@ -18,8 +18,9 @@
 //! 12. [`eval`]: label maps become Dice and `summary.json`; [`ensemble`] averages predictions, [`postprocess`] tidies them,
 //!     and [`crossval`] finds out which of them to trust with new images.
 //! 13. [`inspect`]: what is in a case, in words, in numbers and in a picture.
-//! 14. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
-//! 15. [`bench`]: how fast each part is alone, next to what the machine can do at most.
+//! 14. [`report`]: what a run has left in its files, on a terminal and as a page to read.
+//! 15. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
+//! 16. [`bench`]: how fast each part is alone, next to what the machine can do at most.
 //!
 //! # Conventions
 //!
@@ -55,6 +56,7 @@ pub mod phantom;
 pub mod plan;
 pub mod postprocess;
 pub mod preprocess;
+pub mod report;
 pub mod rng;
 pub mod scaling;
 pub mod serve;

@@ -62,6 +62,8 @@ fn every_command_explains_itself_with_an_example() {
         "plan",
         "preprocess",
         "train",
+        "status",
+        "report",
         "predict",
         "serve",
         "evaluate",

@@ -14,7 +14,7 @@ const FORMAT: u32 = 1;
 pub(super) struct Header {
     format: u32,
     /// What has written it.
-    program: String,
+    pub program: String,
     pub model: ModelDescription,
     /// `None` of a network alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]

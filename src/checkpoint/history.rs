@@ -111,7 +111,7 @@ fn path_of(run: &RunDir, step: u64) -> PathBuf {
 }
 
 /// The checkpoints in a folder, oldest first.
-fn steps(folder: &Path) -> Vec<(u64, PathBuf)> {
+pub(super) fn steps(folder: &Path) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut steps: Vec<(u64, PathBuf)> =
         entries.filter_map(|entry| Some((step_of(&entry.path())?, entry.path()))).collect();

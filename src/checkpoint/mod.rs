@@ -16,12 +16,14 @@
 mod folder;
 mod header;
 mod history;
+mod listed;
 mod saved;
 mod training;
 
 pub(crate) use folder::{read as read_folder, write as write_folder};
 pub use header::{Progress, Training};
 pub use history::{History, Keep};
+pub use listed::{Contents, Listed, list};
 pub use saved::SavedModel;
 pub use training::{Checkpoint, ReadError};
 

@@ -27,6 +27,7 @@ use crate::interop::InteropError;
 use crate::model::TensorFileError;
 use crate::plan::PlanError;
 use crate::preprocess::PreprocessError;
+use crate::report::ReportError;
 use crate::scaling::ScalingError;
 use crate::serve::ServeError;
 use crate::store::{StageError, StoreError};
@@ -101,6 +102,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || matches!(cause.downcast_ref(), Some(CrossvalError::Invalid { .. }))
         || matches!(cause.downcast_ref(), Some(EnsembleError::Invalid { .. }))
         || cause.is::<ProbabilityError>()
+        || cause.is::<ReportError>()
         || matches!(cause.downcast_ref(), Some(ServeError::Listen { .. } | ServeError::Unsuitable(_)))
         || matches!(
             cause.downcast_ref(),

@@ -31,9 +31,11 @@ mod predict;
 mod preprocess;
 mod ranks;
 mod replay;
+mod report;
 mod run_flags;
 mod scale;
 mod serve;
+mod status;
 mod train;
 
 /// nnU-Net, trained across many GPUs and nodes.
@@ -69,6 +71,8 @@ enum Command {
     Plan(plan::Plan),
     Preprocess(preprocess::Preprocess),
     Train(train::Train),
+    Status(status::Status),
+    Report(report::Report),
     Predict(predict::Predict),
     Serve(serve::Serve),
     Evaluate(evaluate::Evaluate),
@@ -103,6 +107,8 @@ impl Cli {
             Command::Plan(command) => command.run(),
             Command::Preprocess(command) => command.run(),
             Command::Train(command) => command.run(),
+            Command::Status(command) => command.run(),
+            Command::Report(command) => command.run(),
             Command::Predict(command) => command.run(),
             Command::Serve(command) => command.run(),
             Command::Evaluate(command) => command.run(),

@@ -35,4 +35,4 @@ pub(crate) use json::{from_str as from_json, to_file as json_to_file};
 pub use measure::{Measure, Measured, Measures, Tolerance};
 pub use summary::{CaseResult, Metrics, Summary};
 pub use surface::SurfaceDistances;
-use table::case_name;
+pub(crate) use table::case_name;

@@ -3,6 +3,7 @@
 //! For people who want to see their data before they train on it, and what a network made of it after.
 
 mod canvas;
+mod comparison;
 mod intensities;
 mod montage;
 mod report;
@@ -13,8 +14,10 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, Axis};
 
+pub use canvas::Colour;
+pub use comparison::comparison;
 pub use intensities::Intensities;
-pub use montage::montage;
+pub use montage::{label_colour, montage};
 pub use report::{CaseReport, ImageReport, LabelReport, LabelVolume};
 
 use crate::dataset::{Dataset, DatasetError, LabelValue};

@@ -8,11 +8,11 @@ use super::{LabelVolume, View};
 
 /// Pixels along the longer side of the largest slice of a case.
 const SIDE: usize = 360;
-const MARGIN: usize = 14;
+pub(super) const MARGIN: usize = 14;
 /// Height of a line of text with the space below.
-const LINE: usize = LETTER + 10;
-const BACKGROUND: Colour = [18, 18, 18];
-const INK: Colour = [230, 230, 230];
+pub(super) const LINE: usize = LETTER + 10;
+pub(super) const BACKGROUND: Colour = [18, 18, 18];
+pub(super) const INK: Colour = [230, 230, 230];
 /// What a label's colour counts inside; its border counts whole.
 const OPACITY: f32 = 0.35;
 /// Of classes 1, 2, ...; then again from the first.
@@ -60,36 +60,18 @@ struct Row<'a> {
 }
 
 /// A slice.
-struct Panel {
+pub(super) struct Panel {
     plane: Plane,
     index: usize,
     /// In pixels, `(x, y)`.
-    size: [usize; 2],
+    pub size: [usize; 2],
 }
 
 impl<'a> Row<'a> {
     fn of(view: &'a View) -> Self {
         let turn = Turn::of(&view.geometry);
-        let image = turn.view(view.image.view());
         let labels = view.labels.as_ref().map(|labels| turn.view(labels.view()));
-        // Of a 2D image there is one plane to see.
-        let is_flat = view.image.shape().contains(&1);
-        let planes = Plane::ALL.into_iter().filter(|plane| !is_flat || image.len_of(plane.across()) == 1);
-        let mut panels: Vec<Panel> = planes
-            .map(|plane| {
-                let index = plane.fullest(labels.as_ref(), image.len_of(plane.across()));
-                Panel { plane, index, size: [1, 1] }
-            })
-            .collect();
-        let in_mm = |panel: &Panel| {
-            let (rows, columns) = panel.plane.slice(&image, panel.index).dim();
-            let [y, x] = panel.plane.spacing(&turn);
-            [columns as f64 * x, rows as f64 * y]
-        };
-        let longest = panels.iter().flat_map(in_mm).fold(f64::MIN_POSITIVE, f64::max);
-        for panel in &mut panels {
-            panel.size = in_mm(panel).map(|mm| ((mm / longest * SIDE as f64).round() as usize).max(1));
-        }
+        let panels = Panel::all(&turn, &turn.view(view.image.view()), labels.as_ref());
         Self { view, turn, panels }
     }
 
@@ -137,14 +119,35 @@ impl<'a> Row<'a> {
         }
         let below = y + self.panels_height() + MARGIN;
         for ([x, y], class) in self.legend(width) {
-            canvas.rectangle([x, below + y], [LETTER; 2], colour(class.label));
+            canvas.rectangle([x, below + y], [LETTER; 2], label_colour(class.label));
             canvas.text([x + LETTER + 6, below + y], &entry(class), INK);
         }
     }
 }
 
 impl Panel {
-    fn draw(
+    /// The slices of a turned image through the largest labelled area.
+    pub fn all(turn: &Turn, image: &ArrayView3<f32>, labels: Option<&ArrayView3<i16>>) -> Vec<Self> {
+        // Of a 2D image there is one plane to see.
+        let is_flat = image.shape().contains(&1);
+        let planes = Plane::ALL.into_iter().filter(|plane| !is_flat || image.len_of(plane.across()) == 1);
+        let mut panels: Vec<Self> = planes
+            .map(|plane| Self { plane, index: plane.fullest(labels, image.len_of(plane.across())), size: [1, 1] })
+            .collect();
+        let in_mm = |panel: &Self| {
+            let (rows, columns) = panel.plane.slice(image, panel.index).dim();
+            let [y, x] = panel.plane.spacing(turn);
+            [columns as f64 * x, rows as f64 * y]
+        };
+        let longest = panels.iter().flat_map(in_mm).fold(f64::MIN_POSITIVE, f64::max);
+        for panel in &mut panels {
+            panel.size = in_mm(panel).map(|mm| ((mm / longest * SIDE as f64).round() as usize).max(1));
+        }
+        panels
+    }
+
+    /// Draws the slice of a turned image, and of the label map over it, with its upper left corner at `(left, top)`.
+    pub fn draw(
         &self,
         canvas: &mut Canvas,
         [left, top]: [usize; 2],
@@ -176,7 +179,7 @@ impl Panel {
                     _ if is_border() => 1.0,
                     _ => OPACITY,
                 };
-                let pixel = colour(own).map(|c| (f32::from(c) * part + grey * (1.0 - part)).round() as u8);
+                let pixel = label_colour(own).map(|c| (f32::from(c) * part + grey * (1.0 - part)).round() as u8);
                 canvas.set(left + u, top + v, pixel);
             }
         }
@@ -203,7 +206,8 @@ fn blend(image: &ArrayView2<f32>, row: f64, column: f64) -> f32 {
     upper * (1.0 - v) + lower * v
 }
 
-fn colour(label: i16) -> Colour {
+/// The colour of a label in pictures.
+pub fn label_colour(label: i16) -> Colour {
     COLOURS[(i32::from(label) - 1).rem_euclid(COLOURS.len() as i32) as usize]
 }
 

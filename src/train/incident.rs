@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::TrainError;
 use super::setup::Job;
 use crate::checkpoint::{Checkpoint, Progress};
+use crate::config::RunDir;
 use crate::loader::{Batch, SampleId};
 use crate::model::{ParameterSpec, TensorFileError, TensorState, read_tensors, write_tensors};
 use crate::rng::Purpose;
@@ -111,10 +112,7 @@ impl Incident {
     /// # Errors
     /// A file is missing or damaged.
     pub fn read(folder: &Path) -> Result<(Self, Vec<RankBatches>), TensorFileError> {
-        let path = folder.join(STEP);
-        let fail = |error: &dyn std::fmt::Display| TensorFileError::new(&path, error);
-        let text = std::fs::read(&path).map_err(|error| fail(&error))?;
-        let incident = serde_json::from_slice(&text).map_err(|error| fail(&error))?;
+        let incident = Self::read_step(folder)?;
         let entries = std::fs::read_dir(folder).map_err(|error| TensorFileError::new(folder, error))?;
         let rank = |name: String| name.strip_prefix(BATCHES)?.strip_suffix(".safetensors")?.parse().ok();
         let mut ranks: Vec<usize> =
@@ -126,6 +124,26 @@ impl Incident {
         let batches = ranks.into_iter().map(|rank| RankBatches::read(folder, rank)).collect::<Result<_, _>>()?;
         Ok((incident, batches))
     }
+
+    fn read_step(folder: &Path) -> Result<Self, TensorFileError> {
+        let path = folder.join(STEP);
+        let fail = |error: &dyn std::fmt::Display| TensorFileError::new(&path, error);
+        let text = std::fs::read(&path).map_err(|error| fail(&error))?;
+        serde_json::from_slice(&text).map_err(|error| fail(&error))
+    }
+}
+
+/// The incidents of a run, by their folders, without what is kept for their replay.
+///
+/// # Errors
+/// One is damaged.
+pub fn incidents(run: &RunDir) -> Result<Vec<(PathBuf, Incident)>, TensorFileError> {
+    let entries = std::fs::read_dir(run.incidents()).into_iter().flatten().flatten();
+    // What is only half written has no such file yet.
+    let mut folders: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|folder| folder.join(STEP).is_file()).collect();
+    folders.sort();
+    folders.into_iter().map(|folder| Incident::read_step(&folder).map(|incident| (folder, incident))).collect()
 }
 
 impl RankBatches {

@@ -30,7 +30,7 @@ pub use batch::{DeviceBatch, Targets, Upload};
 pub use error::TrainError;
 pub use exchange::ExchangeOptions;
 pub use held_out::HeldOutOptions;
-pub use incident::{Incident, RankBatches};
+pub use incident::{Incident, RankBatches, incidents};
 pub use measure::{MeasuredSteps, measure_steps};
 pub use replay::{Replayed, ReplayedSample, replay};
 pub use run::{Outcome, Resume, run, validate};

@@ -1,0 +1,47 @@
+//! `nnunet-dist report`
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::config::WorkDir;
+use crate::fsio;
+use crate::report::{Run, page};
+
+/// Write a page about a run: curves, Dice of each class and case, pictures of the worst cases, where the time went. One file
+/// that a browser shows without a network; also of a run that is still going.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nnunet-dist report hippocampus/runs/3d_fullres/fold_0
+  nnunet-dist report runs/old -w hippocampus --worst 10 -o old.html")]
+pub struct Report {
+    /// Run directory.
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+
+    /// Where to write the page [default: report.html in the run directory].
+    #[arg(short, long, value_name = "FILE.html")]
+    output: Option<PathBuf>,
+
+    /// Work folder of the run, which says where the images are [default: that which the run directory is in].
+    #[arg(short, long, value_name = "DIR")]
+    work: Option<PathBuf>,
+
+    /// Pictures of so many cases, those with the lowest Dice.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    worst: usize,
+}
+
+impl Report {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let work = self.work.map(WorkDir::new);
+        let page = page(&Run::read(&self.run, work.as_ref())?, self.worst, SystemTime::now())?;
+        let path = self.output.unwrap_or_else(|| self.run.join("report.html"));
+        fsio::write_bytes(&path, page.as_bytes()).with_context(|| path.display().to_string())?;
+        println!("{}", path.display());
+        Ok(())
+    }
+}

@@ -1,0 +1,134 @@
+//! What a run was told, where it was computed, what happened to it, and what it has kept.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::html::{Html, definitions, folded, scrolling, table, tag, text};
+use super::text::{NONE, bytes, number, percent, score, time};
+use super::{ReportError, Run, Standing};
+use crate::checkpoint::Listed;
+use crate::train::{Incident, incidents};
+
+/// `config.toml`, folded.
+pub fn configuration(run: &Run) -> Html {
+    let path = run.dir.config();
+    match fs::read_to_string(&path) {
+        Ok(toml) => folded("config.toml, all settings", tag("pre", &[], [text(toml)])),
+        Err(_) => tag("p", &[], [text("There is no config.toml.")]),
+    }
+}
+
+/// By whom and on what it was trained.
+pub fn environment(run: &Run, standing: &Standing) -> Html {
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    let mut add = |name: &str, value: Option<String>| pairs.extend(value.map(|value| (name.to_owned(), value)));
+    let path = |path: &Path| fs::canonicalize(path).unwrap_or(path.to_owned()).display().to_string();
+    let newest = run.checkpoints.iter().rev().find_map(|listed| listed.contents.as_ref());
+    let config = run.config.as_ref();
+    add("program", newest.map(|contents| contents.program.clone()));
+    add("processes", standing.world_size.map(|size| size.to_string()));
+    add("device", config.map(|config| toml_word(&config.device)));
+    add("precision", config.map(|config| toml_word(&config.precision)));
+    let batch = config.map(|config| config.training.batch_size * config.training.accumulate);
+    let global = batch.zip(standing.world_size).map(|(batch, size)| format!(", {} in all", batch * size));
+    add("batch per process", batch.map(|batch| format!("{batch}{}", global.unwrap_or_default())));
+    add("steps per epoch", run.steps_per_epoch().map(|steps| steps.to_string()));
+    add("plans", config.map(|config| config.plans.clone()));
+    add("seed", config.map(|config| config.seed.to_string()));
+    add("run directory", Some(path(run.dir.root())));
+    add("work folder", run.work.as_ref().map(|work| path(work.root())));
+    definitions("facts", pairs.into_iter().map(|(name, value)| (name, text(value))))
+}
+
+/// Steps whose loss was no number.
+///
+/// # Errors
+/// One is damaged.
+pub fn incident_list(run: &Run, standing: &Standing) -> Result<Html, ReportError> {
+    let kept = incidents(&run.dir).map_err(|error| ReportError::new(&run.dir.incidents(), error))?;
+    if kept.is_empty() {
+        let line = match standing.skipped_steps {
+            0 => "None: every step had a loss and a gradient.".to_owned(),
+            steps => {
+                format!("{steps} step(s) without an update, for a gradient was not finite; nothing is kept of them.")
+            }
+        };
+        return Ok(tag("p", &[], [text(line)]));
+    }
+    let row = |(folder, incident): &(PathBuf, Incident)| {
+        let value = |value: Option<f64>| value.map_or("no number".to_owned(), number);
+        let cells = [
+            format!("epoch {}, step {}", incident.epoch + 1, incident.iteration + 1),
+            value(incident.loss),
+            value(incident.gradient_norm),
+            incident.cases.join(", "),
+        ];
+        let replay = tag("code", &[], [text(format!("nnunet-dist replay {}", folder.display()))]);
+        cells.into_iter().map(text).chain([replay]).collect()
+    };
+    let heads = ["step", "loss", "norm of the gradient", "cases of the batch", "to repeat it"];
+    Ok(scrolling("Incidents", table(&heads, kept.iter().map(row))))
+}
+
+/// The checkpoints that are there, newest first.
+pub fn checkpoints(run: &Run) -> Html {
+    if run.checkpoints.is_empty() {
+        return tag("p", &[], [text("There is none yet.")]);
+    }
+    let row = |listed: &Listed| {
+        let training = listed.contents.as_ref().and_then(|contents| contents.training.as_ref());
+        let progress = training.map(|training| &training.progress);
+        let step = progress
+            .zip(run.steps_per_epoch())
+            .map(|(progress, per_epoch)| progress.steps(per_epoch as u64).to_string());
+        let epochs = progress.map(|progress| progress.next_epoch.to_string());
+        let marks: Vec<&str> = [("latest", listed.is_latest), ("best", listed.is_best)]
+            .into_iter()
+            .filter(|mark| mark.1)
+            .map(|mark| mark.0)
+            .collect();
+        let cells = [
+            listed.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            marks.join(", "),
+            step.unwrap_or(NONE.to_owned()),
+            epochs.unwrap_or(NONE.to_owned()),
+            score(progress.and_then(|progress| progress.ema_pseudo_dice)),
+            bytes(listed.bytes),
+            listed.written.map_or(NONE.to_owned(), time),
+        ];
+        cells.into_iter().map(text).collect()
+    };
+    let heads = ["checkpoint", "is the", "steps", "epochs", "EMA of the pseudo Dice", "size", "written"];
+    scrolling("Checkpoints", table(&heads, run.checkpoints.iter().rev().map(row)))
+}
+
+/// How much of a run's steps made no progress, and what may be wrong with it: for the top of the page.
+pub fn warnings(run: &Run, standing: &Standing) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if standing.is_silent {
+        warnings.push(format!(
+            "The run was at work and has given {}: it may be dead. --resume goes on.",
+            standing.state_text()
+        ));
+    }
+    if standing.skipped_steps > 0 {
+        warnings.push(format!("{} step(s) made no update; see the incidents.", standing.skipped_steps));
+    }
+    if let Some(wait) = standing.data_wait.filter(|wait| *wait > 0.2) {
+        warnings.push(format!("In the last epoch steps waited for data {} of their time.", percent(wait)));
+    }
+    if let Some(comm) = standing.communication.filter(|comm| *comm > 0.3) {
+        warnings.push(format!("In the last epoch steps waited for other processes {} of their time.", percent(comm)));
+    }
+    let never = standing.validated.iter().flat_map(|validated| &validated.dice).filter(|(_, dice)| **dice == 0.0);
+    warnings.extend(never.map(|(name, _)| format!("{name} is found in no held-out case.")));
+    if run.checkpoints.is_empty() && standing.epochs_done > 0 {
+        warnings.push("There is no checkpoint.".to_owned());
+    }
+    warnings
+}
+
+/// As it stands in TOML.
+fn toml_word(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or(NONE.to_owned())
+}

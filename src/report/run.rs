@@ -1,0 +1,153 @@
+//! All that a run has left in its folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::ReportError;
+use crate::checkpoint::{self, Listed};
+use crate::config::{RunConfig, RunDir, WorkDir};
+use crate::dataset::{DatasetJson, LabelValue};
+use crate::eval::{self, Summary};
+use crate::telemetry::{EpochRecord, RunState, Status, read_log};
+
+/// Folders that are gone through, one within the other, in search of runs: those of a work folder are at `runs/CONFIG/fold_FOLD`.
+const DEPTH: usize = 3;
+
+/// The files of a run. Whatever is not there yet is left out.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub dir: RunDir,
+    /// The work folder it was trained from, where it is known.
+    pub work: Option<WorkDir>,
+    /// Its labels have the names of the classes.
+    pub dataset: Option<DatasetJson>,
+    pub config: Option<RunConfig>,
+    pub status: Option<Status>,
+    /// One record per epoch.
+    pub log: Vec<EpochRecord>,
+    /// Oldest first.
+    pub checkpoints: Vec<Listed>,
+    /// Of the held-out cases.
+    pub summary: Option<Summary>,
+}
+
+impl Run {
+    /// Reads a run. The work folder is that which the run directory is in, unless one is given.
+    ///
+    /// # Errors
+    /// The folder is no run directory, or one of its files is damaged.
+    pub fn read(folder: &Path, work: Option<&WorkDir>) -> Result<Self, ReportError> {
+        if !is_run(folder) {
+            let defect =
+                if folder.is_dir() { "is no run directory: no config.toml, no log.jsonl" } else { "is not there" };
+            return Err(ReportError::new(folder, defect));
+        }
+        let dir = RunDir::new(folder);
+        let work = work.cloned().or_else(|| work_around(folder));
+        let config = if_there(&dir.config(), |path| RunConfig::load(path).map_err(|error| error.defect))?;
+        let status = if_there(&dir.status(), |path| {
+            let bytes = fs::read(path).map_err(|error| error.to_string())?;
+            serde_json::from_slice(&bytes).map_err(|error| error.to_string())
+        })?;
+        let log = if_there(&dir.log(), |path| read_log(path).map_err(|error| error.defect))?.unwrap_or_default();
+        let summary = dir.validation().join("summary.json");
+        let summary = if_there(&summary, |path| Summary::load(path).map_err(|error| error.to_string()))?;
+        let checkpoints = checkpoint::list(&dir);
+        let described =
+            checkpoints.iter().rev().find_map(|listed| Some(listed.contents.as_ref()?.model.dataset.clone()));
+        let dataset = described.or_else(|| DatasetJson::load(&work.as_ref()?.dataset_json()).ok());
+        Ok(Self { dir, work, dataset, config, status, log, checkpoints, summary })
+    }
+
+    /// Configuration and fold; the folder's name where they are not known.
+    pub fn name(&self) -> String {
+        match &self.config {
+            Some(config) => format!("{}, fold {}", config.configuration, config.fold),
+            None => self.dir.root().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        }
+    }
+
+    /// Steps of an epoch.
+    pub fn steps_per_epoch(&self) -> Option<usize> {
+        let status = self.status.as_ref().map(|status| status.iterations_per_epoch);
+        status.or(self.config.as_ref().map(|config| config.training.iterations_per_epoch))
+    }
+
+    /// Names for the classes or regions of a pseudo Dice, of which there are so many.
+    pub fn class_names(&self, classes: usize) -> Vec<String> {
+        let named: Vec<String> =
+            self.dataset.iter().flat_map(|dataset| dataset.foreground()).map(|class| class.name.to_owned()).collect();
+        if named.len() == classes { named } else { (1..=classes).map(|class| format!("class {class}")).collect() }
+    }
+
+    /// The name of a class or region by its key in `summary.json`.
+    pub fn class_name(&self, key: &str) -> String {
+        let labels = self.dataset.iter().flat_map(|dataset| &dataset.labels);
+        // A region of one label is the same as the class, in either spelling.
+        let is_it = |value: &LabelValue| {
+            let single = if let [label] = value.members() { Some(label.to_string()) } else { None };
+            eval::class_key(value) == key || single.as_deref() == Some(key)
+        };
+        labels
+            .filter(|(_, value)| is_it(value))
+            .map(|(name, _)| name.clone())
+            .next()
+            .unwrap_or_else(|| format!("class {key}"))
+    }
+
+    /// When the run has last written something, as far as its state says where to look.
+    pub fn last_sign(&self) -> Option<SystemTime> {
+        let status = self.status.as_ref()?;
+        let updated = UNIX_EPOCH + Duration::from_secs(status.updated_unix);
+        // Held-out cases take their time, and their label maps are all that is written meanwhile.
+        let written = fs::metadata(self.dir.validation()).and_then(|metadata| metadata.modified()).ok();
+        Some(written.filter(|_| status.state == RunState::Predicting).map_or(updated, |written| written.max(updated)))
+    }
+}
+
+/// The run directories among some folders, and those that lie in the others.
+///
+/// # Errors
+/// A folder is neither.
+pub fn find_runs(folders: &[PathBuf]) -> Result<Vec<PathBuf>, ReportError> {
+    let mut runs = Vec::new();
+    for folder in folders {
+        let before = runs.len();
+        gather(folder, DEPTH, &mut runs);
+        if runs.len() == before {
+            let defect = if folder.is_dir() { "holds no run: no config.toml, no log.jsonl" } else { "is not there" };
+            return Err(ReportError::new(folder, defect));
+        }
+    }
+    Ok(runs)
+}
+
+fn gather(folder: &Path, depth: usize, runs: &mut Vec<PathBuf>) {
+    if is_run(folder) {
+        runs.push(folder.to_owned());
+    } else if depth > 0 {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        folders.sort();
+        folders.iter().for_each(|folder| gather(folder, depth - 1, runs));
+    }
+}
+
+fn is_run(folder: &Path) -> bool {
+    let run = RunDir::new(folder);
+    [run.config(), run.log(), run.status(), run.checkpoint_latest()].iter().any(|path| path.exists())
+}
+
+/// The work folder that a run directory is in.
+fn work_around(run: &Path) -> Option<WorkDir> {
+    let run = fs::canonicalize(run).ok()?;
+    run.ancestors().skip(1).map(WorkDir::new).find(|work| work.source().is_file())
+}
+
+fn if_there<T>(path: &Path, read: impl FnOnce(&Path) -> Result<T, String>) -> Result<Option<T>, ReportError> {
+    match path.exists() {
+        true => read(path).map(Some).map_err(|defect| ReportError::new(path, defect)),
+        false => Ok(None),
+    }
+}

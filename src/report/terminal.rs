@@ -1,0 +1,186 @@
+//! Where runs stand, on a terminal.
+
+use super::Standing;
+use super::text::{NONE, count, duration, number, percent, score};
+
+/// Characters of a progress bar.
+const BAR: usize = 30;
+/// Characters of a sparkline at most.
+const SPARK: usize = 40;
+const SPARKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+/// A run in several lines.
+pub fn lines(standing: &Standing) -> String {
+    let mut text = format!("{}   {}   {}\n", standing.name, standing.state_text(), standing.run.display());
+    let mut line = |name: &str, parts: &[String]| {
+        let parts: Vec<&str> = parts.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+        if !parts.is_empty() {
+            text += &format!("  {name:<11} {}\n", parts.join("   "));
+        }
+    };
+    let left = standing.left_s.map_or(String::new(), |left| format!("{} left", duration(left)));
+    line(
+        "progress",
+        &[bar(standing.part_done()), percent(standing.part_done()), epochs(standing), steps(standing), left],
+    );
+    if standing.epochs_done > 0 {
+        let losses = [("train", standing.train_loss), ("val", standing.val_loss)]
+            .map(|(name, loss)| format!("{name} {}", score(loss)));
+        line("loss", &[losses.join("  "), spark(&standing.losses)]);
+        let classes: Vec<_> =
+            standing.pseudo_dice.iter().map(|(name, dice)| format!("{name} {}", score(*dice))).collect();
+        line("pseudo Dice", &[classes.join("  ")]);
+        let best = standing.best_epoch.map_or(String::new(), |epoch| {
+            format!("best {} after epoch {epoch}", score(standing.best_ema_pseudo_dice))
+        });
+        line("  EMA", &[score(standing.ema_pseudo_dice), best, spark(&standing.dice)]);
+        let rate = |rate: Option<f64>, of: &str| rate.map_or(String::new(), |rate| format!("{} {of}", number(rate)));
+        let part =
+            |part: Option<f64>, what: &str| part.map_or(String::new(), |part| format!("{what} {}", percent(part)));
+        let processes = standing.world_size.map_or(String::new(), |size| match size {
+            1 => "1 process".to_owned(),
+            size => format!("{size} processes"),
+        });
+        line(
+            "speed",
+            &[
+                rate(standing.samples_per_s, "samples/s"),
+                rate(standing.step_s, "s a step"),
+                part(standing.data_wait, "data wait"),
+                part(standing.communication, "communication"),
+                processes,
+            ],
+        );
+    }
+    let checkpoint = standing.checkpoint.as_ref().map_or(["none yet".to_owned(), String::new()], |checkpoint| {
+        let step = checkpoint.step.map_or("latest".to_owned(), |step| format!("step {step}"));
+        [step, checkpoint.age_s.map_or(String::new(), |age| format!("{} ago", duration(age as f64)))]
+    });
+    line("checkpoint", &checkpoint);
+    if standing.skipped_steps > 0 {
+        line("skipped", &[format!("{} without an update", count(standing.skipped_steps, "step"))]);
+    }
+    if let Some(validated) = &standing.validated {
+        let classes: Vec<_> =
+            validated.dice.iter().map(|(name, dice)| format!("{name} {}", score(Some(*dice)))).collect();
+        let mean = format!("{}: mean Dice {}", count(validated.cases, "case"), score(Some(validated.mean_dice)));
+        line("validation", &[mean, classes.join("  ")]);
+    }
+    text
+}
+
+/// One line for each of several runs, below a heading.
+pub fn line_per_run(standings: &[Standing]) -> String {
+    let heading = [
+        "run",
+        "state",
+        "progress",
+        "epochs",
+        "train",
+        "val",
+        "EMA",
+        "best",
+        "samples/s",
+        "data wait",
+        "comm",
+        "left",
+        "Dice",
+    ];
+    let row = |standing: &Standing| {
+        let part = |part: Option<f64>| part.map_or(NONE.to_owned(), percent);
+        vec![
+            standing.run.display().to_string(),
+            short_state(standing),
+            percent(standing.part_done()),
+            format!(
+                "{}/{}",
+                standing.epochs_done,
+                standing.epochs.map_or(NONE.to_owned(), |epochs| epochs.to_string())
+            ),
+            score(standing.train_loss),
+            score(standing.val_loss),
+            score(standing.ema_pseudo_dice),
+            score(standing.best_ema_pseudo_dice),
+            standing.samples_per_s.map_or(NONE.to_owned(), number),
+            part(standing.data_wait),
+            part(standing.communication),
+            standing.left_s.map_or(NONE.to_owned(), duration),
+            score(standing.validated.as_ref().map(|validated| validated.mean_dice)),
+        ]
+    };
+    let rows: Vec<Vec<String>> =
+        [heading.map(str::to_owned).to_vec()].into_iter().chain(standings.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..heading.len()).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
+            // Names flush left, numbers flush right.
+            0 | 1 => format!("{cell:<width$}"),
+            _ => format!("{cell:>width$}"),
+        });
+        cells.collect::<Vec<_>>().join("  ") + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+fn short_state(standing: &Standing) -> String {
+    match standing.is_silent {
+        true => format!("silent {}", duration(standing.silent_s.unwrap_or(0) as f64)),
+        false => standing.state_text().split([',', ':']).next().unwrap_or_default().replace(" the held-out cases", ""),
+    }
+}
+
+fn epochs(standing: &Standing) -> String {
+    match standing.epochs {
+        Some(epochs) => format!("{} of {} done", standing.epochs_done, count(epochs, "epoch")),
+        None => format!("{} done", count(standing.epochs_done, "epoch")),
+    }
+}
+
+fn steps(standing: &Standing) -> String {
+    standing.steps.map_or(String::new(), |steps| format!("step {}/{steps}", standing.step))
+}
+
+fn bar(part: f64) -> String {
+    let full = (part * BAR as f64).floor() as usize;
+    "█".repeat(full) + &"░".repeat(BAR - full)
+}
+
+/// Values as a row of columns, lowest to highest; of many, means of neighbours.
+fn spark(values: &[f64]) -> String {
+    let values: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
+    if values.len() < 2 {
+        return String::new();
+    }
+    let columns = values.len().min(SPARK);
+    let mean = |column: usize| {
+        let part = &values[column * values.len() / columns..(column + 1) * values.len() / columns];
+        part.iter().sum::<f64>() / part.len() as f64
+    };
+    let means: Vec<f64> = (0..columns).map(mean).collect();
+    let (low, high) =
+        means.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &v| (low.min(v), high.max(v)));
+    let height = |value: f64| ((value - low) / (high - low).max(f64::MIN_POSITIVE) * (SPARKS.len() - 1) as f64).round();
+    means.into_iter().map(|value| SPARKS[height(value) as usize]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sparkline_rises_with_its_values() {
+        assert_eq!(spark(&[0.0, 1.0, 2.0, 7.0]), "▁▂▃█");
+        assert_eq!(spark(&[3.0, f64::NAN, 3.0]), "▁▁");
+        assert_eq!(spark(&[1.0]), "");
+        let long: Vec<f64> = (0..1000).map(f64::from).collect();
+        let line = spark(&long);
+        assert_eq!((line.chars().count(), line.chars().next(), line.chars().last()), (SPARK, Some('▁'), Some('█')));
+    }
+
+    #[test]
+    fn a_bar_fills_up() {
+        assert_eq!((bar(0.0), bar(1.0)), ("░".repeat(BAR), "█".repeat(BAR)));
+        assert_eq!(bar(0.5).chars().filter(|letter| *letter == '█').count(), BAR / 2);
+    }
+}
