@@ -38,7 +38,7 @@ def subset(source, target, count):
         for channel, image in enumerate(images):
             name = f"{case}_{channel:04}{ending}"
             (target / "imagesTr" / name).symlink_to(image.resolve())
-            if number < 5:
+            if number < 10:
                 (target / "imagesTs" / name).symlink_to(image.resolve())
     names = description["labels"]
     if all(key.isdigit() for key in names):
