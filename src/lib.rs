@@ -62,4 +62,5 @@ pub mod scaling;
 pub mod serve;
 pub mod store;
 pub mod telemetry;
+pub mod trace;
 pub mod train;

@@ -14,7 +14,7 @@ use std::thread;
 
 use nnunet_dist::config::{RunConfig, WorkDir};
 use nnunet_dist::dist;
-use nnunet_dist::train::{self, HeldOutOptions, Resume};
+use nnunet_dist::train::{self, RunOptions};
 
 use self::job::{Job, is_open_mpi, observe};
 use self::work::{Workshop, wait_for_epochs};
@@ -114,7 +114,7 @@ fn part_of_a_rank() {
             panic!("the sky falls")
         });
     }
-    train::run(&config, &WorkDir::new(work), &*comm, Resume::Never, HeldOutOptions::default()).unwrap();
+    train::run(&config, &WorkDir::new(work), &*comm, RunOptions::default()).unwrap();
     println!("rank {} of {} is done", comm.rank(), comm.world_size());
 }
 

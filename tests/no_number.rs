@@ -123,3 +123,21 @@ fn a_run_goes_back_with_other_samples_and_not_for_ever() {
     assert_eq!(code, Some(3), "{stderr}");
     assert_eq!(stderr.matches("going back to the beginning of epoch 1").count(), 3, "{stderr}");
 }
+
+#[test]
+fn ranks_under_mpirun_go_back_together_and_for_the_same_steps() {
+    let Some(launcher) = job::launcher() else { return };
+    let shop = Workshop::new();
+    spoil(&shop);
+    let [one, two] = ["one", "two"].map(|name| shop.run_dir(name));
+    let (code, alone) = run_of(train(&shop, &one, "rollback"));
+    let mut rank = train(&shop, &two, "rollback");
+    rank.args(["--batch-size", "1"]);
+    let job = job::observe(job::in_parallel(launcher, 2, &[], &rank));
+    // The batches of two ranks are together those of one, so the same steps are met, and the same lie behind them.
+    let returns = |output: &str| output.matches("going back to the beginning of epoch").count();
+    assert!(returns(&alone) > 0, "{alone}");
+    assert_eq!(returns(&job.output), returns(&alone), "{}\n{alone}", job.output);
+    assert_eq!(job.status.success(), code == Some(0), "{}\n{}", job.status, job.output);
+    assert_eq!(losses(&two).len(), losses(&one).len());
+}

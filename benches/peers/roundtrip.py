@@ -49,11 +49,11 @@ def subset(source, target, count):
 
 
 def shrink(plans):
-    """A network of an eighth of the features, with two samples a batch."""
+    """A network of half the features, with two samples a batch."""
     configuration = plans["configurations"][CONFIGURATION]
     configuration["batch_size"] = 2
     kwargs = configuration["architecture"]["arch_kwargs"]
-    kwargs["features_per_stage"] = [max(4, features // 8) for features in kwargs["features_per_stage"]]
+    kwargs["features_per_stage"] = [max(4, features // 2) for features in kwargs["features_per_stage"]]
     plans["dataset_name"] = DATASET
     plans["configurations"] = {CONFIGURATION: configuration}
     return plans

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The Dice of short trainings by nnunet-dist and by nnU-Net v2, from several seeds each.
 
-    seeds.py --dataset Task04_Hippocampus --keep FOLDER [--bin target/release/nnunet-dist] [--seeds 3] [--program peer|ours]
+    seeds.py --dataset Task04_Hippocampus --keep FOLDER [--bin target/release/nnunet-dist] [--seeds 3] [--seed N]
+             [--program peer|ours]
 
 Fold 0 of 3d_fullres: nnU-Net's plans, split and complete augmentation, a batch of 2, 10 epochs of 100 steps, 5 validation
 batches after each. The held-out cases are predicted with mirroring and evaluated by the program that trained. FOLDER keeps
@@ -99,6 +100,7 @@ def main():
     parser.add_argument("--keep", type=pathlib.Path, required=True)
     parser.add_argument("--bin", default="nnunet-dist")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed", type=int, help="only this one")
     parser.add_argument("--program", choices=("ours", "peer"), help="only this one")
     arguments = parser.parse_args()
 
@@ -110,7 +112,7 @@ def main():
     work, preprocessed = prepare(arguments, folder)
     runs = folder / "runs"
     runs.mkdir(exist_ok=True)
-    for seed in range(1, arguments.seeds + 1):
+    for seed in (arguments.seed,) if arguments.seed else range(1, arguments.seeds + 1):
         for program in (arguments.program,) if arguments.program else ("ours", "peer"):
             run, began = runs / f"{program}_{seed}", time.perf_counter()
             if (run / "validation" / "summary.json").exists():

@@ -9,7 +9,7 @@ use super::ranks::{join_gpus, or_abort};
 use super::run_flags::RunFlags;
 use crate::config::{ConfigError, RunConfig, WorkDir};
 use crate::dist::{self, Communicator};
-use crate::train::{self, HeldOutOptions, Outcome, Resume};
+use crate::train::{self, HeldOutOptions, Outcome, Resume, RunOptions};
 
 /// Train a network on one fold; under mpirun, on as many processes as it starts.
 ///
@@ -48,6 +48,11 @@ pub struct Train {
     /// Predict the held-out cases with the best checkpoint, not the last; into the same folder.
     #[arg(long)]
     val_best: bool,
+
+    /// Write a timeline of N steps, the second and those after it, to RUN/trace.json: what each thread of each process does
+    /// [default: 0].
+    #[arg(long, value_name = "N", conflicts_with = "val", default_value_t, hide_default_value = true)]
+    profile: usize,
 }
 
 impl Train {
@@ -77,7 +82,10 @@ impl Train {
         let held_out = HeldOutOptions { probabilities: self.npz, with_best: self.val_best };
         let outcome = match self.val {
             true => Outcome::Finished(train::validate(config, work, communicator, held_out)?.map(Box::new)),
-            false => train::run(config, work, communicator, self.resume, held_out)?,
+            false => {
+                let options = RunOptions { resume: self.resume, held_out, profile: self.profile };
+                train::run(config, work, communicator, options)?
+            }
         };
         if let Outcome::Finished(Some(summary)) = &outcome {
             print!("{}", summary.table());

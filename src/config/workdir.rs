@@ -201,6 +201,11 @@ impl RunDir {
         self.root.join("incidents")
     }
 
+    /// What the processes did in some steps, see [`crate::trace`].
+    pub fn trace(&self) -> PathBuf {
+        self.root.join("trace.json")
+    }
+
     /// Where the run stands.
     pub fn status(&self) -> PathBuf {
         self.root.join("status.json")

@@ -43,6 +43,7 @@ pub use rendezvous::{init, mpi_version};
 pub use single::Single;
 pub use spread::{assign, share_of};
 pub use threads::divide_threads;
+pub(crate) use threads::host_name;
 pub use wire::Wire;
 
 /// How values of several ranks become one.

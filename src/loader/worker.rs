@@ -13,6 +13,7 @@ use crate::augment::cascade::PreviousStage;
 use crate::augment::{Pipeline, blank_patch};
 use crate::rng::{Purpose, stream};
 use crate::store::{CaseStore, Patch, Region};
+use crate::trace;
 
 /// One sample to fetch.
 pub(super) struct Job {
@@ -94,7 +95,11 @@ impl Buffers {
         }
         let mut rng = stream(context.seed, Purpose::Augment, *epoch, *index);
         let Self { read, patch } = self;
-        let mut augment = |region: Region| pipeline.apply(region, patch, &mut rng);
+        let _span = trace::span_of("sample", || case.clone());
+        let mut augment = |region: Region| {
+            let _span = trace::span("augment");
+            pipeline.apply(region, patch, &mut rng)
+        };
         store
             .with_region(case, *lo, pipeline.read_patch_size(), read, &mut augment)
             .map_err(|error| error.to_string())?;

@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::batch::{DeviceBatch, Inner, Upload};
 use crate::backend::ComputeBackend;
 use crate::loader::{Loader, LoaderError};
+use crate::trace;
 
 /// Batches on the device ahead of the one in use: one that waits, and one on its way.
 const AHEAD: usize = 1;
@@ -54,6 +55,7 @@ impl<B: ComputeBackend> Feed<B> {
     /// # Errors
     /// As [`Loader::next`].
     pub fn next(&mut self) -> Result<DeviceBatch<Inner<B>>, LoaderError> {
+        let _span = trace::span("wait for data");
         match &mut self.source {
             Source::InTurn { loader, upload } => {
                 let batch = loader.next()?;
@@ -95,6 +97,7 @@ impl<B: ComputeBackend> Drop for Feed<B> {
 fn deliver<B: ComputeBackend>(mut loader: Loader, upload: &Upload<B>, to: &Sender<Delivery<B>>) {
     loop {
         let delivery = loader.next().map(|batch| {
+            let _span = trace::span("upload");
             let delivered = upload.batch(batch.images.view(), batch.labels.view());
             loader.recycle(batch);
             delivered

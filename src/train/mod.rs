@@ -4,6 +4,7 @@
 //! fold's held-out cases predicted and evaluated (`held_out.rs`); [`validate`] does only that, to a run that is over.
 
 mod batch;
+mod clock;
 mod device_loss;
 mod error;
 mod exchange;
@@ -14,6 +15,7 @@ mod measure;
 mod objective;
 mod pass;
 mod previous_stage;
+mod profile;
 mod replay;
 mod run;
 mod saver;
@@ -33,7 +35,7 @@ pub use held_out::HeldOutOptions;
 pub use incident::{Incident, RankBatches, incidents};
 pub use measure::{MeasuredSteps, measure_steps};
 pub use replay::{Replayed, ReplayedSample, replay};
-pub use run::{Outcome, Resume, run, validate};
+pub use run::{Outcome, Resume, RunOptions, run, validate};
 pub use step::{StepMetrics, TrainStep};
 pub use sync::compare_weights;
 pub use trainer::Trainer;

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use super::TrainError;
 use super::held_out::{HeldOutOptions, evaluate_held_out};
 use super::incident::{Incident, ROLLBACKS};
+use super::profile::Profile;
 use super::setup::{Job, Outputs};
 use super::trainer::Ending;
 use crate::backend::{ComputeBackend, OnDevice, on_device};
@@ -30,6 +31,22 @@ pub enum Resume {
     Auto,
 }
 
+/// How a run is begun and ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunOptions {
+    pub resume: Resume,
+    pub held_out: HeldOutOptions,
+    /// Steps whose timeline is written to `trace.json`.
+    pub profile: usize,
+}
+
+impl Default for RunOptions {
+    /// From the beginning, label maps only.
+    fn default() -> Self {
+        Self { resume: Resume::Never, held_out: HeldOutOptions::default(), profile: 0 }
+    }
+}
+
 /// How a run has ended.
 #[derive(Debug)]
 pub enum Outcome {
@@ -39,7 +56,7 @@ pub enum Outcome {
     Stopped,
 }
 
-/// Trains one fold to its last epoch, from `checkpoint_latest` if `resume` says so, and predicts and evaluates the cases
+/// Trains one fold to its last epoch, from `checkpoint_latest` if the options say so, and predicts and evaluates the cases
 /// it has held out. All ranks of the job call this alike.
 ///
 /// # Errors
@@ -48,10 +65,9 @@ pub fn run(
     config: &RunConfig,
     work: &WorkDir,
     comm: &dyn Communicator,
-    resume: Resume,
-    held_out: HeldOutOptions,
+    options: RunOptions,
 ) -> Result<Outcome, TrainError> {
-    on_device(config.device, config.precision, comm, Run { config, work, comm, resume, held_out })?
+    on_device(config.device, config.precision, comm, Run { config, work, comm, options })?
 }
 
 /// Predicts and evaluates the held-out cases of a run that has been trained to its last epoch (nnU-Net's `--val`); gives
@@ -72,15 +88,14 @@ struct Run<'a> {
     config: &'a RunConfig,
     work: &'a WorkDir,
     comm: &'a dyn Communicator,
-    resume: Resume,
-    held_out: HeldOutOptions,
+    options: RunOptions,
 }
 
 impl OnDevice for Run<'_> {
     type Output = Result<Outcome, TrainError>;
 
     fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
-        let Self { config, work, comm, resume, held_out } = self;
+        let Self { config, work, comm, options: RunOptions { resume, held_out, profile } } = self;
         comm.set_timeout(Duration::from_secs_f64(config.dist.first_timeout_s.max(config.dist.timeout_s)));
         let job = Job::open(config, work, comm)?;
         let resume = is_resumed(config, comm, resume)?;
@@ -90,6 +105,7 @@ impl OnDevice for Run<'_> {
         };
         let mut trainer = job.trainer::<B>(resume, None, device.clone(), |training| outputs(resume, training))?;
         announce(&job, &trainer.progress);
+        trainer.profile = Profile::new(profile, config.run_dir().trace());
         let mut rollbacks = Rollbacks::default();
         let ending = loop {
             let incident = match trainer.train() {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::TrainError;
 use crate::checkpoint::{Checkpoint, History};
 use crate::model::TensorFileError;
+use crate::trace;
 
 /// Between two attempts to write the same checkpoint: at first, and at most.
 const RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
@@ -132,7 +133,9 @@ impl Shared {
             let Some(job) = state.waiting.pop_front() else { return };
             state.is_busy = true;
             drop(state);
+            let span = trace::span("write checkpoint");
             let result = history.add(job.step, &job.checkpoint);
+            drop(span);
             let mut state = self.lock();
             state.is_busy = false;
             match result {

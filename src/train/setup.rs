@@ -9,6 +9,7 @@ use super::exchange::ExchangeOptions;
 use super::feed::Feed;
 use super::objective;
 use super::previous_stage::find_previous_stage;
+use super::profile::Profile;
 use super::saver::Saver;
 use super::step::TrainStep;
 use super::stop::StopRequest;
@@ -180,6 +181,7 @@ impl<'a> Job<'a> {
             validation_batches,
             progress,
             stop_request: StopRequest::listen(),
+            profile: Profile::new(0, config.run_dir().trace()),
             data: self.store.fingerprint(),
             skipped: [0; 2],
             saver,

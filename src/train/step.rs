@@ -21,6 +21,7 @@ use crate::loss::{GlobalSums, LossSums, SegmentationLoss};
 use crate::model::UNet;
 use crate::ops::{Control, NnOps};
 use crate::optim::Optimizer;
+use crate::trace;
 
 /// Network, loss and optimiser of one rank.
 pub struct TrainStep<B: ComputeBackend> {
@@ -219,7 +220,10 @@ impl<B: ComputeBackend> TrainStep<B> {
     /// A rank is gone.
     pub fn update(&mut self, learning_rate: f64) -> Result<(), CommError> {
         let gradients = self.end()?;
-        let control = self.optimizer.step::<B>(self.network.parameters_mut(), gradients, learning_rate, &self.device);
+        let device = self.device.clone();
+        let control = phase::<B, _>("update", &device, || {
+            self.optimizer.step::<B>(self.network.parameters_mut(), gradients, learning_rate, &self.device)
+        });
         self.current.control = Some(control);
         self.pending.push(std::mem::take(&mut self.current));
         Ok(())
@@ -239,7 +243,7 @@ impl<B: ComputeBackend> TrainStep<B> {
         self.batches = 0;
         let Some(exchange) = &self.exchange else { return Ok(std::mem::take(&mut self.gradients)) };
         let start = Instant::now();
-        let gradients = exchange.finish()?;
+        let gradients = phase::<B, _>("wait for gradients", &self.device, || exchange.finish())?;
         self.current.communication += start.elapsed();
         Ok(gradients)
     }
@@ -307,12 +311,15 @@ impl<B: ComputeBackend> TrainStep<B> {
     ) -> Result<Gradients<B>, CommError> {
         let scaler = self.optimizer.scaler(&self.device);
         let sink = self.exchange.clone().map(|exchange| exchange as Sink<B>);
-        let pass = Pass::new(&self.network, images, targets.len(), sink, self.checkpointing);
+        let device = self.device.clone();
+        let forward = || Pass::new(&self.network, images, targets.len(), sink, self.checkpointing);
+        let pass = phase::<B, _>("forward", &device, forward);
         let Some(loss) = &self.device_loss else { unreachable!("targets are on the device where the loss is") };
-        let heads: Vec<_> =
-            pass.logits().into_iter().zip(targets).map(|(logits, labels)| loss.sums(logits, labels.clone())).collect();
+        let heads: Vec<_> = phase::<B, _>("loss", &device, || {
+            pass.logits().into_iter().zip(targets).map(|(logits, labels)| loss.sums(logits, labels.clone())).collect()
+        });
         let start = Instant::now();
-        let globals = loss.all_ranks(&heads, comm)?;
+        let globals = phase::<B, _>("sum of losses over ranks", &device, || loss.all_ranks(&heads, comm))?;
         self.current.communication += start.elapsed();
         self.current.sums.extend(heads.iter().zip(&globals).map(|(head, global)| loss.logged(head, global)));
         let weights = self.head_weights.iter().copied().filter(|weight| *weight > 0.0);
@@ -320,7 +327,7 @@ impl<B: ComputeBackend> TrainStep<B> {
         let gradients = heads
             .map(|((head, global), weight)| loss.gradient(head, global, scaler.clone(), weight, comm.world_size()))
             .collect();
-        Ok(pass.backward(gradients))
+        Ok(phase::<B, _>("backward", &device, || pass.backward(gradients)))
     }
 
     /// The gradients of a batch whose loss the host computes, as far as they have not gone to the exchange. Averaged over the
@@ -334,14 +341,19 @@ impl<B: ComputeBackend> TrainStep<B> {
         let n = images.dims()[0];
         let loss_scale = self.optimizer.loss_scale(&self.device);
         let sink = self.exchange.clone().map(|exchange| exchange as Sink<B>);
-        let pass = Pass::new(&self.network, images, targets.len(), sink, self.checkpointing);
-        let mut heads = self.host_heads(pass.logits(), targets);
+        let device = self.device.clone();
+        let forward = || Pass::new(&self.network, images, targets.len(), sink, self.checkpointing);
+        let pass = phase::<B, _>("forward", &device, forward);
+        let mut heads = phase::<B, _>("loss", &device, || self.host_heads(pass.logits(), targets));
         let start = Instant::now();
         let mut sums: Vec<_> = heads.iter_mut().map(|head| &mut head.sums).collect();
-        let global = reduce_sums(&self.loss, &mut sums, self.stop_requested, comm)?;
+        let stop = self.stop_requested;
+        let sum_over_ranks = || reduce_sums(&self.loss, &mut sums, stop, comm);
+        let global = phase::<B, _>("sum of losses over ranks", &device, sum_over_ranks)?;
         self.current.communication += start.elapsed();
         self.current.stop_requested |= global.stop_requested;
 
+        let gradient_span = trace::span("gradient of the loss");
         let mut gradients = Vec::with_capacity(heads.len());
         for (head, global) in heads.into_iter().zip(global.heads) {
             self.current.loss += head.weight * self.loss.value(&global).total / self.accumulate as f64;
@@ -350,7 +362,8 @@ impl<B: ComputeBackend> TrainStep<B> {
             self.loss.gradient(&mut values, head.labels, n, &sums, loss_scale * head.weight);
             gradients.push(Tensor::from_data(TensorData::new(values, head.extents), &self.device));
         }
-        Ok(pass.backward(gradients))
+        drop(gradient_span);
+        Ok(phase::<B, _>("backward", &device, || pass.backward(gradients)))
     }
 
     /// Sums up the loss of each head that has a weight.
@@ -365,4 +378,16 @@ impl<B: ComputeBackend> TrainStep<B> {
         });
         heads.collect()
     }
+}
+
+/// Does a part of the step, and in a recording waits until the device has done it too: what is only queued would be seen in
+/// whichever part waits for it.
+fn phase<B: ComputeBackend, T>(name: &'static str, device: &B::Device, work: impl FnOnce() -> T) -> T {
+    let _span = trace::span(name);
+    let result = work();
+    if trace::is_on() {
+        // What has failed on the device is met by whoever reads its results.
+        let _ = B::sync(device);
+    }
+    result
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::TrainError;
 use super::feed::Feed;
 use super::incident::{Incident, KEPT, SKIPS};
+use super::profile::{Profile, STEP};
 use super::saver::Saver;
 use super::setup::Job;
 use super::step::{StepMetrics, TrainStep};
@@ -22,6 +23,7 @@ use crate::dist::Communicator;
 use crate::model::ParameterSpec;
 use crate::optim::Schedule;
 use crate::telemetry::{EpochRecord, IterationRecord, Observer, Observers, RunState};
+use crate::trace;
 
 /// Steps that are queued on a device before their losses are read.
 const QUEUED_STEPS: u64 = 10;
@@ -42,6 +44,7 @@ pub struct Trainer<'a, B: ComputeBackend> {
     pub(super) stop_request: StopRequest,
     /// Of the preprocessed cases.
     pub(super) data: String,
+    pub(super) profile: Profile,
     /// Steps left out in a row, and all of this process.
     pub(super) skipped: [usize; 2],
     /// `None` on all ranks but 0.
@@ -91,6 +94,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
                 self.observers.epoch_finished(&EpochRecord { ema_pseudo_dice, checkpoint_s, ..record })?;
             }
         }
+        self.profile.finish(self.comm)?;
         self.finish_saving("the last checkpoint")?;
         Ok(Ending::Finished)
     }
@@ -102,7 +106,9 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         let iterations = self.config.training.iterations_per_epoch;
         for iteration in self.progress.next_iteration..iterations {
             self.comm.enter(&format!("epoch {}, step {}", epoch + 1, iteration + 1));
+            self.profile.before_step(self.comm)?;
             self.train_step(epoch, iteration)?;
+            self.profile.after_step(self.comm)?;
             self.progress.next_iteration = iteration + 1;
             let steps = (epoch * iterations + iteration + 1) as u64;
             let every = self.config.dist.compare_every as u64;
@@ -124,6 +130,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
 
     /// Makes, or queues, one step of the batches that belong to it.
     pub(super) fn train_step(&mut self, epoch: usize, iteration: usize) -> Result<(), TrainError> {
+        let _span = trace::span_of(STEP, || format!("epoch {}, step {}", epoch + 1, iteration + 1));
         self.step.stop_requested = self.stop_request.has_come();
         for _ in 0..self.config.training.accumulate {
             self.step.add(self.train_batches.next()?, self.comm)?;
@@ -258,6 +265,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
 
     fn validate(&mut self) -> Result<Option<ValidationResult>, TrainError> {
         let Some(batches) = &mut self.validation_batches else { return Ok(None) };
+        let _span = trace::span("validation");
         let network = self.step.network.valid();
         let TrainStep { loss, head_weights, device, .. } = &self.step;
         let mut validation = Validation::new(&network, loss, head_weights, device);
@@ -290,6 +298,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     fn save(&self, is_best: bool) -> Duration {
         let began = Instant::now();
         let Some(saver) = &self.saver else { return began.elapsed() };
+        let _span = trace::span("copy for the checkpoint");
         let epochs = self.progress.next_epoch;
         let is_due = epochs.is_multiple_of(self.config.training.checkpoint_every);
         let is_last = epochs == self.config.training.epochs;

@@ -19,6 +19,7 @@ use ::mpi::ffi;
 
 use super::calls::{Element, check};
 use crate::dist::{CommError, ReduceOp, Wire};
+use crate::trace::{self, Flight};
 
 /// Values per chunk: large enough that a message's overhead does not count, small enough for the cache.
 const CHUNK: usize = 1 << 16;
@@ -66,7 +67,8 @@ impl Ring {
             let factor = 1.0 / place.world_size as f32;
             data.iter_mut().for_each(|value| *value *= factor);
         }
-        let buffer = Buffer { place, data, op, wire, operation, began: Instant::now() };
+        let flight = Some(trace::flight(|| operation.clone()));
+        let buffer = Buffer { place, data, op, wire, operation, began: Instant::now(), flight };
         Self { buffer, lanes: Vec::new(), next: 0, tag }
     }
 
@@ -125,6 +127,9 @@ impl Ring {
             lanes.push(lane);
             moved = true;
         }
+        if lanes.is_empty() && *next == buffer.data.len() {
+            buffer.flight = None;
+        }
         Ok((lanes.len(), moved))
     }
 }
@@ -137,6 +142,8 @@ struct Buffer {
     wire: Wire,
     operation: String,
     began: Instant,
+    /// Until it is done.
+    flight: Option<Flight>,
 }
 
 impl Buffer {

@@ -9,6 +9,7 @@ use super::turn::Turn;
 use super::{Exchange, ExchangeOptions};
 use crate::dist::{Bucket, BucketLayout, CommError, DeviceBuffer, DeviceCollectives, Fault, ReduceOp, Wire};
 use crate::ops::{GradientSink, NnOps};
+use crate::trace::{self, Flight};
 
 /// Exchanges gradients without their leaving the devices: the host only queues.
 pub struct DeviceExchange<B: NnOps> {
@@ -36,6 +37,8 @@ struct Slot<B: NnOps> {
     gradients: Vec<Option<FloatTensor<B>>>,
     /// All of them one after the other, in the format on the wire, once it is sent.
     flat: Option<FloatTensor<B>>,
+    /// From when its reduction is queued until the device has done all of them.
+    flight: Option<Flight>,
 }
 
 impl<B: NnOps> DeviceExchange<B> {
@@ -47,7 +50,7 @@ impl<B: NnOps> DeviceExchange<B> {
         options: ExchangeOptions,
         collectives: Arc<dyn DeviceCollectives>,
     ) -> Self {
-        let slot = |bucket: &Bucket| Slot { gradients: vec![None; bucket.parameters.len()], flat: None };
+        let slot = |bucket: &Bucket| Slot { gradients: vec![None; bucket.parameters.len()], flat: None, flight: None };
         let slots = layout.buckets().iter().map(slot).collect();
         let state = Mutex::new(State { slots, turn: Turn::new(&layout), failure: None });
         Self { rank, layout, shapes, options, collectives, locate: B::device_buffer, state }
@@ -93,6 +96,7 @@ impl<B: NnOps> DeviceExchange<B> {
         let buffer = (self.locate)(&flat).ok_or_else(|| fail("its memory cannot be reached: please report"))?;
         // Kept until the end of the step: NCCL knows only the address.
         slot.flat = Some(flat);
+        slot.flight = Some(trace::flight(|| format!("all-reduce of {what}")));
         self.collectives.start_all_reduce(buffer, ReduceOp::Mean, what)
     }
 }
@@ -131,6 +135,7 @@ impl<B: NnOps> Exchange<B> for DeviceExchange<B> {
             return Err(error);
         }
         self.collectives.finish("gradients")?;
+        end_flights(&mut state);
         let mut gradients = vec![None; self.shapes.len()];
         for (slot, bucket) in state.slots.iter_mut().zip(self.layout.buckets()) {
             let Some(flat) = slot.flat.take() else { continue };
@@ -143,6 +148,17 @@ impl<B: NnOps> Exchange<B> for DeviceExchange<B> {
         }
         Ok(gradients)
     }
+}
+
+/// In a recording, waits until the device has done the reductions.
+fn end_flights<B: NnOps>(state: &mut State<B>) {
+    if trace::is_on()
+        && let Some(flat) = state.slots.iter().find_map(|slot| slot.flat.as_ref())
+    {
+        // What has failed on the device is met by whoever reads its results.
+        let _ = B::sync(&B::float_device(flat));
+    }
+    state.slots.iter_mut().for_each(|slot| slot.flight = None);
 }
 
 #[cfg(test)]

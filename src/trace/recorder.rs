@@ -1,0 +1,165 @@
+//! The recording of this process.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+/// Whether anything is recorded.
+static ON: AtomicBool = AtomicBool::new(false);
+static EVENTS: Mutex<Vec<Event>> = Mutex::new(Vec::new());
+/// What times are counted from.
+static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+static THREADS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// Number of this thread among those that have recorded anything.
+    static THREAD: u64 = THREADS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Something that took time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    pub name: String,
+    /// Which of its kind it was: a case, a step; empty where that needs no saying.
+    pub detail: String,
+    pub kind: Kind,
+    /// Number and name of the thread that it began on.
+    pub thread: (u64, String),
+    /// Microseconds since the process's origin of time.
+    pub begin_us: f64,
+    pub length_us: f64,
+}
+
+/// How an event lies to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// Occupies its thread; one that begins within another ends within it.
+    Span,
+    /// Goes on behind whatever its thread does; others may overlap with it.
+    Flight,
+}
+
+/// Begins a recording; what was recorded before is gone.
+pub fn start() {
+    events().clear();
+    ON.store(true, Ordering::Relaxed);
+}
+
+/// Ends the recording and gives what has ended within it.
+pub fn stop() -> Vec<Event> {
+    ON.store(false, Ordering::Relaxed);
+    std::mem::take(&mut *events())
+}
+
+/// Whether there is a recording: it is worth waiting for a device, so that its work is seen where it belongs.
+pub fn is_on() -> bool {
+    ON.load(Ordering::Relaxed)
+}
+
+/// Microseconds since the process's origin of time, which [`Event::begin_us`] is counted from.
+pub fn now_us() -> f64 {
+    microseconds(now())
+}
+
+fn now() -> Duration {
+    ORIGIN.elapsed()
+}
+
+/// Marks what is done until the span is dropped.
+pub fn span(name: &'static str) -> Span {
+    span_of(name, String::new)
+}
+
+/// The same, of something in particular; `detail` is asked only in a recording.
+pub fn span_of(name: &'static str, detail: impl FnOnce() -> String) -> Span {
+    Span(Open::new(Kind::Span, || name.to_owned(), detail))
+}
+
+/// Marks what goes on until the flight is dropped, by whichever thread.
+pub fn flight(name: impl FnOnce() -> String) -> Flight {
+    Flight(Open::new(Kind::Flight, name, String::new))
+}
+
+/// Ends when it is dropped, see [`span`].
+#[must_use = "it ends when it is dropped"]
+pub struct Span(#[expect(dead_code, reason = "its drop is what matters")] Option<Open>);
+
+/// Ends when it is dropped, see [`flight`].
+#[must_use = "it ends when it is dropped"]
+pub struct Flight(#[expect(dead_code, reason = "its drop is what matters")] Option<Open>);
+
+/// An event that has not ended.
+struct Open {
+    name: String,
+    detail: String,
+    kind: Kind,
+    thread: (u64, String),
+    begin: Duration,
+}
+
+impl Open {
+    fn new(kind: Kind, name: impl FnOnce() -> String, detail: impl FnOnce() -> String) -> Option<Self> {
+        is_on().then(|| {
+            let thread = std::thread::current();
+            let thread = (THREAD.with(|number| *number), thread.name().unwrap_or("thread").to_owned());
+            Self { name: name(), detail: detail(), kind, thread, begin: now() }
+        })
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let length = now().saturating_sub(self.begin);
+        if is_on() {
+            events().push(Event {
+                name: std::mem::take(&mut self.name),
+                detail: std::mem::take(&mut self.detail),
+                kind: self.kind,
+                thread: std::mem::take(&mut self.thread),
+                begin_us: microseconds(self.begin),
+                length_us: microseconds(length),
+            });
+        }
+    }
+}
+
+fn events() -> std::sync::MutexGuard<'static, Vec<Event>> {
+    EVENTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn microseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // One test: the recording is the process's.
+    #[test]
+    fn only_what_ends_within_a_recording_is_in_it() {
+        drop(span("before"));
+        let begun_before = span("begun before");
+        start();
+        drop(begun_before);
+        let flying = flight(|| "bucket 1".into());
+        {
+            let _outer = span("step");
+            let _inner = span_of("sample", || "case_007".into());
+        }
+        std::thread::Builder::new().name("mpi progress".into()).spawn(move || drop(flying)).unwrap().join().unwrap();
+        let never_ended = span("never ended");
+        let events = stop();
+        drop(never_ended);
+        let found: Vec<_> = events.iter().map(|e| (e.name.as_str(), e.detail.as_str(), e.kind)).collect();
+        let expected = [("sample", "case_007", Kind::Span), ("step", "", Kind::Span), ("bucket 1", "", Kind::Flight)];
+        assert_eq!(found, expected);
+        let [inner, outer, flying] = &events[..] else { unreachable!() };
+        assert!(outer.begin_us <= inner.begin_us);
+        assert!(inner.begin_us + inner.length_us <= outer.begin_us + outer.length_us);
+        assert_eq!(flying.thread, outer.thread);
+        assert_eq!(stop(), []);
+    }
+}

@@ -1,0 +1,137 @@
+//! A timeline of some steps of all ranks (`train --profile`).
+
+use std::path::PathBuf;
+
+use super::TrainError;
+use super::clock::Clock;
+use crate::dist::{Communicator, host_name};
+use crate::fsio;
+use crate::telemetry::TelemetryError;
+use crate::trace::{self, Event, Kind, RankTrace, chrome_trace};
+
+/// What a step is marked as; its parts lie within it.
+pub(super) const STEP: &str = "step";
+
+/// Records steps, from the second of this process: the first starts threads, tunes kernels and waits for other ranks to do
+/// the same.
+pub struct Profile {
+    /// How many to record; 0 once that is done.
+    steps: usize,
+    /// Steps of this process so far.
+    made: usize,
+    /// While it records.
+    clock: Option<Clock>,
+    path: PathBuf,
+}
+
+impl Profile {
+    /// Will record so many steps into a file at `path`, or none.
+    pub fn new(steps: usize, path: PathBuf) -> Self {
+        Self { steps, made: 0, clock: None, path }
+    }
+
+    /// Begins to record, if it is time. A collective then.
+    ///
+    /// # Errors
+    /// A rank is gone.
+    pub fn before_step(&mut self, comm: &dyn Communicator) -> Result<(), TrainError> {
+        if self.steps > 0 && self.made == 1 {
+            self.clock = Some(Clock::compare(comm)?);
+            trace::start();
+        }
+        Ok(())
+    }
+
+    /// Ends the recording, if it has all steps. A collective then.
+    ///
+    /// # Errors
+    /// A rank is gone.
+    pub fn after_step(&mut self, comm: &dyn Communicator) -> Result<(), TrainError> {
+        self.made += 1;
+        if self.made > self.steps { self.finish(comm) } else { Ok(()) }
+    }
+
+    /// Has rank 0 write what there is of a recording. A collective.
+    ///
+    /// # Errors
+    /// A rank is gone. A file that cannot be written is no reason to end a training.
+    pub fn finish(&mut self, comm: &dyn Communicator) -> Result<(), TrainError> {
+        let Some(clock) = self.clock.take() else { return Ok(()) };
+        let events = trace::stop();
+        let steps = self.made - 1;
+        self.steps = 0;
+        let own = RankTrace { host: host_name(), ahead_us: clock.ahead_us(), events };
+        let failed = |error| TelemetryError::new(&self.path, error);
+        let own = serde_json::to_vec(&own).map_err(failed)?;
+        let ranks = comm.all_gather_bytes(&own, "recorded steps")?;
+        if comm.rank() > 0 {
+            return Ok(());
+        }
+        let ranks: Vec<RankTrace> =
+            ranks.iter().map(|rank| serde_json::from_slice(rank)).collect::<Result<_, _>>().map_err(failed)?;
+        let path = self.path.display();
+        match fsio::write_json(&self.path, &chrome_trace(&ranks)) {
+            Ok(()) => tracing::info!(
+                "{path}: {steps} step(s) of {} rank(s), for ui.perfetto.dev or chrome://tracing; {}",
+                ranks.len(),
+                summary(&ranks)
+            ),
+            Err(error) => tracing::warn!("{path}: {error}; the run goes on without the recorded steps"),
+        }
+        Ok(())
+    }
+}
+
+/// What a step takes, and which parts it has, over all ranks: the largest first.
+fn summary(ranks: &[RankTrace]) -> String {
+    let is_step = |event: &&Event| event.name == STEP;
+    let steps: Vec<&Event> = ranks.iter().flat_map(|rank| rank.events.iter().filter(is_step)).collect();
+    let total: f64 = steps.iter().map(|step| step.length_us).sum();
+    let mut parts: Vec<(&str, f64)> = Vec::new();
+    for rank in ranks {
+        let steps: Vec<&Event> = rank.events.iter().filter(is_step).collect();
+        let of_steps = rank.events.iter().filter(|event| steps.iter().any(|step| contains(step, event)));
+        for event in of_steps {
+            match parts.iter_mut().find(|(name, _)| *name == event.name) {
+                Some((_, sum)) => *sum += event.length_us,
+                None => parts.push((&event.name, event.length_us)),
+            }
+        }
+    }
+    parts.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let parts: Vec<_> = parts.iter().map(|(name, sum)| format!("{name} {:.1} %", 100.0 * sum / total)).collect();
+    format!("a step takes {:.4} s: {}", total / steps.len() as f64 / 1e6, parts.join(", "))
+}
+
+/// Whether an event is a part of a step.
+fn contains(step: &Event, event: &Event) -> bool {
+    event.kind == Kind::Span
+        && event.name != STEP
+        && event.thread == step.thread
+        && event.begin_us >= step.begin_us
+        && event.begin_us + event.length_us <= step.begin_us + step.length_us
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(name: &str, kind: Kind, thread: u64, begin_us: f64, length_us: f64) -> Event {
+        Event { name: name.into(), detail: String::new(), kind, thread: (thread, String::new()), begin_us, length_us }
+    }
+
+    #[test]
+    fn parts_of_steps_are_summed_up_and_nothing_else() {
+        let events = vec![
+            event("forward", Kind::Span, 0, 10.0, 300_000.0),
+            event("backward", Kind::Span, 0, 300_020.0, 600_000.0),
+            event("sample", Kind::Span, 1, 20.0, 100.0),
+            event("bucket", Kind::Flight, 0, 400_000.0, 100.0),
+            event(STEP, Kind::Span, 0, 0.0, 1_000_000.0),
+            event("wait for data", Kind::Span, 0, 2_000_000.0, 100.0),
+        ];
+        let rank = RankTrace { host: String::new(), ahead_us: 0.0, events };
+        let idle = RankTrace { events: vec![event(STEP, Kind::Span, 0, 0.0, 1_000_000.0)], ..rank.clone() };
+        assert_eq!(summary(&[rank, idle]), "a step takes 1.0000 s: backward 30.0 %, forward 15.0 %");
+    }
+}
