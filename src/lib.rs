@@ -12,7 +12,8 @@
 //! 6. [`model`]: the U-Net, built from plans on the operations of [`ops`]; [`loss`] gives loss and gradient.
 //! 7. [`interop`]: networks and preprocessed cases of nnU-Net v2 come in, networks go out to it and to other programs.
 //! 8. [`dist`]: gradients are averaged over the ranks; [`optim`] turns them into new weights.
-//! 9. [`train`]: the loop that ties 5 to 8 together, validates, and leaves [`checkpoint`]s.
+//! 9. [`train`]: the loop that ties 5 to 8 together, validates, and leaves [`checkpoint`]s; [`telemetry`] tells how it goes,
+//!    [`trace`] where the time of a step goes.
 //! 10. [`infer`]: a checkpoint and an image become a label map in the image's own geometry.
 //! 11. [`serve`]: the same over HTTP, for programs that send images.
 //! 12. [`eval`]: label maps become Dice and `summary.json`; [`ensemble`] averages predictions, [`postprocess`] tidies them,

@@ -167,6 +167,8 @@ section_train() {
         check_gpu 'training' 60 p nnunet-dist train -w "$results/work" -c 3d_fullres -f 0 --device cuda --amp --run-dir "$run"
         return
     fi
+    check 'parts of a step' 300 's/.*\(a step takes.*\)/\1/p' nnunet-dist train -w "$results/work" -c 3d_fullres -f 0 \
+        --device cuda --amp --epochs 1 --iters-per-epoch 20 --val-iters 1 --profile 10 --run-dir "$results/profile"
     log=$(log_of training)
     nnunet-dist train -w "$results/work" -c 3d_fullres -f 0 --device cuda --amp --cache-gb 8 --run-dir "$run" >"$log" 2>&1 &
     training=$!
@@ -207,6 +209,8 @@ section_nccl() {
         mpirun -np 2 "$results/train" --device cuda --batch-size 1 --run-dir "$results/gpu2"
     check_gpu 'two ranks, bf16 on the wire' 300 's/.*mean Dice/mean Dice/p' \
         mpirun -np 2 "$results/train" --device cuda --batch-size 1 --grad-compression bf16 --run-dir "$results/gpu2_bf16"
+    check_gpu 'parts of a step, two ranks' 300 's/.*\(a step takes.*\)/\1/p' \
+        mpirun -np 2 "$results/train" --device cuda --batch-size 1 --profile 5 --run-dir "$results/profile2"
     check_gpu 'scaling' 300 '/^ *2 /p' nnunet-dist scale -w "$pack/data/work" -c 3d_fullres -f 0 --np 1,2 --device cuda \
         --batch-size 1 --steps 10 -o "$results/scaling"
     compare 'loss, GPU: one rank and two' gpu1 gpu2 0.02
