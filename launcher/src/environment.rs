@@ -5,6 +5,9 @@ use std::env;
 /// Marks every process of a job, on whatever host, so that none is left behind.
 pub const MARKER: &str = "NNUNET_LAUNCH_JOB";
 
+/// How many attempts there have been before this one; not set in the first.
+const RESTARTS: &str = "NNUNET_LAUNCH_RESTARTS";
+
 const NAMES: [&str; 9] = [
     "CUDA_VISIBLE_DEVICES",
     "LD_LIBRARY_PATH",
@@ -38,6 +41,12 @@ impl Settings {
         Self(settings)
     }
 
+    /// Tells the ranks how many attempts there have been.
+    pub fn restarted(&mut self, times: usize) {
+        self.0.retain(|(name, _)| name != RESTARTS);
+        self.0.push((RESTARTS.to_owned(), times.to_string()));
+    }
+
     /// Names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
@@ -68,6 +77,14 @@ mod tests {
     fn what_matters_travels() {
         let names = ["HOME", "NCCL_DEBUG", "PATH", "NNUNET_X", "PATH", "RUST_LOG", "OMPI_COMM_WORLD_RANK", "SECRET"];
         assert_eq!(select(names.into_iter().map(str::to_owned)), ["NCCL_DEBUG", "NNUNET_X", "PATH", "RUST_LOG"]);
+    }
+
+    #[test]
+    fn the_number_of_restarts_is_the_last() {
+        let mut settings = Settings::new("7", false, None);
+        settings.restarted(1);
+        settings.restarted(2);
+        assert_eq!(settings.iter().collect::<Vec<_>>(), [(MARKER, "7"), (RESTARTS, "2")]);
     }
 
     #[test]

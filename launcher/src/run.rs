@@ -80,6 +80,7 @@ impl Job {
                     if let Err(why) = self.wait_to_restart(wait).await {
                         return Ok(self.end(RETRY, Some(&why)));
                     }
+                    self.supervisor.start.settings.restarted(self.attempts.len());
                     task = task.resumed();
                 }
             }

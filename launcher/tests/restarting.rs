@@ -19,12 +19,18 @@ fn a_final_code_is_not_tried_again() {
 
 #[test]
 fn a_loss_is_tried_again_from_the_newest_checkpoint() {
-    let stage = Stage::new("[ $ATTEMPT = 1 ] && { echo 'error: rank 1: lost' >&2; exit 75; }; echo done");
+    let stage = Stage::new(
+        "echo \"${NNUNET_LAUNCH_RESTARTS-none}\" > $DIR/restarts.$ATTEMPT; \
+         [ $ATTEMPT = 1 ] && { echo 'error: rank 1: lost' >&2; exit 75; }; echo done",
+    );
     let outcome = stage.train(&["--max-restarts", "1"]);
     outcome.ended_with(0).says("attempt 1 failed: error: rank 1: lost; restart 1 of 1");
     assert_eq!(outcome.stdout, "done\n");
     assert!(stage.read("words.1").ends_with(" train -w work\n"));
     assert!(stage.read("words.2").ends_with(" train --resume=auto -w work\n"));
+    // For the metrics of the run.
+    assert!(stage.read("words.2").contains(" -x NNUNET_LAUNCH_RESTARTS "));
+    assert_eq!([stage.read("restarts.1"), stage.read("restarts.2")], ["none\n", "1\n"]);
 }
 
 #[test]

@@ -36,6 +36,7 @@ mod run_flags;
 mod scale;
 mod serve;
 mod status;
+mod telemetry_flags;
 mod train;
 
 /// nnU-Net, trained across many GPUs and nodes.

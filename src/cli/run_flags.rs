@@ -7,6 +7,7 @@ use clap::Args;
 use super::objective_flags::ObjectiveFlags;
 use super::plans::{self, PlansFlag};
 use super::precision::PrecisionFlags;
+use super::telemetry_flags::TelemetryFlags;
 use crate::config::{Device, FoldId, Layer, OnNan, RunConfig, WorkDir, check_plans_name};
 use crate::dist::Wire;
 use crate::loader::Shard;
@@ -95,6 +96,9 @@ pub struct RunFlags {
 
     #[command(flatten)]
     dist: DistFlags,
+
+    #[command(flatten)]
+    telemetry: TelemetryFlags,
 }
 
 /// How processes work together.
@@ -191,6 +195,7 @@ impl RunFlags {
             .set("training.gradient_checkpointing", self.gradient_checkpointing.then_some(true));
         self.objective.add_to(&mut layer);
         self.dist.add_to(&mut layer);
+        self.telemetry.add_to(&mut layer);
         layer
     }
 }

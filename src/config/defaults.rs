@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use super::{
     AugmentationPreset, DEFAULT_PLANS, DataConfig, Device, DistConfig, FoldId, LossConfig, LossKind, OnNan,
-    OptimizerConfig, OptimizerKind, RunConfig, ScheduleConfig, ScheduleKind, TrainingConfig,
+    OptimizerConfig, OptimizerKind, RunConfig, ScheduleConfig, ScheduleKind, TelemetryConfig, TrainingConfig,
 };
 use crate::dist::Wire;
 use crate::loader::{Oversampling, Shard};
@@ -73,6 +73,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
             first_timeout_s: 1200.0,
             compare_every: 250,
         },
+        telemetry: TelemetryConfig::default(),
     };
     match Value::try_from(config) {
         Ok(Value::Table(table)) => table,

@@ -9,6 +9,7 @@ mod fold;
 mod layer;
 mod run;
 mod source;
+mod telemetry;
 mod validate;
 mod workdir;
 
@@ -19,6 +20,7 @@ pub use run::{
     RunConfig, ScheduleConfig, ScheduleKind, TrainingConfig,
 };
 pub use source::Source;
+pub use telemetry::TelemetryConfig;
 pub use workdir::{DEFAULT_PLANS, RunDir, WorkDir, check_plans_name};
 
 /// A configuration that cannot be used: an unknown key, a value of the wrong type or out of its range, a missing file.

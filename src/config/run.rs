@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::layer::{Layer, one_line};
-use super::{ConfigError, FoldId, RunDir, defaults};
+use super::{ConfigError, FoldId, RunDir, TelemetryConfig, defaults};
 use crate::dist::Wire;
 use crate::fsio;
 use crate::loader::{Oversampling, Shard};
@@ -40,6 +40,9 @@ pub struct RunConfig {
     pub optimizer: OptimizerConfig,
     pub schedule: ScheduleConfig,
     pub dist: DistConfig,
+    /// Runs from before it was there can be read.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
 }
 
 /// How long, how much at a time, how often saved.

@@ -7,8 +7,9 @@ use super::{OptimizerKind, RunConfig, check_plans_name};
 impl RunConfig {
     /// Checks every value against its range; the error is one line that names the key.
     pub(super) fn validate(&self) -> Result<(), String> {
-        let Self { training, data, loss, optimizer, schedule, dist, .. } = self;
+        let Self { training, data, loss, optimizer, schedule, dist, telemetry, .. } = self;
         check_plans_name(&self.plans).map_err(|defect| format!("`plans`: {defect}"))?;
+        telemetry.metrics_address().map_err(|defect| format!("`telemetry.metrics_addr` {defect}"))?;
         let at_least_one = [
             ("training.epochs", training.epochs),
             ("training.iterations_per_epoch", training.iterations_per_epoch),

@@ -42,8 +42,7 @@ pub use placement::{LocalPlace, choose_gpu, local_place, refuse_shared_gpus};
 pub use rendezvous::{init, mpi_version};
 pub use single::Single;
 pub use spread::{assign, share_of};
-pub use threads::divide_threads;
-pub(crate) use threads::host_name;
+pub use threads::{divide_threads, host_name};
 pub use wire::Wire;
 
 /// How values of several ranks become one.

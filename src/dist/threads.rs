@@ -97,7 +97,7 @@ fn machine() -> String {
 }
 
 /// The name of this host.
-pub(crate) fn host_name() -> String {
+pub fn host_name() -> String {
     let mut name = [0u8; 256];
     // SAFETY: the buffer is as long as stated, less one byte so that a name cut short still ends in a zero.
     unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };

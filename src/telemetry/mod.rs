@@ -1,7 +1,7 @@
 //! What a run tells about itself.
 //!
 //! Training calls an [`Observer`] after each step and each epoch; what is done with it (a line of `log.jsonl`, a progress
-//! bar, `progress.png`) is one file each here. Only rank 0 has observers.
+//! bar, `progress.png`, an endpoint for Prometheus) is one file or folder each here. Only rank 0 has those that write files.
 
 pub mod chart;
 pub(crate) mod glyphs;
@@ -9,6 +9,7 @@ mod json_lines;
 mod observer;
 mod plot;
 mod progress_bar;
+mod prometheus;
 mod record;
 mod status_file;
 
@@ -16,5 +17,8 @@ pub use json_lines::{JsonLines, read_log};
 pub use observer::{Observer, Observers, TelemetryError};
 pub use plot::ProgressPlot;
 pub use progress_bar::ProgressBar;
-pub use record::{EpochRecord, IterationRecord, RunState};
+#[cfg(feature = "nccl")]
+pub use prometheus::GpuMeter;
+pub use prometheus::{GpuReading, MetricsEndpoint, MetricsObserver};
+pub use record::{EpochRecord, IterationRecord, RunState, StepTimes};
 pub use status_file::{Status, StatusFile};

@@ -14,14 +14,32 @@ pub enum RunState {
     Stopped,
 }
 
-/// One step, as rank 0 saw it.
-#[derive(Clone, Debug, PartialEq)]
+/// One step, as this rank saw it.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct IterationRecord {
     /// Both from 0.
     pub epoch: usize,
     pub iteration: usize,
     /// Loss of the global batch.
     pub loss: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Norm of the averaged gradient before clipping; not finite where the step made no update.
+    pub gradient_norm: f64,
+    /// By which the loss was multiplied; `None` where it is not.
+    pub loss_scale: Option<f64>,
+    pub times: StepTimes,
+}
+
+/// What a step took on this rank, in seconds; of steps that a device had queued, each has the mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepTimes {
+    /// All of it.
+    pub total: f64,
+    /// Waiting for data.
+    pub data_wait: f64,
+    /// Waiting in collectives.
+    pub communication: f64,
 }
 
 /// One epoch: an object of `log.jsonl`, keys in this order.

@@ -112,12 +112,12 @@ mod tests {
         let path = folder.path().join("status.json");
         let mut file = StatusFile::new(&path, 3, 10, 2);
         let read = || serde_json::from_slice::<Status>(&std::fs::read(&path).unwrap()).unwrap();
-        file.iteration(&IterationRecord { epoch: 1, iteration: 4, loss: 0.0 }).unwrap();
+        file.iteration(&IterationRecord { epoch: 1, iteration: 4, ..Default::default() }).unwrap();
         assert_eq!((read().step, read().state, read().world_size), (15, RunState::Training, 2));
-        file.iteration(&IterationRecord { epoch: 1, iteration: 5, loss: 0.0 }).unwrap();
+        file.iteration(&IterationRecord { epoch: 1, iteration: 5, ..Default::default() }).unwrap();
         file.run_is(RunState::Stopped).unwrap();
         assert_eq!((read().step, read().state), (16, RunState::Stopped));
-        file.iteration(&IterationRecord { epoch: 1, iteration: 6, loss: 0.0 }).unwrap();
+        file.iteration(&IterationRecord { epoch: 1, iteration: 6, ..Default::default() }).unwrap();
         drop(file);
         assert_eq!(read().step, 17);
     }

@@ -18,7 +18,9 @@ use crate::dist::Communicator;
 use crate::eval::Summary;
 use crate::model::{TensorFileError, UNet};
 use crate::ops::NnOps;
-use crate::telemetry::{JsonLines, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile};
+use crate::telemetry::{
+    JsonLines, MetricsEndpoint, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile,
+};
 
 /// Whether a run goes on from `checkpoint_latest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -99,13 +101,19 @@ impl OnDevice for Run<'_> {
         comm.set_timeout(Duration::from_secs_f64(config.dist.first_timeout_s.max(config.dist.timeout_s)));
         let job = Job::open(config, work, comm)?;
         let resume = is_resumed(config, comm, resume)?;
-        let outputs = |resume, training: &Training| match comm.rank() {
-            0 => outputs(&job, resume, training),
-            _ => Ok(Outputs::default()),
+        let endpoint = MetricsEndpoint::of_run(config, class_names(&job), comm);
+        let outputs = |resume, training: &Training| {
+            let outputs = match comm.rank() {
+                0 => outputs(&job, resume, training)?,
+                _ => Outputs::default(),
+            };
+            Ok::<_, TrainError>(outputs.with_metrics(endpoint.as_ref()))
         };
         let mut trainer = job.trainer::<B>(resume, None, device.clone(), |training| outputs(resume, training))?;
         announce(&job, &trainer.progress);
         trainer.profile = Profile::new(profile, config.run_dir().trace());
+        let goes_on_from = |progress: &Progress| endpoint.iter().for_each(|endpoint| endpoint.goes_on_from(progress));
+        goes_on_from(&trainer.progress);
         let mut rollbacks = Rollbacks::default();
         let ending = loop {
             let incident = match trainer.train() {
@@ -119,6 +127,7 @@ impl OnDevice for Run<'_> {
             drop(trainer);
             let resume = exists(&config.run_dir().checkpoint_latest(), comm)?;
             trainer = job.trainer::<B>(resume, Some(number), device.clone(), |training| outputs(resume, training))?;
+            goes_on_from(&trainer.progress);
             if comm.rank() == 0 {
                 let epoch = trainer.progress.next_epoch + 1;
                 tracing::warn!("{incident}; going back to the beginning of epoch {epoch}, with other samples");
@@ -257,6 +266,11 @@ fn outputs(job: &Job, resume: bool, training: &Training) -> Result<Outputs, Trai
         .with(ProgressPlot::new(&run.progress(), &run.log())?)
         .with(ProgressBar::new(progress.next_epoch, epochs, iterations, global_batch_size));
     Ok(Outputs { observers, saver: Some(saver) })
+}
+
+/// Of those that have a pseudo Dice.
+fn class_names(job: &Job) -> Vec<String> {
+    job.model.dataset.foreground().iter().map(|class| class.name.to_owned()).collect()
 }
 
 fn announce(job: &Job, progress: &Progress) {

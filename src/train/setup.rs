@@ -32,7 +32,7 @@ use crate::rng::Purpose;
 use crate::store::{
     ANNOTATED, CachedStore, CaseStore, NativeStore, StoreError, read_case_properties, stage, stage_label_maps,
 };
-use crate::telemetry::Observers;
+use crate::telemetry::{MetricsEndpoint, Observers};
 
 /// Batches prepared ahead of the one in use.
 const PREFETCH: usize = 3;
@@ -42,6 +42,16 @@ const PREFETCH: usize = 3;
 pub struct Outputs {
     pub observers: Observers,
     pub saver: Option<Saver>,
+}
+
+impl Outputs {
+    /// The same with what this rank tells Prometheus.
+    pub fn with_metrics(self, endpoint: Option<&MetricsEndpoint>) -> Self {
+        match endpoint {
+            Some(endpoint) => Self { observers: self.observers.with(endpoint.observer()), ..self },
+            None => self,
+        }
+    }
 }
 
 /// What every rank has read before training begins.

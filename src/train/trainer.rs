@@ -22,7 +22,7 @@ use crate::config::{OnNan, RunConfig};
 use crate::dist::Communicator;
 use crate::model::ParameterSpec;
 use crate::optim::Schedule;
-use crate::telemetry::{EpochRecord, IterationRecord, Observer, Observers, RunState};
+use crate::telemetry::{EpochRecord, IterationRecord, Observer, Observers, RunState, StepTimes};
 use crate::trace;
 
 /// Steps that are queued on a device before their losses are read.
@@ -49,7 +49,7 @@ pub struct Trainer<'a, B: ComputeBackend> {
     pub(super) skipped: [usize; 2],
     /// `None` on all ranks but 0.
     pub(super) saver: Option<Saver>,
-    /// Empty on all ranks but 0.
+    /// On all ranks but 0 those that write nothing.
     pub(super) observers: Observers,
 }
 
@@ -63,13 +63,30 @@ pub enum Ending {
 }
 
 /// What the training steps of an epoch took.
-#[derive(Default)]
 struct EpochTimes {
+    began: Instant,
     /// Steps made by this process; fewer than an epoch has where it was resumed within it.
     steps: usize,
     communication: Duration,
     data_wait: Duration,
+    /// Up to the last steps that were reported.
     elapsed: Duration,
+}
+
+impl EpochTimes {
+    fn begin() -> Self {
+        let zero = Duration::ZERO;
+        Self { began: Instant::now(), steps: 0, communication: zero, data_wait: zero, elapsed: zero }
+    }
+
+    /// Takes in what so many steps since the last call took; gives what each of them took, but for the communication.
+    fn lap(&mut self, data_wait: Duration, steps: usize) -> StepTimes {
+        let elapsed = self.began.elapsed();
+        let total = elapsed - self.elapsed;
+        (self.elapsed, self.data_wait) = (elapsed, self.data_wait + data_wait);
+        let per_step = |duration: Duration| duration.as_secs_f64() / steps.max(1) as f64;
+        StepTimes { total: per_step(total), data_wait: per_step(data_wait), communication: 0.0 }
+    }
 }
 
 impl<B: ComputeBackend> Trainer<'_, B> {
@@ -89,10 +106,10 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             let is_best = self.advance(epoch, validation.as_ref());
             if self.comm.rank() == 0 {
                 self.comm.enter_long(&format!("checkpoint of epoch {}", epoch + 1));
-                let checkpoint_s = self.save(is_best).as_secs_f64();
-                let ema_pseudo_dice = self.progress.ema_pseudo_dice;
-                self.observers.epoch_finished(&EpochRecord { ema_pseudo_dice, checkpoint_s, ..record })?;
             }
+            let checkpoint_s = self.save(is_best).as_secs_f64();
+            let ema_pseudo_dice = self.progress.ema_pseudo_dice;
+            self.observers.epoch_finished(&EpochRecord { ema_pseudo_dice, checkpoint_s, ..record })?;
         }
         self.profile.finish(self.comm)?;
         self.finish_saving("the last checkpoint")?;
@@ -101,8 +118,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
 
     /// The steps of an epoch; `None` if all ranks have stopped before its end.
     fn train_epoch(&mut self, epoch: usize) -> Result<Option<EpochTimes>, TrainError> {
-        let mut times = EpochTimes::default();
-        let began = Instant::now();
+        let mut times = EpochTimes::begin();
         let iterations = self.config.training.iterations_per_epoch;
         for iteration in self.progress.next_iteration..iterations {
             self.comm.enter(&format!("epoch {}, step {}", epoch + 1, iteration + 1));
@@ -123,8 +139,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             // The first step of a process may wait for others to start and to tune their kernels.
             self.comm.set_timeout(Duration::from_secs_f64(self.config.dist.timeout_s));
         }
-        times.elapsed = began.elapsed();
-        times.data_wait = self.train_batches.take_wait();
+        times.elapsed = times.began.elapsed();
         Ok(Some(times))
     }
 
@@ -144,6 +159,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     fn report(&mut self, epoch: usize, times: &mut EpochTimes) -> Result<bool, TrainError> {
         let metrics = self.finished_steps()?;
         let count = metrics.len();
+        let mean = times.lap(self.train_batches.take_wait(), count);
         let first = self.progress.next_iteration - count;
         let mut stop_requested = false;
         for (number, metrics) in metrics.iter().enumerate() {
@@ -162,7 +178,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             }
             times.steps += 1;
             times.communication += metrics.communication;
-            self.observers.iteration(&IterationRecord { epoch, iteration, loss: metrics.loss })?;
+            self.observers.iteration(&self.iteration_record(epoch, iteration, metrics, mean))?;
             stop_requested |= metrics.stop_requested;
         }
         Ok(stop_requested)
@@ -177,6 +193,26 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             collectives.check()?;
         }
         Ok(metrics)
+    }
+
+    /// What observers are told of a step, with the means of those that were reported together.
+    fn iteration_record(
+        &self,
+        epoch: usize,
+        iteration: usize,
+        metrics: &StepMetrics,
+        mean: StepTimes,
+    ) -> IterationRecord {
+        let communication = metrics.communication.as_secs_f64();
+        IterationRecord {
+            epoch,
+            iteration,
+            loss: metrics.loss,
+            lr: self.schedule.lr(epoch, iteration),
+            gradient_norm: metrics.gradient_norm,
+            loss_scale: self.config.precision.scales_loss().then_some(metrics.loss_scale),
+            times: StepTimes { communication, ..mean },
+        }
     }
 
     /// Whether loss and gradient are numbers. They are the global batch's: all ranks say the same.

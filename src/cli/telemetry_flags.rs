@@ -1,0 +1,21 @@
+//! How a training can be watched, on the command line.
+
+use clap::Args;
+
+use crate::config::Layer;
+
+/// What watches a run, beside the files that it always writes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Watching")]
+pub struct TelemetryFlags {
+    /// Where Prometheus can ask for metrics; each process of a host has the next port. A port alone is of the loopback
+    /// interface [default: none].
+    #[arg(long, value_name = "[ADDRESS:]PORT")]
+    metrics_addr: Option<String>,
+}
+
+impl TelemetryFlags {
+    pub(super) fn add_to(&self, layer: &mut Layer) {
+        layer.set("telemetry.metrics_addr", self.metrics_addr.clone());
+    }
+}

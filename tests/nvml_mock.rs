@@ -1,0 +1,57 @@
+//! What the metrics tell of a GPU, on a mocked NVML and a mocked CUDA driver (tests/mock), which are compiled here and found
+//! as the real ones are.
+#![cfg(feature = "nccl")]
+
+#[path = "common/job.rs"]
+mod job;
+#[path = "common/machine.rs"]
+mod machine;
+
+use std::env;
+
+use nnunet_dist::telemetry::GpuMeter;
+
+use self::machine::{Machine, PART};
+
+const DRIVER: (&str, &str, &[&str]) = ("cuda.c", "libcuda.so.1", &[]);
+const NVML: (&str, &str, &[&str]) = ("nvml.c", "libnvidia-ml.so.1", &[]);
+
+#[test]
+fn memory_and_load_are_those_of_the_ranks_own_gpu() {
+    let Some(machine) = Machine::with(&[DRIVER, NVML]) else { return };
+    let job = machine.run("1", &[("MOCK_GPUS", "2")]);
+    job.says("GpuReading { memory: Some([60, 80]), utilization: Some(0.75) }");
+    // The driver has it, but NVML does not.
+    let job = machine.run("0", &[("MOCK_GPUS", "2")]);
+    job.says("NVML does not know GPU-00000000-0000-0000-0000-000000000000: ");
+}
+
+#[test]
+fn what_nvml_does_not_tell_is_left_out() {
+    let Some(machine) = Machine::with(&[DRIVER, NVML]) else { return };
+    let job = machine.run("1", &[("MOCK_GPUS", "2"), ("MOCK_NVML", "old")]);
+    job.says("GpuReading { memory: None, utilization: None }");
+}
+
+#[test]
+fn without_the_library_there_is_a_line_that_says_so() {
+    let Some(machine) = Machine::with(&[DRIVER]) else { return };
+    // SAFETY: it is opened and forgotten.
+    if unsafe { libloading::Library::new("libnvidia-ml.so.1") }.is_ok() {
+        println!("skipped: this machine has NVML");
+        return;
+    }
+    let job = machine.run("0", &[]);
+    job.says("NVML: ");
+    assert!(!job.output.contains("panicked"), "{}", job.output);
+}
+
+/// Not a test of its own: what a rank does that another test has started.
+#[test]
+fn part_of_a_rank() {
+    let Ok(gpu) = env::var(PART) else { return };
+    match GpuMeter::open(gpu.parse().unwrap()) {
+        Ok(meter) => println!("{:?}", meter.read()),
+        Err(defect) => println!("{defect}"),
+    }
+}
