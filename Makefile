@@ -6,7 +6,8 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 PROFILE ?= dev
 CARGO := cargo
 
-.PHONY: help demo test test-cluster chaos fuzz test-gpu gpu-pack bench setup fmt doc
+.PHONY: help demo test test-cluster chaos fuzz fuzz-coverage test-gpu gpu-pack bench deb install sbom deny \
+	setup fmt doc
 
 help:
 	@echo 'make demo   generate a dataset, train on it with two processes, print its Dice'
@@ -14,9 +15,14 @@ help:
 	@echo 'make test-cluster   the tests on several hosts in full: lost ranks, hosts and links, Slurm (as root)'
 	@echo 'make chaos  half an hour of killed ranks, frozen hosts, pulled cables and full disks (as root); SECONDS=, SEED='
 	@echo 'make fuzz   changed files of every kind, ten minutes for each; SECONDS='
+	@echo 'make fuzz-coverage   the same guided by what the readers do with them (nightly Rust); SECONDS=, TARGET='
 	@echo 'make bench  ours and nnU-Net in PyTorch, the same work in turn, on this machine; BENCH=step_f32 for some rows'
 	@echo 'make test-gpu   the tests of the GPU kernels, on Vulkan, which Mesa has in software'
 	@echo 'make gpu-pack   dist/gpu-pack.tar.xz: all that a GPU machine needs to be tested and measured'
+	@echo 'make deb    dist/nnunet-dist_VERSION_ARCH.deb; BIN= for the folder of an existing build, FEATURES=cuda'
+	@echo 'make install   both programs, their manual, completions, presets and scripts below PREFIX (/usr/local); BIN=, FEATURES='
+	@echo 'make sbom   dist/nnunet-dist.cdx.json: every crate in the programs, with version, licence and checksum'
+	@echo 'make deny   licences, sources and known holes of all crates; the last needs github.com, CHECK="licenses bans sources" does not'
 	@echo 'make setup  install what building needs (as root by apt; otherwise print the line to run)'
 	@echo 'make fmt    format the code'
 	@echo 'make doc    build the API documentation, and the book where mdbook is installed'
@@ -52,6 +58,11 @@ fuzz: setup
 	NNUNET_FUZZ_SECONDS=$(or $(SECONDS),600) \
 		$(CARGO) nextest run --locked --features nnunet-dist/nccl -E 'binary(hostile_files)' --no-capture
 
+# Guided by coverage, for ten minutes each; see tests/fuzz/run.
+fuzz-coverage:
+	@scripts/setup fuzz
+	tests/fuzz/run $(or $(SECONDS),600) $(TARGET)
+
 # Installs PyTorch and nnU-Net v2 into a virtual environment of their own.
 bench: setup
 	benches/peers/run.sh $(BENCH)
@@ -63,6 +74,28 @@ test-gpu:
 # With NCCL 2.30 or newer, two ranks share a GPU there: NCCL=libnccl.so.2
 gpu-pack: setup
 	benches/gpu/pack.sh $(if $(NCCL),-n $(NCCL))
+
+# With BIN, the programs of an existing build.
+deb: package
+	$(CARGO) deb --locked --no-build --no-strip --output dist/
+
+install: package
+	@install -d $(DESTDIR)$(PREFIX)
+	cp -r dist/package/. $(DESTDIR)$(PREFIX)/
+
+PREFIX ?= /usr/local
+.PHONY: package
+package:
+	@scripts/setup deb
+	FEATURES=$(FEATURES) scripts/package $(BIN)
+
+sbom:
+	FEATURES=$(FEATURES) scripts/sbom dist/nnunet-dist.cdx.json
+
+# `test` compares licences and sources with deny.toml, too, by itself.
+deny:
+	@scripts/setup deny
+	$(CARGO) deny --locked check $(CHECK)
 
 setup:
 	@scripts/setup

@@ -5,7 +5,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
 
 use crate::hosts::Host;
 
@@ -91,6 +92,10 @@ pub struct Arguments {
     #[arg(long)]
     pub dry_run: bool,
 
+    /// Print the completion script of a shell and do nothing else.
+    #[arg(long, value_name = "SHELL", exclusive = true)]
+    pub completions: Option<Shell>,
+
     /// Arguments of nnunet-dist, beginning with its command: train, predict, …
     #[arg(last = true, required = true, value_name = "ARGUMENTS")]
     pub arguments: Vec<OsString>,
@@ -104,6 +109,13 @@ impl Arguments {
     /// What clap has to say, help and version included.
     pub fn from_command_line(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         Self::try_parse_from(with_long_np(words))
+    }
+
+    /// The script that completes this program's flags in `shell`.
+    pub fn completion_script(shell: Shell) -> Vec<u8> {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Self::command(), "nnunet-launch", &mut script);
+        script
     }
 }
 
@@ -123,8 +135,6 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Arguments, clap::Error> {
@@ -142,6 +152,31 @@ mod tests {
         assert_eq!(arguments.processes.map(NonZeroUsize::get), Some(3));
         assert_eq!(arguments.hosts.len(), 2);
         assert_eq!(arguments.arguments, ["train", "-np", "4"]);
+    }
+
+    /// The words of `args` of the launcher's container.
+    fn kubernetes() -> Vec<OsString> {
+        let text = include_str!("../../configs/deploy/kubernetes/train.yaml");
+        let lines = text.lines().map(str::trim).skip_while(|line| *line != "args:").skip(1);
+        let words = lines.map_while(|line| line.strip_prefix("- ")).map(|word| word.trim_matches('"').into());
+        words.collect()
+    }
+
+    #[test]
+    fn the_example_for_kubernetes_is_understood() {
+        let words = std::iter::once("nnunet-launch".into()).chain(kubernetes());
+        let arguments = Arguments::from_command_line(words).unwrap();
+        assert_eq!(arguments.hostfile, Some("/etc/mpi/hostfile".into()));
+        assert!(arguments.max_restarts > 0);
+        assert_eq!(arguments.arguments[0], "train");
+    }
+
+    #[test]
+    fn completions_need_no_job() {
+        let arguments = parse("nnunet-launch --completions bash").unwrap();
+        let script = String::from_utf8(Arguments::completion_script(arguments.completions.unwrap())).unwrap();
+        assert!(script.contains("--max-restarts"), "{script}");
+        assert!(parse("nnunet-launch --completions bash -- train").is_err());
     }
 
     #[test]

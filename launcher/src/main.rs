@@ -28,6 +28,7 @@ mod supervise;
 mod task;
 mod verdict;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use crate::arguments::Arguments;
@@ -42,12 +43,20 @@ fn main() -> ExitCode {
             return if usage.use_stderr() { LaunchError::USAGE.into() } else { ExitCode::SUCCESS };
         }
     };
+    if let Some(shell) = arguments.completions {
+        return match std::io::stdout().write_all(&Arguments::completion_script(shell)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error.into()),
+        };
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime.map_err(LaunchError::from).and_then(|runtime| runtime.block_on(run::run(arguments))) {
         Ok(code) => code.into(),
-        Err(error) => {
-            eprintln!("error: {error}");
-            error.code().into()
-        }
+        Err(error) => fail(&error),
     }
+}
+
+fn fail(error: &LaunchError) -> ExitCode {
+    eprintln!("error: {error}");
+    error.code().into()
 }
