@@ -4,17 +4,17 @@
 //! Each kind of file is read again and again with a few bytes changed. How often is up to `NNUNET_FUZZ_SECONDS` (a second for
 //! each kind, if it is not set); the seed is fixed, so that a failure comes again. `cargo fuzz` in `tests/fuzz` looks deeper.
 
+#[path = "common/counting.rs"]
+mod counting;
 #[path = "common/plans.rs"]
 mod plans;
 #[path = "common/tiny_model.rs"]
 mod tiny_model;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ndarray::{Array3, Array4};
@@ -35,40 +35,7 @@ use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use tempfile::TempDir;
 
-/// More than a reader may take for such small files: those of compressed images take 256 MiB for a page before they refuse it.
-const MEMORY: usize = 320 << 20;
-
-/// Counts what is allocated at a time.
-struct Counting;
-
-static CURRENT: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: all calls are the system allocator's; the counters are not read by it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let now = CURRENT.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let now = CURRENT.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        CURRENT.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use self::counting::{MEMORY, peak_of};
 
 /// Reads files like `original`, changed at random, with a reader that may only fail by an error.
 #[track_caller]
@@ -83,10 +50,7 @@ fn survives(name: &str, original: &[u8], read: impl Fn(&Path)) {
     while began.elapsed() < Duration::from_secs_f64(seconds) {
         let changed = change(original, &mut random);
         fs::write(&path, &changed).unwrap();
-        let before = CURRENT.load(Ordering::Relaxed);
-        PEAK.store(before, Ordering::Relaxed);
-        let outcome = catch_unwind(AssertUnwindSafe(|| read(&path)));
-        let taken = PEAK.load(Ordering::Relaxed).saturating_sub(before);
+        let (outcome, taken) = peak_of(|| catch_unwind(AssertUnwindSafe(|| read(&path))));
         if outcome.is_err() || taken > MEMORY {
             let kept = std::env::temp_dir().join(format!("hostile_{name}"));
             fs::write(&kept, &changed).unwrap();

@@ -166,6 +166,7 @@ fn nothing_else_listens_on_all_interfaces() {
                 sources(&path, found);
             } else if path.extension().is_some_and(|ending| ending == "rs") {
                 let text = fs::read_to_string(&path).unwrap();
+                let text = text.split("#[cfg(test)]").next().unwrap_or_default();
                 if ["UNSPECIFIED", "\"0.0.0.0", "\"[::]"].iter().any(|word| text.contains(word)) {
                     found.push(path.strip_prefix(root()).unwrap().to_string_lossy().into_owned());
                 }

@@ -1,0 +1,57 @@
+//! What the fuzz targets share: bytes become files, and a reader may only fail by an error, in little memory.
+
+#[path = "../common/counting.rs"]
+mod counting;
+
+use std::fs;
+use std::io::{Cursor, Write};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use nnunet_dist::image::{read_header, read_labels, read_volume};
+use tempfile::TempDir;
+use zip::ZipWriter;
+use zip::write::SimpleFileOptions;
+
+/// A folder of this process: below `NNUNET_FUZZ_FOLDER`, which `tests/fuzz/run` removes in the end, where that is set.
+pub fn folder() -> &'static Path {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    let make = || {
+        let parent = std::env::var_os("NNUNET_FUZZ_FOLDER").map_or_else(std::env::temp_dir, PathBuf::from);
+        TempDir::with_prefix_in("files-", parent).expect("a folder for the files")
+    };
+    FOLDER.get_or_init(make).path()
+}
+
+/// Writes `bytes` as a file of this name.
+pub fn file(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder().join(name);
+    fs::write(&path, bytes).expect("room for a small file");
+    path
+}
+
+/// Panics if `read` takes more memory than a small file may.
+pub fn in_little_memory(read: impl FnOnce()) {
+    let ((), taken) = counting::peak_of(read);
+    assert!(taken <= counting::MEMORY, "{} MiB for a small file", taken >> 20);
+}
+
+/// Everything that reads an image of this name.
+pub fn read_image(name: &str, bytes: &[u8]) {
+    let path = file(name, bytes);
+    in_little_memory(|| {
+        let _ = read_header(&path);
+        let _ = read_volume(&path);
+        let _ = read_labels(&path);
+    });
+}
+
+/// A zip archive of these entries, so that what is inside is reached with the checksums right.
+pub fn zipped(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in entries {
+        let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        archive.start_file(*name, options).and_then(|()| Ok(archive.write_all(bytes)?)).expect("written to memory");
+    }
+    archive.finish().expect("written to memory").into_inner()
+}
