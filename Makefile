@@ -6,13 +6,15 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 PROFILE ?= dev
 CARGO := cargo
 
-.PHONY: help demo test test-cluster chaos fuzz fuzz-coverage test-gpu gpu-pack bench deb install sbom deny \
-	setup fmt doc
+.PHONY: help demo test test-cluster docs docs-test chaos fuzz fuzz-coverage test-gpu gpu-pack bench deb install sbom \
+	deny setup fmt doc
 
 help:
 	@echo 'make demo   generate a dataset, train on it with two processes, print its Dice'
 	@echo 'make test   everything a change must pass'
 	@echo 'make test-cluster   the tests on several hosts in full: lost ranks, hosts and links, Slurm (as root)'
+	@echo 'make docs-test   every command of the book, run as a reader would; PAGE=serve for some pages'
+	@echo 'make docs   write the pages anew that are made of what the program says of itself'
 	@echo 'make chaos  half an hour of killed ranks, frozen hosts, pulled cables and full disks (as root); SECONDS=, SEED='
 	@echo 'make fuzz   changed files of every kind, ten minutes for each; SECONDS='
 	@echo 'make fuzz-coverage   the same guided by what the readers do with them (nightly Rust); SECONDS=, TARGET='
@@ -45,6 +47,17 @@ test: setup-test
 test-cluster:
 	@scripts/setup nextest cluster
 	NNUNET_CLUSTER=full $(CARGO) nextest run --locked --features nnunet-dist/nccl -E 'binary(cluster)'
+
+# `test` has the README and the tutorial.
+docs-test: setup
+	@scripts/setup nextest book
+	$(CARGO) build --locked --features nnunet-dist/nccl --bins
+	NNUNET_DOCS_TEST=1 NNUNET_DOCS_PAGE=$(PAGE) \
+		$(CARGO) nextest run --locked --features nnunet-dist/nccl --test book_commands --no-capture
+
+docs: setup
+	@scripts/setup nextest
+	NNUNET_UPDATE_DOCS=1 $(CARGO) nextest run --locked --features nnunet-dist/nccl --test cli_reference --test reference
 
 # `test` has a minute of it. SEED=2 gives other disturbances.
 chaos:

@@ -1,46 +1,23 @@
 //! The book and the README: every command in them is one that the program understands, and no link leads nowhere.
 
+#[path = "common/book.rs"]
+mod pages;
+
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use nnunet_dist::cli::Cli;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// All pages, README first.
-fn pages() -> Vec<PathBuf> {
-    fn add(folder: &Path, pages: &mut Vec<PathBuf>) {
-        let mut entries: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        entries.sort();
-        for path in entries {
-            if path.is_dir() {
-                add(&path, pages);
-            } else if path.extension().is_some_and(|ending| ending == "md") {
-                pages.push(path);
-            }
-        }
-    }
-    let mut pages = ["README.md", "CONTRIBUTING.md"].map(|name| root().join(name)).to_vec();
-    add(&root().join("docs"), &mut pages);
-    pages
-}
+use self::pages::{Block, pages, shell_blocks};
 
 /// The lines of all blocks of shell commands, with those that a backslash continues in one.
 fn shell_lines(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
-    let (mut is_shell, mut continued) = (false, String::new());
-    for line in text.lines() {
-        let line = line.trim();
-        if let Some(kind) = line.strip_prefix("```") {
-            is_shell = !is_shell && kind == "sh";
-        } else if is_shell {
-            match line.strip_suffix('\\') {
-                Some(begun) => continued += begun,
-                None => lines.push(std::mem::take(&mut continued) + line),
-            }
+    let mut continued = String::new();
+    for (_, line) in shell_blocks(text).into_iter().flat_map(|block| block.lines) {
+        match line.trim().strip_suffix('\\') {
+            Some(begun) => continued += begun,
+            None => lines.push(std::mem::take(&mut continued) + line.trim()),
         }
     }
     lines
@@ -139,4 +116,14 @@ fn commands_are_found_in_lines_of_a_shell() {
     assert_eq!(commands(line), [["nnunet-dist", "train", "-w", "a b", "-f", "0"]]);
     assert_eq!(commands("sbatch slurm/train.sbatch"), Vec::<Vec<String>>::new());
     assert_eq!(shell_lines("```sh\na \\\n  b\n```\nc\n```text\nd\n```"), ["a b"]);
+}
+
+#[test]
+fn a_block_may_say_why_it_is_not_run() {
+    let page = "<!-- docs-test: needs a GPU -->\n\n```sh\na\n```\n\n1. text\n\n   ```sh\n   b\n     c\n   ```\n";
+    let block = |lines: &[(usize, &str)], skipped: Option<&str>| Block {
+        lines: lines.iter().map(|(number, line)| (*number, (*line).to_owned())).collect(),
+        skipped: skipped.map(str::to_owned),
+    };
+    assert_eq!(shell_blocks(page), [block(&[(4, "a")], Some("needs a GPU")), block(&[(10, "b"), (11, "  c")], None)]);
 }

@@ -344,3 +344,18 @@ fn unfinished(folder: &Path) -> Vec<String> {
     let here = files.into_iter().filter(|name| name.starts_with(".partial-"));
     here.chain(folders.iter().flat_map(|name| unfinished(&folder.join(name)))).collect()
 }
+
+/// All cases may be trained on; nothing is then validated. Without any there is nothing to train on.
+#[test]
+fn a_split_may_hold_nothing_out() {
+    let shop = Workshop::new();
+    let cases = Splits::load(&shop.work.splits()).unwrap().fold(0).unwrap().0.to_vec();
+    fs::write(shop.work.splits(), json!([{"train": cases, "val": []}]).to_string()).unwrap();
+    let run = shop.run_dir("run");
+    let stdout = succeed(shop.train(&run));
+    assert!(!stdout.contains("mean Dice") && !run.validation().join("summary.json").exists(), "{stdout}");
+
+    fs::write(shop.work.splits(), json!([{"train": [], "val": cases}]).to_string()).unwrap();
+    let output = shop.train(&shop.run_dir("empty")).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+}

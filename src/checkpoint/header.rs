@@ -31,7 +31,7 @@ pub struct Training {
     pub world_size: usize,
     /// The resolved configuration, as in `config.toml`.
     pub config: String,
-    /// Of the preprocessed cases ([`crate::store::NativeStore::fingerprint`]).
+    /// Of the preprocessed cases ([`crate::store::CaseStore::fingerprint`]).
     pub data: String,
 }
 

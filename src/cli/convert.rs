@@ -18,7 +18,7 @@ Examples:
   nnunet-dist convert ct.nrrd ct.nii.gz
   nnunet-dist convert dicom/patient_1 patient_1.nii.gz
   nnunet-dist convert --msd Task05_Prostate -o Dataset005_Prostate
-  nnunet-dist convert --to-msd Dataset005_Prostate -o Task05_Prostate"
+  nnunet-dist convert --to-msd Dataset005_Prostate -o msd/Task05_Prostate"
 )]
 pub struct Convert {
     /// Image, or folder with the DICOM files of a series [default: none, where a dataset is converted].

@@ -12,7 +12,7 @@ use crate::eval::{self, Classes, FolderOptions, Measure, Measures, Tolerance};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  nnunet-dist evaluate -p predictions -g Task04_Hippocampus/labelsTr
+  nnunet-dist evaluate -p predictions -g labels
   nnunet-dist evaluate -p predictions -g labels --metrics all --tolerance 1 --tolerance 2=0.5 --csv cases.csv
   nnunet-dist evaluate -p predictions -g labels -l 1 2 1,2 --ignore-label 3 --chill")]
 pub struct Evaluate {

@@ -24,6 +24,7 @@ use crate::eval::EvalError;
 use crate::image::ImageError;
 use crate::infer::{InferError, ProbabilityError};
 use crate::interop::InteropError;
+use crate::loader::LoaderError;
 use crate::model::TensorFileError;
 use crate::plan::PlanError;
 use crate::preprocess::PreprocessError;
@@ -94,6 +95,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || matches!(cause.downcast_ref(), Some(ScalingError::Setting(_)))
         || matches!(cause.downcast_ref(), Some(PreprocessError::Case { .. }))
         || matches!(cause.downcast_ref(), Some(StageError::Copy { .. }))
+        || matches!(cause.downcast_ref(), Some(LoaderError::Setup(_)))
         || matches!(
             cause.downcast_ref(),
             Some(TrainError::Checkpoint { .. } | TrainError::Diverged { .. } | TrainError::Untrained { .. })

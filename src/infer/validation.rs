@@ -9,7 +9,7 @@ use super::probabilities::save_probabilities;
 use crate::dist::{Communicator, share_of};
 use crate::image::write_labels;
 use crate::ops::NnOps;
-use crate::store::{CaseStore, NativeStore, StoreError, read_case_properties, write_label_map};
+use crate::store::{CaseStore, StoreError, read_case_properties, write_label_map};
 
 /// Predicts `cases` from the preprocessed store at `folder` into label maps of their raw geometry in `output`, and, for the
 /// predictor's next stages, into label maps of their preprocessed cases; if asked for into class probabilities beside those
@@ -22,7 +22,7 @@ use crate::store::{CaseStore, NativeStore, StoreError, read_case_properties, wri
 /// A case cannot be read or written, or a rank is gone.
 pub fn validate_fold<B: NnOps>(
     predictor: &Predictor<B>,
-    store: &NativeStore,
+    store: &dyn CaseStore,
     folder: &Path,
     cases: &[String],
     output: &Path,

@@ -14,6 +14,7 @@ mod stage;
 use std::path::PathBuf;
 
 use ndarray::{Array3, Array4};
+use sha2::{Digest, Sha256};
 
 pub use cached::CachedStore;
 pub use case::{ANNOTATED, CaseProperties, PreprocessedCase};
@@ -46,6 +47,22 @@ pub trait CaseStore: Send + Sync {
 
     /// What is known of a case without reading its voxels.
     fn info(&self, case: &str) -> Result<&CaseInfo, StoreError>;
+
+    /// A checksum of the names of the cases, their extents, and how much there is where of each class.
+    ///
+    /// # Errors
+    /// A case is not known.
+    fn fingerprint(&self) -> Result<String, StoreError> {
+        let mut sum = Sha256::new();
+        for id in self.case_ids() {
+            let info = self.info(id)?;
+            sum.update(format!("{id} {} {:?}\n", info.channels, info.shape));
+            for (class, voxels) in &info.class_locations {
+                sum.update(format!("{class} {} {:?} {:?}\n", voxels.len(), voxels.first(), voxels.last()));
+            }
+        }
+        Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
 
     /// Copies the box `lo .. lo + image.len()` of a case into `patch` (`(channel, z, y, x)` data and `(z, y, x)` labels).
     ///

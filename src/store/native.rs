@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayView3, ArrayView4};
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use super::npy::{self, MappedArray};
 use super::{CaseInfo, CaseProperties, CaseStore, Patch, PreprocessedCase, Region, StoreError};
@@ -78,19 +77,6 @@ impl NativeStore {
             }
         }
         Ok(self)
-    }
-
-    /// A checksum of the names of the cases, their extents, and how much there is where of each class.
-    pub fn fingerprint(&self) -> String {
-        let mut sum = Sha256::new();
-        for id in &self.ids {
-            let info = &self.cases[id].info;
-            sum.update(format!("{id} {} {:?}\n", info.channels, info.shape));
-            for (class, voxels) in &info.class_locations {
-                sum.update(format!("{class} {} {:?} {:?}\n", voxels.len(), voxels.first(), voxels.last()));
-            }
-        }
-        sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     fn case(&self, id: &str) -> Result<&StoredCase, StoreError> {

@@ -41,7 +41,7 @@ pub fn evaluate_held_out<B: NnOps>(
     let predictor = Predictor::new(network, &job.model, WindowOptions::default(), device)?
         .with_memory(MemoryOptions::on(job.config.device))
         .with_next_stages(job.next_stages.clone());
-    let (store, cases) = (&job.store, &job.validation_cases);
+    let (store, cases) = (&*job.store, &job.validation_cases);
     let own = validate_fold(&predictor, store, &job.folder, cases, &output, options.probabilities, job.comm)?;
     drop(predictor);
 

@@ -61,7 +61,7 @@ pub struct Job<'a> {
     pub configuration: Configuration,
     /// Where the store lies.
     pub folder: PathBuf,
-    pub store: Arc<NativeStore>,
+    pub store: Arc<dyn CaseStore>,
     /// Cases of the fold to train and to validate on; the same for [`FoldId::All`].
     pub train_cases: Vec<String>,
     pub validation_cases: Vec<String>,
@@ -103,7 +103,7 @@ impl<'a> Job<'a> {
             true => (folder, store.with_previous_stage(&previous)?),
             false => stage_cases(&folder, &cases, &previous, config, comm)?,
         };
-        let store = Arc::new(store);
+        let store: Arc<dyn CaseStore> = Arc::new(store);
         let mirror_axes = if configuration.is_2d() { vec![1, 2] } else { vec![0, 1, 2] };
         let model = ModelDescription { plans, dataset, configuration: config.configuration.clone(), mirror_axes };
         let job =
@@ -174,6 +174,8 @@ impl<'a> Job<'a> {
         let train_batches = feed(Purpose::TrainSample)?;
         let validation_batches = match config.training.validation_iterations {
             0 => None,
+            // A split may leave nothing out.
+            _ if self.validation_cases.is_empty() => None,
             _ => Some(feed(Purpose::ValSample)?),
         };
         Ok(Trainer {
@@ -192,7 +194,7 @@ impl<'a> Job<'a> {
             progress,
             stop_request: StopRequest::listen(),
             profile: Profile::new(0, config.run_dir().trace()),
-            data: self.store.fingerprint(),
+            data: self.store.fingerprint()?,
             skipped: [0; 2],
             saver,
             observers,
@@ -201,7 +203,8 @@ impl<'a> Job<'a> {
 
     /// A run may go on with cases that were preprocessed again, but then it is not what it would have been.
     fn check_data(&self, checkpoint: &Checkpoint) {
-        if self.comm.rank() == 0 && checkpoint.training.data != self.store.fingerprint() {
+        let is_other = self.store.fingerprint().is_ok_and(|data| data != checkpoint.training.data);
+        if self.comm.rank() == 0 && is_other {
             let folder = self.folder.display();
             tracing::warn!(
                 "{folder}: the cases are not those that the run has been trained on so far; it goes on with these"
@@ -333,7 +336,7 @@ fn next_stages(config: &RunConfig, plans: &Plans, configuration: &Configuration)
 
 /// A class that the dataset's description lacks would have no logit, and without knowing which voxels are annotated one
 /// could not look for them.
-fn check_classes(folder: &Path, store: &NativeStore, dataset: &DatasetJson) -> Result<(), StoreError> {
+fn check_classes(folder: &Path, store: &dyn CaseStore, dataset: &DatasetJson) -> Result<(), StoreError> {
     let ignores = dataset.ignore_label().is_some();
     let known: Vec<i16> = dataset.foreground().iter().map(|class| class.output).chain([ANNOTATED]).collect();
     let is_annotated = |case: &String| Ok(store.info(case)?.class_locations.contains_key(&ANNOTATED));
@@ -352,7 +355,7 @@ fn check_classes(folder: &Path, store: &NativeStore, dataset: &DatasetJson) -> R
 }
 
 /// Several plans may name the same data; they must agree on what the data are.
-fn check_spacing(folder: &Path, store: &NativeStore, configuration: &Configuration) -> Result<(), StoreError> {
+fn check_spacing(folder: &Path, store: &dyn CaseStore, configuration: &Configuration) -> Result<(), StoreError> {
     let Some(case) = store.case_ids().first() else { return Ok(()) };
     let found = read_case_properties(folder, case)?.spacing_after_resampling;
     let planned = &configuration.spacing;

@@ -1,0 +1,233 @@
+//! A page: its statements, and what became of them.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::book::{Block, shell_blocks};
+use super::commands::Commands;
+
+/// A page that is not through by then hangs.
+const PATIENCE: Duration = Duration::from_secs(20 * 60);
+
+/// One command of a page, of one line or several.
+#[derive(Debug, PartialEq)]
+pub struct Statement {
+    /// Where it begins.
+    pub line: usize,
+    pub text: String,
+    /// Why it is left out.
+    pub skipped: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Page {
+    /// Its path within the project.
+    pub name: String,
+    pub statements: Vec<Statement>,
+}
+
+/// What became of a statement, where it was not run as it stands.
+#[derive(Debug, PartialEq)]
+pub struct Note {
+    /// Number of the statement in the page.
+    pub statement: usize,
+    /// Not run at all, rather than made small.
+    pub is_absent: bool,
+    pub text: String,
+}
+
+/// A page that came to its end.
+#[derive(Debug)]
+pub struct Done {
+    pub page: Page,
+    pub notes: Vec<Note>,
+    pub elapsed: Duration,
+}
+
+impl Page {
+    pub fn new(name: &str, text: &str) -> Self {
+        let statements = shell_blocks(text).iter().flat_map(statements).collect();
+        Self { name: name.to_owned(), statements }
+    }
+
+    /// A page for each section, for one whose sections do not build on each other. Lines keep their numbers.
+    pub fn sections(name: &str, text: &str) -> Vec<Self> {
+        let headings = text.lines().enumerate().filter(|(_, line)| line.starts_with("## "));
+        let headings: Vec<(usize, &str)> = headings.collect();
+        let ends = headings.iter().skip(1).map(|(line, _)| *line).chain([usize::MAX]);
+        let section = |((start, heading), end): (&(usize, &str), usize)| {
+            let lines =
+                text.lines().enumerate().map(|(line, text)| if (*start..end).contains(&line) { text } else { "" });
+            let anchor = heading.trim_start_matches("## ").replace(' ', "-");
+            Self::new(&format!("{name}#{anchor}"), &lines.collect::<Vec<_>>().join("\n"))
+        };
+        headings.iter().zip(ends).map(section).collect()
+    }
+
+    /// Runs all statements in `folder`, in order, in one shell.
+    ///
+    /// # Errors
+    /// The first that fails, with what it said.
+    pub fn run(self, folder: &Path, commands: &Commands) -> Result<Done, String> {
+        let began = Instant::now();
+        let state = tempfile::tempdir().unwrap();
+        let (script, output) = (state.path().join("script"), state.path().join("output"));
+        fs::write(&script, self.script()).unwrap();
+        let stream = || Stdio::from(File::options().append(true).create(true).open(&output).unwrap());
+        let mut shell = Command::new("bash");
+        shell
+            .arg(&script)
+            .env("HOME", folder)
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(stream())
+            .stderr(stream());
+        // Its processes can be ended together.
+        shell.process_group(0);
+        let status = wait(shell.settings(state.path(), commands).spawn().unwrap());
+        end_servers(state.path());
+        let text = String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
+        println!("{text}");
+        match status {
+            Some(status) if status.success() => Ok(self.done(state.path(), began.elapsed())),
+            _ => Err(self.failure(state.path(), status, &text)),
+        }
+    }
+
+    /// Each statement after one that notes its number and shows it.
+    fn script(&self) -> String {
+        let mut script = String::from(
+            "set -eo pipefail\n\
+             command_not_found_handle() {\n\
+             \x20   echo \"docs-test: $1 is in no table of tests/book_commands/commands.rs\" >&2\n\
+             \x20   return 127\n\
+             }\n\
+             __succeeded() { [ \"$1\" -eq 0 ] || exit \"$1\"; }\n\
+             __statement() { echo \"$1\" >\"$BOOK_STATE/at\"; printf '\\n%s\\n' \"$2\"; }\n",
+        );
+        for (number, statement) in self.statements.iter().enumerate() {
+            let shown = format!("{}:{}: {}", self.name, statement.line, statement.text).replace('\'', r"'\''");
+            script += &format!("__statement {number} '{shown}'\n");
+            if statement.skipped.is_none() {
+                // `a && b` ends no shell where `a` fails.
+                script += &format!("{}\n__succeeded $?\n", statement.text);
+            }
+        }
+        script
+    }
+
+    fn done(self, state: &Path, elapsed: Duration) -> Done {
+        let notes = fs::read_to_string(state.join("notes")).unwrap_or_default();
+        let notes = notes.lines().map(|line| {
+            let [statement, kind, text] = line.splitn(3, '\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            Note { statement: statement.parse().unwrap(), is_absent: kind == "absent", text: text.to_owned() }
+        });
+        Done { notes: notes.collect(), page: self, elapsed }
+    }
+
+    fn failure(&self, state: &Path, status: Option<ExitStatus>, output: &str) -> String {
+        let at = fs::read_to_string(state.join("at")).unwrap_or_default().trim().parse().unwrap_or(0usize);
+        let Statement { line, text, .. } = &self.statements[at];
+        let how = status.map_or_else(|| "hangs".to_owned(), |status| format!("failed ({status})"));
+        let lines: Vec<&str> = output.lines().collect();
+        let last = lines[lines.len().saturating_sub(30)..].join("\n");
+        format!("{}:{line}: `{text}` {how}\n{last}", self.name)
+    }
+}
+
+/// The environment of a page.
+trait Settings {
+    fn settings(&mut self, state: &Path, commands: &Commands) -> &mut Self;
+}
+
+impl Settings for Command {
+    fn settings(&mut self, state: &Path, commands: &Commands) -> &mut Self {
+        for (name, _) in std::env::vars_os() {
+            let name_of = name.to_string_lossy();
+            if ["SLURM_", "NNUNET_", "OMP_NUM", "RUST_", "RAYON_"].iter().any(|prefix| name_of.starts_with(prefix)) {
+                self.env_remove(&name);
+            }
+        }
+        // Test machines are containers, run as root, with few cores.
+        for setting in ["ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM", "MCA_rmaps_base_oversubscribe"] {
+            self.env(format!("OMPI_{setting}"), "1");
+        }
+        self.env("OMPI_MCA_mpi_yield_when_idle", "1").env("OMPI_MCA_hwloc_base_binding_policy", "none");
+        // As a module of the environment sets it.
+        self.env("NNUNET_DIST_HOME", super::book::root());
+        self.env("BOOK_STATE", state).envs(commands.settings()).env("PATH", &commands.folder)
+    }
+}
+
+/// How the shell ended; `None` if it had to be killed.
+fn wait(mut shell: Child) -> Option<ExitStatus> {
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        if let Some(status) = shell.try_wait().unwrap() {
+            return Some(status);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    // SAFETY: the group is the shell's own, which has not been waited for.
+    unsafe { libc::kill(-(shell.id() as libc::pid_t), libc::SIGKILL) };
+    shell.wait().unwrap();
+    None
+}
+
+/// Asks the servers that the page has started to end.
+fn end_servers(state: &Path) {
+    for server in fs::read_to_string(state.join("servers")).unwrap_or_default().lines() {
+        let _ = Command::new("kill").arg(server).stderr(Stdio::null()).status();
+    }
+}
+
+/// The statements of a block: as many lines each as the shell needs to understand them.
+fn statements(block: &Block) -> Vec<Statement> {
+    let mut statements = Vec::new();
+    let mut open: Option<Statement> = None;
+    for (line, text) in &block.lines {
+        let mut statement = match open.take() {
+            Some(begun) => Statement { text: begun.text + "\n" + text, ..begun },
+            None if text.trim().is_empty() || text.trim().starts_with('#') => continue,
+            None => Statement { line: *line, text: text.clone(), skipped: block.skipped.clone() },
+        };
+        if is_whole(&statement.text) {
+            statement.text = statement.text.trim_end().to_owned();
+            statements.push(statement);
+        } else {
+            open = Some(statement);
+        }
+    }
+    // What never becomes whole fails when it is run.
+    statements.extend(open);
+    statements
+}
+
+/// Whether a shell waits for no further line.
+fn is_whole(text: &str) -> bool {
+    let output = Command::new("bash").args(["-n", "-c", text]).output().unwrap();
+    !text.ends_with('\\') && output.status.success() && output.stderr.is_empty()
+}
+
+/// The path of a page within the project.
+pub fn name_of(path: &Path) -> String {
+    let inside = path.strip_prefix(super::book::root()).map_or_else(|_| path.to_owned(), PathBuf::from);
+    inside.display().to_string()
+}
+
+#[test]
+fn statements_are_what_a_shell_takes_as_one() {
+    let page = Page::new(
+        "page",
+        "```sh\n# first\na \\\n    b   # and\n\nfor i in 1 2; do\n    c $i\ndone\ncat <<E\nd\nE\n```\ntext\n```sh\ne\n```\n",
+    );
+    let found: Vec<_> = page.statements.iter().map(|statement| (statement.line, statement.text.as_str())).collect();
+    assert_eq!(
+        found,
+        [(3, "a \\\n    b   # and"), (6, "for i in 1 2; do\n    c $i\ndone"), (9, "cat <<E\nd\nE"), (15, "e")]
+    );
+}

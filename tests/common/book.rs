@@ -1,0 +1,71 @@
+//! The pages of the book, and the blocks of shell commands in them.
+#![allow(dead_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Words before a block that say why a machine that runs tests cannot run it: `<!-- docs-test: REASON -->`.
+const MARKER: &str = "<!-- docs-test:";
+
+/// A block of shell commands.
+#[derive(Debug, Default, PartialEq)]
+pub struct Block {
+    /// Its lines as they stand, each with its number in the page, from 1.
+    pub lines: Vec<(usize, String)>,
+    /// Why tests leave it out.
+    pub skipped: Option<String>,
+}
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All pages, README first.
+pub fn pages() -> Vec<PathBuf> {
+    fn add(folder: &Path, pages: &mut Vec<PathBuf>) {
+        let mut entries: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        entries.sort();
+        for path in entries {
+            if path.is_dir() {
+                add(&path, pages);
+            } else if path.extension().is_some_and(|ending| ending == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    let mut pages = ["README.md", "CONTRIBUTING.md"].map(|name| root().join(name)).to_vec();
+    add(&root().join("docs"), &mut pages);
+    pages
+}
+
+/// The blocks of a page, in order; those in lists lose their indentation.
+pub fn shell_blocks(text: &str) -> Vec<Block> {
+    let mut blocks: Vec<Block> = Vec::new();
+    let (mut fence, mut skipped) = (None, None);
+    for (index, line) in text.lines().enumerate() {
+        let indentation = line.len() - line.trim_start().len();
+        if let Some(kind) = line.trim_start().strip_prefix("```") {
+            fence = match fence {
+                Some(_) => None,
+                None => Some((kind == "sh", indentation)),
+            };
+            if let Some((true, _)) = fence {
+                blocks.push(Block { lines: Vec::new(), skipped: skipped.take() });
+            }
+        } else if let Some((is_shell, indentation)) = fence {
+            let block = blocks.last_mut().filter(|_| is_shell);
+            block.into_iter().for_each(|block| block.lines.push((index + 1, without(line, indentation))));
+        } else if let Some(rest) = line.trim().strip_prefix(MARKER) {
+            skipped = rest.strip_suffix("-->").map(|reason| reason.trim().to_owned());
+        } else if !line.trim().is_empty() {
+            skipped = None;
+        }
+    }
+    blocks
+}
+
+/// A line without the indentation of its fence.
+fn without(line: &str, indentation: usize) -> String {
+    let spaces = line.len() - line.trim_start_matches(' ').len();
+    line[spaces.min(indentation)..].to_owned()
+}
