@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(files(), paths);
         // A run that begins anew has nothing to do with what was there.
         let anew = EventFile::begin(folder.path(), 0).unwrap();
-        assert_eq!(files(), [anew.path.clone()]);
+        assert_eq!(files(), std::slice::from_ref(&anew.path));
         assert!(anew.path > paths[2] && folder.path().join("notes.txt").exists());
     }
 }
