@@ -52,7 +52,8 @@ fn commands(line: &str) -> Vec<Vec<String>> {
     let words = words(line);
     let parts = words.split(|word| [";", "do", "&&", "|"].contains(&word.as_str()));
     let ours = parts.filter_map(|part| {
-        let from = part.iter().position(|word| word == "nnunet-dist")?;
+        // A module of the environment has the program's name.
+        let from = part.iter().position(|word| word == "nnunet-dist").filter(|_| part[0] != "module")?;
         let mut command = Vec::new();
         for word in &part[from..] {
             command.push(word.trim_end_matches(';').to_owned());

@@ -44,11 +44,11 @@ const GIVEN: &[(&str, &[&str])] = &[
         "docs/how-to/import-nnunet.md",
         &["nnUNet_results", "nnUNet_preprocessed", "hippocampus", "images", "checkpoint_final.pth"],
     ),
+    ("docs/reference/cli.md#nnunet-dist-convert", &["Task05_Prostate", "ct.nrrd=scan.nrrd", "dicom"]),
     (
         "docs/reference/cli.md",
         &[
             "Task04_Hippocampus",
-            "Task05_Prostate",
             "hippocampus",
             "WORK=cascade",
             "runs/old=run",
@@ -56,7 +56,6 @@ const GIVEN: &[(&str, &[&str])] = &[
             "imagesTs=images",
             "image.nii.gz",
             "ct.nii.gz=image.nii.gz",
-            "ct.nrrd=scan.nrrd",
             "case_0000.nii.gz=image.nii.gz",
             "case_0001.nii.gz=image.nii.gz",
             "case.nii.gz=prediction.nii.gz",
@@ -64,7 +63,6 @@ const GIVEN: &[(&str, &[&str])] = &[
             "predictions=predicted",
             "held_out_predictions=predicted",
             "labels",
-            "dicom",
             "nnUNet_results",
             "nnUNet_preprocessed",
             "checkpoint_final.pth",
@@ -154,8 +152,10 @@ impl World {
         for entry in ["benches", "configs", "docs", "slurm", "src", "tests"] {
             symlink(book::root().join(entry), folder.path().join(entry)).unwrap();
         }
-        let page = page.split('#').next().unwrap();
-        let given = GIVEN.iter().find(|(name, _)| *name == page).map_or(USUAL, |(_, given)| *given);
+        let given_to = |page: &str| GIVEN.iter().find(|(name, _)| *name == page).map(|(_, given)| *given);
+        // A section of a page has what its page has, if not told otherwise.
+        let of_page = || given_to(page.split('#').next().unwrap());
+        let given = given_to(page).or_else(of_page).unwrap_or(USUAL);
         for name in given {
             let (name, thing) = name.split_once('=').unwrap_or((name, name));
             copy(&self.path(thing), &folder.path().join(name));

@@ -8,6 +8,8 @@
 # BOOK_PROGRAM, BOOK_LAUNCHER, BOOK_MPIRUN  the real programs
 set -euo pipefail
 PATH=$BOOK_STAND_INS:$BOOK_PATH
+# What our own programs see: they look for some commands that a page must not run, such as nvidia-smi.
+own_path=$BOOK_ROOT/tests/book_commands/stand_ins:$BOOK_PATH
 args=("$@")
 
 # note small|absent TEXT: for the table at the end. Of several ranks one is enough.
