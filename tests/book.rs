@@ -55,7 +55,7 @@ fn commands(line: &str) -> Vec<Vec<String>> {
         // A module of the environment has the program's name.
         let from = part.iter().position(|word| word == "nnunet-dist").filter(|_| part[0] != "module")?;
         let mut command = Vec::new();
-        for word in &part[from..] {
+        for word in part[from..].iter().take_while(|word| *word != ">") {
             command.push(word.trim_end_matches(';').to_owned());
             if word.ends_with(';') {
                 break;
