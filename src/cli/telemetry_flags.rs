@@ -12,10 +12,16 @@ pub struct TelemetryFlags {
     /// interface [default: none].
     #[arg(long, value_name = "[ADDRESS:]PORT")]
     metrics_addr: Option<String>,
+
+    /// Write event files for TensorBoard into the run directory's `tensorboard` folder.
+    #[arg(long)]
+    tensorboard: bool,
 }
 
 impl TelemetryFlags {
     pub(super) fn add_to(&self, layer: &mut Layer) {
-        layer.set("telemetry.metrics_addr", self.metrics_addr.clone());
+        layer
+            .set("telemetry.metrics_addr", self.metrics_addr.clone())
+            .set("telemetry.tensorboard", self.tensorboard.then_some(true));
     }
 }

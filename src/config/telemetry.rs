@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct TelemetryConfig {
     /// Where Prometheus can ask, see [`TelemetryConfig::metrics_address`]; empty for nowhere.
     pub metrics_addr: String,
+    /// Write event files for TensorBoard.
+    pub tensorboard: bool,
 }
 
 impl TelemetryConfig {
@@ -39,7 +41,7 @@ mod tests {
 
     #[test]
     fn only_a_stated_address_is_seen_from_elsewhere() {
-        let address = |text: &str| TelemetryConfig { metrics_addr: text.into() }.metrics_address();
+        let address = |text: &str| TelemetryConfig { metrics_addr: text.into(), tensorboard: false }.metrics_address();
         for text in ["9400", ":9400", "localhost:9400", "127.0.0.1:9400"] {
             assert_eq!(address(text), Ok(Some("127.0.0.1:9400".parse().unwrap())), "{text}");
         }

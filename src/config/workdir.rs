@@ -211,6 +211,11 @@ impl RunDir {
         self.root.join("status.json")
     }
 
+    /// Event files, where they are asked for.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.root.join("tensorboard")
+    }
+
     /// Losses, pseudo Dice, epoch times and learning rate, drawn after each epoch.
     pub fn progress(&self) -> PathBuf {
         self.root.join("progress.png")

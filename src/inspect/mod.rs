@@ -7,6 +7,7 @@ mod comparison;
 mod intensities;
 mod montage;
 mod report;
+mod side_by_side;
 mod view;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ pub use comparison::comparison;
 pub use intensities::Intensities;
 pub use montage::{label_colour, montage};
 pub use report::{CaseReport, ImageReport, LabelReport, LabelVolume};
+pub use side_by_side::side_by_side;
 
 use crate::dataset::{Dataset, DatasetError, LabelValue};
 use crate::image::{Geometry, ImageError, read_header, read_labels, read_volume};

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{EpochRecord, IterationRecord, RunState};
+use super::{EpochRecord, IterationRecord, PictureRecord, RunState};
 
 /// An observer that could not do its part.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,14 @@ pub trait Observer: Send {
     /// # Errors
     /// Ends the run: a log with holes is no log.
     fn iteration(&mut self, _: &IterationRecord) -> Result<(), TelemetryError> {
+        Ok(())
+    }
+
+    /// There is something to see of an epoch, which is not over yet.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn picture(&mut self, _: &PictureRecord) -> Result<(), TelemetryError> {
         Ok(())
     }
 
@@ -63,6 +71,10 @@ impl Observers {
 impl Observer for Observers {
     fn iteration(&mut self, record: &IterationRecord) -> Result<(), TelemetryError> {
         self.0.iter_mut().try_for_each(|observer| observer.iteration(record))
+    }
+
+    fn picture(&mut self, record: &PictureRecord) -> Result<(), TelemetryError> {
+        self.0.iter_mut().try_for_each(|observer| observer.picture(record))
     }
 
     fn epoch_finished(&mut self, record: &EpochRecord) -> Result<(), TelemetryError> {

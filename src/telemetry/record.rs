@@ -42,6 +42,18 @@ pub struct StepTimes {
     pub communication: f64,
 }
 
+/// A picture of an epoch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PictureRecord {
+    /// From 0.
+    pub epoch: usize,
+    /// What it is of.
+    pub name: &'static str,
+    /// A file with so many pixels, width and height.
+    pub png: Vec<u8>,
+    pub size: [u32; 2],
+}
+
 /// One epoch: an object of `log.jsonl`, keys in this order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {

@@ -19,7 +19,7 @@ use crate::eval::Summary;
 use crate::model::{TensorFileError, UNet};
 use crate::ops::NnOps;
 use crate::telemetry::{
-    JsonLines, MetricsEndpoint, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile,
+    JsonLines, MetricsEndpoint, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile, TensorBoard,
 };
 
 /// Whether a run goes on from `checkpoint_latest`.
@@ -265,6 +265,13 @@ fn outputs(job: &Job, resume: bool, training: &Training) -> Result<Outputs, Trai
         .with(log)
         .with(ProgressPlot::new(&run.progress(), &run.log())?)
         .with(ProgressBar::new(progress.next_epoch, epochs, iterations, global_batch_size));
+    let board = config.telemetry.tensorboard.then(|| {
+        TensorBoard::begin(&run.tensorboard(), progress.steps(iterations as u64), iterations, class_names(job))
+    });
+    let observers = match board.flatten() {
+        Some(board) => observers.with(board),
+        None => observers,
+    };
     Ok(Outputs { observers, saver: Some(saver) })
 }
 

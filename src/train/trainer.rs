@@ -10,6 +10,7 @@ use super::feed::Feed;
 use super::incident::{Incident, KEPT, SKIPS};
 use super::profile::{Profile, STEP};
 use super::saver::Saver;
+use super::seen::Seen;
 use super::setup::Job;
 use super::step::{StepMetrics, TrainStep};
 use super::stop::StopRequest;
@@ -27,6 +28,8 @@ use crate::trace;
 
 /// Steps that are queued on a device before their losses are read.
 const QUEUED_STEPS: u64 = 10;
+/// Epochs between two pictures of a validation patch; the best have one too.
+const PICTURE_EVERY: usize = 10;
 /// nnU-Net's weight of the past in the moving average of the pseudo Dice.
 const EMA_MOMENTUM: f64 = 0.9;
 
@@ -104,6 +107,9 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             let times = self.gather(&times)?;
             let record = self.record(epoch, &times, validation.as_ref(), began.elapsed());
             let is_best = self.advance(epoch, validation.as_ref());
+            if is_best || epoch.is_multiple_of(PICTURE_EVERY) {
+                self.show(epoch, validation.and_then(|validation| validation.seen))?;
+            }
             if self.comm.rank() == 0 {
                 self.comm.enter_long(&format!("checkpoint of epoch {}", epoch + 1));
             }
@@ -304,11 +310,25 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         let _span = trace::span("validation");
         let network = self.step.network.valid();
         let TrainStep { loss, head_weights, device, .. } = &self.step;
-        let mut validation = Validation::new(&network, loss, head_weights, device);
+        let is_watched = self.comm.rank() == 0 && self.config.telemetry.tensorboard;
+        let mut validation = Validation::new(&network, loss, head_weights, device).watched(is_watched);
         for _ in 0..self.config.training.validation_iterations {
             validation.add(batches.next()?, self.comm)?;
         }
         Ok(Some(validation.finish(self.comm)?))
+    }
+
+    /// Shows observers what the network makes of a validation patch.
+    fn show(&mut self, epoch: usize, seen: Option<Seen>) -> Result<(), TrainError> {
+        match seen.map(|seen| seen.picture(epoch)) {
+            Some(Ok(picture)) => Ok(self.observers.picture(&picture)?),
+            // A picture that cannot be drawn is no reason to end a training.
+            Some(Err(defect)) => {
+                tracing::debug!("no picture of epoch {}: {defect}", epoch + 1);
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Takes an epoch's validation into the moving average; says whether that is the best so far.

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::batch::{DeviceBatch, Targets};
 use super::device_loss::{DeviceLoss, host_all};
+use super::seen::Seen;
 use super::sums::reduce_sums;
 use crate::dist::{CommError, Communicator, ReduceOp};
 use crate::loss::{LossSums, SegmentationLoss, Target};
@@ -14,6 +15,8 @@ use crate::ops::NnOps;
 
 /// Voxels one task counts.
 const BLOCK: usize = 1 << 14;
+/// Batches that are looked through for a slice with foreground.
+const LOOKED_THROUGH: usize = 8;
 
 /// Sums over the validation batches of one epoch, over all ranks.
 ///
@@ -32,6 +35,9 @@ pub struct Validation<'a, B: NnOps> {
     confusion: Vec<[f64; 3]>,
     /// What the device has counted.
     queued: Vec<Queued<B>>,
+    /// Whether there is to be something to see.
+    is_watched: bool,
+    seen: Option<Seen>,
 }
 
 /// Sums of one batch on the device.
@@ -48,6 +54,8 @@ pub struct ValidationResult {
     pub loss: f64,
     /// Per foreground class or region; `None` for one that was neither there nor predicted.
     pub pseudo_dice: Vec<Option<f64>>,
+    /// A slice of one of this rank's patches, if it was asked for.
+    pub seen: Option<Seen>,
 }
 
 impl<'a, B: NnOps> Validation<'a, B> {
@@ -63,7 +71,14 @@ impl<'a, B: NnOps> Validation<'a, B> {
             loss_sum: 0.0,
             confusion: vec![[0.0; 3]; channels - first_channel(loss)],
             queued: Vec::new(),
+            is_watched: false,
+            seen: None,
         }
+    }
+
+    /// The same with a slice of this rank's patches to look at, or without.
+    pub fn watched(self, is_watched: bool) -> Self {
+        Self { is_watched, ..self }
     }
 
     /// Adds this rank's part of a batch; where the device counts, its work is only queued.
@@ -72,12 +87,22 @@ impl<'a, B: NnOps> Validation<'a, B> {
     /// Of the collective that adds up the losses.
     pub fn add(&mut self, batch: DeviceBatch<B>, comm: &dyn Communicator) -> Result<(), CommError> {
         let n = batch.images.dims()[0];
+        let images = self.looks_for_foreground().then(|| batch.images.clone());
         let heads = self.network.forward(batch.images, self.head_weights.len());
         self.batches += 1;
+        if let Some((images, logits)) = images.zip(heads.first()) {
+            self.seen = Seen::of_batch(&images, logits, &batch.targets, self.loss).or(self.seen.take());
+        }
         match batch.targets {
             Targets::Host(targets) => self.count_on_host(heads, &targets, n, comm),
             Targets::Device(targets) => self.count_on_device(heads, targets, comm),
         }
+    }
+
+    /// On a device it is waited for, so not at every batch.
+    fn looks_for_foreground(&self) -> bool {
+        let is_blank = self.seen.as_ref().is_none_or(|seen| !seen.has_foreground());
+        self.is_watched && is_blank && self.batches < LOOKED_THROUGH
     }
 
     fn count_on_host(
@@ -153,7 +178,8 @@ impl<'a, B: NnOps> Validation<'a, B> {
         }
         let mut flat = self.confusion.concat();
         comm.all_reduce_f64(&mut flat, ReduceOp::Sum, "pseudo Dice counts")?;
-        Ok(ValidationResult { loss: self.loss_sum / self.batches as f64, pseudo_dice: pseudo_dice(&flat) })
+        let loss = self.loss_sum / self.batches as f64;
+        Ok(ValidationResult { loss, pseudo_dice: pseudo_dice(&flat), seen: self.seen })
     }
 }
 

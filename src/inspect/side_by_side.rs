@@ -1,0 +1,90 @@
+//! One slice with several label maps, side by side.
+
+use ndarray::{ArrayView2, Zip};
+
+use super::canvas::Canvas;
+use super::montage::{BACKGROUND, INK, LINE, MARGIN, label_colour};
+
+/// Pixels along the longer side of the slice, at least, unless its voxels are enlarged to more.
+const SIDE: usize = 256;
+/// What a label's colour counts inside; its border counts whole.
+const OPACITY: f32 = 0.35;
+
+/// A slice `(y, x)` once for each of the label maps, which are drawn over it under their names, as a PNG file with its width
+/// and height. A voxel is a square of whole pixels; labels of 0 and less are not drawn. Grey values are those between the
+/// slice's smallest and largest.
+///
+/// # Errors
+/// The encoder's.
+pub fn side_by_side(image: ArrayView2<f32>, labels: &[(&str, ArrayView2<i16>)]) -> Result<(Vec<u8>, [u32; 2]), String> {
+    let (rows, columns) = image.dim();
+    let scale = SIDE.div_ceil(rows.max(columns).max(1)).max(1);
+    let [width, height] = [columns * scale, rows * scale];
+    let size = [MARGIN + labels.len() * (width + MARGIN), 2 * MARGIN + LINE + height];
+    let mut canvas = Canvas::new(size[0], size[1], BACKGROUND);
+    let grey = greys(image);
+    for (number, (name, labels)) in labels.iter().enumerate() {
+        let left = MARGIN + number * (width + MARGIN);
+        canvas.text([left, MARGIN], name, INK);
+        Zip::indexed(labels).for_each(|(row, column), &label| {
+            let at = [left + column * scale, MARGIN + LINE + row * scale];
+            let part = match label {
+                label if label <= 0 => 0.0,
+                _ if is_border(labels, row, column) => 1.0,
+                _ => OPACITY,
+            };
+            let grey = grey(image[[row, column]]);
+            let colour = label_colour(label).map(|c| (f32::from(c) * part + grey * (1.0 - part)).round() as u8);
+            canvas.rectangle(at, [scale; 2], colour);
+        });
+    }
+    Ok((canvas.png()?, size.map(|pixels| pixels as u32)))
+}
+
+/// What makes grey of a value: 0 to 255 over all that there are.
+fn greys(image: ArrayView2<f32>) -> impl Fn(f32) -> f32 {
+    let finite = image.iter().copied().filter(|value| value.is_finite());
+    let (low, high) = finite.fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+    let range = (high - low).max(f32::MIN_POSITIVE);
+    move |value| if value.is_finite() { 255.0 * ((value - low) / range).clamp(0.0, 1.0) } else { 0.0 }
+}
+
+/// Whether a neighbour within the slice has another label.
+fn is_border(labels: &ArrayView2<i16>, row: usize, column: usize) -> bool {
+    let neighbours =
+        [(row.wrapping_sub(1), column), (row + 1, column), (row, column.wrapping_sub(1)), (row, column + 1)];
+    let own = labels[[row, column]];
+    neighbours.into_iter().filter_map(|at| labels.get(at)).any(|label| *label != own)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use ndarray::{Array2, s};
+
+    use super::*;
+
+    #[test]
+    fn each_label_map_has_its_own_half() {
+        let image = Array2::from_shape_fn((20, 30), |(_, x)| x as f32);
+        let (mut truth, mut prediction) = (Array2::zeros((20, 30)), Array2::zeros((20, 30)));
+        truth.slice_mut(s![5..15, 5..15]).fill(1);
+        prediction.slice_mut(s![5..15, 5..10]).fill(2);
+        let (png, [width, height]) =
+            side_by_side(image.view(), &[("truth", truth.view()), ("prediction", prediction.view())]).unwrap();
+        // Nine pixels for a voxel.
+        assert_eq!([width, height], [MARGIN + 2 * (270 + MARGIN), 2 * MARGIN + LINE + 180].map(|pixels| pixels as u32));
+        let mut reader = png::Decoder::new(Cursor::new(png)).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size()];
+        reader.next_frame(&mut pixels).unwrap();
+        let count = |half: usize, label: i16| {
+            let rows = pixels.as_chunks::<3>().0.chunks(width as usize);
+            let halves = rows.flat_map(|row| &row[half * width as usize / 2..(half + 1) * width as usize / 2]);
+            halves.filter(|pixel| **pixel == label_colour(label)).count()
+        };
+        // The borders: 36 voxels around 10 x 10, and 26 around 10 x 5.
+        assert_eq!([count(0, 1), count(0, 2), count(1, 1), count(1, 2)], [36 * 81, 0, 0, 26 * 81]);
+        assert!(pixels.as_chunks::<3>().0.contains(&INK), "no names");
+    }
+}

@@ -1,0 +1,157 @@
+//! What a network makes of a validation patch, for people to see.
+
+use burn::tensor::Tensor;
+use ndarray::{Array2, Array4, Axis};
+
+use super::batch::Targets;
+use crate::infer::Decision;
+use crate::inspect::side_by_side;
+use crate::loss::{SegmentationLoss, Target};
+use crate::ops::NnOps;
+use crate::telemetry::PictureRecord;
+
+/// A slice `(y, x)` of a validation patch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// Its first channel.
+    pub image: Array2<f32>,
+    /// Classes, or numbers of regions from 1: of several the last.
+    pub truth: Array2<i16>,
+    pub prediction: Array2<i16>,
+}
+
+impl Seen {
+    /// The slice across z of a batch that has the most foreground; where there is none, the middle one of the first sample.
+    ///
+    /// Images and logits are `(n, z, y, x, c)`; only this slice of them is brought to the host.
+    pub fn of_batch<B: NnOps>(
+        images: &Tensor<B, 5>,
+        logits: &Tensor<B, 5>,
+        targets: &Targets<B>,
+        loss: &SegmentationLoss,
+    ) -> Option<Self> {
+        let labels = first_labels(targets)?;
+        let at = fullest_slice(&labels, loss);
+        let [_, _, rows, columns, channels] = logits.dims();
+        let slice = |tensor: &Tensor<B, 5>, channels: usize| {
+            let part = [at[0]..at[0] + 1, at[1]..at[1] + 1, 0..rows, 0..columns, 0..channels];
+            tensor.clone().slice(part).into_data().convert::<f32>().into_vec::<f32>().ok()
+        };
+        let (image, logits) = (slice(images, 1)?, slice(logits, channels)?);
+        let decision = decision(&loss.target);
+        let prediction = logits.chunks_exact(channels).map(|logits| decision.label(logits)).collect();
+        let truth = labels.index_axis(Axis(0), at[0]);
+        Some(Self {
+            image: Array2::from_shape_vec((rows, columns), image).ok()?,
+            truth: truth.index_axis(Axis(0), at[1]).mapv(|label| shown(loss, label)),
+            prediction: Array2::from_shape_vec((rows, columns), prediction).ok()?,
+        })
+    }
+
+    /// Whether there is anything to find in it.
+    pub fn has_foreground(&self) -> bool {
+        self.truth.iter().any(|label| *label > 0)
+    }
+
+    /// As a picture of an epoch: the truth and, beside it, the prediction.
+    ///
+    /// # Errors
+    /// The encoder's.
+    pub fn picture(&self, epoch: usize) -> Result<PictureRecord, String> {
+        let labels = [("truth", self.truth.view()), ("prediction", self.prediction.view())];
+        let (png, size) = side_by_side(self.image.view(), &labels)?;
+        Ok(PictureRecord { epoch, name: "validation", png, size })
+    }
+}
+
+/// Those of the highest resolution, `(n, z, y, x)`.
+fn first_labels<B: NnOps>(targets: &Targets<B>) -> Option<Array4<i16>> {
+    match targets {
+        Targets::Host(targets) => targets.first().cloned(),
+        Targets::Device(targets) => {
+            let first = targets.first()?;
+            let [n, z, y, x] = first.dims();
+            let labels = first.clone().into_data().convert::<i32>().into_vec::<i32>().ok()?;
+            Array4::from_shape_vec((n, z, y, x), labels.into_iter().map(|label| label as i16).collect()).ok()
+        }
+    }
+}
+
+/// Sample and z.
+fn fullest_slice(labels: &Array4<i16>, loss: &SegmentationLoss) -> [usize; 2] {
+    let area = |[n, z]: [usize; 2]| {
+        let slice = labels.index_axis(Axis(0), n);
+        let slice = slice.index_axis(Axis(0), z);
+        slice.iter().filter(|label| shown(loss, **label) > 0).count()
+    };
+    let (samples, slices) = (labels.len_of(Axis(0)), labels.len_of(Axis(1)));
+    let all = (0..samples).flat_map(|n| (0..slices).map(move |z| [n, z]));
+    // The first of equal ones.
+    let fullest = all.rev().max_by_key(|at| area(*at));
+    fullest.filter(|at| area(*at) > 0).unwrap_or([0, slices / 2])
+}
+
+/// The number that stands for a label: 0 is nothing to see.
+fn shown(loss: &SegmentationLoss, label: i16) -> i16 {
+    match &loss.target {
+        _ if loss.ignore_label == Some(label) => 0,
+        Target::Classes => label,
+        Target::Regions(regions) => {
+            regions.iter().rposition(|members| members.contains(&label)).map_or(0, |region| region as i16 + 1)
+        }
+    }
+}
+
+/// What makes such a number of logits.
+fn decision(target: &Target) -> Decision {
+    match target {
+        Target::Classes => Decision::Classes,
+        Target::Regions(regions) => Decision::Regions((1..=regions.len() as i16).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use burn::tensor::TensorData;
+
+    use super::*;
+
+    /// Of images `(2, 3, 2, 2, 1)` that count their voxels, and logits of two channels.
+    fn seen(loss: &SegmentationLoss, labels: Array4<i16>, logits: impl Fn(usize) -> [f32; 2]) -> Seen {
+        let voxels = 2 * 3 * 2 * 2;
+        let device = Default::default();
+        let images: Vec<f32> = (0..voxels).map(|voxel| voxel as f32).collect();
+        let images = Tensor::<Flex, 5>::from_data(TensorData::new(images, [2, 3, 2, 2, 1]), &device);
+        let logits: Vec<f32> = (0..voxels).flat_map(logits).collect();
+        let logits = Tensor::from_data(TensorData::new(logits, [2, 3, 2, 2, 2]), &device);
+        Seen::of_batch(&images, &logits, &Targets::Host(vec![labels]), loss).unwrap()
+    }
+
+    #[test]
+    fn the_fullest_slice_is_seen_of_what_is_annotated() {
+        let loss = SegmentationLoss::new(Target::Classes, true, Some(2));
+        let mut labels = Array4::zeros((2, 3, 2, 2));
+        labels[[0, 0, 0, 0]] = 1;
+        labels.slice_mut(ndarray::s![1, 2, 0, ..]).fill(1);
+        labels.slice_mut(ndarray::s![0, 1, .., ..]).fill(2);
+        let seen = seen(&loss, labels, |voxel| [0.5, (voxel % 2) as f32]);
+        assert_eq!(seen.image, ndarray::arr2(&[[20.0, 21.0], [22.0, 23.0]]));
+        assert_eq!(seen.truth, ndarray::arr2(&[[1, 1], [0, 0]]));
+        assert_eq!(seen.prediction, ndarray::arr2(&[[0, 1], [0, 1]]));
+        assert!(seen.has_foreground());
+    }
+
+    #[test]
+    fn without_foreground_it_is_the_middle_and_of_regions_the_last_counts() {
+        let loss = SegmentationLoss::new(Target::Regions(vec![vec![1, 2], vec![2]]), true, None);
+        let mut labels = Array4::zeros((2, 3, 2, 2));
+        let nothing = seen(&loss, labels.clone(), |_| [-1.0, -1.0]);
+        assert_eq!((nothing.image[[0, 0]], nothing.has_foreground(), nothing.prediction.sum()), (4.0, false, 0));
+        labels[[0, 1, 0, 0]] = 1;
+        labels[[0, 1, 0, 1]] = 2;
+        let seen = seen(&loss, labels, |voxel| [1.0, if voxel == 5 { 1.0 } else { -1.0 }]);
+        assert_eq!(seen.truth, ndarray::arr2(&[[1, 2], [0, 0]]));
+        assert_eq!(seen.prediction, ndarray::arr2(&[[1, 2], [1, 1]]));
+    }
+}
