@@ -1,4 +1,6 @@
 //! A disk that can be full.
+// Each test program uses a part.
+#![allow(dead_code)]
 
 use std::fs;
 use std::path::PathBuf;

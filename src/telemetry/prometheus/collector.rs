@@ -138,10 +138,16 @@ impl RankCollector {
     }
 }
 
+/// As a label's value stands in the text format; the encoder leaves it as it is.
+pub fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 /// Of the classes that there were, or that were predicted.
 fn encode_pseudo_dice(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
     let values = snapshot.last_epoch.iter().flat_map(|epoch| &epoch.pseudo_dice);
-    let known = snapshot.facts.classes.iter().zip(values).filter_map(|(class, value)| Some((class, (*value)?)));
+    let known =
+        snapshot.facts.classes.iter().zip(values).filter_map(|(class, value)| Some((escaped(class), (*value)?)));
     let known: Vec<_> = known.collect();
     if known.is_empty() {
         return Ok(());

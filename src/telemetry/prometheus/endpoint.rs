@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::registry::Registry;
 
-use super::collector::{AskGpu, RankCollector};
+use super::collector::{AskGpu, RankCollector, escaped};
 use super::server::Server;
 use super::snapshot::{Facts, Snapshot};
 use crate::checkpoint::Progress;
@@ -109,19 +109,20 @@ fn facts(config: &RunConfig, classes: Vec<String>, comm: &dyn Communicator) -> F
 
 /// What run it is.
 fn labels(config: &RunConfig, comm: &dyn Communicator) -> Vec<(&'static str, String)> {
-    vec![
+    let labels = [
         ("configuration", config.configuration.clone()),
         ("fold", config.fold.to_string()),
         ("plans", config.plans.clone()),
         ("run_dir", config.run_dir.display().to_string()),
         ("world_size", comm.world_size().to_string()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
-    ]
+    ];
+    labels.map(|(name, value)| (name, escaped(&value))).into()
 }
 
 /// With labels that tell the ranks apart.
 fn registry(rank: usize, collector: RankCollector) -> Registry {
-    let labels = [("rank", rank.to_string()), ("host", host_name())];
+    let labels = [("rank", rank.to_string()), ("host", escaped(&host_name()))];
     let labels = labels.map(|(name, value)| (name.into(), value.into()));
     let mut registry = Registry::with_prefix_and_labels(PREFIX, labels.into_iter());
     registry.register_collector(Box::new(collector));
