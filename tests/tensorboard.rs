@@ -217,7 +217,7 @@ fn read(run: &RunDir) -> Read {
 fn messages(mut bytes: &[u8]) -> Vec<&[u8]> {
     let masked = |bytes: &[u8]| {
         let sum = crc32c::crc32c(bytes);
-        ((sum >> 15) | (sum << 17)).wrapping_add(0xa282_ead8)
+        sum.rotate_right(15).wrapping_add(0xa282_ead8)
     };
     let mut messages = Vec::new();
     while !bytes.is_empty() {
