@@ -4,7 +4,8 @@
 #[path = "common/dicom.rs"]
 mod series;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use nnunet_dist::dataset::find_images;
@@ -159,4 +160,14 @@ fn folders_of_dicom_files_are_cases_to_predict() {
         found.iter().map(|case| (case.id.clone(), case.images.clone())).collect::<Vec<_>>(),
         [("a".to_owned(), vec![cases.path().join("a")] as Vec<PathBuf>)]
     );
+}
+
+/// Found by fuzzing: the parser would take memory for what an element claims, before it finds that it is not there.
+#[test]
+fn an_element_longer_than_its_file_is_refused_before_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/findings/dicom_memory.dcm");
+    fs::copy(found, folder.path().join("slice.dcm")).unwrap();
+    let error = read_series(folder.path(), None).unwrap_err().to_string();
+    assert!(error.contains("slice.dcm") && error.contains("(312E,312E) claims 1610614784 bytes"), "{error}");
 }

@@ -5,6 +5,7 @@
 //! numbers round there.
 //! What cannot be read, compressed and multi-frame files, is refused with the command that converts it.
 
+mod lengths;
 mod series;
 mod slice;
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use dicom_object::{DefaultDicomObject, OpenFileOptions, Tag};
 
+use super::lengths::check_lengths;
 use crate::image::stored::file_len;
 use crate::image::{ImageError, Number};
 
@@ -74,8 +75,10 @@ struct Bits {
 impl Found {
     /// Reads all but the pixels; `None` for an object without any, such as a report or a DICOMDIR.
     pub fn read(path: &Path) -> Result<Option<Self>, ImageError> {
+        let not_whole = |defect: String| ImageError::new(path, format!("is not a whole DICOM file: {defect}"));
+        check_lengths(path).map_err(not_whole)?;
         let object = OpenFileOptions::new().read_until(PIXEL_DATA.0).open_file(path);
-        let object = object.map_err(|error| ImageError::new(path, format!("is not a whole DICOM file: {error}")))?;
+        let object = object.map_err(|error| not_whole(error.to_string()))?;
         let attributes = Attributes(&object);
         let (Some(series), Some(_)) = (attributes.text(SERIES_INSTANCE_UID), attributes.text(ROWS)) else {
             return Ok(None);
