@@ -254,7 +254,7 @@ mod tests {
     fn an_element_is_no_longer_than_the_file() {
         assert_eq!(file(EXPLICIT, &[b"\x28\0\x10\0US\x02\0\x01\0"]), Ok(()));
         assert_eq!(file(IMPLICIT, &[b"\x28\0\x10\0\x02\0\0\0\x01\0"]), Ok(()));
-        let claim = "(0028,0010) claims 1610614784 bytes, of which 2 are there".to_owned();
+        let claim = "(0028,0010) claims 1610613760 bytes, of which 2 are there".to_owned();
         assert_eq!(file(IMPLICIT, &[b"\x28\0\x10\0\0\x04\0\x60\x01\0"]), Err(claim.clone()));
         assert_eq!(file(EXPLICIT, &[b"\x28\0\x10\0OB\0\0\0\x04\0\x60\x01\0"]), Err(claim));
     }

@@ -165,7 +165,8 @@ mod tests {
         let step =
             IterationRecord { epoch: 3, iteration: 1, loss: -0.5, loss_scale: Some(2.0), times, ..Default::default() };
         snapshot.iteration(&step);
-        snapshot.epoch_finished(&EpochRecord { loss_scale: Some(2.0), ..EpochRecord::example(2) });
+        let pseudo_dice = vec![Some(0.25), None];
+        snapshot.epoch_finished(&EpochRecord { loss_scale: Some(2.0), pseudo_dice, ..EpochRecord::example(2) });
         let reading = GpuReading { memory: Some([60, 80]), utilization: Some(0.75) };
         let collector = RankCollector {
             snapshot: Arc::new(Mutex::new(snapshot)),
@@ -193,7 +194,7 @@ mod tests {
             ("steps_total", "", "1.0"),
             ("loss", "", "-0.5"),
             ("epoch_loss", "", "0.3"),
-            ("pseudo_dice", ",class=\"a \\\"b\\\"\"", "0.30000000000000004"),
+            ("pseudo_dice", ",class=\"a \\\"b\\\"\"", "0.25"),
             ("last_communication_seconds", "", "0.25"),
             ("communication_seconds_total", "", "0.25"),
             ("gpu_memory_used_bytes", "", "60.0"),
