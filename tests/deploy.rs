@@ -110,7 +110,7 @@ fn matching(pattern: &str) -> Vec<PathBuf> {
 fn the_image_is_not_roots_and_its_stages_exist() {
     let instructions = instructions();
     let of = |kind: &'static str| instructions.iter().filter_map(move |line| line.strip_prefix(kind));
-    assert!(of("USER ").last().is_some_and(|user| user.starts_with("1000")), "{instructions:?}");
+    assert!(of("USER ").next_back().is_some_and(|user| user.starts_with("1000")), "{instructions:?}");
     let stages: Vec<&str> = of("FROM ").filter_map(|line| line.split(" AS ").nth(1)).collect();
     assert_eq!(stages, ["base-cuda", "base-cpu", "build", "final"]);
     for variant in ["cuda", "cpu"] {
