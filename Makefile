@@ -5,6 +5,9 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # few per cent faster to run and several minutes slower to build.
 PROFILE ?= dev
 CARGO := cargo
+# What is tested, the GPU's kernels too: always all together, so that the dependencies have the same features, and are
+# compiled once.
+TESTED := --locked --workspace --features nnunet-dist/nccl
 
 .PHONY: help demo test test-cluster docs docs-test chaos fuzz fuzz-coverage test-gpu gpu-pack bench deb install sbom \
 	deny setup fmt doc
@@ -36,40 +39,36 @@ demo: setup
 # runs share is compiled once. The GPU's kernels are run on Vulkan, in software where there is no GPU.
 test: setup-test
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --all-targets --features nnunet-dist/nccl -- -D warnings
-	$(CARGO) clippy --locked --features nnunet-dist/cuda -- -D warnings
-	$(CARGO) clippy --locked --package gpu-tests --all-targets -- -D warnings
-	$(CARGO) nextest run --locked --features nnunet-dist/nccl
-	$(CARGO) nextest run --locked --package gpu-tests
-	$(CARGO) test --locked --doc
+	$(CARGO) clippy $(TESTED) --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --features nnunet-dist/cuda -- -D warnings
+	$(CARGO) nextest run $(TESTED)
+	$(CARGO) test $(TESTED) --doc
 
 # `test` has the short form.
 test-cluster:
 	@scripts/setup nextest cluster
-	NNUNET_CLUSTER=full $(CARGO) nextest run --locked --features nnunet-dist/nccl -E 'binary(cluster)'
+	NNUNET_CLUSTER=full $(CARGO) nextest run $(TESTED) -E 'binary(cluster)'
 
 # `test` has the README and the tutorial.
 docs-test: setup
 	@scripts/setup nextest book
-	$(CARGO) build --locked --features nnunet-dist/nccl --bins
-	NNUNET_DOCS_TEST=1 NNUNET_DOCS_PAGE=$(PAGE) \
-		$(CARGO) nextest run --locked --features nnunet-dist/nccl --test book_commands --no-capture
+	$(CARGO) build --locked --package nnunet-launch
+	NNUNET_DOCS_TEST=1 NNUNET_DOCS_PAGE=$(PAGE) $(CARGO) nextest run $(TESTED) --test book_commands --no-capture
 
 docs: setup
 	@scripts/setup nextest
-	NNUNET_UPDATE_DOCS=1 $(CARGO) nextest run --locked --features nnunet-dist/nccl --test cli_reference --test reference
+	NNUNET_UPDATE_DOCS=1 $(CARGO) nextest run $(TESTED) --test cli_reference --test reference
 
 # `test` has a minute of it. SEED=2 gives other disturbances.
 chaos:
 	@scripts/setup nextest cluster
 	NNUNET_CHAOS_SECONDS=$(or $(SECONDS),1800) NNUNET_CHAOS_SEED=$(or $(SEED),1) \
-		$(CARGO) nextest run --locked --features nnunet-dist/nccl -E 'binary(cluster) and test(chaos)' --no-capture
+		$(CARGO) nextest run $(TESTED) -E 'binary(cluster) and test(chaos)' --no-capture
 
 # Changed files of every kind, for ten minutes each.
 fuzz: setup
 	@scripts/setup nextest
-	NNUNET_FUZZ_SECONDS=$(or $(SECONDS),600) \
-		$(CARGO) nextest run --locked --features nnunet-dist/nccl -E 'binary(hostile_files)' --no-capture
+	NNUNET_FUZZ_SECONDS=$(or $(SECONDS),600) $(CARGO) nextest run $(TESTED) --test hostile_files --no-capture
 
 # Guided by coverage, for ten minutes each; see tests/fuzz/run.
 fuzz-coverage:
@@ -82,7 +81,7 @@ bench: setup
 
 test-gpu:
 	@scripts/setup nextest vulkan
-	$(CARGO) nextest run --locked --package gpu-tests
+	$(CARGO) nextest run $(TESTED) --test gpu
 
 # With NCCL 2.30 or newer, two ranks share a GPU there: NCCL=libnccl.so.2
 gpu-pack: setup

@@ -43,6 +43,7 @@ pub mod doctor;
 pub mod ensemble;
 pub mod eval;
 pub mod fsio;
+mod http;
 pub mod image;
 pub mod infer;
 pub mod inspect;

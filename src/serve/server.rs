@@ -7,17 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use axum::Router;
 use crossbeam_channel::bounded;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use tokio::net::TcpListener;
 use tokio::runtime::{self, Runtime};
-use tokio::sync::Semaphore;
 use tokio::time::{interval, sleep};
 
 use super::error::ServeError;
@@ -27,14 +22,14 @@ use super::state::State;
 use super::worker::{predict_all, preprocess_all};
 use crate::backend::{ComputeBackend, OnDevice, on_device};
 use crate::dist::Single;
+use crate::http::{Limits, accept_all};
 use crate::infer::{InferError, Predictor};
 use crate::model::ModelDescription;
 use crate::ops::NnOps;
 
-/// Clients that are connected at a time; more of them wait to be.
 const CONNECTIONS: usize = 1024;
-/// Within this time the head of a request must come, the next on a connection as well.
-const HEAD_TIME: Duration = Duration::from_secs(30);
+/// An image may wait for many others, and be large; who reads for longer than this has gone.
+const CONNECTION_TIME: Duration = Duration::from_secs(24 * 3600);
 /// How long a stopping server waits for clients to read their answers.
 const READING_TIME: Duration = Duration::from_secs(10);
 /// How often it looks whether it is to stop.
@@ -121,15 +116,16 @@ fn listen_to_signals() -> io::Result<Arc<AtomicBool>> {
 
 fn run(runtime: &Runtime, listener: TcpListener, state: &Arc<State>, stop: &AtomicBool) {
     runtime.block_on(async {
-        let connections = GracefulShutdown::new();
+        let limits = Limits { connections: CONNECTIONS, connection_time: CONNECTION_TIME };
+        let open = GracefulShutdown::new();
         tokio::select! {
-            () = accept_all(listener, router(state.clone()), &connections) => {}
+            () = accept_all(listener, router(state.clone()), limits, &open) => {}
             () = is_set(stop) => {}
         }
         tracing::info!("stopping: {} images are taken on", state.taken_on());
         state.stop();
         tokio::select! {
-            () = connections.shutdown() => {}
+            () = open.shutdown() => {}
             () = async {
                 state.is_idle().await;
                 sleep(READING_TIME).await;
@@ -142,32 +138,5 @@ async fn is_set(flag: &AtomicBool) {
     let mut look = interval(LOOK);
     while !flag.load(Ordering::Relaxed) {
         look.tick().await;
-    }
-}
-
-/// Takes connections for ever.
-async fn accept_all(listener: TcpListener, router: Router, connections: &GracefulShutdown) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            // Of files or memory there may be more in a moment.
-            Err(error) => {
-                tracing::warn!("a connection failed: {error}");
-                sleep(LOOK).await;
-                continue;
-            }
-        };
-        let service = TowerToHyperService::new(router.clone());
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
-        let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!("a connection failed: {error}");
-            }
-            drop(place);
-        });
     }
 }

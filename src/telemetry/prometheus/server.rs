@@ -9,23 +9,17 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use hyper_util::server::graceful::GracefulShutdown;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
-use tokio::runtime;
-use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::sync::oneshot;
+use tokio::{net, runtime};
 
-/// Clients that are connected at a time; more of them wait to be.
-const CONNECTIONS: usize = 16;
-/// Within this time the head of a request must come, the next on a connection as well.
-const HEAD_TIME: Duration = Duration::from_secs(30);
-/// Nobody keeps a connection for longer.
+use crate::http::{Limits, accept_all};
+
+/// Nobody reads a page of numbers for longer.
 const CONNECTION_TIME: Duration = Duration::from_secs(600);
-/// After a connection that failed.
-const PAUSE: Duration = Duration::from_millis(50);
+const CONNECTIONS: usize = 16;
 /// Of OpenMetrics as text.
 const FORMAT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -45,13 +39,16 @@ impl Server {
         listener.set_nonblocking(true)?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
+        let listener = {
+            let _within = runtime.enter();
+            net::TcpListener::from_std(listener)?
+        };
         let serve = async move {
+            let limits = Limits { connections: CONNECTIONS, connection_time: CONNECTION_TIME };
+            // Whoever is still reading at the end is cut off.
+            let open = GracefulShutdown::new();
             tokio::select! {
-                result = accept_all(listener, router(registry)) => {
-                    if let Err(error) = result {
-                        tracing::warn!("{address}: {error}; no more metrics, the run goes on");
-                    }
-                }
+                () = accept_all(listener, router(registry), limits, &open) => {}
                 _ = stopped => {}
             }
         };
@@ -81,32 +78,4 @@ fn router(registry: Registry) -> Router {
         }
     };
     Router::new().route("/metrics", get(answer))
-}
-
-/// Takes connections for ever.
-async fn accept_all(listener: TcpListener, router: Router) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            // Of files or memory there may be more in a moment.
-            Err(error) => {
-                tracing::debug!("a connection failed: {error}");
-                sleep(PAUSE).await;
-                continue;
-            }
-        };
-        let service = TowerToHyperService::new(router.clone());
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
-        let connection = http.serve_connection(TokioIo::new(stream), service);
-        tokio::spawn(async move {
-            if let Ok(Err(error)) = timeout(CONNECTION_TIME, connection).await {
-                tracing::debug!("a connection failed: {error}");
-            }
-            drop(place);
-        });
-    }
 }
