@@ -8,6 +8,7 @@ mod job;
 mod work;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -218,6 +219,31 @@ fn a_full_disk_does_not_end_a_training_and_the_next_checkpoint_is_written() {
     assert!(output.status.success(), "{before:?}, {full:?}: {stderr}");
     assert!(stderr.contains("No space left on device") && stderr.contains("the training goes on"), "{stderr}");
     assert!(stderr.contains("is written"), "{stderr}");
+    assert!(tensors_of(&run.checkpoint_latest()) == tensors_of(&whole.checkpoint_latest()));
+    assert_eq!(fs::read_to_string(run.log()).unwrap().lines().count(), 200, "the log has every epoch");
+}
+
+#[test]
+fn a_run_goes_on_from_its_checkpoint_on_a_full_disk() {
+    let shop = Workshop::new();
+    let Some(disk) = SmallDisk::mount(shop.path("disk"), 4 << 20) else { return };
+    let [run, whole] = [RunDir::new(disk.folder.join("run")), shop.run_dir("whole")];
+    succeed(train(&shop, &whole, 200, &[]));
+    let mut killed = train(&shop, &run, 200, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for("a checkpoint", || latest(&run).is_some());
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let filler = disk.fill();
+    let before = latest(&run);
+    let mut process = train(&shop, &run, 200, &["--resume=auto"]);
+    let mut process = process.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let is_full = |line: &String| line.contains("No space left on device") && line.contains("the training goes on");
+    assert!(lines.any(|line| is_full(&line)), "it has not met the full disk");
+    assert_eq!(latest(&run), before);
+    fs::remove_file(filler).unwrap();
+    let rest: Vec<String> = lines.collect();
+    assert!(process.wait().unwrap().success(), "{rest:?}");
     assert!(tensors_of(&run.checkpoint_latest()) == tensors_of(&whole.checkpoint_latest()));
     assert_eq!(fs::read_to_string(run.log()).unwrap().lines().count(), 200, "the log has every epoch");
 }

@@ -165,9 +165,14 @@ fn folders_of_dicom_files_are_cases_to_predict() {
 /// Found by fuzzing: the parser would take memory for what an element claims, before it finds that it is not there.
 #[test]
 fn an_element_longer_than_its_file_is_refused_before_it_is_read() {
-    let folder = tempfile::tempdir().unwrap();
-    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/findings/dicom_memory.dcm");
-    fs::copy(found, folder.path().join("slice.dcm")).unwrap();
-    let error = read_series(folder.path(), None).unwrap_err().to_string();
-    assert!(error.contains("slice.dcm") && error.contains("(312E,312E) claims 1610614784 bytes"), "{error}");
+    let findings = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/findings");
+    for (found, claim) in [
+        ("dicom_memory.dcm", "(312E,312E) claims 1610614784 bytes"),
+        ("dicom_after_pixels.dcm", "(0000,2D00) claims 808333361 bytes"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::copy(findings.join(found), folder.path().join("slice.dcm")).unwrap();
+        let error = read_series(folder.path(), None).unwrap_err().to_string();
+        assert!(error.contains("slice.dcm") && error.contains(claim), "{error}");
+    }
 }

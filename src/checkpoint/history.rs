@@ -64,8 +64,9 @@ impl History {
     /// The link cannot be written.
     pub fn goes_on_from(&self, step: u64, is_best: bool) -> Result<(), TensorFileError> {
         let path = path_of(&self.run, step);
-        match is_best && path.exists() {
-            true => self.link(&self.run.checkpoint_best(), &path),
+        let best = self.run.checkpoint_best();
+        match is_best && path.exists() && !is_same(&best, &path) {
+            true => self.link(&best, &path),
             false => Ok(()),
         }
     }
@@ -133,4 +134,9 @@ pub(super) fn before(path: &Path) -> Vec<PathBuf> {
     let mut earlier = steps(fsio::parent(&target));
     earlier.retain(|(other, _)| *other < step);
     earlier.into_iter().rev().map(|(_, path)| path).collect()
+}
+
+/// Whether both lead to the same folder.
+fn is_same(a: &Path, b: &Path) -> bool {
+    matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }

@@ -131,13 +131,15 @@ fn of_comm(fault: Fault) -> u8 {
     }
 }
 
-/// A file that a user named and that cannot be used is invalid data; a full or broken disk is not.
+/// A file that a user named and that cannot be used is invalid data; a full or broken disk is mended one day.
 fn of_io(error: &io::Error) -> u8 {
     use io::ErrorKind::*;
     match error.kind() {
         NotFound | AlreadyExists | PermissionDenied | NotADirectory | IsADirectory | InvalidData | UnexpectedEof => {
             INVALID
         }
+        StorageFull | QuotaExceeded | ReadOnlyFilesystem | StaleNetworkFileHandle | TimedOut => RETRY,
+        _ if error.raw_os_error() == Some(libc::EIO) => RETRY,
         _ => INTERNAL,
     }
 }
@@ -158,9 +160,12 @@ pub fn one_line(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use anyhow::{Context, anyhow};
 
     use super::*;
+    use crate::telemetry::TelemetryError;
 
     #[test]
     fn the_known_cause_decides_wherever_it_is_in_the_chain() {
@@ -172,7 +177,7 @@ mod tests {
         assert_eq!(code(&dataset.into()), INVALID);
         let unwritten =
             DatasetError::Io { path: "splits_final.json".into(), source: io::ErrorKind::StorageFull.into() };
-        assert_eq!(code(&unwritten.into()), INTERNAL);
+        assert_eq!(code(&unwritten.into()), RETRY);
         let comm = |fault| {
             let (operation, reason) = ("all-reduce".into(), "rank 0 is gone".into());
             anyhow::Error::from(CommError { rank: 1, operation, elapsed_s: 5.0, fault, reason }).context("epoch 3")
@@ -181,7 +186,9 @@ mod tests {
         assert_eq!(code(&comm(Fault::Disagreement)), INVALID);
         assert_eq!(code(&comm(Fault::Unavailable)), MISSING);
         assert_eq!(code(&io::Error::from(io::ErrorKind::NotFound).into()), INVALID);
-        assert_eq!(code(&io::Error::from(io::ErrorKind::StorageFull).into()), INTERNAL);
+        assert_eq!(code(&io::Error::from_raw_os_error(libc::EIO).into()), RETRY);
+        let unwritten = TelemetryError::io(Path::new("log.jsonl"), io::ErrorKind::StorageFull.into());
+        assert_eq!(code(&TrainError::Telemetry(unwritten).into()), RETRY);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The resolved configuration of a training run.
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::layer::{Layer, one_line};
@@ -287,13 +289,16 @@ impl RunConfig {
         Self::resolve(Layer::default(), Some(Layer::from_file(path)?), Layer::default())
     }
 
-    /// Writes `config.toml` into the run's folder.
+    /// Writes `config.toml` into the run's folder, if it has another or none: one that goes on needs no room on the disk.
     ///
     /// # Errors
     /// Where the folder cannot be written.
-    pub fn save(&self) -> Result<(), ConfigError> {
-        let path = self.run_dir().config();
-        fsio::write_bytes(&path, self.to_toml().as_bytes()).map_err(|error| ConfigError::new(path.display(), error))
+    pub fn save(&self) -> io::Result<()> {
+        let (path, text) = (self.run_dir().config(), self.to_toml());
+        match fs::read(&path) {
+            Ok(there) if there == text.as_bytes() => Ok(()),
+            _ => fsio::write_bytes(&path, text.as_bytes()),
+        }
     }
 
     /// The configuration as it is printed and saved.

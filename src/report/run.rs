@@ -50,7 +50,7 @@ impl Run {
             let bytes = fs::read(path).map_err(|error| error.to_string())?;
             serde_json::from_slice(&bytes).map_err(|error| error.to_string())
         })?;
-        let log = if_there(&dir.log(), |path| read_log(path).map_err(|error| error.defect))?.unwrap_or_default();
+        let log = if_there(&dir.log(), |path| read_log(path).map_err(|error| error.defect()))?.unwrap_or_default();
         let summary = dir.validation().join("summary.json");
         let summary = if_there(&summary, |path| Summary::load(path).map_err(|error| error.to_string()))?;
         let checkpoints = checkpoint::list(&dir);

@@ -24,7 +24,7 @@ impl JsonLines {
     /// # Errors
     /// The file cannot be read or written, or a line before the last is damaged.
     pub fn open(path: &Path, next_epoch: usize) -> Result<Self, TelemetryError> {
-        let fail = |error: std::io::Error| TelemetryError::new(path, error);
+        let fail = |error| TelemetryError::io(path, error);
         let text =
             if next_epoch > 0 && path.exists() { std::fs::read_to_string(path).map_err(fail)? } else { String::new() };
         // Whole lines are kept as they are: a number that is read and written again may change in its last digit.
@@ -34,8 +34,12 @@ impl JsonLines {
                 kept.extend([line.1, "\n"]);
             }
         }
-        fsio::write_bytes(path, kept.as_bytes()).map_err(fail)?;
+        // On a full disk nothing can be written, but a file can be shortened.
+        if !(next_epoch > 0 && path.exists() && text.starts_with(&kept)) {
+            fsio::write_bytes(path, kept.as_bytes()).map_err(fail)?;
+        }
         let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
+        file.set_len(kept.len() as u64).map_err(fail)?;
         Ok(Self { path: path.to_owned(), file, length: kept.len() as u64, waiting: String::new() })
     }
 
@@ -84,7 +88,7 @@ fn line(record: &EpochRecord) -> String {
 /// # Errors
 /// The file cannot be read, or a whole line is damaged.
 pub fn read_log(path: &Path) -> Result<Vec<EpochRecord>, TelemetryError> {
-    let text = std::fs::read_to_string(path).map_err(|error| TelemetryError::new(path, error))?;
+    let text = std::fs::read_to_string(path).map_err(|error| TelemetryError::io(path, error))?;
     whole_lines(&text).map(|line| parse(path, line)).collect()
 }
 
@@ -95,7 +99,7 @@ fn whole_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 fn parse(path: &Path, (number, line): (usize, &str)) -> Result<EpochRecord, TelemetryError> {
-    serde_json::from_str(line).map_err(|error| TelemetryError::new(path, format!("line {}: {error}", number + 1)))
+    serde_json::from_str(line).map_err(|error| TelemetryError::invalid(path, format!("line {}: {error}", number + 1)))
 }
 
 #[cfg(test)]

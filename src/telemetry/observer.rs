@@ -1,23 +1,38 @@
 //! The seam between a run and those who watch it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{EpochRecord, IterationRecord, PictureRecord, RunState};
 
 /// An observer that could not do its part.
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {defect}")]
-pub struct TelemetryError {
-    /// The file in question.
-    pub path: PathBuf,
-    /// What is wrong with it.
-    pub defect: String,
+pub enum TelemetryError {
+    /// A file can be neither read nor written.
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    /// A file, or what was to become of it, is not what it should be.
+    #[error("{path}: {defect}")]
+    Invalid { path: PathBuf, defect: String },
 }
 
 impl TelemetryError {
+    /// The system's error with the file at `path`.
+    pub fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+
     /// A defect of the file at `path`.
-    pub fn new(path: &Path, defect: impl std::fmt::Display) -> Self {
-        Self { path: path.to_owned(), defect: defect.to_string() }
+    pub fn invalid(path: &Path, defect: impl std::fmt::Display) -> Self {
+        Self::Invalid { path: path.to_owned(), defect: defect.to_string() }
+    }
+
+    /// What is wrong, without the path.
+    pub fn defect(&self) -> String {
+        match self {
+            Self::Io { source, .. } => source.to_string(),
+            Self::Invalid { defect, .. } => defect.clone(),
+        }
     }
 }
 

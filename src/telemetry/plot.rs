@@ -56,7 +56,7 @@ impl ProgressPlot {
 impl Observer for ProgressPlot {
     fn epoch_finished(&mut self, record: &EpochRecord) -> Result<(), TelemetryError> {
         self.records.push(record.clone());
-        let png = chart::png(&self.panels()).map_err(|error| TelemetryError::new(&self.path, error))?;
+        let png = chart::png(&self.panels()).map_err(|error| TelemetryError::invalid(&self.path, error))?;
         // A picture that cannot be written is no reason to end a training.
         if let Err(error) = fsio::write_atomically(&self.path, |file| file.write_all(&png))
             && !std::mem::replace(&mut self.warned, true)

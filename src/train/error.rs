@@ -51,7 +51,7 @@ pub enum TrainError {
     /// The weights to begin with cannot be read, or are of another network.
     #[error("{0}")]
     Pretrained(#[from] InteropError),
-    /// The log cannot be written.
+    /// The log, or the run's own description, cannot be written.
     #[error("{0}")]
     Telemetry(#[from] TelemetryError),
     /// The held-out cases could not be predicted.
@@ -60,7 +60,7 @@ pub enum TrainError {
     /// The held-out cases could not be evaluated.
     #[error("{0}")]
     Eval(#[from] EvalError),
-    /// The run's own description cannot be read or written.
+    /// The run's own description cannot be read.
     #[error("{0}")]
     Config(#[from] crate::config::ConfigError),
     /// The first stage of a cascade has not predicted all cases.

@@ -61,7 +61,7 @@ impl Profile {
         let steps = self.made - 1;
         self.steps = 0;
         let own = RankTrace { host: host_name(), ahead_us: clock.ahead_us(), events };
-        let failed = |error| TelemetryError::new(&self.path, error);
+        let failed = |error| TelemetryError::invalid(&self.path, error);
         let own = serde_json::to_vec(&own).map_err(failed)?;
         let ranks = comm.all_gather_bytes(&own, "recorded steps")?;
         if comm.rank() > 0 {

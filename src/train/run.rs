@@ -19,7 +19,8 @@ use crate::eval::Summary;
 use crate::model::{TensorFileError, UNet};
 use crate::ops::NnOps;
 use crate::telemetry::{
-    JsonLines, MetricsEndpoint, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile, TensorBoard,
+    JsonLines, MetricsEndpoint, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile, TelemetryError,
+    TensorBoard,
 };
 
 /// Whether a run goes on from `checkpoint_latest`.
@@ -252,8 +253,8 @@ fn is_resumed(config: &RunConfig, comm: &dyn Communicator, resume: Resume) -> Re
 fn outputs(job: &Job, resume: bool, training: &Training) -> Result<Outputs, TrainError> {
     let Job { config, comm, .. } = job;
     let progress = &training.progress;
-    config.save()?;
     let run = config.run_dir();
+    config.save().map_err(|error| TelemetryError::io(&run.config(), error))?;
     let saver = job.saver(resume, training)?;
     let training = &config.training;
     let global_batch_size = training.batch_size * training.accumulate * comm.world_size();

@@ -25,7 +25,7 @@ const SHORT: [&[u8; 2]; 20] = [
 ];
 const UNSIGNED_SHORT: &[u8; 2] = b"US";
 
-/// Says which element claims more than the file has; reads up to the pixels.
+/// Says which element claims more than the file has, of all up to the first that is to follow the pixels.
 ///
 /// # Errors
 /// One line without the path. What is no DICOM file, or is compressed as a whole, is left to the parser.
@@ -99,12 +99,9 @@ impl Walk {
                     self.bytes::<4>()?;
                     self.leave(|around| !matches!(around, Around::Item { .. }));
                 }
-                _ => {
-                    self.element(tag, is_meta)?;
-                    if tag == PIXEL_DATA && self.within.iter().all(|around| matches!(around, Around::Fragments)) {
-                        return Ok(());
-                    }
-                }
+                // Here the parser stops as well: not behind the pixels, but at what may only follow them.
+                tag if tag > PIXEL_DATA && self.within.is_empty() => return Ok(()),
+                _ => self.element(tag, is_meta)?,
             }
             if self.within.len() > DEPTH {
                 return Err(format!("has sequences within sequences, more than {DEPTH} deep"));
@@ -280,14 +277,18 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_pixels_does_not_count_and_those_of_an_icon_are_not_them() {
+    fn what_is_to_follow_the_pixels_does_not_count_and_those_of_an_icon_are_not_them() {
         let pixels: &[u8] = b"\xE0\x7F\x10\0OW\0\0\x02\0\0\0\x01\0";
         let icon: &[u8] = b"\x88\0\0\x02SQ\0\0\xFF\xFF\xFF\xFF";
         let bad: &[u8] = b"\xFC\xFF\xFC\xFFOB\0\0\0\x04\0\x60\x01\0";
         assert_eq!(file(EXPLICIT, &[pixels, bad]), Ok(()));
-        assert!(file(EXPLICIT, &[icon, ITEM_OF_ANY, pixels, ENDS, bad]).is_err());
+        let misplaced: &[u8] = b"\x28\0\x10\0OB\0\0\0\x04\0\x60\x01\0";
+        assert!(file(EXPLICIT, &[pixels, misplaced]).unwrap_err().contains("(0028,0010) claims"));
+        assert!(file(EXPLICIT, &[icon, ITEM_OF_ANY, pixels, ENDS, misplaced]).is_err());
         let pieces: &[u8] = b"\xE0\x7F\x10\0OB\0\0\xFF\xFF\xFF\xFF\xFE\xFF\0\xE0\x02\0\0\0\xFF\xFF";
-        assert!(file(EXPLICIT, &[icon, ITEM_OF_ANY, pieces, &ENDS[8..], ENDS, bad]).is_err());
-        assert_eq!(file(EXPLICIT, &[pieces, bad]), Ok(()));
+        assert!(file(EXPLICIT, &[icon, ITEM_OF_ANY, pieces, &ENDS[8..], ENDS, misplaced]).is_err());
+        assert_eq!(file(EXPLICIT, &[pieces, &ENDS[8..], bad]), Ok(()));
+        assert!(file(EXPLICIT, &[pieces, &ENDS[8..], misplaced]).is_err());
+        assert!(file(EXPLICIT, &[pieces, bad]).is_err());
     }
 }
