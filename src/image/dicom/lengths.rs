@@ -7,6 +7,11 @@ use std::path::Path;
 /// Group and element.
 type Tag = (u16, u16);
 
+/// Transfer syntaxes (DICOM PS3.5, annex A) that are written otherwise than the rest.
+const IMPLICIT_SYNTAX: &str = "1.2.840.10008.1.2";
+const BIG_ENDIAN_SYNTAX: &str = "1.2.840.10008.1.2.2";
+
+const META_LENGTH: Tag = (0x0002, 0x0000);
 const TRANSFER_SYNTAX: Tag = (0x0002, 0x0010);
 const PIXEL_DATA: Tag = (0x7FE0, 0x0010);
 const ITEM: Tag = (0xFFFE, 0xE000);
@@ -35,7 +40,8 @@ pub fn check_lengths(path: &Path) -> Result<(), String> {
     let Some(start) = start_of(&file).map_err(|error| error.to_string())? else { return Ok(()) };
     let mut walk = Walk { file: BufReader::new(file), position: start, length, is_implicit: false, within: Vec::new() };
     walk.to(start).map_err(|error| error.to_string())?;
-    walk.all()
+    walk.meta()?;
+    walk.data_set()
 }
 
 /// Where the first element begins: behind `DICM`, which has a preamble before it or not.
@@ -80,15 +86,33 @@ struct Walk {
 }
 
 impl Walk {
-    fn all(&mut self) -> Result<(), String> {
-        let mut is_meta = true;
+    /// What stands before the data set and says how that is written. It is as long as its first element says, whatever is in
+    /// it, and always explicit.
+    fn meta(&mut self) -> Result<(), String> {
+        let (tag, (_, length)) = (self.tag()?, self.representation_and_length(false)?);
+        if tag != META_LENGTH || length != 4 {
+            return Err("does not begin with the length of its meta group".into());
+        }
+        let length = u32::from_le_bytes(self.bytes()?);
+        let end = self.position + u64::from(length);
+        while self.position < end {
+            let tag = self.tag()?;
+            // Items have no representation, wherever they are.
+            let (_, length) = self.representation_and_length(tag.0 == ITEM.0)?;
+            match tag {
+                TRANSFER_SYNTAX => self.transfer_syntax(tag, length)?,
+                _ => self.skip(tag, length)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn data_set(&mut self) -> Result<(), String> {
         while self.length - self.position >= HEADER {
             while self.within.last().is_some_and(|around| around.end().is_some_and(|end| end <= self.position)) {
                 self.within.pop();
             }
             let tag = self.tag()?;
-            // The meta group is always explicit; the data set is what its transfer syntax says.
-            is_meta &= tag.0 == 0x0002;
             match tag {
                 ITEM => self.item()?,
                 ITEM_END => {
@@ -101,7 +125,7 @@ impl Walk {
                 }
                 // Here the parser stops as well: not behind the pixels, but at what may only follow them.
                 tag if tag > PIXEL_DATA && self.within.is_empty() => return Ok(()),
-                _ => self.element(tag, is_meta)?,
+                _ => self.element(tag)?,
             }
             if self.within.len() > DEPTH {
                 return Err(format!("has sequences within sequences, more than {DEPTH} deep"));
@@ -120,16 +144,12 @@ impl Walk {
         Ok(())
     }
 
-    fn element(&mut self, tag: Tag, is_meta: bool) -> Result<(), String> {
+    fn element(&mut self, tag: Tag) -> Result<(), String> {
         let of_sequence = self.within.iter().rev().find_map(|around| match around {
             Around::Sequence { is_implicit, .. } => Some(*is_implicit),
             _ => None,
         });
-        let is_implicit = !is_meta && of_sequence.unwrap_or(self.is_implicit);
-        let (representation, length) = self.representation_and_length(is_implicit)?;
-        if tag == TRANSFER_SYNTAX && is_meta {
-            return self.transfer_syntax(tag, length);
-        }
+        let (representation, length) = self.representation_and_length(of_sequence.unwrap_or(self.is_implicit))?;
         let end = self.end_of(tag, length)?;
         let is_sequence = match &representation {
             Some(known) => known == b"SQ" || length == UNDEFINED && known == b"UN",
@@ -167,8 +187,13 @@ impl Walk {
         let mut text = vec![0; length.min(64) as usize];
         self.file.read_exact(&mut text).map_err(|error| error.to_string())?;
         self.position += text.len() as u64;
-        self.is_implicit = text.trim_ascii_end().strip_suffix(b"\0").unwrap_or(&text) == b"1.2.840.10008.1.2";
-        self.skip(tag, length - text.len() as u32)
+        let text = String::from_utf8_lossy(&text);
+        let syntax = text.trim_end_matches([' ', '\0']);
+        if syntax == BIG_ENDIAN_SYNTAX {
+            return Err("its numbers are big-endian; rewrite it by `gdcmconv --raw IN OUT`".into());
+        }
+        self.is_implicit = syntax == IMPLICIT_SYNTAX;
+        self.skip(tag, length - length.min(64))
     }
 
     /// Where what is so long will have ended; `None` where that is marked.
@@ -235,8 +260,14 @@ mod tests {
 
     /// A file of a transfer syntax.
     fn file(syntax: &[u8], elements: &[&[u8]]) -> Result<(), String> {
-        let meta = [b"\x02\0\x10\0UI".as_slice(), &(syntax.len() as u16).to_le_bytes(), syntax].concat();
-        let bytes = [&[0; 128], b"DICM".as_slice(), &meta, &elements.concat()].concat();
+        file_with(syntax, &[], elements)
+    }
+
+    /// One with more in its meta group.
+    fn file_with(syntax: &[u8], more: &[u8], elements: &[&[u8]]) -> Result<(), String> {
+        let meta = [b"\x02\0\x10\0UI".as_slice(), &(syntax.len() as u16).to_le_bytes(), syntax, more].concat();
+        let length = [b"\x02\0\0\0UL\x04\0".as_slice(), &(meta.len() as u32).to_le_bytes()].concat();
+        let bytes = [&[0; 128], b"DICM".as_slice(), &length, &meta, &elements.concat()].concat();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         check_lengths(file.path())
@@ -254,6 +285,18 @@ mod tests {
         let claim = "(0028,0010) claims 1610613760 bytes, of which 2 are there".to_owned();
         assert_eq!(file(IMPLICIT, &[b"\x28\0\x10\0\0\x04\0\x60\x01\0"]), Err(claim.clone()));
         assert_eq!(file(EXPLICIT, &[b"\x28\0\x10\0OB\0\0\0\x04\0\x60\x01\0"]), Err(claim));
+    }
+
+    #[test]
+    fn what_is_in_the_meta_group_does_not_end_it() {
+        let stray: &[u8] = b"\x02\x80\x02\0UI\x02\01\0";
+        let claim: &[u8] = b"\x28\0\x10\0OB\0\0\0\x04\0\x60\x01\0";
+        assert!(file_with(EXPLICIT, stray, &[claim]).unwrap_err().contains("(0028,0010) claims"));
+    }
+
+    #[test]
+    fn big_endian_numbers_are_not_taken_for_others() {
+        assert!(file(b"1.2.840.10008.1.2.2\0", &[]).unwrap_err().contains("big-endian"));
     }
 
     #[test]
