@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn what_is_in_the_meta_group_does_not_end_it() {
-        let stray: &[u8] = b"\x02\x80\x02\0UI\x02\01\0";
+        let stray: &[u8] = b"\x02\x80\x02\0UI\x02\0\x31\0";
         let claim: &[u8] = b"\x28\0\x10\0OB\0\0\0\x04\0\x60\x01\0";
         assert!(file_with(EXPLICIT, stray, &[claim]).unwrap_err().contains("(0028,0010) claims"));
     }
