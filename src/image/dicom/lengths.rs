@@ -1,257 +1,161 @@
 //! What a file claims of its elements' lengths, compared with what it has: the parser takes memory for what it is told.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::iter;
 use std::path::Path;
 
-/// Group and element.
-type Tag = (u16, u16);
+use dicom_object::Tag;
+use dicom_parser::StatefulDecode;
+use dicom_parser::dataset::LazyDataToken;
+use dicom_parser::dataset::lazy_read::LazyDataSetReader;
+use dicom_transfer_syntax_registry::TransferSyntax;
+use dicom_transfer_syntax_registry::entries::{
+    EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN,
+};
 
-/// Transfer syntaxes (DICOM PS3.5, annex A) that are written otherwise than the rest.
-const IMPLICIT_SYNTAX: &str = "1.2.840.10008.1.2";
-const BIG_ENDIAN_SYNTAX: &str = "1.2.840.10008.1.2.2";
-
-const META_LENGTH: Tag = (0x0002, 0x0000);
-const TRANSFER_SYNTAX: Tag = (0x0002, 0x0010);
-const PIXEL_DATA: Tag = (0x7FE0, 0x0010);
-const ITEM: Tag = (0xFFFE, 0xE000);
-const ITEM_END: Tag = (0xFFFE, 0xE00D);
-const SEQUENCE_END: Tag = (0xFFFE, 0xE0DD);
-/// A length that is not said: the end is marked.
-const UNDEFINED: u32 = u32::MAX;
-/// Bytes of a tag and a length.
-const HEADER: u64 = 8;
+const META_LENGTH: Tag = Tag(0x0002, 0x0000);
+const TRANSFER_SYNTAX: Tag = Tag(0x0002, 0x0010);
+const PIXEL_DATA: Tag = Tag(0x7FE0, 0x0010);
+/// Of items and of the ends of items and sequences.
+const ITEM_GROUP: u16 = 0xFFFE;
 /// Sequences within sequences. Real files have a handful, and the parser recurses.
 const DEPTH: usize = 64;
 /// Value representations whose length has two bytes (DICOM PS3.5, section 7.1.2).
-const SHORT: [&[u8; 2]; 20] = [
+const SHORT: [&[u8; 2]; 21] = [
     b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
-    b"ST", b"TM", b"UI", b"UL",
+    b"ST", b"TM", b"UI", b"UL", b"US",
 ];
-const UNSIGNED_SHORT: &[u8; 2] = b"US";
 
-/// Says which element claims more than the file has, of all up to the first that is to follow the pixels.
+/// Says which element claims more than the file has, of all that the parser may read.
 ///
 /// # Errors
-/// One line without the path. What is no DICOM file, or is compressed as a whole, is left to the parser.
+/// One line without the path. What is no DICOM file is left to the parser.
 pub fn check_lengths(path: &Path) -> Result<(), String> {
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    let length = file.metadata().map_err(|error| error.to_string())?.len();
-    let Some(start) = start_of(&file).map_err(|error| error.to_string())? else { return Ok(()) };
-    let mut walk = Walk { file: BufReader::new(file), position: start, length, is_implicit: false, within: Vec::new() };
-    walk.to(start).map_err(|error| error.to_string())?;
-    walk.meta()?;
-    walk.data_set()
+    let mut file = BufReader::new(File::open(path).map_err(line)?);
+    let length = file.get_ref().metadata().map_err(line)?.len();
+    let Some(start) = start_of(&mut file).map_err(line)? else { return Ok(()) };
+    file.seek(SeekFrom::Start(start)).map_err(line)?;
+    let syntax = Meta { file: &mut file, position: start, length }.syntax()?;
+    check_data_set(file, length, &syntax)
 }
 
 /// Where the first element begins: behind `DICM`, which has a preamble before it or not.
-fn start_of(file: &File) -> std::io::Result<Option<u64>> {
+fn start_of(file: &mut impl Read) -> std::io::Result<Option<u64>> {
     let mut head = Vec::new();
     file.take(132).read_to_end(&mut head)?;
     Ok([128, 0].into_iter().find(|at| head[*at.min(&head.len())..].starts_with(b"DICM")).map(|at| at as u64 + 4))
 }
 
-/// What is open around an element.
-#[derive(Clone, Copy)]
-enum Around {
-    /// A sequence; in one whose representation is unknown, elements do not say theirs.
-    Sequence {
-        end: Option<u64>,
-        is_implicit: bool,
-    },
-    Item {
-        end: Option<u64>,
-    },
-    /// Pieces of compressed pixels, which are no elements.
-    Fragments,
-}
-
-impl Around {
-    fn end(self) -> Option<u64> {
-        match self {
-            Self::Sequence { end, .. } | Self::Item { end } => end,
-            Self::Fragments => None,
-        }
-    }
-}
-
-struct Walk {
-    file: BufReader<File>,
+/// What stands before the data set and says how that is written: always explicit, and as long as its first element says,
+/// whatever is in it.
+struct Meta<'a> {
+    file: &'a mut BufReader<File>,
     position: u64,
     /// Of the file.
     length: u64,
-    /// Of the data set: elements do not say what they are.
-    is_implicit: bool,
-    within: Vec<Around>,
 }
 
-impl Walk {
-    /// What stands before the data set and says how that is written. It is as long as its first element says, whatever is in
-    /// it, and always explicit.
-    fn meta(&mut self) -> Result<(), String> {
-        let (tag, (_, length)) = (self.tag()?, self.representation_and_length(false)?);
+impl Meta<'_> {
+    /// The transfer syntax; the file is at the data set then.
+    fn syntax(mut self) -> Result<String, String> {
+        let (tag, length) = self.header()?;
         if tag != META_LENGTH || length != 4 {
             return Err("does not begin with the length of its meta group".into());
         }
-        let length = u32::from_le_bytes(self.bytes()?);
-        let end = self.position + u64::from(length);
+        let end = u64::from(u32::from_le_bytes(self.bytes()?)) + self.position;
+        let mut syntax = String::new();
         while self.position < end {
-            let tag = self.tag()?;
-            // Items have no representation, wherever they are.
-            let (_, length) = self.representation_and_length(tag.0 == ITEM.0)?;
-            match tag {
-                TRANSFER_SYNTAX => self.transfer_syntax(tag, length)?,
-                _ => self.skip(tag, length)?,
+            let (tag, length) = self.header()?;
+            let left = self.length - self.position;
+            if u64::from(length) > left {
+                return Err(claim(tag, length, left));
+            }
+            let mut value = Vec::new();
+            self.file.take(length.into()).read_to_end(&mut value).map_err(line)?;
+            self.position += u64::from(length);
+            if tag == TRANSFER_SYNTAX {
+                syntax = String::from_utf8_lossy(&value).trim_end_matches(['\0', ' ']).to_owned();
             }
         }
-        Ok(())
+        Ok(syntax)
     }
 
-    fn data_set(&mut self) -> Result<(), String> {
-        while self.length - self.position >= HEADER {
-            while self.within.last().is_some_and(|around| around.end().is_some_and(|end| end <= self.position)) {
-                self.within.pop();
-            }
-            let tag = self.tag()?;
-            match tag {
-                ITEM => self.item()?,
-                ITEM_END => {
-                    self.bytes::<4>()?;
-                    self.leave(|around| matches!(around, Around::Item { .. }));
-                }
-                SEQUENCE_END => {
-                    self.bytes::<4>()?;
-                    self.leave(|around| !matches!(around, Around::Item { .. }));
-                }
-                // Here the parser stops as well: not behind the pixels, but at what may only follow them.
-                tag if tag > PIXEL_DATA && self.within.is_empty() => return Ok(()),
-                _ => self.element(tag)?,
-            }
-            if self.within.len() > DEPTH {
-                return Err(format!("has sequences within sequences, more than {DEPTH} deep"));
-            }
-        }
-        Ok(())
-    }
-
-    fn item(&mut self) -> Result<(), String> {
-        let length = u32::from_le_bytes(self.bytes()?);
-        if let Some(Around::Fragments) = self.within.last() {
-            return self.skip(ITEM, length);
-        }
-        let end = self.end_of(ITEM, length)?;
-        self.within.push(Around::Item { end });
-        Ok(())
-    }
-
-    fn element(&mut self, tag: Tag) -> Result<(), String> {
-        let of_sequence = self.within.iter().rev().find_map(|around| match around {
-            Around::Sequence { is_implicit, .. } => Some(*is_implicit),
-            _ => None,
-        });
-        let (representation, length) = self.representation_and_length(of_sequence.unwrap_or(self.is_implicit))?;
-        let end = self.end_of(tag, length)?;
-        let is_sequence = match &representation {
-            Some(known) => known == b"SQ" || length == UNDEFINED && known == b"UN",
-            None => length == UNDEFINED || length > 0 && self.is_at_item()?,
-        };
-        match (is_sequence, length) {
-            (true, _) => {
-                let is_implicit = representation.is_none_or(|known| &known == b"UN");
-                self.within.push(Around::Sequence { end, is_implicit });
-                Ok(())
-            }
-            (false, UNDEFINED) => {
-                self.within.push(Around::Fragments);
-                Ok(())
-            }
-            (false, length) => self.skip(tag, length),
-        }
-    }
-
-    /// `None` for the representation where elements do not say it.
-    fn representation_and_length(&mut self, is_implicit: bool) -> Result<(Option<[u8; 2]>, u32), String> {
-        if is_implicit {
-            return Ok((None, u32::from_le_bytes(self.bytes()?)));
+    fn header(&mut self) -> Result<(Tag, u32), String> {
+        let [a, b, c, d] = self.bytes()?;
+        let tag = Tag(u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
+        if tag.0 == ITEM_GROUP {
+            return Ok((tag, u32::from_le_bytes(self.bytes()?)));
         }
         let [a, b, low, high] = self.bytes()?;
-        let known = [a, b];
-        if SHORT.contains(&&known) || &known == UNSIGNED_SHORT {
-            return Ok((Some(known), u16::from_le_bytes([low, high]).into()));
-        }
-        Ok((Some(known), u32::from_le_bytes(self.bytes()?)))
-    }
-
-    fn transfer_syntax(&mut self, tag: Tag, length: u32) -> Result<(), String> {
-        self.end_of(tag, length)?;
-        let mut text = vec![0; length.min(64) as usize];
-        self.file.read_exact(&mut text).map_err(|error| error.to_string())?;
-        self.position += text.len() as u64;
-        let text = String::from_utf8_lossy(&text);
-        let syntax = text.trim_end_matches([' ', '\0']);
-        if syntax == BIG_ENDIAN_SYNTAX {
-            return Err("its numbers are big-endian; rewrite it by `gdcmconv --raw IN OUT`".into());
-        }
-        self.is_implicit = syntax == IMPLICIT_SYNTAX;
-        self.skip(tag, length - length.min(64))
-    }
-
-    /// Where what is so long will have ended; `None` where that is marked.
-    fn end_of(&self, tag: Tag, length: u32) -> Result<Option<u64>, String> {
-        let left = self.length - self.position;
-        match length {
-            UNDEFINED => Ok(None),
-            length if u64::from(length) <= left => Ok(Some(self.position + u64::from(length))),
-            length => {
-                let (group, element) = tag;
-                Err(format!("({group:04X},{element:04X}) claims {length} bytes, of which {left} are there"))
-            }
-        }
-    }
-
-    fn skip(&mut self, tag: Tag, length: u32) -> Result<(), String> {
-        match self.end_of(tag, length)? {
-            Some(end) => self.to(end).map_err(|error| error.to_string()),
-            None => Ok(()),
-        }
-    }
-
-    /// Leaves all that is open up to the innermost that `is_meant`.
-    fn leave(&mut self, is_meant: fn(&Around) -> bool) {
-        if let Some(at) = self.within.iter().rposition(is_meant) {
-            self.within.truncate(at);
-        }
-    }
-
-    fn is_at_item(&mut self) -> Result<bool, String> {
-        let here = self.position;
-        let is_item = self.length - here >= HEADER && self.tag()? == ITEM;
-        self.to(here).map_err(|error| error.to_string())?;
-        Ok(is_item)
-    }
-
-    fn tag(&mut self) -> Result<Tag, String> {
-        let [a, b, c, d] = self.bytes()?;
-        Ok((u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])))
+        let length = match SHORT.contains(&&[a, b]) {
+            true => u16::from_le_bytes([low, high]).into(),
+            false => u32::from_le_bytes(self.bytes()?),
+        };
+        Ok((tag, length))
     }
 
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], String> {
         let mut bytes = [0; N];
-        self.file.read_exact(&mut bytes).map_err(|_| "ends within an element".to_owned())?;
+        self.file.read_exact(&mut bytes).map_err(|_| "ends within its meta group".to_owned())?;
         self.position += N as u64;
         Ok(bytes)
     }
+}
 
-    fn to(&mut self, position: u64) -> std::io::Result<()> {
-        match i64::try_from(position.wrapping_sub(self.position)) {
-            Ok(forward) if position >= self.position => self.file.seek_relative(forward)?,
-            _ => {
-                self.file.seek(SeekFrom::Start(position))?;
+/// Goes through the data set by the parser's own steps, none of which takes memory for a value.
+fn check_data_set(file: BufReader<File>, length: u64, syntax: &str) -> Result<(), String> {
+    let mut reader = LazyDataSetReader::new_with_ts(file, &layout_of(syntax)).map_err(line)?;
+    let mut depth = 0_usize;
+    while let Some(token) = reader.advance() {
+        match token.map_err(line)? {
+            // Here the parser stops as well: not behind the pixels, but at what may only follow them.
+            LazyDataToken::ElementHeader(header) if depth == 0 && header.tag > PIXEL_DATA => return Ok(()),
+            LazyDataToken::SequenceStart { tag, .. } if depth == 0 && tag > PIXEL_DATA => return Ok(()),
+            LazyDataToken::SequenceStart { .. } | LazyDataToken::PixelSequenceStart => depth += 1,
+            LazyDataToken::SequenceEnd => depth = depth.saturating_sub(1),
+            LazyDataToken::LazyValue { header, decoder } => {
+                let (left, claimed) = (length.saturating_sub(decoder.position()), header.len.0);
+                if u64::from(claimed) > left {
+                    return Err(claim(header.tag, claimed, left));
+                }
+                LazyDataToken::LazyValue { header, decoder }.skip().map_err(line)?;
             }
+            LazyDataToken::LazyItemValue { len, decoder } => {
+                let left = length.saturating_sub(decoder.position());
+                if u64::from(len) > left {
+                    return Err(claim(PIXEL_DATA, len, left));
+                }
+                LazyDataToken::LazyItemValue { len, decoder }.skip().map_err(line)?;
+            }
+            _ => {}
         }
-        self.position = position;
-        Ok(())
+        if depth > DEPTH {
+            return Err(format!("has sequences within sequences, more than {DEPTH} deep"));
+        }
     }
+    Ok(())
+}
+
+/// How the data set is written: compression, where it has any, is within the pixels (DICOM PS3.5, annex A).
+fn layout_of(syntax: &str) -> TransferSyntax {
+    let [implicit, big_endian] = [IMPLICIT_VR_LITTLE_ENDIAN.erased(), EXPLICIT_VR_BIG_ENDIAN.erased()];
+    match syntax {
+        syntax if syntax == implicit.uid() => implicit,
+        syntax if syntax == big_endian.uid() => big_endian,
+        _ => EXPLICIT_VR_LITTLE_ENDIAN.erased(),
+    }
+}
+
+fn claim(Tag(group, element): Tag, claimed: u32, left: u64) -> String {
+    format!("({group:04X},{element:04X}) claims {claimed} bytes, of which {left} are there")
+}
+
+/// With its causes: the parser's errors only say where they were met.
+fn line(error: impl Error) -> String {
+    let causes = iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
 
 #[cfg(test)]
@@ -295,28 +199,29 @@ mod tests {
     }
 
     #[test]
-    fn big_endian_numbers_are_not_taken_for_others() {
-        assert!(file(b"1.2.840.10008.1.2.2\0", &[]).unwrap_err().contains("big-endian"));
+    fn big_endian_lengths_are_read_as_such() {
+        let rows: &[u8] = b"\0\x28\0\x10US\0\x02\0\x01";
+        let claim: &[u8] = b"\0\x28\0\x11OB\0\0\0\0\x04\0\x01";
+        assert_eq!(file(b"1.2.840.10008.1.2.2\0", &[rows]), Ok(()));
+        assert!(file(b"1.2.840.10008.1.2.2\0", &[rows, claim]).unwrap_err().contains("(0028,0011) claims 1024 bytes"));
     }
 
     #[test]
     fn claims_within_sequences_are_met_and_their_ends_found() {
-        // Of unsaid length, of a stated one, and one whose elements do not say what they are.
+        // Of unsaid length, and of a stated one.
         let short: &[u8] = b"\x08\0\x60\0CS\x02\0CT";
         let open: &[u8] = b"\x08\0\x40\x11SQ\0\0\xFF\xFF\xFF\xFF";
         let closed: &[u8] = b"\x08\0\x40\x11SQ\0\0\x12\0\0\0\xFE\xFF\0\xE0\x0A\0\0\0";
-        let unknown: &[u8] = b"\x09\0\x40\x11UN\0\0\xFF\xFF\xFF\xFF";
-        let implicit: &[u8] = b"\x08\0\x60\0\x02\0\0\0CT";
         let too_long: &[u8] = b"\x08\0\x60\0CS\x20\0CT";
-        let sound = [open, ITEM_OF_ANY, short, ENDS, closed, short, unknown, ITEM_OF_ANY, implicit, ENDS, short];
+        let sound = [open, ITEM_OF_ANY, short, ENDS, closed, short, short];
         assert_eq!(file(EXPLICIT, &sound), Ok(()));
-        for place in [2, 5, 10] {
+        for place in [2, 5, 6] {
             let mut elements = sound;
             elements[place] = too_long;
             let elements = &elements[..=place];
             assert!(file(EXPLICIT, elements).unwrap_err().contains("(0008,0060) claims 32 bytes"), "{place}");
         }
-        assert!(file(EXPLICIT, &[&[open, ITEM_OF_ANY].concat().repeat(40)]).unwrap_err().contains("deep"));
+        assert!(file(EXPLICIT, &[&[open, ITEM_OF_ANY].concat().repeat(80)]).unwrap_err().contains("deep"));
     }
 
     #[test]
