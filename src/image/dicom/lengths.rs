@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
-use std::iter;
 use std::path::Path;
 
 use dicom_object::Tag;
@@ -104,28 +103,35 @@ impl Meta<'_> {
     }
 }
 
-/// Goes through the data set by the parser's own steps, none of which takes memory for a value.
+/// Goes through the data set by the parser's own steps, which stop before each value.
 fn check_data_set(file: BufReader<File>, length: u64, syntax: &str) -> Result<(), String> {
     let mut reader = LazyDataSetReader::new_with_ts(file, &layout_of(syntax)).map_err(line)?;
     let mut depth = 0_usize;
+    let mut items = 0;
     while let Some(token) = reader.advance() {
         match token.map_err(line)? {
             // Here the parser stops as well: not behind the pixels, but at what may only follow them.
             LazyDataToken::ElementHeader(header) if depth == 0 && header.tag > PIXEL_DATA => return Ok(()),
             LazyDataToken::SequenceStart { tag, .. } if depth == 0 && tag > PIXEL_DATA => return Ok(()),
-            LazyDataToken::SequenceStart { .. } | LazyDataToken::PixelSequenceStart => depth += 1,
+            LazyDataToken::SequenceStart { .. } => depth += 1,
+            LazyDataToken::PixelSequenceStart => (depth, items) = (depth + 1, 0),
+            LazyDataToken::ItemStart { .. } => items += 1,
             LazyDataToken::SequenceEnd => depth = depth.saturating_sub(1),
             LazyDataToken::LazyValue { header, decoder } => {
                 let (left, claimed) = (length.saturating_sub(decoder.position()), header.len.0);
                 if u64::from(claimed) > left {
                     return Err(claim(header.tag, claimed, left));
                 }
-                LazyDataToken::LazyValue { header, decoder }.skip().map_err(line)?;
+                // Not skipped: of a length that its numbers do not divide the parser reads less.
+                LazyDataToken::LazyValue { header, decoder }.into_value().map_err(line)?;
             }
             LazyDataToken::LazyItemValue { len, decoder } => {
                 let left = length.saturating_sub(decoder.position());
                 if u64::from(len) > left {
                     return Err(claim(PIXEL_DATA, len, left));
+                }
+                if items == 1 && len % 4 > 0 {
+                    return Err(format!("has {len} bytes of offsets to its pixels, of 4 each"));
                 }
                 LazyDataToken::LazyItemValue { len, decoder }.skip().map_err(line)?;
             }
@@ -153,9 +159,8 @@ fn claim(Tag(group, element): Tag, claimed: u32, left: u64) -> String {
 }
 
 /// With its causes: the parser's errors only say where they were met.
-fn line(error: impl Error) -> String {
-    let causes = iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+fn line(error: impl Error + Send + Sync + 'static) -> String {
+    format!("{:#}", anyhow::Error::new(error))
 }
 
 #[cfg(test)]
@@ -235,6 +240,9 @@ mod tests {
         assert!(file(EXPLICIT, &[icon, ITEM_OF_ANY, pixels, ENDS, misplaced]).is_err());
         let pieces: &[u8] = b"\xE0\x7F\x10\0OB\0\0\xFF\xFF\xFF\xFF\xFE\xFF\0\xE0\x02\0\0\0\xFF\xFF";
         assert!(file(EXPLICIT, &[icon, ITEM_OF_ANY, pieces, &ENDS[8..], ENDS, misplaced]).is_err());
+        assert!(file(EXPLICIT, &[pieces, &ENDS[8..], bad]).unwrap_err().contains("offsets"));
+        let pieces: &[u8] =
+            b"\xE0\x7F\x10\0OB\0\0\xFF\xFF\xFF\xFF\xFE\xFF\0\xE0\0\0\0\0\xFE\xFF\0\xE0\x02\0\0\0\xFF\xFF";
         assert_eq!(file(EXPLICIT, &[pieces, &ENDS[8..], bad]), Ok(()));
         assert!(file(EXPLICIT, &[pieces, &ENDS[8..], misplaced]).is_err());
         assert!(file(EXPLICIT, &[pieces, bad]).is_err());
