@@ -103,20 +103,37 @@ impl Meta<'_> {
     }
 }
 
+/// What has begun and not ended.
+#[derive(PartialEq)]
+enum Open {
+    Sequence,
+    Item,
+}
+
 /// Goes through the data set by the parser's own steps, which stop before each value.
 fn check_data_set(file: BufReader<File>, length: u64, syntax: &str) -> Result<(), String> {
     let mut reader = LazyDataSetReader::new_with_ts(file, &layout_of(syntax)).map_err(line)?;
-    let mut depth = 0_usize;
+    let mut open = Vec::new();
     let mut items = 0;
     while let Some(token) = reader.advance() {
         match token.map_err(line)? {
             // Here the parser stops as well: not behind the pixels, but at what may only follow them.
-            LazyDataToken::ElementHeader(header) if depth == 0 && header.tag > PIXEL_DATA => return Ok(()),
-            LazyDataToken::SequenceStart { tag, .. } if depth == 0 && tag > PIXEL_DATA => return Ok(()),
-            LazyDataToken::SequenceStart { .. } => depth += 1,
-            LazyDataToken::PixelSequenceStart => (depth, items) = (depth + 1, 0),
-            LazyDataToken::ItemStart { .. } => items += 1,
-            LazyDataToken::SequenceEnd => depth = depth.saturating_sub(1),
+            LazyDataToken::ElementHeader(header) if open.is_empty() && header.tag > PIXEL_DATA => return Ok(()),
+            LazyDataToken::SequenceStart { tag, .. } if open.is_empty() && tag > PIXEL_DATA => return Ok(()),
+            LazyDataToken::SequenceStart { .. } => open.push(Open::Sequence),
+            LazyDataToken::PixelSequenceStart => {
+                open.push(Open::Sequence);
+                items = 0;
+            }
+            LazyDataToken::ItemStart { .. } => {
+                open.push(Open::Item);
+                items += 1;
+            }
+            // The parser's steps panic where an item follows outside of a sequence.
+            LazyDataToken::ItemEnd if open.pop() != Some(Open::Item) => {
+                return Err("ends an item where none has begun".into());
+            }
+            LazyDataToken::SequenceEnd => drop(open.pop()),
             LazyDataToken::LazyValue { header, decoder } => {
                 let (left, claimed) = (length.saturating_sub(decoder.position()), header.len.0);
                 if u64::from(claimed) > left {
@@ -137,7 +154,8 @@ fn check_data_set(file: BufReader<File>, length: u64, syntax: &str) -> Result<()
             }
             _ => {}
         }
-        if depth > DEPTH {
+        // A sequence and its item each.
+        if open.len() > 2 * DEPTH {
             return Err(format!("has sequences within sequences, more than {DEPTH} deep"));
         }
     }
@@ -227,6 +245,14 @@ mod tests {
             assert!(file(EXPLICIT, elements).unwrap_err().contains("(0008,0060) claims 32 bytes"), "{place}");
         }
         assert!(file(EXPLICIT, &[&[open, ITEM_OF_ANY].concat().repeat(80)]).unwrap_err().contains("deep"));
+    }
+
+    #[test]
+    fn an_item_ends_within_a_sequence() {
+        let (item_ends, sequence) = (&ENDS[..8], b"\x08\0\x40\x11SQ\0\0\xFF\xFF\xFF\xFF");
+        for elements in [[item_ends, ITEM_OF_ANY].as_slice(), &[sequence, item_ends, ITEM_OF_ANY]] {
+            assert!(file(EXPLICIT, elements).unwrap_err().contains("where none has begun"));
+        }
     }
 
     #[test]
