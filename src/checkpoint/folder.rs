@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::history;
+use super::names;
 use crate::fsio::{self, PARTIAL};
 use crate::model::TensorFileError;
 
@@ -49,7 +49,7 @@ pub(crate) fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<(Pat
         Ok(files) => return Ok((path.to_owned(), files)),
         Err(damage) => damage,
     };
-    for earlier in history::before(path) {
+    for earlier in names::before(path) {
         if let Ok(files) = read_whole(&earlier, names) {
             tracing::warn!("{damage}; {} is used instead", earlier.display());
             return Ok((earlier, files));

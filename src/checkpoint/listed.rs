@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::header::{Header, Training};
-use super::{HEADER, history};
+use super::{HEADER, names};
 use crate::config::RunDir;
 use crate::model::ModelDescription;
 
@@ -39,7 +39,7 @@ pub struct Contents {
 /// with its checksum.
 pub fn list(run: &RunDir) -> Vec<Listed> {
     let [latest, best] = [run.checkpoint_latest(), run.checkpoint_best()].map(|link| fs::canonicalize(link).ok());
-    let mut paths: Vec<PathBuf> = history::steps(&run.checkpoints()).into_iter().map(|(_, path)| path).collect();
+    let mut paths: Vec<PathBuf> = names::steps(&run.checkpoints()).into_iter().map(|(_, path)| path).collect();
     let known = |paths: &[PathBuf], path: &PathBuf| {
         paths.iter().any(|known| fs::canonicalize(known).ok() == Some(path.clone()))
     };

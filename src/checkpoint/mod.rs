@@ -17,6 +17,7 @@ mod folder;
 mod header;
 mod history;
 mod listed;
+mod names;
 mod saved;
 mod training;
 

@@ -146,3 +146,8 @@ fn positive(text: &str) -> Result<f64, String> {
         _ => Err("must be a number above 0".into()),
     }
 }
+
+/// The name under which a choice stands in TOML, which is its name on the command line.
+fn name_of(choice: Option<impl clap::ValueEnum>) -> Option<String> {
+    choice?.to_possible_value().map(|value| value.get_name().to_owned())
+}

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::run_flags::name_of;
+use super::name_of;
 use crate::config::{AugmentationPreset, Layer, LossKind, OptimizerKind, ScheduleKind};
 use crate::loader::Oversampling;
 

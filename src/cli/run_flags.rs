@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::name_of;
 use super::objective_flags::ObjectiveFlags;
 use super::plans::{self, PlansFlag};
 use super::precision::PrecisionFlags;
@@ -203,9 +204,4 @@ impl RunFlags {
 /// Paths as they stand in TOML.
 fn texts_of(paths: &[PathBuf]) -> Vec<String> {
     paths.iter().map(|path| path.display().to_string()).collect()
-}
-
-/// The name under which a choice stands in TOML, which is its name on the command line.
-pub(super) fn name_of(choice: Option<impl clap::ValueEnum>) -> Option<String> {
-    choice?.to_possible_value().map(|value| value.get_name().to_owned())
 }

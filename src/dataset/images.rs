@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::raw::folder_name;
 use super::{CaseFiles, DatasetError};
 use crate::image;
 
@@ -152,6 +151,15 @@ fn split_channel(stem: &str) -> Option<(&str, usize)> {
 /// The inverse of [`split_channel`].
 pub(super) fn with_channel(id: &str, channel: usize) -> String {
     format!("{id}_{channel:04}")
+}
+
+/// Also of `.` and of folders behind links, which go by the name the user sees.
+pub(super) fn folder_name(root: &Path) -> Result<String, DatasetError> {
+    let absolute = match root.file_name() {
+        Some(_) => root.to_owned(),
+        None => root.canonicalize().map_err(DatasetError::io(root))?,
+    };
+    Ok(absolute.file_name().map_or_else(|| "dataset".to_owned(), |name| name.to_string_lossy().into_owned()))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! in the crate knows the difference. [`validate`] looks into every file before any work is spent on the dataset, so that
 //! later stages meet defects only where files change meanwhile.
 
+mod case;
 mod description;
 mod error;
 mod fingerprint;
@@ -17,11 +18,12 @@ mod raw;
 mod splits;
 mod validate;
 
+pub use case::{Case, CaseFiles};
 pub use error::DatasetError;
 pub use fingerprint::{Fingerprint, IntensityProperties, extract_fingerprint};
 pub use images::{case_name, find_images, group_images};
 pub use json::{DatasetJson, Foreground, LabelValue};
 pub use layout::{Layout, convert_dataset};
-pub use raw::{Case, CaseFiles, Dataset};
+pub use raw::Dataset;
 pub use splits::{Fold, Splits};
 pub use validate::validate;

@@ -1,6 +1,6 @@
 //! Which axes of an NRRD file are of space, and where they lie in it.
 
-use super::header::Fields;
+use super::fields::Fields;
 use crate::image::Geometry;
 use crate::image::text_header::numbers;
 use crate::image::volume::Plane;

@@ -4,6 +4,7 @@
 //! `vector`, `RGB-color`) are channels wherever they stand.
 
 mod axes;
+mod fields;
 mod header;
 mod write;
 

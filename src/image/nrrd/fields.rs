@@ -1,0 +1,118 @@
+//! The fields of an NRRD header.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use crate::image::stored::{Packing, Stored, beside, file_len};
+use crate::image::text_header::extents;
+use crate::image::{ImageError, Number};
+
+/// The fields of a header by name, in small letters.
+pub struct Fields<'a>(HashMap<String, &'a str>);
+
+impl<'a> Fields<'a> {
+    /// Comments and `key:=value` pairs, which describe no voxels, are left out.
+    pub fn of(lines: &'a [String]) -> Self {
+        let fields = lines.iter().skip(1).filter(|line| !line.starts_with('#') && !line.contains(":="));
+        let pairs = fields.filter_map(|line| line.split_once(':'));
+        Self(pairs.map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim())).collect())
+    }
+
+    /// The value of the first of these fields that is there.
+    pub fn get(&self, names: &[&str]) -> Option<&'a str> {
+        names.iter().find_map(|name| self.0.get(*name).copied())
+    }
+
+    pub fn size(&self) -> Result<Vec<usize>, String> {
+        let dimension = self.get(&["dimension"]).ok_or("its header has no dimension")?;
+        let axes = dimension.parse::<usize>().ok().filter(|axes| (2..=4).contains(axes));
+        let axes = axes.ok_or_else(|| {
+            format!("dimension is {dimension}; images of 2 or 3 axes, and one of channels, can be read")
+        })?;
+        extents("sizes", self.get(&["sizes"]).ok_or("its header has no sizes")?, axes)
+    }
+
+    pub fn stored(&self, path: &Path, len: u64, count: usize) -> Result<Stored, ImageError> {
+        let fail = |defect: String| ImageError::new(path, defect);
+        let kind = self.get(&["type"]).ok_or_else(|| fail("its header has no type".into()))?;
+        let number = number_type(kind).ok_or_else(|| fail(format!("type is {kind}, not one that can be read")))?;
+        let encoding = self.get(&["encoding"]).ok_or_else(|| fail("its header has no encoding".into()))?;
+        let packing = match encoding.to_ascii_lowercase().as_str() {
+            "raw" => Packing::Raw,
+            "gzip" | "gz" => Packing::Gzip,
+            "ascii" | "text" | "txt" => Packing::Text,
+            _ => return Err(fail(format!("encoding is {encoding}; raw, gzip and ascii can be read"))),
+        };
+        let big_endian = match self.get(&["endian"]) {
+            Some("little") => false,
+            Some("big") => true,
+            None if number.size() == 1 || packing == Packing::Text => false,
+            other => {
+                return Err(fail(format!("endian is {}, neither little nor big", other.unwrap_or("missing"))));
+            }
+        };
+        let (file, mut begin) = match self.get(&["data file", "datafile"]) {
+            None => (path.to_owned(), len),
+            Some(name) if name.starts_with("LIST") || name.contains('%') => {
+                let remedy = "a file for each slice; write it as one, by SimpleITK or `unu save -f nrrd`";
+                return Err(fail(format!("data file is {name}: {remedy}")));
+            }
+            Some(name) => (beside(path, "data file", name)?, 0),
+        };
+        if let Some(lines) = self.get(&["line skip", "lineskip"]).filter(|lines| *lines != "0") {
+            return Err(fail(format!("line skip is {lines}; only voxels that begin with their file can be read")));
+        }
+        let mut skip = 0;
+        match self.get(&["byte skip", "byteskip"]) {
+            None => {}
+            // The voxels are what the file ends with.
+            Some("-1") if packing == Packing::Raw => {
+                begin = file_len(&file)?.saturating_sub((count as u64).saturating_mul(number.size() as u64)).max(begin);
+            }
+            Some(bytes) => skip = bytes.parse().map_err(|_| fail(format!("byte skip is {bytes}")))?,
+        }
+        Ok(Stored { path: file, begin, skip, packing, number, big_endian, count, scaling: None })
+    }
+}
+
+/// The names of the format's definition, section 5, which are C's in all spellings.
+fn number_type(name: &str) -> Option<Number> {
+    let words: Vec<_> = name.split_ascii_whitespace().filter(|word| !["int", "signed"].contains(word)).collect();
+    Some(match (words.join(" ").as_str(), name) {
+        (_, "int" | "signed int") | ("int32" | "int32_t", _) => Number::I32,
+        ("char" | "int8" | "int8_t", _) => Number::I8,
+        ("uchar" | "unsigned char" | "uint8" | "uint8_t", _) => Number::U8,
+        ("short" | "int16" | "int16_t", _) => Number::I16,
+        ("ushort" | "unsigned short" | "uint16" | "uint16_t", _) => Number::U16,
+        ("uint" | "unsigned" | "uint32" | "uint32_t", _) => Number::U32,
+        ("longlong" | "long long" | "int64" | "int64_t", _) => Number::I64,
+        ("ulonglong" | "unsigned long long" | "uint64" | "uint64_t", _) => Number::U64,
+        ("float", _) => Number::F32,
+        ("double", _) => Number::F64,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_known_in_all_spellings() {
+        for (name, number) in [
+            ("signed char", Number::I8),
+            ("short int", Number::I16),
+            ("signed short", Number::I16),
+            ("unsigned short int", Number::U16),
+            ("int", Number::I32),
+            ("unsigned int", Number::U32),
+            ("long long int", Number::I64),
+            ("unsigned long long", Number::U64),
+            ("double", Number::F64),
+        ] {
+            assert_eq!(number_type(name), Some(number), "{name}");
+        }
+        assert_eq!(number_type("block"), None);
+        assert_eq!(number_type("signed"), None);
+    }
+}
