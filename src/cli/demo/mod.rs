@@ -12,7 +12,7 @@ use self::report::Report;
 use self::steps::{Program, Step};
 use crate::config::{ConfigError, FoldId, RunDir, WorkDir};
 
-/// Generate a dataset, train on it with two processes, predict, evaluate; under five minutes on two cores.
+/// Generate a dataset, train on it with two processes, predict, evaluate; about five minutes on two cores.
 ///
 /// Every step is an ordinary command of this program, printed before it runs and listed in the report.
 #[derive(Debug, Args)]
