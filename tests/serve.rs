@@ -19,6 +19,7 @@ use ndarray::{Array3, Array4, Axis, concatenate, s};
 use ndarray_npy::NpzReader;
 use nnunet_dist::dataset::DatasetJson;
 use nnunet_dist::image::{Geometry, Volume, read_labels, write_volume};
+use nnunet_dist::model::ModelDescription;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -177,6 +178,53 @@ fn probabilities_come_with_their_labels() {
     for (label, classes) in labels.iter().zip(probabilities.lanes(Axis(0))) {
         assert!(classes.iter().all(|p| *p <= classes[*label as usize]));
     }
+}
+
+/// A coarse stage, and one that is told what it has found.
+fn add_cascade(plans: &mut Value) {
+    let configurations = &mut plans["configurations"];
+    configurations["3d_lowres"] = json!({"inherits_from": "3d_fullres", "data_identifier": "nnUNetPlans_3d_lowres",
+                                         "spacing": [2.5, 1.9, 2.1], "next_stage": "3d_cascade_fullres"});
+    configurations["3d_cascade_fullres"] = json!({"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"});
+}
+
+#[test]
+fn a_cascade_answers_with_both_stages() {
+    let desk = Desk::new(|plans, _| add_cascade(plans));
+    let fullres = model("3d_fullres", |plans, _| add_cascade(plans));
+    let [first, second] = [("3d_lowres", 5), ("3d_cascade_fullres", 6)].map(|(configuration, seed)| {
+        let path = desk.path(configuration);
+        write_checkpoint(&path, &ModelDescription { configuration: configuration.into(), ..fullres.clone() }, seed);
+        path
+    });
+    let image = desk.file("a_0000", &image([18, 20, 19], 1, oblique()));
+    let mut predict = Command::new(env!("CARGO_BIN_EXE_nnunet-dist"));
+    predict.args(["predict", "--no-tta", "-r"]).arg(&second).arg("--prev-stage").arg(&first);
+    predict.arg("-i").arg(desk.path("a_0000.nii.gz")).arg("-o").arg(desk.path("out"));
+    let output = predict.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let expected = fs::read(desk.path("out/a.nii.gz")).unwrap();
+    assert!(read_labels(&desk.path("out/previous_stage/a.nii.gz")).unwrap().data.iter().any(|label| *label > 0));
+
+    let server = Server::start(&second, &["--prev-stage", first.to_str().unwrap()]);
+    let help: Value = serde_json::from_slice(&server.get("/").body).unwrap();
+    assert_eq!(help["model"]["previous_stage"], "3d_lowres");
+    for _ in 0..2 {
+        let response = server.predict(&image);
+        assert_eq!(response.status, 200, "{}", response.text());
+        assert!(response.body == expected, "another label map than that of predict");
+    }
+    // Each network alone is refused, and so are others in its place.
+    let refused = |model: &Path, flags: &[&Path], part: &str| {
+        let mut serve = Command::new(env!("CARGO_BIN_EXE_nnunet-dist"));
+        let output = serve.args(["serve", "-r"]).arg(model).args(flags).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(3) && error.contains(part), "{error}");
+    };
+    let flag = Path::new("--prev-stage");
+    refused(&second, &[], "needs the segmentations of 3d_lowres");
+    refused(&first, &[flag, &second], "is not the second stage of a cascade");
+    refused(&second, &[flag, &desk.checkpoint()], "was trained as 3d_fullres");
 }
 
 #[test]

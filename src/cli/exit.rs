@@ -105,7 +105,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || matches!(cause.downcast_ref(), Some(EnsembleError::Invalid { .. }))
         || cause.is::<ProbabilityError>()
         || cause.is::<ReportError>()
-        || matches!(cause.downcast_ref(), Some(ServeError::Listen { .. } | ServeError::Unsuitable(_)))
+        || matches!(cause.downcast_ref(), Some(ServeError::Listen { .. }))
         || matches!(
             cause.downcast_ref(),
             Some(InferError::Weights { .. } | InferError::Ensemble { .. } | InferError::Cases { .. })

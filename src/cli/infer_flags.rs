@@ -126,11 +126,11 @@ impl ModelFlags {
 }
 
 impl InferFlags {
-    /// The networks of a cascade's first stage, found in `models` as those of the second are in theirs; `None` without any.
-    pub(super) fn previous(&self, models: &[PathBuf]) -> anyhow::Result<Option<Vec<PathBuf>>> {
+    /// The networks of a cascade's first stage, found in `models` as those of the second are in theirs; none in none.
+    pub(super) fn previous(&self, models: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         match models.is_empty() {
-            true => Ok(None),
-            false => Ok(Some(find_checkpoints(models, &self.model.folds, self.model.checkpoint)?)),
+            true => Ok(Vec::new()),
+            false => Ok(find_checkpoints(models, &self.model.folds, self.model.checkpoint)?),
         }
     }
 

@@ -74,9 +74,9 @@ impl Predict {
             part,
             previous_stage: self.prev_stage_predictions.clone(),
         };
-        let predicted = match first {
-            Some(first) => infer::predict_both_stages(&self.images, &self.output, first, &options, &folder, &*comm),
-            None => infer::predict_folder(&self.images, &self.output, &options, &folder, &*comm),
+        let predicted = match first.is_empty() {
+            true => infer::predict_folder(&self.images, &self.output, &options, &folder, &*comm),
+            false => infer::predict_both_stages(&self.images, &self.output, first, &options, &folder, &*comm),
         };
         match predicted {
             // All ranks know them; one tells.

@@ -13,12 +13,17 @@ use crate::serve::{self, ServeLimits, ServeOptions};
 /// Segment images that other programs send over HTTP, until SIGTERM.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
+Examples:
   nnunet-dist serve -w hippocampus -c 3d_fullres -f 0 --listen 127.0.0.1:8080
-  curl --data-binary @image.nii.gz http://127.0.0.1:8080/predict -o labels.nii.gz")]
+  curl --data-binary @image.nii.gz http://127.0.0.1:8080/predict -o labels.nii.gz
+  nnunet-dist serve -w WORK -c 3d_cascade_fullres --prev-stage WORK/runs/3d_lowres    # a cascade, both stages")]
 pub struct Serve {
     #[command(flatten)]
     infer: InferFlags,
+
+    /// For the second stage of a cascade: what --run would be for the first, which segments each image before [default: none].
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    prev_stage: Vec<PathBuf>,
 
     /// Address and port. Whoever reaches it may ask: anything but loopback belongs behind a proxy that checks who.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
@@ -53,6 +58,7 @@ impl Serve {
         let options = ServeOptions {
             listen: self.listen,
             predict: self.infer.options()?,
+            first_stage: self.infer.previous(&self.prev_stage)?,
             limits: ServeLimits {
                 queue: self.queue.into(),
                 upload_bytes: self.max_upload.unwrap_or(default.upload_bytes),

@@ -63,8 +63,8 @@ pub enum InferError {
     Memory { needed: u64, limit: u64 },
     /// The network is the second stage of a cascade, and there is nothing from the first.
     #[error(
-        "the network is the second stage of a cascade and needs the segmentations of {name}: give them with \
-         --prev-stage-predictions, or the run that makes them with --prev-stage"
+        "the network is the second stage of a cascade and needs the segmentations of {name}: give the run that makes \
+         them with --prev-stage, or for images in files the segmentations themselves with --prev-stage-predictions"
     )]
     NoPreviousStage { name: String },
     /// The network takes no segmentations of a previous stage.

@@ -2,7 +2,7 @@
 //!
 //! [`SlidingWindow`] moves the network over a preprocessed image and blends what it says; [`Predictor`] puts
 //! preprocessing before it and the way back to the raw image behind it; [`predict_folder`] does so to images in files,
-//! [`validate_fold`] to the cases a training run has held out. Several networks answer as one, with the mean of their
+//! [`validate_fold`] to the cases a training run has held out, [`StagedPredictor`] to single images, also by a cascade. Several networks answer as one, with the mean of their
 //! logits: those of the folds of a cross-validation.
 //!
 //! Logits are many times larger than the image they are of, so they are never all in memory. Windows go in order of z; a
@@ -50,6 +50,7 @@ mod portions;
 mod predictor;
 mod probabilities;
 mod sliding_window;
+mod staged;
 mod stages;
 mod steps;
 mod taps;
@@ -72,6 +73,7 @@ pub use probabilities::{
     ProbabilityArchive, ProbabilityError, ProbabilityMaps, save_probabilities, stream_probabilities,
 };
 pub use sliding_window::{SlidingWindow, Spent};
+pub use staged::{PreparedImage, StagedPredictor};
 pub use stages::predict_both_stages;
 pub use steps::window_steps;
 pub use validation::validate_fold;

@@ -7,6 +7,7 @@ use super::folder::{FolderOptions, Predicted, predict_folder};
 use super::options::PredictOptions;
 use crate::checkpoint::SavedModel;
 use crate::dist::Communicator;
+use crate::model::ModelDescription;
 
 /// Where the first stage's label maps are left, within the folder of the second's.
 const FIRST_STAGE: &str = "previous_stage";
@@ -26,7 +27,7 @@ pub fn predict_both_stages(
     comm: &dyn Communicator,
 ) -> Result<Predicted, InferError> {
     if let (Some(first), Some(second)) = (first.first(), second.checkpoints.first()) {
-        check_order(first, second)?;
+        check_order(first, &SavedModel::read(first)?.description, &SavedModel::read(second)?.description)?;
     }
     let between = output.join(FIRST_STAGE);
     if comm.rank() == 0 {
@@ -38,18 +39,18 @@ pub fn predict_both_stages(
     predict_folder(inputs, output, second, &folder, comm)
 }
 
-/// Whether the second network was trained behind the first, before either takes its time.
-fn check_order(first: &Path, second: &Path) -> Result<(), InferError> {
-    let [earlier, later] = [SavedModel::read(first)?.description, SavedModel::read(second)?.description];
+/// Whether the `later` network was trained behind the `earlier` one, that of the checkpoint at `path`; before either takes its
+/// time.
+pub(super) fn check_order(path: &Path, earlier: &ModelDescription, later: &ModelDescription) -> Result<(), InferError> {
     let configuration = later.plans.configuration(&later.configuration)?;
     let Some(wanted) = configuration.previous_stage_name() else {
-        return Err(InferError::NotCascaded { configuration: later.configuration });
+        return Err(InferError::NotCascaded { configuration: later.configuration.clone() });
     };
     match earlier.configuration == wanted {
         true => Ok(()),
         false => Err(InferError::OtherStage {
-            path: first.to_owned(),
-            found: earlier.configuration,
+            path: path.to_owned(),
+            found: earlier.configuration.clone(),
             wanted: wanted.to_owned(),
         }),
     }

@@ -11,7 +11,12 @@ use crate::preprocess::Preprocessor;
 ///
 /// # Errors
 /// What about it does not suit.
-pub fn check(files: &CaseFiles, channels: usize, image_bytes: u64, preprocessor: &Preprocessor) -> Result<(), Refusal> {
+pub fn check(
+    files: &CaseFiles,
+    channels: usize,
+    image_bytes: u64,
+    preprocessors: &[Preprocessor],
+) -> Result<(), Refusal> {
     let folder = files.images[0].parent().unwrap_or(&files.images[0]);
     let unreadable = |error| Refusal::of(&InferError::Dataset(DatasetError::Image(error)), folder);
     let headers = files.images.iter().map(|image| read_header(image).map_err(unreadable));
@@ -25,8 +30,9 @@ pub fn check(files: &CaseFiles, channels: usize, image_bytes: u64, preprocessor:
     };
     for header in &headers {
         let [_, z, y, x] = header.shape;
-        let resampled = preprocessor.shape_after_resampling(header);
-        for (shape, where_) in [([z, y, x], ""), (resampled, " at the networks' spacing")] {
+        let resampled =
+            preprocessors.iter().map(|stage| (stage.shape_after_resampling(header), " at the networks' spacing"));
+        for (shape, where_) in [([z, y, x], "")].into_iter().chain(resampled) {
             if bytes(shape) > image_bytes {
                 return Err(Refusal::too_large(format!(
                     "an image of {shape:?} voxels{where_} takes {} MiB, the server allows {}",

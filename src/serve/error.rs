@@ -18,9 +18,6 @@ pub enum ServeError {
     /// The address is taken, or not this machine's.
     #[error("--listen {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
-    /// The networks need what no client sends.
-    #[error("{0}")]
-    Unsuitable(String),
     /// The system refuses threads or signals.
     #[error("the server cannot be started: {0}")]
     System(io::Error),

@@ -13,6 +13,8 @@ pub struct ServeOptions {
     pub listen: SocketAddr,
     /// Which networks answer, and how.
     pub predict: PredictOptions,
+    /// If they are the second stage of a cascade, the checkpoints of the first; otherwise none.
+    pub first_stage: Vec<PathBuf>,
     pub limits: ServeLimits,
     /// Where images lie while they are worked on.
     pub spool: PathBuf,

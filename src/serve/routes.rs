@@ -128,7 +128,7 @@ async fn answer(
         })??,
     };
     let channels = state.dataset.num_channels();
-    block_in_place(|| check(&upload.files, channels, limits.image_bytes, &state.preprocessor))?;
+    block_in_place(|| check(&upload.files, channels, limits.image_bytes, &state.preprocessors))?;
     let (reply, answer) = oneshot::channel();
     state.submit(Job { upload, with_probabilities, reply, slot, _begun: None })?;
     // The threads always reply, unless they are gone.

@@ -23,8 +23,7 @@ use super::worker::{predict_all, preprocess_all};
 use crate::backend::{ComputeBackend, OnDevice, on_device};
 use crate::dist::Single;
 use crate::http::{Limits, accept_all};
-use crate::infer::{InferError, Predictor};
-use crate::model::ModelDescription;
+use crate::infer::StagedPredictor;
 use crate::ops::NnOps;
 
 const CONNECTIONS: usize = 1024;
@@ -65,10 +64,9 @@ impl<F: FnOnce(SocketAddr)> OnDevice for Serve<'_, F> {
 impl<F: FnOnce(SocketAddr)> Serve<'_, F> {
     fn serve<B: NnOps>(self, device: B::Device) -> Result<(), ServeError> {
         let Self { options, announce } = self;
-        let predictor = Predictor::<B>::with_options(&options.predict, device)?;
-        refuse_cascade(predictor.model())?;
+        let predictor = StagedPredictor::<B>::open(&options.first_stage, &options.predict, device)?;
         let (jobs, queue) = bounded(options.limits.queue);
-        let state = Arc::new(State::new(predictor.model(), predictor.preprocessor(), options, jobs));
+        let state = Arc::new(State::new(predictor.last().model(), predictor.preprocessors(), options, jobs));
         let stop = listen_to_signals().map_err(ServeError::System)?;
         let mut threads = runtime::Builder::new_multi_thread();
         let runtime = threads.worker_threads(THREADS).enable_all().build().map_err(ServeError::System)?;
@@ -88,18 +86,6 @@ impl<F: FnOnce(SocketAddr)> Serve<'_, F> {
         // Connections that are left have had their time.
         runtime.shutdown_background();
         Ok(())
-    }
-}
-
-/// A second stage needs what a first has said, which no request brings.
-fn refuse_cascade(model: &ModelDescription) -> Result<(), ServeError> {
-    let name = &model.configuration;
-    let configuration = model.plans.configuration(name).map_err(InferError::from)?;
-    match configuration.previous_stage {
-        None => Ok(()),
-        Some(_) => {
-            Err(ServeError::Unsuitable(format!("{name} continues another configuration: serve one that does not")))
-        }
     }
 }
 

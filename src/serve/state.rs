@@ -19,7 +19,8 @@ use crate::preprocess::Preprocessor;
 /// The networks as far as requests are concerned, the queue, and what is counted.
 pub struct State {
     pub dataset: DatasetJson,
-    pub preprocessor: Preprocessor,
+    /// Of the networks, of each stage of a cascade.
+    pub preprocessors: Vec<Preprocessor>,
     pub limits: ServeLimits,
     pub spool: PathBuf,
     pub metrics: Metrics,
@@ -36,13 +37,13 @@ impl State {
     /// With an empty queue, which holds at least as many jobs as are taken on.
     pub fn new(
         model: &ModelDescription,
-        preprocessor: &Preprocessor,
+        preprocessors: Vec<Preprocessor>,
         options: &ServeOptions,
         jobs: Sender<Job>,
     ) -> Self {
         Self {
             dataset: model.dataset.clone(),
-            preprocessor: preprocessor.clone(),
+            preprocessors,
             limits: options.limits,
             spool: options.spool.clone(),
             metrics: Metrics::new(),
@@ -102,6 +103,7 @@ fn help(model: &ModelDescription, options: &ServeOptions) -> Value {
             "dataset": model.plans.dataset_name,
             "configuration": model.configuration,
             "networks": options.predict.checkpoints.len(),
+            "previous_stage": configuration.as_ref().and_then(|configuration| configuration.previous_stage_name()),
             "spacing_mm": configuration.as_ref().map(|configuration| configuration.spacing.clone()),
             "patch_size": configuration.as_ref().map(|configuration| configuration.patch_size.clone()),
         },

@@ -15,9 +15,8 @@ use super::refusal::Refusal;
 use super::state::State;
 use super::upload::Upload;
 use crate::image::write_labels;
-use crate::infer::{InferError, Predictor, Segmentation, load};
+use crate::infer::{InferError, PreparedImage, Segmentation, StagedPredictor, load};
 use crate::ops::NnOps;
-use crate::store::PreprocessedCase;
 
 /// An image to be segmented.
 pub struct Job {
@@ -62,21 +61,20 @@ impl Job {
 /// Reads and preprocesses images, the next while the last is predicted, until no more can come.
 pub fn preprocess_all<B: NnOps>(
     jobs: &Receiver<Job>,
-    predictor: &Predictor<B>,
+    predictor: &StagedPredictor<B>,
     state: &State,
-    to: &Sender<(Job, PreprocessedCase, Instant)>,
+    to: &Sender<(Job, PreparedImage, Instant)>,
 ) {
     for job in jobs {
         let Some(job) = job.begin(state) else { continue };
         let began = Instant::now();
-        let preprocessed = guarded(job.upload.folder.path(), || {
-            let case = load(&job.upload.files, predictor.dataset().num_channels())?;
-            predictor.preprocess(&case)
+        let prepared = guarded(job.upload.folder.path(), || {
+            predictor.prepare(load(&job.upload.files, state.dataset.num_channels())?)
         });
-        match preprocessed {
-            Ok(case) => {
+        match prepared {
+            Ok(image) => {
                 // The receiver is gone only if it panicked.
-                if to.send((job, case, began)).is_err() {
+                if to.send((job, image, began)).is_err() {
                     return;
                 }
             }
@@ -85,25 +83,27 @@ pub fn preprocess_all<B: NnOps>(
     }
 }
 
-/// Predicts what was preprocessed, until no more can come.
+/// Predicts what was preprocessed, until no more can come. What the second stage of a cascade needs of the first is made
+/// here, too, between the two.
 pub fn predict_all<B: NnOps>(
-    from: &Receiver<(Job, PreprocessedCase, Instant)>,
-    predictor: &Predictor<B>,
+    from: &Receiver<(Job, PreparedImage, Instant)>,
+    predictor: &StagedPredictor<B>,
     state: &State,
 ) {
-    for (job, PreprocessedCase { data, properties, .. }, began) in from {
+    for (job, image, began) in from {
         if job.reply.is_closed() {
             continue;
         }
         let folder = job.upload.folder.path();
+        let shape = image.properties().raw_shape();
         let answer = guarded(folder, || {
-            let found = predictor.segment(data.view(), &properties, job.with_probabilities)?;
-            write(folder, &found, &predictor.dataset().file_ending)
+            let found = predictor.segment(image, job.with_probabilities)?;
+            write(folder, &found, &state.dataset.file_ending)
         });
         match answer {
             Ok(path) => {
                 state.metrics.predicted(began.elapsed());
-                tracing::info!("{:?} voxels: {:.1} s", properties.raw_shape(), began.elapsed().as_secs_f64());
+                tracing::info!("{shape:?} voxels: {:.1} s", began.elapsed().as_secs_f64());
                 let Job { upload, reply, slot, .. } = job;
                 let _ = reply.send(Ok(Answer { path, upload, slot }));
             }
