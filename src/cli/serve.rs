@@ -16,7 +16,7 @@ use crate::serve::{self, ServeLimits, ServeOptions};
 Examples:
   nnunet-dist serve -w hippocampus -c 3d_fullres -f 0 --listen 127.0.0.1:8080
   curl --data-binary @image.nii.gz http://127.0.0.1:8080/predict -o labels.nii.gz
-  nnunet-dist serve -w WORK -c 3d_cascade_fullres --prev-stage WORK/runs/3d_lowres    # a cascade, both stages")]
+  nnunet-dist serve -w WORK -c 3d_cascade_fullres --prev-stage WORK/runs/3d_lowres --listen 127.0.0.1:8081")]
 pub struct Serve {
     #[command(flatten)]
     infer: InferFlags,

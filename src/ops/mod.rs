@@ -32,7 +32,7 @@ pub use tap::{GradientSink, TapGradients, tap};
 pub use cube::GpuRuntime;
 #[cfg(feature = "cuda")]
 pub use cube::note_burns;
-pub use loss::{DeviceLoss, LossGradientInput, LossRule, LossTarget};
+pub use loss::{DeviceLoss, LossGradientInput, LossParts, LossRule, LossTarget, VoxelRule};
 pub use memory::{DeviceBuffer, Element};
 pub use precision::Precision;
 pub use update::{AdamStep, Control, ControlRule, INITIAL_SCALE, Scaler, SgdStep};

@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData, TensorMetadata, TensorPrimitive, bac
 
 use crate::dist::{CommError, Communicator, ReduceOp};
 use crate::loss::{LossSums, SegmentationLoss, Target, VoxelLoss};
-use crate::ops::{DeviceLoss as LossOps, LossGradientInput, LossRule, LossTarget, NnOps};
+use crate::ops::{DeviceLoss as LossOps, LossGradientInput, LossParts, LossRule, LossTarget, NnOps, VoxelRule};
 
 /// A loss on a device.
 pub struct DeviceLoss<B: NnOps> {
@@ -12,42 +12,52 @@ pub struct DeviceLoss<B: NnOps> {
     rule: LossRule,
     /// Which label belongs to which channel.
     members: Tensor<B, 2, Int>,
+    /// Factors of the classes' cross-entropies.
+    weights: Tensor<B, 1>,
 }
 
 /// What a head leaves for its gradient.
 pub struct HeadSums<B: Backend> {
-    activations: FloatTensor<B>,
+    parts: LossParts<B>,
     target: LossTarget<B>,
-    local: FloatTensor<B>,
 }
 
 impl<B: NnOps> DeviceLoss<B> {
     /// `None` where the backend leaves the loss to the host, or has no such loss.
     pub fn new(loss: &SegmentationLoss, channels: usize, device: &B::Device) -> Option<Self> {
         let ops = B::device_loss()?;
-        let cross_entropy = match loss.voxels {
-            VoxelLoss::CrossEntropy if loss.class_weights.is_empty() => true,
-            VoxelLoss::None => false,
-            VoxelLoss::CrossEntropy | VoxelLoss::TopK { .. } | VoxelLoss::Focal { .. } => return None,
+        let voxels = match loss.voxels {
+            VoxelLoss::None => VoxelRule::None,
+            VoxelLoss::CrossEntropy => VoxelRule::CrossEntropy,
+            VoxelLoss::Focal { gamma } => VoxelRule::Focal { gamma },
+            // The hardest voxels are found on the host.
+            VoxelLoss::TopK { .. } => return None,
         };
+        let mut weights = loss.class_weights.clone();
+        weights.resize(channels, 1.0);
         let rule = LossRule {
             softmax: loss.target == Target::Classes,
             dice: loss.dice,
-            cross_entropy,
+            voxels,
+            weighted: !loss.class_weights.is_empty(),
             include_background: loss.include_background,
             ignore_label: loss.ignore_label.map(i32::from),
             batch_dice: loss.batch_dice,
             smooth: loss.smooth as f32,
         };
-        Some(Self { ops, rule, members: members(&loss.target, channels, device) })
+        let members = members(&loss.target, channels, device);
+        Some(Self { ops, rule, members, weights: Tensor::from_data(weights.as_slice(), device) })
     }
 
     /// Activations and sums of a head's logits.
     pub fn sums(&self, logits: Tensor<B, 5>, labels: Tensor<B, 4, Int>) -> HeadSums<B> {
-        let members = self.members.clone().into_primitive();
-        let target = LossTarget { labels: labels.into_primitive(), members, rule: self.rule };
-        let [activations, local] = (self.ops.sums)(logits.into_primitive().tensor(), &target);
-        HeadSums { activations, target, local }
+        let target = LossTarget {
+            labels: labels.into_primitive(),
+            members: self.members.clone().into_primitive(),
+            weights: self.weights.clone().into_primitive().tensor(),
+            rule: self.rule,
+        };
+        HeadSums { parts: (self.ops.parts)(logits.into_primitive().tensor(), &target), target }
     }
 
     /// The sums of all ranks, one tensor per head, queued behind this rank's where the devices can add them up themselves.
@@ -55,7 +65,7 @@ impl<B: NnOps> DeviceLoss<B> {
     /// # Errors
     /// Of the collective.
     pub fn all_ranks(&self, heads: &[HeadSums<B>], comm: &dyn Communicator) -> Result<Vec<FloatTensor<B>>, CommError> {
-        let locals: Vec<_> = heads.iter().map(|head| head.local.clone()).collect();
+        let locals: Vec<_> = heads.iter().map(|head| head.parts.sums.clone()).collect();
         if comm.world_size() == 1 {
             return Ok(locals);
         }
@@ -85,7 +95,7 @@ impl<B: NnOps> DeviceLoss<B> {
 
     /// True positives, positives and truths per channel, of a head that needs no gradient.
     pub fn counts(&self, head: HeadSums<B>) -> FloatTensor<B> {
-        (self.ops.counts)(head.activations, &head.target)
+        (self.ops.counts)(head.parts.activations, &head.target)
     }
 
     /// `weight` times the gradient with respect to a head's logits, with the loss scale.
@@ -97,8 +107,8 @@ impl<B: NnOps> DeviceLoss<B> {
         weight: f64,
         world_size: usize,
     ) -> Tensor<B, 5> {
-        let HeadSums { activations, target, local } = head;
-        let input = LossGradientInput { activations, local, global, scaler, weight: weight as f32, world_size };
+        let HeadSums { parts, target } = head;
+        let input = LossGradientInput { parts, global, scaler, weight: weight as f32, world_size };
         Tensor::from_primitive(TensorPrimitive::Float((self.ops.gradient)(input, &target)))
     }
 
@@ -109,7 +119,7 @@ impl<B: NnOps> DeviceLoss<B> {
         }
         let len = global.shape().num_elements();
         let part = |sums: &FloatTensor<B>, range: std::ops::Range<usize>| B::float_slice(sums.clone(), &[range.into()]);
-        B::float_cat(vec![part(&head.local, 0..len - 2), part(global, len - 2..len)], 0)
+        B::float_cat(vec![part(&head.parts.sums, 0..len - 2), part(global, len - 2..len)], 0)
     }
 
     /// The sums of a tensor's values, as the loss takes them.

@@ -11,7 +11,7 @@ use burn::tensor::{
 use nnunet_dist::loss::{GlobalSums, SegmentationLoss, Target, VoxelLoss};
 use nnunet_dist::ops::{
     AdamStep, Control, ControlRule, ConvParams, LossGradientInput, LossRule, LossTarget, NnOps, NormParams, Scaler,
-    SgdStep, reference,
+    SgdStep, VoxelRule, reference,
 };
 
 /// A type of activations, with the largest difference allowed, relative to the largest value.
@@ -370,7 +370,22 @@ impl<B: NnOps> Subject<B> {
         let dice = SegmentationLoss { voxels: VoxelLoss::None, ..classes.clone() };
         self.loss_agrees_with(&dice, [2, 9, 21, 30], 3, 2);
         self.loss_agrees_with(&SegmentationLoss { dice: false, ..classes.clone() }, [2, 9, 21, 30], 3, 1);
-        self.loss_agrees_with(&SegmentationLoss { include_background: true, ..classes }, [2, 9, 21, 30], 3, 2);
+        self.loss_agrees_with(&SegmentationLoss { include_background: true, ..classes.clone() }, [2, 9, 21, 30], 3, 2);
+        let weighted = SegmentationLoss { class_weights: vec![0.25, 2.0, 1.5], ..classes };
+        self.loss_agrees_with(&weighted, [2, 9, 21, 30], 3, 2);
+        self.loss_agrees_with(&SegmentationLoss { ignore_label: Some(2), ..weighted }, [2, 9, 21, 30], 3, 1);
+    }
+
+    /// As [`Self::loss_agrees`], of focal losses.
+    pub fn focal_loss_agrees(&self) {
+        draw_the_same_each_time();
+        for target in [Target::Classes, Target::Regions(vec![vec![1, 2], vec![2], vec![0, 3]])] {
+            for (batch_dice, ignore_label, gamma) in [(true, None, 2.0), (false, Some(1), 0.0), (true, Some(2), 1.5)] {
+                let loss = SegmentationLoss::new(target.clone(), batch_dice, ignore_label);
+                let loss = SegmentationLoss { voxels: VoxelLoss::Focal { gamma }, ..loss };
+                self.loss_agrees_with(&loss, [2, 9, 21, 30], 3, 1 + usize::from(batch_dice));
+            }
+        }
     }
 
     fn loss_agrees_with(&self, loss: &SegmentationLoss, shape: [usize; 4], channels: usize, world_size: usize) {
@@ -408,22 +423,31 @@ impl<B: NnOps> Subject<B> {
         for (channel, region) in regions.iter().enumerate() {
             region.iter().for_each(|label| members[*label as usize * channels + channel] = 1);
         }
+        let mut weights = loss.class_weights.clone();
+        weights.resize(channels, 1.0);
         let int = |data: TensorData| Tensor::<B, 1, Int>::from_data(data, &self.device);
         let target = LossTarget {
             labels: int(labels.iter().map(|label| i32::from(*label)).collect::<Vec<_>>().as_slice().into())
                 .into_primitive(),
             members: int(members.as_slice().into()).into_primitive(),
+            weights: Tensor::<B, 1>::from_data(weights.as_slice(), &self.device).into_primitive().tensor(),
             rule: LossRule {
                 softmax,
                 dice: loss.dice,
-                cross_entropy: loss.voxels == VoxelLoss::CrossEntropy,
+                voxels: match loss.voxels {
+                    VoxelLoss::CrossEntropy => VoxelRule::CrossEntropy,
+                    VoxelLoss::Focal { gamma } => VoxelRule::Focal { gamma },
+                    _ => VoxelRule::None,
+                },
+                weighted: !loss.class_weights.is_empty(),
                 include_background: loss.include_background,
                 ignore_label: loss.ignore_label.map(i32::from),
                 batch_dice: loss.batch_dice,
                 smooth: loss.smooth as f32,
             },
         };
-        let [our_activations, local] = (ours.sums)(self.give(&logits, FloatDType::F32), &target);
+        let parts = (ours.parts)(self.give(&logits, FloatDType::F32), &target);
+        let local = parts.sums.clone();
         let shaped = |values: Vec<f32>| {
             primitive(&Tensor::<Flex, 5>::from_data(
                 TensorData::new(values, [n, z, y, x, channels]),
@@ -440,17 +464,20 @@ impl<B: NnOps> Subject<B> {
             our_sums.truncate(expected.len());
         }
         within_each(2e-5, &format!("{what}: sums"), &our_sums, &expected);
-        close::<B>(&format!("{what}: activations"), our_activations.clone(), shaped(activations));
+        // Of a focal loss the host keeps the logits.
+        if !matches!(loss.voxels, VoxelLoss::Focal { .. }) {
+            close::<B>(&format!("{what}: activations"), parts.activations.clone(), shaped(activations));
+        }
 
         let counts =
-            values_of_dice::<B>((ours.counts)(our_activations.clone(), &target), channels, usize::from(softmax));
+            values_of_dice::<B>((ours.counts)(parts.activations.clone(), &target), channels, usize::from(softmax));
         let expected = counted(loss, &values_of_logits, &labels);
         // Logits that differ by no more than the digits of a probability are decided by rounding.
         within_each(5e-3, &format!("{what}: counts"), &counts[..expected.len()], &expected);
 
         let global = B::float_mul_scalar(local.clone(), (world_size as f32).into());
         let scaler = self.scaler(Scaler::new(64.0)).0;
-        let input = LossGradientInput { activations: our_activations, local, global, scaler, weight: 0.25, world_size };
+        let input = LossGradientInput { parts, global, scaler, weight: 0.25, world_size };
         close::<B>(&format!("{what}: gradient"), (ours.gradient)(input, &target), shaped(values));
     }
 }

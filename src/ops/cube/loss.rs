@@ -1,13 +1,15 @@
-//! Soft Dice + cross-entropy: activations and sums, then the gradient. Without the host's knowing either.
+//! Soft Dice and cross-entropy: activations and sums, then the gradient. Without the host's knowing either. Of a focal loss
+//! the voxels' part is in [`super::focal`].
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
+use super::focal;
 use super::launch::{Columns, UNITS, allocate, contiguous, elementwise, reuse};
-use crate::ops::LossRule;
+use crate::ops::{LossRule, VoxelRule};
 
-/// Quantities summed per channel: intersection, activation and target; with channel 0 also the cross-entropies and their
+/// Quantities summed per channel: intersection, activation and target; with channel 0 also the voxels' losses and their
 /// number.
 const QUANTITIES: usize = 5;
 /// nnU-Net's lower bound of the Dice denominator.
@@ -15,7 +17,7 @@ const MIN_DENOMINATOR: f32 = 1e-8;
 
 /// 1 where the label belongs to the channel.
 #[cube]
-fn member(members: &Array<i32>, label: i32, channel: usize, channels: usize) -> f32 {
+pub fn member(members: &Array<i32>, label: i32, channel: usize, channels: usize) -> f32 {
     let place = label as usize * channels + channel;
     let mut result = 0.0f32;
     if label >= 0 && place < members.len() {
@@ -24,16 +26,36 @@ fn member(members: &Array<i32>, label: i32, channel: usize, channels: usize) -> 
     result
 }
 
-/// Softmax or sigmoid in place of the logits, and each voxel's cross-entropy; a unit per voxel.
+/// The factor of the label's cross-entropy; that of an ignored label does not matter.
+#[cube]
+fn weight_of(weights: &Array<f32>, label: i32) -> f32 {
+    let mut weight = 1.0f32;
+    if label >= 0 && (label as usize) < weights.len() {
+        weight = weights[label as usize];
+    }
+    weight
+}
+
+/// The scale of the voxels' part of the gradient, `weight` times the loss scale over the number of losses.
+#[cube]
+pub fn scale_of_voxels(global: &Array<f32>, scaler: &Array<f32>, weight: f32) -> f32 {
+    let number = global[global.len() - 1];
+    select(number > 0.0f32, weight * scaler[0] / max(number, comptime!(MIN_DENOMINATOR)), 0.0f32)
+}
+
+/// Softmax or sigmoid in place of the logits, and each voxel's cross-entropy if it is asked for; a unit per voxel.
 #[cube(launch)]
 fn activate(
     logits: &Array<f32>,
     labels: &Array<i32>,
     members: &Array<i32>,
+    weights: &Array<f32>,
     activations: &mut Array<f32>,
-    cross_entropy: &mut Array<f32>,
+    losses: &mut Array<f32>,
     channels: usize,
     #[comptime] softmax: bool,
+    #[comptime] weighted: bool,
+    #[comptime] cross_entropy: bool,
 ) {
     let voxel = ABSOLUTE_POS;
     if voxel >= labels.len() {
@@ -60,6 +82,9 @@ fn activate(
             activations[begin + channel] = f32::exp(logits[begin + channel] - largest) / total;
         }
         loss = f32::ln(total) - lead;
+        if comptime!(weighted) {
+            loss *= weight_of(weights, label);
+        }
     } else {
         for channel in 0..channels {
             let logit = logits[begin + channel];
@@ -70,7 +95,9 @@ fn activate(
             activations[begin + channel] = select(logit >= 0.0f32, larger, decay * larger);
         }
     }
-    cross_entropy[voxel] = loss;
+    if comptime!(cross_entropy) {
+        losses[voxel] = loss;
+    }
 }
 
 /// 1 for the channel that a voxel is decided for, by the largest activation or by one above one half, else 0; a unit per
@@ -121,14 +148,16 @@ fn partial_sums(
     activations: &Array<f32>,
     labels: &Array<i32>,
     members: &Array<i32>,
-    cross_entropy: &Array<f32>,
+    weights: &Array<f32>,
+    losses: &Array<f32>,
     partials: &mut Array<f32>,
     voxels: usize,
     channels: usize,
     part: usize,
+    losses_per_voxel: f32,
     ignore_label: i32,
     #[comptime] has_ignore_label: bool,
-    #[comptime] softmax: bool,
+    #[comptime] weighted: bool,
 ) {
     let stride = comptime!(UNITS) / channels;
     let channel = UNIT_POS as usize % channels;
@@ -157,8 +186,8 @@ fn partial_sums(
                 activation += p;
                 target += y;
                 if channel == 0 {
-                    loss += cross_entropy[voxel];
-                    number += 1.0f32;
+                    loss += losses[voxel];
+                    number += if comptime!(weighted) { weight_of(weights, label) } else { losses_per_voxel };
                 }
             }
             row += stride;
@@ -177,10 +206,7 @@ fn partial_sums(
         partials[place + channels] = activation;
         partials[place + 2 * channels] = target;
         partials[place + 3 * channels] = loss;
-        // Binary cross-entropies are one per channel; with an ignore label they are divided by the voxels alone, as in
-        // nnU-Net's `DC_and_BCE_loss`.
-        partials[place + 4 * channels] =
-            if comptime!(softmax || has_ignore_label) { number } else { number * channels as f32 };
+        partials[place + 4 * channels] = number;
     }
 }
 
@@ -228,6 +254,7 @@ fn gradient_of(
     activations: &Array<f32>,
     labels: &Array<i32>,
     members: &Array<i32>,
+    weights: &Array<f32>,
     dice_sums: &Array<f32>,
     global: &Array<f32>,
     scaler: &Array<f32>,
@@ -241,6 +268,7 @@ fn gradient_of(
     first_dice: usize,
     #[comptime] has_ignore_label: bool,
     #[comptime] softmax: bool,
+    #[comptime] weighted: bool,
     #[comptime] batch_dice: bool,
 ) {
     let voxel = ABSOLUTE_POS;
@@ -257,8 +285,10 @@ fn gradient_of(
     if comptime!(!batch_dice) {
         first = voxel / voxels * channels * 3;
     }
-    let number = global[global.len() - 1];
-    let cross_entropy = select(number > 0.0f32, weight * scaler[0] / max(number, 1.0f32), 0.0f32);
+    let mut cross_entropy = scale_of_voxels(global, scaler, weight);
+    if comptime!(weighted) {
+        cross_entropy *= weight_of(weights, label);
+    }
     let dice_scale = dice_weight * scaler[0];
 
     let mut projection = 0.0f32;
@@ -283,38 +313,60 @@ fn gradient_of(
     }
 }
 
-/// Labels and members of a target on a runtime.
+/// A [`crate::ops::LossTarget`] on a runtime.
 pub struct Target<R: CubeRuntime> {
     pub labels: CubeTensor<R>,
     pub members: CubeTensor<R>,
+    pub weights: CubeTensor<R>,
     pub rule: LossRule,
 }
 
-/// Activations and sums, as [`crate::ops::DeviceLoss::sums`]; as many channels as a cube has units at most.
-pub fn sums<R: CubeRuntime>(logits: CubeTensor<R>, target: Target<R>) -> [CubeTensor<R>; 2] {
+impl<R: CubeRuntime> Target<R> {
+    fn contiguous(self) -> Self {
+        let Self { labels, members, weights, rule } = self;
+        Self { labels: contiguous(labels), members: contiguous(members), weights: contiguous(weights), rule }
+    }
+}
+
+/// [`crate::ops::LossParts`] on a runtime.
+pub struct Parts<R: CubeRuntime> {
+    pub activations: CubeTensor<R>,
+    pub slopes: Option<CubeTensor<R>>,
+    pub sums: CubeTensor<R>,
+}
+
+/// Activations and sums, as [`crate::ops::DeviceLoss::parts`]; as many channels as a cube has units at most.
+pub fn parts<R: CubeRuntime>(logits: CubeTensor<R>, target: Target<R>) -> Parts<R> {
     let [samples, z, y, x, channels] = logits.shape().dims();
     let voxels = z * y * x;
+    let target = target.contiguous();
     let rule = target.rule;
-    let (labels, members) = (contiguous(target.labels), contiguous(target.members));
     let logits = contiguous(logits);
     let client = logits.client.clone();
+    let losses = allocate(&logits, [samples * voxels], DType::F32);
+    let slopes = match rule.voxels {
+        VoxelRule::Focal { gamma } => Some(focal::losses(&logits, &target, &losses, gamma)),
+        VoxelRule::CrossEntropy | VoxelRule::None => None,
+    };
     let activations = reuse(&logits);
-    let cross_entropy = allocate(&logits, [samples * voxels], DType::F32);
     let (count, dim) = elementwise(samples * voxels);
     activate::launch::<R>(
         &client,
         count,
         dim,
         logits.into_array_arg(),
-        labels.clone().into_array_arg(),
-        members.clone().into_array_arg(),
+        target.labels.clone().into_array_arg(),
+        target.members.clone().into_array_arg(),
+        target.weights.clone().into_array_arg(),
         activations.clone().into_array_arg(),
-        cross_entropy.clone().into_array_arg(),
+        losses.clone().into_array_arg(),
         channels,
         rule.softmax,
+        rule.weighted,
+        slopes.is_none(),
     );
-    let sums = totals(activations.clone(), labels, members, cross_entropy, rule);
-    [activations, sums]
+    let sums = totals(activations.clone(), losses, target);
+    Parts { activations, slopes, sums }
 }
 
 /// The sums of decisions in place of activations, as [`crate::ops::DeviceLoss::counts`].
@@ -333,18 +385,13 @@ pub fn counts<R: CubeRuntime>(activations: CubeTensor<R>, target: Target<R>) -> 
         target.rule.softmax,
     );
     let rule = LossRule { batch_dice: true, ..target.rule };
-    // Their sums in place of that of the cross-entropies mean nothing.
-    totals(decisions.clone(), contiguous(target.labels), contiguous(target.members), decisions, rule)
+    // Their sums in place of that of the voxels' losses mean nothing.
+    totals(decisions.clone(), decisions, Target { rule, ..target.contiguous() })
 }
 
 /// Sums per group and channel, of contiguous tensors.
-fn totals<R: CubeRuntime>(
-    activations: CubeTensor<R>,
-    labels: CubeTensor<R>,
-    members: CubeTensor<R>,
-    cross_entropy: CubeTensor<R>,
-    rule: LossRule,
-) -> CubeTensor<R> {
+fn totals<R: CubeRuntime>(activations: CubeTensor<R>, losses: CubeTensor<R>, target: Target<R>) -> CubeTensor<R> {
+    let rule = target.rule;
     let [samples, z, y, x, channels] = activations.shape().dims();
     let voxels = z * y * x;
     let client = activations.client.clone();
@@ -356,16 +403,18 @@ fn totals<R: CubeRuntime>(
         count,
         dim,
         activations.clone().into_array_arg(),
-        labels.into_array_arg(),
-        members.into_array_arg(),
-        cross_entropy.into_array_arg(),
+        target.labels.into_array_arg(),
+        target.members.into_array_arg(),
+        target.weights.into_array_arg(),
+        losses.into_array_arg(),
         partials.clone().into_array_arg(),
         voxels,
         channels,
         geometry.part,
+        losses_per_voxel(rule, channels) as f32,
         rule.ignore_label.unwrap_or(0),
         rule.ignore_label.is_some(),
-        rule.softmax,
+        rule.weighted,
     );
     let groups = if rule.batch_dice { 1 } else { samples };
     let len = groups * channels * 3 + 2;
@@ -383,10 +432,20 @@ fn totals<R: CubeRuntime>(
     sums
 }
 
+/// By how many losses the sum of each voxel's is divided.
+fn losses_per_voxel(rule: LossRule, channels: usize) -> usize {
+    match rule.voxels {
+        VoxelRule::Focal { .. } => channels - rule.first_channel(),
+        // Binary cross-entropies are one per channel; with an ignore label they are divided by the voxels alone, as in
+        // nnU-Net's `DC_and_BCE_loss`.
+        VoxelRule::CrossEntropy if !rule.softmax && rule.ignore_label.is_none() => channels,
+        VoxelRule::CrossEntropy | VoxelRule::None => 1,
+    }
+}
+
 /// Sums and factors of a gradient.
 pub struct GradientInput<R: CubeRuntime> {
-    pub activations: CubeTensor<R>,
-    pub local: CubeTensor<R>,
+    pub parts: Parts<R>,
     pub global: CubeTensor<R>,
     pub scaler: CubeTensor<R>,
     pub weight: f32,
@@ -395,9 +454,11 @@ pub struct GradientInput<R: CubeRuntime> {
 
 /// The gradient with respect to the logits, in the memory of the activations where nothing else refers to it.
 pub fn gradient<R: CubeRuntime>(input: GradientInput<R>, target: Target<R>) -> CubeTensor<R> {
-    let GradientInput { activations, local, global, scaler, weight, world_size } = input;
+    let GradientInput { parts, global, scaler, weight, world_size } = input;
+    let Parts { activations, slopes, sums: local } = parts;
     let [samples, z, y, x, channels] = activations.shape().dims();
-    let rule = target.rule;
+    let target = target.contiguous();
+    let (rule, global, scaler) = (target.rule, contiguous(global), contiguous(scaler));
     let activations = contiguous(activations);
     let gradient = reuse(&activations);
     let dice_channels = channels - rule.first_channel();
@@ -410,22 +471,27 @@ pub fn gradient<R: CubeRuntime>(input: GradientInput<R>, target: Target<R>) -> C
         count,
         dim,
         activations.into_array_arg(),
-        contiguous(target.labels).into_array_arg(),
-        contiguous(target.members).into_array_arg(),
+        target.labels.clone().into_array_arg(),
+        target.members.clone().into_array_arg(),
+        target.weights.clone().into_array_arg(),
         contiguous(dice_sums).into_array_arg(),
-        contiguous(global).into_array_arg(),
-        contiguous(scaler).into_array_arg(),
+        global.clone().into_array_arg(),
+        scaler.clone().into_array_arg(),
         gradient.clone().into_array_arg(),
         z * y * x,
         channels,
-        if rule.cross_entropy { weight } else { 0.0 },
+        if rule.voxels == VoxelRule::CrossEntropy { weight } else { 0.0 },
         if rule.dice { -weight / (groups * dice_channels) as f32 } else { 0.0 },
         rule.smooth,
         rule.ignore_label.unwrap_or(0),
         rule.first_channel(),
         rule.ignore_label.is_some(),
         rule.softmax,
+        rule.weighted,
         rule.batch_dice,
     );
+    if let Some(slopes) = slopes {
+        focal::add_gradient(&gradient, slopes, &target, [global, scaler], weight);
+    }
     gradient
 }

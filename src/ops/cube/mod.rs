@@ -11,6 +11,7 @@ mod conv;
 mod cuda;
 #[cfg(feature = "vulkan")]
 mod direct;
+mod focal;
 mod head;
 mod launch;
 mod loss;
@@ -30,7 +31,7 @@ pub use runtime::GpuRuntime;
 
 use super::{
     AdamStep, ControlRule, ConvParams, DeviceBuffer, DeviceLoss, DeviceWindows, HeadGradients, LossGradientInput,
-    LossTarget, NnOps, NormGradients, NormParams, SgdStep, WeightGradients, WindowTerms, reference,
+    LossParts, LossTarget, NnOps, NormGradients, NormParams, SgdStep, WeightGradients, WindowTerms, reference,
 };
 
 impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
@@ -196,11 +197,16 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
 
     fn device_loss() -> Option<DeviceLoss<Self>> {
         Some(DeviceLoss {
-            sums: |logits, target| loss::sums(logits, loss_target(target)),
+            parts: |logits, target| {
+                let loss::Parts { activations, slopes, sums } = loss::parts(logits, loss_target(target));
+                LossParts { activations, slopes, sums }
+            },
             counts: |activations, target| loss::counts(activations, loss_target(target)),
             gradient: |input, target| {
-                let LossGradientInput { activations, local, global, scaler, weight, world_size } = input;
-                let input = loss::GradientInput { activations, local, global, scaler, weight, world_size };
+                let LossGradientInput { parts, global, scaler, weight, world_size } = input;
+                let LossParts { activations, slopes, sums } = parts;
+                let parts = loss::Parts { activations, slopes, sums };
+                let input = loss::GradientInput { parts, global, scaler, weight, world_size };
                 loss::gradient(input, loss_target(target))
             },
         })
@@ -232,5 +238,6 @@ fn bias_gradient<R: GpuRuntime, BT: BoolElement>(grad: CubeTensor<R>, cancels: b
 }
 
 fn loss_target<R: GpuRuntime, BT: BoolElement>(target: &LossTarget<CubeBackend<R, f32, i32, BT>>) -> loss::Target<R> {
-    loss::Target { labels: target.labels.clone(), members: target.members.clone(), rule: target.rule }
+    let LossTarget { labels, members, weights, rule } = target;
+    loss::Target { labels: labels.clone(), members: members.clone(), weights: weights.clone(), rule: *rule }
 }

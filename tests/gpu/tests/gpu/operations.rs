@@ -35,4 +35,5 @@ tests! {
     concat_and_split_are_inverse
     updates_agree_over_several_steps
     loss_agrees
+    focal_loss_agrees
 }

@@ -6,7 +6,7 @@ use gpu_tests::{Gpu, formats};
 use ndarray::{Array4, Array5};
 use nnunet_dist::backend::ComputeBackend;
 use nnunet_dist::dist::Single;
-use nnunet_dist::loss::{SegmentationLoss, Target};
+use nnunet_dist::loss::{SegmentationLoss, Target, VoxelLoss};
 use nnunet_dist::model::{UNet, UNetSpec};
 use nnunet_dist::ops::Precision;
 use nnunet_dist::optim::{Adam, Optimizer, Rule, Sgd};
@@ -148,8 +148,11 @@ fn validate<B: ComputeBackend>(device: B::Device, loss: &SegmentationLoss) -> Va
 fn validation_counts_what_the_cpu_counts() {
     let Some(device) = gpu_tests::device() else { return };
     let regions = Target::Regions(vec![vec![1, 2], vec![2], vec![1]]);
+    let classes = SegmentationLoss::new(Target::Classes, true, None);
     for loss in [
-        SegmentationLoss::new(Target::Classes, true, None),
+        SegmentationLoss { voxels: VoxelLoss::Focal { gamma: 2.0 }, ..classes.clone() },
+        SegmentationLoss { class_weights: vec![0.1, 1.0, 3.0], ..classes.clone() },
+        classes,
         SegmentationLoss::new(Target::Classes, false, Some(2)),
         SegmentationLoss::new(regions, true, None),
     ] {

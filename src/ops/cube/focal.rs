@@ -1,0 +1,130 @@
+//! The binary focal loss of each channel (Lin et al. 2017): with the probability `p` of the right answer, by the sigmoid of the
+//! logit, it is `-(1 - p)^gamma ln p`.
+
+use burn::tensor::TensorMetadata;
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use cubecl::prelude::*;
+
+use super::launch::{allocate, elementwise};
+use super::loss::{Target, member, scale_of_voxels};
+
+/// The least `1 - p`: a power of 0 is not the same everywhere.
+const LEAST: f32 = 1e-30;
+
+/// The sum of each voxel's losses, and their derivatives with respect to the logits; a unit per voxel.
+#[cube(launch)]
+fn focal_of(
+    logits: &Array<f32>,
+    labels: &Array<i32>,
+    members: &Array<i32>,
+    losses: &mut Array<f32>,
+    slopes: &mut Array<f32>,
+    channels: usize,
+    first: usize,
+    gamma: f32,
+) {
+    let voxel = ABSOLUTE_POS;
+    if voxel >= labels.len() {
+        terminate!();
+    }
+    let begin = voxel * channels;
+    let label = labels[voxel];
+    let mut loss = 0.0f32;
+    for channel in 0..channels {
+        let mut slope = 0.0f32;
+        if channel >= first {
+            let sign = 2.0f32 * member(members, label, channel, channels) - 1.0f32;
+            let right = sign * logits[begin + channel];
+            let decay = f32::exp(-f32::abs(right));
+            let larger = 1.0f32 / (1.0f32 + decay);
+            let smaller = decay * larger;
+            let p = select(right > 0.0f32, larger, smaller);
+            let rest = select(right > 0.0f32, smaller, larger);
+            let logarithm = f32::log1p(decay) + max(-right, 0.0f32);
+            let focus = f32::powf(max(rest, comptime!(LEAST)), gamma);
+            loss += focus * logarithm;
+            slope = -sign * focus * (gamma * p * logarithm + rest);
+        }
+        slopes[begin + channel] = slope;
+    }
+    losses[voxel] = loss;
+}
+
+/// Adds the focal loss's part to a gradient; a unit per voxel.
+#[cube(launch)]
+fn add_scaled(
+    slopes: &Array<f32>,
+    labels: &Array<i32>,
+    global: &Array<f32>,
+    scaler: &Array<f32>,
+    gradient: &mut Array<f32>,
+    channels: usize,
+    weight: f32,
+    ignore_label: i32,
+    #[comptime] has_ignore_label: bool,
+) {
+    let voxel = ABSOLUTE_POS;
+    if voxel >= labels.len() {
+        terminate!();
+    }
+    let mut scale = scale_of_voxels(global, scaler, weight);
+    if comptime!(has_ignore_label) {
+        scale = select(labels[voxel] == ignore_label, 0.0f32, scale);
+    }
+    for channel in 0..channels {
+        let place = voxel * channels + channel;
+        gradient[place] += scale * slopes[place];
+    }
+}
+
+/// Writes the loss of each voxel of `logits` into `losses`, and gives the derivatives; all tensors are contiguous.
+pub fn losses<R: CubeRuntime>(
+    logits: &CubeTensor<R>,
+    target: &Target<R>,
+    losses: &CubeTensor<R>,
+    gamma: f32,
+) -> CubeTensor<R> {
+    let channels = logits.shape()[4];
+    let slopes = allocate(logits, logits.shape(), logits.dtype);
+    let (count, dim) = elementwise(logits.shape().num_elements() / channels);
+    focal_of::launch::<R>(
+        &logits.client,
+        count,
+        dim,
+        logits.clone().into_array_arg(),
+        target.labels.clone().into_array_arg(),
+        target.members.clone().into_array_arg(),
+        losses.clone().into_array_arg(),
+        slopes.clone().into_array_arg(),
+        channels,
+        target.rule.first_channel(),
+        gamma,
+    );
+    slopes
+}
+
+/// Adds to `gradient` what comes of the derivatives, with the sums of all ranks and the loss scale.
+pub fn add_gradient<R: CubeRuntime>(
+    gradient: &CubeTensor<R>,
+    slopes: CubeTensor<R>,
+    target: &Target<R>,
+    [global, scaler]: [CubeTensor<R>; 2],
+    weight: f32,
+) {
+    let channels = gradient.shape()[4];
+    let (count, dim) = elementwise(gradient.shape().num_elements() / channels);
+    add_scaled::launch::<R>(
+        &gradient.client,
+        count,
+        dim,
+        slopes.into_array_arg(),
+        target.labels.clone().into_array_arg(),
+        global.into_array_arg(),
+        scaler.into_array_arg(),
+        gradient.clone().into_array_arg(),
+        channels,
+        weight,
+        target.rule.ignore_label.unwrap_or(0),
+        target.rule.ignore_label.is_some(),
+    );
+}
