@@ -6,6 +6,8 @@ use burn::tensor::{
     ops::FloatTensor,
 };
 
+use crate::ops::host;
+
 /// Name and shape of a parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterSpec {
@@ -34,6 +36,13 @@ pub struct TensorState {
     pub spec: ParameterSpec,
     /// The values.
     pub values: Vec<f32>,
+}
+
+impl TensorState {
+    /// The values on a device.
+    pub fn upload<B: Backend>(&self, device: &B::Device) -> FloatTensor<B> {
+        B::float_from_data(TensorData::new(self.values.clone(), self.spec.shape.clone()), device)
+    }
 }
 
 /// Weights that do not fit the network.
@@ -68,9 +77,7 @@ impl<B: Backend> Parameter<B> {
 
     /// Downloads the values.
     pub fn state(&self) -> TensorState {
-        let data = burn::tensor::read_sync(B::float_into_data(self.value.clone()))
-            .expect("reading a parameter back needs no more than the device that holds it");
-        TensorState { spec: self.spec.clone(), values: data.convert::<f32>().into_vec().expect("converted to f32") }
+        TensorState { spec: self.spec.clone(), values: host::<B>(self.value.clone()) }
     }
 }
 

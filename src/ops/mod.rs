@@ -16,6 +16,7 @@ pub mod cpu;
 mod cube;
 #[cfg(feature = "nccl")]
 pub mod cudnn;
+mod host;
 mod loss;
 mod memory;
 mod precision;
@@ -32,6 +33,7 @@ pub use tap::{GradientSink, TapGradients, tap};
 pub use cube::GpuRuntime;
 #[cfg(feature = "cuda")]
 pub use cube::note_burns;
+pub(crate) use host::host;
 pub use loss::{DeviceLoss, LossGradientInput, LossParts, LossRule, LossTarget, VoxelRule};
 pub use memory::{DeviceBuffer, Element};
 pub use precision::Precision;

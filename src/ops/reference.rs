@@ -9,7 +9,7 @@ use burn::tensor::{
 
 use super::{
     AdamStep, Control, ControlRule, ConvParams, HeadGradients, NormGradients, NormParams, Scaler, SgdStep,
-    WeightGradients, float, primitive,
+    WeightGradients, float, host, primitive,
 };
 
 /// `(n, z, y, x, c)` to `(n, c, z, y, x)`.
@@ -253,11 +253,6 @@ pub fn advance<B: Backend>(sum_of_squares: f64, scaler: FloatTensor<B>, rule: Co
     let device = B::float_device(&scaler);
     let (control, after) = Scaler::from_values(&host::<B>(scaler)).advance(sum_of_squares, rule);
     [&control.values()[..], &after.values()[..]].map(|values| B::float_from_data(values.into(), &device))
-}
-
-fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
-    let data = burn::tensor::read_sync(B::float_into_data(tensor)).expect("reading back needs no more than the device");
-    data.convert::<f32>().into_vec().expect("converted to f32")
 }
 
 pub fn sgd<B: Backend>(

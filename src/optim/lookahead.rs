@@ -7,8 +7,8 @@ use burn::tensor::{
     ops::FloatTensor,
 };
 
-use super::optimizer::{host, upload};
 use crate::model::{Parameter, ParameterSpec, StateError, TensorState};
+use crate::ops::host;
 
 /// Steps between two of the slow weights (`sync_period` of TensorFlow Addons' `Lookahead`, which NVIDIA's nnU-Net uses).
 const PERIOD: usize = 6;
@@ -82,7 +82,7 @@ impl<B: Backend> Lookahead<B> {
             return Ok(());
         }
         let slow = specs.iter().map(|spec| match state.get(name_of(spec).as_str()) {
-            Some(found) if found.spec.shape == spec.shape => Ok(upload::<B>(found, device)),
+            Some(found) if found.spec.shape == spec.shape => Ok(found.upload::<B>(device)),
             _ => Err(StateError(format!("{} is missing or has another shape", name_of(spec)))),
         });
         self.slow = slow.collect::<Result<_, _>>()?;

@@ -9,7 +9,7 @@ use burn::tensor::{
 
 use super::lookahead::Lookahead;
 use crate::model::{Parameter, ParameterSpec, StateError, TensorState};
-use crate::ops::{AdamStep, ControlRule, INITIAL_SCALE, NnOps, Scaler, SgdStep};
+use crate::ops::{AdamStep, ControlRule, INITIAL_SCALE, NnOps, Scaler, SgdStep, host};
 
 /// Stochastic gradient descent (`torch.optim.SGD`), nnU-Net's default.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -202,7 +202,7 @@ impl<B: NnOps> Optimizer<B> {
             }
             Ok(Some(*found))
         };
-        let upload = |state: &TensorState| upload::<B>(state, device);
+        let upload = |state: &TensorState| state.upload::<B>(device);
         let moments = specs.iter().map(|spec| {
             let Some(first) = find(spec, "first", &spec.shape)? else { return Ok(None) };
             Ok(Some(Moments { first: upload(first), second: find(spec, "second", &spec.shape)?.map(upload) }))
@@ -264,15 +264,4 @@ impl Adam {
         *moments = Some(Moments { first, second: Some(second) });
         value
     }
-}
-
-/// A tensor of these values.
-pub(super) fn upload<B: Backend>(state: &TensorState, device: &B::Device) -> FloatTensor<B> {
-    Parameter::<B>::new(state.spec.clone(), state.values.clone(), device).tensor_primitive()
-}
-
-/// A tensor's values; waits for the device.
-pub(super) fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
-    let data = burn::tensor::read_sync(B::float_into_data(tensor)).expect("reading back needs no more than the device");
-    data.convert::<f32>().into_vec().expect("converted to f32")
 }

@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::configuration::lift;
+use super::lift::lift;
 use super::networks::{NETWORKS, Network};
 use super::{PlanError, parameter_count};
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::architecture::wrong;
+use super::lift::lift;
 use super::{Architecture, NetworkShape, PlanError};
 use crate::dataset::DatasetJson;
 
@@ -205,15 +206,6 @@ impl Configuration {
     }
 }
 
-/// `(y, x)` or `(z, y, x)` as `(z, y, x)`.
-pub(super) fn lift<T: Copy>(axes: &[T], z: T) -> [T; 3] {
-    let mut lifted = [z; 3];
-    for (to, from) in lifted.iter_mut().rev().zip(axes.iter().rev()) {
-        *to = *from;
-    }
-    lifted
-}
-
 pub(super) fn resampling_fn() -> String {
     RESAMPLING_FN.to_owned()
 }
@@ -224,15 +216,4 @@ fn cubic() -> usize {
 
 fn never() -> Option<bool> {
     Some(false)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::lift;
-
-    #[test]
-    fn two_dimensions_are_three_with_one_slice() {
-        assert_eq!(lift(&[5, 7], 1), [1, 5, 7]);
-        assert_eq!(lift(&[3, 5, 7], 1), [3, 5, 7]);
-    }
 }

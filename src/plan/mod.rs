@@ -9,6 +9,7 @@ mod configuration;
 mod error;
 mod estimate;
 mod layers;
+mod lift;
 mod networks;
 mod old_format;
 mod patch;

@@ -1,6 +1,6 @@
 //! The largest patch, and batch of it, that a GPU's memory allows.
 
-use super::configuration::lift;
+use super::lift::lift;
 use super::presets::Preset;
 use super::{NetworkShape, Topology, feature_map_size};
 

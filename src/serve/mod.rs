@@ -10,6 +10,7 @@
 mod check;
 mod error;
 mod image_file;
+mod job;
 mod metrics;
 mod options;
 mod refusal;

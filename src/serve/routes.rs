@@ -20,10 +20,10 @@ use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
 use super::check::check;
+use super::job::{Answer, Job};
 use super::refusal::Refusal;
 use super::state::State;
 use super::upload::{Upload, too_large_upload};
-use super::worker::{Answer, Job};
 
 /// How long the rest of a refused body is read: a client that is still sending would not read the answer.
 const LINGER: Duration = Duration::from_secs(5);

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::job::Job;
 use super::metrics::Metrics;
 use super::options::{ServeLimits, ServeOptions};
 use super::refusal::Refusal;
-use super::worker::Job;
 use crate::dataset::DatasetJson;
 use crate::model::ModelDescription;
 use crate::preprocess::Preprocessor;

@@ -8,55 +8,13 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use ndarray_npy::NpzWriter;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::metrics::InProgress;
+use super::job::{Answer, Job};
 use super::refusal::Refusal;
 use super::state::State;
-use super::upload::Upload;
 use crate::image::write_labels;
 use crate::infer::{InferError, PreparedImage, Segmentation, StagedPredictor, load};
 use crate::ops::NnOps;
-
-/// An image to be segmented.
-pub struct Job {
-    pub upload: Upload,
-    /// Whether the answer is an npz with the probabilities.
-    pub with_probabilities: bool,
-    /// Closed by a client that has gone.
-    pub reply: oneshot::Sender<Result<Answer, Refusal>>,
-    /// Given back with the answer.
-    pub slot: OwnedSemaphorePermit,
-    /// Once it is worked on.
-    pub _begun: Option<InProgress>,
-}
-
-/// A file with what was found, in the folder of what was sent.
-pub struct Answer {
-    pub path: PathBuf,
-    /// Removed with everything in it when this is dropped.
-    pub upload: Upload,
-    pub slot: OwnedSemaphorePermit,
-}
-
-impl Job {
-    /// Counts it as begun if it is worth to be; if not, it ends here.
-    fn begin(self, state: &State) -> Option<Self> {
-        if self.reply.is_closed() {
-            return None;
-        }
-        if state.stopping.is_cancelled() {
-            self.refuse(Refusal::stopping());
-            return None;
-        }
-        Some(Self { _begun: Some(state.metrics.begin()), ..self })
-    }
-
-    fn refuse(self, refusal: Refusal) {
-        // The client may have gone.
-        let _ = self.reply.send(Err(refusal));
-    }
-}
 
 /// Reads and preprocesses images, the next while the last is predicted, until no more can come.
 pub fn preprocess_all<B: NnOps>(
@@ -66,7 +24,7 @@ pub fn preprocess_all<B: NnOps>(
     to: &Sender<(Job, PreparedImage, Instant)>,
 ) {
     for job in jobs {
-        let Some(job) = job.begin(state) else { continue };
+        let Some(job) = begin(job, state) else { continue };
         let began = Instant::now();
         let prepared = guarded(job.upload.folder.path(), || {
             predictor.prepare(load(&job.upload.files, state.dataset.num_channels())?)
@@ -81,6 +39,18 @@ pub fn preprocess_all<B: NnOps>(
             Err(refusal) => job.refuse(refusal),
         }
     }
+}
+
+/// Counts a job as begun if it is worth to be; if not, it ends here.
+fn begin(job: Job, state: &State) -> Option<Job> {
+    if job.reply.is_closed() {
+        return None;
+    }
+    if state.stopping.is_cancelled() {
+        job.refuse(Refusal::stopping());
+        return None;
+    }
+    Some(Job { _begun: Some(state.metrics.begin()), ..job })
 }
 
 /// Predicts what was preprocessed, until no more can come. What the second stage of a cascade needs of the first is made

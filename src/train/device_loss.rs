@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData, TensorMetadata, TensorPrimitive, bac
 
 use crate::dist::{CommError, Communicator, ReduceOp};
 use crate::loss::{LossSums, SegmentationLoss, Target, VoxelLoss};
-use crate::ops::{DeviceLoss as LossOps, LossGradientInput, LossParts, LossRule, LossTarget, NnOps, VoxelRule};
+use crate::ops::{DeviceLoss as LossOps, LossGradientInput, LossParts, LossRule, LossTarget, NnOps, VoxelRule, host};
 
 /// A loss on a device.
 pub struct DeviceLoss<B: NnOps> {
@@ -168,10 +168,4 @@ pub(super) fn host_all<'a, B: Backend>(tensors: impl Iterator<Item = &'a FloatTe
     let lengths: Vec<_> = tensors.iter().map(|tensor| tensor.shape().num_elements()).collect();
     let mut values = host::<B>(B::float_cat(tensors, 0)).into_iter();
     lengths.into_iter().map(|len| values.by_ref().take(len).collect()).collect()
-}
-
-/// A tensor's values on the host; waits for the device.
-pub(super) fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
-    let data = burn::tensor::read_sync(B::float_into_data(tensor)).expect("reading back needs no more than the device");
-    data.convert::<f32>().into_vec().expect("converted to f32")
 }

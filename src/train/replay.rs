@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayView4, ArrayView5, Axis, concatenate};
 
-use super::device_loss::host;
 use super::incident::{Incident, RankBatches};
 use super::step::TrainStep;
 use super::validation::Validation;
@@ -17,6 +16,7 @@ use crate::dist::Single;
 use crate::loader::SampleId;
 use crate::loss::weights;
 use crate::model::UNet;
+use crate::ops::host;
 
 /// What came of the step this time.
 #[derive(Clone, Debug, PartialEq)]
