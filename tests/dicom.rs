@@ -170,6 +170,7 @@ fn an_element_longer_than_its_file_is_refused_before_it_is_read() {
         ("dicom_memory.dcm", "(312E,312E) claims 1610614784 bytes"),
         ("dicom_after_pixels.dcm", "(0000,2D00) claims 808333361 bytes"),
         ("dicom_meta.dcm", "(0854,3E00) claims 404781056 bytes"),
+        ("dicom_syntax.dcm", "(0000,0000) claims 4160752128 bytes"),
         ("dicom_odd_length.dcm", "(00FF,0000) claims 1128875008 bytes"),
     ] {
         let folder = tempfile::tempdir().unwrap();
