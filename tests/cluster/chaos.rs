@@ -41,20 +41,20 @@ enum Disturbance {
 #[test]
 fn a_training_under_chaos_ends_as_if_nothing_had_happened() {
     let shop = Workshop::new();
-    // Before the hosts, so that they see it.
-    let Some(disk) = SmallDisk::mount(shop.path("disk"), 8 << 20) else { return };
-    let Some(cluster) = Cluster::up(HOSTS) else { return };
     let number = |name: &str, default: u64| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let (seconds, seed) = (number("NNUNET_CHAOS_SECONDS", 60), number("NNUNET_CHAOS_SEED", 1));
     let limit = Duration::from_secs(seconds);
+    // Before the hosts, so that they see it. The log grows by half a KiB with each epoch, of which there are some dozen a second.
+    let Some(disk) = SmallDisk::mount(shop.path("disk"), (8 << 20) + ((seconds as usize) << 15)) else { return };
+    let Some(cluster) = Cluster::up(HOSTS) else { return };
 
     let [first, whole] = ["first", "whole"].map(|name| shop.run_dir(name));
     let began = Instant::now();
     let Some(mut job) = launch(&cluster, &shop, &first, FIRST_EPOCHS) else { return };
     finish(&mut job, Duration::from_secs(120));
-    // Undisturbed it takes less than disturbances go on, for some of this was the start.
+    // Undisturbed it takes half as long as disturbances go on, with them about as long.
     let speed = FIRST_EPOCHS as f64 / began.elapsed().as_secs_f64();
-    let epochs = ((limit.as_secs_f64() * speed) as usize).max(FIRST_EPOCHS);
+    let epochs = ((limit.as_secs_f64() * speed / 2.0) as usize).max(FIRST_EPOCHS);
     let mut job = launch(&cluster, &shop, &whole, epochs).unwrap();
     // Slower, where other work has come to the machine meanwhile.
     finish(&mut job, limit * 3 + Duration::from_secs(120));
