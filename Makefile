@@ -59,7 +59,7 @@ docs: setup
 	@scripts/setup nextest
 	NNUNET_UPDATE_DOCS=1 $(CARGO) nextest run $(TESTED) --test cli_reference --test reference
 
-# `test` has a minute of it. SEED=2 gives other disturbances.
+# `test` has two minutes of it. SEED=2 gives other disturbances.
 chaos:
 	@scripts/setup nextest cluster
 	NNUNET_CHAOS_SECONDS=$(or $(SECONDS),1800) NNUNET_CHAOS_SEED=$(or $(SEED),1) \
