@@ -2,8 +2,8 @@
 //!
 //! [`SlidingWindow`] moves the network over a preprocessed image and blends what it says; [`Predictor`] puts
 //! preprocessing before it and the way back to the raw image behind it; [`predict_folder`] does so to images in files,
-//! [`validate_fold`] to the cases a training run has held out, [`StagedPredictor`] to single images, also by a cascade. Several networks answer as one, with the mean of their
-//! logits: those of the folds of a cross-validation.
+//! [`validate_fold`] to the cases a training run has held out, [`StagedPredictor`] to single images, also by a cascade.
+//! Several networks answer as one, with the mean of their logits: those of the folds of a cross-validation.
 //!
 //! Logits are many times larger than the image they are of, so they are never all in memory. Windows go in order of z; a
 //! plane that no window to come reaches is resampled to the raw image's voxels and decided on at once, and only its labels
