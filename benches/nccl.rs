@@ -13,7 +13,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{TensorData, read_sync};
 use nnunet_dist::backend::gpu;
-use nnunet_dist::dist::{self, Communicator, NcclComm, NcclLink, ReduceOp, Timeouts};
+use nnunet_dist::distributed::{self, Communicator, NcclComm, NcclLink, ReduceOp, Timeouts};
 use nnunet_dist::ops::{NnOps, Precision};
 use serde_json::json;
 
@@ -40,7 +40,7 @@ fn run() -> Result<Option<serde_json::Value>, String> {
     let values = |megabytes: f64| (megabytes * f64::from(1 << 20) / 4.0) as usize;
     let (total, bucket, rounds) = (values(number(0, 128.0)), values(number(1, 25.0)), number(2, 30.0) as usize);
 
-    let host = dist::init().map_err(|error| error.to_string())?;
+    let host = distributed::init().map_err(|error| error.to_string())?;
     let limit = Duration::from_secs(120);
     let link = NcclLink::join(&*host, Timeouts { first: limit, later: limit });
     let comm = match link {

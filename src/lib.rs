@@ -28,41 +28,29 @@
 //! Arrays are C-order `(channel, z, y, x)`, spacing is `(z, y, x)` in mm. A 2D configuration is a 3D one whose z extent
 //! is 1, everywhere in memory; only files (plans, PNG) know two dimensions. Images are `f32`, labels `i16`.
 
-pub mod augment;
-pub mod backend;
+#[cfg(feature = "program")]
 pub mod bench;
-pub mod checkpoint;
+#[cfg(feature = "program")]
 pub mod cli;
-pub mod config;
+#[cfg(feature = "program")]
 pub mod crossval;
-#[cfg(feature = "nccl")]
-mod cuda;
-pub mod dataset;
-pub mod dist;
+#[cfg(feature = "program")]
 pub mod doctor;
-pub mod ensemble;
-pub mod eval;
-pub mod fsio;
-mod http;
-pub mod image;
-pub mod infer;
-pub mod inspect;
-pub mod interop;
-pub mod loader;
-pub mod loss;
-pub mod math;
-pub mod model;
-pub mod ops;
-pub mod optim;
-pub mod phantom;
-pub mod plan;
-pub mod postprocess;
-pub mod preprocess;
+#[cfg(feature = "program")]
 pub mod report;
-pub mod rng;
+#[cfg(feature = "program")]
 pub mod scaling;
+#[cfg(feature = "program")]
 pub mod serve;
-pub mod store;
-pub mod telemetry;
-pub mod trace;
-pub mod train;
+
+pub use nnunet_comm::distributed;
+pub use nnunet_core::{fsio, math, rng, trace};
+pub use nnunet_data::{augment, dataset, loader, phantom, plan, preprocess, store, work};
+pub use nnunet_eval::{self as eval, postprocess};
+pub use nnunet_image as image;
+pub use nnunet_infer::{self as infer, ensemble};
+pub use nnunet_interop as interop;
+pub use nnunet_nn::{Device, backend, checkpoint, loss, model, ops, optim};
+pub use nnunet_train::{self as train, config, telemetry};
+#[cfg(feature = "program")]
+pub use nnunet_viz::inspect;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use nnunet_dist::cli::{Cli, exit};
-use nnunet_dist::dist;
+use nnunet_dist::distributed;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -15,7 +15,7 @@ fn main() -> ExitCode {
             return if usage.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS };
         }
     };
-    dist::explain_full_memory();
+    distributed::explain_full_memory();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

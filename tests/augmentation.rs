@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array3, Array4, Axis};
+use nnunet_dist::augment::AugmentationPreset;
 use nnunet_dist::augment::{
     AdditiveBrightness, BlankRectangle, BlurWidths, BrightnessContrast, BrightnessGradient, Contrast, ExchangeAxes,
     Gamma, GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror,
     MultiplicativeBrightness, Pipeline, QuarterTurn, Sharpen, Spatial, centre_crop,
 };
-use nnunet_dist::config::AugmentationPreset;
 use nnunet_dist::rng::{Purpose, Stream, stream};
 use nnunet_dist::store::Patch;
 

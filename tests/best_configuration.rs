@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ndarray::{Array3, Array4, s};
-use nnunet_dist::config::{FoldId, Source, WorkDir};
 use nnunet_dist::crossval::{BestOptions, CrossvalError, HeldOut, Information, accumulate, find_best};
 use nnunet_dist::dataset::{DatasetJson, Fold};
 use nnunet_dist::ensemble::{EnsembleOptions, ensemble_folders};
@@ -18,6 +17,7 @@ use nnunet_dist::fsio::write_json;
 use nnunet_dist::image::{Geometry, LabelMap, read_labels, write_labels};
 use nnunet_dist::infer::{ProbabilityArchive, save_probabilities};
 use nnunet_dist::phantom::PhantomOptions;
+use nnunet_dist::work::{FoldId, Source, WorkDir};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -15,8 +15,7 @@ use ndarray::{Array3, Array4};
 use nnunet_dist::augment::Pipeline;
 use nnunet_dist::augment::cascade::PreviousStage;
 use nnunet_dist::checkpoint::SavedModel;
-use nnunet_dist::config::{RunDir, WorkDir};
-use nnunet_dist::dist::Single;
+use nnunet_dist::distributed::Single;
 use nnunet_dist::eval::{FolderOptions, Summary, evaluate_folder};
 use nnunet_dist::image::{read_labels, write_labels};
 use nnunet_dist::loader::{Batch, Loader, LoaderOptions, Oversampling, Sampler, SamplerOptions, Shard};
@@ -24,6 +23,7 @@ use nnunet_dist::phantom::PhantomOptions;
 use nnunet_dist::plan::Plans;
 use nnunet_dist::rng::Purpose;
 use nnunet_dist::store::{CachedStore, CaseStore, NativeStore, label_map, stage_label_maps, write_label_map};
+use nnunet_dist::work::{RunDir, WorkDir};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -34,6 +34,6 @@ const PART: &str = "NNUNET_TEST_PART";
 #[test]
 fn part_of_a_rank() {
     if std::env::var_os(PART).is_some() {
-        small::differ(&*nnunet_dist::dist::init().unwrap());
+        small::differ(&*nnunet_dist::distributed::init().unwrap());
     }
 }

@@ -16,7 +16,7 @@ use burn::tensor::ops::FloatTensorOps;
 use ndarray::{Array1, Axis, Slice};
 use ndarray_npy::NpzReader;
 use nnunet_dist::backend::Cpu;
-use nnunet_dist::dist::{self, Communicator, Wire};
+use nnunet_dist::distributed::{self, Communicator, Wire};
 use nnunet_dist::loss::{SegmentationLoss, Target};
 use nnunet_dist::model::{TensorState, UNet};
 use nnunet_dist::optim::{Optimizer, Sgd};
@@ -41,7 +41,7 @@ fn two_processes_agree_with_pytorchs() {
 #[test]
 fn part_of_a_rank() {
     let Some(path) = env::var_os(FIXTURE) else { return };
-    let comm = dist::init().unwrap();
+    let comm = distributed::init().unwrap();
     assert_eq!(comm.world_size(), RANKS);
     // A bucket per parameter, some buckets, one for all; behind the backward pass and after it.
     for (bucket_len, overlap) in [(1, true), (50_000, true), (50_000, false), (usize::MAX, true)] {

@@ -11,7 +11,7 @@ use std::env;
 use std::fs;
 
 use nnunet_dist::backend::Cpu;
-use nnunet_dist::dist::{self, Communicator, Single, Wire};
+use nnunet_dist::distributed::{self, Communicator, Single, Wire};
 use nnunet_dist::train::{ExchangeOptions, TrainStep};
 
 use tempfile::NamedTempFile;
@@ -84,7 +84,7 @@ fn ranks_with_other_buckets_are_named() {
 #[test]
 fn part_of_a_rank() {
     let Ok(part) = env::var(PART) else { return };
-    let comm = dist::init().unwrap();
+    let comm = distributed::init().unwrap();
     let words: Vec<&str> = part.split(' ').collect();
     match words[..] {
         ["train", accumulate, wire, checkpointing] => {

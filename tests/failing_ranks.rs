@@ -12,9 +12,10 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use nnunet_dist::config::{RunConfig, WorkDir};
-use nnunet_dist::dist;
+use nnunet_dist::config::RunConfig;
+use nnunet_dist::distributed;
 use nnunet_dist::train::{self, RunOptions};
+use nnunet_dist::work::WorkDir;
 
 use self::job::{Job, is_open_mpi, observe};
 use self::work::{Workshop, wait_for_epochs};
@@ -103,7 +104,7 @@ fn a_panic_beside_the_training_of_one_rank_ends_it() {
 fn part_of_a_rank() {
     let Some(folders) = env::var_os(FOLDERS) else { return };
     let [work, run, settings] = env::split_paths(&folders).collect::<Vec<_>>().try_into().unwrap();
-    let comm = dist::init().unwrap();
+    let comm = distributed::init().unwrap();
     let mut config = RunConfig::load(&settings).unwrap();
     config.run_dir = run;
     config.training.epochs = 100_000;

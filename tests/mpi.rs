@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use self::job::{Job, PATIENCE, in_parallel, is_installed, is_open_mpi, me, observe};
-use nnunet_dist::dist::{self, CommError, Communicator, ReduceOp, Wire};
+use nnunet_dist::distributed::{self, CommError, Communicator, ReduceOp, Wire};
 
 /// The environment variable with the part that a process has to play.
 const PART: &str = "NNUNET_TEST_PART";
@@ -20,7 +20,7 @@ const PART: &str = "NNUNET_TEST_PART";
 #[test]
 fn part_of_a_rank() {
     let Ok(part) = env::var(PART) else { return };
-    let comm = dist::init().unwrap_or_else(|error| {
+    let comm = distributed::init().unwrap_or_else(|error| {
         eprintln!("error: {error}");
         std::process::exit(4)
     });
@@ -72,7 +72,7 @@ mod parts {
         assert_eq!(messages, (0..size).map(message).collect::<Vec<_>>());
         assert_eq!(comm.all_gather_bytes(&[], "nothing").unwrap(), vec![Vec::<u8>::new(); size]);
 
-        dist::check_agreement(comm, "settings", b"the same").unwrap();
+        distributed::check_agreement(comm, "settings", b"the same").unwrap();
         comm.barrier("end").unwrap();
     }
 
@@ -155,7 +155,7 @@ mod parts {
                 let expected = (0..size).map(|rank| value(rank, i)).sum::<f32>() / size as f32;
                 assert!((mean - expected).abs() < tolerance, "{wire:?} at {i}: {mean} for {expected}");
             }
-            dist::check_agreement(comm, "the mean", bytes_of(&reduced)).unwrap();
+            distributed::check_agreement(comm, "the mean", bytes_of(&reduced)).unwrap();
         }
     }
 
@@ -236,7 +236,7 @@ mod parts {
 
     pub fn disagreement(comm: &dyn Communicator) {
         let settings = if comm.rank() == 1 { "lr = 0.1" } else { "lr = 0.01" };
-        let error = dist::check_agreement(comm, "settings", settings.as_bytes()).unwrap_err();
+        let error = distributed::check_agreement(comm, "settings", settings.as_bytes()).unwrap_err();
         println!("{error}");
     }
 

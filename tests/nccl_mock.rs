@@ -12,7 +12,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nnunet_dist::dist::{
+use nnunet_dist::distributed::{
     self, CommError, Communicator, DeviceBuffer, Element, NcclComm, NcclLink, ReduceOp, Timeouts, Wire,
 };
 
@@ -211,7 +211,7 @@ fn two_ranks_on_one_gpu_are_refused_unless_asked_for() {
 #[test]
 fn part_of_a_rank() {
     let Ok(part) = env::var(PART) else { return };
-    let host = dist::init().unwrap();
+    let host = distributed::init().unwrap();
     // Only a failure takes its whole time, so the others may be long.
     let limit = Duration::from_millis(if part == "train" { 20_000 } else { 400 });
     let link = match NcclLink::join(&*host, Timeouts { first: limit, later: limit }) {

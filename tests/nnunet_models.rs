@@ -12,7 +12,6 @@ use std::process::Output;
 use ndarray::{Array5, ArrayD, Axis};
 use nnunet_dist::backend::Cpu;
 use nnunet_dist::checkpoint::SavedModel;
-use nnunet_dist::config::{RunDir, WorkDir};
 use nnunet_dist::dataset::{Dataset, Splits};
 use nnunet_dist::image::{Geometry, Volume, write_volume};
 use nnunet_dist::interop::{self, Destination, Source};
@@ -20,6 +19,7 @@ use nnunet_dist::model::{UNet, batch_tensor};
 use nnunet_dist::plan::Plans;
 use nnunet_dist::preprocess::Preprocessor;
 use nnunet_dist::store::{CaseStore, NativeStore, read_case_properties};
+use nnunet_dist::work::{RunDir, WorkDir};
 
 use self::work::{Workshop, program};
 
@@ -372,14 +372,14 @@ fn preprocessed_cases_are_those_we_make_ourselves() {
 
     let splits = Splits::load(&work.splits()).unwrap();
     assert_eq!(splits.fold(0).unwrap().0, ["case"]);
-    let labels = Dataset::open(&nnunet_dist::config::Source::load(&work).unwrap().dataset).unwrap();
+    let labels = Dataset::open(&nnunet_dist::work::Source::load(&work).unwrap().dataset).unwrap();
     let label = labels.cases[0].label.as_ref().unwrap();
     assert_eq!(fs::read(label).unwrap(), fs::read(files().join("raw/labelsTr/case.nii.gz")).unwrap());
 
     // What is given as the raw dataset is taken for it.
     let source = Source { folder: &source, plans: "nnUNetPlans", raw: Some(&files().join("raw")) };
     interop::import_preprocessed(&source, &work, &|_| ()).unwrap();
-    let link = nnunet_dist::config::Source::load(&work).unwrap().dataset;
+    let link = nnunet_dist::work::Source::load(&work).unwrap().dataset;
     assert_eq!(link, files().join("raw").canonicalize().unwrap());
 }
 

@@ -10,8 +10,8 @@ use std::process::Command;
 
 use ndarray::{Array4, s};
 use ndarray_npy::{read_npy, write_npy};
-use nnunet_dist::config::RunDir;
 use nnunet_dist::dataset::Splits;
+use nnunet_dist::work::RunDir;
 use serde_json::Value;
 
 use self::work::Workshop;

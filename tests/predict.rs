@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use assert_cmd::Command;
 use ndarray::{Array3, Array4, ArrayView3, Axis, s};
 use ndarray_npy::NpzReader;
+use nnunet_dist::Device;
 use nnunet_dist::backend::CpuInference;
-use nnunet_dist::config::Device;
 use nnunet_dist::dataset::{DatasetJson, LabelValue};
-use nnunet_dist::dist::Single;
+use nnunet_dist::distributed::Single;
 use nnunet_dist::image::{Geometry, Plane, Volume, read_header, read_labels, write_volume};
 use nnunet_dist::infer::{
     Blend, FolderOptions, InferError, MemoryOptions, PredictOptions, Predictor, WindowOptions, predict_folder,

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis};
 use ndarray_npy::{NpzReader, ReadableElement, read_npy};
 use nnunet_dist::dataset::{Case, CaseFiles, Dataset, DatasetJson, extract_fingerprint};
-use nnunet_dist::dist::Single;
+use nnunet_dist::distributed::Single;
 use nnunet_dist::image::LabelMap;
 use nnunet_dist::phantom::PhantomOptions;
 use nnunet_dist::plan::{PlannerOptions, Plans, plan};

@@ -8,7 +8,7 @@ mod work;
 use std::collections::BTreeSet;
 use std::fs;
 
-use nnunet_dist::config::RunDir;
+use nnunet_dist::work::RunDir;
 use serde_json::Value;
 
 use self::work::{Workshop, tensors_of};

@@ -14,8 +14,8 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nnunet_dist::config::RunDir;
 use nnunet_dist::telemetry::{EpochRecord, read_log};
+use nnunet_dist::work::RunDir;
 
 use self::http::Response;
 use self::job::{PATIENCE, Running};

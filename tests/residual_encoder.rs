@@ -12,10 +12,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nnunet_dist::checkpoint::SavedModel;
-use nnunet_dist::config::{FoldId, RunConfig, RunDir, WorkDir};
+use nnunet_dist::config::RunConfig;
 use nnunet_dist::eval::Summary;
 use nnunet_dist::phantom::PhantomOptions;
 use nnunet_dist::plan::Plans;
+use nnunet_dist::work::{FoldId, RunDir, WorkDir};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

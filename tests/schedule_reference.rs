@@ -2,10 +2,10 @@
 
 mod common;
 
-use nnunet_dist::config::{ScheduleConfig, ScheduleKind};
 use nnunet_dist::infer::window_steps;
 use nnunet_dist::loss::weights;
 use nnunet_dist::optim::Schedule;
+use nnunet_dist::optim::{ScheduleConfig, ScheduleKind};
 use serde_json::Value;
 
 fn reference() -> Option<Value> {

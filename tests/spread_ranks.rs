@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nnunet_dist::config::WorkDir;
+use nnunet_dist::work::WorkDir;
 
 use self::job::Job;
 use self::work::{CONFIGURATION, Workshop, program};
@@ -49,7 +49,7 @@ fn two_processes_evaluate_and_predict_as_one() {
     let shop = Workshop::new();
     // All five cases are held out: two processes have something to divide.
     let [one, two] = ["one", "two"].map(|name| shop.run_dir(name));
-    let train = |run: &nnunet_dist::config::RunDir, batch: &str| {
+    let train = |run: &nnunet_dist::work::RunDir, batch: &str| {
         let mut command = program();
         command.args(["train", "-c", CONFIGURATION, "-f", "all", "-w"]).arg(shop.work.root()).arg("--run-dir");
         command.arg(run.root()).args(["--epochs", "1", "--iters-per-epoch", "2", "--val-iters", "1"]);
@@ -60,7 +60,7 @@ fn two_processes_evaluate_and_predict_as_one() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let job = run(launcher, 2, &train(&two, "1"));
     assert!(job.status.success(), "{}\n{}", job.status, job.output);
-    let summary = |run: &nnunet_dist::config::RunDir| {
+    let summary = |run: &nnunet_dist::work::RunDir| {
         let text = fs::read_to_string(run.validation().join("summary.json")).unwrap();
         text.replace(run.root().to_str().unwrap(), "RUN")
     };

@@ -10,8 +10,8 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nnunet_dist::config::RunDir;
 use nnunet_dist::telemetry::{RunState, Status};
+use nnunet_dist::work::RunDir;
 use serde_json::{Map, Value};
 
 use self::work::{Workshop, tensors_of};

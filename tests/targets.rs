@@ -11,8 +11,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nnunet_dist::config::RunDir;
 use nnunet_dist::image::{read_labels, write_labels};
+use nnunet_dist::work::RunDir;
 use serde_json::{Map, Value, json};
 
 use self::work::{Workshop, program, tensors_of};

@@ -13,7 +13,7 @@ use std::io::Cursor;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use nnunet_dist::config::RunDir;
+use nnunet_dist::work::RunDir;
 use serde_json::{Map, Value};
 
 use self::disk::SmallDisk;

@@ -13,12 +13,13 @@ use std::sync::Arc;
 
 use nnunet_dist::augment::Pipeline;
 use nnunet_dist::checkpoint::SavedModel;
-use nnunet_dist::config::{RunConfig, RunDir};
+use nnunet_dist::config::RunConfig;
 use nnunet_dist::dataset::Splits;
 use nnunet_dist::eval::Summary;
 use nnunet_dist::loader::{Loader, LoaderOptions, Oversampling, SampleId, Sampler, SamplerOptions, Shard};
 use nnunet_dist::rng::Purpose;
 use nnunet_dist::store::NativeStore;
+use nnunet_dist::work::RunDir;
 use serde_json::{Map, Value, json};
 
 use self::work::{CONFIGURATION, Workshop, tensors_of, wait_for_epochs};

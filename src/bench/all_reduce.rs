@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{Row, Timings, Work};
-use crate::dist::{CommError, Communicator, ReduceOp, Wire};
+use nnunet_comm::distributed::{CommError, Communicator, ReduceOp, Wire};
 
 /// What is averaged over the ranks.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,8 +5,8 @@ use std::path::Path;
 use burn::backend::Flex;
 
 use super::{Row, Timings, Work, measure};
-use crate::checkpoint::{HEADER, NETWORK, OPTIMIZER, read_folder, write_folder};
-use crate::model::{TensorFileError, TensorState, UNet, UNetSpec, parse_tensors, serialize_tensors};
+use nnunet_nn::checkpoint::{HEADER, NETWORK, OPTIMIZER, read_folder, write_folder};
+use nnunet_nn::model::{TensorFileError, TensorState, UNet, UNetSpec, parse_tensors, serialize_tensors};
 
 /// Measures the copy of such a network's weights and momentum, and writing (to the disk itself, with checksums) and reading
 /// of a checkpoint of them in `folder`.

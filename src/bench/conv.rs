@@ -5,8 +5,8 @@ use std::hint::black_box;
 use burn::tensor::{Distribution, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use super::{Row, StepBench, Work, measure};
-use crate::ops::{ConvParams, NnOps, Pass, Precision, reference};
-use crate::plan::{Block, ConvNorm, Head, Upwards};
+use nnunet_data::plan::{Block, ConvNorm, Head, Upwards};
+use nnunet_nn::ops::{ConvParams, NnOps, Pass, Precision, reference};
 
 /// One convolution. A transposed one is listed as that whose gradient it is: from the finer grid to the coarser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl ConvTiming {
     /// Notes how fast Burn's kernel is on this GPU: where it is faster than cuDNN's, it is run from now on.
     #[cfg(feature = "cuda")]
     pub fn note(&self, gpu: usize) {
-        use crate::ops::{Element, cudnn::Problem, note_burns, tf32};
+        use nnunet_nn::ops::{Element, cudnn::Problem, note_burns, tf32};
 
         let Some(burns) = &self.burns else { return };
         let element = match self.ours.work.precision {

@@ -9,9 +9,9 @@ use rand::Rng;
 use rand_distr::StandardNormal;
 use tempfile::TempDir;
 
-use crate::image::Geometry;
-use crate::rng::{Purpose, stream};
-use crate::store::{CaseProperties, NativeStore, PreprocessedCase, StoreError, write_case};
+use nnunet_core::rng::{Purpose, stream};
+use nnunet_data::store::{CaseProperties, NativeStore, PreprocessedCase, StoreError, write_case};
+use nnunet_image::Geometry;
 
 /// Voxels remembered of each class, as many as fit into a phantom many times over.
 const LOCATIONS: usize = 1000;
@@ -85,7 +85,7 @@ fn label(at: [usize; 3], shape: [usize; 3]) -> i16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::CaseStore;
+    use nnunet_data::store::CaseStore;
 
     #[test]
     fn cases_hold_both_classes_where_they_say() {

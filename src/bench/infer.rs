@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 use ndarray::{Array4, Array5};
 
 use super::{Row, Timings, Work, measure};
-use crate::backend::{ComputeBackend, OnDevice, on_device};
-use crate::dataset::CaseFiles;
-use crate::dist::Single;
-use crate::image::{Geometry, Resampling, write_labels};
-use crate::infer::{
+use nnunet_comm::distributed::Single;
+use nnunet_data::dataset::CaseFiles;
+use nnunet_data::store::CaseProperties;
+use nnunet_image::{Geometry, Resampling, write_labels};
+use nnunet_infer::{
     Accumulate, Blend, Decision, Export, FolderOptions, InferError, Portions, PredictOptions, Predictor, SlidingWindow,
     Spent, find_cases, predict_folder,
 };
-use crate::ops::NnOps;
-use crate::store::CaseProperties;
+use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
+use nnunet_nn::ops::NnOps;
 
 /// A trained network and the images that it is asked about.
 #[derive(Clone, Debug)]

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use ndarray::{Array3, Axis};
 
 use super::{Report, Row, Timings, Work, measure};
-use crate::augment::{Pipeline, blank_patch, centre_crop};
-use crate::loader::{Loader, LoaderError, LoaderOptions, Oversampling, SampleId, Sampler, SamplerOptions, Shard};
-use crate::loss::downsample_labels;
-use crate::rng::{Purpose, Stream, stream};
-use crate::store::{CaseStore, Patch, StoreError};
+use nnunet_core::rng::{Purpose, Stream, stream};
+use nnunet_data::augment::{Pipeline, blank_patch, centre_crop};
+use nnunet_data::loader::{Loader, LoaderError, LoaderOptions, Oversampling, SampleId, Sampler, SamplerOptions, Shard};
+use nnunet_data::store::{CaseStore, Patch, StoreError};
+use nnunet_nn::loss::downsample_labels;
 
 const SEED: u64 = 1;
 /// Batches per run: transforms are drawn at random, so that one batch says little.

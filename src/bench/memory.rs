@@ -1,10 +1,10 @@
 //! The memory of this process, and of a training step.
 
 use super::{Row, StepBench};
-use crate::backend::ComputeBackend;
-use crate::config::Device;
-use crate::dist::CommError;
-use crate::plan::assumed_memory_gb;
+use nnunet_comm::distributed::CommError;
+use nnunet_data::plan::assumed_memory_gb;
+use nnunet_nn::Device;
+use nnunet_nn::backend::ComputeBackend;
 
 /// The most memory this process has had resident so far, or `None` where the kernel does not tell (`VmHWM`, Linux).
 pub fn peak_resident_bytes() -> Option<u64> {
@@ -19,7 +19,7 @@ pub fn memory_in_use(device: Device) -> Option<u64> {
     match device {
         Device::Cpu => peak_resident_bytes(),
         #[cfg(feature = "nccl")]
-        Device::Cuda => crate::cuda::memory_in_use(0),
+        Device::Cuda => nnunet_comm::cuda::memory_in_use(0),
         #[cfg(not(feature = "nccl"))]
         Device::Cuda => None,
     }

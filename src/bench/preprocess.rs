@@ -5,11 +5,11 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::{Row, Work, measure};
-use crate::dataset::{CaseFiles, Dataset};
-use crate::dist::Single;
-use crate::plan::Plans;
-use crate::preprocess::{Limits, PreprocessError, Preprocessor, preprocess_dataset};
-use crate::store;
+use nnunet_comm::distributed::Single;
+use nnunet_data::dataset::{CaseFiles, Dataset};
+use nnunet_data::plan::Plans;
+use nnunet_data::preprocess::{Limits, PreprocessError, Preprocessor, preprocess_dataset};
+use nnunet_data::store;
 
 /// Cases that the pieces are measured with, all of which are held in memory.
 const CASES_OF_PIECES: usize = 16;

@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::timing::measure;
-use crate::config::Device;
-use crate::ops::{self, ConvParams, NnOps, Precision};
+use nnunet_nn::Device;
+use nnunet_nn::ops::{self, ConvParams, NnOps, Precision};
 
 /// Rows and columns of the matrices: large enough to fill every core.
 const MATRIX: usize = 2048;
@@ -45,7 +45,7 @@ impl Peak {
     pub fn of_gpu<B: NnOps>(device: &B::Device) -> Self {
         Self {
             matmul_tflops: matmul::<B>(Precision::Fp32, MATRIX_OF_GPU, device),
-            matmul_bf16_tflops: matmul::<B>(crate::backend::mixed_precision(Device::Cuda), MATRIX_OF_GPU, device),
+            matmul_bf16_tflops: matmul::<B>(nnunet_nn::backend::mixed_precision(Device::Cuda), MATRIX_OF_GPU, device),
             copy_gb_per_s: copy_on::<B>(device),
         }
     }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{Peak, Timings, peak_resident_bytes};
-use crate::ops::Precision;
+use nnunet_nn::ops::Precision;
 
 /// What one run of a row does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]

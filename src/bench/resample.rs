@@ -6,7 +6,7 @@ use std::hint::black_box;
 use ndarray::Array3;
 
 use super::{Row, Work, measure};
-use crate::image::{Resampling, Volume, compute_new_shape, resample_data, resample_labels};
+use nnunet_image::{Resampling, Volume, compute_new_shape, resample_data, resample_labels};
 
 /// nnU-Net v2's defaults: images cubic, labels linear class by class.
 const IMAGE: Resampling = Resampling { order: 3, order_z: 0, force_separate_z: None };

@@ -6,15 +6,15 @@ use std::time::Duration;
 use ndarray::{Array4, Array5};
 
 use super::{Row, Timings, Work, measure};
-use crate::backend::ComputeBackend;
-use crate::dist::{CommError, Single};
-use crate::loss::{self, SegmentationLoss, Target};
-use crate::model::{UNet, UNetSpec};
-use crate::ops::Precision;
-use crate::ops::profile::{self, Entry, Operation};
-use crate::optim::{Optimizer, Sgd};
-use crate::plan::{NetworkShape, PLAIN_CONV_UNET};
-use crate::train::TrainStep;
+use nnunet_comm::distributed::{CommError, Single};
+use nnunet_data::plan::{NetworkShape, PLAIN_CONV_UNET};
+use nnunet_nn::backend::ComputeBackend;
+use nnunet_nn::loss::{self, SegmentationLoss, Target};
+use nnunet_nn::model::{UNet, UNetSpec};
+use nnunet_nn::ops::Precision;
+use nnunet_nn::ops::profile::{self, Entry, Operation};
+use nnunet_nn::optim::{Optimizer, Sgd};
+use nnunet_train::TrainStep;
 
 const LEARNING_RATE: f64 = 0.01;
 /// Steps that are queued before their metrics are read, as in training.

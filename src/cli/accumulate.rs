@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::plans::PlansFlag;
-use crate::config::WorkDir;
 use crate::crossval::{self, HeldOut};
+use nnunet_data::work::WorkDir;
 
 /// Gather the held-out cases of all folds in one folder and evaluate them together.
 #[derive(Debug, Args)]

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
-use crate::dataset::{Layout, convert_dataset};
-use crate::image::{ConvertOptions, convert};
+use nnunet_data::dataset::{Layout, convert_dataset};
+use nnunet_image::{ConvertOptions, convert};
 
 /// Convert an image to another format, a folder of DICOM files to an image, or a raw dataset to another layout.
 ///

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::ensemble::{self, EnsembleOptions};
+use nnunet_infer::ensemble::{self, EnsembleOptions};
 
 /// Average the class probabilities of several predictions of the same images into one label map each.
 #[derive(Debug, Args)]

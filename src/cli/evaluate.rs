@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::positive;
-use crate::dataset::LabelValue;
-use crate::eval::{self, Classes, FolderOptions, Measure, Measures, Tolerance};
+use nnunet_data::dataset::LabelValue;
+use nnunet_eval::{self as eval, Classes, FolderOptions, Measure, Measures, Tolerance};
 
 /// Compare predicted label maps with the true ones: Dice, IoU and voxel counts per class and case, and what is asked for.
 #[derive(Debug, Args)]

@@ -14,25 +14,25 @@
 
 use std::io;
 
-use crate::backend::DeviceError;
-use crate::config::ConfigError;
 use crate::crossval::CrossvalError;
-use crate::dataset::DatasetError;
-use crate::dist::{CommError, Fault};
-use crate::ensemble::EnsembleError;
-use crate::eval::EvalError;
-use crate::image::ImageError;
-use crate::infer::{InferError, ProbabilityError};
-use crate::interop::InteropError;
-use crate::loader::LoaderError;
-use crate::model::TensorFileError;
-use crate::plan::PlanError;
-use crate::preprocess::PreprocessError;
 use crate::report::ReportError;
 use crate::scaling::ScalingError;
 use crate::serve::ServeError;
-use crate::store::{StageError, StoreError};
-use crate::train::TrainError;
+use nnunet_comm::distributed::{CommError, Fault};
+use nnunet_data::dataset::DatasetError;
+use nnunet_data::loader::LoaderError;
+use nnunet_data::plan::PlanError;
+use nnunet_data::preprocess::PreprocessError;
+use nnunet_data::store::{StageError, StoreError};
+use nnunet_data::work::ConfigError;
+use nnunet_eval::EvalError;
+use nnunet_image::ImageError;
+use nnunet_infer::ensemble::EnsembleError;
+use nnunet_infer::{InferError, ProbabilityError};
+use nnunet_interop::InteropError;
+use nnunet_nn::backend::DeviceError;
+use nnunet_nn::model::TensorFileError;
+use nnunet_train::TrainError;
 
 /// An error that is nobody's fault but ours.
 pub const INTERNAL: u8 = 1;
@@ -165,7 +165,7 @@ mod tests {
     use anyhow::{Context, anyhow};
 
     use super::*;
-    use crate::telemetry::TelemetryError;
+    use nnunet_train::telemetry::TelemetryError;
 
     #[test]
     fn the_known_cause_decides_wherever_it_is_in_the_chain() {

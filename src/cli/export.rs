@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use crate::checkpoint::SavedModel;
-use crate::infer::CheckpointName;
-use crate::interop;
+use nnunet_infer::CheckpointName;
+use nnunet_interop as interop;
+use nnunet_nn::checkpoint::SavedModel;
 
 /// Write a trained network for other programs.
 #[derive(Debug, Args)]

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::plans::PlansFlag;
-use crate::config::WorkDir;
 use crate::crossval::{self, BestOptions};
+use nnunet_data::work::WorkDir;
 
 /// Compare the cross-validated configurations and the ensembles of any two, determine the postprocessing of the best, and
 /// write down how to predict with it.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
-use crate::config::WorkDir;
-use crate::interop::{self, Destination, Source};
+use nnunet_data::work::WorkDir;
+use nnunet_interop::{self as interop, Destination, Source};
 
 /// Take over trained models of nnU-Net v2, or its preprocessed data.
 ///

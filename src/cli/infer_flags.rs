@@ -6,10 +6,11 @@ use clap::{Args, ValueEnum};
 
 use super::plans::PlansFlag;
 use super::precision::PrecisionFlags;
-use crate::config::{Device, FoldId, WorkDir};
-use crate::infer::{
+use nnunet_data::work::{FoldId, WorkDir};
+use nnunet_infer::{
     Accumulate, Blend, CheckpointName, DEFAULT_FOLDS, MemoryOptions, PredictOptions, WindowOptions, find_checkpoints,
 };
+use nnunet_nn::Device;
 
 /// The networks, the windows, the device.
 #[derive(Debug, Args)]

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use clap::Args;
 
-use crate::config::ConfigError;
-use crate::dataset::Dataset;
-use crate::fsio;
-use crate::inspect::{Subject, montage};
+use nnunet_core::fsio;
+use nnunet_data::dataset::Dataset;
+use nnunet_data::work::ConfigError;
+use nnunet_viz::inspect::{Subject, montage};
 
 /// Show what is in a case: header, intensities, volumes of its labels; and a picture.
 #[derive(Debug, Args)]

@@ -3,8 +3,10 @@
 use clap::Args;
 
 use super::name_of;
-use crate::config::{AugmentationPreset, Layer, LossKind, OptimizerKind, ScheduleKind};
-use crate::loader::Oversampling;
+use nnunet_data::augment::AugmentationPreset;
+use nnunet_data::loader::Oversampling;
+use nnunet_nn::optim::ScheduleKind;
+use nnunet_train::config::{Layer, LossKind, OptimizerKind};
 
 /// Loss, optimiser and augmentation.
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::phantom::PhantomOptions;
+use nnunet_data::phantom::PhantomOptions;
 
 /// Generate a labelled dataset, to try things on.
 ///

@@ -7,11 +7,11 @@ use clap::Args;
 
 use super::plans;
 use super::ranks::or_abort;
-use crate::config::{ConfigError, Source, WorkDir};
-use crate::dataset::{self, Dataset, Splits};
-use crate::dist;
-use crate::fsio;
-use crate::plan::{self, Planner, PlannerOptions, Plans};
+use nnunet_comm::distributed;
+use nnunet_core::fsio;
+use nnunet_data::dataset::{self, Dataset, Splits};
+use nnunet_data::plan::{self, Planner, PlannerOptions, Plans};
+use nnunet_data::work::{ConfigError, Source, WorkDir};
 
 /// Validate a dataset and plan its configurations: spacing, patch size, network, batch size.
 ///
@@ -62,7 +62,7 @@ pub struct Plan {
 impl Plan {
     /// Of several processes, the first plans and the others wait.
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let comm = dist::init()?;
+        let comm = distributed::init()?;
         comm.enter_long("planning");
         if comm.rank() == 0 {
             or_abort(self.plan(), &*comm)?;

@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use crate::config::{ConfigError, WorkDir, check_plans_name};
-use crate::plan::Plans;
+use nnunet_data::plan::Plans;
+use nnunet_data::work::{ConfigError, WorkDir, check_plans_name};
 
 /// `--plans NAME`.
 #[derive(Clone, Debug, Args)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
-use crate::postprocess::{DetermineOptions, Postprocessing, apply_to_folder, determine_folder};
+use nnunet_eval::postprocess::{DetermineOptions, Postprocessing, apply_to_folder, determine_folder};
 
 /// Keep the largest connected component of predictions, where it was found to help; or find out where it does.
 #[derive(Debug, Args)]

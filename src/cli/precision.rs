@@ -2,9 +2,10 @@
 
 use clap::Args;
 
-use crate::backend::mixed_precision;
-use crate::config::{ConfigError, Device};
-use crate::ops::Precision;
+use nnunet_data::work::ConfigError;
+use nnunet_nn::Device;
+use nnunet_nn::backend::mixed_precision;
+use nnunet_nn::ops::Precision;
 
 /// `--precision FORMAT` or `--amp`.
 #[derive(Clone, Copy, Debug, Args)]

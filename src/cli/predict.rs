@@ -6,9 +6,9 @@ use clap::Args;
 
 use super::infer_flags::InferFlags;
 use super::ranks::or_abort;
-use crate::config::ConfigError;
-use crate::dist;
-use crate::infer::{self, FolderOptions, InferError, Part};
+use nnunet_comm::distributed;
+use nnunet_data::work::ConfigError;
+use nnunet_infer::{self as infer, FolderOptions, InferError, Part};
 
 /// Segment images with trained networks, in each image's own geometry.
 #[derive(Debug, Args)]
@@ -64,7 +64,7 @@ pub struct Predict {
 
 impl Predict {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let comm = dist::init()?;
+        let comm = distributed::init()?;
         let options = or_abort(self.infer.options(), &*comm)?;
         let first = or_abort(self.infer.previous(&self.prev_stage), &*comm)?;
         let part = or_abort(self.part().map_err(anyhow::Error::from), &*comm)?;

@@ -8,11 +8,11 @@ use indicatif::ProgressBar;
 
 use super::plans::{self, PlansFlag};
 use super::ranks::or_abort;
-use crate::config::{Source, WorkDir};
-use crate::dataset::Dataset;
-use crate::dist::{self, Communicator};
-use crate::plan::Plans;
-use crate::preprocess::{Limits, preprocess_dataset};
+use nnunet_comm::distributed::{self, Communicator};
+use nnunet_data::dataset::Dataset;
+use nnunet_data::plan::Plans;
+use nnunet_data::preprocess::{Limits, preprocess_dataset};
+use nnunet_data::work::{Source, WorkDir};
 
 /// Crop, normalise and resample all training cases as the plans say.
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ pub struct Preprocess {
 
 impl Preprocess {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let comm = dist::init()?;
+        let comm = distributed::init()?;
         or_abort(self.preprocess(&*comm), &*comm)
     }
 

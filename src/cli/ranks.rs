@@ -1,17 +1,17 @@
 //! What commands that run as several processes have in common.
 
 use super::exit;
+use nnunet_comm::distributed::Communicator;
 #[cfg(feature = "nccl")]
-use crate::config::Device;
-use crate::config::RunConfig;
-use crate::dist::Communicator;
+use nnunet_nn::Device;
+use nnunet_train::config::RunConfig;
 
 /// Joins the GPUs of the ranks where training uses them, and ends the job where that fails.
 #[cfg_attr(not(feature = "nccl"), expect(unused_variables, reason = "only NCCL has settings"))]
 pub(super) fn join_gpus(host: Box<dyn Communicator>, config: &RunConfig) -> Box<dyn Communicator> {
     #[cfg(feature = "nccl")]
     if config.device == Device::Cuda && host.world_size() > 1 {
-        use crate::dist::{NcclComm, NcclLink, Timeouts};
+        use nnunet_comm::distributed::{NcclComm, NcclLink, Timeouts};
         let seconds = std::time::Duration::from_secs_f64;
         let timeouts = Timeouts { first: seconds(config.dist.first_timeout_s), later: seconds(config.dist.timeout_s) };
         return match NcclLink::join(&*host, timeouts) {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::Device;
-use crate::train::{self, Replayed};
+use nnunet_nn::Device;
+use nnunet_train::{self as train, Replayed};
 
 /// Repeat a training step whose loss was no number, sample by sample, and say where that begins.
 #[derive(Debug, Args)]

@@ -6,9 +6,9 @@ use std::time::SystemTime;
 use anyhow::Context;
 use clap::Args;
 
-use crate::config::WorkDir;
-use crate::fsio;
 use crate::report::{Run, page};
+use nnunet_core::fsio;
+use nnunet_data::work::WorkDir;
 
 /// Write a page about a run: curves, Dice of each class and case, pictures of the worst cases, where the time went. One file
 /// that a browser shows without a network; also of a run that is still going.

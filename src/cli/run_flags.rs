@@ -9,9 +9,11 @@ use super::objective_flags::ObjectiveFlags;
 use super::plans::{self, PlansFlag};
 use super::precision::PrecisionFlags;
 use super::telemetry_flags::TelemetryFlags;
-use crate::config::{Device, FoldId, Layer, OnNan, RunConfig, WorkDir, check_plans_name};
-use crate::dist::Wire;
-use crate::loader::Shard;
+use nnunet_comm::distributed::Wire;
+use nnunet_data::loader::Shard;
+use nnunet_data::work::{FoldId, WorkDir, check_plans_name};
+use nnunet_nn::Device;
+use nnunet_train::config::{Layer, OnNan, RunConfig};
 
 /// The settings of a run.
 #[derive(Debug, Args)]

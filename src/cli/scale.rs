@@ -7,10 +7,10 @@ use clap::Args;
 
 use super::ranks::{join_gpus, or_abort};
 use super::run_flags::RunFlags;
-use crate::config::WorkDir;
-use crate::dist;
-use crate::fsio;
 use crate::scaling::{Experiment, Measurement, Mode, ScalingError, csv, measure, plot, table};
+use nnunet_comm::distributed;
+use nnunet_core::fsio;
+use nnunet_data::work::WorkDir;
 
 /// Measure how training scales with the number of processes, and predict it beyond.
 ///
@@ -100,7 +100,7 @@ impl Scale {
 
     /// As one rank of a job.
     fn measure(&self) -> anyhow::Result<()> {
-        let host = dist::init()?;
+        let host = distributed::init()?;
         let work = WorkDir::new(self.run.work());
         let config = or_abort(self.run.resolve(&work), &*host)?;
         let comm = join_gpus(host, &config);

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::infer_flags::{InferFlags, gibibytes};
-use crate::dist;
 use crate::serve::{self, ServeLimits, ServeOptions};
+use nnunet_comm::distributed;
 
 /// Segment images that other programs send over HTTP, until SIGTERM.
 #[derive(Debug, Args)]
@@ -53,7 +53,7 @@ pub struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        dist::divide_threads(&dist::Single)?;
+        distributed::divide_threads(&distributed::Single)?;
         let default = ServeLimits::default();
         let options = ServeOptions {
             listen: self.listen,

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::config::Layer;
+use nnunet_train::config::Layer;
 
 /// What watches a run, beside the files that it always writes.
 #[derive(Debug, Args)]

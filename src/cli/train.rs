@@ -7,9 +7,10 @@ use clap::Args;
 use super::exit;
 use super::ranks::{join_gpus, or_abort};
 use super::run_flags::RunFlags;
-use crate::config::{ConfigError, RunConfig, WorkDir};
-use crate::dist::{self, Communicator};
-use crate::train::{self, HeldOutOptions, Outcome, Resume, RunOptions};
+use nnunet_comm::distributed::{self, Communicator};
+use nnunet_data::work::{ConfigError, WorkDir};
+use nnunet_train::config::RunConfig;
+use nnunet_train::{self as train, HeldOutOptions, Outcome, Resume, RunOptions};
 
 /// Train a network on one fold; under mpirun, on as many processes as it starts.
 ///
@@ -61,7 +62,7 @@ impl Train {
             let defect = "--pretrained-weights begins a run, --resume goes on with one; leave one of them out";
             return Err(ConfigError::new("command line", defect).into());
         }
-        let host = dist::init()?;
+        let host = distributed::init()?;
         let work = WorkDir::new(self.run.work());
         let mut config = or_abort(self.run.resolve(&work), &*host)?;
         if let Some(path) = &self.pretrained_weights {

@@ -5,8 +5,8 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::{CrossvalError, HeldOut};
-use crate::eval::{Classes, Measures, Summary, evaluate_files};
-use crate::fsio;
+use nnunet_core::fsio;
+use nnunet_eval::{Classes, Measures, Summary, evaluate_files};
 
 /// Copies the label maps of all held-out cases of a configuration into `folder`, with `dataset.json` and `plans.json`, and
 /// leaves their `summary.json` there.

@@ -3,11 +3,11 @@
 use super::candidate::Candidate;
 use super::information::{Best, Information, Model};
 use super::{CrossvalError, HeldOut, instructions};
-use crate::config::WorkDir;
-use crate::eval::json_to_file;
-use crate::fsio;
-use crate::plan::Plans;
-use crate::postprocess::{DetermineOptions, Determined, determine};
+use nnunet_core::fsio;
+use nnunet_data::plan::Plans;
+use nnunet_data::work::WorkDir;
+use nnunet_eval::json_to_file;
+use nnunet_eval::postprocess::{DetermineOptions, Determined, determine};
 
 /// nnU-Net's configurations, in the order in which they are compared.
 const CONFIGURATIONS: [&str; 4] = ["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"];
@@ -115,7 +115,7 @@ mod tests {
     use indexmap::IndexMap;
 
     use super::*;
-    use crate::eval::{CaseResult, Metrics, Summary};
+    use nnunet_eval::{CaseResult, Metrics, Summary};
 
     #[test]
     fn of_equals_the_first_is_the_best() {

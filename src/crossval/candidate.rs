@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::held_out::{folds_text, renew};
 use super::{CrossvalError, HeldOut, accumulate};
-use crate::ensemble::{Members, merge_cases};
-use crate::eval::{Classes, Measures, Summary, evaluate_files};
+use nnunet_eval::{Classes, Measures, Summary, evaluate_files};
+use nnunet_infer::ensemble::{Members, merge_cases};
 
 /// Of how many cases an error names.
 const LISTED: usize = 10;

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::ConfigError;
-use crate::dataset::DatasetError;
-use crate::ensemble::EnsembleError;
-use crate::eval::EvalError;
-use crate::plan::PlanError;
+use nnunet_data::dataset::DatasetError;
+use nnunet_data::plan::PlanError;
+use nnunet_data::work::ConfigError;
+use nnunet_eval::EvalError;
+use nnunet_infer::ensemble::EnsembleError;
 
 /// A cross-validation that is not complete, or cannot be read.
 #[derive(Debug, thiserror::Error)]

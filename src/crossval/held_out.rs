@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::CrossvalError;
-use crate::config::{FoldId, Source, WorkDir};
-use crate::dataset::{Dataset, DatasetJson, Splits};
-use crate::eval::Pair;
+use nnunet_data::dataset::{Dataset, DatasetJson, Splits};
+use nnunet_data::work::{FoldId, Source, WorkDir};
+use nnunet_eval::Pair;
 
 /// The held-out cases of a work folder's dataset, and where the folds of its configurations have put their predictions.
 #[derive(Clone, Debug)]
@@ -112,7 +112,7 @@ impl<'a> HeldOut<'a> {
     pub(super) fn describe(&self, folder: &Path) -> Result<(), CrossvalError> {
         for (from, name) in [(self.work.dataset_json(), "dataset.json"), (self.work.plans(), "plans.json")] {
             let to = folder.join(name);
-            crate::fsio::copy(&from, &to).map_err(CrossvalError::io(&to))?;
+            nnunet_core::fsio::copy(&from, &to).map_err(CrossvalError::io(&to))?;
         }
         Ok(())
     }

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::{CrossvalError, Information};
-use crate::config::WorkDir;
-use crate::plan::Plans;
+use nnunet_data::plan::Plans;
+use nnunet_data::work::WorkDir;
 
 /// One command per line with what to replace in capitals, and a line before each step.
 ///

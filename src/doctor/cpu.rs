@@ -1,7 +1,7 @@
 //! The processor and what makes it fast.
 
-use crate::ops::Precision;
-use crate::ops::cpu::onednn;
+use nnunet_nn::ops::Precision;
+use nnunet_nn::ops::cpu::onednn;
 
 use super::Finding;
 

@@ -79,7 +79,7 @@ fn nccl() -> Finding {
 
 #[cfg(feature = "nccl")]
 fn nccl_version() -> Result<String, String> {
-    crate::dist::nccl_version()
+    nnunet_comm::distributed::nccl_version()
 }
 
 #[cfg(not(feature = "nccl"))]

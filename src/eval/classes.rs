@@ -6,7 +6,7 @@ use std::path::Path;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
-use crate::dataset::{DatasetJson, LabelValue};
+use nnunet_data::dataset::{DatasetJson, LabelValue};
 
 use super::EvalError;
 
@@ -69,7 +69,7 @@ impl Classes {
 }
 
 /// How `summary.json` names a class or region: as Python writes an integer or a tuple of them.
-pub(crate) fn key(class: &LabelValue) -> String {
+pub fn key(class: &LabelValue) -> String {
     match class {
         LabelValue::Class(class) => class.to_string(),
         LabelValue::Region(labels) => match labels.as_slice() {

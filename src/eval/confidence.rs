@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::quantile::quantile;
 use super::summary::{BACKGROUND, mean_of, mean_of_defined};
 use super::{Metrics, Summary, json};
-use crate::rng::{Purpose, stream};
+use nnunet_core::rng::{Purpose, stream};
 
 /// Part of the resampled means that an interval holds.
 const LEVEL: f64 = 0.95;
@@ -144,7 +144,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::CaseResult;
+    use crate::CaseResult;
 
     fn summary(dice: &[[f64; 2]]) -> Summary {
         let metrics = |dice: f64| Metrics { dice, ..Metrics::from_counts(1, 1, 1, 1) };

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::dataset::LabelValue;
+use nnunet_data::dataset::LabelValue;
 
 use super::Metrics;
 

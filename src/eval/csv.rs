@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use super::{EvalError, Summary, case_name};
-use crate::fsio::write_atomically;
+use nnunet_core::fsio::write_atomically;
 
 impl Summary {
     /// Writes a line per case and class as comma-separated values, with a header.
@@ -47,7 +47,7 @@ mod tests {
     use indexmap::IndexMap;
 
     use super::*;
-    use crate::eval::{CaseResult, Measure, Metrics};
+    use crate::{CaseResult, Measure, Metrics};
 
     #[test]
     fn every_case_and_class_is_a_line() {

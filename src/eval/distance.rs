@@ -81,7 +81,7 @@ mod tests {
     use rand::Rng;
 
     use super::*;
-    use crate::rng::{Purpose, stream};
+    use nnunet_core::rng::{Purpose, stream};
 
     /// Every voxel against every set one.
     fn by_definition(set: &Array3<bool>, spacing: [f64; 3]) -> Array3<f64> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::image::ImageError;
+use nnunet_image::ImageError;
 
 /// Label maps that cannot be compared.
 #[derive(Debug, thiserror::Error)]
@@ -49,11 +49,11 @@ pub enum EvalError {
 }
 
 impl EvalError {
-    pub(crate) fn invalid(path: &Path, reason: impl ToString) -> Self {
+    pub fn invalid(path: &Path, reason: impl ToString) -> Self {
         Self::Invalid { path: path.to_owned(), reason: reason.to_string() }
     }
 
-    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+    pub fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         |source| Self::Io { path: path.to_owned(), source }
     }
 }

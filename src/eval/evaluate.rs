@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use super::classes::key;
 use super::masks::ClassMasks;
 use super::{CaseResult, Classes, Confusion, EvalError, Measure, Measures, Metrics, Summary, SurfaceDistances};
-use crate::dataset::LabelValue;
-use crate::image::{LabelMap, read_labels};
+use nnunet_data::dataset::LabelValue;
+use nnunet_image::{LabelMap, read_labels};
 
 /// A prediction and what it should have been.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub(super) fn labels_of(pairs: &[Pair]) -> Result<BTreeSet<i16>, EvalError> {
 ///
 /// # Errors
 /// Either cannot be read, or they differ in shape.
-pub(crate) fn read_pair(pair: &Pair) -> Result<[LabelMap; 2], EvalError> {
+pub fn read_pair(pair: &Pair) -> Result<[LabelMap; 2], EvalError> {
     let reference = read_labels(&pair.reference)?;
     let prediction = read_labels(&pair.prediction)?;
     if prediction.data.shape() != reference.data.shape() {

@@ -79,7 +79,7 @@ fn list_missing(folder: &Path, cases: &[&String]) -> String {
 ///
 /// # Errors
 /// The folder cannot be read, has no label map, or two of a case.
-pub(crate) fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>, EvalError> {
+pub fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>, EvalError> {
     let mut cases = BTreeMap::new();
     let mut twice = BTreeSet::new();
     for entry in std::fs::read_dir(folder).map_err(EvalError::io(folder))? {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
 
 use super::EvalError;
-use crate::fsio::write_atomically;
+use nnunet_core::fsio::write_atomically;
 
 const NAN: &str = "NaN";
 
@@ -20,12 +20,12 @@ pub(super) fn to_writer(mut writer: impl Write, value: &impl Serialize) -> io::R
 }
 
 /// As [`to_writer`], to a file that is there wholly or not at all.
-pub(crate) fn to_file(path: &Path, value: &impl Serialize) -> Result<(), EvalError> {
+pub fn to_file(path: &Path, value: &impl Serialize) -> Result<(), EvalError> {
     write_atomically(path, |file| to_writer(file, value)).map_err(EvalError::io(path))
 }
 
 /// Reads JSON in which numbers may be `NaN`; such members need [`null_is_nan`].
-pub(crate) fn from_str<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
+pub fn from_str<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
     serde_json::from_str(&nan_to_null(text))
 }
 

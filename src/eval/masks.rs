@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use ndarray::{Array3, ArrayView3, Zip, s};
 
-use crate::dataset::LabelValue;
+use nnunet_data::dataset::LabelValue;
 
 /// `[first, past the last]` voxel along each axis.
 type Bounds = [[usize; 2]; 3];

@@ -1,6 +1,5 @@
 //! Which metrics are computed beyond nnU-Net's own, and how they are kept.
 
-use clap::ValueEnum;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -9,7 +8,8 @@ use serde_json::{Map, Value};
 ///
 /// Surface metrics are in mm and between the surfaces' voxels, see [`super::SurfaceDistances`]. Each is NaN where it is not
 /// defined, and then left out of means, as nnU-Net does with Dice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Measure {
     /// `TP / (TP + FN)`.
     Sensitivity,

@@ -43,7 +43,7 @@ impl Summary {
 }
 
 /// The file's name without its ending (`.nii.gz` is one ending).
-pub(crate) fn case_name(file: &Path) -> String {
+pub fn case_name(file: &Path) -> String {
     let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
     let name = name.strip_suffix(".gz").unwrap_or(&name);
     name.rsplit_once('.').map_or(name, |(stem, _)| stem).to_owned()
@@ -88,7 +88,7 @@ mod tests {
     use indexmap::IndexMap;
 
     use super::*;
-    use crate::eval::CaseResult;
+    use crate::CaseResult;
 
     fn summary() -> Summary {
         let case = |name: &str, metrics| CaseResult {

@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array4, ArrayView3, Axis};
 
 use super::InferError;
-use crate::dataset::{CaseFiles, DatasetJson};
-use crate::image::compute_new_shape;
-use crate::plan::Configuration;
-use crate::store::CaseProperties;
+use nnunet_data::dataset::{CaseFiles, DatasetJson};
+use nnunet_data::plan::Configuration;
+use nnunet_data::store::CaseProperties;
+use nnunet_image::compute_new_shape;
 
 /// A later stage, to which segmentations go in the voxels of its own preprocessed cases.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NextStage {
-    /// Where the segmentations are written, see [`crate::store::write_label_map`].
+    /// Where the segmentations are written, see [`nnunet_data::store::write_label_map`].
     pub folder: PathBuf,
     /// Voxel size in mm of its preprocessed cases, `(z, y, x)`.
     pub spacing: [f64; 3],

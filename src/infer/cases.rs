@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-use crate::dataset::{CaseFiles, DatasetError, DatasetJson, case_name, find_images, group_images};
+use nnunet_data::dataset::{CaseFiles, DatasetError, DatasetJson, case_name, find_images, group_images};
 
 /// The cases that `inputs` name, for a network trained on `dataset`; nothing in the images is read yet.
 ///

@@ -2,26 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
-
 use super::InferError;
-use crate::checkpoint::HEADER;
-use crate::config::{FoldId, RunDir};
-use crate::model::TensorFileError;
+use nnunet_data::work::{FoldId, RunDir};
+use nnunet_nn::checkpoint::HEADER;
+use nnunet_nn::model::TensorFileError;
 
 /// nnU-Net v2's default: those of its five-fold cross-validation.
 pub const DEFAULT_FOLDS: [FoldId; 5] =
     [FoldId::Number(0), FoldId::Number(1), FoldId::Number(2), FoldId::Number(3), FoldId::Number(4)];
 
 /// The checkpoints of a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum CheckpointName {
     /// Best moving average of the pseudo Dice.
-    #[value(alias = "checkpoint_best.pth")]
+    #[cfg_attr(feature = "clap", value(alias = "checkpoint_best.pth"))]
     Best,
     /// The newest.
     #[default]
-    #[value(aliases = ["final", "checkpoint_final.pth", "checkpoint_latest.pth"])]
+    #[cfg_attr(feature = "clap", value(aliases = ["final", "checkpoint_final.pth", "checkpoint_latest.pth"]))]
     Latest,
 }
 

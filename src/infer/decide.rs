@@ -1,6 +1,6 @@
 //! From logits to a label.
 
-use crate::dataset::DatasetJson;
+use nnunet_data::dataset::DatasetJson;
 
 /// Values compared side by side.
 const LANES: usize = 8;

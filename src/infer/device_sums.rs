@@ -6,10 +6,10 @@ use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive, ops::FloatTensor};
 use ndarray::{ArrayView3, ArrayView4, CowArray, Ix4, s};
 
 use super::accumulator::Mirroring;
-use super::ensemble::Ensemble;
 use super::grid::Grid;
+use super::networks::Ensemble;
 use super::sliding_window::{Call, SlidingWindow, Spent};
-use crate::ops::{DeviceWindows, NnOps, SAMPLE_NUMBERS, WindowPlace, WindowTerms};
+use nnunet_nn::ops::{DeviceWindows, NnOps, SAMPLE_NUMBERS, WindowPlace, WindowTerms};
 
 /// Bytes of logits that are brought to the host at a time.
 const READ_BYTES: usize = 64 << 20;

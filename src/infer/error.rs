@@ -4,14 +4,14 @@ use std::io;
 use std::path::PathBuf;
 
 use super::ProbabilityError;
-use crate::backend::DeviceError;
-use crate::dataset::DatasetError;
-use crate::dist::CommError;
-use crate::image::ImageError;
-use crate::model::{StateError, TensorFileError};
-use crate::plan::PlanError;
-use crate::preprocess::PreprocessError;
-use crate::store::StoreError;
+use nnunet_comm::distributed::CommError;
+use nnunet_data::dataset::DatasetError;
+use nnunet_data::plan::PlanError;
+use nnunet_data::preprocess::PreprocessError;
+use nnunet_data::store::StoreError;
+use nnunet_image::ImageError;
+use nnunet_nn::backend::DeviceError;
+use nnunet_nn::model::{StateError, TensorFileError};
 
 /// A prediction that could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use super::decide::Decision;
 use super::sliding_window::Spent;
 use super::taps::Tap;
-use crate::image::{LabelMap, Resampling};
-use crate::store::CaseProperties;
+use nnunet_data::store::CaseProperties;
+use nnunet_image::{LabelMap, Resampling};
 
 /// What was found in an image, in its own geometry.
 #[derive(Clone, Debug)]
@@ -247,7 +247,7 @@ mod tests {
     use ndarray::s;
 
     use super::*;
-    use crate::image::{Geometry, resample_data};
+    use nnunet_image::{Geometry, resample_data};
 
     fn properties(raw: [usize; 3], spacing: [f64; 3], preprocessed: [f64; 3]) -> CaseProperties {
         CaseProperties {

@@ -11,11 +11,11 @@ use super::export::Segmentation;
 use super::options::PredictOptions;
 use super::output::OutputFolder;
 use super::predictor::{Predictor, not_finite};
-use crate::backend::{ComputeBackend, OnDevice, on_device};
-use crate::dataset::{Case, CaseFiles, DatasetError};
-use crate::dist::{Communicator, check_agreement, share_of};
-use crate::ops::NnOps;
-use crate::store::{CaseProperties, PreprocessedCase};
+use nnunet_comm::distributed::{Communicator, check_agreement, share_of};
+use nnunet_data::dataset::{Case, CaseFiles, DatasetError};
+use nnunet_data::store::{CaseProperties, PreprocessedCase};
+use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
+use nnunet_nn::ops::NnOps;
 
 /// What is done with the cases.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -153,7 +153,7 @@ fn read_all<'c, B: NnOps>(cases: Vec<&'c CaseFiles>, predictor: &Predictor<B>, t
 ///
 /// # Errors
 /// A file cannot be read, the files do not fit together, or an intensity is not finite.
-pub(crate) fn load(files: &CaseFiles, channels: usize) -> Result<Case, InferError> {
+pub fn load(files: &CaseFiles, channels: usize) -> Result<Case, InferError> {
     let case = files.load(channels)?;
     match not_finite(case.image.data.view()) {
         None => Ok(case),

@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
-
 use super::gaussian::Blend;
-use crate::config::Device;
-use crate::ops::Precision;
+use nnunet_nn::Device;
+use nnunet_nn::ops::Precision;
 
 /// Which networks are asked, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +68,8 @@ impl Default for MemoryOptions {
 }
 
 /// Precision in which the logits of overlapping windows are added up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Accumulate {
     /// Single precision.
     #[default]

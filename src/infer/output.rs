@@ -10,10 +10,10 @@ use ndarray_npy::{NpzReader, NpzWriter};
 use super::InferError;
 use super::export::Segmentation;
 use super::pickle::properties_pickle;
-use crate::fsio;
-use crate::image::{read_labels, write_labels};
-use crate::model::ModelDescription;
-use crate::store::CaseProperties;
+use nnunet_core::fsio;
+use nnunet_data::store::CaseProperties;
+use nnunet_image::{read_labels, write_labels};
+use nnunet_nn::model::ModelDescription;
 
 /// nnU-Net's name for the array of class probabilities.
 const PROBABILITIES: &str = "probabilities";

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use crate::image::Geometry;
-use crate::store::CaseProperties;
+use nnunet_data::store::CaseProperties;
+use nnunet_image::Geometry;
 
 /// What `nnUNetv2_ensemble` needs to write a label map from `CASE.npz`, as the pickle it expects in `CASE.pkl`: the place
 /// of the image for its SimpleITK and its nibabel reader, and how it was cropped.

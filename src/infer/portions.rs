@@ -3,7 +3,7 @@
 use super::InferError;
 use super::options::{Accumulate, MemoryOptions};
 use super::sliding_window::SlidingWindow;
-use crate::model::UNetSpec;
+use nnunet_nn::model::UNetSpec;
 
 /// How the work on an image is cut up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +64,8 @@ fn batch_size(call_bytes: u64, sliding: &SlidingWindow, network: &UNetSpec) -> u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::infer::Blend;
-    use crate::plan::{NetworkShape, PLAIN_CONV_UNET};
+    use crate::Blend;
+    use nnunet_data::plan::{NetworkShape, PLAIN_CONV_UNET};
 
     fn spec(features: usize) -> UNetSpec {
         let shape = NetworkShape {

@@ -7,17 +7,17 @@ use ndarray::{Array4, ArrayView3, ArrayView4, Axis};
 use super::InferError;
 use super::cascade::{FromPreviousStage, NextStage, add_label_maps};
 use super::decide::Decision;
-use super::ensemble::Ensemble;
 use super::export::{Export, Segmentation};
+use super::networks::Ensemble;
 use super::options::{MemoryOptions, PredictOptions, WindowOptions};
 use super::portions::Portions;
 use super::sliding_window::SlidingWindow;
-use crate::dataset::{Case, CaseFiles, DatasetJson};
-use crate::image::{Geometry, Resampling, Volume, resample_data};
-use crate::model::{ModelDescription, UNet};
-use crate::ops::{NnOps, Precision};
-use crate::preprocess::Preprocessor;
-use crate::store::{CaseProperties, PreprocessedCase};
+use nnunet_data::dataset::{Case, CaseFiles, DatasetJson};
+use nnunet_data::preprocess::Preprocessor;
+use nnunet_data::store::{CaseProperties, PreprocessedCase};
+use nnunet_image::{Geometry, Resampling, Volume, resample_data};
+use nnunet_nn::model::{ModelDescription, UNet};
+use nnunet_nn::ops::{NnOps, Precision};
 
 /// A network, or several that answer as one, with the preprocessing they were trained with, and the way back.
 pub struct Predictor<B: NnOps> {
@@ -134,7 +134,7 @@ impl<B: NnOps> Predictor<B> {
     ///
     /// # Errors
     /// The networks take none, need some, or some are missing.
-    pub(crate) fn add_previous_stage(&self, cases: &mut [CaseFiles], folder: Option<&Path>) -> Result<(), InferError> {
+    pub fn add_previous_stage(&self, cases: &mut [CaseFiles], folder: Option<&Path>) -> Result<(), InferError> {
         match (folder, &self.previous_stage) {
             (None, _) => self.check_previous_stage(),
             (Some(_), None) => Err(InferError::NotCascaded { configuration: self.model.configuration.clone() }),

@@ -12,8 +12,8 @@ use zip::read::ZipFile;
 use zip::write::SimpleFileOptions;
 use zip::{ZipArchive, ZipWriter};
 
-use crate::fsio;
-use crate::store::npy;
+use nnunet_core::fsio;
+use nnunet_data::store::npy;
 
 /// The array's name within the archive.
 const ENTRY: &str = "probabilities.npy";

@@ -7,13 +7,13 @@ use burn::tensor::{Tensor, TensorData};
 use ndarray::{Array4, Array5, ArrayView3, ArrayView4, Axis, CowArray, Ix4, Ix5, s};
 
 use super::accumulator::{Accumulator, Mirroring, Window};
-use super::ensemble::Ensemble;
 use super::gaussian::Blend;
 use super::grid::Grid;
+use super::networks::Ensemble;
 use super::options::Accumulate;
 use super::portions::Portions;
-use crate::model::UNet;
-use crate::ops::NnOps;
+use nnunet_nn::model::UNet;
+use nnunet_nn::ops::NnOps;
 
 /// How the network is moved over an image (nnU-Net v2, `predict_sliding_window_return_logits`).
 #[derive(Clone, Debug, PartialEq)]
@@ -84,7 +84,7 @@ impl SlidingWindow {
     /// Windows go in order of z, and a plane is handed out as soon as no window to come reaches it: at most about as many
     /// planes as a window has are in memory. `network` gives logits `(n, z, y, x, class)` of windows
     /// `(n, z, y, x, channel)`.
-    pub(crate) fn run<'n>(
+    pub fn run<'n>(
         &self,
         image: ArrayView4<f32>,
         classes: usize,
@@ -128,7 +128,7 @@ impl SlidingWindow {
     }
 
     /// Number of mirrorings, that of none included.
-    pub(crate) fn num_mirrorings(&self) -> usize {
+    pub fn num_mirrorings(&self) -> usize {
         1 << self.mirror_axes.len()
     }
 

@@ -7,10 +7,10 @@ use super::export::Segmentation;
 use super::options::PredictOptions;
 use super::predictor::Predictor;
 use super::stages::check_order;
-use crate::dataset::Case;
-use crate::ops::NnOps;
-use crate::preprocess::Preprocessor;
-use crate::store::{CaseProperties, PreprocessedCase};
+use nnunet_data::dataset::Case;
+use nnunet_data::preprocess::Preprocessor;
+use nnunet_data::store::{CaseProperties, PreprocessedCase};
+use nnunet_nn::ops::NnOps;
 
 /// A [`Predictor`], and in a cascade that of the first stage before it.
 pub struct StagedPredictor<B: NnOps> {

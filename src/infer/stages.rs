@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use super::InferError;
 use super::folder::{FolderOptions, Predicted, predict_folder};
 use super::options::PredictOptions;
-use crate::checkpoint::SavedModel;
-use crate::dist::Communicator;
-use crate::model::ModelDescription;
+use nnunet_comm::distributed::Communicator;
+use nnunet_nn::checkpoint::SavedModel;
+use nnunet_nn::model::ModelDescription;
 
 /// Where the first stage's label maps are left, within the folder of the second's.
 const FIRST_STAGE: &str = "previous_stage";

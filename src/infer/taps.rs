@@ -1,6 +1,6 @@
 //! Which planes, rows and voxels of the network's grid a voxel of the raw grid is made of.
 
-use crate::image::{linear, nearest, positions};
+use nnunet_image::{linear, nearest, positions};
 
 /// What one new sample along an axis is made of: the old sample `first` and, by `part`, the one after it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -11,7 +11,7 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// For each of `to` samples that cover the length of `from` samples, as [`crate::image::resample_data`] makes them:
+    /// For each of `to` samples that cover the length of `from` samples, as [`nnunet_image::resample_data`] makes them:
     /// the nearest (spline order 0) or the weighted mean of both neighbours (order 1).
     pub fn along_axis(order: usize, from: usize, to: usize) -> Vec<Self> {
         let taps = positions(from, to).map(|position| match order {

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use super::InferError;
 use super::predictor::Predictor;
 use super::probabilities::save_probabilities;
-use crate::dist::{Communicator, share_of};
-use crate::image::write_labels;
-use crate::ops::NnOps;
-use crate::store::{CaseStore, StoreError, read_case_properties, write_label_map};
+use nnunet_comm::distributed::{Communicator, share_of};
+use nnunet_data::store::{CaseStore, StoreError, read_case_properties, write_label_map};
+use nnunet_image::write_labels;
+use nnunet_nn::ops::NnOps;
 
 /// Predicts `cases` from the preprocessed store at `folder` into label maps of their raw geometry in `output`, and, for the
 /// predictor's next stages, into label maps of their preprocessed cases; if asked for into class probabilities beside those

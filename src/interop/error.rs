@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::ConfigError;
-use crate::dataset::DatasetError;
-use crate::model::TensorFileError;
-use crate::plan::PlanError;
-use crate::store::StoreError;
+use nnunet_data::dataset::DatasetError;
+use nnunet_data::plan::PlanError;
+use nnunet_data::store::StoreError;
+use nnunet_data::work::ConfigError;
+use nnunet_nn::model::TensorFileError;
 
 /// A file of another program that cannot be read, or a model that cannot be written for one.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@
 //! a convolution block also by their number in `all_modules`. Here each tensor has one name, the first of these. A 2D
 //! network's kernels have two axes there and a z extent of 1 here.
 
-use crate::model::TensorState;
+use nnunet_nn::model::TensorState;
 
 /// What wrappers of PyTorch's put before names.
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];

@@ -11,14 +11,14 @@ use zip::ZipArchive;
 
 use super::pickle::{Array, Value, parse};
 use super::{InteropError, is_file_name};
-use crate::config::{self, WorkDir};
-use crate::dataset::{DatasetJson, Splits};
-use crate::fsio;
-use crate::image::Geometry;
-use crate::plan::{Configuration, Plans};
-use crate::preprocess::{ClassGroups, case_number};
-use crate::store::npy::{Element, byte_length, decode_header};
-use crate::store::{self, CaseProperties, PreprocessedCase};
+use nnunet_core::fsio;
+use nnunet_data::dataset::{DatasetJson, Splits};
+use nnunet_data::plan::{Configuration, Plans};
+use nnunet_data::preprocess::{ClassGroups, case_number};
+use nnunet_data::store::npy::{Element, byte_length, decode_header};
+use nnunet_data::store::{self, CaseProperties, PreprocessedCase};
+use nnunet_data::work::{self, WorkDir};
+use nnunet_image::Geometry;
 
 /// Properties are mostly samples of the voxels of each class.
 const MAX_PROPERTIES: u64 = 1 << 30;
@@ -72,7 +72,7 @@ pub fn import_preprocessed(
         Some(raw) => raw.to_owned(),
         None => labels_only(folder, &dataset, work)?,
     };
-    config::Source::new(&raw)?.save(work)?;
+    work::Source::new(&raw)?.save(work)?;
 
     let mut imported: Vec<Imported> = Vec::new();
     for name in plans.configurations.keys() {

@@ -7,8 +7,8 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::{InteropError, names, nnunet_model};
-use crate::checkpoint::SavedModel;
-use crate::model::{ParameterSpec, TensorState};
+use nnunet_nn::checkpoint::SavedModel;
+use nnunet_nn::model::{ParameterSpec, TensorState};
 
 /// Layers that turn features into logits: the only ones that depend on the classes (nnU-Net's
 /// `load_pretrained_weights.py` leaves them out always).
@@ -126,7 +126,7 @@ mod tests {
 
     fn file(folder: &tempfile::TempDir, weights: &[TensorState]) -> PathBuf {
         let path = folder.path().join("weights.safetensors");
-        crate::model::write_tensors(&path, &0, weights).unwrap();
+        nnunet_nn::model::write_tensors(&path, &0, weights).unwrap();
         path
     }
 

@@ -10,7 +10,7 @@ use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 use super::InteropError;
 use super::pickle::{Pickle, Value, parse};
-use crate::fsio;
+use nnunet_core::fsio;
 
 /// A `data.pkl` of this size is not one of a checkpoint.
 const MAX_PICKLE: u64 = 64 << 20;

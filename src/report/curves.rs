@@ -4,7 +4,7 @@ use super::Run;
 use super::chart::{Chart, Curve, Scale};
 use super::html::{Html, folded, scrolling, table, tag, text};
 use super::text::{number, score};
-use crate::telemetry::EpochRecord;
+use nnunet_train::telemetry::EpochRecord;
 
 /// Classes whose pseudo Dice is drawn; of more, the lowest.
 const CLASSES: usize = 6;

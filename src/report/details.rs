@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::html::{Html, definitions, folded, scrolling, table, tag, text};
 use super::text::{NONE, bytes, number, percent, score, time};
 use super::{ReportError, Run, Standing};
-use crate::checkpoint::Listed;
-use crate::train::{Incident, incidents};
+use nnunet_nn::checkpoint::Listed;
+use nnunet_train::{Incident, incidents};
 
 /// `config.toml`, folded.
 pub fn configuration(run: &Run) -> Html {

@@ -8,11 +8,11 @@ use super::Run;
 use super::html::{Html, join, picture, tag, text};
 use super::tables::{mean_dice, worst_first};
 use super::text::score;
-use crate::config::Source;
-use crate::dataset::{Dataset, DatasetJson, Foreground, LabelValue};
-use crate::eval::{CaseResult, Metrics, Summary, case_name, class_key};
-use crate::image::read_labels;
-use crate::inspect::{Subject, comparison, label_colour};
+use nnunet_data::dataset::{Dataset, DatasetJson, Foreground, LabelValue};
+use nnunet_data::work::Source;
+use nnunet_eval::{CaseResult, Metrics, Summary, case_name, class_key};
+use nnunet_image::read_labels;
+use nnunet_viz::inspect::{Subject, comparison, label_colour};
 
 /// Pictures of so many cases with the lowest Dice. Where images are not there any more, it says so instead.
 pub fn overlays(run: &Run, summary: &Summary, number: usize) -> Html {

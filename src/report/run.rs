@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::ReportError;
-use crate::checkpoint::{self, Listed};
-use crate::config::{RunConfig, RunDir, WorkDir};
-use crate::dataset::{DatasetJson, LabelValue};
-use crate::eval::{self, Summary};
-use crate::telemetry::{EpochRecord, RunState, Status, read_log};
+use nnunet_data::dataset::{DatasetJson, LabelValue};
+use nnunet_data::work::{RunDir, WorkDir};
+use nnunet_eval::{self as eval, Summary};
+use nnunet_nn::checkpoint::{self, Listed};
+use nnunet_train::config::RunConfig;
+use nnunet_train::telemetry::{EpochRecord, RunState, Status, read_log};
 
 /// Folders that are gone through, one within the other, in search of runs: those of a work folder are at `runs/CONFIG/fold_FOLD`.
 const DEPTH: usize = 3;

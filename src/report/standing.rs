@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Run;
 use super::text;
-use crate::telemetry::{EpochRecord, RunState};
+use nnunet_train::telemetry::{EpochRecord, RunState};
 
 /// A run that is at work and has written nothing for so long may be dead: usually it writes every second.
 const SILENCE: Duration = Duration::from_secs(300);

@@ -3,7 +3,7 @@
 use super::Run;
 use super::html::{Html, scrolling, table, tag, text};
 use super::text::{count, number, score};
-use crate::eval::{self, CaseResult, Summary};
+use nnunet_eval::{self as eval, CaseResult, Summary};
 
 /// The table of the classes, and that of the cases, worst first.
 pub fn validation(run: &Run, summary: &Summary) -> Html {

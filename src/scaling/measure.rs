@@ -5,9 +5,10 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::AllReduceTime;
-use crate::config::{RunConfig, WorkDir};
-use crate::dist::{Communicator, ReduceOp};
-use crate::train::{TrainError, measure_steps};
+use nnunet_comm::distributed::{Communicator, ReduceOp};
+use nnunet_data::work::WorkDir;
+use nnunet_train::config::RunConfig;
+use nnunet_train::{TrainError, measure_steps};
 
 /// A number of ranks, measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use plotters::prelude::RGBColor;
 
 use super::{Link, Measurement, Mode, Step, predict};
-use crate::telemetry::chart::{self, Curve};
+use nnunet_viz::chart::{self, Curve};
 
 /// Numbers of GPUs that are predicted.
 const PREDICTED: [usize; 8] = [8, 16, 32, 64, 128, 256, 512, 1024];

@@ -1,10 +1,10 @@
 //! Images that are looked at before memory is asked for.
 
 use super::refusal::Refusal;
-use crate::dataset::{CaseFiles, DatasetError};
-use crate::image::read_header;
-use crate::infer::InferError;
-use crate::preprocess::Preprocessor;
+use nnunet_data::dataset::{CaseFiles, DatasetError};
+use nnunet_data::preprocess::Preprocessor;
+use nnunet_image::read_header;
+use nnunet_infer::InferError;
 
 /// Whether an image has as many channels as the networks take, and fits into `image_bytes` as it is and as the networks
 /// see it: with few voxels of a claimed size of metres, resampled to one of millimetres, it may be larger than any memory.

@@ -3,8 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 
-use crate::backend::DeviceError;
-use crate::infer::InferError;
+use nnunet_infer::InferError;
+use nnunet_nn::backend::DeviceError;
 
 /// A server that cannot be started.
 #[derive(Debug, thiserror::Error)]

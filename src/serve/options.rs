@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::infer::PredictOptions;
+use nnunet_infer::PredictOptions;
 
 /// A server.
 #[derive(Clone, Debug, PartialEq)]

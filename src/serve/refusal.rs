@@ -5,7 +5,7 @@ use std::path::Path;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::infer::InferError;
+use nnunet_infer::InferError;
 
 /// A status code and one line that says why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

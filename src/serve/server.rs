@@ -20,11 +20,11 @@ use super::options::ServeOptions;
 use super::routes::router;
 use super::state::State;
 use super::worker::{predict_all, preprocess_all};
-use crate::backend::{ComputeBackend, OnDevice, on_device};
-use crate::dist::Single;
-use crate::http::{Limits, accept_all};
-use crate::infer::StagedPredictor;
-use crate::ops::NnOps;
+use nnunet_comm::distributed::Single;
+use nnunet_infer::StagedPredictor;
+use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
+use nnunet_nn::ops::NnOps;
+use nnunet_train::http::{Limits, accept_all};
 
 const CONNECTIONS: usize = 1024;
 /// An image may wait for many others, and be large; who reads for longer than this has gone.

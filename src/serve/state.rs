@@ -12,9 +12,9 @@ use super::job::Job;
 use super::metrics::Metrics;
 use super::options::{ServeLimits, ServeOptions};
 use super::refusal::Refusal;
-use crate::dataset::DatasetJson;
-use crate::model::ModelDescription;
-use crate::preprocess::Preprocessor;
+use nnunet_data::dataset::DatasetJson;
+use nnunet_data::preprocess::Preprocessor;
+use nnunet_nn::model::ModelDescription;
 
 /// The networks as far as requests are concerned, the queue, and what is counted.
 pub struct State {

@@ -16,7 +16,7 @@ use tokio::task::block_in_place;
 use super::image_file::{ImageFile, Room, no_space};
 use super::options::ServeLimits;
 use super::refusal::Refusal;
-use crate::dataset::{CaseFiles, DatasetJson};
+use nnunet_data::dataset::{CaseFiles, DatasetJson};
 
 /// Media types of an image by itself. Clients that do not say, say one of these; what curl says of `--data-binary` is the
 /// last.

@@ -12,9 +12,9 @@ use ndarray_npy::NpzWriter;
 use super::job::{Answer, Job};
 use super::refusal::Refusal;
 use super::state::State;
-use crate::image::write_labels;
-use crate::infer::{InferError, PreparedImage, Segmentation, StagedPredictor, load};
-use crate::ops::NnOps;
+use nnunet_image::write_labels;
+use nnunet_infer::{InferError, PreparedImage, Segmentation, StagedPredictor, load};
+use nnunet_nn::ops::NnOps;
 
 /// Reads and preprocesses images, the next while the last is predicted, until no more can come.
 pub fn preprocess_all<B: NnOps>(

@@ -6,10 +6,10 @@ use burn::tensor::{
 };
 use ndarray::{Array4, ArrayView4, ArrayView5};
 
-use crate::backend::ComputeBackend;
-use crate::loss;
-use crate::model::{UNetSpec, batch_tensor};
-use crate::ops::NnOps;
+use nnunet_nn::backend::ComputeBackend;
+use nnunet_nn::loss;
+use nnunet_nn::model::{UNetSpec, batch_tensor};
+use nnunet_nn::ops::NnOps;
 
 /// A batch as a step takes it.
 #[derive(Clone)]

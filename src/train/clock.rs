@@ -1,7 +1,7 @@
 //! One clock for all ranks.
 
-use crate::dist::{CommError, Communicator};
-use crate::trace;
+use nnunet_comm::distributed::{CommError, Communicator};
+use nnunet_core::trace;
 
 /// Barriers whose ends are compared; the median of so many leaves out those that a busy core has delayed.
 const ROUNDS: usize = 21;
@@ -50,6 +50,6 @@ mod tests {
     #[test]
     fn a_late_barrier_does_not_move_the_clock() {
         assert_eq!(median(vec![5.0, 4.0, 900.0, 6.0, 5.0]), 5.0);
-        assert_eq!(Clock::compare(&crate::dist::Single).unwrap(), Clock::default());
+        assert_eq!(Clock::compare(&nnunet_comm::distributed::Single).unwrap(), Clock::default());
     }
 }

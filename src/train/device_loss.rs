@@ -2,9 +2,11 @@
 
 use burn::tensor::{Int, Tensor, TensorData, TensorMetadata, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
-use crate::dist::{CommError, Communicator, ReduceOp};
-use crate::loss::{LossSums, SegmentationLoss, Target, VoxelLoss};
-use crate::ops::{DeviceLoss as LossOps, LossGradientInput, LossParts, LossRule, LossTarget, NnOps, VoxelRule, host};
+use nnunet_comm::distributed::{CommError, Communicator, ReduceOp};
+use nnunet_nn::loss::{LossSums, SegmentationLoss, Target, VoxelLoss};
+use nnunet_nn::ops::{
+    DeviceLoss as LossOps, LossGradientInput, LossParts, LossRule, LossTarget, NnOps, VoxelRule, host,
+};
 
 /// A loss on a device.
 pub struct DeviceLoss<B: NnOps> {

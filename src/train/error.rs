@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use super::incident::Incident;
-use crate::backend::DeviceError;
-use crate::dataset::DatasetError;
-use crate::dist::CommError;
-use crate::eval::EvalError;
-use crate::infer::InferError;
-use crate::interop::InteropError;
-use crate::loader::LoaderError;
-use crate::model::TensorFileError;
-use crate::plan::PlanError;
-use crate::store::{StageError, StoreError};
 use crate::telemetry::TelemetryError;
+use nnunet_comm::distributed::CommError;
+use nnunet_data::dataset::DatasetError;
+use nnunet_data::loader::LoaderError;
+use nnunet_data::plan::PlanError;
+use nnunet_data::store::{StageError, StoreError};
+use nnunet_eval::EvalError;
+use nnunet_infer::InferError;
+use nnunet_interop::InteropError;
+use nnunet_nn::backend::DeviceError;
+use nnunet_nn::model::TensorFileError;
 
 /// A training run that cannot begin or go on.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +62,7 @@ pub enum TrainError {
     Eval(#[from] EvalError),
     /// The run's own description cannot be read.
     #[error("{0}")]
-    Config(#[from] crate::config::ConfigError),
+    Config(#[from] nnunet_data::work::ConfigError),
     /// The first stage of a cascade has not predicted all cases.
     #[error(
         "{stage} has left no segmentations of {} of {} cases: {}; make them with `{}`",

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::batch::{DeviceBatch, Inner, Upload};
-use crate::backend::ComputeBackend;
-use crate::loader::{Loader, LoaderError};
-use crate::trace;
+use nnunet_core::trace;
+use nnunet_data::loader::{Loader, LoaderError};
+use nnunet_nn::backend::ComputeBackend;
 
 /// Batches on the device ahead of the one in use: one that waits, and one on its way.
 const AHEAD: usize = 1;

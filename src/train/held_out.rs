@@ -4,13 +4,13 @@ use std::collections::HashMap;
 
 use super::TrainError;
 use super::setup::Job;
-use crate::config::{Source, WorkDir};
-use crate::dataset::Dataset;
-use crate::dist::{CommError, Communicator, Fault};
-use crate::eval::{CaseResult, Classes, Measures, Pair, Summary, evaluate_cases};
-use crate::infer::{MemoryOptions, Predictor, WindowOptions, validate_fold};
-use crate::model::UNet;
-use crate::ops::NnOps;
+use nnunet_comm::distributed::{CommError, Communicator, Fault};
+use nnunet_data::dataset::Dataset;
+use nnunet_data::work::{Source, WorkDir};
+use nnunet_eval::{CaseResult, Classes, Measures, Pair, Summary, evaluate_cases};
+use nnunet_infer::{MemoryOptions, Predictor, WindowOptions, validate_fold};
+use nnunet_nn::model::UNet;
+use nnunet_nn::ops::NnOps;
 
 /// What is done about the held-out cases, beyond label maps and `summary.json`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use super::setup::Job;
-use crate::checkpoint::{Checkpoint, Progress};
-use crate::config::RunDir;
-use crate::loader::{Batch, SampleId};
-use crate::model::{ParameterSpec, TensorFileError, TensorState, read_tensors, write_tensors};
-use crate::rng::Purpose;
+use nnunet_core::rng::Purpose;
+use nnunet_data::loader::{Batch, SampleId};
+use nnunet_data::work::RunDir;
+use nnunet_nn::checkpoint::{Checkpoint, Progress};
+use nnunet_nn::model::{ParameterSpec, TensorFileError, TensorState, read_tensors, write_tensors};
 
 /// Steps that are left out in a row before the run ends.
 pub(super) const SKIPS: usize = 20;
@@ -103,7 +103,7 @@ impl Job<'_> {
 fn write_step(folder: &Path, incident: &Incident, checkpoint: &Checkpoint) -> Result<(), TensorFileError> {
     checkpoint.write(folder)?;
     let path = folder.join(STEP);
-    crate::fsio::write_json(&path, incident).map_err(|error| TensorFileError::new(&path, error))
+    nnunet_core::fsio::write_json(&path, incident).map_err(|error| TensorFileError::new(&path, error))
 }
 
 impl Incident {

@@ -6,9 +6,10 @@ use super::TrainError;
 use super::setup::{Job, Outputs, exchange_options};
 use super::step::StepMetrics;
 use super::stragglers::{JobTimes, RankTimes};
-use crate::backend::{ComputeBackend, OnDevice, on_device};
-use crate::config::{RunConfig, WorkDir};
-use crate::dist::Communicator;
+use crate::config::RunConfig;
+use nnunet_comm::distributed::Communicator;
+use nnunet_data::work::WorkDir;
+use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 
 /// What steps took.
 pub struct MeasuredSteps {

@@ -1,11 +1,12 @@
 //! What a run optimises, and by which rule: from its configuration and its dataset.
 
 use super::TrainError;
-use crate::config::{ConfigError, LossConfig, LossKind, OptimizerConfig, OptimizerKind};
-use crate::dataset::DatasetJson;
-use crate::loss::{SegmentationLoss, Target, VoxelLoss};
-use crate::ops::NnOps;
-use crate::optim::{Adam, Optimizer, Rule, Sgd};
+use crate::config::{LossConfig, LossKind, OptimizerConfig, OptimizerKind};
+use nnunet_data::dataset::DatasetJson;
+use nnunet_data::work::ConfigError;
+use nnunet_nn::loss::{SegmentationLoss, Target, VoxelLoss};
+use nnunet_nn::ops::NnOps;
+use nnunet_nn::optim::{Adam, Optimizer, Rule, Sgd};
 
 /// The loss of a dataset's classes or regions.
 ///

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorPrimitive, backend::AutodiffBackend, ops::FloatTensor};
 
 use super::batch::Inner;
-use crate::backend::ComputeBackend;
-use crate::model::UNet;
-use crate::ops::{self, GradientSink, NnOps};
+use nnunet_nn::backend::ComputeBackend;
+use nnunet_nn::model::UNet;
+use nnunet_nn::ops::{self, GradientSink, NnOps};
 
 /// One gradient per parameter; `None` for those that have none.
 pub(super) type Gradients<B> = Vec<Option<FloatTensor<<B as AutodiffBackend>::InnerBackend>>>;

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::TrainError;
-use crate::config::{FoldId, RunConfig, RunDir, WorkDir};
-use crate::dataset::Splits;
+use crate::config::RunConfig;
+use nnunet_data::dataset::Splits;
+use nnunet_data::work::{FoldId, RunDir, WorkDir};
 
 /// The first stage's segmentation of each of `cases`, with the voxels of the second stage's preprocessed ones.
 ///

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use super::TrainError;
 use super::clock::Clock;
-use crate::dist::{Communicator, host_name};
-use crate::fsio;
 use crate::telemetry::TelemetryError;
-use crate::trace::{self, Event, Kind, RankTrace, chrome_trace};
+use nnunet_comm::distributed::{Communicator, host_name};
+use nnunet_core::fsio;
+use nnunet_core::trace::{self, Event, Kind, RankTrace, chrome_trace};
 
 /// What a step is marked as; its parts lie within it.
 pub(super) const STEP: &str = "step";

@@ -9,14 +9,16 @@ use super::incident::{Incident, RankBatches};
 use super::step::TrainStep;
 use super::validation::Validation;
 use super::{TrainError, objective};
-use crate::backend::{ComputeBackend, OnDevice, on_device};
-use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, Device, RunConfig};
-use crate::dist::Single;
-use crate::loader::SampleId;
-use crate::loss::weights;
-use crate::model::UNet;
-use crate::ops::host;
+use crate::config::RunConfig;
+use nnunet_comm::distributed::Single;
+use nnunet_data::loader::SampleId;
+use nnunet_data::work::ConfigError;
+use nnunet_nn::Device;
+use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
+use nnunet_nn::checkpoint::Checkpoint;
+use nnunet_nn::loss::weights;
+use nnunet_nn::model::UNet;
+use nnunet_nn::ops::host;
 
 /// What came of the step this time.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,28 +3,28 @@
 use std::path::Path;
 use std::time::Duration;
 
-use clap::ValueEnum;
-
 use super::TrainError;
 use super::held_out::{HeldOutOptions, evaluate_held_out};
 use super::incident::{Incident, ROLLBACKS};
 use super::profile::Profile;
 use super::setup::{Job, Outputs};
 use super::trainer::Ending;
-use crate::backend::{ComputeBackend, OnDevice, on_device};
-use crate::checkpoint::{Checkpoint, Progress, Training};
-use crate::config::{OnNan, RunConfig, WorkDir};
-use crate::dist::Communicator;
-use crate::eval::Summary;
-use crate::model::{TensorFileError, UNet};
-use crate::ops::NnOps;
+use crate::config::{OnNan, RunConfig};
 use crate::telemetry::{
     JsonLines, MetricsEndpoint, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile, TelemetryError,
     TensorBoard,
 };
+use nnunet_comm::distributed::Communicator;
+use nnunet_data::work::WorkDir;
+use nnunet_eval::Summary;
+use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
+use nnunet_nn::checkpoint::{Checkpoint, Progress, Training};
+use nnunet_nn::model::{TensorFileError, UNet};
+use nnunet_nn::ops::NnOps;
 
 /// Whether a run goes on from `checkpoint_latest`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Resume {
     /// Begin anew.
     Never,

@@ -7,9 +7,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::TrainError;
-use crate::checkpoint::{Checkpoint, History};
-use crate::model::TensorFileError;
-use crate::trace;
+use nnunet_core::trace;
+use nnunet_nn::checkpoint::{Checkpoint, History};
+use nnunet_nn::model::TensorFileError;
 
 /// Between two attempts to write the same checkpoint: at first, and at most.
 const RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];

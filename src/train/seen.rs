@@ -4,11 +4,11 @@ use burn::tensor::Tensor;
 use ndarray::{Array2, Array4, Axis};
 
 use super::batch::Targets;
-use crate::infer::Decision;
-use crate::inspect::side_by_side;
-use crate::loss::{SegmentationLoss, Target};
-use crate::ops::NnOps;
 use crate::telemetry::PictureRecord;
+use nnunet_infer::Decision;
+use nnunet_nn::loss::{SegmentationLoss, Target};
+use nnunet_nn::ops::NnOps;
+use nnunet_viz::inspect::side_by_side;
 
 /// A slice `(y, x)` of a validation patch.
 #[derive(Clone, Debug, PartialEq)]

@@ -14,25 +14,27 @@ use super::saver::Saver;
 use super::step::TrainStep;
 use super::stop::StopRequest;
 use super::trainer::Trainer;
-use crate::augment::Pipeline;
-use crate::augment::cascade::PreviousStage;
-use crate::backend::ComputeBackend;
-use crate::checkpoint::{Checkpoint, History, Keep, Progress, ReadError, Training};
-use crate::config::{AugmentationPreset, DistConfig, FoldId, RunConfig, WorkDir};
-use crate::dataset::{DatasetJson, Splits};
-use crate::dist::{Communicator, check_agreement};
-use crate::infer::NextStage;
-use crate::interop::{Pretrained, load_pretrained};
-use crate::loader::{Loader, LoaderOptions, Sampler, SamplerOptions, Shard};
-use crate::loss::weights;
-use crate::model::{ModelDescription, TensorFileError, TensorState, UNet};
-use crate::optim::Schedule;
-use crate::plan::{Configuration, Plans};
-use crate::rng::Purpose;
-use crate::store::{
+use crate::config::{DistConfig, RunConfig};
+use crate::telemetry::{MetricsEndpoint, Observers};
+use nnunet_comm::distributed::{Communicator, check_agreement};
+use nnunet_core::rng::Purpose;
+use nnunet_data::augment::AugmentationPreset;
+use nnunet_data::augment::Pipeline;
+use nnunet_data::augment::cascade::PreviousStage;
+use nnunet_data::dataset::{DatasetJson, Splits};
+use nnunet_data::loader::{Loader, LoaderOptions, Sampler, SamplerOptions, Shard};
+use nnunet_data::plan::{Configuration, Plans};
+use nnunet_data::store::{
     ANNOTATED, CachedStore, CaseStore, NativeStore, StoreError, read_case_properties, stage, stage_label_maps,
 };
-use crate::telemetry::{MetricsEndpoint, Observers};
+use nnunet_data::work::{FoldId, WorkDir};
+use nnunet_infer::NextStage;
+use nnunet_interop::{Pretrained, load_pretrained};
+use nnunet_nn::backend::ComputeBackend;
+use nnunet_nn::checkpoint::{Checkpoint, History, Keep, Progress, ReadError, Training};
+use nnunet_nn::loss::weights;
+use nnunet_nn::model::{ModelDescription, TensorFileError, TensorState, UNet};
+use nnunet_nn::optim::Schedule;
 
 /// Batches prepared ahead of the one in use.
 const PREFETCH: usize = 3;

@@ -15,13 +15,13 @@ use super::device_loss::{DeviceLoss, host_all};
 use super::exchange::{Exchange, ExchangeOptions, exchange};
 use super::pass::{Gradients, Pass, Sink};
 use super::sums::reduce_sums;
-use crate::backend::ComputeBackend;
-use crate::dist::{BucketLayout, CommError, Communicator, ReduceOp};
-use crate::loss::{GlobalSums, LossSums, SegmentationLoss};
-use crate::model::UNet;
-use crate::ops::{Control, NnOps};
-use crate::optim::Optimizer;
-use crate::trace;
+use nnunet_comm::distributed::{BucketLayout, CommError, Communicator, ReduceOp};
+use nnunet_core::trace;
+use nnunet_nn::backend::ComputeBackend;
+use nnunet_nn::loss::{GlobalSums, LossSums, SegmentationLoss};
+use nnunet_nn::model::UNet;
+use nnunet_nn::ops::{Control, NnOps};
+use nnunet_nn::optim::Optimizer;
 
 /// Network, loss and optimiser of one rank.
 pub struct TrainStep<B: ComputeBackend> {

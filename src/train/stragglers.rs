@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::dist::{CommError, Communicator};
+use nnunet_comm::distributed::{CommError, Communicator};
 
 /// What a training step took on one rank, in seconds, mean over an epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

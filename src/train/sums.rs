@@ -1,7 +1,7 @@
 //! The loss's sums over all ranks.
 
-use crate::dist::{CommError, Communicator, ReduceOp};
-use crate::loss::{LossSums, SegmentationLoss, select_hardest};
+use nnunet_comm::distributed::{CommError, Communicator, ReduceOp};
+use nnunet_nn::loss::{LossSums, SegmentationLoss, select_hardest};
 
 /// What all ranks together have.
 pub struct Reduced {

@@ -5,8 +5,8 @@ use std::time::Instant;
 use burn::tensor::backend::Backend;
 use rayon::prelude::*;
 
-use crate::dist::{CommError, Communicator, Fault, dissenters, those_differ};
-use crate::model::UNet;
+use nnunet_comm::distributed::{CommError, Communicator, Fault, dissenters, those_differ};
+use nnunet_nn::model::UNet;
 
 /// Compares the bits of all weights over the ranks. Ranks add the same averaged gradients to the same weights in the same
 /// order, so they never differ, unless memory, the network or a defect has changed a value. A collective.

@@ -17,14 +17,14 @@ use super::stop::StopRequest;
 use super::stragglers::{JobTimes, RankTimes};
 use super::sync::compare_weights;
 use super::validation::{Validation, ValidationResult};
-use crate::backend::ComputeBackend;
-use crate::checkpoint::{Checkpoint, Progress, Training};
 use crate::config::{OnNan, RunConfig};
-use crate::dist::Communicator;
-use crate::model::ParameterSpec;
-use crate::optim::Schedule;
 use crate::telemetry::{EpochRecord, IterationRecord, Observer, Observers, RunState, StepTimes};
-use crate::trace;
+use nnunet_comm::distributed::Communicator;
+use nnunet_core::trace;
+use nnunet_nn::backend::ComputeBackend;
+use nnunet_nn::checkpoint::{Checkpoint, Progress, Training};
+use nnunet_nn::model::ParameterSpec;
+use nnunet_nn::optim::Schedule;
 
 /// Steps that are queued on a device before their losses are read.
 const QUEUED_STEPS: u64 = 10;

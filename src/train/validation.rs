@@ -8,10 +8,10 @@ use super::batch::{DeviceBatch, Targets};
 use super::device_loss::{DeviceLoss, host_all};
 use super::seen::Seen;
 use super::sums::reduce_sums;
-use crate::dist::{CommError, Communicator, ReduceOp};
-use crate::loss::{LossSums, SegmentationLoss, Target};
-use crate::model::UNet;
-use crate::ops::NnOps;
+use nnunet_comm::distributed::{CommError, Communicator, ReduceOp};
+use nnunet_nn::loss::{LossSums, SegmentationLoss, Target};
+use nnunet_nn::model::UNet;
+use nnunet_nn::ops::NnOps;
 
 /// Voxels one task counts.
 const BLOCK: usize = 1 << 14;

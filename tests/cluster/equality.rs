@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use nnunet_dist::checkpoint::SavedModel;
-use nnunet_dist::config::RunDir;
+use nnunet_dist::work::RunDir;
 
 use crate::hosts::{Cluster, is_full};
 use crate::job::Running;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nnunet_dist::config::RunDir;
+use nnunet_dist::work::RunDir;
 use serde_json::Value;
 
 use crate::hosts::succeed;

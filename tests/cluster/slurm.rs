@@ -7,8 +7,8 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nnunet_dist::config::RunDir;
 use nnunet_dist::eval::Summary;
+use nnunet_dist::work::RunDir;
 use serde_json::{Value, json};
 
 use crate::hosts::{Cluster, is_full, is_possible, succeed};

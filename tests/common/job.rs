@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nnunet_dist::dist;
+use nnunet_dist::distributed;
 use tempfile::NamedTempFile;
 
 /// A job that is not over by then hangs.
@@ -153,7 +153,7 @@ impl Drop for Running {
 }
 
 pub fn is_open_mpi() -> bool {
-    dist::mpi_version().is_some_and(|version| version.starts_with("Open MPI"))
+    distributed::mpi_version().is_some_and(|version| version.starts_with("Open MPI"))
 }
 
 pub fn is_installed(program: &str) -> bool {

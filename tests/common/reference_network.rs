@@ -4,7 +4,7 @@
 use burn::tensor::ops::FloatTensorOps;
 use ndarray::ArrayD;
 use nnunet_dist::backend::ComputeBackend;
-use nnunet_dist::dist::Single;
+use nnunet_dist::distributed::Single;
 use nnunet_dist::loss::{SegmentationLoss, Target};
 use nnunet_dist::model::{TensorState, UNet, batch_tensor};
 use nnunet_dist::ops::{INITIAL_SCALE, Precision};

@@ -3,7 +3,7 @@
 
 use ndarray::{Array4, Array5};
 use nnunet_dist::backend::Cpu;
-use nnunet_dist::dist::{Communicator, Wire};
+use nnunet_dist::distributed::{Communicator, Wire};
 use nnunet_dist::loss::{SegmentationLoss, Target};
 use nnunet_dist::model::{UNet, UNetSpec};
 use nnunet_dist::optim::{Optimizer, Sgd};

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nnunet_dist::config::{RunDir, WorkDir};
 use nnunet_dist::phantom::PhantomOptions;
+use nnunet_dist::work::{RunDir, WorkDir};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -23,7 +23,7 @@ pub fn device() -> Option<<Gpu as burn::tensor::backend::BackendTypes>::Device> 
 
 #[cfg(feature = "cuda")]
 fn probe() -> Result<(), String> {
-    let gpu = nnunet_dist::dist::own_gpu(&nnunet_dist::dist::Single);
+    let gpu = nnunet_dist::distributed::own_gpu(&nnunet_dist::distributed::Single);
     gpu.map(|_| ()).map_err(|error| format!("no CUDA device: {error}"))
 }
 

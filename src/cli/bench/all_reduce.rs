@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::bench::{AllReduceBench, Row};
-use crate::dist::Communicator;
+use nnunet_comm::distributed::Communicator;
 
 /// Averaging of gradients over the ranks, in each format on the wire, next to the MPI library's own all-reduce.
 #[derive(Debug, Args)]

@@ -6,8 +6,8 @@ use clap::Args;
 
 use crate::bench::{InferFolder, InferStub, Report};
 use crate::cli::precision::PrecisionFlags;
-use crate::config::Device;
-use crate::infer::{Accumulate, CheckpointName, MemoryOptions, PredictOptions, WindowOptions, find_checkpoints};
+use nnunet_infer::{Accumulate, CheckpointName, MemoryOptions, PredictOptions, WindowOptions, find_checkpoints};
+use nnunet_nn::Device;
 
 /// Sliding-window inference: reading, network, sums of windows, resampling with decision, writing.
 ///

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use crate::augment::Pipeline;
-use crate::augment::cascade::PreviousStage;
 use crate::bench::{GeneratedStore, LoaderBench, Report};
 use crate::cli::plans::{self, PlansFlag};
-use crate::config::{AugmentationPreset, WorkDir};
-use crate::dataset::DatasetJson;
-use crate::store::{CaseStore, NativeStore, StoreError, label_map};
+use nnunet_data::augment::AugmentationPreset;
+use nnunet_data::augment::Pipeline;
+use nnunet_data::augment::cascade::PreviousStage;
+use nnunet_data::dataset::DatasetJson;
+use nnunet_data::store::{CaseStore, NativeStore, StoreError, label_map};
+use nnunet_data::work::WorkDir;
 
 /// Cases that are generated where no work folder is named.
 const CASES: usize = 20;

@@ -4,10 +4,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::network::NetworkFlags;
-use crate::backend::{ComputeBackend, OnDevice, on_device};
 use crate::bench::{StepBench, StepMemory};
-use crate::config::Device;
-use crate::dist::{CommError, Single};
+use nnunet_comm::distributed::{CommError, Single};
+use nnunet_nn::Device;
+use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 
 /// The memory of training steps, beside what the planner takes them to need.
 ///

@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 
 use super::ranks::or_abort;
 use crate::bench::Report;
-use crate::dist;
+use nnunet_comm::distributed;
 
 /// Measure how fast a part is on this machine, next to the machine's own peak.
 ///
@@ -58,7 +58,7 @@ impl Bench {
         if let What::AllReduce(all_reduce) = &self.what {
             return self.run_on_ranks(all_reduce);
         }
-        dist::divide_threads(&dist::Single)?;
+        distributed::divide_threads(&distributed::Single)?;
         let report = match &self.what {
             What::Peak => Report::new("peak", Vec::new()),
             What::Step(step) => step.run(self.rounds)?,
@@ -79,8 +79,8 @@ impl Bench {
     }
 
     fn run_on_ranks(&self, all_reduce: &all_reduce::AllReduce) -> anyhow::Result<()> {
-        let comm = dist::init()?;
-        dist::divide_threads(&*comm)?;
+        let comm = distributed::init()?;
+        distributed::divide_threads(&*comm)?;
         let rows = or_abort(all_reduce.run(self.rounds, &*comm), &*comm)?;
         if comm.rank() == 0 {
             self.print(&Report::new("allreduce", rows));

@@ -8,9 +8,10 @@ use clap::Args;
 use crate::bench::{StepBench, plain_network};
 use crate::cli::plans::{self, PlansFlag};
 use crate::cli::precision::PrecisionFlags;
-use crate::config::{Device, WorkDir};
-use crate::dataset::DatasetJson;
-use crate::model::UNetSpec;
+use nnunet_data::dataset::DatasetJson;
+use nnunet_data::work::WorkDir;
+use nnunet_nn::Device;
+use nnunet_nn::model::UNetSpec;
 
 /// A network by its plans or by its parts; without options, the one that nnU-Net plans for MSD's hippocampus.
 #[derive(Debug, Args)]

@@ -6,10 +6,10 @@ use clap::Args;
 
 use crate::bench::{self, Report};
 use crate::cli::preprocess::bytes;
-use crate::dataset::{self, Dataset};
-use crate::phantom::PhantomOptions;
-use crate::plan::{self, PlannerOptions};
-use crate::preprocess::Limits;
+use nnunet_data::dataset::{self, Dataset};
+use nnunet_data::phantom::PhantomOptions;
+use nnunet_data::plan::{self, PlannerOptions};
+use nnunet_data::preprocess::Limits;
 
 /// What is generated where no dataset is given: enough cases to keep all cores busy.
 const PHANTOMS: usize = 24;

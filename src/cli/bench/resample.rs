@@ -7,9 +7,9 @@ use clap::Args;
 use ndarray::{Array3, Axis, concatenate};
 
 use crate::bench::{self, Report};
-use crate::dataset::Dataset;
-use crate::image::{self, Volume};
-use crate::phantom::PhantomOptions;
+use nnunet_data::dataset::Dataset;
+use nnunet_data::phantom::PhantomOptions;
+use nnunet_image::{self as image, Volume};
 
 /// Extent of the generated case: that of the BraTS challenge's images.
 const PHANTOM: [usize; 3] = [155, 240, 240];

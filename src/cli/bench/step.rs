@@ -3,10 +3,10 @@
 use clap::Args;
 
 use super::network::NetworkFlags;
-use crate::backend::{ComputeBackend, OnDevice, on_device};
 use crate::bench::{Peak, Report, StepBench};
-use crate::config::Device;
-use crate::dist::Single;
+use nnunet_comm::distributed::Single;
+use nnunet_nn::Device;
+use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 
 /// The training step: forward, loss, backward, clipping, update, on one generated batch.
 #[derive(Debug, Args)]

@@ -10,7 +10,7 @@ use clap::Args;
 
 use self::report::Report;
 use self::steps::{Program, Step};
-use crate::config::{ConfigError, FoldId, RunDir, WorkDir};
+use nnunet_data::work::{ConfigError, FoldId, RunDir, WorkDir};
 
 /// Generate a dataset, train on it with two processes, predict, evaluate; about five minutes on two cores.
 ///
@@ -37,7 +37,7 @@ impl Demo {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let layout = Layout::create(&self.dir)?;
         println!("Generating {TRAIN_CASES} training and {TEST_CASES} test phantoms in {}", layout.dataset.display());
-        crate::phantom::generate(&layout.dataset, TRAIN_CASES, TEST_CASES, SEED)?;
+        nnunet_data::phantom::generate(&layout.dataset, TRAIN_CASES, TEST_CASES, SEED)?;
 
         let mut report = Report::default();
         for step in layout.steps(&Program::locate()?) {

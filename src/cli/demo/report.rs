@@ -8,8 +8,8 @@ use indexmap::IndexMap;
 
 use super::Layout;
 use super::steps::Done;
-use crate::eval::{Metrics, Summary};
-use crate::fsio;
+use nnunet_core::fsio;
+use nnunet_eval::{Metrics, Summary};
 
 /// Collects the steps of a demo.
 #[derive(Default)]
@@ -71,7 +71,7 @@ fn row<Count>(name: &str, metrics: &IndexMap<String, Metrics<Count>>) -> String 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::CaseResult;
+    use nnunet_eval::CaseResult;
 
     #[test]
     fn the_table_has_a_row_per_case_and_a_column_per_class() {

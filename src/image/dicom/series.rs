@@ -8,8 +8,8 @@ use rayon::prelude::*;
 
 use super::slice::{Found, Slice};
 use super::{files, is_dicom};
-use crate::image::seam::ImageHeader;
-use crate::image::{Geometry, ImageError, Volume};
+use crate::seam::ImageHeader;
+use crate::{Geometry, ImageError, Volume};
 
 /// Part of the distance between slices by which one may be off its place: positions are rounded in the files.
 const MAX_OFFSET: f64 = 0.1;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use dicom_object::{DefaultDicomObject, OpenFileOptions, Tag};
 
 use super::lengths::check_lengths;
-use crate::image::stored::file_len;
-use crate::image::{ImageError, Number};
+use crate::stored::file_len;
+use crate::{ImageError, Number};
 
 /// Attributes used here (DICOM PS3.6), with their keywords.
 const MODALITY: (Tag, &str) = (Tag(0x0008, 0x0060), "Modality");

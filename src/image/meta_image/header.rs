@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::image::stored::{Packing, Stored, beside, describe, file_len, is_gzip};
-use crate::image::text_header::{TextHeader, extents, numbers};
-use crate::image::volume::Plane;
-use crate::image::{Geometry, ImageError, Number};
+use crate::stored::{Packing, Stored, beside, describe, file_len, is_gzip};
+use crate::text_header::{TextHeader, extents, numbers};
+use crate::volume::Plane;
+use crate::{Geometry, ImageError, Number};
 
 /// The field that ends a header.
 const LAST: &str = "ElementDataFile";

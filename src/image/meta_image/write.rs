@@ -5,9 +5,9 @@ use std::path::Path;
 
 use flate2::{Compression, write::ZlibEncoder};
 
-use crate::fsio;
-use crate::image::number::{Numbers, components_last};
-use crate::image::{Geometry, ImageError, LabelMap, Number, Volume};
+use crate::number::{Numbers, components_last};
+use crate::{Geometry, ImageError, LabelMap, Number, Volume};
+use nnunet_core::fsio;
 
 pub fn labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
     let (z, y, x) = labels.data.dim();

@@ -1,6 +1,6 @@
 //! Between NIfTI's affines (RAS, mm) and [`Geometry`] (LPS, mm).
 
-use crate::image::Geometry;
+use crate::Geometry;
 
 /// Three rows of a 4 x 4 affine from voxel `(i, j, k)` = (x, y, z) to RAS millimetres.
 pub type Affine = [[f64; 4]; 3];

@@ -1,7 +1,7 @@
 //! The three headers as one: which bytes mean what, and which values cannot be.
 
 use super::affine::{self, Affine};
-use crate::image::{Geometry, Number};
+use crate::{Geometry, Number};
 
 /// Bytes to have in hand before parsing: those of the longer header.
 pub const MAX_LEN: usize = 540;

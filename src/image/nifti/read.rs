@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use ndarray::Array4;
 
 use super::header::{Header, MAX_LEN};
-use crate::image::number::components_first;
-use crate::image::seam::ImageHeader;
-use crate::image::stored::{Packing, Source, Stored, describe, is_gzip};
-use crate::image::{ImageError, Volume};
+use crate::number::components_first;
+use crate::seam::ImageHeader;
+use crate::stored::{Packing, Source, Stored, describe, is_gzip};
+use crate::{ImageError, Volume};
 
 /// Reads extent and geometry.
 pub fn header(path: &Path) -> Result<ImageHeader, ImageError> {

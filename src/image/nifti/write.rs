@@ -6,9 +6,9 @@ use std::path::Path;
 use flate2::{Compression, write::GzEncoder};
 
 use super::affine;
-use crate::fsio;
-use crate::image::number::Numbers;
-use crate::image::{Geometry, ImageError, LabelMap, Number, Volume};
+use crate::number::Numbers;
+use crate::{Geometry, ImageError, LabelMap, Number, Volume};
+use nnunet_core::fsio;
 
 /// Header and the four bytes that say there is no extension.
 const VOX_OFFSET: usize = 352;

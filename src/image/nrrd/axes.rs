@@ -1,9 +1,9 @@
 //! Which axes of an NRRD file are of space, and where they lie in it.
 
 use super::fields::Fields;
-use crate::image::Geometry;
-use crate::image::text_header::numbers;
-use crate::image::volume::Plane;
+use crate::Geometry;
+use crate::text_header::numbers;
+use crate::volume::Plane;
 
 /// The meaning of a file's axes.
 pub struct Axes {

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::image::stored::{Packing, Stored, beside, file_len};
-use crate::image::text_header::extents;
-use crate::image::{ImageError, Number};
+use crate::stored::{Packing, Stored, beside, file_len};
+use crate::text_header::extents;
+use crate::{ImageError, Number};
 
 /// The fields of a header by name, in small letters.
 pub struct Fields<'a>(HashMap<String, &'a str>);

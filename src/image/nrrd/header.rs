@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::axes::Axes;
 use super::fields::Fields;
-use crate::image::ImageError;
-use crate::image::stored::Stored;
-use crate::image::text_header::TextHeader;
+use crate::ImageError;
+use crate::stored::Stored;
+use crate::text_header::TextHeader;
 
 /// A header, checked.
 pub struct Header {

@@ -8,9 +8,9 @@ use image::codecs::bmp::{BmpDecoder, BmpEncoder};
 use image::{ColorType, ImageDecoder};
 
 use super::{Pixels, check_claim, geometry, labels_as_volume, volume_of};
-use crate::fsio;
-use crate::image::seam::{ImageHeader, ImageReader, ImageWriter};
-use crate::image::{ImageError, LabelMap, Number, Volume};
+use crate::seam::{ImageHeader, ImageReader, ImageWriter};
+use crate::{ImageError, LabelMap, Number, Volume};
+use nnunet_core::fsio;
 
 /// BMP files.
 pub struct Bmp;

@@ -5,9 +5,9 @@ use std::io::{BufReader, BufWriter};
 use std::path::Path;
 
 use super::{Pixels, check_claim, geometry, labels_as_volume, volume_of};
-use crate::fsio;
-use crate::image::seam::{ImageHeader, ImageReader, ImageWriter};
-use crate::image::{ImageError, LabelMap, Number, Volume};
+use crate::seam::{ImageHeader, ImageReader, ImageWriter};
+use crate::{ImageError, LabelMap, Number, Volume};
+use nnunet_core::fsio;
 
 /// PNG files.
 pub struct Png;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::fsio;
-use crate::image::ImageError;
+use crate::ImageError;
+use nnunet_core::fsio;
 
 /// Reads the spacing of an image, in mm along `(z, y, x)`; `None` where there is no such file.
 ///

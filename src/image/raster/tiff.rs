@@ -13,9 +13,9 @@ use tiff::{
 };
 
 use super::{Pixels, check_claim, geometry, labels_as_volume, spacing_file};
-use crate::fsio;
-use crate::image::seam::{ImageHeader, ImageReader, ImageWriter};
-use crate::image::{Geometry, ImageError, LabelMap, Number, Volume};
+use crate::seam::{ImageHeader, ImageReader, ImageWriter};
+use crate::{Geometry, ImageError, LabelMap, Number, Volume};
+use nnunet_core::fsio;
 
 /// TIFF files.
 pub struct Tiff;

@@ -15,7 +15,7 @@ mod volume;
 use ndarray::{Array3, Array4, ArrayView3, ArrayView4, ArrayViewMut3};
 
 pub use self::labels::resample_labels;
-pub(crate) use self::taps::{linear, nearest, positions};
+pub use self::taps::{linear, nearest, positions};
 
 /// Voxels this many times longer along one axis than along another make that axis a case of its own
 /// (`ANISO_THRESHOLD`).

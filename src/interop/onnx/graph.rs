@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::message::Message;
-use crate::model::{TensorState, UNetSpec};
+use nnunet_nn::model::{TensorState, UNetSpec};
 
 /// Slope of the leaky ReLU.
 const NEGATIVE_SLOPE: f32 = 0.01;
@@ -28,7 +28,7 @@ enum Attribute<'a> {
 }
 
 impl<'a> Graph<'a> {
-    /// The graph of a network with these weights, whose names tell its layers; see [`crate::model::UNet`].
+    /// The graph of a network with these weights, whose names tell its layers; see [`nnunet_nn::model::UNet`].
     pub(super) fn unet(spec: &UNetSpec, weights: &'a [TensorState], axes: usize) -> Result<Self, String> {
         let weights = weights.iter().map(|tensor| (tensor.spec.name.as_str(), tensor)).collect();
         let (strides, eps) = (&spec.shape.strides, spec.shape.norm_eps as f32);
@@ -229,8 +229,8 @@ impl Attribute<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ParameterSpec;
-    use crate::plan::{NetworkShape, PLAIN_CONV_UNET};
+    use nnunet_data::plan::{NetworkShape, PLAIN_CONV_UNET};
+    use nnunet_nn::model::ParameterSpec;
 
     fn tensor(name: &str, shape: &[usize]) -> TensorState {
         let spec = ParameterSpec { name: name.into(), shape: shape.to_vec() };

@@ -13,8 +13,8 @@ use std::path::Path;
 use self::graph::Graph;
 use self::message::Message;
 use super::InteropError;
-use crate::checkpoint::SavedModel;
-use crate::fsio;
+use nnunet_core::fsio;
+use nnunet_nn::checkpoint::SavedModel;
 
 /// ONNX 1.12's format, the first with [`OPSET`].
 const IR_VERSION: u64 = 8;
@@ -36,7 +36,7 @@ pub fn write_onnx(model: &SavedModel, path: &Path) -> Result<(), InteropError> {
     let metadata = serde_json::to_string(description).map_err(|error| fail(error.to_string()))?;
 
     let mut file = Message::default();
-    file.number(1, IR_VERSION).text(2, "nnunet-dist").text(3, env!("CARGO_PKG_VERSION"));
+    file.number(1, IR_VERSION).text(2, "nnunet-dist").text(3, nnunet_core::VERSION);
     file.message(7, &graph.finish());
     file.message(8, Message::default().text(1, "").number(2, OPSET));
     file.message(14, Message::default().text(1, "nnunet_dist").text(2, &metadata));

@@ -7,9 +7,11 @@ use burn::tensor::{FloatDType, Shape, Slice, TensorMetadata, ops::FloatTensor};
 
 use super::turn::Turn;
 use super::{Exchange, ExchangeOptions};
-use crate::dist::{Bucket, BucketLayout, CommError, DeviceBuffer, DeviceCollectives, Fault, ReduceOp, Wire};
-use crate::ops::{GradientSink, NnOps};
-use crate::trace::{self, Flight};
+use nnunet_comm::distributed::{
+    Bucket, BucketLayout, CommError, DeviceBuffer, DeviceCollectives, Fault, ReduceOp, Wire,
+};
+use nnunet_core::trace::{self, Flight};
+use nnunet_nn::ops::{GradientSink, NnOps};
 
 /// Exchanges gradients without their leaving the devices: the host only queues.
 pub struct DeviceExchange<B: NnOps> {
@@ -167,7 +169,7 @@ mod tests {
     use burn::tensor::{TensorData, ops::FloatTensorOps};
 
     use super::*;
-    use crate::dist::Element;
+    use nnunet_comm::distributed::Element;
 
     /// Notes what it is given, and leaves it as it is.
     #[derive(Default)]

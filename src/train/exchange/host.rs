@@ -6,8 +6,8 @@ use burn::tensor::{TensorData, backend::Backend, ops::FloatTensor};
 
 use super::turn::Turn;
 use super::{Exchange, ExchangeOptions};
-use crate::dist::{BucketLayout, CommError, Pending, ReduceOp, Reducer};
-use crate::ops::GradientSink;
+use nnunet_comm::distributed::{BucketLayout, CommError, Pending, ReduceOp, Reducer};
+use nnunet_nn::ops::GradientSink;
 
 /// Exchanges gradients through host memory.
 pub struct HostExchange<B: Backend> {

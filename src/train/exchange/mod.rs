@@ -1,7 +1,7 @@
 //! From this rank's gradients to their mean over the ranks.
 //!
 //! The backward pass hands over each gradient the moment it is ready ([`GradientSink`]); it goes to its place in a bucket
-//! ([`BucketLayout`](crate::dist::BucketLayout)), and a bucket that is full goes out while the pass goes on. At the end
+//! ([`BucketLayout`](nnunet_comm::distributed::BucketLayout)), and a bucket that is full goes out while the pass goes on. At the end
 //! of the step one waits for what is still under way. Where several batches make one step (gradient accumulation), they
 //! are summed up in the buckets and only the last sends them out.
 
@@ -16,8 +16,8 @@ use burn::tensor::{backend::Backend, ops::FloatTensor};
 pub use device::DeviceExchange;
 pub use host::HostExchange;
 
-use crate::dist::{BucketLayout, CommError, Communicator, Wire, check_agreement};
-use crate::ops::{GradientSink, NnOps};
+use nnunet_comm::distributed::{BucketLayout, CommError, Communicator, Wire, check_agreement};
+use nnunet_nn::ops::{GradientSink, NnOps};
 
 /// How gradients are exchanged.
 #[derive(Clone, Copy, Debug, PartialEq)]

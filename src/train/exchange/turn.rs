@@ -1,6 +1,6 @@
 //! Which buckets are full, and which goes out next.
 
-use crate::dist::BucketLayout;
+use nnunet_comm::distributed::BucketLayout;
 
 /// How far a step's batch has come.
 pub(super) struct Turn {

@@ -5,7 +5,7 @@ use burn::backend::{Autodiff, Flex};
 use gpu_tests::{Gpu, formats};
 use ndarray::{Array4, Array5};
 use nnunet_dist::backend::ComputeBackend;
-use nnunet_dist::dist::Single;
+use nnunet_dist::distributed::Single;
 use nnunet_dist::loss::{SegmentationLoss, Target, VoxelLoss};
 use nnunet_dist::model::{UNet, UNetSpec};
 use nnunet_dist::ops::Precision;

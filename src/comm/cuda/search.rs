@@ -1,0 +1,82 @@
+//! Where NVIDIA's libraries lie: installed in the system, or by pip in a Python environment.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use libloading::Library;
+
+/// The first library that can be opened: one that the user names in `variable`, as a file or as a folder to look in, else
+/// the system's, else one of an active Python environment, below `nvidia/PACKAGE/lib`.
+///
+/// # Errors
+/// That there is none. A library that the user names is never replaced by another.
+pub fn open_first(variable: &str, names: &[&str], package: &str) -> Result<(Library, PathBuf), String> {
+    open(variable, env::var_os(variable).map(PathBuf::from), names, package)
+}
+
+fn open(variable: &str, asked: Option<PathBuf>, names: &[&str], package: &str) -> Result<(Library, PathBuf), String> {
+    let candidates: Vec<PathBuf> = match &asked {
+        Some(path) => below(path, names, package),
+        None => {
+            let environments = environments();
+            let packaged = environments.iter().flat_map(|root| below(root, names, package));
+            names.iter().map(PathBuf::from).chain(packaged).collect()
+        }
+    };
+    for path in candidates {
+        // SAFETY: the initialisers of NVIDIA's libraries may be run by any process.
+        if let Ok(library) = unsafe { Library::new(&path) } {
+            return Ok((library, path));
+        }
+    }
+    Err(match asked {
+        Some(path) => format!("{variable}={}: no {} can be opened there", path.display(), names[0]),
+        None => format!("{} is not found", names[0]),
+    })
+}
+
+/// Where a library may be if a user names `path`: there, in that folder, in Python packages in it, or in a Python
+/// environment at it.
+fn below(path: &Path, names: &[&str], package: &str) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let mut sites = vec![path.to_owned()];
+    let entries = fs::read_dir(path.join("lib")).into_iter().flatten().flatten();
+    let packages = entries.flat_map(|entry| ["site-packages", "dist-packages"].map(|site| entry.path().join(site)));
+    sites.extend(packages.filter(|site| site.is_dir()));
+    let folders = sites.into_iter().flat_map(|site| [site.join("nvidia").join(package).join("lib"), site]);
+    folders.flat_map(|folder| names.iter().map(move |name| folder.join(name))).filter(|file| file.is_file()).collect()
+}
+
+/// The Python environments that are active.
+fn environments() -> Vec<PathBuf> {
+    ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(PathBuf::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+
+    #[test]
+    fn a_named_folder_is_searched_as_python_packages_lie() {
+        let folder = tempfile::tempdir().unwrap();
+        let site = folder.path().join("lib/python3.12/site-packages");
+        let lib = site.join("nvidia/nccl/lib");
+        fs::create_dir_all(&lib).unwrap();
+        let file = lib.join(NAMES[0]);
+        fs::write(&file, "").unwrap();
+        for named in [folder.path(), site.as_path(), lib.as_path(), file.as_path()] {
+            assert_eq!(below(named, &NAMES, "nccl"), [file.as_path()], "{}", named.display());
+        }
+    }
+
+    #[test]
+    fn a_named_library_that_is_not_there_is_an_error_and_never_another() {
+        let error = open("NNUNET_DIST_NCCL", Some("/nowhere/libnccl.so.2".into()), &NAMES, "nccl").err().unwrap();
+        assert_eq!(error, "NNUNET_DIST_NCCL=/nowhere/libnccl.so.2: no libnccl.so.2 can be opened there");
+    }
+}

@@ -1,0 +1,290 @@
+//! The TCP connections between the ranks and rank 0's board.
+//!
+//! A connection begins with a token that only the job knows. Then every line is either a rank's sign of life, which is
+//! answered by an empty line, or an empty line, which is answered by all members as JSON.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use serde::{Deserialize, Serialize};
+
+use super::Health;
+use super::verdict::Member;
+use crate::distributed::threads::host_name;
+
+/// Time between two signs of life.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a connection or an answer may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Room for an invitation, the same on all ranks.
+pub(in crate::distributed) const INVITATION_BYTES: usize = 4096;
+
+/// The longest line that is read from a connection.
+const LONGEST_LINE: u64 = 1 << 24;
+
+/// Where rank 0's board is.
+#[derive(Serialize, Deserialize)]
+struct Invitation {
+    token: String,
+    host: String,
+    addresses: Vec<SocketAddr>,
+}
+
+/// Rank 0's knowledge of the others.
+pub(super) struct Board {
+    token: String,
+    own: Weak<Health>,
+    seen: Mutex<HashMap<usize, (Member, Instant)>>,
+}
+
+impl Board {
+    /// Listens for the other ranks, and gives the invitation that they need. `own` is rank 0's.
+    pub(super) fn open(own: &Arc<Health>) -> io::Result<(Arc<Self>, Vec<u8>)> {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let port = listener.local_addr()?.port();
+        let mut token = [0; 16];
+        OsRng.try_fill_bytes(&mut token).map_err(io::Error::other)?;
+        let token = format!("{:032x}", u128::from_le_bytes(token));
+        let addresses = own_addresses().into_iter().map(|address| SocketAddr::new(address, port)).collect();
+        let invitation = Invitation { token: token.clone(), host: host_name(), addresses };
+        let invitation = serde_json::to_vec(&invitation).map_err(io::Error::other)?;
+        if invitation.len() > INVITATION_BYTES {
+            return Err(io::Error::other("this host has too many addresses"));
+        }
+        let board = Arc::new(Self { token, own: Arc::downgrade(own), seen: Mutex::default() });
+        let shared = board.clone();
+        spawn("heartbeats", move || {
+            for connection in listener.incoming().flatten() {
+                let board = shared.clone();
+                // A connection that cannot have a thread is closed; its rank tries again.
+                let _ = spawn("heartbeat of a rank", move || {
+                    let _ = board.serve(&connection);
+                });
+            }
+        })?;
+        Ok((board, invitation))
+    }
+
+    /// Answers one connection until it ends.
+    fn serve(&self, connection: &TcpStream) -> io::Result<()> {
+        connection.set_nodelay(true)?;
+        connection.set_write_timeout(Some(TIMEOUT))?;
+        let mut lines = BufReader::new(connection);
+        if read_line(&mut lines)? != self.token {
+            return Ok(());
+        }
+        loop {
+            let line = read_line(&mut lines)?;
+            let mut answer = Vec::new();
+            if line.is_empty() {
+                answer = serde_json::to_vec(&self.members())?;
+            } else {
+                let member: Member = serde_json::from_str(&line)?;
+                self.seen().insert(member.rank, (member, Instant::now()));
+            }
+            answer.push(b'\n');
+            (&*connection).write_all(&answer)?;
+        }
+    }
+
+    /// All ranks that have ever been heard of, rank 0 first.
+    pub(super) fn members(&self) -> Vec<Member> {
+        let own = self.own.upgrade().map(|health| health.member());
+        let seen = self.seen();
+        let others = seen.values().map(|(member, at)| {
+            let silent_ms = at.elapsed().as_millis() as u64;
+            Member { silent_ms, idle_ms: member.idle_ms + silent_ms, ..member.clone() }
+        });
+        let mut members: Vec<_> = own.into_iter().chain(others).collect();
+        members.sort_by_key(|member| member.rank);
+        members
+    }
+
+    fn seen(&self) -> MutexGuard<'_, HashMap<usize, (Member, Instant)>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The way to rank 0's board.
+pub(super) struct Contact {
+    invitation: Invitation,
+    /// The address that works from here.
+    address: SocketAddr,
+    /// When rank 0 last answered.
+    answered: Mutex<Instant>,
+}
+
+impl Contact {
+    /// Connects to the board and sends signs of life from now on; `None`, with a warning, where it cannot be reached.
+    pub(super) fn open(own: &Arc<Health>, invitation: &[u8]) -> Option<Arc<Self>> {
+        // Rank 0 has none where it could not listen, and has said so.
+        let invitation = invitation.split(|&byte| byte == 0).next().filter(|text| !text.is_empty())?;
+        let invitation: Invitation = serde_json::from_slice(invitation).ok()?;
+        let Some((address, stream)) = invitation.addresses.iter().find_map(|&address| {
+            let stream = greet(address, &invitation.token).ok()?;
+            Some((address, stream))
+        }) else {
+            tracing::warn!(
+                "no heartbeat: none of {:?} of {} can be reached from {}; a rank that is lost will not be named",
+                invitation.addresses,
+                invitation.host,
+                host_name()
+            );
+            return None;
+        };
+        let contact = Arc::new(Self { invitation, address, answered: Mutex::new(Instant::now()) });
+        let (shared, own) = (contact.clone(), Arc::downgrade(own));
+        spawn("heartbeat", move || shared.beat(&own, Some(stream))).ok()?;
+        Some(contact)
+    }
+
+    /// Sends a sign of life now and then, for as long as there is somebody who lives.
+    fn beat(&self, own: &Weak<Health>, mut stream: Option<TcpStream>) {
+        while let Some(health) = own.upgrade() {
+            if stream.is_none() {
+                stream = greet(self.address, &self.invitation.token).ok();
+            }
+            let sent = stream.as_ref().map(|stream| {
+                let mut line = serde_json::to_vec(&health.member())?;
+                line.push(b'\n');
+                let mut writer = stream;
+                writer.write_all(&line)?;
+                read_line(&mut BufReader::new(stream))
+            });
+            drop(health);
+            match sent {
+                Some(Ok(_)) => *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now(),
+                _ => stream = None,
+            }
+            thread::sleep(INTERVAL);
+        }
+    }
+
+    /// All ranks as rank 0 knows them.
+    ///
+    /// # Errors
+    /// Why rank 0 does not answer, as the reason of a failure.
+    pub(super) fn ask(&self) -> Result<Vec<Member>, String> {
+        let answer = greet(self.address, &self.invitation.token).and_then(|mut stream| {
+            stream.write_all(b"\n")?;
+            let line = read_line(&mut BufReader::new(&stream))?;
+            Ok(serde_json::from_str(&line)?)
+        });
+        answer.map_err(|error| {
+            let since = self.answered.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+            format!(
+                "no sign of life from rank 0 on {} for {:.1} s: frozen or dead, or the host or its link, or this host's, \
+                 is down ({})",
+                self.invitation.host,
+                since.as_secs_f64(),
+                match error.kind() {
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut => "no answer".into(),
+                    _ => error.to_string(),
+                }
+            )
+        })
+    }
+}
+
+/// Connects and shows the token.
+fn greet(address: SocketAddr, token: &str) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.write_all(format!("{token}\n").as_bytes())?;
+    Ok(stream)
+}
+
+/// A line without its end. The other end of the connection being gone is an error.
+fn read_line(from: &mut impl BufRead) -> io::Result<String> {
+    let mut line = String::new();
+    from.take(LONGEST_LINE).read_line(&mut line)?;
+    match line.strip_suffix('\n') {
+        Some(text) => Ok(text.to_owned()),
+        None => Err(ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.into()).stack_size(256 << 10).spawn(work).map(|_| ())
+}
+
+/// The IPv4 addresses of this host, those that only the host itself can reach last.
+fn own_addresses() -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    let mut list = std::ptr::null_mut();
+    // SAFETY: `getifaddrs` sets `list` to a linked list that stays valid until `freeifaddrs`; an address whose family is
+    // AF_INET is a `sockaddr_in`.
+    unsafe {
+        if libc::getifaddrs(&mut list) == 0 {
+            let mut entry = list;
+            while let Some(interface) = entry.as_ref() {
+                if let Some(address) = interface.ifa_addr.as_ref()
+                    && i32::from(address.sa_family) == libc::AF_INET
+                {
+                    let address = &*interface.ifa_addr.cast::<libc::sockaddr_in>();
+                    addresses.push(Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr)));
+                }
+                entry = interface.ifa_next;
+            }
+            libc::freeifaddrs(list);
+        }
+    }
+    addresses.sort_by_key(Ipv4Addr::is_loopback);
+    addresses.into_iter().map(IpAddr::V4).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rank 0 and another, joined.
+    fn pair() -> [Arc<Health>; 2] {
+        let ranks = [0, 1].map(Health::new);
+        let invitation = ranks[0].invitation();
+        ranks[1].join(&invitation);
+        ranks
+    }
+
+    fn eventually(mut holds: impl FnMut() -> bool) {
+        let began = Instant::now();
+        while !holds() {
+            assert!(began.elapsed() < Duration::from_secs(30), "it never comes true");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn each_rank_learns_what_the_other_is_at() {
+        let [first, second] = pair();
+        first.enter("step 1", false);
+        second.enter("step 2", false);
+        let board = first.board.get().unwrap();
+        let phase_of =
+            |members: &[Member], rank| members.iter().find(|member| member.rank == rank).unwrap().phase.clone();
+        eventually(|| board.members().len() == 2 && phase_of(&board.members(), 1) == "step 2");
+        let asked = second.contact.get().unwrap().ask().unwrap();
+        assert_eq!(phase_of(&asked, 0), "step 1");
+    }
+
+    #[test]
+    fn a_stranger_learns_nothing() {
+        let [first, _second] = pair();
+        let invitation: Invitation = serde_json::from_slice(&Board::open(&first).unwrap().1).unwrap();
+        let contact = Contact {
+            address: *invitation.addresses.last().unwrap(),
+            invitation: Invitation { token: "guess".into(), ..invitation },
+            answered: Mutex::new(Instant::now()),
+        };
+        assert!(contact.ask().unwrap_err().starts_with("no sign of life from rank 0"));
+    }
+}

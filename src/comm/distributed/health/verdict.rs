@@ -1,0 +1,138 @@
+//! From signs of life to who is to blame.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A rank that has not been heard of for so long is dead, frozen or cut off: five beats are missing.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// The last rank may have come to the collective just before the others lost their patience.
+const JUST_NOW: Duration = Duration::from_secs(2);
+
+/// A rank as rank 0 knows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Member {
+    pub rank: usize,
+    pub host: String,
+    /// Time since its last sign of life.
+    pub silent_ms: u64,
+    /// Time since it last began, ended or waited for something.
+    pub idle_ms: u64,
+    /// Whether it waits for others in a collective.
+    pub waiting: bool,
+    /// What it is at.
+    pub phase: String,
+    /// Whether that may take any time.
+    pub long: bool,
+}
+
+/// Why a collective is late.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::distributed) enum Verdict {
+    /// Somebody is still at work: go on waiting.
+    Slow(String),
+    /// It will never be done.
+    Lost(String),
+}
+
+/// Judges what rank `own` has waited for, for `limit`, by the ranks that have ever given a sign of life.
+pub(super) fn judge(own: usize, members: &[Member], limit: Duration) -> Verdict {
+    let ms = |duration: Duration| duration.as_millis() as u64;
+    let others = || members.iter().filter(|member| member.rank != own);
+    let silent: Vec<_> = others().filter(|member| member.silent_ms >= ms(SILENCE)).collect();
+    if let Some(longest) = silent.iter().max_by_key(|member| member.silent_ms) {
+        return Verdict::Lost(format!(
+            "no sign of life from {} for {:.1} s: frozen or dead, or the host or its link is down",
+            names(&silent),
+            longest.silent_ms as f64 / 1000.0
+        ));
+    }
+    let busy: Vec<_> = others().filter(|member| !member.waiting).collect();
+    let stuck = busy.iter().filter(|member| !member.long && member.idle_ms >= ms(limit));
+    if let Some(stuck) = stuck.max_by_key(|member| member.idle_ms) {
+        return Verdict::Lost(format!(
+            "{} is alive but has hung for {:.1} s in {}",
+            name(stuck),
+            stuck.idle_ms as f64 / 1000.0,
+            stuck.phase
+        ));
+    }
+    if let Some(last) = busy.first() {
+        return Verdict::Slow(format!("{} is still at work in {}", name(last), last.phase));
+    }
+    match others().min_by_key(|member| member.idle_ms) {
+        Some(last) if last.idle_ms < ms(JUST_NOW) => Verdict::Slow(format!("{} has only now come to it", name(last))),
+        Some(last) => Verdict::Lost(format!(
+            "all ranks are alive and wait, {} in {}: messages were lost, or the ranks are not at the same step",
+            name(last),
+            last.phase
+        )),
+        None => Verdict::Lost("the deadline has passed, and no other rank has ever given a sign of life".into()),
+    }
+}
+
+fn name(member: &Member) -> String {
+    format!("rank {} on {}", member.rank, member.host)
+}
+
+/// No more than a line of them.
+fn names(members: &[&Member]) -> String {
+    const NAMED: usize = 8;
+    let mut text = members.iter().take(NAMED).map(|member| name(member)).collect::<Vec<_>>().join(", ");
+    if members.len() > NAMED {
+        text += &format!(" and {} more", members.len() - NAMED);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn member(rank: usize, silent_ms: u64, idle_ms: u64, waiting: bool) -> Member {
+        Member { rank, host: format!("node{rank}"), silent_ms, idle_ms, waiting, phase: "step 3".into(), long: false }
+    }
+
+    fn lost(members: &[Member]) -> String {
+        match judge(0, members, LIMIT) {
+            Verdict::Lost(reason) => reason,
+            Verdict::Slow(reason) => panic!("only slow: {reason}"),
+        }
+    }
+
+    #[test]
+    fn the_silent_are_lost_whatever_they_did_last() {
+        let reason = lost(&[
+            member(0, 0, 0, true),
+            member(1, 9_000, 25_000, true),
+            member(2, 0, 0, true),
+            member(3, 7_000, 0, false),
+        ]);
+        assert!(reason.starts_with("no sign of life from rank 1 on node1, rank 3 on node3 for 9.0 s"), "{reason}");
+    }
+
+    #[test]
+    fn who_works_is_slow_and_who_does_nothing_hangs() {
+        let members = [member(0, 0, 20_000, true), member(1, 500, 19_000, false), member(2, 0, 20_000, true)];
+        assert_eq!(judge(0, &members, LIMIT), Verdict::Slow("rank 1 on node1 is still at work in step 3".into()));
+        let members = [member(0, 0, 20_000, true), member(1, 500, 21_000, false)];
+        assert_eq!(lost(&members), "rank 1 on node1 is alive but has hung for 21.0 s in step 3");
+        let members = [members[0].clone(), Member { long: true, ..members[1].clone() }];
+        assert!(matches!(judge(0, &members, LIMIT), Verdict::Slow(_)));
+    }
+
+    #[test]
+    fn all_waiting_is_a_deadlock_unless_somebody_has_just_come() {
+        assert!(lost(&[member(0, 0, 20_000, true), member(1, 0, 20_000, true)]).starts_with("all ranks are alive"));
+        let members = [member(0, 0, 20_000, true), member(1, 0, 100, true)];
+        assert!(matches!(judge(0, &members, LIMIT), Verdict::Slow(_)));
+    }
+
+    #[test]
+    fn nobody_knows_of_ranks_that_never_spoke() {
+        assert!(lost(&[member(0, 0, 20_000, true)]).contains("no other rank has ever"));
+    }
+}

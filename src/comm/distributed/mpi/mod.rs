@@ -1,0 +1,383 @@
+//! The ranks of an MPI job, on host memory.
+//!
+//! rsmpi's safe functions drop MPI's return codes and its `Universe` waits for the other ranks even while a panic
+//! unwinds, so this folder calls the C functions that rsmpi binds. No call blocks: every collective is begun and then
+//! looked after until it is done or its deadline has passed, for a blocking one would hang for ever where a rank, a host
+//! or a link is gone (Open MPI notices a cut link after minutes or never).
+//!
+//! Small collectives are MPI's own ([`wait`]); gradients take [`ring`], which the thread of [`engine`] moves on while the
+//! others compute.
+
+mod bucket;
+mod calls;
+mod engine;
+mod ring;
+mod wait;
+
+use std::env;
+use std::ffi::{c_int, c_void};
+use std::ops::DivAssign;
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ::mpi::ffi;
+
+use self::bucket::Rings;
+pub(super) use self::calls::library_version;
+use self::calls::{Element, check, error};
+use self::engine::Shared;
+use self::ring::Place;
+use self::wait::{Look, Patience};
+use super::health::Health;
+use super::{CommError, Communicator, Fault, ReduceOp, Reducer, Witness, failure};
+
+/// Elements per call. MPI counts in `c_int`; and it allocates temporary buffers as large as a message.
+const PER_CALL: usize = 1 << 24;
+
+/// Bytes per gather, of all ranks together: longer messages take several. Its displacements are `c_int`, too.
+const PER_GATHER: usize = 1 << 26;
+
+/// How long a collective may take before [`Communicator::set_timeout`] says otherwise: ranks may start minutes apart.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// `MPI_IN_PLACE` of mpi.h, which as a macro with a cast has no binding: 1 in Open MPI, whose handles are pointers, and
+/// -1 in MPICH and its descendants, whose handles are integers.
+const IN_PLACE: *const c_void =
+    ptr::without_provenance(if size_of::<ffi::MPI_Comm>() == size_of::<c_int>() { usize::MAX } else { 1 });
+
+/// An MPI job. Dropping it waits for all ranks and shuts MPI down, unless a collective has failed.
+pub(super) struct MpiComm {
+    /// With our own duplicate of `MPI_COMM_WORLD`, so that no message of a library can be taken for one of ours.
+    place: Place,
+    local_rank: usize,
+    local_size: usize,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    patience: Arc<Mutex<Duration>>,
+    health: Arc<Health>,
+}
+
+// SAFETY: an MPI handle may be a raw pointer; any thread may use it, one at a time, for which it takes `shared`'s lock.
+unsafe impl Send for MpiComm {}
+
+impl MpiComm {
+    /// Starts MPI. `rank` is what the launcher says, for errors until MPI says it.
+    pub(super) fn start(rank: usize) -> Result<Self, CommError> {
+        let began = Instant::now();
+        let check = |call: &str, code: c_int| check(rank, call, began, code);
+        yield_while_waiting();
+        let mut level = 0;
+        // SAFETY (all of this function): the pointers are to live variables, null is allowed for both arguments of
+        // MPI_Init_thread, and RSMPI_* are constants.
+        unsafe {
+            let wanted = ffi::RSMPI_THREAD_SERIALIZED;
+            check("MPI_Init_thread", ffi::MPI_Init_thread(ptr::null_mut(), ptr::null_mut(), wanted, &mut level))?;
+            if level < wanted {
+                let reason = format!("{} was built without support for threads", library_version());
+                return Err(error(rank, "MPI_Init_thread", began, Fault::Unavailable, reason));
+            }
+            // The duplicate inherits it. Without it an error would end the process before our message.
+            let handler = ffi::RSMPI_ERRORS_RETURN;
+            check("MPI_Comm_set_errhandler", ffi::MPI_Comm_set_errhandler(ffi::RSMPI_COMM_WORLD, handler))?;
+            let mut handle = ffi::RSMPI_COMM_NULL;
+            check("MPI_Comm_dup", ffi::MPI_Comm_dup(ffi::RSMPI_COMM_WORLD, &mut handle))?;
+            let mut host = ffi::RSMPI_COMM_NULL;
+            let (kind, info) = (ffi::RSMPI_COMM_TYPE_SHARED, ffi::RSMPI_INFO_NULL);
+            check("MPI_Comm_split_type", ffi::MPI_Comm_split_type(handle, kind, 0, info, &mut host))?;
+            let (rank, world_size) = place_in(handle, check)?;
+            let (local_rank, local_size) = place_in(host, check)?;
+            check("MPI_Comm_free", ffi::MPI_Comm_free(&mut host))?;
+            let place = Place { handle, rank, world_size };
+            Ok(Self::with(place, local_rank, local_size))
+        }
+    }
+
+    fn with(place: Place, local_rank: usize, local_size: usize) -> Self {
+        let shared = Shared::new(place);
+        let thread = shared.start_thread();
+        if let Err(error) = &thread {
+            tracing::warn!("gradients are not exchanged behind the computation, for want of a thread: {error}");
+        }
+        let patience = Arc::new(Mutex::new(PATIENCE));
+        let health = Health::new(place.rank);
+        Self { place, local_rank, local_size, shared, thread: thread.ok(), patience, health }
+    }
+
+    /// Begins to exchange signs of life, so that errors can name the rank that is missing. A collective.
+    ///
+    /// # Errors
+    /// Of the collective; a network that does not let them through is only warned of.
+    pub(super) fn watch_over(&self) -> Result<(), CommError> {
+        let invitation = self.health.invitation();
+        let mut message = vec![0; crate::distributed::health::INVITATION_BYTES];
+        if self.place.rank == 0 {
+            message[..invitation.len()].copy_from_slice(&invitation);
+        }
+        self.broadcast_bytes(&mut message, 0, "address of the heartbeat")?;
+        self.health.join(&message);
+        Ok(())
+    }
+
+    fn patience(&self) -> Patience<'_> {
+        let limit = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        Patience::new(limit, &self.health)
+    }
+
+    /// Begins an operation by `call` and looks after it until it is done.
+    fn run(
+        &self,
+        operation: &str,
+        what: &str,
+        call: impl FnOnce(*mut ffi::MPI_Request) -> c_int,
+    ) -> Result<(), CommError> {
+        let began = Instant::now();
+        let operation = format!("{operation} of {what}");
+        let _waiting = self.health.waiting(&operation);
+        let finished = |code| check(self.place.rank, &operation, began, code);
+        // SAFETY: a constant of the C side.
+        let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
+        let mut engine = self.shared.lock();
+        let outcome = if engine.is_broken() {
+            let reason = "an operation before it has failed".into();
+            Err(error(self.place.rank, &operation, began, Fault::Lost, reason))
+        } else {
+            finished(call(&mut request))
+        };
+        drop(engine);
+        let outcome = outcome.and_then(|()| {
+            self.patience().until(self.place.rank, &operation, began, || {
+                let mut flag = 0;
+                let _engine = self.shared.lock();
+                // SAFETY: the request is the one begun above; its buffers are borrowed by the caller, who returns only
+                // after it is done, or after a failure, when MPI is called no more.
+                finished(unsafe { ffi::MPI_Test(&mut request, &mut flag, ffi::RSMPI_STATUS_IGNORE) })?;
+                Ok(if flag == 0 { Look::Still } else { Look::Done(()) })
+            })
+        });
+        if outcome.is_err() {
+            engine = self.shared.lock();
+            engine.break_off();
+        }
+        outcome
+    }
+
+    /// `ranks` is the number of ranks in the type of the data.
+    fn reduce<T: Element + DivAssign>(
+        &self,
+        data: &mut [T],
+        op: ReduceOp,
+        ranks: T,
+        what: &str,
+    ) -> Result<(), CommError> {
+        for part in data.chunks_mut(PER_CALL) {
+            let count = part.len() as c_int;
+            // SAFETY: the buffer holds `count` elements of the type, exclusively borrowed until the operation is over.
+            self.run("all-reduce", what, |request| unsafe {
+                let op = if op == ReduceOp::Max { ffi::RSMPI_MAX } else { ffi::RSMPI_SUM };
+                let (buffer, datatype, handle) = (part.as_mut_ptr().cast(), T::datatype(), self.place.handle);
+                ffi::MPI_Iallreduce(IN_PLACE, buffer, count, datatype, op, handle, request)
+            })?;
+            if op == ReduceOp::Mean {
+                part.iter_mut().for_each(|value| *value /= ranks);
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_from<T: Element>(&self, root: usize, data: &mut [T], what: &str) -> Result<(), CommError> {
+        for part in data.chunks_mut(PER_CALL) {
+            let (count, root) = (part.len() as c_int, root as c_int);
+            // SAFETY: the buffer holds `count` elements of the type, exclusively borrowed until the operation is over.
+            self.run("broadcast", what, |request| unsafe {
+                ffi::MPI_Ibcast(part.as_mut_ptr().cast(), count, T::datatype(), root, self.place.handle, request)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// How many bytes each rank has for a gather.
+    fn gather_lengths(&self, own: usize, what: &str) -> Result<Vec<usize>, CommError> {
+        let own = own as u64;
+        let mut lengths = vec![0u64; self.place.world_size];
+        let (sent, received) = (ptr::from_ref(&own).cast(), lengths.as_mut_ptr().cast());
+        // SAFETY: one element is sent, and there is room for one of each rank; both live until the operation is over.
+        self.run("gather", what, |request| unsafe {
+            let one = ffi::RSMPI_UINT64_T;
+            ffi::MPI_Iallgather(sent, 1, one, received, 1, one, self.place.handle, request)
+        })?;
+        Ok(lengths.into_iter().map(|length| length as usize).collect())
+    }
+
+    /// Gathers `counts[rank]` bytes of each rank, one after the other.
+    fn gather_parts(&self, own: &[u8], counts: &[usize], what: &str) -> Result<Vec<u8>, CommError> {
+        debug_assert_eq!(own.len(), counts[self.place.rank]);
+        let mut received = vec![0u8; counts.iter().sum()];
+        let offsets = counts.iter().scan(0, |end, count| Some(std::mem::replace(end, *end + count)));
+        let offsets: Vec<_> = offsets.map(|offset| offset as c_int).collect();
+        let counts: Vec<_> = counts.iter().map(|&count| count as c_int).collect();
+        let (sent, buffer) = (own.as_ptr().cast(), received.as_mut_ptr().cast());
+        // SAFETY: each buffer is as long as the counts say, and all is alive until the operation is over.
+        self.run("gather", what, |request| unsafe {
+            let (byte, counts, offsets) = (ffi::RSMPI_UINT8_T, counts.as_ptr(), offsets.as_ptr());
+            let (length, handle) = (own.len() as c_int, self.place.handle);
+            ffi::MPI_Iallgatherv(sent, length, byte, buffer, counts, offsets, byte, handle, request)
+        })?;
+        Ok(received)
+    }
+}
+
+impl Communicator for MpiComm {
+    fn rank(&self) -> usize {
+        self.place.rank
+    }
+
+    fn local_rank(&self) -> usize {
+        self.local_rank
+    }
+
+    fn local_size(&self) -> usize {
+        self.local_size
+    }
+
+    fn world_size(&self) -> usize {
+        self.place.world_size
+    }
+
+    fn all_reduce(&self, data: &mut [f32], op: ReduceOp, what: &str) -> Result<(), CommError> {
+        self.reduce(data, op, self.place.world_size as f32, what)
+    }
+
+    fn all_reduce_f64(&self, data: &mut [f64], op: ReduceOp, what: &str) -> Result<(), CommError> {
+        self.reduce(data, op, self.place.world_size as f64, what)
+    }
+
+    fn reducer(&self) -> Arc<dyn Reducer> {
+        let Self { place, shared, patience, health, .. } = self;
+        Arc::new(Rings { rank: place.rank, shared: shared.clone(), patience: patience.clone(), health: health.clone() })
+    }
+
+    fn broadcast(&self, data: &mut [f32], root: usize, what: &str) -> Result<(), CommError> {
+        self.copy_from(root, data, what)
+    }
+
+    fn broadcast_bytes(&self, data: &mut [u8], root: usize, what: &str) -> Result<(), CommError> {
+        self.copy_from(root, data, what)
+    }
+
+    fn all_gather_bytes(&self, data: &[u8], what: &str) -> Result<Vec<Vec<u8>>, CommError> {
+        let lengths = self.gather_lengths(data.len(), what)?;
+        let mut messages: Vec<Vec<u8>> = lengths.iter().map(|&length| Vec::with_capacity(length)).collect();
+        let per_rank = (PER_GATHER / self.place.world_size).max(1);
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        for begin in (0..longest).step_by(per_rank) {
+            let counts: Vec<_> = lengths.iter().map(|&length| length.saturating_sub(begin).min(per_rank)).collect();
+            let own = &data[begin.min(data.len())..][..counts[self.place.rank]];
+            let received = self.gather_parts(own, &counts, what)?;
+            let mut rest = received.as_slice();
+            for (message, count) in messages.iter_mut().zip(counts) {
+                let (part, others) = rest.split_at(count);
+                message.extend_from_slice(part);
+                rest = others;
+            }
+        }
+        Ok(messages)
+    }
+
+    fn barrier(&self, what: &str) -> Result<(), CommError> {
+        // SAFETY: the handle is valid as long as `self`.
+        self.run("barrier", what, |request| unsafe { ffi::MPI_Ibarrier(self.place.handle, request) })
+    }
+
+    fn witness(&self) -> Option<Arc<dyn Witness>> {
+        Some(self.health.clone())
+    }
+
+    fn set_timeout(&self, timeout: Duration) {
+        *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = timeout;
+    }
+
+    fn enter(&self, phase: &str) {
+        self.health.enter(phase, false);
+    }
+
+    fn enter_long(&self, phase: &str) {
+        self.health.enter(phase, true);
+    }
+
+    fn abort(&self, code: i32, reason: &str) -> ! {
+        let rank = format!("rank {}: ", self.place.rank);
+        // A `CommError` names the rank itself.
+        failure::say(&format!("error: {rank}{}", reason.strip_prefix(&rank).unwrap_or(reason)));
+        // Nobody else is within MPI while the job is ended.
+        let _engine = self.shared.lock();
+        end_job(code)
+    }
+}
+
+impl Drop for MpiComm {
+    fn drop(&mut self) {
+        self.shared.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has ended the job by itself.
+            let _ = thread.join();
+        }
+        let engine = self.shared.lock();
+        // The shutdown waits for all ranks. After a failure that would be for ever; a process that ends without it makes
+        // the launcher end the others.
+        if engine.is_broken() || engine.is_busy() || std::thread::panicking() {
+            return;
+        }
+        let (rank, began) = (self.place.rank, Instant::now());
+        // SAFETY: MPI is running and no call is under way, since `self` is exclusively borrowed and the thread is gone.
+        let ended = unsafe {
+            check(rank, "MPI_Comm_free", began, ffi::MPI_Comm_free(&mut self.place.handle))
+                .and_then(|()| check(rank, "MPI_Finalize", began, ffi::MPI_Finalize()))
+        };
+        if let Err(error) = ended {
+            failure::say(&format!("warning: {error}"));
+        }
+    }
+}
+
+/// Ends all ranks of the job with an exit code.
+pub(super) fn end_job(code: i32) -> ! {
+    let status = failure::exit_status(code);
+    failure::only_once();
+    failure::leave_soon(status);
+    failure::let_others_speak();
+    let mut finalized = 0;
+    // SAFETY: MPI was started, for this is known only to a job. MPI_Abort may come from a thread beside one that is
+    // within a call, which MPI_THREAD_SERIALIZED does not promise to work; `leave_soon` covers that.
+    unsafe {
+        if ffi::MPI_Finalized(&mut finalized) == ffi::MPI_SUCCESS as c_int && finalized == 0 {
+            ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, status);
+        }
+    }
+    failure::leave_now(status)
+}
+
+/// Ranks that wait for others spin. Where loader threads or more ranks than cores want to run, that may cost them a
+/// thousand times the exchange itself, so Open MPI is asked to give the core away between two looks.
+fn yield_while_waiting() {
+    const SETTING: &str = "OMPI_MCA_mpi_yield_when_idle";
+    if env::var_os(SETTING).is_none() {
+        // SAFETY: there is no other thread yet (see `init`).
+        unsafe { env::set_var(SETTING, "1") };
+    }
+}
+
+/// This process's rank in a communicator, and its size.
+fn place_in(
+    comm: ffi::MPI_Comm,
+    check: impl Fn(&str, c_int) -> Result<(), CommError>,
+) -> Result<(usize, usize), CommError> {
+    let (mut rank, mut size) = (0, 0);
+    // SAFETY: the communicator is valid and the pointers are to live variables.
+    unsafe {
+        check("MPI_Comm_rank", ffi::MPI_Comm_rank(comm, &mut rank))?;
+        check("MPI_Comm_size", ffi::MPI_Comm_size(comm, &mut size))?;
+    }
+    Ok((rank as usize, size as usize))
+}

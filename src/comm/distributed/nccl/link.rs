@@ -1,0 +1,319 @@
+//! The connection of this rank's GPU with those of the others.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
+
+use super::library::{INSTALL, Nccl, NcclError, Progress};
+use super::watchdog::{Broken, Watched, name_of};
+use crate::cuda::{Context, Driver, DriverError, Event};
+use crate::distributed::placement::{choose_gpu, local_place, refuse_shared_gpus};
+use crate::distributed::{CommError, Communicator, DeviceBuffer, DeviceCollectives, Element, Fault, ReduceOp};
+
+/// How often one looks for the end of something that takes seconds, once in a run.
+const NAP: Duration = Duration::from_millis(1);
+
+const JOINING: &str = "joining the GPUs by NCCL";
+
+/// How long NCCL may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To join, and for the first reduction: connections are made, kernels are compiled, ranks start apart.
+    pub first: Duration,
+    /// For each reduction from then on, counted from the end of the one before.
+    pub later: Duration,
+}
+
+/// A GPU that is joined with those of the other ranks.
+///
+/// Dropping it takes leave of the others, or aborts where something has failed.
+pub struct NcclLink {
+    watched: Arc<Watched>,
+    watchdog: Option<JoinHandle<()>>,
+    /// Lets reductions wait for the computation. One is enough: a wait is for what was last recorded before it.
+    computed: Event,
+    /// Lets the computation wait for reductions.
+    reduced: Event,
+    /// Whether the computation has not been told to wait for the last reductions.
+    unfinished: AtomicBool,
+    gpu: usize,
+}
+
+/// Chooses this rank's GPU: its number among those that the process sees, and its UUID. A collective of `host`.
+///
+/// # Errors
+/// [`Fault::Unavailable`] where there is no driver or no GPU of the rank's own.
+pub fn own_gpu(host: &dyn Communicator) -> Result<(usize, String), CommError> {
+    let began = Instant::now();
+    let unavailable = |reason: String| failure(host.rank(), "choosing a GPU", began, Fault::Unavailable, reason);
+    let driver = Driver::open().map_err(unavailable)?;
+    let visible = driver.devices().map_err(|error| unavailable(error.to_string()))?;
+    let gpu = choose_gpu(host, local_place(host)?, visible)?;
+    let uuid = driver.uuid(gpu).map_err(|error| unavailable(error.to_string()))?;
+    refuse_shared_gpus(host, &uuid)?;
+    Ok((gpu, uuid))
+}
+
+impl NcclLink {
+    /// Chooses this rank's GPU and joins it with the others'. A collective of `host`.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] where NCCL, the driver or a GPU of the rank's own is missing, or where NCCL refuses;
+    /// [`Fault::Lost`] where another rank does not come. The other ranks may wait for this one then: end the job.
+    pub fn join(host: &dyn Communicator, timeouts: Timeouts) -> Result<Self, CommError> {
+        let began = Instant::now();
+        let unavailable = |reason: String| failure(host.rank(), JOINING, began, Fault::Unavailable, reason);
+        let nccl = Nccl::open().map_err(|reason| unavailable(format!("{reason}: {INSTALL}")))?;
+        let driver = Driver::open().map_err(unavailable)?;
+        let (gpu, uuid) = own_gpu(host)?;
+        let context = Context::of_device(driver, gpu).map_err(|error| unavailable(error.to_string()))?;
+        let link = Self::connect(host, nccl, context, gpu, timeouts)?;
+        tracing::info!(
+            "rank {}: GPU {gpu} ({uuid}) joined by NCCL {} ({}) in {:.1} s",
+            host.rank(),
+            nccl.version(),
+            nccl.path.display(),
+            began.elapsed().as_secs_f64()
+        );
+        Ok(link)
+    }
+
+    fn connect(
+        host: &dyn Communicator,
+        nccl: &'static Nccl,
+        context: Context,
+        gpu: usize,
+        timeouts: Timeouts,
+    ) -> Result<Self, CommError> {
+        let began = Instant::now();
+        let unavailable =
+            |error: DriverError| failure(host.rank(), JOINING, began, Fault::Unavailable, error.to_string());
+        let stream = context.stream().map_err(unavailable)?;
+        let (computed, reduced) = (context.event().map_err(unavailable)?, context.event().map_err(unavailable)?);
+        let id = share_id(host, nccl)?;
+        let comm = join_group(host, nccl, id, timeouts.first)?;
+        let watched = Watched::new(host.rank(), nccl, context, stream, (comm, timeouts), host.witness());
+        let watchdog = watched.start_watchdog().map_err(|error| {
+            let reason = format!("no thread can be had to look after NCCL: {error}");
+            failure(host.rank(), JOINING, began, Fault::Unavailable, reason)
+        });
+        let mut link = Self { watched, watchdog: None, computed, reduced, unfinished: AtomicBool::new(false), gpu };
+        link.watchdog = Some(watchdog?);
+        Ok(link)
+    }
+
+    /// The number of the GPU among those that this process sees, for the compute backend to use the same.
+    pub fn gpu(&self) -> usize {
+        self.gpu
+    }
+
+    /// How long a reduction may take from now on.
+    pub fn set_timeout(&self, timeout: Duration) {
+        self.watched.lock().timeouts = Timeouts { first: timeout, later: timeout };
+    }
+
+    /// Lets reductions that are started from now on wait for all that the device has been given to compute.
+    fn follow_computation(&self) -> Result<(), DriverError> {
+        let context = &self.watched.context;
+        context.make_current()?;
+        // Not under the lock: without context events it waits, and if for a reduction that never ends, until the watchdog
+        // has aborted that.
+        context.record(&self.computed)?;
+        if context.has_events() { self.watched.stream.wait_for(&self.computed) } else { Ok(()) }
+    }
+
+    /// Queues the reduction and waits until NCCL has taken it, which is at once but for the first ones.
+    fn queue(&self, buffer: DeviceBuffer, op: ReduceOp, what: &str) -> Result<(), CommError> {
+        let began = Instant::now();
+        let (nccl, stream) = (self.watched.nccl, self.watched.stream.handle.cast());
+        let broken = |reason: String| Broken { operation: name_of(what), elapsed: began.elapsed(), reason };
+        let (mut state, comm) = self.watched.healthy()?;
+        let (element, op) = (data_type(buffer.element), operation(op));
+        // SAFETY: the communicator is in the state, whose lock is held; the caller vouches for the buffer.
+        let mut progress = unsafe { nccl.all_reduce(buffer.pointer, buffer.len, element, op, comm, stream) };
+        while let Ok(Progress::Going) = progress {
+            if began.elapsed() >= state.limit() {
+                let reason = "NCCL has not made its connections: another rank is lost or hangs".into();
+                return Err(self.watched.break_off(state, broken(reason)));
+            }
+            drop(state);
+            thread::sleep(NAP);
+            let comm;
+            (state, comm) = self.watched.healthy()?;
+            // SAFETY: as above.
+            progress = unsafe { nccl.progress(comm) };
+        }
+        let queued = progress.map_err(|error| error.to_string()).and_then(|_| {
+            let done = state.spare_event().map_or_else(|| self.watched.context.event(), Ok);
+            let done = done.and_then(|done| self.watched.stream.record(&done).map(|()| done));
+            done.map_err(|error| error.to_string())
+        });
+        match queued {
+            Ok(done) => state.watch_for(what, done),
+            Err(reason) => return Err(self.watched.break_off(state, broken(reason))),
+        }
+        self.unfinished.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lets the computation wait for the reductions, by the device's own order.
+    fn order_computation_after(&self) -> Result<(), DriverError> {
+        self.watched.context.make_current()?;
+        self.watched.stream.record(&self.reduced)?;
+        self.watched.context.wait_for(&self.reduced)
+    }
+
+    /// Waits until the reductions are done, or given up.
+    fn wait_on_host(&self) -> Result<(), CommError> {
+        loop {
+            let (state, _) = self.watched.healthy()?;
+            if state.is_idle() {
+                return Ok(());
+            }
+            drop(state);
+            self.watchdog.iter().for_each(|watchdog| watchdog.thread().unpark());
+            thread::sleep(NAP);
+        }
+    }
+
+    /// Takes leave of the other ranks; `false` where that fails, or takes too long.
+    fn take_leave(&self, comm: ncclComm_t, limit: Duration) -> bool {
+        let (nccl, began) = (self.watched.nccl, Instant::now());
+        // SAFETY: the communicator was taken out of the state.
+        let mut progress = unsafe { nccl.finalize(comm) };
+        while let Ok(Progress::Going) = progress {
+            if began.elapsed() >= limit {
+                return false;
+            }
+            thread::sleep(NAP);
+            // SAFETY: as above.
+            progress = unsafe { nccl.progress(comm) };
+        }
+        // SAFETY: as above; nobody uses it any more.
+        progress.is_ok() && unsafe { nccl.destroy(comm) }.is_ok()
+    }
+}
+
+impl DeviceCollectives for NcclLink {
+    fn start_all_reduce(&self, buffer: DeviceBuffer, op: ReduceOp, what: &str) -> Result<(), CommError> {
+        self.check()?;
+        let began = Instant::now();
+        if let Err(error) = self.follow_computation() {
+            let broken = Broken { operation: name_of(what), elapsed: began.elapsed(), reason: error.to_string() };
+            return Err(self.watched.break_off(self.watched.lock(), broken));
+        }
+        self.queue(buffer, op, what)
+    }
+
+    fn finish(&self, what: &str) -> Result<(), CommError> {
+        self.check()?;
+        if !self.unfinished.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        if !self.watched.context.has_events() {
+            return self.wait_on_host();
+        }
+        let began = Instant::now();
+        self.order_computation_after().map_err(|error| {
+            let broken = Broken { operation: name_of(what), elapsed: began.elapsed(), reason: error.to_string() };
+            self.watched.break_off(self.watched.lock(), broken)
+        })
+    }
+
+    fn check(&self) -> Result<(), CommError> {
+        self.watched.healthy().map(|_| ())
+    }
+}
+
+impl Drop for NcclLink {
+    fn drop(&mut self) {
+        self.watched.stop();
+        let mut state = self.watched.lock();
+        let (comm, limit) = (state.comm.take(), state.limit());
+        drop(state);
+        // Where nothing is left to take leave of, the watchdog may still be at the abort, which can take for ever.
+        let Some(comm) = comm else { return };
+        if let Some(watchdog) = self.watchdog.take() {
+            watchdog.thread().unpark();
+            // A panic of the watchdog has ended the job.
+            let _ = watchdog.join();
+        }
+        if thread::panicking() || !self.take_leave(comm, limit) {
+            // SAFETY: it was taken out of the state.
+            let _ = unsafe { self.watched.nccl.abort(comm) };
+        }
+    }
+}
+
+/// Rank 0 makes the name of the group, and all get it.
+fn share_id(host: &dyn Communicator, nccl: &Nccl) -> Result<ncclUniqueId, CommError> {
+    let began = Instant::now();
+    let mut bytes = [0u8; 128];
+    if host.rank() == 0 {
+        let id = nccl.unique_id().map_err(|error| refusal(host.rank(), began, &error))?;
+        bytes = id.internal.map(|byte| byte as u8);
+    }
+    host.broadcast_bytes(&mut bytes, 0, "the name of the NCCL group")?;
+    Ok(ncclUniqueId { internal: bytes.map(|byte| byte as _) })
+}
+
+/// Joins the group, without blocking inside NCCL.
+fn join_group(
+    host: &dyn Communicator,
+    nccl: &Nccl,
+    id: ncclUniqueId,
+    limit: Duration,
+) -> Result<ncclComm_t, CommError> {
+    let (rank, began) = (host.rank(), Instant::now());
+    let (comm, mut progress) = nccl.begin_join(rank, host.world_size(), id);
+    while let Ok(Progress::Going) = progress {
+        if began.elapsed() >= limit {
+            break;
+        }
+        thread::sleep(NAP);
+        // SAFETY: the communicator was given out with this progress and has not been aborted.
+        progress = unsafe { nccl.progress(comm) };
+    }
+    let error = match progress {
+        Ok(Progress::Done) => return Ok(comm),
+        Ok(Progress::Going) => {
+            let reason = "the deadline has passed: another rank has not come, or the network does not let NCCL through \
+                          (NCCL_SOCKET_IFNAME chooses the interface, NCCL_DEBUG=INFO says more)";
+            failure(rank, JOINING, began, Fault::Lost, reason.into())
+        }
+        Err(error) => refusal(rank, began, &error),
+    };
+    if !comm.is_null() {
+        // SAFETY: as above; nobody else knows it.
+        let _ = unsafe { nccl.abort(comm) };
+    }
+    Err(error)
+}
+
+fn refusal(rank: usize, began: Instant, error: &NcclError) -> CommError {
+    let fault = if error.is_lasting() { Fault::Unavailable } else { Fault::Lost };
+    failure(rank, JOINING, began, fault, error.to_string())
+}
+
+fn failure(rank: usize, operation: &str, began: Instant, fault: Fault, reason: String) -> CommError {
+    CommError { rank, operation: operation.into(), elapsed_s: began.elapsed().as_secs_f64(), fault, reason }
+}
+
+fn data_type(element: Element) -> ncclDataType_t {
+    match element {
+        Element::F32 => ncclDataType_t::ncclFloat32,
+        Element::F16 => ncclDataType_t::ncclFloat16,
+        Element::Bf16 => ncclDataType_t::ncclBfloat16,
+    }
+}
+
+fn operation(op: ReduceOp) -> ncclRedOp_t {
+    match op {
+        ReduceOp::Sum => ncclRedOp_t::ncclSum,
+        ReduceOp::Mean => ncclRedOp_t::ncclAvg,
+        ReduceOp::Max => ncclRedOp_t::ncclMax,
+    }
+}

@@ -1,0 +1,236 @@
+//! Which GPU a rank takes.
+//!
+//! One process drives one GPU. Launchers number the ranks of a host, and most leave it at that: every rank sees all GPUs
+//! and takes the one of its number. Some (Slurm with `--gpus-per-task`, wrapper scripts that set
+//! `CUDA_VISIBLE_DEVICES`) bind each rank to one; it is then the only one that the rank sees, under the number 0.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::threads::host_name;
+use super::{CommError, Communicator, Fault};
+
+/// Set to `1` to let several ranks use one GPU, which is slower than one rank: for tests.
+const SHARE: &str = "NNUNET_DIST_SHARE_GPUS";
+
+/// A rank among those of its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalPlace {
+    /// `0 .. size`.
+    pub rank: usize,
+    /// How many ranks of the job are on the host.
+    pub size: usize,
+}
+
+/// The variables in which launchers say a rank's number on its host, innermost first as in
+/// [`init`](super::init): Open MPI, MPICH's Hydra and Intel MPI, MVAPICH, HPE PALS, PMIx, Slurm.
+const LOCAL_RANKS: [&str; 6] = [
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_LOCAL_RANK",
+    "PALS_LOCAL_RANKID",
+    "PMIX_LOCAL_RANK",
+    "SLURM_LOCALID",
+];
+
+/// What a rank tells the others to be placed among them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Neighbour {
+    host: String,
+    /// As the launcher says.
+    local_rank: Option<usize>,
+}
+
+/// A GPU in use.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Tenant {
+    host: String,
+    gpu: String,
+}
+
+/// This rank's place on its host: as the launcher says, or else, or where that cannot be (two ranks of a host with one
+/// number, as a launcher inside another one's allocation leaves it), in the order of the ranks with one host name.
+///
+/// A collective.
+///
+/// # Errors
+/// Those of the collective.
+pub fn local_place(comm: &dyn Communicator) -> Result<LocalPlace, CommError> {
+    let variable = |name: &str| env::var(name).ok()?.parse().ok();
+    let local_rank = LOCAL_RANKS.into_iter().find_map(variable);
+    let here = Neighbour { host: host_name(), local_rank };
+    let ranks: Vec<Neighbour> = gather(comm, &here, "places on hosts")?;
+    Ok(places(&ranks)[comm.rank()])
+}
+
+/// The number of the GPU for a rank that sees `visible` of them.
+///
+/// # Errors
+/// Where there are fewer GPUs than ranks, unless `NNUNET_DIST_SHARE_GPUS=1`.
+pub fn choose_gpu(comm: &dyn Communicator, place: LocalPlace, visible: usize) -> Result<usize, CommError> {
+    let began = Instant::now();
+    let chosen = choose(place, visible, sharing_is_allowed());
+    chosen.map_err(|reason| refusal(comm, "choice of a GPU", began, reason))
+}
+
+/// Makes sure that each rank has a GPU of its own, unless `NNUNET_DIST_SHARE_GPUS=1`. `uuid` is this rank's.
+///
+/// A collective; all ranks come to the same end.
+///
+/// # Errors
+/// Of the collective, or names two ranks with one GPU.
+pub fn refuse_shared_gpus(comm: &dyn Communicator, uuid: &str) -> Result<(), CommError> {
+    const WHAT: &str = "GPUs of the ranks";
+    let began = Instant::now();
+    let here = Tenant { host: host_name(), gpu: uuid.to_owned() };
+    let tenants: Vec<Tenant> = gather(comm, &here, WHAT)?;
+    match first_conflict(&tenants) {
+        Some(reason) if !sharing_is_allowed() => Err(refusal(comm, &format!("check of {WHAT}"), began, reason)),
+        _ => Ok(()),
+    }
+}
+
+/// The places of all ranks.
+fn places(ranks: &[Neighbour]) -> Vec<LocalPlace> {
+    let mut hosts: BTreeMap<&str, Vec<Option<usize>>> = BTreeMap::new();
+    for rank in ranks {
+        hosts.entry(&rank.host).or_default().push(rank.local_rank);
+    }
+    let is_sound = |numbers: &[Option<usize>]| {
+        let mut numbers = numbers.to_vec();
+        numbers.sort_unstable();
+        numbers.windows(2).all(|pair| pair[0] != pair[1]) && numbers.iter().all(Option::is_some)
+    };
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut places = Vec::with_capacity(ranks.len());
+    for Neighbour { host, local_rank } in ranks {
+        let (numbers, count) = (&hosts[host.as_str()], counts.entry(host).or_default());
+        let rank = local_rank.filter(|_| is_sound(numbers)).unwrap_or(*count);
+        places.push(LocalPlace { rank, size: numbers.len() });
+        *count += 1;
+    }
+    places
+}
+
+fn choose(place: LocalPlace, visible: usize, share: bool) -> Result<usize, String> {
+    match visible {
+        0 => Err("the CUDA driver shows no GPU (`nnunet-dist doctor` says why)".into()),
+        // Either the launcher has bound the rank, or there is but one: then the comparison of UUIDs tells.
+        1 => Ok(0),
+        _ if place.rank < visible => Ok(place.rank),
+        _ if share => Ok(place.rank % visible),
+        _ => Err(format!(
+            "this is rank {} on its host, which has only {visible} GPUs for {} ranks (start fewer with -np or \
+             --ntasks-per-node, ask for more with --gres=gpu:{}, show more in CUDA_VISIBLE_DEVICES, or set {SHARE}=1)",
+            place.rank,
+            place.size,
+            place.rank + 1
+        )),
+    }
+}
+
+/// Two ranks with one GPU, in words.
+fn first_conflict(tenants: &[Tenant]) -> Option<String> {
+    let mut owners: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+    tenants.iter().enumerate().find_map(|(rank, tenant)| {
+        let (other, host) = owners.insert(&tenant.gpu, (rank, &tenant.host))?;
+        Some(format!(
+            "ranks {other} and {rank} would share the GPU {} of {host}: start one rank per GPU (-np), give each rank its \
+             own (CUDA_VISIBLE_DEVICES, or Slurm's --gres=gpu:N), or set {SHARE}=1 (with NCCL 2.30 or newer also \
+             NCCL_MULTI_RANK_GPU_ENABLE=1; older ones refuse)",
+            tenant.gpu
+        ))
+    })
+}
+
+fn sharing_is_allowed() -> bool {
+    env::var_os(SHARE).is_some_and(|value| value == "1")
+}
+
+/// What each rank has to say, in rank order.
+fn gather<T: Serialize + DeserializeOwned>(comm: &dyn Communicator, own: &T, what: &str) -> Result<Vec<T>, CommError> {
+    let began = Instant::now();
+    let message = serde_json::to_vec(own).expect("strings and integers can be written as JSON");
+    let messages = comm.all_gather_bytes(&message, what)?;
+    let read: Result<_, _> = messages.iter().map(|message| serde_json::from_slice(message)).collect();
+    read.map_err(|error| CommError {
+        fault: Fault::Disagreement,
+        ..refusal(comm, what, began, format!("another rank runs another version of the program: {error}"))
+    })
+}
+
+fn refusal(comm: &dyn Communicator, operation: &str, began: Instant, reason: String) -> CommError {
+    let elapsed_s = began.elapsed().as_secs_f64();
+    CommError { rank: comm.rank(), operation: operation.into(), elapsed_s, fault: Fault::Unavailable, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::distributed::Single;
+
+    fn placed(ranks: &[(&str, Option<usize>)]) -> Vec<(usize, usize)> {
+        let neighbour = |&(host, local_rank): &(&str, Option<usize>)| Neighbour { host: host.into(), local_rank };
+        let ranks: Vec<_> = ranks.iter().map(neighbour).collect();
+        places(&ranks).into_iter().map(|place| (place.rank, place.size)).collect()
+    }
+
+    fn tenants(gpus: &[&str]) -> Vec<Tenant> {
+        gpus.iter().map(|&gpu| Tenant { host: "node".into(), gpu: gpu.into() }).collect()
+    }
+
+    #[test]
+    fn the_launchers_numbers_are_taken() {
+        assert_eq!(placed(&[("a", Some(1)), ("a", Some(0)), ("b", Some(0))]), [(1, 2), (0, 2), (0, 1)]);
+    }
+
+    #[test]
+    fn without_numbers_ranks_of_a_host_are_counted() {
+        assert_eq!(placed(&[("a", None), ("b", None), ("a", None), ("b", None)]), [(0, 2), (0, 2), (1, 2), (1, 2)]);
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_are_not_taken() {
+        // Slurm's variables of the batch script, inherited by ranks that another launcher starts.
+        assert_eq!(placed(&[("a", Some(0)), ("a", Some(0))]), [(0, 2), (1, 2)]);
+        assert_eq!(placed(&[("a", Some(1)), ("a", None), ("b", Some(3))]), [(0, 2), (1, 2), (3, 1)]);
+    }
+
+    #[test]
+    fn the_only_gpu_is_taken_and_else_the_one_of_the_rank() {
+        let place = LocalPlace { rank: 3, size: 4 };
+        assert_eq!(choose(place, 1, false), Ok(0));
+        assert_eq!(choose(place, 4, false), Ok(3));
+        assert_eq!(choose(place, 8, false), Ok(3));
+    }
+
+    #[test]
+    fn too_few_gpus_are_an_error_with_a_fix() {
+        let place = LocalPlace { rank: 3, size: 4 };
+        let reason = choose(place, 2, false).unwrap_err();
+        assert!(reason.contains("only 2 GPUs for 4 ranks") && reason.contains("--gres=gpu:4"), "{reason}");
+        assert_eq!(choose(place, 2, true), Ok(1));
+        let reason = choose(place, 0, true).unwrap_err();
+        assert!(reason.contains("no GPU") && reason.contains("doctor"), "{reason}");
+    }
+
+    #[test]
+    fn ranks_with_one_gpu_are_named() {
+        assert_eq!(first_conflict(&tenants(&["GPU-1", "GPU-2", "GPU-3"])), None);
+        let reason = first_conflict(&tenants(&["GPU-1", "GPU-2", "GPU-1"])).unwrap();
+        assert!(reason.starts_with("ranks 0 and 2 would share the GPU GPU-1 of node"), "{reason}");
+        for fix in ["-np", "CUDA_VISIBLE_DEVICES", "--gres", "NNUNET_DIST_SHARE_GPUS=1", "NCCL_MULTI_RANK_GPU_ENABLE=1"]
+        {
+            assert!(reason.contains(fix), "no {fix} in {reason}");
+        }
+    }
+
+    #[test]
+    fn a_process_by_itself_has_its_host_and_gpu_to_itself() {
+        assert_eq!(local_place(&Single).unwrap().size, 1);
+        refuse_shared_gpus(&Single, "GPU-1").unwrap();
+    }
+}

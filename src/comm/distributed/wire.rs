@@ -1,0 +1,85 @@
+//! How values travel between ranks: as they are, or rounded to 16 bits to halve the traffic.
+
+#[cfg(any(feature = "mpi", test))]
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use serde::{Deserialize, Serialize};
+
+/// Format of gradients on the wire. Sums are made in f32 whatever it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
+pub enum Wire {
+    /// IEEE single precision: nothing is lost.
+    #[default]
+    #[cfg_attr(feature = "clap", value(name = "none"))]
+    #[serde(rename = "none")]
+    F32,
+    /// IEEE half precision: 11 bits of mantissa, values up to 65504, and below 6e-8 zero.
+    #[cfg_attr(feature = "clap", value(name = "fp16"))]
+    #[serde(rename = "fp16")]
+    F16,
+    /// bfloat16: 8 bits of mantissa, the range of f32.
+    Bf16,
+}
+
+impl Wire {
+    /// Bytes of a value on the wire.
+    pub fn bytes(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
+    /// Rounds `values` (to nearest, ties to even) into `bits`, of the same length.
+    ///
+    /// # Panics
+    /// For [`Wire::F32`], which needs no rounding.
+    #[cfg(any(feature = "mpi", test))]
+    pub(super) fn encode(self, values: &[f32], bits: &mut [u16]) {
+        match self {
+            Self::F32 => unreachable!("values that travel as they are are not encoded"),
+            Self::F16 => bytemuck::cast_slice_mut::<u16, f16>(bits).convert_from_f32_slice(values),
+            Self::Bf16 => bytemuck::cast_slice_mut::<u16, bf16>(bits).convert_from_f32_slice(values),
+        }
+    }
+
+    /// Undoes [`Wire::encode`].
+    ///
+    /// # Panics
+    /// As [`Wire::encode`].
+    #[cfg(any(feature = "mpi", test))]
+    pub(super) fn decode(self, bits: &[u16], values: &mut [f32]) {
+        match self {
+            Self::F32 => unreachable!("values that travel as they are are not decoded"),
+            Self::F16 => bytemuck::cast_slice::<u16, f16>(bits).convert_to_f32_slice(values),
+            Self::Bf16 => bytemuck::cast_slice::<u16, bf16>(bits).convert_to_f32_slice(values),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn travelled(wire: Wire, values: &[f32]) -> Vec<f32> {
+        let mut bits = vec![0; values.len()];
+        wire.encode(values, &mut bits);
+        let mut arrived = vec![0.0; values.len()];
+        wire.decode(&bits, &mut arrived);
+        arrived
+    }
+
+    #[test]
+    fn rounding_is_to_the_formats_nearest_value() {
+        let values = [1.0, -0.1, 1e-3, 70000.0, 1e-9];
+        assert_eq!(travelled(Wire::F16, &values), [1.0, -0.099975586, 0.0010004044, f32::INFINITY, 0.0]);
+        assert_eq!(travelled(Wire::Bf16, &values), [1.0, -0.100097656, 0.0009994507, 70144.0, 9.968062e-10]);
+    }
+
+    #[test]
+    fn what_has_travelled_once_travels_unchanged() {
+        let values: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin() / 7.0).collect();
+        for wire in [Wire::F16, Wire::Bf16] {
+            let once = travelled(wire, &values);
+            assert_eq!(travelled(wire, &once), once);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Multiplicative brightness.
+
+use std::ops::Range;
+
+use super::draw::around_one;
+use super::voxels::channels_mut;
+use crate::store::Patch;
+use nnunet_core::rng::Stream;
+
+/// Multiplies each channel by its own factor.
+///
+/// nnU-Net v2: probability 0.15, factor in 0.75..1.25, below and above 1 equally often
+/// (batchgeneratorsv2 `MultiplicativeBrightnessTransform`).
+#[derive(Clone, Debug)]
+pub struct MultiplicativeBrightness {
+    /// Range of the factor.
+    pub factor: Range<f64>,
+}
+
+impl MultiplicativeBrightness {
+    /// Changes the intensities in place.
+    pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
+        for channel in channels_mut(patch) {
+            let factor = around_one(&self.factor, rng) as f32;
+            channel.iter_mut().for_each(|value| *value *= factor);
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Brightness that fades over the patch.
+
+use std::ops::Range;
+
+use rand::Rng;
+
+use super::draw::{chance, uniform};
+use super::local::Bump;
+use super::voxels::{channels_mut, shape};
+use crate::store::Patch;
+use nnunet_core::rng::Stream;
+
+/// Adds to a channel a Gaussian bump of its own, up or down.
+///
+/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.3, then each channel with probability 0.5; height uniform in 1..5, up or
+/// down equally often (batchgeneratorsv2 `BrightnessGradientAdditiveTransform`, not centred on its mean).
+#[derive(Clone, Debug)]
+pub struct BrightnessGradient {
+    /// Range of the height, in units of the normalised intensity.
+    pub height: Range<f64>,
+    /// Probability with which a channel is changed.
+    pub per_channel: f64,
+}
+
+impl BrightnessGradient {
+    /// Changes the intensities in place.
+    pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
+        let shape = shape(patch);
+        for channel in channels_mut(patch) {
+            if !chance(self.per_channel, rng) {
+                continue;
+            }
+            let bump = Bump::draw(shape, rng);
+            let sign = if rng.random::<bool>() { 1.0 } else { -1.0 };
+            let height = (sign * uniform(&self.height, rng)) as f32;
+            bump.for_rows(channel, |row, bump| {
+                row.iter_mut().zip(bump).for_each(|(value, bump)| *value += height * bump)
+            });
+        }
+    }
+}

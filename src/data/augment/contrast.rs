@@ -1,0 +1,51 @@
+//! Contrast about the mean.
+
+use std::ops::Range;
+
+use multiversion::multiversion;
+
+use super::draw::{around_one, chance};
+use super::voxels::{Statistics, channels_mut};
+use crate::store::Patch;
+use nnunet_core::rng::Stream;
+
+/// Stretches each channel about its mean by its own factor, and may clip it to the range it had.
+///
+/// nnU-Net v2: probability 0.15, factor in 0.75..1.25, below and above 1 equally often, clipped
+/// (batchgeneratorsv2 `ContrastTransform`). `nnUNetTrainerDA5`: probability 0.2, then each channel with probability 0.5;
+/// factor in 0.5..2, half of the time clipped.
+#[derive(Clone, Debug)]
+pub struct Contrast {
+    /// Range of the factor.
+    pub factor: Range<f64>,
+    /// Probability with which a channel is changed.
+    pub per_channel: f64,
+    /// Clip a channel to the range it had.
+    pub keep_range: bool,
+}
+
+impl Contrast {
+    /// Changes the intensities in place.
+    pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
+        for channel in channels_mut(patch) {
+            if self.per_channel < 1.0 && !chance(self.per_channel, rng) {
+                continue;
+            }
+            let factor = around_one(&self.factor, rng) as f32;
+            let mut before = Statistics::of(channel);
+            if !self.keep_range {
+                (before.low, before.high) = (f32::NEG_INFINITY, f32::INFINITY);
+            }
+            stretch(channel, factor, before);
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn stretch(values: &mut [f32], factor: f32, before: Statistics) {
+    let Statistics { mean, low, high, .. } = before;
+    for value in values {
+        // Not `clamp`, which panics where the range is empty or NaN.
+        *value = ((*value - mean) * factor + mean).max(low).min(high);
+    }
+}

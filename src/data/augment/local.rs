@@ -1,0 +1,92 @@
+//! Where in a patch a local transform acts, and how strongly.
+
+use std::ops::Range;
+
+use super::draw::uniform;
+use nnunet_core::rng::Stream;
+
+/// A Gaussian somewhere in or beside a patch, stretched to reach from 0 to 1 in it.
+///
+/// batchgeneratorsv2 `LocalTransform`: along each axis its own centre, uniform in -0.5..1.5 extents of the patch, and its
+/// own width, logarithmically uniform from a sixth of the extent to the whole (`nnUNetTrainerDA5`). A voxel has the
+/// Gaussian's mean over its extent.
+pub(super) struct Bump {
+    /// The Gaussian along each axis.
+    axes: [Vec<f64>; 3],
+    low: f64,
+    scale: f64,
+}
+
+/// Range of the centre, in extents of the patch.
+const CENTRE: Range<f64> = -0.5..1.5;
+/// The narrowest Gaussian is this part of the extent wide, in whole voxels.
+const NARROWEST: usize = 6;
+
+impl Bump {
+    pub(super) fn draw(shape: [usize; 3], rng: &mut Stream) -> Self {
+        let axes = shape.map(|extent| {
+            if extent == 1 {
+                return vec![1.0];
+            }
+            let centre = uniform(&CENTRE, rng) * extent as f64;
+            let narrowest = ((extent / NARROWEST).max(1)) as f64;
+            let std = uniform(&(narrowest.ln()..(extent as f64).ln()), rng).exp();
+            gaussian(extent, centre, std)
+        });
+        Self::new(axes)
+    }
+
+    fn new(axes: [Vec<f64>; 3]) -> Self {
+        let product = |of: fn(f64, f64) -> f64| -> f64 {
+            axes.iter().map(|axis| axis.iter().copied().reduce(of).unwrap_or(1.0)).product()
+        };
+        let (low, high) = (product(f64::min), product(f64::max));
+        let scale = if high > low { 1.0 / (high - low) } else { 0.0 };
+        Self { axes, low, scale }
+    }
+
+    /// Calls `change` with each row of a volume and the bump along it.
+    pub(super) fn for_rows(&self, values: &mut [f32], mut change: impl FnMut(&mut [f32], &[f32])) {
+        let [zs, ys, xs] = &self.axes;
+        let mut bump = vec![0.0; xs.len()];
+        let factors = zs.iter().flat_map(|z| ys.iter().map(move |y| z * y));
+        for (row, factor) in values.chunks_exact_mut(xs.len()).zip(factors) {
+            bump.iter_mut().zip(xs).for_each(|(bump, x)| *bump = ((factor * x - self.low) * self.scale) as f32);
+            change(row, &bump);
+        }
+    }
+}
+
+/// The Gaussian's mean over each voxel by Simpson's rule: errors are below 1e-3 even for the narrowest ones.
+fn gaussian(extent: usize, centre: f64, std: f64) -> Vec<f64> {
+    let density = |at: f64| (-0.5 * ((at - centre) / std).powi(2)).exp();
+    let mean = |voxel: usize| {
+        let at = voxel as f64;
+        (density(at - 0.5) + 4.0 * density(at) + density(at + 0.5)) / 6.0
+    };
+    (0..extent).map(mean).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bump_is_that_of_the_reference() {
+        // `LocalTransform._generate_kernel((2, 3, 5))` with centres of 0.4, -0.3 and 1.2 extents and widths of 1, 2 and 3
+        // voxels (scipy.stats.norm.cdf).
+        let axes = [gaussian(2, 0.8, 1.0), gaussian(3, -0.9, 2.0), gaussian(5, 6.0, 3.0)];
+        let bump = Bump::new(axes);
+        let mut values = vec![0.0; 30];
+        bump.for_rows(&mut values, |row, bump| row.copy_from_slice(bump));
+        for (ours, expected) in values.iter().zip(BUMP) {
+            assert!((ours - expected).abs() < 1e-3, "{values:?}");
+        }
+    }
+
+    const BUMP: [f32; 30] = [
+        0.08323, 0.19760, 0.35905, 0.55331, 0.74578, 0.04335, 0.12453, 0.23912, 0.37700, 0.51362, 0.00000, 0.04510,
+        0.10877, 0.18538, 0.26129, 0.12691, 0.27762, 0.49038, 0.74637, 1.00000, 0.07435, 0.18132, 0.33234, 0.51403,
+        0.69406, 0.01722, 0.07666, 0.16056, 0.26152, 0.36155,
+    ];
+}

@@ -1,0 +1,271 @@
+//! The ordered list of transforms a sample goes through.
+
+use super::cascade::{BitVolume, PreviousStage};
+use super::draw::chance;
+use super::spatial::{Spatial, in_plane};
+use super::turn::alike_axes;
+use super::voxels::shape;
+use super::{
+    AdditiveBrightness, BlankRectangle, BlurWidths, BrightnessContrast, BrightnessGradient, Contrast, ExchangeAxes,
+    Gamma, GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror,
+    MultiplicativeBrightness, QuarterTurn, Sharpen,
+};
+use crate::augment::AugmentationPreset;
+use crate::store::{Patch, Region};
+use nnunet_core::rng::Stream;
+
+/// A spatial transform followed by named transforms, each with the probability that it is applied to a sample.
+pub struct Pipeline {
+    spatial: Spatial,
+    steps: Vec<Step>,
+    previous_stage: Option<PreviousStage>,
+}
+
+struct Step {
+    name: &'static str,
+    probability: f64,
+    apply: Box<Apply>,
+}
+
+/// A transform with its settings bound.
+type Apply = dyn Fn(&mut Patch, &mut Stream) + Send + Sync;
+
+impl Pipeline {
+    /// Begins a pipeline; add to it with [`Pipeline::then`].
+    pub fn new(spatial: Spatial) -> Self {
+        Self { spatial, steps: Vec::new(), previous_stage: None }
+    }
+
+    /// The pipeline of this name. `patch_size` is `(z, y, x)`, `mirror_axes` a subset of 0 (z), 1 (y) and 2 (x);
+    /// `masked_channels` is the plans' `use_mask_for_norm`.
+    pub fn preset(
+        preset: AugmentationPreset,
+        patch_size: [usize; 3],
+        mirror_axes: &[usize],
+        masked_channels: &[bool],
+    ) -> Self {
+        match preset {
+            AugmentationPreset::Nnunet => Self::nnunet(patch_size, mirror_axes, masked_channels),
+            AugmentationPreset::Nvidia => Self::nvidia(patch_size, mirror_axes),
+            AugmentationPreset::Strong => Self::strong(patch_size, mirror_axes, masked_channels),
+            AugmentationPreset::None => Self::none(patch_size),
+        }
+    }
+
+    /// No augmentation: for validation, and for measuring the rest. `patch_size` is `(z, y, x)`.
+    pub fn none(patch_size: [usize; 3]) -> Self {
+        Self::new(Spatial::none(patch_size))
+    }
+
+    /// NVIDIA nnU-Net's list; arguments as [`Pipeline::preset`].
+    pub fn nvidia(patch_size: [usize; 3], mirror_axes: &[usize]) -> Self {
+        let noise = GaussianNoise { std: 0.0..0.3 };
+        let blur = GaussianBlur { sigma: 0.5..1.5, per_channel: 1.0, widths: BlurWidths::One };
+        let brightness_contrast = BrightnessContrast { brightness: 0.7..1.3, contrast: 0.65..1.5 };
+        Self::new(Spatial::nvidia(patch_size))
+            .then_mirror(mirror_axes)
+            .then("noise", 0.15, move |patch, rng| noise.apply(patch, rng))
+            .then("blur", 0.15, move |patch, rng| blur.apply(patch, rng))
+            .then("brightness and contrast", 0.15, move |patch, rng| brightness_contrast.apply(patch, rng))
+    }
+
+    /// nnU-Net v2's complete list, but for what [`Pipeline::with_previous_stage`] adds in a cascade; arguments as
+    /// [`Pipeline::preset`].
+    pub fn nnunet(patch_size: [usize; 3], mirror_axes: &[usize], masked_channels: &[bool]) -> Self {
+        let noise = GaussianNoise { std: 0.0..0.1 };
+        let blur = GaussianBlur { sigma: 0.5..1.0, per_channel: 0.5, widths: BlurWidths::PerAxis };
+        let brightness = MultiplicativeBrightness { factor: 0.75..1.25 };
+        let contrast = Contrast { factor: 0.75..1.25, per_channel: 1.0, keep_range: true };
+        let low_resolution = LowResolution { scale: 0.5..1.0, per_channel: 0.5, keep_z: in_plane(patch_size) };
+        let gamma_inverted = Gamma { exponent: 0.7..1.5, inverted: true };
+        let gamma = Gamma { exponent: 0.7..1.5, inverted: false };
+        Self::new(Spatial::nnunet(patch_size))
+            .then("noise", 0.1, move |patch, rng| noise.apply(patch, rng))
+            .then("blur", 0.2, move |patch, rng| blur.apply(patch, rng))
+            .then("brightness", 0.15, move |patch, rng| brightness.apply(patch, rng))
+            .then("contrast", 0.15, move |patch, rng| contrast.apply(patch, rng))
+            .then("low resolution", 0.25, move |patch, rng| low_resolution.apply(patch, rng))
+            .then("gamma inverted", 0.1, move |patch, rng| gamma_inverted.apply(patch, rng))
+            .then("gamma", 0.3, move |patch, rng| gamma.apply(patch, rng))
+            .then_mirror(mirror_axes)
+            .then_mask(masked_channels)
+    }
+
+    /// nnU-Net v2's longest list, `nnUNetTrainerDA5`, without a cascade; arguments as [`Pipeline::preset`].
+    pub fn strong(patch_size: [usize; 3], mirror_axes: &[usize], masked_channels: &[bool]) -> Self {
+        let median = MedianFilter { size: 2..8, per_channel: 0.5 };
+        let blur = GaussianBlur { sigma: 0.3..1.5, per_channel: 0.5, widths: BlurWidths::PerChannel };
+        let noise = GaussianNoise { std: 0.0..0.1 };
+        let brightness = AdditiveBrightness { std: 0.5, per_channel: 0.5 };
+        let contrasts = [true, false].map(|keep_range| Contrast { factor: 0.5..2.0, per_channel: 0.5, keep_range });
+        let low_resolution = LowResolution { scale: 0.25..1.0, per_channel: 0.5, keep_z: in_plane(patch_size) };
+        let gammas = ["gamma inverted", "gamma inverted again"];
+        let rectangle = BlankRectangle::of_patch(patch_size);
+        let gradient = BrightnessGradient { height: 1.0..5.0, per_channel: 0.5 };
+        let local_gamma = LocalGamma { exponents: [0.01..0.8, 1.5..4.0], per_channel: 0.5 };
+        let sharpen = Sharpen { strength: 0.1..1.0, per_channel: 0.5 };
+        let mut pipeline = Self::new(Spatial::strong(patch_size));
+        let axes = alike_axes(patch_size);
+        if !axes.is_empty() {
+            let (turn, exchange) = (QuarterTurn { axes: axes.clone() }, ExchangeAxes { axes });
+            pipeline = pipeline.then("quarter turn", 0.5, move |patch, rng| turn.apply(patch, rng)).then(
+                "exchanged axes",
+                0.5,
+                move |patch, rng| exchange.apply(patch, rng),
+            );
+        }
+        // Of two transforms the reference chooses one, which is then applied with its probability, the same for both.
+        pipeline = pipeline
+            .then("median filter or blur", 0.2, move |patch, rng| match chance(0.5, rng) {
+                true => median.apply(patch, rng),
+                false => blur.apply(patch, rng),
+            })
+            .then("noise", 0.1, move |patch, rng| noise.apply(patch, rng))
+            .then("brightness", 0.1, move |patch, rng| brightness.apply(patch, rng))
+            .then("contrast", 0.2, move |patch, rng| contrasts[usize::from(chance(0.5, rng))].apply(patch, rng))
+            .then("low resolution", 0.15, move |patch, rng| low_resolution.apply(patch, rng));
+        for name in gammas {
+            let gamma = Gamma { exponent: 0.7..1.5, inverted: true };
+            pipeline = pipeline.then(name, 0.1, move |patch, rng| gamma.apply(patch, rng));
+        }
+        pipeline
+            .then_mirror(mirror_axes)
+            .then("blank rectangles", 0.4, move |patch, rng| rectangle.apply(patch, rng))
+            .then("brightness gradient", 0.3, move |patch, rng| gradient.apply(patch, rng))
+            .then("local gamma", 0.3, move |patch, rng| local_gamma.apply(patch, rng))
+            .then("sharpening", 0.2, move |patch, rng| sharpen.apply(patch, rng))
+            .then_mask(masked_channels)
+    }
+
+    /// Adds a transform that is applied to a sample with this `probability`.
+    pub fn then(
+        mut self,
+        name: &'static str,
+        probability: f64,
+        apply: impl Fn(&mut Patch, &mut Stream) + Send + Sync + 'static,
+    ) -> Self {
+        self.steps.push(Step { name, probability, apply: Box::new(apply) });
+        self
+    }
+
+    /// Adds the last transforms of a cascade, those of the channels that its previous stage's segmentation becomes.
+    pub fn with_previous_stage(self, previous_stage: PreviousStage) -> Self {
+        Self { previous_stage: Some(previous_stage), ..self }
+    }
+
+    fn then_mirror(self, axes: &[usize]) -> Self {
+        let mirror = Mirror { axes: axes.to_vec() };
+        self.then("mirror", 1.0, move |patch, rng| mirror.apply(patch, rng))
+    }
+
+    fn then_mask(self, masked_channels: &[bool]) -> Self {
+        if !masked_channels.contains(&true) {
+            return self;
+        }
+        let mask = MaskOutside { channels: masked_channels.to_vec() };
+        self.then("mask outside", 1.0, move |patch, rng| mask.apply(patch, rng))
+    }
+
+    /// Extent of the patches that leave, `(z, y, x)`.
+    pub fn patch_size(&self) -> [usize; 3] {
+        self.spatial.patch_size()
+    }
+
+    /// Extent of the patches to read from the store, `(z, y, x)`: larger than [`Pipeline::patch_size`] where rotation
+    /// or scaling needs a margin.
+    pub fn read_patch_size(&self) -> [usize; 3] {
+        self.spatial.read_patch_size()
+    }
+
+    /// Name and probability of each transform after the spatial one, in order.
+    pub fn steps(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
+        self.steps.iter().map(|step| (step.name, step.probability))
+    }
+
+    /// The transform that cuts the patch.
+    pub fn spatial(&self) -> &Spatial {
+        &self.spatial
+    }
+
+    /// Applies the transform of this number of [`Pipeline::steps`], whatever its probability: to measure it alone.
+    ///
+    /// # Panics
+    /// If there is no such transform.
+    pub fn apply_step(&self, number: usize, patch: &mut Patch, rng: &mut Stream) {
+        (self.steps[number].apply)(patch, rng);
+    }
+
+    /// In a cascade, what makes channels of the previous stage's segmentation.
+    pub fn previous_stage(&self) -> Option<&PreviousStage> {
+        self.previous_stage.as_ref()
+    }
+
+    /// Makes `patch`, of extent [`Pipeline::patch_size`], out of `read`, of extent [`Pipeline::read_patch_size`].
+    /// Labels outside the image stay -1. In a cascade [`Pipeline::one_hot`] comes after it.
+    pub fn apply<'a>(&self, read: impl Into<Region<'a>>, patch: &mut Patch, rng: &mut Stream) {
+        self.spatial.apply(read, patch, rng);
+        for step in &self.steps {
+            if chance(step.probability, rng) {
+                (step.apply)(patch, rng);
+            }
+        }
+    }
+
+    /// The channels that the network is given behind those of the image: one for each class of the previous stage's
+    /// segmentation in a patch that [`Pipeline::apply`] has made; none without a cascade.
+    ///
+    /// # Panics
+    /// If the patch lacks that segmentation.
+    pub fn one_hot(&self, patch: &Patch, rng: &mut Stream) -> Vec<BitVolume> {
+        let Some(previous_stage) = &self.previous_stage else { return Vec::new() };
+        let labels = patch.previous.as_ref().and_then(|labels| labels.as_slice());
+        previous_stage.one_hot(labels.expect("a cascade's patches have them, in C order"), shape(patch), rng)
+    }
+}
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipeline")
+            .field("spatial", &self.spatial)
+            .field("steps", &self.steps().collect::<Vec<_>>())
+            .field("previous_stage", &self.previous_stage)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array3, Array4};
+
+    use super::*;
+    use crate::augment::blank_patch;
+    use nnunet_core::rng::{Purpose, stream};
+
+    /// The previous stage's label map, here that of the labels, goes wherever these go, beyond the image too.
+    #[test]
+    fn the_previous_stage_is_turned_scaled_and_mirrored_with_the_labels() {
+        let pipeline = Pipeline::nnunet([12, 14, 16], &[0, 1, 2], &[true]);
+        let pipeline = pipeline.with_previous_stage(PreviousStage::new(vec![1, 2]));
+        let labels = Array3::from_shape_fn((20, 18, 22), |(z, y, x)| ((z / 5 + y / 6 + x / 4) % 4) as i16 - 1);
+        let data = Array4::from_shape_fn((1, 20, 18, 22), |(_, z, y, x)| (z * y + x) as f32);
+        let case = Patch { data, previous: Some(labels.clone()), labels };
+        let region = Region { lo: [-4, -3, -5], size: pipeline.read_patch_size(), ..Region::from(&case) };
+        let mut plain = blank_patch(1, [12, 14, 16]);
+        let mut patch = Patch { previous: Some(Array3::zeros((12, 14, 16))), ..plain.clone() };
+        for index in 0..100 {
+            let rng = || stream(2, Purpose::Augment, 0, index);
+            pipeline.apply(region, &mut patch, &mut rng());
+            assert_eq!(patch.previous.as_ref(), Some(&patch.labels));
+            // The image does not see that there is a previous stage.
+            pipeline.apply(region, &mut plain, &mut rng());
+            assert!(plain.data == patch.data && plain.labels == patch.labels);
+
+            let one_hot = pipeline.one_hot(&patch, &mut rng());
+            let is_class = |(class, label): (&BitVolume, i16)| {
+                patch.labels.indexed_iter().all(|((z, y, x), other)| class.contains([z, y, x]) == (*other == label))
+            };
+            assert!(one_hot.iter().zip([1, 2]).all(is_class));
+        }
+        assert!(Pipeline::none([4; 3]).one_hot(&plain, &mut stream(2, Purpose::Augment, 0, 0)).is_empty());
+    }
+}

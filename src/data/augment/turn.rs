@@ -1,0 +1,119 @@
+//! Quarter turns and exchanged axes: movements without interpolation, along axes of one extent.
+
+use ndarray::{Array3, Axis};
+use rand::Rng;
+use rand::seq::SliceRandom;
+
+use super::voxels::shape;
+use crate::store::Patch;
+use nnunet_core::rng::Stream;
+
+/// The axes of a patch that are as long as most: `strong` turns and exchanges those. Empty where no two are.
+///
+/// Of a 2D patch only y and x count (nnU-Net v2, `nnUNetTrainerDA5.get_training_transforms`).
+pub(super) fn alike_axes(patch_size: [usize; 3]) -> Vec<usize> {
+    let first = usize::from(patch_size[0] == 1);
+    let alike = |axis: usize| (first..3).filter(|&other| patch_size[other] == patch_size[axis]).count();
+    let most = (first..3).map(alike).max().unwrap_or(0);
+    if most > 1 { (first..3).filter(|&axis| alike(axis) == most).collect() } else { Vec::new() }
+}
+
+/// Turns a patch by 0 to 3 quarters, equally often, in the plane of two axes drawn among these.
+///
+/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.5 (batchgeneratorsv2 `Rot90Transform`).
+#[derive(Clone, Debug)]
+pub struct QuarterTurn {
+    /// At least two, of one extent: 0 = z, 1 = y, 2 = x.
+    pub axes: Vec<usize>,
+}
+
+impl QuarterTurn {
+    /// Changes data and labels.
+    pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
+        let quarters = rng.random_range(0..4);
+        let mut axes = self.axes.clone();
+        axes.shuffle(rng);
+        let (a, b) = (axes[0].min(axes[1]), axes[0].max(axes[1]));
+        turn(patch, a, b, quarters);
+    }
+}
+
+/// Puts axes into another order, all orders equally often.
+///
+/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.5 (batchgeneratorsv2 `TransposeAxesTransform`).
+#[derive(Clone, Debug)]
+pub struct ExchangeAxes {
+    /// Of one extent: 0 = z, 1 = y, 2 = x.
+    pub axes: Vec<usize>,
+}
+
+impl ExchangeAxes {
+    /// Changes data and labels.
+    pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
+        let mut shuffled = self.axes.clone();
+        shuffled.shuffle(rng);
+        let mut sources = [0, 1, 2];
+        self.axes.iter().zip(shuffled).for_each(|(&axis, source)| sources[axis] = source);
+        rearrange(patch, sources, [false; 3]);
+    }
+}
+
+/// Turns from axis `a` to axis `b`, as `numpy.rot90` does.
+fn turn(patch: &mut Patch, a: usize, b: usize, quarters: usize) {
+    let mut sources = [0, 1, 2];
+    let mut reversed = [false; 3];
+    if quarters % 2 == 1 {
+        sources.swap(a, b);
+    }
+    reversed[a] = matches!(quarters, 1 | 2);
+    reversed[b] = matches!(quarters, 2 | 3);
+    rearrange(patch, sources, reversed);
+}
+
+/// Makes axis `sources[axis]` the new `axis`, and then reverses some.
+fn rearrange(patch: &mut Patch, sources: [usize; 3], reversed: [bool; 3]) {
+    let before = shape(patch);
+    patch.labels = rearranged(&patch.labels, sources, reversed);
+    patch.previous = patch.previous.as_ref().map(|labels| rearranged(labels, sources, reversed));
+    let [z, y, x] = sources;
+    let mut data = patch.data.view().permuted_axes([0, z + 1, y + 1, x + 1]);
+    (0..3).filter(|&axis| reversed[axis]).for_each(|axis| data.invert_axis(Axis(axis + 1)));
+    patch.data = data.as_standard_layout().into_owned();
+    debug_assert_eq!(shape(patch), before, "exchanged axes are of one extent");
+}
+
+fn rearranged(labels: &Array3<i16>, sources: [usize; 3], reversed: [bool; 3]) -> Array3<i16> {
+    let mut labels = labels.view().permuted_axes(sources);
+    (0..3).filter(|&axis| reversed[axis]).for_each(|axis| labels.invert_axis(Axis(axis)));
+    labels.as_standard_layout().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array4;
+
+    use super::*;
+
+    #[test]
+    fn the_axes_are_those_of_nnunet() {
+        assert_eq!(alike_axes([16, 16, 16]), [0, 1, 2]);
+        assert_eq!(alike_axes([40, 56, 40]), [0, 2]);
+        assert_eq!(alike_axes([28, 256, 256]), [1, 2]);
+        assert_eq!(alike_axes([1, 64, 64]), [1, 2]);
+        assert!(alike_axes([1, 1, 64]).is_empty() && alike_axes([8, 16, 32]).is_empty());
+    }
+
+    #[test]
+    fn turns_are_those_of_numpy() {
+        // `numpy.rot90(numpy.arange(4).reshape(2, 2), k, (0, 1))`.
+        for (quarters, expected) in [(0, [0, 1, 2, 3]), (1, [1, 3, 0, 2]), (2, [3, 2, 1, 0]), (3, [2, 0, 3, 1])] {
+            let data = Array4::from_shape_vec((1, 1, 2, 2), vec![0.0, 1.0, 2.0, 3.0]).unwrap();
+            let labels = Array3::from_shape_vec((1, 2, 2), vec![0, 1, 2, 3]).unwrap();
+            let mut patch = Patch { data, previous: Some(labels.clone()), labels };
+            turn(&mut patch, 1, 2, quarters);
+            assert_eq!(patch.labels.as_slice().unwrap(), expected);
+            assert_eq!(patch.previous, Some(patch.labels.clone()));
+            assert_eq!(patch.data.as_slice().unwrap(), expected.map(f32::from));
+        }
+    }
+}

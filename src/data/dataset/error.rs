@@ -1,0 +1,34 @@
+//! What can be wrong with a dataset.
+
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nnunet_image::ImageError;
+
+/// A dataset, or a file that describes one, that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// A file or folder is not what it has to be.
+    #[error("{}: {defect}", path.display())]
+    Invalid { path: PathBuf, defect: String },
+    /// A file or folder cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    /// The cross-validation splits do not hold what was asked of them.
+    #[error("splits: {0}")]
+    Splits(String),
+    /// An image or label map cannot be read.
+    #[error("{0}")]
+    Image(#[from] ImageError),
+}
+
+impl DatasetError {
+    pub fn invalid(path: &Path, defect: impl Display) -> Self {
+        Self::Invalid { path: path.to_owned(), defect: defect.to_string() }
+    }
+
+    pub(super) fn io(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+}

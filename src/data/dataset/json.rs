@@ -1,0 +1,239 @@
+//! `dataset.json` in nnU-Net v2's schema.
+
+use std::path::Path;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use super::DatasetError;
+use super::description::Description;
+
+/// Name of the label whose voxels are left out of loss and evaluation.
+const IGNORE: &str = "ignore";
+
+/// `dataset.json` of nnU-Net v2 (`documentation/dataset_format.md`). Keys it does not know are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DatasetJson {
+    /// Channel index (as text) to channel name; the name picks the normalisation.
+    pub channel_names: IndexMap<String, String>,
+    /// Label name to class index, or to several indices for region-based training.
+    pub labels: IndexMap<String, LabelValue>,
+    /// Number of training cases.
+    #[serde(rename = "numTraining")]
+    pub num_training: usize,
+    /// File name ending of images and labels, with its dot.
+    pub file_ending: String,
+    /// Class index of each region, for region-based training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regions_class_order: Option<Vec<i16>>,
+    /// Everything else in the file.
+    #[serde(flatten)]
+    pub other: IndexMap<String, serde_json::Value>,
+}
+
+/// The value of a label: one class index, or the indices of a region.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LabelValue {
+    /// One class.
+    Class(i16),
+    /// A region: the union of classes.
+    Region(Vec<i16>),
+}
+
+/// A class, or in region-based training a region, that a network learns to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foreground<'a> {
+    /// Its name in dataset.json.
+    pub name: &'a str,
+    /// The labels of its voxels in the training label maps.
+    pub members: &'a [i16],
+    /// Its label in predicted label maps.
+    pub output: i16,
+}
+
+impl DatasetJson {
+    /// Reads a dataset.json, in nnU-Net v2's schema or in that of the Medical Segmentation Decathlon (and of nnU-Net
+    /// v1), which is converted.
+    ///
+    /// # Errors
+    /// The file cannot be read or is in neither schema.
+    pub fn load(path: &Path) -> Result<Self, DatasetError> {
+        Ok(Description::load(path)?.json)
+    }
+
+    /// Number of input channels of an image.
+    pub fn num_channels(&self) -> usize {
+        self.channel_names.len()
+    }
+
+    /// Whether the targets are regions, which may overlap, rather than classes.
+    pub fn has_regions(&self) -> bool {
+        self.labels.values().any(|value| value.members().len() > 1)
+    }
+
+    /// Label of voxels that take no part in loss and evaluation.
+    pub fn ignore_label(&self) -> Option<i16> {
+        match self.labels.get(IGNORE)? {
+            LabelValue::Class(label) => Some(*label),
+            LabelValue::Region(_) => None,
+        }
+    }
+
+    /// All labels that may occur in a training label map apart from the ignore label, ascending.
+    pub fn classes(&self) -> Vec<i16> {
+        let mut classes: Vec<i16> = self.named_targets().flat_map(|(_, value)| value.members()).copied().collect();
+        classes.sort_unstable();
+        classes.dedup();
+        classes
+    }
+
+    /// [`DatasetJson::classes`] without the background: also where regions are the target.
+    pub fn foreground_classes(&self) -> Vec<i16> {
+        self.classes().into_iter().filter(|&class| class != 0).collect()
+    }
+
+    /// The classes by label, or the regions in their order in the file; without background.
+    ///
+    /// Entry `i` belongs to output channel `i` of a network for regions, and to channel `i + 1` of one for classes, whose
+    /// channel 0 is the background. Where predicted regions overlap, the later one wins.
+    pub fn foreground(&self) -> Vec<Foreground<'_>> {
+        let named = self.named_targets().filter(|(_, value)| value.members().iter().any(|&label| label != 0));
+        let mut foreground: Vec<_> = named
+            .map(|(name, value)| Foreground { name, members: value.members(), output: value.members()[0] })
+            .collect();
+        if self.has_regions() {
+            let order = self.regions_class_order.iter().flatten();
+            foreground.iter_mut().zip(order).for_each(|(region, &output)| region.output = output);
+        } else {
+            foreground.sort_by_key(|class| class.output);
+        }
+        foreground
+    }
+
+    /// The members of each region in the order of a network's output channels; `None` where classes are the target.
+    pub fn regions(&self) -> Option<Vec<Vec<i16>>> {
+        self.has_regions().then(|| self.foreground().iter().map(|region| region.members.to_vec()).collect())
+    }
+
+    /// Number of output channels of a network: one per region, or one per class with the background first.
+    pub fn num_segmentation_heads(&self) -> usize {
+        if self.has_regions() { self.foreground().len() } else { self.classes().len() }
+    }
+
+    /// What is wrong with channels and labels, one line each (the rules of nnU-Net v2's `LabelManager` and
+    /// `verify_dataset_integrity`).
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if (0..self.num_channels()).any(|channel| !self.channel_names.contains_key(&channel.to_string())) {
+            problems.push("channel_names must be numbered \"0\", \"1\", ... without a gap".to_owned());
+        }
+        if self.num_channels() == 0 {
+            problems.push("channel_names is empty".to_owned());
+        }
+        if self.labels.get("background") != Some(&LabelValue::Class(0)) {
+            problems.push("labels must hold \"background\": 0".to_owned());
+        }
+        let classes = self.classes();
+        if classes.iter().zip(0..).any(|(&class, expected)| class != expected) {
+            problems.push(format!("labels must be numbered 0, 1, 2, ... without a gap, not {classes:?}"));
+        }
+        for (name, _) in self.named_targets().filter(|(_, value)| value.members().is_empty()) {
+            problems.push(format!("the label {name} stands for no class"));
+        }
+        if self.foreground().is_empty() {
+            problems.push("labels hold nothing but background".to_owned());
+        }
+        problems.extend(self.ignore_label_problem(&classes));
+        problems.extend(self.region_problem());
+        problems
+    }
+
+    fn ignore_label_problem(&self, classes: &[i16]) -> Option<String> {
+        let highest = classes.last().copied().unwrap_or(0);
+        match self.labels.get(IGNORE)? {
+            LabelValue::Class(label) if i32::from(*label) == i32::from(highest) + 1 => None,
+            _ => Some(format!("the ignore label must be one number above all labels, {}", i32::from(highest) + 1)),
+        }
+    }
+
+    /// Why the regions cannot be followed, if there are any.
+    pub fn region_problem(&self) -> Option<String> {
+        let regions = self.regions()?.len();
+        match &self.regions_class_order {
+            None => Some("labels hold regions, but there is no regions_class_order".to_owned()),
+            Some(order) if order.len() != regions => {
+                Some(format!("{regions} regions, but regions_class_order has {} entries", order.len()))
+            }
+            Some(order) => {
+                let ignored = self.ignore_label().filter(|label| order.contains(label))?;
+                Some(format!("regions_class_order holds {ignored}, the ignore label, which is never predicted"))
+            }
+        }
+    }
+
+    /// Every label but the ignore label.
+    fn named_targets(&self) -> impl Iterator<Item = (&str, &LabelValue)> {
+        self.labels.iter().map(|(name, value)| (name.as_str(), value)).filter(|(name, _)| *name != IGNORE)
+    }
+}
+
+impl LabelValue {
+    /// The labels that belong to it.
+    pub fn members(&self) -> &[i16] {
+        match self {
+            Self::Class(label) => std::slice::from_ref(label),
+            Self::Region(labels) => labels,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dataset(labels: &str) -> DatasetJson {
+        let fixed = r#""channel_names": {"0": "MR"}, "numTraining": 1, "file_ending": ".nii""#;
+        serde_json::from_str(&format!(r#"{{{fixed}, "labels": {labels}}}"#)).unwrap()
+    }
+
+    #[test]
+    fn classes_have_a_channel_each_and_the_background_too() {
+        let json = dataset(r#"{"background": 0, "tumour": [2], "liver": 1, "ignore": 3}"#);
+        assert!(!json.has_regions());
+        assert_eq!(json.ignore_label(), Some(3));
+        assert_eq!((json.classes(), json.num_segmentation_heads()), (vec![0, 1, 2], 3));
+        let names: Vec<_> = json.foreground().iter().map(|class| (class.name, class.output)).collect();
+        assert_eq!(names, [("liver", 1), ("tumour", 2)]);
+        assert_eq!(json.problems(), [""; 0]);
+    }
+
+    #[test]
+    fn regions_keep_their_order_and_have_no_background_channel() {
+        let labels = r#"{"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3},
+            "regions_class_order": [1, 2, 3]"#;
+        let json = dataset(labels);
+        assert_eq!(json.regions(), Some(vec![vec![1, 2, 3], vec![2, 3], vec![3]]));
+        assert_eq!((json.classes(), json.num_segmentation_heads()), (vec![0, 1, 2, 3], 3));
+        assert_eq!(json.foreground_classes(), [1, 2, 3]);
+        assert_eq!(json.foreground()[1], Foreground { name: "core", members: &[2, 3], output: 2 });
+        assert_eq!(json.problems(), [""; 0]);
+    }
+
+    #[test]
+    fn every_defect_is_named() {
+        for (labels, defect) in [
+            (r#"{"organ": 1}"#, "background"),
+            (r#"{"background": 0}"#, "nothing but background"),
+            (r#"{"background": 0, "organ": 2}"#, "without a gap"),
+            (r#"{"background": 0, "organ": 1, "ignore": 1}"#, "above all labels, 2"),
+            (r#"{"background": 0, "whole": [1, 2], "core": 2}"#, "no regions_class_order"),
+            (r#"{"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1]"#, "has 1 entries"),
+            (r#"{"background": 0, "organ": 1, "nothing": []}"#, "nothing stands for no class"),
+            (r#"{"background": 0, "whole": [1, 2], "ignore": 3}, "regions_class_order": [3]"#, "never predicted"),
+        ] {
+            let problems = dataset(labels).problems();
+            assert!(problems.iter().any(|problem| problem.contains(defect)), "{labels}: {problems:?}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Cross-validation splits, as nnU-Net's `splits_final.json` holds them.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::DatasetError;
+use super::numpy::RandomState;
+use nnunet_core::fsio;
+
+/// nnU-Net's number of folds and the seed of its shuffle (`crossval_split.py`).
+const FOLDS: usize = 5;
+const SEED: u32 = 12345;
+
+/// Which cases each fold trains on and which it validates on: `splits_final.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Splits(Vec<Fold>);
+
+/// One fold. Cases in neither list take no part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fold {
+    /// Cases to train on.
+    pub train: Vec<String>,
+    /// Cases to validate on.
+    pub val: Vec<String>,
+}
+
+impl Splits {
+    /// nnU-Net's five folds: those of scikit-learn's `KFold(n_splits=5, shuffle=True, random_state=12345)` over the
+    /// sorted cases.
+    ///
+    /// nnU-Net fails on fewer than five cases. Here each of them makes a fold of its own (leave-one-out); a single case
+    /// cannot be split and makes none, so that only `all` can be trained.
+    ///
+    /// # Errors
+    /// There is no case, or one is named twice.
+    pub fn generate(cases: &[String]) -> Result<Self, DatasetError> {
+        let mut cases = cases.to_vec();
+        cases.sort_unstable();
+        if let Some(pair) = cases.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(DatasetError::Splits(format!("there are two cases {}", pair[0])));
+        }
+        let folds = match cases.len() {
+            0 => return Err(DatasetError::Splits("there are no cases to split".to_owned())),
+            1 => 0,
+            count => count.min(FOLDS),
+        };
+        Ok(Self(k_fold(cases.len(), folds).iter().map(|in_val| Fold::new(&cases, in_val)).collect()))
+    }
+
+    /// Reads a `splits_final.json`.
+    ///
+    /// # Errors
+    /// The file cannot be read or has another schema, or a fold trains on nothing or names a case twice.
+    pub fn load(path: &Path) -> Result<Self, DatasetError> {
+        let text = std::fs::read(path).map_err(DatasetError::io(path))?;
+        let splits: Self = serde_json::from_slice(&text).map_err(|error| DatasetError::invalid(path, error))?;
+        for (number, fold) in splits.0.iter().enumerate() {
+            fold.check().map_err(|defect| DatasetError::invalid(path, format_args!("fold {number} {defect}")))?;
+        }
+        Ok(splits)
+    }
+
+    /// Writes a `splits_final.json`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), DatasetError> {
+        fsio::write_json(path, self).map_err(DatasetError::io(path))
+    }
+
+    /// All folds; the first is fold 0.
+    pub fn folds(&self) -> &[Fold] {
+        &self.0
+    }
+
+    /// The cases that fold `number` trains on, and those it validates on.
+    ///
+    /// # Errors
+    /// There is no such fold.
+    pub fn fold(&self, number: usize) -> Result<(&[String], &[String]), DatasetError> {
+        match self.0.get(number) {
+            Some(fold) => Ok((&fold.train, &fold.val)),
+            None if self.0.is_empty() => {
+                Err(DatasetError::Splits("there are no folds, as a single case cannot be split; use `all`".to_owned()))
+            }
+            None => Err(DatasetError::Splits(format!("there is no fold {number}, only 0 to {}", self.0.len() - 1))),
+        }
+    }
+
+    /// Whether all that the folds name are `cases`.
+    ///
+    /// # Errors
+    /// A fold names another case.
+    pub fn check_cases(&self, cases: &[String]) -> Result<(), DatasetError> {
+        let known: HashSet<&String> = cases.iter().collect();
+        for (number, fold) in self.0.iter().enumerate() {
+            if let Some(case) = fold.train.iter().chain(&fold.val).find(|case| !known.contains(case)) {
+                return Err(DatasetError::Splits(format!(
+                    "fold {number} names {case}, which the dataset does not have"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Fold {
+    /// `in_val` says of each case whether it is for validation.
+    fn new(cases: &[String], in_val: &[bool]) -> Self {
+        let of = |wanted: bool| {
+            cases.iter().zip(in_val).filter(move |&(_, &val)| val == wanted).map(|(case, _)| case.clone())
+        };
+        Self { train: of(false).collect(), val: of(true).collect() }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.train.is_empty() {
+            return Err("has no case to train on".to_owned());
+        }
+        let mut seen = HashSet::new();
+        match self.train.iter().chain(&self.val).find(|case| !seen.insert(*case)) {
+            Some(case) => Err(format!("names {case} twice: a case is either trained on or validated on")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// For each fold, whether each of `count` items is in its test part: consecutive runs of the shuffled items, the first
+/// ones longer by one where `count` is no multiple of `folds`.
+fn k_fold(count: usize, folds: usize) -> Vec<Vec<bool>> {
+    let mut shuffled: Vec<usize> = (0..count).collect();
+    RandomState::new(SEED).shuffle(&mut shuffled);
+    let mut rest = shuffled.as_slice();
+    let mut next = |fold| {
+        let (test, later) = rest.split_at(count / folds + usize::from(fold < count % folds));
+        rest = later;
+        let mut in_test = vec![false; count];
+        test.iter().for_each(|&item| in_test[item] = true);
+        in_test
+    };
+    (0..folds).map(&mut next).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cases(count: usize) -> Vec<String> {
+        (0..count).rev().map(|number| format!("case_{number:03}")).collect()
+    }
+
+    #[test]
+    fn few_cases_make_few_folds() {
+        let splits = Splits::generate(&cases(3)).unwrap();
+        assert_eq!(splits.folds().len(), 3);
+        let mut validated: Vec<_> = splits.folds().iter().flat_map(|fold| fold.val.clone()).collect();
+        validated.sort();
+        assert_eq!(validated, ["case_000", "case_001", "case_002"]);
+
+        let single = Splits::generate(&cases(1)).unwrap();
+        assert!(single.fold(0).unwrap_err().to_string().contains("use `all`"));
+        assert!(Splits::generate(&[]).is_err());
+        assert!(Splits::generate(&["a".into(), "a".into()]).is_err());
+    }
+
+    #[test]
+    fn a_saved_file_reads_back_and_knows_its_cases() {
+        let path = tempfile::tempdir().unwrap().path().join("splits_final.json");
+        let splits = Splits::generate(&cases(7)).unwrap();
+        splits.save(&path).unwrap();
+        assert_eq!(Splits::load(&path).unwrap(), splits);
+        splits.check_cases(&cases(8)).unwrap();
+        assert!(splits.check_cases(&cases(6)).unwrap_err().to_string().contains("case_006"));
+        let error = splits.fold(5).unwrap_err().to_string();
+        assert_eq!(error, "splits: there is no fold 5, only 0 to 4");
+    }
+
+    #[test]
+    fn a_file_that_leaks_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("splits_final.json");
+        for (text, defect) in [
+            (r#"[{"train": ["a", "b"], "val": ["b"]}]"#, "fold 0 names b twice"),
+            (r#"[{"train": ["a"], "val": []}, {"train": [], "val": ["a"]}]"#, "fold 1 has no case to train on"),
+            (r#"[{"train": ["a"]}]"#, "missing field `val`"),
+            (r#"{"train": ["a"]}"#, "splits_final.json: invalid type"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = Splits::load(&path).unwrap_err().to_string();
+            assert!(error.contains(defect), "{text}: {error}");
+        }
+    }
+}

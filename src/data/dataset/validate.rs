@@ -1,0 +1,168 @@
+//! What is wrong with a dataset, all at once.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::{CaseFiles, Dataset, DatasetJson};
+use nnunet_image::{self as image, Geometry, ImageHeader};
+
+/// Every problem of a dataset, one line each, with the file it is in; empty where there is none.
+///
+/// Reads all files once, several cases at a time. Problems are missing and unreadable files, a wrong number of cases or
+/// channels, image and label files of one case that differ in shape, spacing, origin or direction, NaN and infinity in
+/// images, and labels that are no integers or that dataset.json does not have.
+pub fn validate(dataset: &Dataset) -> Vec<String> {
+    let in_json = |problem| format!("{}: {problem}", dataset.root.join("dataset.json").display());
+    let mut problems: Vec<String> = dataset.json.problems().into_iter().map(in_json).collect();
+    let (expected, found) = (dataset.json.num_training, dataset.cases.len());
+    if expected != found {
+        problems.push(in_json(format!("numTraining is {expected}, but there are {found} cases")));
+    }
+    let expected = Expected { channels: dataset.json.num_channels(), labels: allowed_labels(&dataset.json) };
+    problems.par_extend(dataset.cases.par_iter().flat_map_iter(|case| problems_of_case(case, &expected)));
+    problems
+}
+
+/// What dataset.json promises of each case.
+struct Expected {
+    channels: usize,
+    labels: Vec<i16>,
+}
+
+fn allowed_labels(json: &DatasetJson) -> Vec<i16> {
+    json.classes().into_iter().chain(json.ignore_label()).collect()
+}
+
+fn problems_of_case(case: &CaseFiles, expected: &Expected) -> Vec<String> {
+    let mut problems = Problems::default();
+    let images: Vec<_> = case.images.iter().map(|path| (path.as_path(), problems.header(path))).collect();
+    let label = case.label.as_deref().map(|path| (path, problems.header(path)));
+    if label.is_none() {
+        problems.add(Path::new(&case.id), "the case has no label map");
+    }
+
+    let first = images.iter().find_map(|(path, header)| Some((*path, header.as_ref()?)));
+    if let Some((first, reference)) = first {
+        for (path, header) in images.iter().chain(&label) {
+            if let Some(header) = header.as_ref().filter(|_| *path != first) {
+                problems.compare(path, header, first, reference);
+            }
+        }
+        let channels: Option<usize> = images.iter().map(|(_, header)| Some(header.as_ref()?.shape[0])).sum();
+        if let Some(found) = channels.filter(|&found| found != expected.channels) {
+            problems.add(first, &case.channel_mismatch(found, expected.channels));
+        }
+    }
+
+    for (path, header) in &images {
+        if header.is_some() {
+            problems.check_intensities(path);
+        }
+    }
+    if let Some((path, Some(header))) = &label {
+        problems.check_labels(path, header, &expected.labels);
+    }
+    problems.0
+}
+
+/// The problems found so far in a case.
+#[derive(Default)]
+struct Problems(Vec<String>);
+
+impl Problems {
+    fn add(&mut self, path: &Path, defect: &str) {
+        self.0.push(format!("{}: {defect}", path.display()));
+    }
+
+    /// What the file says of its voxels; `None`, with a problem, where it says nothing sensible.
+    fn header(&mut self, path: &Path) -> Option<ImageHeader> {
+        if !path.exists() {
+            self.add(path, "missing");
+            return None;
+        }
+        image::read_header(path).map_err(|error| self.0.push(error.to_string())).ok()
+    }
+
+    fn compare(&mut self, path: &Path, header: &ImageHeader, other: &Path, reference: &ImageHeader) {
+        let mut differ = |what: &str, ours: String, theirs: String| {
+            self.add(path, &format!("{what} {ours} differs from {theirs} of {}", other.display()));
+        };
+        let (shape, reference_shape) = (&header.shape[1..], &reference.shape[1..]);
+        if shape != reference_shape {
+            differ("shape", format!("{shape:?}"), format!("{reference_shape:?}"));
+        }
+        let (ours, theirs) = (&header.geometry, &reference.geometry);
+        if !same_spacing(ours, theirs) {
+            differ("spacing", in_mm(&ours.spacing), in_mm(&theirs.spacing));
+        }
+        if !same_origin(ours, theirs) {
+            differ("origin", in_mm(&ours.origin), in_mm(&theirs.origin));
+        }
+        if !same_direction(ours, theirs) {
+            differ("direction", short(ours.direction.as_flattened()), short(theirs.direction.as_flattened()));
+        }
+    }
+
+    fn check_intensities(&mut self, path: &Path) {
+        let data = match image::read_volume(path) {
+            Ok(volume) => volume.data,
+            Err(error) => return self.0.push(error.to_string()),
+        };
+        let nan = data.iter().filter(|intensity| intensity.is_nan()).count();
+        let infinite = data.iter().filter(|intensity| intensity.is_infinite()).count();
+        if nan > 0 {
+            self.add(path, &format!("NaN in {nan} voxels"));
+        }
+        if infinite > 0 {
+            self.add(path, &format!("infinite in {infinite} voxels"));
+        }
+    }
+
+    fn check_labels(&mut self, path: &Path, header: &ImageHeader, allowed: &[i16]) {
+        if header.shape[0] != 1 {
+            return self.add(path, &format!("{} channels, but a label map has one", header.shape[0]));
+        }
+        let labels = match image::read_labels(path) {
+            Ok(map) => map.data,
+            Err(error) => return self.0.push(error.to_string()),
+        };
+        let mut occurs = vec![false; 1 << 16];
+        labels.iter().for_each(|&label| occurs[usize::from(label as u16)] = true);
+        let unexpected: Vec<i16> = (i16::MIN..=i16::MAX)
+            .filter(|label| occurs[usize::from(*label as u16)] && !allowed.contains(label))
+            .collect();
+        if !unexpected.is_empty() {
+            self.add(path, &format!("labels {unexpected:?} are not in dataset.json"));
+        }
+    }
+}
+
+fn in_mm(values: &[f64]) -> String {
+    format!("{} mm", short(values))
+}
+
+/// As `f32`, which headers hold, for `1.1` instead of `1.100000023841858`; and 0 without a sign.
+fn short(values: &[f64]) -> String {
+    format!("{:?}", values.iter().map(|&value| value as f32 + 0.0).collect::<Vec<_>>())
+}
+
+/// As nnU-Net's `verify_dataset_integrity`: within the default tolerances of `numpy.allclose`.
+fn same_spacing(a: &Geometry, b: &Geometry) -> bool {
+    close(&a.spacing, &b.spacing, 1e-8)
+}
+
+/// nnU-Net only warns of origin and direction. Here they are problems, so the tolerance covers what rounding to the `f32`
+/// of a NIfTI header, as quaternion or as matrix, does to them.
+fn same_origin(a: &Geometry, b: &Geometry) -> bool {
+    close(&a.origin, &b.origin, 1e-3)
+}
+
+fn same_direction(a: &Geometry, b: &Geometry) -> bool {
+    close(a.direction.as_flattened(), b.direction.as_flattened(), 1e-4)
+}
+
+/// `numpy.allclose(a, b, atol=absolute)`.
+fn close(a: &[f64], b: &[f64], absolute: f64) -> bool {
+    a.iter().zip(b).all(|(a, b)| (a - b).abs() <= absolute + 1e-5 * b.abs())
+}

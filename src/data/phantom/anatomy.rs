@@ -1,0 +1,160 @@
+//! What is where in a phantom.
+
+use rand::Rng;
+
+use super::noise::SmoothNoise;
+
+/// What a point is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tissue {
+    Air,
+    Body,
+    /// Class 1.
+    Organ,
+    /// Class 2: the inner part of the organ, as bright as the body.
+    Core,
+    /// As bright as the organ, but not it: solid blobs and tubes.
+    LookAlike,
+}
+
+/// Shapes of one phantom, in mm along `(z, y, x)` from the corner of the volume, bent by a smooth field.
+pub(super) struct Anatomy {
+    bend: [SmoothNoise; 3],
+    bend_mm: f32,
+    /// Width of the gap between organ and look-alikes, relative to the organ's size.
+    gap: f32,
+    body: Ellipsoid,
+    organ: Ellipsoid,
+    core: Ellipsoid,
+    blobs: Vec<Ellipsoid>,
+    tubes: Vec<Tube>,
+}
+
+/// Numbers of look-alikes: together they have more volume than the organ.
+const BLOBS: usize = 6;
+const TUBES: usize = 3;
+/// The extent for which the sizes below are in mm; other volumes scale them.
+const REFERENCE_EXTENT: f32 = 40.0;
+/// How often a place is drawn again because it lies in the organ.
+const TRIES: usize = 100;
+
+struct Ellipsoid {
+    centre: [f32; 3],
+    semi_axes: [f32; 3],
+}
+
+/// A cylinder without ends.
+struct Tube {
+    point: [f32; 3],
+    /// Unit vector.
+    direction: [f32; 3],
+    radius: f32,
+}
+
+impl Anatomy {
+    /// Draws the anatomy of a volume of `extent` mm.
+    pub(super) fn new(extent: [f32; 3], rng: &mut impl Rng) -> Self {
+        let unit = extent.into_iter().fold(f32::MAX, f32::min) / REFERENCE_EXTENT;
+        let middle = extent.map(|extent| extent / 2.0);
+        let body = Ellipsoid { centre: middle, semi_axes: extent.map(|extent| 0.55 * extent) };
+        let organ = Ellipsoid {
+            centre: std::array::from_fn(|axis| middle[axis] + extent[axis] * rng.random_range(-0.12..0.12)),
+            semi_axes: std::array::from_fn(|_| unit * rng.random_range(9.5..12.5)),
+        };
+        let core = Ellipsoid {
+            centre: std::array::from_fn(|axis| {
+                organ.centre[axis] + organ.semi_axes[axis] * rng.random_range(-0.12..0.12)
+            }),
+            semi_axes: organ.semi_axes.map(|semi_axis| semi_axis * rng.random_range(0.62..0.72)),
+        };
+        let blobs = (0..BLOBS).map(|_| {
+            let semi_axes = std::array::from_fn(|_| unit * rng.random_range(5.0..7.0));
+            Ellipsoid { centre: place_outside(&organ, extent, rng), semi_axes }
+        });
+        let blobs = blobs.collect();
+        let tubes = (0..TUBES).map(|_| Tube {
+            point: place_outside(&organ, extent, rng),
+            direction: unit_vector([1.0, rng.random_range(-0.7..0.7), rng.random_range(-0.7..0.7)]),
+            radius: unit * rng.random_range(2.5..3.5),
+        });
+        let tubes = tubes.collect();
+        let bend = std::array::from_fn(|_| SmoothNoise::new(extent, 12.0 * unit, rng));
+        Self { bend, bend_mm: 2.0 * unit, gap: 0.2, body, organ, core, blobs, tubes }
+    }
+
+    /// The tissue at a point in mm.
+    pub(super) fn at(&self, point: [f32; 3]) -> Tissue {
+        let point = std::array::from_fn(|axis| point[axis] + self.bend_mm * self.bend[axis].at(point));
+        let from_organ = self.organ.level(point);
+        if from_organ < 1.0 {
+            return if self.core.level(point) < 1.0 { Tissue::Core } else { Tissue::Organ };
+        }
+        if self.body.level(point) > 1.0 {
+            return Tissue::Air;
+        }
+        let look_alike =
+            self.blobs.iter().any(|blob| blob.level(point) < 1.0) || self.tubes.iter().any(|tube| tube.contains(point));
+        if look_alike && from_organ > 1.0 + self.gap { Tissue::LookAlike } else { Tissue::Body }
+    }
+}
+
+impl Ellipsoid {
+    /// Distance from the centre relative to the surface: 0 at the centre, 1 on the surface.
+    fn level(&self, point: [f32; 3]) -> f32 {
+        let squares = (0..3).map(|axis| ((point[axis] - self.centre[axis]) / self.semi_axes[axis]).powi(2));
+        squares.sum::<f32>().sqrt()
+    }
+}
+
+impl Tube {
+    fn contains(&self, point: [f32; 3]) -> bool {
+        let offset: [f32; 3] = std::array::from_fn(|axis| point[axis] - self.point[axis]);
+        let along: f32 = (0..3).map(|axis| offset[axis] * self.direction[axis]).sum();
+        let squared: f32 = offset.iter().map(|part| part * part).sum();
+        squared - along * along < self.radius * self.radius
+    }
+}
+
+/// A point inside the volume and well outside the organ; the volume's corner where there is no room for one.
+fn place_outside(organ: &Ellipsoid, extent: [f32; 3], rng: &mut impl Rng) -> [f32; 3] {
+    let place = || extent.map(|extent| extent * rng.random_range(0.1..0.9));
+    std::iter::repeat_with(place).take(TRIES).find(|&point| organ.level(point) > 1.5).unwrap_or([0.0; 3])
+}
+
+fn unit_vector(vector: [f32; 3]) -> [f32; 3] {
+    let length = vector.iter().map(|part| part * part).sum::<f32>().sqrt();
+    vector.map(|part| part / length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nnunet_core::rng::{Purpose, stream};
+
+    fn volume_of(anatomy: &Anatomy, extent: [f32; 3], tissue: Tissue) -> usize {
+        let mut count = 0;
+        for z in 0..extent[0] as usize {
+            for y in 0..extent[1] as usize {
+                for x in 0..extent[2] as usize {
+                    count += usize::from(anatomy.at([z, y, x].map(|index| index as f32 + 0.5)) == tissue);
+                }
+            }
+        }
+        count
+    }
+
+    #[test]
+    fn look_alikes_outweigh_the_organ_and_the_core_lies_in_it() {
+        let extent = [40.0, 48.0, 40.0];
+        let (mut organs, mut look_alikes) = (0, 0);
+        for index in 0..8 {
+            let anatomy = Anatomy::new(extent, &mut stream(3, Purpose::Phantom, 0, index));
+            let volume = |tissue| volume_of(&anatomy, extent, tissue);
+            let (core, organ) = (volume(Tissue::Core), volume(Tissue::Organ));
+            assert!(core > 400 && core < organ, "core {core}, organ {organ}");
+            organs += organ;
+            look_alikes += volume(Tissue::LookAlike);
+        }
+        assert!(look_alikes as f64 > 1.2 * organs as f64, "look-alikes {look_alikes}, organs {organs}");
+    }
+}

@@ -1,0 +1,457 @@
+//! One case, from raw to what the network sees.
+
+use std::collections::BTreeMap;
+
+use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, Zip, s};
+use rayon::prelude::*;
+
+use super::locations::{ClassGroups, case_number};
+use super::normalize::Normalization;
+use super::{CaseProperties, PreprocessedCase};
+use crate::dataset::{Case, DatasetError, DatasetJson};
+use crate::plan::{PlanError, Plans, ResamplingSpec};
+use crate::store::StoreError;
+use nnunet_comm::distributed::CommError;
+use nnunet_image::{self as image, ImageHeader, Resampling};
+
+/// What labels become outside the nonzero mask (nnU-Net v2, `cropping.py`).
+const OUTSIDE: i16 = -1;
+
+/// Why preprocessing failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PreprocessError {
+    /// The plans cannot be followed.
+    #[error("{0}")]
+    Plans(#[from] PlanError),
+    /// A case cannot be read.
+    #[error("case {case}: {cause}")]
+    Read {
+        case: String,
+        #[source]
+        cause: DatasetError,
+    },
+    /// A case does not fit the plans.
+    #[error("case {case}: {defect}")]
+    Case { case: String, defect: String },
+    /// A case cannot be written.
+    #[error("case {case}: {cause}")]
+    Write {
+        case: String,
+        #[source]
+        cause: StoreError,
+    },
+    /// A case met a bug.
+    #[error("case {case}: preprocessing panicked with the message above; this is a bug, please report it")]
+    Panic { case: String },
+    /// The output folder cannot be prepared.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// The worker threads cannot be started.
+    #[error("cannot start {jobs} preprocessing threads: {cause}; use fewer jobs")]
+    Threads { jobs: usize, cause: rayon::ThreadPoolBuildError },
+    /// A rank is gone.
+    #[error("{0}")]
+    Comm(#[from] CommError),
+}
+
+/// What one configuration of the plans does to a case (nnU-Net v2, `default_preprocessor.py`).
+#[derive(Clone, Debug)]
+pub struct Preprocessor {
+    transpose_forward: [usize; 3],
+    /// Voxel size in mm along `(z, y, x)`; without z in 2D configurations, which leave the slices where they are.
+    target_spacing: TargetSpacing,
+    /// Per channel.
+    normalizations: Vec<Normalization>,
+    resampling_data: Resampling,
+    resampling_labels: Resampling,
+    classes: ClassGroups,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum TargetSpacing {
+    InPlane([f64; 2]),
+    Volume([f64; 3]),
+}
+
+impl Preprocessor {
+    /// Takes from the plans what the `configuration` does, and from the dataset which classes there are.
+    ///
+    /// # Errors
+    /// The configuration is missing, or states something unknown or contradictory.
+    pub fn new(plans: &Plans, configuration: &str, dataset: &DatasetJson) -> Result<Self, PreprocessError> {
+        let fail = |reason: String| plans.invalid(configuration, reason);
+        let transpose_forward = permutation(&plans.transpose_forward).map_err(fail)?;
+        let configuration = plans.configuration(configuration)?;
+        let target_spacing = TargetSpacing::parse(&configuration.spacing).map_err(fail)?;
+        let normalizations = configuration
+            .normalization_schemes
+            .iter()
+            .enumerate()
+            .map(|(channel, scheme)| {
+                let use_mask = configuration.use_mask_for_norm.get(channel).copied().unwrap_or(false);
+                let intensities = plans.foreground_intensity_properties_per_channel.get(&channel.to_string());
+                Normalization::from_plans(scheme, use_mask, intensities)
+                    .map_err(|defect| fail(format!("channel {channel}: {defect}")))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            transpose_forward,
+            target_spacing,
+            normalizations,
+            resampling_data: resampling(configuration.resampling_data()),
+            resampling_labels: resampling(configuration.resampling_labels()),
+            classes: ClassGroups::of(dataset).map_err(|defect| fail(format!("dataset.json: {defect}")))?,
+        })
+    }
+
+    /// Transposes, crops to nonzero, normalises and resamples a case, and samples where its classes lie.
+    ///
+    /// # Errors
+    /// The case has another number of channels than the plans, image and label map differ in shape, or its intensities
+    /// do not suit the normalisation.
+    pub fn run(&self, case: &Case) -> Result<PreprocessedCase, PreprocessError> {
+        Ok(self.finish(self.prepare(case)?))
+    }
+
+    /// The first half of [`Preprocessor::run`]: transposes, crops to nonzero and normalises. After it the raw case is not
+    /// needed any more.
+    ///
+    /// # Errors
+    /// As those of [`Preprocessor::run`].
+    pub fn prepare(&self, case: &Case) -> Result<Prepared, PreprocessError> {
+        self.prepare_unnamed(case).map_err(|defect| PreprocessError::Case { case: case.id.clone(), defect })
+    }
+
+    /// The second half: resamples, and samples where the classes lie.
+    pub fn finish(&self, mut prepared: Prepared) -> PreprocessedCase {
+        if let Some(resampled) = self.resample_image(&prepared) {
+            prepared.data = resampled;
+        }
+        if let Some(resampled) = self.resample_labels(&prepared) {
+            prepared.labels = Some(resampled);
+        }
+        let class_locations = prepared.labels.as_ref().map(|labels| self.locate(&prepared, labels));
+        let Prepared { data, labels, mut properties, .. } = prepared;
+        properties.class_locations = class_locations.unwrap_or_default();
+        PreprocessedCase { data, labels, properties }
+    }
+
+    /// The image in its new extent; `None` where that is the old one.
+    pub fn resample_image(&self, prepared: &Prepared) -> Option<Array4<f32>> {
+        let Prepared { data, properties, .. } = prepared;
+        let [from, to] = [properties.spacing_before_resampling(), properties.spacing_after_resampling];
+        let shape = properties.shape_after_resampling;
+        prepared.is_resampled().then(|| image::resample_data(data.view(), shape, from, to, &self.resampling_data))
+    }
+
+    /// The labels in their new extent; `None` where that is the old one, or there are none.
+    pub fn resample_labels(&self, prepared: &Prepared) -> Option<Array3<i16>> {
+        let Prepared { labels, properties, .. } = prepared;
+        let [from, to] = [properties.spacing_before_resampling(), properties.spacing_after_resampling];
+        let shape = properties.shape_after_resampling;
+        let labels = labels.as_ref().filter(|_| prepared.is_resampled())?;
+        Some(image::resample_labels(labels.view(), shape, from, to, &self.resampling_labels))
+    }
+
+    /// Where the classes lie in the labels of a case after resampling.
+    pub fn locate(&self, prepared: &Prepared, labels: &Array3<i16>) -> BTreeMap<i16, Vec<[u32; 3]>> {
+        self.classes.sample(labels.view(), prepared.case)
+    }
+
+    /// The extent to which a raw image is resampled, `(z, y, x)` after transposition, if nothing of it is cropped.
+    pub fn shape_after_resampling(&self, image: &ImageHeader) -> [usize; 3] {
+        let [_, shape @ ..] = image.shape;
+        let spacing = self.transpose_forward.map(|raw| image.geometry.spacing[raw]);
+        let target = self.target_spacing.of(spacing);
+        image::compute_new_shape(self.transpose_forward.map(|raw| shape[raw]), spacing, target)
+    }
+
+    fn prepare_unnamed(&self, case: &Case) -> Result<Prepared, String> {
+        let channels = case.image.data.len_of(Axis(0));
+        if channels != self.normalizations.len() {
+            return Err(format!("has {channels} channels, the plans {}", self.normalizations.len()));
+        }
+        let [z, y, x] = self.transpose_forward;
+        let image = case.image.data.view().permuted_axes([0, z + 1, y + 1, x + 1]);
+        let labels = case.label.as_ref().map(|label| label.data.view().permuted_axes(self.transpose_forward));
+        if let Some(labels) = labels.filter(|labels| labels.shape() != &image.shape()[1..]) {
+            let (labels, image) = (labels.shape(), &image.shape()[1..]);
+            return Err(format!("the label map's shape {labels:?} differs from the image's {image:?}"));
+        }
+
+        let Cropped { bbox, mut data, labels, inside } = crop_to_nonzero(image, labels);
+        self.normalize(&mut data, inside.view())?;
+
+        let spacing = self.transpose_forward.map(|raw| case.image.geometry.spacing[raw]);
+        let target = self.target_spacing.of(spacing);
+        let cropped_shape = spatial(&data);
+        let shape = image::compute_new_shape(cropped_shape, spacing, target);
+        if shape.contains(&0) {
+            return Err(format!(
+                "{cropped_shape:?} voxels of {spacing:?} mm vanish at the target spacing {target:?} mm"
+            ));
+        }
+        let properties = CaseProperties {
+            geometry: case.image.geometry.clone(),
+            transpose_forward: self.transpose_forward,
+            shape_before_cropping: [image.shape()[1], image.shape()[2], image.shape()[3]],
+            bbox_used_for_cropping: bbox,
+            shape_after_cropping_and_before_resampling: cropped_shape,
+            shape_after_resampling: shape,
+            spacing_after_resampling: target,
+            class_locations: BTreeMap::new(),
+        };
+        Ok(Prepared { case: case_number(&case.id), data, labels, properties })
+    }
+
+    fn normalize(&self, data: &mut Array4<f32>, inside: ArrayView3<bool>) -> Result<(), String> {
+        data.axis_iter_mut(Axis(0)).into_par_iter().zip(self.normalizations.par_iter()).enumerate().try_for_each(
+            |(channel, (image, normalization))| {
+                normalization.apply(image, inside).map_err(|defect| format!("channel {channel}: {defect}"))
+            },
+        )
+    }
+}
+
+impl TargetSpacing {
+    fn parse(spacing: &[f64]) -> Result<Self, String> {
+        if !spacing.iter().all(|&mm| mm.is_finite() && mm > 0.0) {
+            return Err(format!("the target spacing {spacing:?} mm is not positive"));
+        }
+        match *spacing {
+            [y, x] => Ok(Self::InPlane([y, x])),
+            [z, y, x] => Ok(Self::Volume([z, y, x])),
+            _ => Err(format!("the target spacing {spacing:?} mm has neither two nor three entries")),
+        }
+    }
+
+    /// The spacing to resample a case of this spacing to.
+    fn of(self, spacing: [f64; 3]) -> [f64; 3] {
+        match self {
+            Self::InPlane([y, x]) => [spacing[0], y, x],
+            Self::Volume(target) => target,
+        }
+    }
+}
+
+/// A case that is cropped and normalised: what [`Preprocessor::prepare`] makes for [`Preprocessor::finish`].
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// [`case_number`] of the case.
+    case: u64,
+    data: Array4<f32>,
+    labels: Option<Array3<i16>>,
+    /// Complete but for the locations of the classes.
+    properties: CaseProperties,
+}
+
+impl Prepared {
+    fn is_resampled(&self) -> bool {
+        self.properties.shape_after_resampling != self.properties.shape_after_cropping_and_before_resampling
+    }
+}
+
+/// The part of a case that is not empty, in C order.
+struct Cropped {
+    /// `[first, past the last]` voxel of each axis.
+    bbox: [[usize; 2]; 3],
+    data: Array4<f32>,
+    labels: Option<Array3<i16>>,
+    /// Where a voxel counts as image: not zero in some channel, enclosed by such voxels, or labelled.
+    inside: Array3<bool>,
+}
+
+/// Crops to the bounding box of the nonzero voxels and marks the background outside of them in the labels.
+fn crop_to_nonzero(image: ArrayView4<f32>, labels: Option<ArrayView3<i16>>) -> Cropped {
+    let mask = image::nonzero_mask(image);
+    let bbox @ [z, y, x] = image::bounding_box(&mask);
+    let kept = s![z[0]..z[1], y[0]..y[1], x[0]..x[1]];
+    let mut inside = mask.slice(kept).to_owned();
+    let labels = labels.map(|labels| {
+        let mut labels = labels.slice(kept).as_standard_layout().into_owned();
+        Zip::from(&mut labels).and(&mut inside).for_each(|label, inside| {
+            if *label == 0 && !*inside {
+                *label = OUTSIDE;
+            }
+            *inside = *label >= 0;
+        });
+        labels
+    });
+    let data = image.slice(s![.., z[0]..z[1], y[0]..y[1], x[0]..x[1]]).as_standard_layout().into_owned();
+    Cropped { bbox, data, labels, inside }
+}
+
+fn spatial(data: &Array4<f32>) -> [usize; 3] {
+    let (_, z, y, x) = data.dim();
+    [z, y, x]
+}
+
+fn permutation(axes: &[usize]) -> Result<[usize; 3], String> {
+    let order = <[usize; 3]>::try_from(axes).ok().filter(|order| (0..3).all(|axis| order.contains(&axis)));
+    order.ok_or_else(|| format!("transpose_forward {axes:?} is not a permutation of 0, 1, 2"))
+}
+
+fn resampling(spec: ResamplingSpec) -> Resampling {
+    Resampling { order: spec.order, order_z: spec.order_z, force_separate_z: spec.force_separate_z }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use nnunet_image::{Geometry, LabelMap, Volume};
+
+    fn preprocessor(spacing: &[f64], scheme: &str, use_mask: bool) -> Result<Preprocessor, PreprocessError> {
+        let resampling = |order: usize, is_seg: bool| json!({"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": null});
+        let axes = spacing.len();
+        let network = json!({
+            "network_class_name": "PlainConvUNet",
+            "arch_kwargs": {
+                "n_stages": 2,
+                "features_per_stage": 8,
+                "conv_op": format!("Conv{axes}d"),
+                "kernel_sizes": 3,
+                "strides": [vec![1; axes], vec![2; axes]],
+                "n_conv_per_stage": 1,
+                "n_conv_per_stage_decoder": 1,
+                "norm_op": format!("InstanceNorm{axes}d"),
+                "norm_op_kwargs": {"affine": true},
+                "nonlin": "LeakyReLU",
+            },
+            "_kw_requires_import": [],
+        });
+        let plans = serde_json::from_value(json!({
+            "dataset_name": "Dataset001_Phantom",
+            "plans_name": "nnUNetPlans",
+            "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
+            "original_median_shape_after_transp": [8, 8, 8],
+            "image_reader_writer": "SimpleITKIO",
+            "transpose_forward": [2, 0, 1],
+            "transpose_backward": [1, 2, 0],
+            "configurations": {"only": {
+                "data_identifier": "nnUNetPlans_only",
+                "preprocessor_name": "DefaultPreprocessor",
+                "batch_size": 2,
+                "patch_size": vec![8; spacing.len()],
+                "median_image_size_in_voxels": vec![8.0; spacing.len()],
+                "spacing": spacing,
+                "normalization_schemes": [scheme],
+                "use_mask_for_norm": [use_mask],
+                "resampling_fn_data": "resample_data_or_seg_to_shape",
+                "resampling_fn_seg": "resample_data_or_seg_to_shape",
+                "resampling_fn_data_kwargs": resampling(3, false),
+                "resampling_fn_seg_kwargs": resampling(1, true),
+                "architecture": network,
+                "batch_dice": true,
+            }},
+            "experiment_planner_used": "ExperimentPlanner",
+            "label_manager": "LabelManager",
+            "foreground_intensity_properties_per_channel": {},
+        }))
+        .unwrap();
+        let dataset = serde_json::from_value(json!({
+            "channel_names": {"0": "MR"},
+            "labels": {"background": 0, "organ": 1},
+            "numTraining": 1,
+            "file_ending": ".nii.gz",
+        }))
+        .unwrap();
+        Preprocessor::new(&plans, "only", &dataset)
+    }
+
+    /// Nonzero where 1 <= z < 4, 2 <= y < 5, 0 <= x < 6 of 5 x 6 x 7 voxels, but for one corner of that box, where
+    /// only the label map has something, and another, where neither has.
+    fn case() -> Case {
+        let mut data = Array4::zeros((1, 5, 6, 7));
+        data.slice_mut(s![0, 1..4, 2..5, 0..6])
+            .assign(&Array3::from_shape_fn((3, 3, 6), |(z, y, x)| (1 + z * 18 + y * 6 + x) as f32));
+        let mut labels = Array3::zeros((5, 6, 7));
+        labels.slice_mut(s![2, 3, 1..5]).fill(1);
+        (data[[0, 1, 2, 0]], labels[[1, 2, 0]]) = (0.0, 1);
+        data[[0, 3, 4, 5]] = 0.0;
+        let geometry = Geometry { spacing: [3.0, 2.0, 4.0], ..Geometry::default() };
+        Case {
+            id: "phantom".into(),
+            label: Some(LabelMap { data: labels, geometry: geometry.clone() }),
+            image: Volume { data, geometry },
+        }
+    }
+
+    #[test]
+    fn transposes_crops_marks_the_outside_and_finds_the_way_back() {
+        let case = case();
+        let PreprocessedCase { data, labels, properties } =
+            preprocessor(&[4.0, 3.0, 2.0], "NoNormalization", false).unwrap().run(&case).unwrap();
+        assert_eq!(properties.shape_before_cropping, [7, 5, 6]);
+        assert_eq!(properties.bbox_used_for_cropping, [[0, 6], [1, 4], [2, 5]]);
+        assert_eq!(properties.shape_after_cropping_and_before_resampling, [6, 3, 3]);
+        assert_eq!(properties.shape_after_resampling, [6, 3, 3]);
+        assert_eq!(properties.spacing_after_resampling, [4.0, 3.0, 2.0]);
+
+        let labels = labels.unwrap();
+        assert_eq!(labels[[0, 0, 0]], 1, "a label outside the mask stays");
+        assert_eq!(labels[[5, 2, 2]], -1, "the background outside the mask is marked");
+        assert_eq!(labels.iter().filter(|&&label| label == -1).count(), 1);
+        assert_eq!(properties.class_locations[&1], [[0, 0, 0], [1, 1, 1], [2, 1, 1], [3, 1, 1], [4, 1, 1]]);
+
+        assert_eq!(properties.restore(data.index_axis(Axis(0), 0), 0.0), case.image.data.index_axis(Axis(0), 0));
+        let restored = properties.restore(labels.view(), 0).mapv(|label| label.max(0));
+        assert_eq!(restored, case.label.unwrap().data);
+    }
+
+    #[test]
+    fn a_masked_z_score_counts_the_inside_only() {
+        let got = preprocessor(&[4.0, 3.0, 2.0], "ZScoreNormalization", true).unwrap().run(&case()).unwrap();
+        let labels = got.labels.unwrap();
+        let inside: Vec<f64> =
+            got.data.iter().zip(&labels).filter(|(_, label)| **label >= 0).map(|(v, _)| f64::from(*v)).collect();
+        let mean = inside.iter().sum::<f64>() / inside.len() as f64;
+        let variance = inside.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / inside.len() as f64;
+        assert!(mean.abs() < 1e-6 && (variance - 1.0).abs() < 1e-5, "mean {mean}, variance {variance}");
+        assert_eq!(got.data[[0, 5, 2, 2]], 0.0);
+    }
+
+    #[test]
+    fn a_2d_configuration_leaves_the_slices_where_they_are() {
+        let got = preprocessor(&[1.5, 1.0], "NoNormalization", false).unwrap().run(&case()).unwrap();
+        assert_eq!(got.properties.spacing_after_resampling, [4.0, 1.5, 1.0]);
+        assert_eq!(got.data.shape(), [1, 6, 6, 6]);
+        assert_eq!(got.labels.unwrap().shape(), [6, 6, 6]);
+    }
+
+    #[test]
+    fn an_unlabelled_case_has_no_labels_and_no_locations() {
+        let got = preprocessor(&[4.0, 3.0, 2.0], "NoNormalization", false)
+            .unwrap()
+            .run(&Case { label: None, ..case() })
+            .unwrap();
+        assert!(got.labels.is_none() && got.properties.class_locations.is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error_that_names_the_case() {
+        let fits = preprocessor(&[4.0, 3.0, 2.0], "NoNormalization", false).unwrap();
+        let error = |case: &Case, preprocessor: &Preprocessor| preprocessor.run(case).unwrap_err().to_string();
+
+        let mut two_channels = case();
+        two_channels.image.data = Array4::zeros((2, 5, 6, 7));
+        assert_eq!(error(&two_channels, &fits), "case phantom: has 2 channels, the plans 1");
+
+        let mut other_shape = case();
+        other_shape.label = other_shape.label.map(|map| LabelMap { data: Array3::zeros((5, 6, 8)), ..map });
+        assert!(error(&other_shape, &fits).contains("case phantom: the label map's shape [8, 5, 6]"));
+
+        let coarse = preprocessor(&[4.0, 300.0, 2.0], "NoNormalization", false).unwrap();
+        assert!(error(&case(), &coarse).contains("vanish"));
+    }
+
+    #[test]
+    fn plans_that_cannot_be_followed_are_refused() {
+        let error = |spacing: &[f64], scheme| preprocessor(spacing, scheme, false).unwrap_err().to_string();
+        assert!(error(&[1.0; 3], "Histogram").contains("configuration \"only\": channel 0"));
+        assert!(error(&[1.0; 3], "CTNormalization").contains("foreground intensity properties"));
+        assert!(error(&[1.0, 0.0, 1.0], "NoNormalization").contains("positive numbers"));
+        assert!(error(&[1.0; 4], "NoNormalization").contains("positive numbers"));
+    }
+}

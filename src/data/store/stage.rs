@@ -1,0 +1,158 @@
+//! Copies of preprocessed cases on a disk of the host itself.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::StoreError;
+use super::native::files_of;
+use nnunet_comm::distributed::Communicator;
+use nnunet_core::fsio;
+
+/// Copies `cases` of the store at `folder` into a folder of its own below `stage_dir`, once per host, and gives that
+/// folder. The ranks of a host divide the files; when this returns, all are there. A file that is there already, of the
+/// same size and age, is kept. Jobs that stage the same cases at the same time do not harm each other.
+///
+/// # Errors
+/// A file cannot be read or written; names the folder and how much space the cases need.
+pub fn stage(
+    folder: &Path,
+    cases: &[String],
+    stage_dir: &Path,
+    comm: &dyn Communicator,
+) -> Result<PathBuf, StageError> {
+    let staged = stage_dir.join(name_of(folder));
+    let mut files: Vec<PathBuf> = cases.iter().flat_map(|case| files_of(folder, case)).collect();
+    files.sort();
+    let copies: Vec<_> = files.iter().map(|file| staged.join(file.file_name().unwrap_or_default())).collect();
+    copy_all(&files, &copies, stage_dir, comm)?;
+    Ok(staged)
+}
+
+/// As [`stage`], of label maps by case, which may lie in several folders; gives where the copies are.
+///
+/// # Errors
+/// As [`stage`].
+pub fn stage_label_maps(
+    label_maps: &BTreeMap<String, PathBuf>,
+    stage_dir: &Path,
+    comm: &dyn Communicator,
+) -> Result<BTreeMap<String, PathBuf>, StageError> {
+    let copy_of = |file: &Path| {
+        let folder = stage_dir.join(name_of(file.parent().unwrap_or(Path::new("."))));
+        folder.join(file.file_name().unwrap_or_default())
+    };
+    let files: Vec<PathBuf> = label_maps.values().cloned().collect();
+    let copies: Vec<PathBuf> = files.iter().map(|file| copy_of(file)).collect();
+    copy_all(&files, &copies, stage_dir, comm)?;
+    Ok(label_maps.keys().cloned().zip(copies).collect())
+}
+
+/// Makes the copies that are not there yet; the ranks of a host divide them.
+fn copy_all(
+    files: &[PathBuf],
+    copies: &[PathBuf],
+    stage_dir: &Path,
+    comm: &dyn Communicator,
+) -> Result<(), StageError> {
+    let fail = |source: io::Error| StageError::Copy {
+        folder: stage_dir.to_owned(),
+        megabytes: files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum::<u64>() >> 20,
+        source,
+    };
+    for (file, copy) in files.iter().zip(copies).skip(comm.local_rank()).step_by(comm.local_size()) {
+        comm.enter_long("staging of preprocessed cases");
+        copy_if_needed(file, copy).map_err(fail)?;
+    }
+    Ok(comm.barrier("staging of preprocessed cases")?)
+}
+
+/// Cases that could not be staged.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// A file could not be copied.
+    #[error("{}: cannot hold the {megabytes} MB of preprocessed cases: {source}; give another --stage-dir, or none", folder.display())]
+    Copy { folder: PathBuf, megabytes: u64, source: io::Error },
+    /// A rank is gone.
+    #[error("{0}")]
+    Comm(#[from] nnunet_comm::distributed::CommError),
+    /// The copies cannot be read.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+}
+
+/// The store's own name, and a hash of where it lies: stores of two datasets must not mix.
+fn name_of(folder: &Path) -> String {
+    let path = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let hash =
+        path.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    format!("{name}-{hash:016x}")
+}
+
+fn copy_if_needed(from: &Path, to: &Path) -> io::Result<()> {
+    let source = fs::metadata(from)?;
+    let modified = source.modified()?;
+    if let Ok(copy) = fs::metadata(to)
+        && copy.len() == source.len()
+        && copy.modified()? == modified
+    {
+        return Ok(());
+    }
+    fsio::write_atomically(to, |file| {
+        io::copy(&mut File::open(from)?, file)?;
+        // The age is set before the file gets its name.
+        io::Write::flush(file)?;
+        file.get_ref().set_modified(modified)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nnunet_comm::distributed::Single;
+
+    fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        files.iter().for_each(|(name, text)| fs::write(folder.path().join(name), text).unwrap());
+        folder
+    }
+
+    #[test]
+    fn only_what_is_missing_or_other_is_copied() {
+        let store =
+            folder_with(&[("a.npy", "data"), ("a_seg.npy", "labels"), ("a.json", "{}"), ("b.npy", "not asked for")]);
+        let disk = tempfile::tempdir().unwrap();
+        let cases = ["a".to_owned()];
+        let staged = stage(store.path(), &cases, disk.path(), &Single).unwrap();
+        assert_eq!(fs::read_to_string(staged.join("a.npy")).unwrap(), "data");
+        assert_eq!(fs::read_dir(&staged).unwrap().count(), 3);
+
+        // Were it copied again, it would be a new file.
+        let inode = |name: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(staged.join(name)).unwrap());
+        let before = inode("a.npy");
+        fs::write(staged.join("a_seg.npy"), "cut").unwrap();
+        assert_eq!(stage(store.path(), &cases, disk.path(), &Single).unwrap(), staged);
+        assert_eq!(inode("a.npy"), before);
+        assert_eq!(fs::read_to_string(staged.join("a_seg.npy")).unwrap(), "labels");
+    }
+
+    #[test]
+    fn stores_do_not_mix() {
+        let [one, other] = [(); 2].map(|()| folder_with(&[("a.npy", "x"), ("a_seg.npy", "y"), ("a.json", "{}")]));
+        let disk = tempfile::tempdir().unwrap();
+        let staged = |store: &tempfile::TempDir| stage(store.path(), &["a".to_owned()], disk.path(), &Single).unwrap();
+        assert_ne!(staged(&one), staged(&other));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_hold_them_is_named() {
+        let store = folder_with(&[("a.npy", "x"), ("a_seg.npy", "y"), ("a.json", "{}"), ("file", "")]);
+        let error =
+            stage(store.path(), &["a".to_owned()], &store.path().join("file"), &Single).unwrap_err().to_string();
+        assert!(error.contains("file: cannot hold the 0 MB") && error.contains("--stage-dir"), "{error}");
+    }
+}

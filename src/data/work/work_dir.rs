@@ -1,0 +1,180 @@
+//! Where the files of a dataset and of its runs lie.
+
+use std::path::{Path, PathBuf};
+
+use super::{FoldId, RunDir};
+
+/// The work folder of one dataset: what `plan` and `preprocess` make and `train` reads.
+///
+/// ```text
+/// WORK/
+///   source.toml                   where the raw dataset lies
+///   dataset.json                  nnU-Net v2's schema, also for a dataset in MSD's
+///   dataset_fingerprint.json
+///   PLANS.json                    nnUNetPlans.json, and others beside it
+///   splits_final.json
+///   preprocessed/DATA_IDENTIFIER/ one store per data identifier of the plans
+///   runs/CONFIGURATION/fold_FOLD/ see RunDir; of other plans than nnUNetPlans runs/PLANS__CONFIGURATION/fold_FOLD/
+///   runs/CONFIGURATION/crossval_results_folds_FOLDS/
+///   ensembles/NAME/               held-out cases as two configurations together predict them
+///   inference_information.json, inference_instructions.txt
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkDir {
+    root: PathBuf,
+    plans: String,
+}
+
+/// The plans that are meant where none are named.
+pub const DEFAULT_PLANS: &str = "nnUNetPlans";
+
+/// The files of a work folder that are no plans, without their ending.
+const NO_PLANS: [&str; 4] = ["dataset", "dataset_fingerprint", "splits_final", "inference_information"];
+
+/// Checks that a name can be that of a plans file.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_plans_name(name: &str) -> Result<(), String> {
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.is_empty() || name.starts_with('.') || name.ends_with(".json") || !name.chars().all(is_plain) {
+        return Err(format!("`{name}` is no name of plans; use letters, digits, `_`, `-` and `.`, without .json"));
+    }
+    // What belongs to other plans than the default has their name before its own.
+    let own = name.rsplit_once("__").map_or(name, |(_, own)| own);
+    match NO_PLANS.contains(&own) {
+        true => Err(format!("`{name}` is another file of the work folder; choose another name")),
+        false => Ok(()),
+    }
+}
+
+impl WorkDir {
+    /// The work folder at `root`, with [`DEFAULT_PLANS`]; nothing is read or created.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), plans: DEFAULT_PLANS.to_owned() }
+    }
+
+    /// The same work folder with other plans.
+    pub fn with_plans(self, name: impl Into<String>) -> Self {
+        Self { plans: name.into(), ..self }
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the raw dataset lies, see [`super::Source`].
+    pub fn source(&self) -> PathBuf {
+        self.root.join("source.toml")
+    }
+
+    /// The dataset's description.
+    pub fn dataset_json(&self) -> PathBuf {
+        self.root.join("dataset.json")
+    }
+
+    /// The dataset's fingerprint.
+    pub fn fingerprint(&self) -> PathBuf {
+        self.root.join("dataset_fingerprint.json")
+    }
+
+    /// The plans.
+    pub fn plans(&self) -> PathBuf {
+        self.root.join(format!("{}.json", self.plans))
+    }
+
+    /// The names of all plans in the folder, sorted.
+    pub fn names_of_plans(&self) -> Vec<String> {
+        let files = std::fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let names = files.filter_map(|file| Some(file.file_name().to_str()?.strip_suffix(".json")?.to_owned()));
+        let mut names: Vec<String> = names.filter(|name| check_plans_name(name).is_ok()).collect();
+        names.sort();
+        names
+    }
+
+    /// The cross-validation splits.
+    pub fn splits(&self) -> PathBuf {
+        self.root.join("splits_final.json")
+    }
+
+    /// The preprocessed cases of a data identifier (`nnUNetPlans_3d_fullres`).
+    pub fn preprocessed(&self, data_identifier: &str) -> PathBuf {
+        self.root.join("preprocessed").join(data_identifier)
+    }
+
+    /// The folder of a configuration's runs, one for each fold.
+    pub fn runs(&self, configuration: &str) -> PathBuf {
+        self.root.join("runs").join(self.of_plans(configuration))
+    }
+
+    /// The runs of a configuration that are there: those of folds by their number, then that of all cases.
+    pub fn begun_runs(&self, configuration: &str) -> Vec<RunDir> {
+        let entries = std::fs::read_dir(self.runs(configuration)).into_iter().flatten();
+        let fold = |entry: std::fs::DirEntry| entry.file_name().to_str()?.strip_prefix("fold_")?.parse().ok();
+        let mut folds: Vec<FoldId> = entries.filter_map(|entry| fold(entry.ok()?)).collect();
+        folds.sort_by_key(|fold| match fold {
+            FoldId::Number(number) => *number,
+            FoldId::All => usize::MAX,
+        });
+        folds.into_iter().map(|fold| self.run(configuration, fold)).collect()
+    }
+
+    /// The default folder of a run.
+    pub fn run(&self, configuration: &str, fold: FoldId) -> RunDir {
+        RunDir::new(self.runs(configuration).join(format!("fold_{fold}")))
+    }
+
+    /// The held-out cases of a configuration's `folds`, such as `0_1_2`.
+    pub fn crossval(&self, configuration: &str, folds: &str) -> PathBuf {
+        self.runs(configuration).join(format!("crossval_results_folds_{folds}"))
+    }
+
+    /// The held-out cases as an ensemble predicts them.
+    pub fn ensemble(&self, name: &str) -> PathBuf {
+        self.root.join("ensembles").join(self.of_plans(name))
+    }
+
+    /// Which configuration or ensemble is best.
+    pub fn inference_information(&self) -> PathBuf {
+        self.root.join(self.of_plans("inference_information.json"))
+    }
+
+    /// The commands to predict with it.
+    pub fn inference_instructions(&self) -> PathBuf {
+        self.root.join(self.of_plans("inference_instructions.txt"))
+    }
+
+    /// The name of what belongs to these plans.
+    fn of_plans(&self, name: &str) -> String {
+        match self.plans.as_str() {
+            DEFAULT_PLANS => name.to_owned(),
+            plans => format!("{plans}__{name}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_have_their_own_files_and_runs() {
+        let work = WorkDir::new("w");
+        assert_eq!(work.plans(), Path::new("w/nnUNetPlans.json"));
+        assert_eq!(work.run("2d", FoldId::Number(1)).root(), Path::new("w/runs/2d/fold_1"));
+        let mine = work.with_plans("mine");
+        assert_eq!(mine.plans(), Path::new("w/mine.json"));
+        assert_eq!(mine.run("2d", FoldId::All).root(), Path::new("w/runs/mine__2d/fold_all"));
+    }
+
+    #[test]
+    fn plans_stay_in_their_folder_and_overwrite_nothing_else() {
+        for name in ["nnUNetPlans", "nnUNetResEncUNetMPlans", "plans_24GB.v2", "größer-3"] {
+            assert_eq!(check_plans_name(name), Ok(()));
+        }
+        for name in ["", "..", "../plans", "/plans", ".hidden", "a b", "nnUNetPlans.json", "dataset", "splits_final"] {
+            assert!(check_plans_name(name).is_err(), "{name}");
+        }
+    }
+}

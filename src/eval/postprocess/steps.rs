@@ -1,0 +1,131 @@
+//! What is done to predictions, and the file that says so.
+
+use std::path::Path;
+
+use ndarray::Array3;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::components::keep_largest;
+use crate::EvalError;
+use nnunet_data::dataset::LabelValue;
+
+/// nnU-Net's name of the only thing it ever does.
+const KEEP_LARGEST: &str = "remove_all_but_largest_component_from_segmentation";
+
+/// The steps of a postprocessing, in their order; there may be none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Postprocessing {
+    pub steps: Vec<KeepLargest>,
+}
+
+/// Makes background of what is not in the largest connected component of some labels together, see [`keep_largest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepLargest {
+    /// The labels whose union is looked at.
+    #[serde(rename = "labels_or_regions", deserialize_with = "flat")]
+    pub labels: Vec<i16>,
+    /// What the rest becomes.
+    #[serde(default)]
+    pub background_label: i16,
+}
+
+impl KeepLargest {
+    /// For a class, or the union of a region's.
+    pub fn of(class: &LabelValue) -> Self {
+        Self { labels: class.members().to_vec(), background_label: 0 }
+    }
+}
+
+/// The part of nnU-Net's `postprocessing.json` that says what to do.
+#[derive(Serialize, Deserialize)]
+pub(super) struct StepsFile {
+    postprocessing_fns: Vec<String>,
+    postprocessing_kwargs: Vec<KeepLargest>,
+}
+
+impl From<&Postprocessing> for StepsFile {
+    fn from(postprocessing: &Postprocessing) -> Self {
+        let steps = postprocessing.steps.clone();
+        Self { postprocessing_fns: vec![KEEP_LARGEST.to_owned(); steps.len()], postprocessing_kwargs: steps }
+    }
+}
+
+impl Postprocessing {
+    /// Reads a `postprocessing.json` that [`super::determine`] or nnU-Net v2 wrote.
+    ///
+    /// # Errors
+    /// The file cannot be read, or asks for something that is not known.
+    pub fn load(path: &Path) -> Result<Self, EvalError> {
+        let text = std::fs::read_to_string(path).map_err(EvalError::io(path))?;
+        let StepsFile { postprocessing_fns: names, postprocessing_kwargs: steps } =
+            crate::from_json(&text).map_err(|error| EvalError::invalid(path, error))?;
+        if let Some(name) = names.iter().find(|name| *name != KEEP_LARGEST) {
+            return Err(EvalError::invalid(path, format!("`{name}` is not known; only `{KEEP_LARGEST}` is")));
+        }
+        if names.len() != steps.len() {
+            let defect = format!("has {} postprocessing_fns, but {} postprocessing_kwargs", names.len(), steps.len());
+            return Err(EvalError::invalid(path, defect));
+        }
+        Ok(Self { steps })
+    }
+
+    /// Applies all steps, one after the other.
+    pub fn apply(&self, labels: &mut Array3<i16>) {
+        for KeepLargest { labels: members, background_label } in &self.steps {
+            keep_largest(labels.view_mut(), members, *background_label);
+        }
+    }
+}
+
+/// A label, a list of labels, or a list of labels and regions, of which only the union matters.
+fn flat<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<i16>, D::Error> {
+    fn add(value: &Value, labels: &mut Vec<i16>) -> Result<(), String> {
+        match value {
+            Value::Array(values) => values.iter().try_for_each(|value| add(value, labels)),
+            _ => {
+                let label = value.as_i64().and_then(|label| i16::try_from(label).ok());
+                labels.push(label.ok_or_else(|| format!("labels_or_regions: {value} is not a label"))?);
+                Ok(())
+            }
+        }
+    }
+    let mut labels = Vec::new();
+    add(&Value::deserialize(deserializer)?, &mut labels).map_err(serde::de::Error::custom)?;
+    Ok(labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Postprocessing, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Postprocessing::load(file.path()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nnunets_own_file_is_understood() {
+        let text = r#"{"input_folder": {"foreground_mean": {"Dice": NaN}},
+            "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation",
+                "remove_all_but_largest_component_from_segmentation"],
+            "postprocessing_kwargs": [{"labels_or_regions": [[1, 2], 3]}, {"labels_or_regions": 2}]}"#;
+        let steps = [vec![1, 2, 3], vec![2]].map(|labels| KeepLargest { labels, background_label: 0 }).to_vec();
+        assert_eq!(load(text).unwrap(), Postprocessing { steps });
+        assert_eq!(load(r#"{"postprocessing_fns": [], "postprocessing_kwargs": []}"#).unwrap().steps, []);
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        for (text, defect) in [
+            (r#"{"postprocessing_fns": ["smooth"], "postprocessing_kwargs": [{"labels_or_regions": 1}]}"#, "`smooth`"),
+            (r#"{"postprocessing_fns": [], "postprocessing_kwargs": [{"labels_or_regions": 1}]}"#, "has 0"),
+            (r#"{"postprocessing_fns": [], "postprocessing_kwargs": [{"labels_or_regions": "a"}]}"#, "not a label"),
+            ("[]", "invalid"),
+        ] {
+            let error = load(text).unwrap_err();
+            assert!(error.contains(defect), "{text}: {error}");
+        }
+    }
+}

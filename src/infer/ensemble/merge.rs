@@ -1,0 +1,188 @@
+//! One case: probabilities averaged and decided on, class by class.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array3, ArrayView3};
+use rayon::prelude::*;
+
+use super::EnsembleError;
+use crate::{ProbabilityArchive, ProbabilityError, ProbabilityMaps, stream_probabilities};
+use nnunet_data::dataset::DatasetJson;
+use nnunet_image::{LabelMap, read_header, write_labels};
+
+/// A region is where its probability exceeds this (nnU-Net v2, `convert_probabilities_to_segmentation`).
+const REGION_THRESHOLD: f32 = 0.5;
+
+/// The predictions of a case that are to become one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Members {
+    /// The case's name.
+    pub case: String,
+    /// Probabilities `CASE.npz`, the label map of each beside it.
+    pub probabilities: Vec<PathBuf>,
+}
+
+/// Merges several cases at a time, see [`merge_case`].
+///
+/// # Errors
+/// The first case, in the order given, that cannot be merged.
+pub fn merge_cases(
+    cases: &[Members],
+    output: &Path,
+    dataset: &DatasetJson,
+    save_probabilities: bool,
+) -> Result<(), EnsembleError> {
+    let merged: Vec<_> = cases.par_iter().map(|case| merge_case(case, output, dataset, save_probabilities)).collect();
+    merged.into_iter().collect()
+}
+
+/// Writes the label map of a case's mean probabilities into `output`, and on demand these themselves.
+///
+/// The mean is the sum in f32 in the order of the members, divided by their number. Of classes the first of the most
+/// probable ones is taken; regions are entered one after the other in the order of the dataset's `regions_class_order`
+/// where they are more probable than 0.5. The geometry is that of the first member's label map.
+///
+/// # Errors
+/// A member cannot be read, has another shape than the others, or other classes than the dataset; or a result cannot be
+/// written.
+pub fn merge_case(
+    members: &Members,
+    output: &Path,
+    dataset: &DatasetJson,
+    save_probabilities: bool,
+) -> Result<(), EnsembleError> {
+    let Members { case, probabilities: paths } = members;
+    let Some(first) = paths.first() else {
+        let defect = "no predictions to average".to_owned();
+        return Err(EnsembleError::Invalid { path: case.into(), defect });
+    };
+    let mut archives =
+        paths.iter().map(|path| ProbabilityArchive::open(path)).collect::<Result<Vec<_>, ProbabilityError>>()?;
+    let mut maps = archives.iter_mut().map(ProbabilityArchive::maps).collect::<Result<Vec<_>, ProbabilityError>>()?;
+    let header = read_header(&first.with_file_name(format!("{case}{}", dataset.file_ending)))?;
+    let [_, z, y, x] = header.shape;
+    let shape = [dataset.num_segmentation_heads(), z, y, x];
+    check_shapes(paths, &maps, shape)?;
+
+    let mut decision = Decision::new(dataset, [z, y, x]);
+    let path = output.join(format!("{case}.npz"));
+    if save_probabilities {
+        stream_probabilities(&path, shape, |write| {
+            average(&mut maps, [z, y, x], |class, mean| {
+                decision.add(class, mean);
+                let mean = ArrayView3::from_shape([z, y, x], mean).expect("a class has all voxels");
+                Ok(write(mean).map_err(|error| ProbabilityError::new(&path, error))?)
+            })
+        })?;
+    } else {
+        average(&mut maps, [z, y, x], |class, mean| {
+            decision.add(class, mean);
+            Ok(())
+        })?;
+    }
+    let labels = Array3::from_shape_vec([z, y, x], decision.labels).expect("a label per voxel");
+    let path = output.join(format!("{case}{}", dataset.file_ending));
+    Ok(write_labels(&path, &LabelMap { data: labels, geometry: header.geometry })?)
+}
+
+fn check_shapes(paths: &[PathBuf], maps: &[ProbabilityMaps], expected: [usize; 4]) -> Result<(), EnsembleError> {
+    let Some((path, maps)) = paths.iter().zip(maps).find(|(_, maps)| maps.shape() != expected) else { return Ok(()) };
+    let defect = format!(
+        "has probabilities of shape {:?} (class, z, y, x), where dataset.json and the first label map ask for {expected:?}",
+        maps.shape()
+    );
+    Err(EnsembleError::Invalid { path: path.clone(), defect })
+}
+
+/// Hands the mean of each class to `take`.
+fn average(
+    maps: &mut [ProbabilityMaps],
+    shape: [usize; 3],
+    mut take: impl FnMut(usize, &[f32]) -> Result<(), EnsembleError>,
+) -> Result<(), EnsembleError> {
+    let members = maps.len() as f32;
+    let classes = maps.first().map_or(0, |maps| maps.shape()[0]);
+    let mut mean = vec![0f32; shape.iter().product()];
+    for class in 0..classes {
+        for (member, maps) in maps.iter_mut().enumerate() {
+            maps.next_class(|at, part| {
+                let sums = &mut mean[at..at + part.len()];
+                match member {
+                    0 => sums.copy_from_slice(part),
+                    _ => sums.iter_mut().zip(part).for_each(|(sum, value)| *sum += value),
+                }
+            })?;
+        }
+        mean.iter_mut().for_each(|sum| *sum /= members);
+        take(class, &mean)?;
+    }
+    Ok(())
+}
+
+/// Labels of the classes seen so far.
+struct Decision {
+    /// The label of each region; `None` for classes, whose labels are their numbers.
+    regions: Option<Vec<i16>>,
+    labels: Vec<i16>,
+    /// The highest probability so far, of classes only.
+    highest: Vec<f32>,
+}
+
+impl Decision {
+    fn new(dataset: &DatasetJson, shape: [usize; 3]) -> Self {
+        let regions = dataset.has_regions().then(|| dataset.foreground().iter().map(|region| region.output).collect());
+        let voxels = shape.iter().product();
+        let highest = if regions.is_some() { Vec::new() } else { vec![f32::NEG_INFINITY; voxels] };
+        Self { regions, labels: vec![0; voxels], highest }
+    }
+
+    fn add(&mut self, class: usize, mean: &[f32]) {
+        let Self { regions, labels, highest } = self;
+        match regions {
+            Some(outputs) => {
+                for (label, probability) in labels.iter_mut().zip(mean) {
+                    if *probability > REGION_THRESHOLD {
+                        *label = outputs[class];
+                    }
+                }
+            }
+            None => {
+                for ((label, highest), probability) in labels.iter_mut().zip(highest).zip(mean) {
+                    if *probability > *highest {
+                        (*label, *highest) = (class as i16, *probability);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dataset(labels: &str) -> DatasetJson {
+        let fixed = r#""channel_names": {"0": "MR"}, "numTraining": 1, "file_ending": ".nii""#;
+        serde_json::from_str(&format!(r#"{{{fixed}, "labels": {labels}}}"#)).unwrap()
+    }
+
+    fn decide(dataset: &DatasetJson, means: &[[f32; 4]]) -> Vec<i16> {
+        let mut decision = Decision::new(dataset, [1, 2, 2]);
+        means.iter().enumerate().for_each(|(class, mean)| decision.add(class, mean));
+        decision.labels
+    }
+
+    #[test]
+    fn the_first_of_the_most_probable_classes_wins() {
+        let dataset = dataset(r#"{"background": 0, "a": 1, "b": 2}"#);
+        let means = [[0.2, 0.4, 0.5, 0.1], [0.5, 0.4, 0.5, 0.1], [0.3, 0.2, 0.0, 0.8]];
+        assert_eq!(decide(&dataset, &means), [1, 0, 0, 2]);
+    }
+
+    #[test]
+    fn a_region_is_entered_where_it_is_more_probable_than_not() {
+        let dataset = dataset(r#"{"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [7, 4]"#);
+        let means = [[0.9, 0.6, 0.5, 0.5], [0.5, 0.500_001, 0.9, 0.1]];
+        assert_eq!(decide(&dataset, &means), [7, 4, 4, 0]);
+    }
+}

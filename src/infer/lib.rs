@@ -1,0 +1,80 @@
+//! Inference: from a checkpoint and an image to a label map in the image's own geometry.
+//!
+//! [`SlidingWindow`] moves the network over a preprocessed image and blends what it says; [`Predictor`] puts
+//! preprocessing before it and the way back to the raw image behind it; [`predict_folder`] does so to images in files,
+//! [`validate_fold`] to the cases a training run has held out, [`StagedPredictor`] to single images, also by a cascade.
+//! Several networks answer as one, with the mean of their logits: those of the folds of a cross-validation.
+//!
+//! Logits are many times larger than the image they are of, so they are never all in memory. Windows go in order of z; a
+//! plane that no window to come reaches is resampled to the raw image's voxels and decided on at once, and only its labels
+//! stay.
+//!
+//! # From a program
+//!
+//! An array in memory is segmented by the networks of all folds:
+//!
+//! ```no_run
+//! use ndarray::Array4;
+//! use nnunet_nn::backend::CpuInference;
+//! use nnunet_infer::{CheckpointName, Predictor, WindowOptions, find_checkpoints};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = "hippocampus/runs/3d_fullres".into();
+//! let checkpoints = find_checkpoints(&[model], &[], CheckpointName::Latest)?;
+//! let predictor = Predictor::<CpuInference>::open(&checkpoints, WindowOptions::default(), Default::default())?;
+//!
+//! let image = Array4::<f32>::zeros((1, 36, 50, 35)); // (channel, z, y, x), raw intensities
+//! let found = predictor.predict_array(image.view(), [1.0, 1.0, 1.0], true)?; // spacing (z, y, x) in mm
+//! let labels = found.labels.data; // (z, y, x)
+//! let probabilities = found.probabilities; // (class, z, y, x), as they were asked for
+//! # Ok(())
+//! # }
+//! ```
+
+mod accumulator;
+mod cascade;
+mod cases;
+mod checkpoints;
+mod decide;
+mod device_sums;
+mod error;
+mod export;
+mod folder;
+mod gaussian;
+mod grid;
+mod networks;
+mod options;
+mod output;
+mod pickle;
+mod portions;
+mod predictor;
+mod probabilities;
+mod sliding_window;
+mod staged;
+mod stages;
+mod steps;
+mod taps;
+mod validation;
+
+pub use cascade::NextStage;
+pub use cases::{Part, find_cases};
+pub use checkpoints::{CheckpointName, DEFAULT_FOLDS, find_checkpoints};
+pub use decide::Decision;
+pub use error::InferError;
+pub use export::Export;
+pub use export::Segmentation;
+pub use folder::load;
+pub use folder::{FolderOptions, Predicted, predict_folder};
+pub use gaussian::{Blend, importance};
+pub use options::{Accumulate, MemoryOptions, PredictOptions, WindowOptions};
+pub use portions::Portions;
+pub use predictor::Predictor;
+pub use probabilities::{
+    ProbabilityArchive, ProbabilityError, ProbabilityMaps, save_probabilities, stream_probabilities,
+};
+pub use sliding_window::{SlidingWindow, Spent};
+pub use staged::{PreparedImage, StagedPredictor};
+pub use stages::predict_both_stages;
+pub use steps::window_steps;
+pub use validation::validate_fold;
+pub mod ensemble;

@@ -1,0 +1,151 @@
+//! Folders that are there wholly or not at all, and whose files are compared with their checksums.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::names;
+use crate::model::TensorFileError;
+use nnunet_core::fsio::{self, PARTIAL};
+
+/// The checksums, in the form of coreutils' `sha256sum`.
+const SUMS: &str = "SHA256SUMS";
+
+/// Writes files into a folder, which appears under its name when all of them are on the disk. One of that name is replaced.
+///
+/// # Errors
+/// The disk is full, or the folder around it cannot be written; nothing is left behind.
+pub fn write(path: &Path, files: &[(&str, Vec<u8>)]) -> io::Result<()> {
+    let parent = fsio::parent(path);
+    fs::create_dir_all(parent)?;
+    let partial = new_folder(parent)?;
+    let mut sums = String::new();
+    for (name, bytes) in files {
+        write_synced(&partial.path().join(name), bytes)?;
+        sums += &format!("{}  {name}\n", hex(bytes));
+    }
+    write_synced(&partial.path().join(SUMS), sums.as_bytes())?;
+    fsio::sync_folder(partial.path())?;
+    // A folder cannot take the place of one that has files. What is put aside goes away at the end.
+    let aside = new_folder(parent)?;
+    match fs::rename(path, aside.path().join("old")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::rename(partial.path(), path)?;
+    fsio::sync_folder(parent)
+}
+
+/// Reads files of the folder at `path`, or, if that is damaged, of the newest checkpoint of the same run before it that is
+/// whole, with a warning. Gives also which it was. Of a file that the folder never had there are no bytes.
+///
+/// # Errors
+/// Says what is damaged, where there is no other.
+pub fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<(PathBuf, [Vec<u8>; N]), TensorFileError> {
+    let damage = match read_whole(path, names) {
+        Ok(files) => return Ok((path.to_owned(), files)),
+        Err(damage) => damage,
+    };
+    for earlier in names::before(path) {
+        if let Ok(files) = read_whole(&earlier, names) {
+            tracing::warn!("{damage}; {} is used instead", earlier.display());
+            return Ok((earlier, files));
+        }
+    }
+    Err(damage)
+}
+
+fn read_whole<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Vec<u8>; N], TensorFileError> {
+    if path.is_file() {
+        return Err(TensorFileError::new(path, "is a file; a checkpoint is a folder with checkpoint.json"));
+    }
+    let sums = read_sums(path)?;
+    let mut files = [const { Vec::new() }; N];
+    for (bytes, name) in files.iter_mut().zip(names) {
+        let Some(expected) = sums.get(name) else { continue };
+        let file = path.join(name);
+        *bytes = fs::read(&file).map_err(|error| TensorFileError::new(&file, error))?;
+        if hex(bytes) != *expected {
+            return Err(TensorFileError::new(&file, format!("is damaged: its checksum is not that of {SUMS}")));
+        }
+    }
+    Ok(files)
+}
+
+/// Checksums by name of the file.
+fn read_sums(path: &Path) -> Result<BTreeMap<String, String>, TensorFileError> {
+    let file = path.join(SUMS);
+    let text = fs::read_to_string(&file).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if path.exists() => TensorFileError::new(path, format!("is no checkpoint: no {SUMS}")),
+        io::ErrorKind::NotFound => TensorFileError::new(path, "is not there"),
+        _ => TensorFileError::new(&file, error),
+    })?;
+    let sums = text.lines().map(|line| line.split_once("  ").map(|(sum, name)| (name.to_owned(), sum.to_owned())));
+    match sums.collect::<Option<BTreeMap<_, _>>>() {
+        Some(sums) if sums.contains_key(super::HEADER) => Ok(sums),
+        _ => Err(TensorFileError::new(&file, "is damaged")),
+    }
+}
+
+fn new_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
+    let folder = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(parent)?;
+    fsio::share_folder(folder.path())?;
+    Ok(folder)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILES: [&str; 2] = [super::super::HEADER, "data"];
+
+    fn files(data: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+        vec![(FILES[0], b"{}".to_vec()), (FILES[1], data.to_vec())]
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_replaced_as_a_whole() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("checkpoint");
+        for data in [b"one", b"two"] {
+            write(&path, &files(data)).unwrap();
+            assert_eq!(read_whole(&path, FILES).unwrap(), [b"{}".to_vec(), data.to_vec()]);
+        }
+        assert_eq!(read_whole(&path, ["never"]).unwrap(), [b"".to_vec()]);
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1, "nothing is left behind");
+        // FIPS 180-4's "abc".
+        assert!(hex(b"abc").starts_with("ba7816bf8f01cfea"));
+    }
+
+    #[test]
+    fn any_damage_is_noticed_and_named() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("checkpoint");
+        let damaged = |damage: &dyn Fn(), word: &str| {
+            write(&path, &files(b"values")).unwrap();
+            damage();
+            let error = read_whole(&path, FILES).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        };
+        damaged(&|| fs::write(path.join("data"), b"value").unwrap(), "data: is damaged");
+        damaged(&|| fs::write(path.join("data"), b"valuez").unwrap(), "data: is damaged");
+        damaged(&|| fs::write(path.join(FILES[0]), b"[]").unwrap(), "checkpoint.json: is damaged");
+        damaged(&|| fs::remove_file(path.join("data")).unwrap(), "data: No such file");
+        damaged(&|| fs::write(path.join(SUMS), b"").unwrap(), "SHA256SUMS: is damaged");
+        damaged(&|| fs::remove_file(path.join(SUMS)).unwrap(), "no SHA256SUMS");
+        damaged(&|| fs::remove_dir_all(&path).unwrap(), "is not there");
+    }
+}

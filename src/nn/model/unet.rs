@@ -1,0 +1,288 @@
+//! nnU-Net's U-Nets with deep-supervision heads: whichever network the plans name, as a list of layers.
+
+use std::collections::HashMap;
+
+use burn::tensor::{
+    FloatDType, Tensor,
+    backend::{AutodiffBackend, Backend},
+};
+
+use super::layout::{Block, ConvBlock, DecoderStage, Layout, ResidualBlock, layer_of};
+use super::{Parameter, ParameterSpec, StateError, TensorState, init};
+use crate::ops::{self, NnOps, NormParams, Precision};
+use nnunet_data::plan::NetworkShape;
+
+/// Slope of the leaky ReLU.
+const NEGATIVE_SLOPE: f32 = 0.01;
+
+/// Slope of a leaky ReLU that is none.
+const IDENTITY: f32 = 1.0;
+
+/// Everything that determines a U-Net but its weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UNetSpec {
+    /// Input channels.
+    pub channels: usize,
+    /// Output classes, background included.
+    pub classes: usize,
+    /// Network and stages, from the plans.
+    pub shape: NetworkShape,
+}
+
+impl UNetSpec {
+    /// Extents of the heads' logits for a patch, highest resolution first.
+    pub fn head_extents(&self, patch: [usize; 3]) -> Vec<[usize; 3]> {
+        let heads = self.shape.features.len() - 1;
+        let mut extent = patch;
+        let resolutions = self.shape.strides.iter().take(heads).map(|stride| {
+            extent = std::array::from_fn(|axis| extent[axis] / stride[axis]);
+            extent
+        });
+        resolutions.collect()
+    }
+}
+
+/// A U-Net.
+///
+/// Encoder: stages of blocks, convolutions or residual ones, the first of a stage strided. Decoder: transposed convolution,
+/// concatenation with the encoder's features of that resolution, blocks. A 1x1x1 convolution at every decoder stage turns
+/// features into logits.
+#[derive(Clone, Debug)]
+pub struct UNet<B: Backend> {
+    spec: UNetSpec,
+    precision: Precision,
+    encoder: Vec<Vec<Block>>,
+    decoder: Vec<DecoderStage>,
+    parameters: Vec<Parameter<B>>,
+}
+
+/// What becomes of the activations that enter a layer; the numbers are those of the layer's parameters.
+pub type Tap<'a, B> = &'a dyn Fn(Tensor<B, 5>, &[usize]) -> Tensor<B, 5>;
+
+impl<B: NnOps> UNet<B> {
+    /// A network with He-initialised weights drawn from `seed`.
+    pub fn new(spec: UNetSpec, seed: u64, device: &B::Device) -> Self {
+        Self::build(spec, device, |parameter, index| init::he(parameter, seed, index).values)
+    }
+
+    /// A network with given weights.
+    ///
+    /// # Errors
+    /// Names the first parameter that is missing or has another shape, or a weight no parameter has.
+    pub fn with_state(spec: UNetSpec, state: &[TensorState], device: &B::Device) -> Result<Self, StateError> {
+        let by_name: HashMap<&str, &TensorState> = state.iter().map(|s| (s.spec.name.as_str(), s)).collect();
+        let layout = Layout::new(&spec);
+        for parameter in &layout.parameters {
+            match by_name.get(parameter.name.as_str()) {
+                None => return Err(StateError(format!("{} is missing", parameter.name))),
+                Some(found) if found.spec.shape != parameter.shape => {
+                    return Err(StateError(format!(
+                        "{} has shape {:?}, the network {:?}",
+                        parameter.name, found.spec.shape, parameter.shape
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        if let Some(extra) = state.iter().find(|s| !layout.parameters.contains(&s.spec)) {
+            return Err(StateError(format!("the network has no {}", extra.spec.name)));
+        }
+        Ok(Self::build(spec, device, |parameter, _| by_name[parameter.name.as_str()].values.clone()))
+    }
+
+    fn build(spec: UNetSpec, device: &B::Device, mut values: impl FnMut(ParameterSpec, usize) -> Vec<f32>) -> Self {
+        let Layout { encoder, decoder, parameters } = Layout::new(&spec);
+        let parameters = parameters
+            .into_iter()
+            .enumerate()
+            .map(|(index, parameter)| Parameter::new(parameter.clone(), values(parameter, index), device))
+            .collect();
+        Self { spec, precision: Precision::Fp32, encoder, decoder, parameters }
+    }
+
+    /// Logits `(n, z, y, x, classes)` of each decoder stage, highest resolution first, of an input `(n, z, y, x, c)`.
+    ///
+    /// Only the first `heads` are computed: 1 at inference, all that have a weight in the loss during training.
+    pub fn forward(&self, x: Tensor<B, 5>, heads: usize) -> Vec<Tensor<B, 5>> {
+        self.forward_tapped(x, heads, &|x, _| x)
+    }
+
+    /// As [`UNet::forward`], with the activations that enter each layer passed through `tap`, which is also told the
+    /// numbers of the layer's parameters.
+    pub fn forward_tapped(&self, x: Tensor<B, 5>, heads: usize, tap: Tap<'_, B>) -> Vec<Tensor<B, 5>> {
+        let mut features = self.input(x);
+        let mut skips = Vec::with_capacity(self.encoder.len());
+        for stage in 0..self.encoder.len() {
+            features = self.encoder_stage(stage, features, tap);
+            skips.push(features.clone());
+        }
+        skips.pop();
+
+        let mut logits = Vec::with_capacity(heads);
+        for stage in 0..self.decoder.len() {
+            let skip = skips.pop().expect("one skip per decoder stage");
+            features = self.decoder_stage(stage, features, skip, tap);
+            if self.has_head(stage, heads) {
+                logits.push(self.head(stage, features.clone(), tap));
+            }
+        }
+        logits.reverse();
+        logits
+    }
+
+    /// An image in the format of the activations.
+    pub fn input(&self, x: Tensor<B, 5>) -> Tensor<B, 5> {
+        x.cast(self.precision.activations())
+    }
+
+    /// The features of an encoder stage, 0 at the highest resolution, of those of the stage before it.
+    pub fn encoder_stage(&self, stage: usize, x: Tensor<B, 5>, tap: Tap<'_, B>) -> Tensor<B, 5> {
+        self.blocks(x, &self.encoder[stage], tap)
+    }
+
+    /// The features of a decoder stage, 0 at the lowest resolution, of those of the stage below it and of the encoder's at its
+    /// own resolution.
+    pub fn decoder_stage(
+        &self,
+        stage: usize,
+        below: Tensor<B, 5>,
+        skip: Tensor<B, 5>,
+        tap: Tap<'_, B>,
+    ) -> Tensor<B, 5> {
+        let DecoderStage { up, blocks, .. } = &self.decoder[stage];
+        let below = tap(below, &layer_of(*up, &[]));
+        let up = ops::conv_transpose(below, self.tensor(up.0), self.bias(*up, 1));
+        self.blocks(ops::concat(up, skip), blocks, tap)
+    }
+
+    /// The logits of a decoder stage, of its features.
+    pub fn head(&self, stage: usize, features: Tensor<B, 5>, tap: Tap<'_, B>) -> Tensor<B, 5> {
+        let (weight, bias) = self.decoder[stage].head;
+        let features = tap(features, &[weight, bias]);
+        ops::head(features, self.tensor(weight), self.tensor(bias))
+    }
+
+    fn blocks(&self, x: Tensor<B, 5>, blocks: &[Block], tap: Tap<'_, B>) -> Tensor<B, 5> {
+        blocks.iter().fold(x, |x, block| match block {
+            Block::Conv(conv) => self.conv_block(x, conv, NEGATIVE_SLOPE, tap),
+            Block::Residual(block) => self.residual_block(x, block, tap),
+        })
+    }
+
+    fn residual_block(&self, x: Tensor<B, 5>, block: &ResidualBlock, tap: Tap<'_, B>) -> Tensor<B, 5> {
+        let inner = self.conv_block(x.clone(), &block.conv1, NEGATIVE_SLOPE, tap);
+        let inner = self.conv_block(inner, &block.conv2, IDENTITY, tap);
+        let mut skip = x;
+        if block.pool != [1; 3] {
+            skip = ops::avg_pool(skip, block.pool);
+        }
+        if let Some(projection) = &block.projection {
+            skip = self.conv_block(skip, projection, IDENTITY, tap);
+        }
+        ops::add_act(inner, skip, NEGATIVE_SLOPE)
+    }
+
+    fn conv_block(&self, x: Tensor<B, 5>, block: &ConvBlock, negative_slope: f32, tap: Tap<'_, B>) -> Tensor<B, 5> {
+        let x = tap(x, &block.parameters());
+        let x = ops::conv(x, self.tensor(block.weight), self.bias((block.weight, block.bias), 0), block.params);
+        let norm = NormParams { eps: self.spec.shape.norm_eps as f32, negative_slope };
+        ops::norm_act(x, self.tensor(block.gamma), self.tensor(block.beta), norm)
+    }
+
+    fn tensor<const D: usize>(&self, index: usize) -> Tensor<B, D> {
+        self.parameters[index].tensor()
+    }
+
+    /// The bias of a convolution, or zeros for the outputs, which are an axis of the weights: the second of transposed ones.
+    fn bias(&self, (weight, bias): (usize, Option<usize>), axis: usize) -> Tensor<B, 1> {
+        match bias {
+            Some(bias) => self.tensor(bias),
+            None => {
+                let outputs = self.parameters[weight].spec.shape[axis];
+                Tensor::zeros([outputs], &self.tensor::<5>(0).device())
+            }
+        }
+    }
+}
+
+impl<B: Backend> UNet<B> {
+    /// The same network with activations of another type; the logits stay f32.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The format in which the network takes images without rounding them: that of its activations.
+    pub fn input_format(&self) -> FloatDType {
+        self.precision.activations()
+    }
+
+    /// What determines the network but its weights.
+    pub fn spec(&self) -> &UNetSpec {
+        &self.spec
+    }
+
+    /// Number of decoder stages, each with a head.
+    pub fn heads(&self) -> usize {
+        self.decoder.len()
+    }
+
+    /// Whether a decoder stage's logits are wanted where the first `heads` are.
+    pub fn has_head(&self, stage: usize, heads: usize) -> bool {
+        self.decoder.len() - stage <= heads
+    }
+
+    /// All parameters, in nnU-Net's order.
+    pub fn parameters(&self) -> &[Parameter<B>] {
+        &self.parameters
+    }
+
+    /// All parameters, to change their values.
+    pub fn parameters_mut(&mut self) -> &mut [Parameter<B>] {
+        &mut self.parameters
+    }
+
+    /// The numbers of the parameters that have gradients when the first `heads` are trained, in the order of their use.
+    pub fn order_of_use(&self, heads: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = self.encoder.iter().flatten().flat_map(Block::parameters).collect();
+        for (index, stage) in self.decoder.iter().enumerate() {
+            order.extend(layer_of(stage.up, &[]));
+            order.extend(stage.blocks.iter().flat_map(Block::parameters));
+            if self.has_head(index, heads) {
+                order.extend([stage.head.0, stage.head.1]);
+            }
+        }
+        order
+    }
+
+    /// Number of trainable values.
+    pub fn num_values(&self) -> usize {
+        self.parameters.iter().map(|parameter| parameter.spec.len()).sum()
+    }
+
+    /// Downloads all weights.
+    pub fn state(&self) -> Vec<TensorState> {
+        self.parameters.iter().map(Parameter::state).collect()
+    }
+}
+
+impl<B: AutodiffBackend> UNet<B> {
+    /// The same weights on the backend without differentiation, for inference.
+    pub fn valid(&self) -> UNet<B::InnerBackend> {
+        UNet {
+            spec: self.spec.clone(),
+            precision: self.precision,
+            encoder: self.encoder.clone(),
+            decoder: self.decoder.clone(),
+            parameters: self.parameters.iter().map(Parameter::valid).collect(),
+        }
+    }
+
+    /// Makes every parameter a leaf whose gradient the next backward pass gives.
+    pub fn require_gradients(mut self) -> Self {
+        for parameter in &mut self.parameters {
+            let value = parameter.inner();
+            parameter.set(value);
+        }
+        self
+    }
+}

@@ -1,0 +1,269 @@
+//! Convolutions on one GPU: plans made once, run in the order of the device's other work.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::graph::Graph;
+use super::library::{CallError, Cudnn, Pointer};
+use super::plan::{Candidate, Plan, candidates};
+use super::problem::Problem;
+use super::table::{Choice, Table};
+use nnunet_comm::cuda::{Context, Driver, DriverError, Event, Memory, Stream};
+
+/// Runs of a candidate that count, after one that does not.
+const RUNS: usize = 3;
+
+/// How convolutions are chosen.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Folder of measurements; `None` for the user's cache.
+    pub table: Option<PathBuf>,
+    /// Only engines whose sums do not depend on the order in which threads come.
+    pub deterministic: bool,
+    /// Bytes that an engine may need beside the tensors.
+    pub max_workspace: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { table: None, deterministic: false, max_workspace: 1 << 30 }
+    }
+}
+
+/// Why a convolution was not queued.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ConvError {
+    /// Others may have a kernel for it.
+    #[error("cuDNN has no engine for {0}")]
+    NoEngine(String),
+    #[error("the GPU's memory is full: cuDNN needs {0} bytes of workspace")]
+    OutOfMemory(usize),
+    #[error("{0}")]
+    Call(#[from] CallError),
+    #[error("{0}")]
+    Driver(#[from] DriverError),
+}
+
+type Result<T, E = ConvError> = std::result::Result<T, E>;
+
+/// cuDNN on one GPU.
+pub struct Convolutions {
+    library: &'static Cudnn,
+    options: Options,
+    state: Mutex<State>,
+    // Dropped after the state.
+    stream: Stream,
+    /// Lets the stream wait for the device's other work.
+    before: Event,
+    /// Lets the device's other work wait for the stream.
+    after: Event,
+    context: Context,
+}
+
+/// What one thread at a time may use.
+struct State {
+    /// With their graphs, which are dropped after them.
+    plans: HashMap<Problem, Option<(Plan, Graph)>>,
+    handle: Handle,
+    workspace: Option<Memory>,
+    table: Table,
+}
+
+impl Convolutions {
+    /// Prepares a GPU, by its number among those that the process sees.
+    ///
+    /// # Errors
+    /// In one line, what is missing.
+    pub fn new(gpu: usize, options: Options) -> Result<Self, String> {
+        let library = Cudnn::open()?;
+        let driver = Driver::open()?;
+        let table = || -> Result<(Context, Stream, Event, Event, String), DriverError> {
+            let context = Context::of_device(driver, gpu)?;
+            let (stream, before, after) = (context.stream()?, context.event()?, context.event()?);
+            Ok((context, stream, before, after, driver.name(gpu)?))
+        };
+        let (context, stream, before, after, name) = table().map_err(|error| error.to_string())?;
+        let handle = Handle::new(library, &stream).map_err(|error| format!("cuDNN: {error}"))?;
+        let table = Table::open(options.table.as_deref(), &name, &library.version());
+        let state = Mutex::new(State { plans: HashMap::new(), handle, workspace: None, table });
+        Ok(Self { library, options, state, stream, before, after, context })
+    }
+
+    /// Queues a convolution after all work that the device has been given so far, and before all that it is given later.
+    /// The first time it is measured how.
+    ///
+    /// # Errors
+    /// [`ConvError::NoEngine`] where another kernel must do it.
+    ///
+    /// # Safety
+    /// The addresses of input, weights and output, or their gradients, must be those of the problem's tensors in the memory
+    /// of this GPU, aligned to 16 bytes; they must not be freed but in the device's own order.
+    pub unsafe fn run(&self, problem: &Problem, addresses: [u64; 3]) -> Result<()> {
+        let mut state = self.state();
+        self.context.make_current()?;
+        if !state.plans.contains_key(problem) {
+            // SAFETY: promised by the caller.
+            let plan = unsafe { self.choose(&mut state, problem, addresses) }?;
+            state.plans.insert(*problem, plan);
+        }
+        self.context.record(&self.before)?;
+        self.stream.wait_for(&self.before)?;
+        let State { plans, handle, workspace, .. } = &mut *state;
+        let Some(Some((plan, _))) = plans.get(problem) else { return Err(ConvError::NoEngine(problem.to_string())) };
+        let workspace = self.reserve(workspace, plan.workspace)?;
+        // SAFETY: promised by the caller.
+        unsafe { plan.run(self.library, handle.0, addresses, workspace) }?;
+        if self.context.has_events() {
+            self.stream.record(&self.after)?;
+            self.context.wait_for(&self.after)?;
+        } else {
+            self.stream.synchronize()?;
+        }
+        Ok(())
+    }
+
+    /// What is known of a problem.
+    pub fn choice(&self, problem: &Problem) -> Option<Choice> {
+        self.state().table.get(problem)
+    }
+
+    /// Notes how long Burn's kernel takes for a problem that was run here.
+    pub fn note_burns(&self, problem: &Problem, seconds: f64) {
+        let mut state = self.state();
+        if let Some(choice) = state.table.get(problem) {
+            state.table.put(problem, Choice { burn_seconds: Some(seconds), ..choice });
+        }
+    }
+
+    /// The plan that the table names, or the fastest of all.
+    unsafe fn choose(
+        &self,
+        state: &mut State,
+        problem: &Problem,
+        addresses: [u64; 3],
+    ) -> Result<Option<(Plan, Graph)>> {
+        let graph = match Graph::new(self.library, state.handle.0, problem) {
+            Ok(graph) => graph,
+            // Whether a gradient may have another format than all else is not documented for every version.
+            Err(error) if error.is_unsupported() || problem.is_mixed() && error.is_bad_parameter() => {
+                self.note(state, problem, None);
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut candidates = candidates(self.library, &graph, problem, self.options.deterministic)?;
+        let is_it = |engine: i64| move |candidate: &Candidate| candidate.engine == engine;
+        match state.table.get(problem).map(|choice| choice.engine) {
+            Some(None) => return Ok(None),
+            Some(Some((engine, place))) if candidates.get(place).is_some_and(is_it(engine)) => {
+                let candidate = candidates.swap_remove(place);
+                let plan = candidate.plan(self.library, state.handle.0, self.options.max_workspace)?;
+                return Ok(plan.map(|plan| (plan, graph)));
+            }
+            _ => {}
+        }
+        let mut fastest: Option<(Plan, usize, f64)> = None;
+        for (place, candidate) in candidates.into_iter().enumerate() {
+            let Some(plan) = candidate.plan(self.library, state.handle.0, self.options.max_workspace)? else {
+                continue;
+            };
+            // SAFETY: promised by the caller.
+            let Some(seconds) = (unsafe { self.measure(state, &plan, addresses) })? else { continue };
+            if fastest.as_ref().is_none_or(|(_, _, least)| seconds < *least) {
+                fastest = Some((plan, place, seconds));
+            }
+        }
+        self.note(state, problem, fastest.as_ref());
+        Ok(fastest.map(|(plan, ..)| (plan, graph)))
+    }
+
+    /// Writes down what was found.
+    fn note(&self, state: &mut State, problem: &Problem, found: Option<&(Plan, usize, f64)>) {
+        let choice = match found {
+            Some((plan, place, seconds)) => Choice {
+                engine: Some((plan.engine, *place)),
+                seconds: *seconds,
+                workspace: plan.workspace,
+                burn_seconds: None,
+            },
+            None => Choice { engine: None, seconds: 0.0, workspace: 0, burn_seconds: None },
+        };
+        tracing::debug!("{problem}: {choice:?}");
+        state.table.put(problem, choice);
+    }
+
+    /// Seconds of a run, the median of several; `None` where the engine refuses when it is run.
+    unsafe fn measure(&self, state: &mut State, plan: &Plan, addresses: [u64; 3]) -> Result<Option<f64>> {
+        let workspace = self.reserve(&mut state.workspace, plan.workspace)?;
+        self.context.record(&self.before)?;
+        self.stream.wait_for(&self.before)?;
+        let mut seconds = Vec::with_capacity(RUNS);
+        for _ in 0..=RUNS {
+            let (begin, end) = (self.context.timed_event()?, self.context.timed_event()?);
+            self.stream.record(&begin)?;
+            // SAFETY: promised by the caller; the workspace is as large as the plan says.
+            match unsafe { plan.run(self.library, state.handle.0, addresses, workspace) } {
+                Err(error) if error.is_unsupported() => return Ok(None),
+                Err(error) if error.is_out_of_memory() => return Ok(None),
+                result => result?,
+            }
+            self.stream.record(&end)?;
+            seconds.push(end.seconds_since(&begin)?);
+        }
+        let timed = &mut seconds[1..];
+        timed.sort_by(f64::total_cmp);
+        Ok(Some(timed[RUNS / 2]))
+    }
+
+    /// The address of at least so much workspace.
+    fn reserve(&self, workspace: &mut Option<Memory>, bytes: usize) -> Result<u64> {
+        if let Some(memory) = workspace
+            && memory.bytes >= bytes
+        {
+            return Ok(memory.pointer);
+        }
+        if bytes == 0 {
+            return Ok(0);
+        }
+        // The stream may still work in the old one.
+        self.stream.synchronize()?;
+        *workspace = None;
+        let memory = self.context.allocate(bytes).map_err(|error| match error.is_out_of_memory() {
+            true => ConvError::OutOfMemory(bytes),
+            false => error.into(),
+        })?;
+        Ok(workspace.insert(memory).pointer)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `cudnnHandle_t`.
+struct Handle(Pointer, &'static Cudnn);
+
+// SAFETY: a handle may be used by any thread, by one at a time.
+unsafe impl Send for Handle {}
+
+impl Handle {
+    fn new(library: &'static Cudnn, stream: &Stream) -> Result<Self, CallError> {
+        let mut handle = ptr::null_mut();
+        // SAFETY: the out-pointer is valid.
+        library.check("cudnnCreate", unsafe { (library.functions.cudnnCreate)(&mut handle) })?;
+        let handle = Self(handle, library);
+        // SAFETY: both handles are alive.
+        let code = unsafe { (library.functions.cudnnSetStream)(handle.0, stream.handle) };
+        library.check("cudnnSetStream", code)?;
+        Ok(handle)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: created once, destroyed once.
+        unsafe { (self.1.functions.cudnnDestroy)(self.0) };
+    }
+}

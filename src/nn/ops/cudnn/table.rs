@@ -1,0 +1,165 @@
+//! What was measured: which engine is the fastest for each problem, in a file per GPU and version of cuDNN.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::problem::Problem;
+use nnunet_core::fsio;
+
+/// Names the folder of measurements.
+const VARIABLE: &str = "NNUNET_DIST_CACHE";
+/// Of the file; others are measured again.
+const FORMAT: u32 = 1;
+
+/// What is known of a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// cuDNN's number of the engine, and the place of its configuration among the candidates; `None` where it has no
+    /// engine.
+    pub engine: Option<(i64, usize)>,
+    /// Of one run of it.
+    pub seconds: f64,
+    /// Bytes it needs beside the tensors.
+    pub workspace: usize,
+    /// Of the same by Burn's kernels, where that was measured.
+    #[serde(default)]
+    pub burn_seconds: Option<f64>,
+}
+
+impl Choice {
+    /// Whether Burn's kernel is the one to run.
+    pub fn is_burns(&self) -> bool {
+        self.engine.is_none() || self.burn_seconds.is_some_and(|seconds| seconds < self.seconds)
+    }
+}
+
+/// The choices for one GPU.
+pub(super) struct Table {
+    /// `None` where there is no place for a file.
+    path: Option<PathBuf>,
+    choices: BTreeMap<String, Choice>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    format: u32,
+    choices: BTreeMap<String, Choice>,
+}
+
+impl Table {
+    /// Reads the table of a GPU and a version of cuDNN. A file that cannot be used is said so, and written anew.
+    pub(super) fn open(folder: Option<&Path>, gpu: &str, version: &str) -> Self {
+        let path = folder.map(Path::to_owned).or_else(default_folder).map(|folder| {
+            let name: String = gpu.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+            folder.join(format!("convolutions-{name}-cudnn-{version}.json"))
+        });
+        let choices = path.as_deref().map(read).unwrap_or_default();
+        Self { path, choices }
+    }
+
+    pub(super) fn get(&self, problem: &Problem) -> Option<Choice> {
+        self.choices.get(&problem.to_string()).copied()
+    }
+
+    /// Notes a choice, in the file too, together with what other processes have noted meanwhile.
+    pub(super) fn put(&mut self, problem: &Problem, choice: Choice) {
+        self.choices.insert(problem.to_string(), choice);
+        let Some(path) = &self.path else { return };
+        let mut choices = read(path);
+        choices.extend(self.choices.iter().map(|(key, choice)| (key.clone(), *choice)));
+        self.choices = choices;
+        if let Err(error) = write(path, &File { format: FORMAT, choices: self.choices.clone() }) {
+            tracing::warn!("{}: {error}; convolutions will be measured again in the next run", path.display());
+            self.path = None;
+        }
+    }
+}
+
+fn read(path: &Path) -> BTreeMap<String, Choice> {
+    let Ok(text) = fs::read_to_string(path) else { return BTreeMap::new() };
+    match serde_json::from_str::<File>(&text) {
+        Ok(file) if file.format == FORMAT => file.choices,
+        Ok(_) => BTreeMap::new(),
+        Err(error) => {
+            tracing::warn!("{}: {error}; convolutions are measured anew", path.display());
+            BTreeMap::new()
+        }
+    }
+}
+
+fn write(path: &Path, file: &File) -> std::io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fsio::write_json(path, file)
+}
+
+/// `$NNUNET_DIST_CACHE`, or a folder among the user's caches.
+fn default_folder() -> Option<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set(VARIABLE).or_else(|| {
+        let caches = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+        caches.map(|folder| folder.join("nnunet-dist"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Element;
+    use crate::ops::Pass;
+
+    fn problem(c_out: usize) -> Problem {
+        Problem {
+            pass: Pass::BackwardWeights,
+            n: 2,
+            input: [8, 9, 10],
+            c_in: 4,
+            c_out,
+            kernel: [3; 3],
+            stride: [1, 2, 2],
+            padding: [1; 3],
+            element: Element::Bf16,
+            weight_element: Element::F32,
+            tf32: false,
+        }
+    }
+
+    const CHOICE: Choice = Choice { engine: Some((12, 3)), seconds: 1e-3, workspace: 4096, burn_seconds: None };
+
+    #[test]
+    fn processes_add_to_one_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Table::open(Some(folder.path()), "NVIDIA H100", "9.10.2");
+        let (mut first, mut second) = (open(), open());
+        first.put(&problem(8), CHOICE);
+        second.put(&problem(16), Choice { engine: None, ..CHOICE });
+        let third = open();
+        assert_eq!(third.get(&problem(8)), Some(CHOICE));
+        assert!(third.get(&problem(16)).unwrap().is_burns());
+        assert_eq!(third.get(&problem(32)), None);
+        assert_eq!(Table::open(Some(folder.path()), "NVIDIA H200", "9.10.2").get(&problem(8)), None);
+    }
+
+    #[test]
+    fn a_damaged_file_is_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("convolutions-H100-cudnn-9.1.0.json");
+        fs::write(&file, "{\"format\": 1, \"choi").unwrap();
+        let mut table = Table::open(Some(folder.path()), "H100", "9.1.0");
+        assert_eq!(table.get(&problem(8)), None);
+        table.put(&problem(8), CHOICE);
+        assert_eq!(Table::open(Some(folder.path()), "H100", "9.1.0").get(&problem(8)), Some(CHOICE));
+    }
+
+    #[test]
+    fn the_faster_kernel_is_chosen() {
+        assert!(!CHOICE.is_burns());
+        assert!(Choice { burn_seconds: Some(5e-4), ..CHOICE }.is_burns());
+        assert!(!Choice { burn_seconds: Some(5e-3), ..CHOICE }.is_burns());
+    }
+}

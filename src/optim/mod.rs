@@ -1,9 +1,0 @@
-//! From averaged gradients to new weights: clipping, optimisers, learning-rate schedules.
-
-mod lookahead;
-mod optimizer;
-mod schedule;
-
-pub use lookahead::Lookahead;
-pub use optimizer::{Adam, Moments, Optimizer, Rule, Sgd};
-pub use schedule::Schedule;

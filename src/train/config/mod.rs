@@ -1,0 +1,17 @@
+//! What a run is told: the resolved configuration, and where its files lie.
+//!
+//! [`RunConfig`] is resolved from four layers, each overriding the one before: built-in defaults, the plans, a TOML
+//! file, the command line's flags. The result is validated, printed and saved with the run, so `config.toml` alone says
+//! what was trained. [`WorkDir`] and [`RunDir`] are the only places that know the names of the files in a work folder.
+
+mod defaults;
+mod layer;
+mod run;
+mod telemetry;
+mod validate;
+
+pub use layer::Layer;
+pub use run::{
+    DataConfig, DistConfig, LossConfig, LossKind, OnNan, OptimizerConfig, OptimizerKind, RunConfig, TrainingConfig,
+};
+pub use telemetry::TelemetryConfig;

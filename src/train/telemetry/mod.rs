@@ -1,0 +1,24 @@
+//! What a run tells about itself.
+//!
+//! Training calls an [`Observer`] after each step and each epoch; what is done with it (a line of `log.jsonl`, a progress
+//! bar, `progress.png`, an endpoint for Prometheus, event files for TensorBoard) is one file or folder each here. Only rank 0 has those that write files.
+
+mod json_lines;
+mod observer;
+mod plot;
+mod progress_bar;
+mod prometheus;
+mod record;
+mod status_file;
+mod tensorboard;
+
+pub use json_lines::{JsonLines, read_log};
+pub use observer::{Observer, Observers, TelemetryError};
+pub use plot::ProgressPlot;
+pub use progress_bar::ProgressBar;
+#[cfg(feature = "nccl")]
+pub use prometheus::GpuMeter;
+pub use prometheus::{GpuReading, MetricsEndpoint, MetricsObserver};
+pub use record::{EpochRecord, IterationRecord, PictureRecord, RunState, StepTimes};
+pub use status_file::{Status, StatusFile};
+pub use tensorboard::TensorBoard;

@@ -1,0 +1,251 @@
+//! A rank's place where Prometheus asks.
+
+use std::env;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::registry::Registry;
+
+use super::collector::{AskGpu, RankCollector, escaped};
+use super::server::Server;
+use super::snapshot::{Facts, Snapshot};
+use crate::config::RunConfig;
+use crate::telemetry::{EpochRecord, IterationRecord, Observer, TelemetryError};
+use nnunet_comm::distributed::{Communicator, host_name};
+use nnunet_nn::Device;
+use nnunet_nn::checkpoint::Progress;
+
+/// Of every metric.
+const PREFIX: &str = "nnunet_train";
+
+/// How often `nnunet-launch` has started the job again.
+const RESTARTS: &str = "NNUNET_LAUNCH_RESTARTS";
+
+/// Answers with the metrics of this rank as long as it lives.
+pub struct MetricsEndpoint {
+    snapshot: Arc<Mutex<Snapshot>>,
+    _server: Server,
+}
+
+impl MetricsEndpoint {
+    /// Begins to answer, at the configured address or as many ports further as this rank's number on its host. `classes` are
+    /// the names of those that have a pseudo Dice.
+    ///
+    /// `None` where nobody asks for it, and where it cannot be, which is no reason to end a run: then there is a warning.
+    pub fn of_run(config: &RunConfig, classes: Vec<String>, comm: &dyn Communicator) -> Option<Self> {
+        // An address that is none has been refused with the configuration.
+        let first = config.telemetry.metrics_address().ok().flatten()?;
+        let rank = comm.rank();
+        let snapshot = Arc::new(Mutex::new(Snapshot { facts: facts(config, classes, comm), ..Snapshot::default() }));
+        let started = address_of(first, comm.local_rank()).and_then(|address| {
+            let collector =
+                RankCollector { snapshot: snapshot.clone(), run: labels(config, comm), gpu: gpu(config, comm) };
+            let server = Server::start(address, registry(rank, collector));
+            server.map(|server| (address, server)).map_err(|error| format!("{address}: {error}"))
+        });
+        match started {
+            Ok((address, server)) => {
+                match rank {
+                    0 => tracing::info!("rank 0: metrics at http://{address}/metrics"),
+                    _ => tracing::debug!("rank {rank}: metrics at http://{address}/metrics"),
+                }
+                Some(Self { snapshot, _server: server })
+            }
+            Err(defect) => {
+                tracing::warn!(
+                    "{defect}; rank {rank} has no metrics, the run goes on; name another port in --metrics-addr"
+                );
+                None
+            }
+        }
+    }
+
+    /// Keeps the metrics up to date.
+    pub fn observer(&self) -> MetricsObserver {
+        MetricsObserver(self.snapshot.clone())
+    }
+
+    /// The run begins there, or has gone back.
+    pub fn goes_on_from(&self, progress: &Progress) {
+        lock(&self.snapshot).goes_on_from(progress);
+    }
+}
+
+/// What a [`MetricsEndpoint`] knows of steps and epochs.
+pub struct MetricsObserver(Arc<Mutex<Snapshot>>);
+
+impl Observer for MetricsObserver {
+    fn iteration(&mut self, record: &IterationRecord) -> Result<(), TelemetryError> {
+        lock(&self.0).iteration(record);
+        Ok(())
+    }
+
+    fn epoch_finished(&mut self, record: &EpochRecord) -> Result<(), TelemetryError> {
+        lock(&self.0).epoch_finished(record);
+        Ok(())
+    }
+}
+
+/// Numbers are whole at any time.
+fn lock(snapshot: &Mutex<Snapshot>) -> MutexGuard<'_, Snapshot> {
+    snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn address_of(first: SocketAddr, local_rank: usize) -> Result<SocketAddr, String> {
+    let port = u16::try_from(usize::from(first.port()) + local_rank);
+    let port = port.map_err(|_| format!("{first}: there is no port for rank {local_rank} of the host"))?;
+    Ok(SocketAddr::new(first.ip(), port))
+}
+
+fn facts(config: &RunConfig, classes: Vec<String>, comm: &dyn Communicator) -> Facts {
+    let training = &config.training;
+    Facts {
+        epochs: training.epochs,
+        steps_per_epoch: training.iterations_per_epoch,
+        global_batch_size: training.batch_size * training.accumulate * comm.world_size(),
+        classes,
+        restarts: env::var(RESTARTS).ok().and_then(|number| number.parse().ok()).unwrap_or(0),
+    }
+}
+
+/// What run it is.
+fn labels(config: &RunConfig, comm: &dyn Communicator) -> Vec<(&'static str, String)> {
+    let labels = [
+        ("configuration", config.configuration.clone()),
+        ("fold", config.fold.to_string()),
+        ("plans", config.plans.clone()),
+        ("run_dir", config.run_dir.display().to_string()),
+        ("world_size", comm.world_size().to_string()),
+        ("version", nnunet_core::VERSION.to_owned()),
+    ];
+    labels.map(|(name, value)| (name, escaped(&value))).into()
+}
+
+/// With labels that tell the ranks apart.
+fn registry(rank: usize, collector: RankCollector) -> Registry {
+    let labels = [("rank", rank.to_string()), ("host", escaped(&host_name()))];
+    let labels = labels.map(|(name, value)| (name.into(), value.into()));
+    let mut registry = Registry::with_prefix_and_labels(PREFIX, labels.into_iter());
+    registry.register_collector(Box::new(collector));
+    registry
+}
+
+/// Asks the GPU that this rank computes on, where NVML knows it.
+fn gpu(config: &RunConfig, comm: &dyn Communicator) -> Option<AskGpu> {
+    #[cfg(feature = "nccl")]
+    if config.device == Device::Cuda {
+        // A process by itself has taken the first that it sees.
+        match super::GpuMeter::open(comm.gpu().unwrap_or(0)) {
+            Ok(meter) => return Some(Box::new(move || meter.read())),
+            Err(defect) => tracing::debug!("rank {}: no metrics of the GPU: {defect}", comm.rank()),
+        }
+    }
+    let _ = (config.device == Device::Cuda, comm);
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    use prometheus_client::encoding::text;
+    use serde_json::Value;
+
+    use super::super::GpuReading;
+    use super::*;
+    use crate::telemetry::StepTimes;
+
+    /// Of a rank that knows everything.
+    fn metrics() -> String {
+        let facts =
+            Facts { epochs: 10, steps_per_epoch: 5, classes: vec!["a \"b\"".into(), "c".into()], ..Facts::default() };
+        let mut snapshot = Snapshot { facts, ..Snapshot::default() };
+        let times = StepTimes { total: 0.5, data_wait: 0.125, communication: 0.25 };
+        let step =
+            IterationRecord { epoch: 3, iteration: 1, loss: -0.5, loss_scale: Some(2.0), times, ..Default::default() };
+        snapshot.iteration(&step);
+        let pseudo_dice = vec![Some(0.25), None];
+        snapshot.epoch_finished(&EpochRecord { loss_scale: Some(2.0), pseudo_dice, ..EpochRecord::example(2) });
+        let reading = GpuReading { memory: Some([60, 80]), utilization: Some(0.75) };
+        let collector = RankCollector {
+            snapshot: Arc::new(Mutex::new(snapshot)),
+            run: vec![("fold", "0".into())],
+            gpu: Some(Box::new(move || reading)),
+        };
+        let mut text = String::new();
+        text::encode(&mut text, &registry(3, collector)).unwrap();
+        text
+    }
+
+    /// The names of all samples in a text.
+    fn names(text: &str) -> BTreeSet<&str> {
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples.map(|line| line.split(['{', ' ']).next().unwrap_or_default()).collect()
+    }
+
+    #[test]
+    fn every_metric_has_its_rank_and_what_is_unknown_is_left_out() {
+        let text = metrics();
+        let labels = format!("rank=\"3\",host=\"{}\"", host_name());
+        for (name, own, value) in [
+            ("run_info", ",fold=\"0\"", "1"),
+            ("step", "", "17.0"),
+            ("steps_total", "", "1.0"),
+            ("loss", "", "-0.5"),
+            ("epoch_loss", "", "0.3"),
+            ("pseudo_dice", ",class=\"a \\\"b\\\"\"", "0.25"),
+            ("last_communication_seconds", "", "0.25"),
+            ("communication_seconds_total", "", "0.25"),
+            ("gpu_memory_used_bytes", "", "60.0"),
+            ("gpu_utilization_ratio", "", "0.75"),
+        ] {
+            let line = format!("nnunet_train_{name}{{{labels}{own}}} {value}");
+            assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+        }
+        // A class that did not occur has no Dice.
+        assert!(!text.contains("class=\"c\""), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+
+    #[test]
+    fn ports_follow_the_first() {
+        let first: SocketAddr = "10.0.0.1:65534".parse().unwrap();
+        assert_eq!(address_of(first, 1), Ok("10.0.0.1:65535".parse().unwrap()));
+        assert!(address_of(first, 2).unwrap_err().contains("no port for rank 2"));
+    }
+
+    /// Every expression of a dashboard.
+    fn queries<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
+        match value {
+            Value::Array(values) => values.iter().for_each(|value| queries(value, found)),
+            Value::Object(entries) => entries.iter().for_each(|(key, value)| match value {
+                Value::String(text) if ["expr", "query", "definition"].contains(&key.as_str()) => found.push(text),
+                value => queries(value, found),
+            }),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_dashboard_asks_for_what_there_is() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/grafana/nnunet-dist.json");
+        let dashboard: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        let mut found = Vec::new();
+        queries(&dashboard, &mut found);
+        let words = found.iter().flat_map(|query| query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
+        let asked: BTreeSet<&str> = words.filter(|word| word.starts_with(PREFIX)).collect();
+        let text = metrics();
+        let there = names(&text);
+        let missing: Vec<_> = asked.difference(&there).collect();
+        assert!(missing.is_empty(), "the dashboard asks for {missing:?}, which nobody has");
+        // And it leaves out only what others say as well.
+        let left_out: Vec<_> = there.difference(&asked).map(|name| name.trim_start_matches("nnunet_train_")).collect();
+        assert_eq!(left_out, Vec::<&str>::new());
+        for panel in dashboard["panels"].as_array().unwrap() {
+            let source = &panel["datasource"]["uid"];
+            assert!(panel["type"] == "row" || source == "${datasource}", "{panel}");
+        }
+    }
+}

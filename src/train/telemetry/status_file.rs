@@ -1,0 +1,124 @@
+//! `status.json`: where a run stands, for programs that watch it from outside.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::{EpochRecord, IterationRecord, Observer, RunState, TelemetryError};
+use nnunet_core::fsio;
+
+/// How often the file is written at most.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The contents of `status.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub state: RunState,
+    /// Of the last step, from 0.
+    pub epoch: usize,
+    pub iteration: usize,
+    /// Number of steps done since the beginning of the run.
+    pub step: u64,
+    pub epochs: usize,
+    pub iterations_per_epoch: usize,
+    pub world_size: usize,
+    /// Process of rank 0.
+    pub pid: u32,
+    /// When this was written, in seconds since 1970.
+    pub updated_unix: u64,
+}
+
+/// Writes `status.json`, about once a second while steps are made.
+pub struct StatusFile {
+    path: PathBuf,
+    status: Status,
+    written: Option<Instant>,
+    /// Whether the file is behind.
+    stale: bool,
+    warned: bool,
+}
+
+impl StatusFile {
+    /// Nothing is written before the first step.
+    pub fn new(path: &Path, epochs: usize, iterations_per_epoch: usize, world_size: usize) -> Self {
+        let status = Status {
+            state: RunState::Training,
+            epoch: 0,
+            iteration: 0,
+            step: 0,
+            epochs,
+            iterations_per_epoch,
+            world_size,
+            pid: std::process::id(),
+            updated_unix: 0,
+        };
+        Self { path: path.to_owned(), status, written: None, stale: false, warned: false }
+    }
+
+    /// A file that cannot be written is no reason to end a training.
+    fn write(&mut self) {
+        self.written = Some(Instant::now());
+        self.stale = false;
+        self.status.updated_unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+        if let Err(error) = fsio::write_json(&self.path, &self.status)
+            && !std::mem::replace(&mut self.warned, true)
+        {
+            tracing::warn!("{}: {error}; the run goes on without", self.path.display());
+        }
+    }
+}
+
+impl Observer for StatusFile {
+    fn iteration(&mut self, record: &IterationRecord) -> Result<(), TelemetryError> {
+        self.status.epoch = record.epoch;
+        self.status.iteration = record.iteration;
+        self.status.step = (record.epoch * self.status.iterations_per_epoch + record.iteration + 1) as u64;
+        self.stale = true;
+        if self.written.is_none_or(|written| written.elapsed() >= INTERVAL) {
+            self.write();
+        }
+        Ok(())
+    }
+
+    fn epoch_finished(&mut self, _: &EpochRecord) -> Result<(), TelemetryError> {
+        self.write();
+        Ok(())
+    }
+
+    fn run_is(&mut self, state: RunState) -> Result<(), TelemetryError> {
+        self.status.state = state;
+        self.write();
+        Ok(())
+    }
+}
+
+impl Drop for StatusFile {
+    /// A run that fails leaves the step at which it did.
+    fn drop(&mut self) {
+        if self.stale {
+            self.write();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_says_where_the_run_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("status.json");
+        let mut file = StatusFile::new(&path, 3, 10, 2);
+        let read = || serde_json::from_slice::<Status>(&std::fs::read(&path).unwrap()).unwrap();
+        file.iteration(&IterationRecord { epoch: 1, iteration: 4, ..Default::default() }).unwrap();
+        assert_eq!((read().step, read().state, read().world_size), (15, RunState::Training, 2));
+        file.iteration(&IterationRecord { epoch: 1, iteration: 5, ..Default::default() }).unwrap();
+        file.run_is(RunState::Stopped).unwrap();
+        assert_eq!((read().step, read().state), (16, RunState::Stopped));
+        file.iteration(&IterationRecord { epoch: 1, iteration: 6, ..Default::default() }).unwrap();
+        drop(file);
+        assert_eq!(read().step, 17);
+    }
+}

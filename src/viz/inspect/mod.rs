@@ -1,0 +1,120 @@
+//! What is in a case: header, intensities, label volumes, and a picture of it.
+//!
+//! For people who want to see their data before they train on it, and what a network made of it after.
+
+mod canvas;
+mod comparison;
+mod intensities;
+mod montage;
+mod report;
+mod side_by_side;
+mod view;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array3, Axis};
+
+pub use canvas::Colour;
+pub use comparison::comparison;
+pub use intensities::Intensities;
+pub use montage::{label_colour, montage};
+pub use report::{CaseReport, ImageReport, LabelReport, LabelVolume};
+pub use side_by_side::side_by_side;
+
+use nnunet_data::dataset::{Dataset, DatasetError, LabelValue};
+use nnunet_image::{Geometry, ImageError, read_header, read_labels, read_volume};
+
+/// The files of a case.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    pub name: String,
+    pub images: Vec<PathBuf>,
+    pub label: Option<PathBuf>,
+    /// Names of the classes, where they are known.
+    pub classes: BTreeMap<i16, String>,
+}
+
+/// What a picture of a case is made of.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub name: String,
+    /// The first channel, `(z, y, x)`.
+    pub image: Array3<f32>,
+    /// Intensities that are black and white.
+    pub window: [f32; 2],
+    pub labels: Option<Array3<i16>>,
+    pub geometry: Geometry,
+    /// Name and volume of each class.
+    pub legend: Vec<LabelVolume>,
+}
+
+impl Subject {
+    /// A single image, or a folder of DICOM files, with or without a label map.
+    pub fn file(image: &Path, label: Option<&Path>) -> Self {
+        Self {
+            name: image.file_name().unwrap_or(image.as_os_str()).to_string_lossy().into_owned(),
+            images: vec![image.to_owned()],
+            label: label.map(Path::to_owned),
+            classes: BTreeMap::new(),
+        }
+    }
+
+    /// A training case of a raw dataset.
+    ///
+    /// # Errors
+    /// The dataset has no such case.
+    pub fn of_dataset(dataset: &Dataset, id: &str) -> Result<Self, DatasetError> {
+        let case = dataset.cases.iter().find(|case| case.id == id).ok_or_else(|| {
+            let some: Vec<_> = dataset.cases.iter().take(3).map(|case| case.id.as_str()).collect();
+            DatasetError::invalid(&dataset.root, format_args!("has no case {id}; it has {}, ...", some.join(", ")))
+        })?;
+        let named = dataset.json.labels.iter().filter_map(|(name, value)| match value {
+            LabelValue::Class(label) => Some((*label, name.clone())),
+            LabelValue::Region(_) => None,
+        });
+        Ok(Self {
+            name: case.id.clone(),
+            images: case.images.clone(),
+            label: case.label.clone(),
+            classes: named.collect(),
+        })
+    }
+
+    /// Reads the case and sums it up.
+    ///
+    /// # Errors
+    /// A file cannot be read, or image and label map differ in shape.
+    pub fn inspect(&self) -> Result<(CaseReport, View), ImageError> {
+        let labels = self.label.as_ref().map(|path| Ok::<_, ImageError>((path, read_labels(path)?))).transpose()?;
+        let mut images = Vec::new();
+        let mut first = None;
+        for path in &self.images {
+            let header = read_header(path)?;
+            let volume = read_volume(path)?;
+            if let Some((path, labels)) = &labels
+                && labels.data.shape() != &volume.data.shape()[1..]
+            {
+                let (found, expected) = (labels.data.shape(), &volume.data.shape()[1..]);
+                return Err(ImageError::new(path, format!("shape {found:?} differs from the image's, {expected:?}")));
+            }
+            let labels = labels.as_ref().map(|(_, labels)| &labels.data);
+            images.push(ImageReport::of(path, &header, &volume, labels));
+            if first.is_none() {
+                first = Some((volume.data.index_axis_move(Axis(0), 0), volume.geometry));
+            }
+        }
+        let (image, geometry) = first.ok_or_else(|| ImageError::new(Path::new(&self.name), "a case without images"))?;
+        let report = LabelReport::of(&labels, &self.classes);
+        let window = images[0].channels.first().map_or([0.0, 1.0], Intensities::window);
+        let view = View {
+            name: self.name.clone(),
+            image,
+            window,
+            labels: labels.map(|(_, labels)| labels.data),
+            geometry,
+            legend: report.as_ref().map(|report| report.classes.clone()).unwrap_or_default(),
+        };
+        Ok((CaseReport { case: self.name.clone(), images, labels: report }, view))
+    }
+}
