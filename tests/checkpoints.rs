@@ -140,14 +140,14 @@ fn of_a_damaged_checkpoint_the_one_before_is_used_and_the_damage_named() {
         ("checkpoint.json: is damaged", &|| flip("checkpoint.json")),
         ("SHA256SUMS", &|| cut("SHA256SUMS")),
         ("no SHA256SUMS", &|| remove("SHA256SUMS")),
-        ("checkpoint_latest: is not there", &|| fs::remove_dir_all(fs::canonicalize(&newest).unwrap()).unwrap()),
+        ("checkpoint_latest: does not exist", &|| fs::remove_dir_all(fs::canonicalize(&newest).unwrap()).unwrap()),
     ];
     for (words, damage) in damages {
         fs::remove_dir_all(run.root()).unwrap();
         copy(&whole, run.root());
         damage();
         let stderr = succeed(train(&shop, &run, 4, &["--resume"]));
-        let warnings: Vec<&str> = stderr.lines().filter(|line| line.contains("is used instead")).collect();
+        let warnings: Vec<&str> = stderr.lines().filter(|line| line.contains("falling back to")).collect();
         assert!(warnings.len() == 1 && warnings[0].contains(words), "{words}: {stderr}");
         assert!(stderr.contains("resuming at epoch 4, step 1"), "{stderr}");
         assert!(tensors_of(&newest) == tensors_of(&whole.join("checkpoint_latest")), "{words}");
@@ -158,7 +158,7 @@ fn of_a_damaged_checkpoint_the_one_before_is_used_and_the_damage_named() {
     let mut predict = work::program();
     predict.args(["predict", "--no-tta", "-r"]).arg(run.root()).arg("-i").arg(shop.dataset().join("imagesTr"));
     let stderr = succeed_with(predict.arg("-o").arg(shop.path("predicted")));
-    assert!(stderr.contains("is used instead"), "{stderr}");
+    assert!(stderr.contains("falling back to"), "{stderr}");
     for step in fs::read_dir(run.checkpoints()).unwrap() {
         fs::write(step.unwrap().path().join("network.safetensors"), "").unwrap();
     }

@@ -334,7 +334,7 @@ fn training_begins_with_given_weights_and_says_which_heads_do_not() {
     let imported = workshop.run_dir("imported");
     interop::import(&pth, &Destination::Folder(imported.root().to_owned())).unwrap();
     let error = fail(workshop.train(&imported).arg("--resume").output().unwrap());
-    assert!(error.contains("begin one by --pretrained-weights"), "{error}");
+    assert!(error.contains("start a new run with --pretrained-weights"), "{error}");
 }
 
 #[test]

@@ -218,7 +218,7 @@ fn what_is_missing_or_wrong_is_said_in_one_line() {
     misused(with(&["--amp", "--precision", "fp32"]), "--precision");
     refused(with(&["--epochs", "0"]), 3, &["training.epochs", "at least 1"]);
     for format in ["tf32", "amp-fp16"] {
-        refused(with(&["--precision", format]), 3, &["`precision`", format, "is for GPUs", "fp32 or amp-bf16"]);
+        refused(with(&["--precision", format]), 3, &["`precision`", format, "requires a GPU", "fp32 or amp-bf16"]);
     }
     if !cfg!(feature = "cuda") {
         refused(with(&["--device", "cuda", "--amp"]), 4, &["no cuda support", "--features cuda"]);

@@ -1,6 +1,6 @@
-//! A tensor's memory as the libraries see it that are handed raw device pointers.
+//! Device memory of a tensor, for libraries that take raw device pointers.
 
-/// The type of a buffer's elements.
+/// Element type of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
     /// IEEE single precision.
@@ -11,15 +11,16 @@ pub enum Element {
     Bf16,
 }
 
-/// Elements that lie one after the other in the memory of a device.
+/// Contiguous elements in device memory.
 ///
-/// It borrows nothing: whoever hands one out keeps the tensor alive until the work on it is ordered before its end.
+/// Does not borrow the tensor: its creator must keep the tensor alive until all work on the buffer is ordered before
+/// the tensor's release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceBuffer {
-    /// Address on the device, `CUdeviceptr`.
+    /// Device address, `CUdeviceptr`.
     pub pointer: u64,
     /// Number of elements.
     pub len: usize,
-    /// Their type.
+    /// Type of the elements.
     pub element: Element,
 }

@@ -1,4 +1,4 @@
-//! The one file in which the compute backends are instantiated; everything else is generic over [`ComputeBackend`].
+//! Compute backends. This is the only file that instantiates them; all other code is generic over [`ComputeBackend`].
 
 use burn::tensor::backend::AutodiffBackend;
 
@@ -6,25 +6,25 @@ use crate::Device;
 use crate::ops::{NnOps, Precision, TapGradients};
 use nnunet_comm::distributed::{CommError, Communicator};
 
-/// What training needs of a backend: automatic differentiation, and our operations with and without it.
+/// Backend requirements of training: automatic differentiation, and this crate's operations with and without it.
 pub trait ComputeBackend: AutodiffBackend<InnerBackend: NnOps> + NnOps + TapGradients {}
 
 impl<B: AutodiffBackend<InnerBackend: NnOps> + NnOps + TapGradients> ComputeBackend for B {}
 
-/// Training on the CPU.
+/// CPU training backend.
 pub type Cpu = burn::backend::Autodiff<burn::backend::Flex>;
 
-/// Inference on the CPU, which needs no gradients.
+/// CPU inference backend, without gradients.
 pub type CpuInference = burn::backend::Flex;
 
-/// Work that any device can do.
+/// A computation generic over the backend, run by [`on_device`].
 pub trait OnDevice {
     type Output;
 
     fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output;
 }
 
-/// A device that cannot be had.
+/// The requested device is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     #[error("this build has no {0} support: build it with `--features {0}`")]
@@ -33,10 +33,10 @@ pub enum DeviceError {
     Comm(#[from] CommError),
 }
 
-/// Does work on this rank's device; a collective where GPUs have not been chosen yet.
+/// Runs `work` on this rank's device. Collective if the ranks have not yet been assigned their GPUs.
 ///
 /// # Errors
-/// This build, or this machine, has no such device.
+/// Returns an error if this build or this machine has no such device.
 pub fn on_device<W: OnDevice>(
     device: Device,
     precision: Precision,
@@ -57,14 +57,14 @@ pub fn on_device<W: OnDevice>(
     }
 }
 
-/// Says so where the CPU, or its library, has no kernels for this precision, so that it is slower than f32.
+/// Warns if the CPU or oneDNN has no kernels for this precision, in which case it is slower than f32.
 fn warn_if_slow_on_cpu(precision: Precision) {
     if !crate::ops::cpu::onednn::has_kernels(precision) && precision != Precision::Fp32 {
-        tracing::warn!("this machine has no kernels for bf16: --precision fp32 is faster; see nnunet-dist doctor");
+        tracing::warn!("this CPU has no bf16 kernels: --precision fp32 is faster; see nnunet-dist doctor");
     }
 }
 
-/// The format in which a device computes fastest: bfloat16, or IEEE half precision on GPUs that lack it.
+/// Returns the fastest mixed-precision format of a device: bfloat16, or IEEE half precision on GPUs without bfloat16.
 pub fn mixed_precision(device: Device) -> Precision {
     #[cfg(feature = "nccl")]
     if device == Device::Cuda && !nnunet_comm::cuda::has_bf16() {
@@ -74,15 +74,15 @@ pub fn mixed_precision(device: Device) -> Precision {
     Precision::AmpBf16
 }
 
-/// Training on an NVIDIA GPU.
+/// GPU training backend (NVIDIA).
 #[cfg(feature = "cuda")]
 type Gpu = burn::backend::Autodiff<burn::backend::Cuda>;
 
-/// The GPU of this rank: the one that the ranks have chosen, or choose now, which is a collective. What it multiplies is
-/// rounded as `precision` says.
+/// Returns this rank's GPU. Collective if the ranks have not yet been assigned their GPUs. Enables or disables TF32
+/// multiplication for the process according to `precision`.
 ///
 /// # Errors
-/// Why there is none of its own, where Burn itself would panic.
+/// Returns an error if this rank has no GPU of its own, a case in which Burn itself would panic.
 #[cfg(feature = "cuda")]
 pub fn gpu(comm: &dyn Communicator, precision: Precision) -> Result<burn::backend::cuda::CudaDevice, CommError> {
     crate::ops::tf32::allow(precision == Precision::Tf32);

@@ -1,4 +1,4 @@
-//! Folders that are there wholly or not at all, and whose files are compared with their checksums.
+//! Atomically written folders whose files are verified against SHA-256 checksums.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,13 +11,14 @@ use super::names;
 use crate::model::TensorFileError;
 use nnunet_core::fsio::{self, PARTIAL};
 
-/// The checksums, in the form of coreutils' `sha256sum`.
+/// Name of the checksum file, in the format of coreutils' `sha256sum`.
 const SUMS: &str = "SHA256SUMS";
 
-/// Writes files into a folder, which appears under its name when all of them are on the disk. One of that name is replaced.
+/// Writes files into a folder atomically: it appears at `path` once all files are synced to disk. Replaces an existing
+/// folder at `path`.
 ///
 /// # Errors
-/// The disk is full, or the folder around it cannot be written; nothing is left behind.
+/// Returns an error if the disk is full or the parent folder is not writable. No partial files are left.
 pub fn write(path: &Path, files: &[(&str, Vec<u8>)]) -> io::Result<()> {
     let parent = fsio::parent(path);
     fs::create_dir_all(parent)?;
@@ -29,7 +30,7 @@ pub fn write(path: &Path, files: &[(&str, Vec<u8>)]) -> io::Result<()> {
     }
     write_synced(&partial.path().join(SUMS), sums.as_bytes())?;
     fsio::sync_folder(partial.path())?;
-    // A folder cannot take the place of one that has files. What is put aside goes away at the end.
+    // A rename cannot replace a non-empty folder, so the old one is moved aside first and deleted at the end.
     let aside = new_folder(parent)?;
     match fs::rename(path, aside.path().join("old")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -39,11 +40,12 @@ pub fn write(path: &Path, files: &[(&str, Vec<u8>)]) -> io::Result<()> {
     fsio::sync_folder(parent)
 }
 
-/// Reads files of the folder at `path`, or, if that is damaged, of the newest checkpoint of the same run before it that is
-/// whole, with a warning. Gives also which it was. Of a file that the folder never had there are no bytes.
+/// Reads files of the folder at `path`. If it is damaged, falls back with a warning to the newest intact earlier
+/// checkpoint of the same run. Also returns the path that was read. A file that is not in the folder's checksum list is
+/// returned empty.
 ///
 /// # Errors
-/// Says what is damaged, where there is no other.
+/// Returns an error that names the damage if there is no intact checkpoint.
 pub fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<(PathBuf, [Vec<u8>; N]), TensorFileError> {
     let damage = match read_whole(path, names) {
         Ok(files) => return Ok((path.to_owned(), files)),
@@ -51,7 +53,7 @@ pub fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<(PathBuf, [
     };
     for earlier in names::before(path) {
         if let Ok(files) = read_whole(&earlier, names) {
-            tracing::warn!("{damage}; {} is used instead", earlier.display());
+            tracing::warn!("{damage}; falling back to {}", earlier.display());
             return Ok((earlier, files));
         }
     }
@@ -69,18 +71,18 @@ fn read_whole<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Vec<u8>;
         let file = path.join(name);
         *bytes = fs::read(&file).map_err(|error| TensorFileError::new(&file, error))?;
         if hex(bytes) != *expected {
-            return Err(TensorFileError::new(&file, format!("is damaged: its checksum is not that of {SUMS}")));
+            return Err(TensorFileError::new(&file, format!("is damaged: its checksum does not match {SUMS}")));
         }
     }
     Ok(files)
 }
 
-/// Checksums by name of the file.
+/// Reads the checksums, keyed by file name.
 fn read_sums(path: &Path) -> Result<BTreeMap<String, String>, TensorFileError> {
     let file = path.join(SUMS);
     let text = fs::read_to_string(&file).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound if path.exists() => TensorFileError::new(path, format!("is no checkpoint: no {SUMS}")),
-        io::ErrorKind::NotFound => TensorFileError::new(path, "is not there"),
+        io::ErrorKind::NotFound if path.exists() => TensorFileError::new(path, format!("not a checkpoint: no {SUMS}")),
+        io::ErrorKind::NotFound => TensorFileError::new(path, "does not exist"),
         _ => TensorFileError::new(&file, error),
     })?;
     let sums = text.lines().map(|line| line.split_once("  ").map(|(sum, name)| (name.to_owned(), sum.to_owned())));
@@ -125,8 +127,8 @@ mod tests {
             assert_eq!(read_whole(&path, FILES).unwrap(), [b"{}".to_vec(), data.to_vec()]);
         }
         assert_eq!(read_whole(&path, ["never"]).unwrap(), [b"".to_vec()]);
-        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1, "nothing is left behind");
-        // FIPS 180-4's "abc".
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1, "no leftover files");
+        // Test vector "abc" of FIPS 180-4.
         assert!(hex(b"abc").starts_with("ba7816bf8f01cfea"));
     }
 
@@ -146,6 +148,6 @@ mod tests {
         damaged(&|| fs::remove_file(path.join("data")).unwrap(), "data: No such file");
         damaged(&|| fs::write(path.join(SUMS), b"").unwrap(), "SHA256SUMS: is damaged");
         damaged(&|| fs::remove_file(path.join(SUMS)).unwrap(), "no SHA256SUMS");
-        damaged(&|| fs::remove_dir_all(&path).unwrap(), "is not there");
+        damaged(&|| fs::remove_dir_all(&path).unwrap(), "does not exist");
     }
 }

@@ -1,4 +1,4 @@
-//! `checkpoint.json`.
+//! The `checkpoint.json` file of a checkpoint.
 
 use std::path::Path;
 
@@ -6,64 +6,64 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{ModelDescription, TensorFileError};
 
-/// Of what this program writes; it reads no later ones.
+/// Format version written by this program. Later versions are rejected.
 const FORMAT: u32 = 1;
 
-/// What the network was trained for, and how far its training has come.
+/// Contents of `checkpoint.json`: the model description and the training progress.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Header {
     format: u32,
-    /// What has written it.
+    /// Program and version that wrote the checkpoint.
     pub program: String,
     pub model: ModelDescription,
-    /// `None` of a network alone.
+    /// `None` for a network without training state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<Training>,
 }
 
-/// The training that a checkpoint is of.
+/// Training state of a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Training {
     pub progress: Progress,
-    /// Whether it was the best so far.
+    /// Whether it was the best checkpoint so far.
     pub is_best: bool,
     /// Number of ranks.
     pub world_size: usize,
     /// The resolved configuration, as in `config.toml`.
     pub config: String,
-    /// Of the preprocessed cases ([`nnunet_data::store::CaseStore::fingerprint`]).
+    /// Fingerprint of the preprocessed cases ([`crate::store::CaseStore::fingerprint`]).
     pub data: String,
 }
 
-/// How far a run has come.
+/// Progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Number of finished epochs, which is the number of the next.
+    /// Number of finished epochs; also the index of the next epoch.
     pub next_epoch: usize,
-    /// Steps of that epoch that are done, where the run was stopped within it.
+    /// Finished steps of the current epoch; not 0 if the run was stopped within the epoch.
     pub next_iteration: usize,
-    /// Their sum of losses.
+    /// Sum of losses over these steps.
     pub loss_sum: f64,
-    /// Their sum of gradient norms.
+    /// Sum of gradient norms over these steps.
     pub gradient_norm_sum: f64,
-    /// Those of them without an update.
+    /// Number of these steps whose update was skipped.
     pub skipped_steps: usize,
-    /// Those of them whose loss was no number, which is not in the sum.
+    /// Number of these steps whose loss was NaN or infinite; not included in `loss_sum`.
     #[serde(default)]
     pub nan_steps: usize,
-    /// Of the last step.
+    /// Loss scale of the last step.
     pub loss_scale: f64,
-    /// How often the run has gone back to an earlier checkpoint; each time its samples become others.
+    /// Number of times the run has rolled back to an earlier checkpoint. Each rollback changes the random samples.
     #[serde(default)]
     pub rollbacks: u64,
     /// Exponential moving average of the mean pseudo Dice.
     pub ema_pseudo_dice: Option<f64>,
-    /// The best it has been.
+    /// Best value of the average so far.
     pub best_ema_pseudo_dice: Option<f64>,
 }
 
 impl Progress {
-    /// Steps since the beginning of the run, with so many to an epoch.
+    /// Number of steps since the start of the run, given the number of steps per epoch.
     pub fn steps(&self, per_epoch: u64) -> u64 {
         self.next_epoch as u64 * per_epoch + self.next_iteration as u64
     }
@@ -75,13 +75,13 @@ impl Header {
         Self { format: FORMAT, program, model, training }
     }
 
-    /// The file's contents.
+    /// Serializes the file's contents.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let json = serde_json::to_string_pretty(self).expect("numbers, texts and lists can be written as JSON");
+        let json = serde_json::to_string_pretty(self).expect("numbers, strings and lists serialize to JSON");
         (json + "\n").into_bytes()
     }
 
-    /// Reads the contents of the file of the checkpoint at `path`.
+    /// Parses the contents of `checkpoint.json` of the checkpoint at `path`.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, TensorFileError> {
         let fail = |defect: String| TensorFileError::new(&path.join(super::HEADER), defect);
         #[derive(Deserialize)]
@@ -89,7 +89,7 @@ impl Header {
             format: u32,
             program: String,
         }
-        // First of all, for what follows may be another thing.
+        // Check the version first: a later format may have other fields.
         let version: Version = serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
         if version.format > FORMAT {
             let Version { format, program } = version;

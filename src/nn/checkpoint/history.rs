@@ -1,4 +1,4 @@
-//! The checkpoints of a run: which count, and which are kept.
+//! Writes a run's checkpoints, updates the links to the latest and best, and deletes old ones.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,28 +10,28 @@ use crate::model::TensorFileError;
 use nnunet_core::fsio;
 use nnunet_data::work::RunDir;
 
-/// Which checkpoints are kept beside the best.
+/// Retention policy: the checkpoints kept in addition to the best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keep {
-    /// So many of the newest, at least one.
+    /// Number of most recent checkpoints to keep, at least 1.
     pub newest: usize,
-    /// Those of every so many steps for ever; 0: none.
+    /// Also keep every checkpoint whose step is a multiple of this; 0 disables.
     pub every: u64,
 }
 
-/// Adds checkpoints to a run, and removes old ones.
+/// Checkpoint manager of a run: adds checkpoints and deletes old ones.
 pub struct History {
     run: RunDir,
     keep: Keep,
-    /// Of a run that was here before and is replaced as soon as this one has a checkpoint.
+    /// Checkpoints of a previous run in this folder, deleted once the new run has its first checkpoint.
     replaced: Vec<PathBuf>,
 }
 
 impl History {
-    /// The checkpoints of a run that begins anew or goes on; removes what an interrupted write has left.
+    /// Opens the checkpoints of a run. `goes_on` is true if the run resumes. Removes files left by interrupted writes.
     ///
     /// # Errors
-    /// The run directory cannot be read or written.
+    /// Returns an error if the run directory cannot be read or written.
     pub fn open(run: &RunDir, keep: Keep, goes_on: bool) -> Result<Self, TensorFileError> {
         let folder = run.checkpoints();
         let replaced = if goes_on { Vec::new() } else { steps(&folder).into_iter().map(|(_, path)| path).collect() };
@@ -41,10 +41,11 @@ impl History {
         Ok(Self { run: run.clone(), keep, replaced })
     }
 
-    /// Writes a checkpoint after so many steps of the run, which from then on is the latest, and if it says so the best.
+    /// Writes the checkpoint of a step, makes it the latest and, if `is_best` is set, the best, and deletes old
+    /// checkpoints.
     ///
     /// # Errors
-    /// It cannot be written. The latest and the best are what they were.
+    /// Returns an error if the checkpoint cannot be written. The links to the latest and best are then unchanged.
     pub fn add(&mut self, step: u64, checkpoint: &Checkpoint) -> Result<(), TensorFileError> {
         let path = path_of(&self.run, step);
         checkpoint.write(&path)?;
@@ -56,10 +57,11 @@ impl History {
         Ok(())
     }
 
-    /// Makes the checkpoint that a run goes on from the best if it says so: the run may have been lost between the two.
+    /// Links the checkpoint a run resumes from as the best if `is_best` is set. Repairs a run that was interrupted
+    /// between updating the two links.
     ///
     /// # Errors
-    /// The link cannot be written.
+    /// Returns an error if the link cannot be written.
     pub fn goes_on_from(&self, step: u64, is_best: bool) -> Result<(), TensorFileError> {
         let path = path_of(&self.run, step);
         let best = self.run.checkpoint_best();
@@ -74,7 +76,7 @@ impl History {
         fsio::link_atomically(link, target).map_err(|error| cannot_be_written(link, &error))
     }
 
-    /// Removes what is not to be kept; what cannot be removed is in nobody's way.
+    /// Deletes checkpoints outside the retention policy. Failures to delete are only logged at debug level.
     fn tidy(&mut self, latest: u64) {
         let best = fs::canonicalize(self.run.checkpoint_best()).ok();
         let all = steps(&self.run.checkpoints());
@@ -97,14 +99,14 @@ impl History {
             }
         }
         self.replaced.clear();
-        // The best of the run that was here before.
+        // Remove a dangling link left by the previous run's best checkpoint.
         if best.is_none_or(|best| !best.exists()) {
             let _ = fs::remove_file(self.run.checkpoint_best());
         }
     }
 }
 
-/// Whether both lead to the same folder.
+/// Whether both paths resolve to the same folder.
 fn is_same(a: &Path, b: &Path) -> bool {
     matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }

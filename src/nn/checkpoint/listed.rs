@@ -1,4 +1,4 @@
-//! The checkpoints that a run has, without their tensors.
+//! Lists the checkpoints of a run without reading their tensors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,34 +9,34 @@ use super::{HEADER, names};
 use crate::model::ModelDescription;
 use nnunet_data::work::RunDir;
 
-/// A checkpoint on the disk.
+/// A checkpoint on disk.
 #[derive(Clone, Debug)]
 pub struct Listed {
     pub path: PathBuf,
-    /// Whether `checkpoint_latest` is it.
+    /// Whether `checkpoint_latest` points to it.
     pub is_latest: bool,
-    /// Whether `checkpoint_best` is it.
+    /// Whether `checkpoint_best` points to it.
     pub is_best: bool,
-    /// Of all its files.
+    /// Total size of its files in bytes.
     pub bytes: u64,
-    /// When it was written, where the file system says.
+    /// Modification time, if the file system provides it.
     pub written: Option<SystemTime>,
-    /// `None` where `checkpoint.json` cannot be read.
+    /// `None` if `checkpoint.json` cannot be read.
     pub contents: Option<Contents>,
 }
 
-/// What `checkpoint.json` says.
+/// Contents of `checkpoint.json`.
 #[derive(Clone, Debug)]
 pub struct Contents {
-    /// What has written it.
+    /// Program and version that wrote the checkpoint.
     pub program: String,
     pub model: ModelDescription,
-    /// `None` of a network alone.
+    /// `None` for a network without training state.
     pub training: Option<Training>,
 }
 
-/// The checkpoints of a run, oldest first, and what else is under the names of the latest and the best. Nothing is compared
-/// with its checksum.
+/// Lists the checkpoints of a run, oldest first, then the targets of the latest and best links that are not among them.
+/// Checksums are not verified.
 pub fn list(run: &RunDir) -> Vec<Listed> {
     let [latest, best] = [run.checkpoint_latest(), run.checkpoint_best()].map(|link| fs::canonicalize(link).ok());
     let mut paths: Vec<PathBuf> = names::steps(&run.checkpoints()).into_iter().map(|(_, path)| path).collect();

@@ -1,17 +1,17 @@
-//! Checkpoints: folders with a network and, of a run in training, all that it needs to go on.
+//! Checkpoints: folders that hold a network and, for a training run, the state needed to resume it.
 //!
 //! ```text
-//! RUN/checkpoint_latest -> checkpoints/step_0000000500    symbolic links, which make a checkpoint count
+//! RUN/checkpoint_latest -> checkpoints/step_0000000500    symbolic links to the latest and best
 //! RUN/checkpoint_best   -> checkpoints/step_0000000250
 //! RUN/checkpoints/step_0000000500/
-//!   checkpoint.json         what the network was trained for, and how far the run has come
-//!   network.safetensors     the weights, by nnU-Net's names
-//!   optimizer.safetensors   the optimiser's state; not there where a network has been imported
-//!   SHA256SUMS              of these files, as `sha256sum -c` checks them
+//!   checkpoint.json         model description and training progress
+//!   network.safetensors     the weights, with nnU-Net's names
+//!   optimizer.safetensors   the optimizer state; absent for imported networks
+//!   SHA256SUMS              checksums of these files, for `sha256sum -c`
 //! ```
 //!
-//! A folder appears under its name when all of it is on the disk, and every reader compares the sums: of what is damaged
-//! the checkpoint before it is taken, with a warning.
+//! A folder appears at its final path only when all its files are on disk. Readers verify the checksums and fall back
+//! to the previous checkpoint, with a warning, if one is damaged.
 
 mod folder;
 mod header;
@@ -28,9 +28,9 @@ pub use listed::{Contents, Listed, list};
 pub use saved::SavedModel;
 pub use training::{Checkpoint, ReadError};
 
-/// A folder is a checkpoint if it has this file.
+/// Name of the header file. A folder is a checkpoint if it has this file.
 pub const HEADER: &str = "checkpoint.json";
-/// The weights.
+/// Name of the weights file.
 pub const NETWORK: &str = "network.safetensors";
-/// The optimiser's state.
+/// Name of the optimizer state file.
 pub const OPTIMIZER: &str = "optimizer.safetensors";

@@ -1,4 +1,4 @@
-//! How a run's checkpoints are named, and so which came before which.
+//! Names and order of a run's checkpoints.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use nnunet_core::fsio;
 use nnunet_data::work::RunDir;
 
-/// The names of checkpoints begin with this; the step follows, of as many digits each, so that they sort.
+/// Prefix of checkpoint names, followed by the step, zero-padded so that names sort by step.
 const STEP: &str = "step_";
 
-/// Where the checkpoint after so many steps lies.
+/// Path of the checkpoint written after `step` steps.
 pub(super) fn path_of(run: &RunDir, step: u64) -> PathBuf {
     run.checkpoints().join(format!("{STEP}{step:010}"))
 }
 
-/// The checkpoints in a folder, oldest first.
+/// Lists the checkpoints in a folder as (step, path), oldest first.
 pub(super) fn steps(folder: &Path) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut steps: Vec<(u64, PathBuf)> =
@@ -27,7 +27,7 @@ fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix(STEP)?.parse().ok()
 }
 
-/// The checkpoints of the same run before the one at `path`, newest first; `path` may be a link to it.
+/// Lists the checkpoints of the same run older than the one at `path`, newest first. `path` may be a link.
 pub(super) fn before(path: &Path) -> Vec<PathBuf> {
     let target = match fs::read_link(path) {
         Ok(target) => fsio::parent(path).join(target),

@@ -1,4 +1,4 @@
-//! A trained network with everything needed to use it.
+//! A trained network with its model description.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use super::header::Header;
 use super::{HEADER, NETWORK};
 use crate::model::{ModelDescription, TensorFileError, TensorState, parse_tensors, serialize_tensors};
 
-/// A network as it lies in a checkpoint, without the state of its training.
+/// A checkpoint's network without the training state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SavedModel {
     pub description: ModelDescription,
@@ -16,20 +16,21 @@ pub struct SavedModel {
 }
 
 impl SavedModel {
-    /// Reads the network of a checkpoint, or, if that is damaged, of the one before it.
+    /// Reads the network of a checkpoint; falls back to the previous checkpoint if it is damaged.
     ///
     /// # Errors
-    /// The checkpoint is missing or damaged, and so is every one before it.
+    /// Returns an error if the checkpoint is missing or damaged and there is no intact earlier one.
     pub fn read(path: &Path) -> Result<Self, TensorFileError> {
         let (path, [header, network]) = folder::read(path, [HEADER, NETWORK])?;
         let (_, weights) = parse_tensors::<()>(&path.join(NETWORK), &network)?;
         Ok(Self { description: Header::parse(&path, &header)?.model, weights })
     }
 
-    /// Writes a checkpoint of a network alone: to predict with or to begin a training from, not to resume one.
+    /// Writes a checkpoint without training state: usable for prediction and as pretrained weights, but not for
+    /// resuming.
     ///
     /// # Errors
-    /// The folder cannot be written.
+    /// Returns an error if the folder cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), TensorFileError> {
         let network = serialize_tensors(path, &(), &self.weights)?;
         let header = Header::new(self.description.clone(), None).to_bytes();

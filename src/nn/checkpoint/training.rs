@@ -1,4 +1,4 @@
-//! A training run as it stood after some step.
+//! Checkpoint of a training run after a step.
 
 use std::path::Path;
 
@@ -9,19 +9,19 @@ use super::{HEADER, NETWORK, OPTIMIZER};
 use crate::model::{ModelDescription, TensorFileError, TensorState, parse_tensors, serialize_tensors};
 use nnunet_comm::distributed::{CommError, Communicator};
 
-/// Everything a run needs to go on as if it had never stopped. Random draws are keyed by their position in the run, so no
-/// generator is kept.
+/// State needed to resume a run exactly. Random numbers are keyed by their position in the run, so no generator state
+/// is saved.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
     pub model: ModelDescription,
     pub training: Training,
     /// The network's weights.
     pub weights: Vec<TensorState>,
-    /// [`crate::optim::Optimizer::state`].
+    /// Optimizer state as returned by [`crate::optim::Optimizer::state`].
     pub optimizer: Vec<TensorState>,
 }
 
-/// Why a checkpoint could not be read.
+/// Error reading a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("{0}")]
@@ -31,10 +31,11 @@ pub enum ReadError {
 }
 
 impl Checkpoint {
-    /// Writes the folder anew; an interrupted write leaves the old one.
+    /// Writes the checkpoint folder atomically, replacing an existing one; an interrupted write leaves the old one
+    /// intact.
     ///
     /// # Errors
-    /// The folder cannot be written.
+    /// Returns an error if the folder cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), TensorFileError> {
         let header = Header::new(self.model.clone(), Some(self.training.clone())).to_bytes();
         let network = serialize_tensors(path, &(), &self.weights)?;
@@ -43,11 +44,11 @@ impl Checkpoint {
         folder::write(path, &files).map_err(|error| cannot_be_written(path, &error))
     }
 
-    /// Reads the checkpoint, or, if that is damaged, the one before it, on rank 0, and gives every rank the same contents,
-    /// whether it sees the run directory or not.
+    /// Reads the checkpoint on rank 0 and broadcasts it to all ranks, which need not see the run directory. Falls back
+    /// to the previous checkpoint if this one is damaged. Collective.
     ///
     /// # Errors
-    /// There is none that is whole, or a rank is gone.
+    /// Returns an error if there is no intact checkpoint or a rank is lost.
     pub fn read(path: &Path, comm: &dyn Communicator) -> Result<Self, ReadError> {
         let (path, mut files) = match comm.rank() {
             0 => folder::read(path, [HEADER, NETWORK, OPTIMIZER])?,
@@ -64,7 +65,7 @@ impl Checkpoint {
 
     fn parse(path: &Path, [header, network, optimizer]: &[Vec<u8>; 3]) -> Result<Self, TensorFileError> {
         let Header { model, training, .. } = Header::parse(path, header)?;
-        let alone = "holds a network and no training to go on with; begin one by --pretrained-weights";
+        let alone = "has no training state, so it cannot be resumed; start a new run with --pretrained-weights";
         let training = training.ok_or_else(|| TensorFileError::new(path, alone))?;
         let (_, weights) = parse_tensors::<()>(&path.join(NETWORK), network)?;
         let (_, optimizer) = parse_tensors::<()>(&path.join(OPTIMIZER), optimizer)?;

@@ -1,12 +1,12 @@
-//! Targets and weights of the decoder's lower resolutions.
+//! Deep supervision: loss weights and downsampled targets of the decoder's lower resolutions.
 
 use ndarray::{Array4, ArrayView4};
 
-/// Weight of each of `heads` losses, highest resolution first: `0.5^i`, the last one 0, normalised to 1
+/// Returns the weights of `heads` losses, highest resolution first: `0.5^i`, the last one 0, normalized to sum to 1
 /// (nnU-Net's `_build_loss`).
 ///
-/// nnU-Net gives the last head 1e-6 when training in several processes, because PyTorch's DDP insists on a gradient for
-/// every parameter. Ours does not, so any number of ranks trains the same loss.
+/// nnU-Net gives the last head 1e-6 in distributed training because PyTorch's DDP requires a gradient for every
+/// parameter. This implementation does not, so the loss is the same for any number of ranks.
 pub fn weights(heads: usize) -> Vec<f64> {
     if heads == 1 {
         return vec![1.0];
@@ -17,7 +17,7 @@ pub fn weights(heads: usize) -> Vec<f64> {
     weights.iter().map(|weight| weight / sum).collect()
 }
 
-/// Labels `(n, z, y, x)` at a lower resolution, by the nearest voxel centre (`nearest-exact`).
+/// Downsamples labels `(n, z, y, x)` to `extent` by nearest neighbor (PyTorch's `nearest-exact`).
 pub fn downsample_labels(labels: ArrayView4<i16>, extent: [usize; 3]) -> Array4<i16> {
     let (n, z, y, x) = labels.dim();
     let nearest = |from: usize, to: usize| -> Vec<usize> {

@@ -1,32 +1,32 @@
-//! Which voxels are the hardest of a batch: those with the largest losses, over all ranks.
+//! Top-k selection: finds the voxels with the largest losses of the global batch, over all ranks.
 
 use rayon::prelude::*;
 
 use super::segmentation::{LossSums, SegmentationLoss, VoxelLoss};
 
-/// The losses of one rank's voxels, and which of them count.
+/// Per-voxel losses of one rank and the top-k cutoff.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hardest {
     losses: Vec<f32>,
     cutoff: Cutoff,
 }
 
-/// The loss from which on a voxel counts.
+/// Loss threshold of the top-k selection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cutoff {
     loss: f32,
-    /// The part to which voxels with just this loss count: there may be more of them than are left to choose. PyTorch
-    /// chooses some.
+    /// Weight of voxels whose loss equals the threshold. It is below 1 if there are more of them than are left to
+    /// select. PyTorch selects some of them instead.
     share: f64,
 }
 
-/// Values one task counts.
+/// Number of values per task.
 const BLOCK: usize = 1 << 16;
-/// The bits of a loss that one round finds, the highest first.
+/// Number of bits of the threshold found per round, highest bits first.
 const ROUNDS: [u32; 3] = [11, 11, 10];
 
 impl Hardest {
-    /// Of losses of at least 0; all count.
+    /// Creates a selection of non-negative losses in which all voxels count.
     pub(super) fn new(losses: Vec<f32>) -> Self {
         Self { losses, cutoff: Cutoff { loss: 0.0, share: 1.0 } }
     }
@@ -41,7 +41,7 @@ impl Hardest {
 }
 
 impl Cutoff {
-    /// The part to which a voxel of this loss counts.
+    /// Returns the weight of a voxel with this loss: 1 above the threshold, `share` at it, 0 below.
     #[inline(always)]
     pub(super) fn share(&self, loss: f32) -> f64 {
         match () {
@@ -52,13 +52,15 @@ impl Cutoff {
     }
 }
 
-/// Completes the sums of some heads by those of the hardest voxels of each; where the loss does not choose, it does nothing.
+/// Replaces the loss sums of each head by the sums over its top-k voxels. Does nothing for other losses than
+/// [`VoxelLoss::TopK`].
 ///
-/// `add_up` replaces values by their sums over all ranks; it is called three times, with a few thousand values per head.
-/// So the voxels are the hardest of the global batch, however it is divided. (nnU-Net chooses on each rank by itself.)
+/// `add_up` replaces values by their sums over all ranks (an all-reduce). It is called three times with a few thousand
+/// values per head, so the selection is over the global batch and does not depend on how it is partitioned. (nnU-Net
+/// selects on each rank separately.)
 ///
 /// # Errors
-/// Of `add_up`.
+/// Returns any error of `add_up`.
 pub fn select_hardest<E>(
     loss: &SegmentationLoss,
     heads: &mut [&mut LossSums],
@@ -91,19 +93,19 @@ pub fn select_hardest<E>(
     Ok(())
 }
 
-/// The search for the smallest of the largest losses, from its highest bits to its lowest.
+/// Radix search for the top-k threshold, from the highest bits to the lowest.
 #[derive(Clone, Default)]
 struct Search {
-    /// The bits found so far.
+    /// Bits of the threshold found so far.
     prefix: u32,
-    /// Voxels to be found among those with this prefix; `None` before the first round.
+    /// Number of voxels to select among those with this prefix; `None` before the first round.
     wanted: Option<f64>,
-    /// The part of the last round's voxels that is wanted.
+    /// Fraction of the last bin's voxels to select.
     share: f64,
 }
 
 impl Search {
-    /// Takes the number of losses by their next bits.
+    /// Takes the histogram of the next bits and extends the prefix.
     fn advance(&mut self, counts: &[f64], percent: f64, bits: u32) {
         let all = || (counts.iter().sum::<f64>() * percent / 100.0).floor().max(1.0);
         let mut wanted = self.wanted.unwrap_or_else(all);
@@ -121,7 +123,7 @@ impl Search {
     }
 }
 
-/// How many of the losses that begin with `prefix` go on with each value of the next bits.
+/// Counts the losses with this prefix by the value of their next bits.
 fn count(losses: &[f32], prefix: u32, shift: u32, bits: u32) -> Vec<u64> {
     let blocks = losses.par_chunks(BLOCK).map(|block| {
         let mut counts = vec![0u64; 1 << bits];
@@ -137,7 +139,7 @@ fn count(losses: &[f32], prefix: u32, shift: u32, bits: u32) -> Vec<u64> {
     blocks.reduce(|| vec![0; 1 << bits], add)
 }
 
-/// Bits in the order of the losses, whose rounding may leave them below 0; NaN is the largest.
+/// Maps a loss to an integer with the same order. Losses slightly below 0 by rounding map to 0; NaN is the largest.
 #[inline(always)]
 fn key(loss: f32) -> u32 {
     match () {
@@ -177,7 +179,7 @@ mod tests {
         let (sum, count, shares) = chosen(&[1.0, 3.0, 2.0, 2.0, 2.0, 0.0, 0.0, -1e-9, 0.0, 0.0], 30.0);
         assert!((sum - 7.0).abs() < 1e-12 && (count - 3.0).abs() < 1e-12, "{sum} of {count}");
         assert_eq!(shares[..5], [0.0, 1.0, 2.0 / 3.0, 2.0 / 3.0, 2.0 / 3.0]);
-        // At least one, and those without a loss as well where there are no others.
+        // At least one voxel is selected, and zero losses too if there are not enough others.
         assert_eq!(chosen(&[1.0, 4.0, 3.0], 1.0).0, 4.0);
         assert_eq!(chosen(&[0.0, -1e-9, 0.0, 5.0], 50.0).1, 2.0);
         assert!(chosen(&[1.0, f32::NAN], 50.0).0.is_nan());

@@ -1,9 +1,9 @@
-//! Losses and their analytic gradients.
+//! Segmentation losses and their analytic gradients.
 //!
-//! Soft Dice sums over the whole batch, and the batch lies on several ranks, so the loss is computed in two steps with an
-//! all-reduce between them: [`SegmentationLoss::sums`] over this rank's voxels, and, with the sums of all ranks,
-//! [`SegmentationLoss::value`] and [`SegmentationLoss::gradient`]. Where only the hardest voxels count, [`select_hardest`]
-//! comes in between, for they too are those of all ranks. Deep supervision weights one such loss per resolution.
+//! Soft Dice sums over the global batch, which is distributed over ranks, so the loss is computed in two steps with an
+//! all-reduce between them: [`SegmentationLoss::sums`] over this rank's voxels, then [`SegmentationLoss::value`] and
+//! [`SegmentationLoss::gradient`] from the sums of all ranks. For top-k losses, [`select_hardest`] runs between the
+//! two, also over all ranks. Deep supervision weights one such loss per resolution.
 
 mod deep_supervision;
 mod hardest;

@@ -1,91 +1,91 @@
-//! Soft Dice + a loss of each voxel: nnU-Net's losses (`DC_and_CE_loss`, `DC_and_BCE_loss` for regions,
-//! `DC_and_topk_loss`), and the focal one of NVIDIA's nnU-Net.
+//! Soft Dice plus a per-voxel loss: nnU-Net's losses (`DC_and_CE_loss`, `DC_and_BCE_loss` for regions,
+//! `DC_and_topk_loss`), and the focal loss of NVIDIA's nnU-Net.
 //!
 //! With activations `p`, targets `y` in {0, 1}, `I = Σ p y`, `P = Σ p`, `G = Σ y` over voxels (and samples, with batch
-//! Dice), the Dice term is `-mean((2 I + s) / (P + G + s))` over classes (and samples); the voxels' losses are averaged.
-//! For classes, `p` is the softmax and the Dice term leaves out the background, unless told otherwise; for regions, `p` is
-//! the sigmoid.
+//! Dice), the Dice term is `-mean((2 I + s) / (P + G + s))` over classes (and samples). The per-voxel losses are
+//! averaged. For classes, `p` is the softmax, and the Dice term excludes the background unless `include_background` is
+//! set. For regions, `p` is the sigmoid.
 
 use rayon::prelude::*;
 
 use super::hardest::Hardest;
 use super::tile::{Slopes, TILE, Tile};
 
-/// What the logits stand for.
+/// Meaning of the output channels.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
-    /// One channel per class, the first is background; a voxel has one class.
+    /// One channel per class, background first; each voxel has one class.
     Classes,
-    /// One channel per region; a voxel is in every region that lists its label.
+    /// One channel per region, given as its labels; regions may overlap.
     Regions(Vec<Vec<i16>>),
 }
 
-/// The loss of a voxel.
+/// Per-voxel loss term.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum VoxelLoss {
-    /// None: the Dice is all.
+    /// No per-voxel loss: Dice only.
     None,
-    /// Cross-entropy; binary ones for regions.
+    /// Cross-entropy of classes; binary cross-entropy of each region.
     CrossEntropy,
-    /// The mean of the largest cross-entropies of classes (nnU-Net's `TopKLoss`): of this percentage of all voxels of the
-    /// batch, of all ranks, ignored ones included, which have a loss of 0. [`super::select_hardest`] finds them.
+    /// Mean of the largest cross-entropies of classes (nnU-Net's `TopKLoss`), over this percentage of all voxels of the
+    /// global batch. Ignored voxels are included with a loss of 0. [`super::select_hardest`] selects the voxels.
     TopK { percent: f64 },
-    /// A binary focal loss of each channel (Lin et al. 2017), as MONAI's `FocalLoss` without `alpha`.
+    /// Binary focal loss of each channel (Lin et al. 2017), as MONAI's `FocalLoss` without `alpha`.
     Focal { gamma: f32 },
 }
 
-/// Soft Dice and the voxels' losses over a batch of logits `(n, voxels, channels)` and labels `(n, voxels)`.
+/// Soft Dice and per-voxel loss of a batch of logits `(n, voxels, channels)` and labels `(n, voxels)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SegmentationLoss {
     pub target: Target,
-    /// Whether the Dice is part of the loss.
+    /// Whether the loss includes the Dice term.
     pub dice: bool,
     pub voxels: VoxelLoss,
-    /// Dice over the whole batch (of all ranks) instead of per sample.
+    /// Compute the Dice over the global batch (all ranks) instead of per sample.
     pub batch_dice: bool,
-    /// Added to numerator and denominator of the Dice.
+    /// Added to numerator and denominator of the Dice (`s` above).
     pub smooth: f64,
-    /// Whether the background has a part in the Dice and in the focal loss of classes.
+    /// Whether the Dice and the focal loss of classes include the background.
     pub include_background: bool,
-    /// Factor of the cross-entropy per class, background first (PyTorch's `weight`); empty for none.
+    /// Cross-entropy weight per class, background first (PyTorch's `weight`); empty for none.
     pub class_weights: Vec<f32>,
-    /// Voxels with this label do not count.
+    /// Voxels with this label are excluded.
     pub ignore_label: Option<i16>,
 }
 
-/// Sums over the voxels of one rank; adding those of all ranks gives the global batch's.
+/// Loss sums over the voxels of one rank. Adding those of all ranks gives the sums of the global batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LossSums {
-    /// Per group (sample, or the batch) and Dice channel: intersection, activation and target sums.
+    /// Intersection, activation and target sums per group (sample, or the batch) and Dice channel.
     pub dice: Vec<[f64; 3]>,
-    /// Sum of the cross-entropies, or of the focal losses.
+    /// Sum of the per-voxel losses.
     pub cross_entropy: f64,
-    /// Number of losses summed, or the sum of their weights.
+    /// Number of losses in the sum, or the sum of their weights.
     pub count: f64,
-    /// This rank's voxels, where they are chosen among.
+    /// Losses of this rank's voxels, for top-k only.
     pub hardest: Option<Hardest>,
 }
 
-/// A loss and its parts.
+/// Loss value and its terms.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossValue {
     /// `dice + cross_entropy`.
     pub total: f64,
-    /// Minus the mean soft Dice; 0 where it is no part of the loss.
+    /// Minus the mean soft Dice; 0 if the loss has no Dice term.
     pub dice: f64,
-    /// Mean of the voxels' losses, of whatever kind they are.
+    /// Mean of the per-voxel losses, of any kind.
     pub cross_entropy: f64,
 }
 
-/// Voxels one task handles; fixed, so that sums do not depend on the number of threads.
+/// Number of voxels per task. Fixed, so that sums do not depend on the number of threads.
 const BLOCK: usize = 4096;
 /// nnU-Net's lower bound of the Dice denominator.
 const MIN_DENOMINATOR: f64 = 1e-8;
-/// More channels than any segmentation has; the product of a tile's softmax denominators must not overflow.
+/// Upper limit on channels, which keeps the product of a tile's softmax denominators from overflowing.
 const MAX_CHANNELS: usize = 1 << 13;
 
 impl SegmentationLoss {
-    /// nnU-Net's defaults.
+    /// Creates nnU-Net's default loss: Dice and cross-entropy, without background.
     pub fn new(target: Target, batch_dice: bool, ignore_label: Option<i16>) -> Self {
         Self {
             target,
@@ -99,14 +99,14 @@ impl SegmentationLoss {
         }
     }
 
-    /// This rank's sums; leaves where the logits were what [`Self::gradient`] takes: activations (softmax or sigmoid), or
-    /// the logits themselves for the focal loss.
+    /// Computes this rank's sums. Replaces the logits by the input of [`Self::gradient`]: activations (softmax or
+    /// sigmoid), or the unchanged logits for the focal loss.
     ///
-    /// `logits` is `(n, voxels, channels)` in C order, `labels` `(n, voxels)`. Where voxels are to be chosen, the sums are
-    /// complete after [`super::select_hardest`].
+    /// `logits` is `(n, voxels, channels)` in C order, `labels` is `(n, voxels)`. For top-k losses,
+    /// [`super::select_hardest`] completes the sums.
     ///
     /// # Panics
-    /// If a label is none of the classes.
+    /// Panics if a label is not one of the classes.
     pub fn sums(&self, logits: &mut [f32], labels: &[i16], n: usize) -> LossSums {
         let shape = Extents::new(logits, labels, n);
         let classes = shape.channels - self.first_channel();
@@ -137,7 +137,7 @@ impl SegmentationLoss {
         sums
     }
 
-    /// The loss of the batch whose sums these are.
+    /// Computes the loss from the sums of the global batch.
     pub fn value(&self, sums: &LossSums) -> LossValue {
         let mean = || sums.dice.iter().map(|&sums| self.soft_dice(sums).0).sum::<f64>() / sums.dice.len() as f64;
         let dice = if self.dice { -mean() } else { 0.0 };
@@ -145,10 +145,10 @@ impl SegmentationLoss {
         LossValue { total: dice + cross_entropy, dice, cross_entropy }
     }
 
-    /// Turns what [`Self::sums`] has left into `scale` times the gradient of the loss with respect to this rank's logits.
+    /// Replaces the output of [`Self::sums`] by `scale` times the gradient with respect to this rank's logits.
     ///
-    /// Gradients are averaged over ranks afterwards, so this one is the number of ranks times the derivative of the
-    /// global loss.
+    /// Gradients are averaged over ranks later, so this one is the derivative of the global loss times the number of
+    /// ranks.
     pub fn gradient(&self, activations: &mut [f32], labels: &[i16], n: usize, sums: &GlobalSums, scale: f64) {
         let shape = Extents::new(activations, labels, n);
         let first = self.first_channel();
@@ -190,13 +190,13 @@ impl SegmentationLoss {
         }
     }
 
-    /// The Dice of one group and class, and its denominator.
+    /// Returns the Dice of one group and class, and its denominator.
     fn soft_dice(&self, [intersection, activations, targets]: [f64; 3]) -> (f64, f64) {
         let denominator = (activations + targets + self.smooth).max(MIN_DENOMINATOR);
         ((2.0 * intersection + self.smooth) / denominator, denominator)
     }
 
-    /// What the loss is made of, for messages.
+    /// Returns the loss's name for messages, e.g. `Dice + cross-entropy`.
     pub fn name(&self) -> String {
         let voxels = match self.voxels {
             VoxelLoss::None => "",
@@ -209,17 +209,18 @@ impl SegmentationLoss {
         parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" + ")
     }
 
-    /// The first channel that has a part in the Dice and in the focal loss.
+    /// Returns the first channel included in the Dice and the focal loss.
     pub fn first_channel(&self) -> usize {
         usize::from(self.target == Target::Classes && !self.include_background)
     }
 
-    /// Whether the gradient is computed from the logits: the softmax does not tell what they were.
+    /// Whether the gradient is computed from the logits, which cannot be recovered from the softmax.
     pub(super) fn needs_logits(&self) -> bool {
         matches!(self.voxels, VoxelLoss::Focal { .. })
     }
 
-    /// Softmax or sigmoid of a block in place, and its sums; `each` is empty or takes the loss of each voxel.
+    /// Replaces a block's logits by softmax or sigmoid and returns its sums. `each` is empty or receives each voxel's
+    /// loss.
     fn activate(&self, logits: &mut [f32], labels: &[i16], each: &mut [f32], channels: usize) -> LossSums {
         self.check(labels, channels);
         let mut sums = LossSums { dice: vec![[0.0; 3]; channels - self.first_channel()], ..LossSums::default() };
@@ -238,12 +239,12 @@ impl SegmentationLoss {
     fn check(&self, labels: &[i16], channels: usize) {
         let known = |label: &i16| (0..channels as i16).contains(label) || self.ignore_label == Some(*label);
         if let (Target::Classes, Some(label)) = (&self.target, labels.iter().find(|label| !known(label))) {
-            panic!("label {label} is none of {channels} classes");
+            panic!("label {label} is not one of the {channels} classes");
         }
     }
 }
 
-/// Pieces of this length, or as many empty ones where there are no values.
+/// Splits values into chunks of `len`, or returns `count` empty slices if there are no values.
 fn parts(values: &mut [f32], len: usize, count: usize) -> Vec<&mut [f32]> {
     match values.is_empty() {
         true => (0..count).map(|_| Default::default()).collect(),
@@ -251,19 +252,19 @@ fn parts(values: &mut [f32], len: usize, count: usize) -> Vec<&mut [f32]> {
     }
 }
 
-/// The sums a gradient needs.
+/// Sums needed to compute the gradient.
 #[derive(Clone, Debug)]
 pub struct GlobalSums {
-    /// Of this rank.
+    /// Sums of this rank.
     pub local: LossSums,
-    /// Of all ranks; of its Dice sums only batch Dice has use.
+    /// Sums of all ranks. Its Dice sums are used for batch Dice only.
     pub global: LossSums,
     /// Number of ranks.
     pub world_size: usize,
 }
 
 impl GlobalSums {
-    /// For a single rank.
+    /// Wraps the sums of a single rank.
     pub fn single(sums: LossSums) -> Self {
         Self { local: sums.clone(), global: sums, world_size: 1 }
     }
@@ -279,12 +280,12 @@ struct Extents {
 impl Extents {
     fn new(logits: &[f32], labels: &[i16], n: usize) -> Self {
         let extents = Self { voxels: labels.len() / n, channels: logits.len() / labels.len() };
-        assert_eq!(logits.len(), n * extents.voxels * extents.channels, "logits and labels of one shape");
+        assert_eq!(logits.len(), n * extents.voxels * extents.channels, "logits and labels must have the same shape");
         assert!(extents.channels <= MAX_CHANNELS, "at most {MAX_CHANNELS} channels");
         extents
     }
 
-    /// Values and labels of each sample.
+    /// Iterates over the values and labels of each sample.
     fn samples<'a>(self, values: &'a mut [f32], labels: &'a [i16]) -> impl Iterator<Item = (&'a mut [f32], &'a [i16])> {
         values.chunks_exact_mut(self.voxels * self.channels).zip(labels.chunks_exact(self.voxels))
     }
@@ -298,7 +299,7 @@ mod tests {
     use super::super::select_hardest;
     use super::*;
 
-    /// Adds up the values of two threads.
+    /// Adds up values of two threads, as an all-reduce does.
     struct Exchange {
         barrier: Barrier,
         total: Mutex<Vec<f64>>,
@@ -364,7 +365,7 @@ mod tests {
         losses
     }
 
-    /// The sums of one rank, complete.
+    /// Sums of a single rank, completed by the top-k selection.
     fn sums(loss: &SegmentationLoss, logits: &mut [f32], labels: &[i16], n: usize) -> LossSums {
         let mut sums = loss.sums(logits, labels, n);
         select_hardest(loss, &mut [&mut sums], |_| Ok::<_, ()>(())).unwrap();
@@ -373,7 +374,7 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_finite_differences() {
-        // An uneven number of voxels, more than a tile.
+        // An odd number of voxels, larger than a tile.
         let (logits, labels) = batch(2, 71, 3);
         for loss in losses() {
             let total = |mut logits: Vec<f32>| loss.value(&sums(&loss, &mut logits, &labels, 2)).total;
@@ -386,7 +387,7 @@ mod tests {
                     total(logits)
                 };
                 let [low, here, high] = [-1e-2, 0.0, 1e-2].map(shifted);
-                // Where a voxel enters or leaves the hardest ones on the way, there is a bend.
+                // The loss is not differentiable where a voxel enters or leaves the top-k selection.
                 let bends = (high - 2.0 * here + low).abs() > 2e-6;
                 if bends && matches!(loss.voxels, VoxelLoss::TopK { .. }) {
                     continue;
@@ -405,7 +406,7 @@ mod tests {
         for loss in losses() {
             let expected = gradient(&loss, &logits, &labels, 4);
             let whole = sums(&loss, &mut logits.clone(), &labels, 4);
-            // Two ranks, whose counts are added up as a collective would.
+            // Two ranks whose counts are added as in an all-reduce.
             let mut halves: Vec<Vec<f32>> = logits.chunks(2 * 150 * 3).map(<[f32]>::to_vec).collect();
             let labels: Vec<&[i16]> = labels.chunks(2 * 150).collect();
             let mut locals: Vec<LossSums> =
@@ -444,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "label 3 is none of 3 classes")]
+    #[should_panic(expected = "label 3 is not one of the 3 classes")]
     fn a_label_that_is_no_class_is_refused() {
         SegmentationLoss::new(Target::Classes, true, None).sums(&mut [0.0; 6], &[3, 0], 1);
     }

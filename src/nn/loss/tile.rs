@@ -1,5 +1,5 @@
-//! The arithmetic of the loss on a tile: a few voxels, channel by channel, so that every loop runs over voxels and is
-//! compiled to the machine's widest vectors.
+//! Vectorized loss arithmetic on tiles of voxels, stored channel by channel. Every inner loop runs over voxels and is
+//! compiled for the widest vector instructions of the machine.
 
 use std::f32::consts::{LN_2, LOG2_E};
 
@@ -9,39 +9,39 @@ use super::hardest::Cutoff;
 use super::segmentation::{LossSums, SegmentationLoss, Target, VoxelLoss};
 use nnunet_core::math::{exp2, log2, power};
 
-/// Voxels of a tile.
+/// Number of voxels per tile.
 pub const TILE: usize = 64;
 
 type Lane = [f32; TILE];
 
-/// Values and labels of [`TILE`] voxels, or fewer: what is missing counts for nothing.
+/// Values and labels of up to [`TILE`] voxels. Missing voxels are masked out.
 pub struct Tile {
     /// Logits or activations, per channel.
     values: Vec<Lane>,
-    /// What [`Tile::gradient`] needs between its passes, per channel.
+    /// Derivatives of the Dice term with respect to the activations, per channel; scratch space of [`Tile::gradient`].
     slopes: Vec<Lane>,
     /// Derivatives of the focal loss with respect to the logits, per channel; empty for other losses.
     focal: Vec<Lane>,
     labels: [i16; TILE],
-    /// 1 for voxels that count, 0 for others.
+    /// Mask: 1 for voxels that count, 0 for ignored or missing ones.
     counted: Lane,
 }
 
-/// The derivative of the Dice term with respect to the activation `p` of a voxel is `slope * y - offset`, that of the
-/// cross-entropy with respect to the logit `voxels * (p - y)`.
+/// Coefficients of the loss gradient. The derivative of the Dice term with respect to a voxel's activation `p` is
+/// `slope * y - offset`; the derivative of the cross-entropy with respect to its logit is `voxels * (p - y)`.
 pub struct Slopes<'a> {
     /// Per channel.
     pub slope: Vec<f32>,
     /// Per channel.
     pub offset: Vec<f32>,
-    /// Factor of the voxels' losses.
+    /// Factor of the per-voxel losses.
     pub voxels: f32,
-    /// For [`VoxelLoss::TopK`].
+    /// Top-k cutoff, for [`VoxelLoss::TopK`] only.
     pub cutoff: Option<&'a Cutoff>,
 }
 
 impl Tile {
-    /// An empty tile.
+    /// Creates an empty tile.
     pub fn new(loss: &SegmentationLoss, channels: usize) -> Self {
         let focal = if loss.needs_logits() { channels } else { 0 };
         Self {
@@ -53,7 +53,7 @@ impl Tile {
         }
     }
 
-    /// Takes values `(voxels, channels)` and the voxels' labels.
+    /// Loads values `(voxels, channels)` and labels, transposing to channel-first.
     pub fn load(&mut self, values: &[f32], labels: &[i16], ignore_label: Option<i16>) {
         let channels = self.values.len();
         self.counted = [0.0; TILE];
@@ -69,7 +69,7 @@ impl Tile {
         }
     }
 
-    /// Gives the values back, `(voxels, channels)`.
+    /// Writes the values back as `(voxels, channels)`.
     pub fn store(&self, values: &mut [f32]) {
         let channels = self.values.len();
         for (channel, lane) in self.values.iter().enumerate() {
@@ -79,8 +79,8 @@ impl Tile {
         }
     }
 
-    /// Turns logits into softmax or sigmoid, and adds the sums of voxels that count. `each` takes the voxels' losses where
-    /// they are chosen among ([`VoxelLoss::TopK`]), instead of their sum.
+    /// Replaces logits by their softmax or sigmoid and adds the loss sums of the voxels that count. For
+    /// [`VoxelLoss::TopK`], `each` receives the loss of each voxel, which is then not added to the sums.
     pub fn activate(&mut self, loss: &SegmentationLoss, sums: &mut LossSums, each: &mut [f32]) {
         activate(self, loss, sums, each);
     }
@@ -101,7 +101,8 @@ impl Tile {
                     regions.iter().enumerate().map(|(channel, labels)| self.sigmoid(channel, labels)).sum::<f64>();
                 if matches!(loss.voxels, VoxelLoss::CrossEntropy) {
                     sums.cross_entropy += binary;
-                    // nnU-Net's `DC_and_BCE_loss` divides by the voxels alone where there is an ignore label.
+                    // With an ignore label, nnU-Net's `DC_and_BCE_loss` divides by the number of voxels, not voxels
+                    // times channels.
                     let per_voxel = if loss.ignore_label.is_some() { 1 } else { self.values.len() };
                     sums.count += sum(&self.counted) * per_voxel as f64;
                 }
@@ -121,7 +122,7 @@ impl Tile {
         }
     }
 
-    /// Adds cross-entropies of classes, `lead + ln total`.
+    /// Adds the cross-entropies of classes, `lead + ln total`, to the sums.
     #[inline(always)]
     fn add_cross_entropies(
         &self,
@@ -158,8 +159,8 @@ impl Tile {
         }
     }
 
-    /// Turns activations into the gradient with respect to the logits; or logits, where the loss needs them. `each` holds
-    /// what [`Tile::activate`] has left there.
+    /// Replaces activations (logits, if [`SegmentationLoss::needs_logits`]) by the gradient with respect to the logits.
+    /// `each` has the losses that [`Tile::activate`] wrote.
     pub fn gradient(&mut self, loss: &SegmentationLoss, slopes: &Slopes, each: &[f32]) {
         gradient(self, loss, slopes, each);
     }
@@ -192,7 +193,7 @@ impl Tile {
             let y = self.members(target, channel);
             let (p, slope) = (&mut self.values[channel], &self.slopes[channel]);
             for voxel in 0..TILE {
-                // The derivatives of the softmax and of the sigmoid.
+                // Derivatives of softmax and sigmoid.
                 let of_softmax = p[voxel] * (slope[voxel] - projection[voxel]);
                 let of_sigmoid = p[voxel] * (1.0 - p[voxel]) * slope[voxel];
                 let dice = if classes { of_softmax } else { of_sigmoid };
@@ -206,7 +207,7 @@ impl Tile {
         }
     }
 
-    /// The factor of each voxel's cross-entropy.
+    /// Returns the factor of each voxel's cross-entropy gradient.
     #[inline(always)]
     fn pull(&self, loss: &SegmentationLoss, slopes: &Slopes, each: &[f32]) -> Lane {
         let mut pull = match loss.voxels {
@@ -224,7 +225,7 @@ impl Tile {
         pull
     }
 
-    /// The weight of each voxel's class; 0 for those that do not count.
+    /// Returns the class weight of each voxel; 0 for voxels that do not count.
     #[inline(always)]
     fn weights(&self, loss: &SegmentationLoss) -> Lane {
         let mut weights = self.counted;
@@ -236,10 +237,11 @@ impl Tile {
         weights
     }
 
-    /// The sum of the focal losses of all voxels and channels that count; leaves their derivatives, of all voxels.
+    /// Returns the sum of the focal losses over the voxels and channels that count, and stores the derivatives of all
+    /// voxels in `self.focal`.
     ///
-    /// Each channel is a question of its own, answered by the sigmoid of its logit: with the probability `p` of the right
-    /// answer the loss is `-(1 - p)^gamma ln p` (Lin et al. 2017).
+    /// Each channel is a binary classification by the sigmoid of its logit. With `p` the probability of the correct
+    /// class, the loss is `-(1 - p)^gamma ln p` (Lin et al. 2017).
     #[inline(always)]
     fn focal(&mut self, loss: &SegmentationLoss, gamma: f32) -> f64 {
         let mut total = 0.0;
@@ -263,7 +265,7 @@ impl Tile {
         total
     }
 
-    /// 1 for voxels that count and belong to the channel's class or region, 0 for others.
+    /// Returns 1 for voxels that count and belong to the channel's class or region, 0 for others.
     #[inline(always)]
     fn members(&self, target: &Target, channel: usize) -> Lane {
         match target {
@@ -272,7 +274,7 @@ impl Tile {
         }
     }
 
-    /// 1 for voxels that count and have one of these labels, 0 for others.
+    /// Returns 1 for voxels that count and have one of these labels, 0 for others.
     #[inline(always)]
     fn labelled(&self, labels: &[i16]) -> Lane {
         let mut among = [0.0f32; TILE];
@@ -284,7 +286,7 @@ impl Tile {
         among
     }
 
-    /// Softmax over the channels; the cross-entropies are the sum of the first lane and the logarithm of the second.
+    /// Computes the softmax over channels. Returns `(lead, total)`; a voxel's cross-entropy is `lead + ln total`.
     #[inline(always)]
     fn softmax(&mut self) -> (Lane, Lane) {
         let mut largest = [f32::NEG_INFINITY; TILE];
@@ -310,7 +312,8 @@ impl Tile {
         (lead, total)
     }
 
-    /// Sigmoid of one channel, the region of these labels; gives the sum of the binary cross-entropies.
+    /// Computes the sigmoid of one channel, whose region has these labels. Returns the sum of the binary
+    /// cross-entropies.
     #[inline(always)]
     fn sigmoid(&mut self, channel: usize, labels: &[i16]) -> f64 {
         let y = self.labelled(labels);
@@ -320,7 +323,7 @@ impl Tile {
             let logit = lane[voxel];
             let positive = if logit > 0.0 { logit } else { 0.0 };
             linear[voxel] = self.counted[voxel] * (positive - logit * y[voxel]);
-            // Of the logit's negative absolute value, which cannot overflow.
+            // The exponent is minus the logit's absolute value, so it cannot overflow.
             let exp = exp2(LOG2_E * (logit - 2.0 * positive));
             total[voxel] = 1.0 + self.counted[voxel] * exp;
             lane[voxel] = if logit > 0.0 { 1.0 } else { exp } / (1.0 + exp);
@@ -339,7 +342,7 @@ fn gradient(tile: &mut Tile, loss: &SegmentationLoss, slopes: &Slopes, each: &[f
     tile.gradient_inlined(loss, slopes, each);
 }
 
-/// Sum in double precision, in lanes side by side.
+/// Sums in f64 with eight parallel accumulators.
 #[inline(always)]
 fn sum(lane: &Lane) -> f64 {
     let mut sums = [0.0f64; 8];
@@ -351,8 +354,7 @@ fn sum(lane: &Lane) -> f64 {
     sums.iter().sum()
 }
 
-/// `Σ ln x`, as the logarithm of a product; no `x` is below 1, and products of 64 values up to 10⁴ are far from `f64`'s
-/// largest.
+/// Computes `Σ ln x` as the logarithm of a product. Every `x` is between 1 and 10⁴, so products cannot overflow f64.
 #[inline(always)]
 fn sum_of_logarithms(lane: &Lane) -> f64 {
     let mut products = [1.0f64; 8];

@@ -1,4 +1,4 @@
-//! What a network was trained for.
+//! Description of a trained model.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,22 +6,23 @@ use super::UNetSpec;
 use nnunet_data::dataset::DatasetJson;
 use nnunet_data::plan::{PlanError, Plans};
 
-/// What a network was trained for: enough to preprocess an image as its training cases were and to build the network.
+/// Plans, dataset and configuration of a model: enough to preprocess an image like the training cases and to build the
+/// network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelDescription {
     pub plans: Plans,
     pub dataset: DatasetJson,
     /// Name of the configuration in the plans.
     pub configuration: String,
-    /// Spatial axes, 0 (z) to 2 (x), along which the network saw mirrored images and may be asked to at inference.
+    /// Spatial axes, 0 (z) to 2 (x), along which training mirrored the images; used for test-time mirroring.
     pub mirror_axes: Vec<usize>,
 }
 
 impl ModelDescription {
-    /// What the network is built from.
+    /// Returns the network's architecture.
     ///
     /// # Errors
-    /// The plans have no such configuration, or one whose network is not known.
+    /// Returns an error if the plans lack the configuration or its network is not supported.
     pub fn network_spec(&self) -> Result<UNetSpec, PlanError> {
         let configuration = self.plans.configuration(&self.configuration)?;
         Ok(UNetSpec {
@@ -31,11 +32,12 @@ impl ModelDescription {
         })
     }
 
-    /// The first thing, if any, in which a network trained as `other` says was trained for something else than this.
-    /// The batch size is each run's own; a network that differs is found out by its weights.
+    /// Returns the name of the first property in which the two models differ, or `None` if they are compatible. The
+    /// batch size is not compared, since each run chooses its own. The network is not compared, since loading its
+    /// weights checks it.
     ///
     /// # Errors
-    /// Either has plans without such a configuration.
+    /// Returns an error if the plans of either model lack its configuration.
     pub fn first_difference(&self, other: &Self) -> Result<Option<&'static str>, PlanError> {
         let ours = self.plans.configuration(&self.configuration)?;
         let theirs = other.plans.configuration(&other.configuration)?;
@@ -44,11 +46,11 @@ impl ModelDescription {
             ("configuration", self.configuration == other.configuration),
             ("channels", self.dataset.channel_names == other.dataset.channel_names),
             ("labels", labels(self) == labels(other)),
-            ("order of axes", self.plans.transpose_forward == other.plans.transpose_forward),
+            ("axis order", self.plans.transpose_forward == other.plans.transpose_forward),
             ("spacing", is_same_spacing(&ours.spacing, &theirs.spacing)),
             ("patch size", ours.patch_size == theirs.patch_size),
-            ("normalisation", ours.normalization_schemes == theirs.normalization_schemes),
-            ("mask for normalisation", ours.use_mask_for_norm == theirs.use_mask_for_norm),
+            ("normalization", ours.normalization_schemes == theirs.normalization_schemes),
+            ("normalization mask", ours.use_mask_for_norm == theirs.use_mask_for_norm),
             ("previous stage", ours.previous_stage == theirs.previous_stage),
             ("batch_dice", ours.batch_dice == theirs.batch_dice),
             ("mirrored axes", self.mirror_axes == other.mirror_axes),
@@ -57,7 +59,7 @@ impl ModelDescription {
     }
 }
 
-/// Numbers may change in their last digit on the way through a file.
+/// Compares with a tolerance, since the last digit may change when written to a file.
 fn is_same_spacing(one: &[f64], other: &[f64]) -> bool {
     one.len() == other.len() && one.iter().zip(other).all(|(one, other)| (one - other).abs() <= 1e-9 * one.abs())
 }

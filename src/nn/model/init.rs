@@ -1,20 +1,21 @@
-//! Initial weights.
+//! Weight initialization.
 
 use rand_distr::{Distribution, Normal};
 
 use super::{ParameterSpec, TensorState};
 use nnunet_core::rng::{Purpose, stream};
 
-/// Slope of the leaky ReLU in He's formula, as nnU-Net's `InitWeights_He(1e-2)`.
+/// Slope of the leaky ReLU in He's formula, as in nnU-Net's `InitWeights_He(1e-2)`.
 const NEGATIVE_SLOPE: f64 = 1e-2;
 
-/// He initialisation (He et al. 2015, fan-in mode) of convolutions, 0 for biases and shifts, 1 for the norm's scale, but 0
-/// for that of the last norm of a residual block, which so begins as its skip (nnU-Net's `init_last_bn_before_add_to_0`).
+/// Initializes a parameter: convolutions by He initialization (He et al. 2015, fan-in mode), biases and shifts to 0,
+/// norm scales to 1. The scale of the last norm in a residual block is 0, so that the block starts as its skip
+/// connection (nnU-Net's `init_last_bn_before_add_to_0`).
 ///
-/// `index` is the parameter's number in the network, which keys its random stream.
+/// `index` is the parameter's index in the network and keys its random stream.
 pub fn he(spec: ParameterSpec, seed: u64, index: usize) -> TensorState {
     let values = if spec.shape.len() > 1 {
-        // PyTorch takes the second axis for the fan-in, of transposed convolutions too.
+        // PyTorch computes the fan-in from the second axis, also for transposed convolutions.
         let fan_in: usize = spec.shape[1..].iter().product();
         let deviation = (2.0 / ((1.0 + NEGATIVE_SLOPE * NEGATIVE_SLOPE) * fan_in as f64)).sqrt();
         let normal = Normal::new(0.0, deviation).expect("the fan-in is positive");

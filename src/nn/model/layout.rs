@@ -1,31 +1,31 @@
-//! The layers of a network and the parameters they refer to, by number.
+//! Layers of a network, with their parameters by index.
 
 use super::{ParameterSpec, UNetSpec};
 use crate::ops::ConvParams;
 use nnunet_data::plan;
 
-/// All layers of a U-Net; the numbers in them are those of [`Layout::parameters`].
+/// All layers of a U-Net. Parameter indices refer to [`Layout::parameters`].
 pub struct Layout {
     /// The blocks of each stage, highest resolution first.
     pub encoder: Vec<Vec<Block>>,
-    /// Lowest resolution first.
+    /// Decoder stages, lowest resolution first.
     pub decoder: Vec<DecoderStage>,
-    /// In nnU-Net's order.
+    /// Parameters in nnU-Net's order.
     pub parameters: Vec<ParameterSpec>,
 }
 
-/// What stages are made of.
+/// Building block of a stage.
 #[derive(Clone, Debug)]
 pub enum Block {
     Conv(ConvBlock),
     Residual(Box<ResidualBlock>),
 }
 
-/// Convolution and instance norm, with what activation follows left to the block.
+/// Convolution and instance norm. The activation depends on the enclosing block.
 #[derive(Clone, Debug)]
 pub struct ConvBlock {
     pub weight: usize,
-    /// `None` where the plans say `conv_bias: false`, and in the skips of residual blocks.
+    /// `None` if the plans set `conv_bias: false`, and in the skip connections of residual blocks.
     pub bias: Option<usize>,
     pub gamma: usize,
     pub beta: usize,
@@ -41,7 +41,7 @@ pub struct ResidualBlock {
     pub projection: Option<ConvBlock>,
 }
 
-/// Transposed convolution, blocks, head.
+/// Transposed convolution, blocks and head.
 #[derive(Clone, Debug)]
 pub struct DecoderStage {
     /// Weight and bias of the transposed convolution.
@@ -67,7 +67,7 @@ impl Layout {
 }
 
 impl Block {
-    /// Its parameters, in the order of their use.
+    /// Returns the parameter indices in order of use.
     pub fn parameters(&self) -> Vec<usize> {
         match self {
             Self::Conv(conv) => conv.parameters(),
@@ -85,12 +85,12 @@ impl ConvBlock {
     }
 }
 
-/// The parameters of a layer: weight, bias if it has one, and others.
+/// Returns the parameter indices of a layer: weight, bias if present, and others.
 pub fn layer_of((weight, bias): (usize, Option<usize>), others: &[usize]) -> Vec<usize> {
     [weight].into_iter().chain(bias).chain(others.iter().copied()).collect()
 }
 
-/// The list that layers add their parameters to.
+/// Parameter list under construction.
 struct Parameters(Vec<ParameterSpec>);
 
 impl Parameters {

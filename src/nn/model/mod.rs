@@ -1,8 +1,8 @@
-//! The networks, built from plans on the operations of [`crate::ops`].
+//! Networks, built from plans with the operations of [`crate::ops`].
 //!
-//! A network is a flat list of named [`Parameter`]s (names and shapes are nnU-Net's, so weights can be exchanged) and a
-//! description of the layers that refer to them by index. The list is what gradients, optimiser, buckets and checkpoints
-//! work on.
+//! A network is a flat list of named [`Parameter`]s and a description of the layers that refer to them by index. Names
+//! and shapes are nnU-Net's, so weights can be exchanged. Gradients, optimizer, buckets and checkpoints work on the
+//! list.
 
 mod description;
 mod init;

@@ -1,4 +1,4 @@
-//! A named tensor of a network.
+//! Named parameter tensors of a network.
 
 use burn::tensor::{
     Tensor, TensorData, TensorPrimitive,
@@ -11,9 +11,10 @@ use crate::ops::host;
 /// Name and shape of a parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterSpec {
-    /// As in nnU-Net's `state_dict`, e.g. `encoder.stages.0.0.convs.0.conv.weight`.
+    /// Name in nnU-Net's `state_dict`, e.g. `encoder.stages.0.0.convs.0.conv.weight`.
     pub name: String,
-    /// `(c_out, c_in, z, y, x)` of convolutions, `(c_in, c_out, z, y, x)` of transposed ones, `(c)` of all else.
+    /// Shape: convolutions `(c_out, c_in, z, y, x)`, transposed convolutions `(c_in, c_out, z, y, x)`, all others
+    /// `(c)`.
     pub shape: Vec<usize>,
 }
 
@@ -23,7 +24,7 @@ impl ParameterSpec {
         self.shape.iter().product()
     }
 
-    /// Whether there are none; never the case in a network.
+    /// Whether there are no values; never true for a network's parameters.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -39,18 +40,18 @@ pub struct TensorState {
 }
 
 impl TensorState {
-    /// The values on a device.
+    /// Uploads the values to a device.
     pub fn upload<B: Backend>(&self, device: &B::Device) -> FloatTensor<B> {
         B::float_from_data(TensorData::new(self.values.clone(), self.spec.shape.clone()), device)
     }
 }
 
-/// Weights that do not fit the network.
+/// The weights do not fit the network.
 #[derive(Debug, thiserror::Error)]
 #[error("weights do not fit the network: {0}")]
 pub struct StateError(pub String);
 
-/// A named tensor of a network, on the device.
+/// A named parameter tensor on the device.
 #[derive(Clone, Debug)]
 pub struct Parameter<B: Backend> {
     /// Name and shape.
@@ -59,18 +60,18 @@ pub struct Parameter<B: Backend> {
 }
 
 impl<B: Backend> Parameter<B> {
-    /// Uploads values given in C order.
+    /// Creates a parameter from values in C order and uploads them.
     pub fn new(spec: ParameterSpec, values: Vec<f32>, device: &B::Device) -> Self {
         let value = B::float_from_data(TensorData::new(values, spec.shape.clone()), device);
         Self { spec, value }
     }
 
-    /// The tensor; `D` is the rank of its shape.
+    /// Returns the tensor; `D` is the rank of its shape.
     pub fn tensor<const D: usize>(&self) -> Tensor<B, D> {
         Tensor::from_primitive(TensorPrimitive::Float(self.value.clone()))
     }
 
-    /// The tensor, whatever its rank.
+    /// Returns the tensor primitive, of any rank.
     pub fn tensor_primitive(&self) -> FloatTensor<B> {
         self.value.clone()
     }
@@ -82,22 +83,22 @@ impl<B: Backend> Parameter<B> {
 }
 
 impl<B: AutodiffBackend> Parameter<B> {
-    /// The tensor without its place in the graph.
+    /// Returns the tensor detached from the autodiff graph.
     pub fn inner(&self) -> FloatTensor<B::InnerBackend> {
         B::inner(self.value.clone())
     }
 
-    /// Replaces the value by one whose gradient the next backward pass will give.
+    /// Replaces the value and tracks its gradient in the next backward pass.
     pub fn set(&mut self, value: FloatTensor<B::InnerBackend>) {
         self.value = B::float_set_require_grad(B::from_inner(value), true);
     }
 
-    /// The parameter on the backend without differentiation.
+    /// Returns the parameter on the inner backend, without autodiff.
     pub fn valid(&self) -> Parameter<B::InnerBackend> {
         Parameter { spec: self.spec.clone(), value: self.inner() }
     }
 
-    /// Takes the parameter's gradient; `None` if the loss does not depend on it.
+    /// Removes and returns the parameter's gradient; `None` if the loss does not depend on it.
     pub fn take_gradient(&self, gradients: &mut B::Gradients) -> Option<FloatTensor<B::InnerBackend>> {
         B::grad_remove(&self.value, gradients)
     }

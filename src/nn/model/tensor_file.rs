@@ -1,4 +1,4 @@
-//! Named tensors in a safetensors file, with a JSON description in its header.
+//! Safetensors files of named tensors with a JSON description in the header.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,30 +11,30 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{ParameterSpec, TensorState};
 use nnunet_core::fsio;
 
-/// The one key of the header's metadata: a second would make the bytes depend on the order of a hash map.
+/// The only key of the header's metadata. A second one would make the bytes depend on hash map order.
 const KEY: &str = "nnunet_dist";
 
-/// A weights or checkpoint file that cannot be read or written.
+/// A tensor file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {defect}")]
 pub struct TensorFileError {
-    /// The file in question.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What is wrong with it and what to do.
+    /// Defect and remedy.
     pub defect: String,
 }
 
 impl TensorFileError {
-    /// A defect of the file at `path`.
+    /// Creates an error about the file at `path`.
     pub fn new(path: &Path, defect: impl std::fmt::Display) -> Self {
         Self { path: path.to_owned(), defect: defect.to_string() }
     }
 }
 
-/// Writes tensors and their description; the file is there wholly or not at all.
+/// Writes tensors and their description atomically.
 ///
 /// # Errors
-/// The file cannot be written.
+/// Returns an error if the file cannot be written.
 pub fn write_tensors(
     path: &Path,
     description: &impl Serialize,
@@ -45,10 +45,11 @@ pub fn write_tensors(
         .map_err(|error| TensorFileError::new(path, format!("cannot be written: {error}")))
 }
 
-/// The contents of a file that [`write_tensors`] would write to `path`.
+/// Serializes tensors and their description into the bytes that [`write_tensors`] writes. `path` is used in errors
+/// only.
 ///
 /// # Errors
-/// The tensors have shapes that are not theirs.
+/// Returns an error if a tensor's number of values does not match its shape.
 pub fn serialize_tensors(
     path: &Path,
     description: &impl Serialize,
@@ -65,24 +66,24 @@ pub fn serialize_tensors(
     safetensors::serialize(views, Some(metadata)).map_err(|error| fail(&error))
 }
 
-/// Reads what [`write_tensors`] has written; tensors come sorted by name.
+/// Reads a file written by [`write_tensors`]; tensors are returned sorted by name.
 ///
 /// # Errors
-/// The file is missing, damaged, or of another program.
+/// Returns an error if the file is missing, damaged or was written by another program.
 pub fn read_tensors<D: DeserializeOwned>(path: &Path) -> Result<(D, Vec<TensorState>), TensorFileError> {
     let file = File::open(path).map_err(|error| TensorFileError::new(path, error))?;
-    // SAFETY: the file is only read; files of this kind are replaced by a rename, never changed in place.
+    // SAFETY: the mapping is only read, and these files are replaced by rename, never modified in place.
     let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| TensorFileError::new(path, error))?;
     parse_tensors(path, &bytes)
 }
 
-/// As [`read_tensors`], of the contents of the file at `path`.
+/// Like [`read_tensors`], for the contents of the file at `path`.
 ///
 /// # Errors
-/// The contents are damaged, or of another program.
+/// Returns an error if the contents are damaged or were written by another program.
 pub fn parse_tensors<D: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(D, Vec<TensorState>), TensorFileError> {
     let fail = |defect: String| TensorFileError::new(path, defect);
-    let damaged = |error: &dyn std::fmt::Display| fail(format!("not a whole safetensors file: {error}"));
+    let damaged = |error: &dyn std::fmt::Display| fail(format!("not a valid safetensors file: {error}"));
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| damaged(&error))?;
     let foreign = || fail("has no description; was it written by nnunet-dist?".into());
     let description = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY)).ok_or_else(foreign)?;
@@ -94,7 +95,7 @@ pub fn parse_tensors<D: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(
         .map(|(name, view)| match view.dtype() {
             Dtype::F32 => Ok(TensorState {
                 spec: ParameterSpec { name: name.to_owned(), shape: view.shape().to_vec() },
-                // Tensors lie at any byte offset, so they are copied out one value at a time.
+                // Tensors may start at any byte offset, so values are copied one at a time.
                 values: bytemuck::pod_collect_to_vec(view.data()),
             }),
             other => Err(fail(format!("tensor {name} is {other:?}, not F32"))),

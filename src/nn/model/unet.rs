@@ -1,4 +1,4 @@
-//! nnU-Net's U-Nets with deep-supervision heads: whichever network the plans name, as a list of layers.
+//! nnU-Net's U-Nets with deep-supervision heads, as a list of layers built from the plans.
 
 use std::collections::HashMap;
 
@@ -15,22 +15,22 @@ use nnunet_data::plan::NetworkShape;
 /// Slope of the leaky ReLU.
 const NEGATIVE_SLOPE: f32 = 0.01;
 
-/// Slope of a leaky ReLU that is none.
+/// Slope that turns the leaky ReLU into the identity.
 const IDENTITY: f32 = 1.0;
 
-/// Everything that determines a U-Net but its weights.
+/// Architecture of a U-Net, without the weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UNetSpec {
     /// Input channels.
     pub channels: usize,
     /// Output classes, background included.
     pub classes: usize,
-    /// Network and stages, from the plans.
+    /// Network type and stages, from the plans.
     pub shape: NetworkShape,
 }
 
 impl UNetSpec {
-    /// Extents of the heads' logits for a patch, highest resolution first.
+    /// Returns the spatial extents `(z, y, x)` of each head's logits for a patch, highest resolution first.
     pub fn head_extents(&self, patch: [usize; 3]) -> Vec<[usize; 3]> {
         let heads = self.shape.features.len() - 1;
         let mut extent = patch;
@@ -44,9 +44,9 @@ impl UNetSpec {
 
 /// A U-Net.
 ///
-/// Encoder: stages of blocks, convolutions or residual ones, the first of a stage strided. Decoder: transposed convolution,
-/// concatenation with the encoder's features of that resolution, blocks. A 1x1x1 convolution at every decoder stage turns
-/// features into logits.
+/// The encoder has stages of plain or residual convolution blocks; the first block of a stage is strided. Each decoder
+/// stage is a transposed convolution, a concatenation with the encoder features of the same resolution, and blocks. A
+/// 1x1x1 convolution (head) at every decoder stage maps features to logits.
 #[derive(Clone, Debug)]
 pub struct UNet<B: Backend> {
     spec: UNetSpec,
@@ -56,19 +56,20 @@ pub struct UNet<B: Backend> {
     parameters: Vec<Parameter<B>>,
 }
 
-/// What becomes of the activations that enter a layer; the numbers are those of the layer's parameters.
+/// Hook applied to the activations that enter a layer; it also receives the indices of the layer's parameters.
 pub type Tap<'a, B> = &'a dyn Fn(Tensor<B, 5>, &[usize]) -> Tensor<B, 5>;
 
 impl<B: NnOps> UNet<B> {
-    /// A network with He-initialised weights drawn from `seed`.
+    /// Creates a network with He-initialized weights drawn from `seed`.
     pub fn new(spec: UNetSpec, seed: u64, device: &B::Device) -> Self {
         Self::build(spec, device, |parameter, index| init::he(parameter, seed, index).values)
     }
 
-    /// A network with given weights.
+    /// Creates a network with the given weights.
     ///
     /// # Errors
-    /// Names the first parameter that is missing or has another shape, or a weight no parameter has.
+    /// Returns an error that names the first parameter that is missing, has the wrong shape, or does not exist in the
+    /// network.
     pub fn with_state(spec: UNetSpec, state: &[TensorState], device: &B::Device) -> Result<Self, StateError> {
         let by_name: HashMap<&str, &TensorState> = state.iter().map(|s| (s.spec.name.as_str(), s)).collect();
         let layout = Layout::new(&spec);
@@ -77,7 +78,7 @@ impl<B: NnOps> UNet<B> {
                 None => return Err(StateError(format!("{} is missing", parameter.name))),
                 Some(found) if found.spec.shape != parameter.shape => {
                     return Err(StateError(format!(
-                        "{} has shape {:?}, the network {:?}",
+                        "{} has shape {:?}, the network expects {:?}",
                         parameter.name, found.spec.shape, parameter.shape
                     )));
                 }
@@ -100,15 +101,16 @@ impl<B: NnOps> UNet<B> {
         Self { spec, precision: Precision::Fp32, encoder, decoder, parameters }
     }
 
-    /// Logits `(n, z, y, x, classes)` of each decoder stage, highest resolution first, of an input `(n, z, y, x, c)`.
+    /// Computes logits `(n, z, y, x, classes)` of the decoder stages from an input `(n, z, y, x, c)`, highest
+    /// resolution first.
     ///
-    /// Only the first `heads` are computed: 1 at inference, all that have a weight in the loss during training.
+    /// Computes only the first `heads`: 1 at inference, all with a nonzero loss weight in training.
     pub fn forward(&self, x: Tensor<B, 5>, heads: usize) -> Vec<Tensor<B, 5>> {
         self.forward_tapped(x, heads, &|x, _| x)
     }
 
-    /// As [`UNet::forward`], with the activations that enter each layer passed through `tap`, which is also told the
-    /// numbers of the layer's parameters.
+    /// Like [`UNet::forward`], with `tap` applied to the activations that enter each layer. `tap` also receives the
+    /// indices of the layer's parameters.
     pub fn forward_tapped(&self, x: Tensor<B, 5>, heads: usize, tap: Tap<'_, B>) -> Vec<Tensor<B, 5>> {
         let mut features = self.input(x);
         let mut skips = Vec::with_capacity(self.encoder.len());
@@ -130,18 +132,18 @@ impl<B: NnOps> UNet<B> {
         logits
     }
 
-    /// An image in the format of the activations.
+    /// Casts an image to the activation type.
     pub fn input(&self, x: Tensor<B, 5>) -> Tensor<B, 5> {
         x.cast(self.precision.activations())
     }
 
-    /// The features of an encoder stage, 0 at the highest resolution, of those of the stage before it.
+    /// Computes the features of encoder stage `stage`, 0 at the highest resolution, from the previous stage's features.
     pub fn encoder_stage(&self, stage: usize, x: Tensor<B, 5>, tap: Tap<'_, B>) -> Tensor<B, 5> {
         self.blocks(x, &self.encoder[stage], tap)
     }
 
-    /// The features of a decoder stage, 0 at the lowest resolution, of those of the stage below it and of the encoder's at its
-    /// own resolution.
+    /// Computes the features of decoder stage `stage`, 0 at the lowest resolution, from the features of the stage below
+    /// and the encoder's features (`skip`) at the same resolution.
     pub fn decoder_stage(
         &self,
         stage: usize,
@@ -155,7 +157,7 @@ impl<B: NnOps> UNet<B> {
         self.blocks(ops::concat(up, skip), blocks, tap)
     }
 
-    /// The logits of a decoder stage, of its features.
+    /// Computes the logits of a decoder stage from its features.
     pub fn head(&self, stage: usize, features: Tensor<B, 5>, tap: Tap<'_, B>) -> Tensor<B, 5> {
         let (weight, bias) = self.decoder[stage].head;
         let features = tap(features, &[weight, bias]);
@@ -193,7 +195,8 @@ impl<B: NnOps> UNet<B> {
         self.parameters[index].tensor()
     }
 
-    /// The bias of a convolution, or zeros for the outputs, which are an axis of the weights: the second of transposed ones.
+    /// Returns the bias of a convolution, or zeros if it has none. `axis` is the output axis of the weights: 0, or 1
+    /// for transposed convolutions.
     fn bias(&self, (weight, bias): (usize, Option<usize>), axis: usize) -> Tensor<B, 1> {
         match bias {
             Some(bias) => self.tensor(bias),
@@ -206,42 +209,43 @@ impl<B: NnOps> UNet<B> {
 }
 
 impl<B: Backend> UNet<B> {
-    /// The same network with activations of another type; the logits stay f32.
+    /// Sets the activation type. Logits stay f32.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
     }
 
-    /// The format in which the network takes images without rounding them: that of its activations.
+    /// Returns the activation type: input of this type is not rounded.
     pub fn input_format(&self) -> FloatDType {
         self.precision.activations()
     }
 
-    /// What determines the network but its weights.
+    /// Returns the architecture.
     pub fn spec(&self) -> &UNetSpec {
         &self.spec
     }
 
-    /// Number of decoder stages, each with a head.
+    /// Returns the number of decoder stages, each of which has a head.
     pub fn heads(&self) -> usize {
         self.decoder.len()
     }
 
-    /// Whether a decoder stage's logits are wanted where the first `heads` are.
+    /// Whether a decoder stage's logits are among the first `heads`.
     pub fn has_head(&self, stage: usize, heads: usize) -> bool {
         self.decoder.len() - stage <= heads
     }
 
-    /// All parameters, in nnU-Net's order.
+    /// Returns all parameters in nnU-Net's order.
     pub fn parameters(&self) -> &[Parameter<B>] {
         &self.parameters
     }
 
-    /// All parameters, to change their values.
+    /// Returns all parameters, mutably.
     pub fn parameters_mut(&mut self) -> &mut [Parameter<B>] {
         &mut self.parameters
     }
 
-    /// The numbers of the parameters that have gradients when the first `heads` are trained, in the order of their use.
+    /// Returns the indices of the parameters that get gradients when the first `heads` are trained, in order of use in
+    /// the forward pass.
     pub fn order_of_use(&self, heads: usize) -> Vec<usize> {
         let mut order: Vec<usize> = self.encoder.iter().flatten().flat_map(Block::parameters).collect();
         for (index, stage) in self.decoder.iter().enumerate() {
@@ -254,7 +258,7 @@ impl<B: Backend> UNet<B> {
         order
     }
 
-    /// Number of trainable values.
+    /// Returns the number of trainable values.
     pub fn num_values(&self) -> usize {
         self.parameters.iter().map(|parameter| parameter.spec.len()).sum()
     }
@@ -266,7 +270,7 @@ impl<B: Backend> UNet<B> {
 }
 
 impl<B: AutodiffBackend> UNet<B> {
-    /// The same weights on the backend without differentiation, for inference.
+    /// Returns the network on the inner backend, without autodiff, for inference.
     pub fn valid(&self) -> UNet<B::InnerBackend> {
         UNet {
             spec: self.spec.clone(),
@@ -277,7 +281,7 @@ impl<B: AutodiffBackend> UNet<B> {
         }
     }
 
-    /// Makes every parameter a leaf whose gradient the next backward pass gives.
+    /// Makes every parameter an autodiff leaf, so that the next backward pass computes its gradient.
     pub fn require_gradients(mut self) -> Self {
         for parameter in &mut self.parameters {
             let value = parameter.inner();

@@ -1,4 +1,4 @@
-//! Makes the operations differentiable: on `Autodiff<B>` each one runs `B`'s forward step and records `B`'s backward step.
+//! Autodiff support: on `Autodiff<B>` each operation runs `B`'s forward pass and records `B`'s backward pass.
 
 use burn::tensor::ops::FloatTensor;
 use burn_autodiff::{
@@ -10,12 +10,12 @@ use burn_autodiff::{
 
 use super::{ConvParams, NnOps, NormParams};
 
-/// Adds to the gradient of an activation, which may be an input of several operations. (`Gradients::register` would add by
-/// Burn's own addition. A macro, because Burn does not export the type of a node.)
+/// Accumulates a gradient of an activation, which may be an input of several operations. (`Gradients::register` would
+/// accumulate with Burn's own addition. This is a macro because Burn does not export the node type.)
 macro_rules! add_gradient {
     ($B:ty, $grads:expr, $node:expr, $gradient:expr) => {{
         let gradient = $gradient;
-        // The container is asked by tensor, but looks only at the tensor's node.
+        // The container is queried by tensor but uses only the tensor's node.
         let mut key = FloatTensor::<Autodiff<$B>>::new(gradient.clone());
         key.node = $node.clone();
         let before = $grads.remove::<$B>(&key);
@@ -28,7 +28,7 @@ macro_rules! add_gradient {
     }};
 }
 
-/// What a convolution keeps for its backward step.
+/// State of a convolution for its backward pass.
 #[derive(Clone, Debug)]
 struct ConvState<B: NnOps> {
     x: FloatTensor<B>,
@@ -88,7 +88,7 @@ impl<B: NnOps> Backward<B, 3> for ConvTransposeStep {
     }
 }
 
-/// What the fused norm keeps for its backward step; the normalised values are recomputed from `x`.
+/// State of the fused norm for its backward pass. The normalized values are recomputed from `x`.
 #[derive(Clone, Debug)]
 struct NormState<B: NnOps> {
     x: FloatTensor<B>,
@@ -143,7 +143,7 @@ impl<B: NnOps> Backward<B, 3> for HeadStep {
 struct ConcatStep;
 
 impl<B: NnOps> Backward<B, 2> for ConcatStep {
-    /// Channels of the first part.
+    /// Number of channels of the first input.
     type State = usize;
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -157,10 +157,10 @@ impl<B: NnOps> Backward<B, 2> for ConcatStep {
     }
 }
 
-/// What the end of a residual block keeps for its backward step.
+/// State of `add_act` for its backward pass.
 #[derive(Clone, Debug)]
 struct AddActState<B: NnOps> {
-    /// The output.
+    /// Output of the forward pass.
     y: FloatTensor<B>,
     negative_slope: f32,
 }
@@ -188,7 +188,7 @@ impl<B: NnOps> Backward<B, 2> for AddActStep {
 struct AvgPoolStep;
 
 impl<B: NnOps> Backward<B, 1> for AvgPoolStep {
-    /// The extents that are averaged over.
+    /// Pooling size.
     type State = [usize; 3];
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -203,7 +203,7 @@ impl<B: NnOps> Backward<B, 1> for AvgPoolStep {
 struct SeedStep;
 
 impl<B: NnOps> Backward<B, 1> for SeedStep {
-    /// The gradient of the loss with respect to the tensor.
+    /// Gradient of the loss with respect to the tensor.
     type State = FloatTensor<B>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {

@@ -1,14 +1,14 @@
-//! The tensor operations a U-Net is made of, with kernels of our own.
+//! Tensor operations of a U-Net, with custom kernels.
 //!
-//! [`NnOps`] is the seam: it extends Burn's backend trait by each operation's forward and backward step. Its default
-//! bodies are the reference implementations of [`mod@reference`], written in Burn's own operations, so a backend begins
-//! complete and overrides what it can do better. [`cpu`] overrides them for `Flex` with oneDNN and fused loops;
-//! `autodiff` makes every operation differentiable by calling the inner backend's backward step. The model uses only the
+//! [`NnOps`] extends Burn's backend trait by the forward and backward pass of each operation. Its default methods are
+//! the reference implementations of [`mod@reference`], written with Burn's own operations, so a backend need only
+//! override the operations it can speed up. [`cpu`] overrides them for `Flex` with oneDNN and fused loops. `autodiff`
+//! makes every operation differentiable by calling the inner backend's backward pass. The model uses only the free
 //! functions at the end of this file.
 //!
-//! Activations are channels-last, `(n, z, y, x, c)`: a voxel's features lie together, which is what convolution kernels
-//! on CPUs and tensor cores want, and what makes a norm or a concatenation one linear pass. Weights keep PyTorch's shape,
-//! so that checkpoints can be exchanged. A 2D network is a 3D one with z extent and z kernel 1.
+//! Activations are channels-last, `(n, z, y, x, c)`: the features of a voxel are contiguous, as convolution kernels for
+//! CPUs and tensor cores require, and a norm or a concatenation is one linear pass. Weights keep PyTorch's shapes, so
+//! checkpoints can be exchanged. A 2D network is a 3D network with z extent and z kernel 1.
 
 mod autodiff;
 pub mod cpu;
@@ -44,26 +44,27 @@ use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 /// Stride and padding of a convolution, `(z, y, x)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConvParams {
-    /// Step between output voxels.
+    /// Stride between output voxels.
     pub stride: [usize; 3],
-    /// Zeros added on either side of each axis.
+    /// Zero padding on either side of each axis.
     pub padding: [usize; 3],
-    /// Whether an instance norm follows, which takes any bias away: then it may be left out, and its gradient be 0.
+    /// Whether an instance norm follows, which cancels any bias: the bias may then be skipped and its gradient set
+    /// to 0.
     pub bias_cancels: bool,
 }
 
-/// What is computed of a convolution.
+/// Pass of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
-    /// The output from input and weights.
+    /// Computes the output from input and weights.
     Forward,
-    /// The gradient of the input from weights and the output's gradient.
+    /// Computes the input gradient from weights and output gradient.
     BackwardInput,
-    /// The gradient of the weights from input and the output's gradient.
+    /// Computes the weight gradient from input and output gradient.
     BackwardWeights,
 }
 
-/// Constants of the fused instance norm + leaky ReLU.
+/// Parameters of the fused instance norm + leaky ReLU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NormParams {
     /// Added to the variance.
@@ -74,37 +75,37 @@ pub struct NormParams {
 
 /// Gradients of a convolution with respect to its parameters.
 pub struct WeightGradients<B: Backend> {
-    /// Shape of the weights.
+    /// Same shape as the weights.
     pub weight: FloatTensor<B>,
-    /// `(c_out)`.
+    /// Shape `(c_out)`.
     pub bias: FloatTensor<B>,
 }
 
 /// Gradients of the fused norm with respect to its input and parameters.
 pub struct NormGradients<B: Backend> {
-    /// Shape of the input.
+    /// Same shape as the input.
     pub input: FloatTensor<B>,
-    /// `(c)`, of the scale.
+    /// Gradient of the scale, shape `(c)`.
     pub gamma: FloatTensor<B>,
-    /// `(c)`, of the shift.
+    /// Gradient of the shift, shape `(c)`.
     pub beta: FloatTensor<B>,
 }
 
 /// Gradients of a head with respect to its input and parameters.
 pub struct HeadGradients<B: Backend> {
-    /// Shape and type of the input.
+    /// Same shape and type as the input.
     pub input: FloatTensor<B>,
-    /// Shape of the weights.
+    /// Same shape as the weights.
     pub weight: FloatTensor<B>,
-    /// `(k)`.
+    /// Shape `(k)`.
     pub bias: FloatTensor<B>,
 }
 
-/// A backend that has the operations of a U-Net, forward and backward.
+/// A backend with the forward and backward passes of a U-Net's operations.
 ///
-/// Shapes: activations `(n, z, y, x, c)`; convolution weights `(c_out, c_in, kz, ky, kx)`; transposed convolution weights
-/// `(c_in, c_out, kz, ky, kx)`; biases, `gamma` and `beta` `(c)`. Parameters, their gradients and statistics are f32;
-/// activations and their gradients are all f32 or all of a smaller type, which is that of the result.
+/// Shapes: activations `(n, z, y, x, c)`; convolution weights `(c_out, c_in, kz, ky, kx)`; transposed convolution
+/// weights `(c_in, c_out, kz, ky, kx)`; biases, `gamma` and `beta` `(c)`. Parameters, their gradients and statistics
+/// are f32. Activations and their gradients share one type, f32 or 16-bit, which is also the type of the result.
 pub trait NnOps: Backend {
     /// Convolution (cross-correlation, as in PyTorch) with bias.
     fn conv(
@@ -116,7 +117,7 @@ pub trait NnOps: Backend {
         reference::conv::<Self>(x, weight, bias, params)
     }
 
-    /// Gradient of [`NnOps::conv`] with respect to `x`, whose values do not matter, only its shape.
+    /// Gradient of [`NnOps::conv`] with respect to `x`. Only the shape of `x` is used.
     fn conv_backward_input(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -126,7 +127,7 @@ pub trait NnOps: Backend {
         reference::conv_backward_input::<Self>(x, weight, grad, params)
     }
 
-    /// Gradient of [`NnOps::conv`] with respect to weight and bias; of `weight` only the shape matters.
+    /// Gradients of [`NnOps::conv`] with respect to weight and bias. Only the shape of `weight` is used.
     fn conv_backward_weights(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -136,7 +137,8 @@ pub trait NnOps: Backend {
         reference::conv_backward_weights::<Self>(x, weight, grad, params)
     }
 
-    /// Transposed convolution whose kernel equals its stride (each input voxel fills a block of its own), with bias.
+    /// Transposed convolution with bias. Its kernel equals its stride, so each input voxel fills a separate output
+    /// block.
     fn conv_transpose(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         reference::conv_transpose::<Self>(x, weight, bias)
     }
@@ -146,7 +148,7 @@ pub trait NnOps: Backend {
         reference::conv_transpose_backward_input::<Self>(weight, grad)
     }
 
-    /// Gradient of [`NnOps::conv_transpose`] with respect to weight and bias; of `weight` only the shape matters.
+    /// Gradients of [`NnOps::conv_transpose`] with respect to weight and bias. Only the shape of `weight` is used.
     fn conv_transpose_backward_weights(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -155,9 +157,10 @@ pub trait NnOps: Backend {
         reference::conv_transpose_backward_weights::<Self>(x, weight, grad)
     }
 
-    /// `leaky_relu(instance_norm(x) * gamma + beta)`; mean and variance over the voxels of each sample and channel.
+    /// Computes `leaky_relu(instance_norm(x) * gamma + beta)`, with mean and variance over the voxels of each sample
+    /// and channel.
     ///
-    /// Also returns what the backward step needs: mean and 1 / sqrt(variance + eps), `(2, n, c)`.
+    /// Also returns the statistics for the backward pass: mean and 1 / sqrt(variance + eps), `(2, n, c)`.
     fn norm_act(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -179,27 +182,28 @@ pub trait NnOps: Backend {
         reference::norm_act_backward::<Self>(x, statistics, gamma, beta, grad, params)
     }
 
-    /// Joins two activations along the channels.
+    /// Concatenates two activations along the channels.
     fn concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         reference::concat::<Self>(a, b)
     }
 
-    /// Undoes [`NnOps::concat`]: the first `channels` channels and the rest.
+    /// Inverse of [`NnOps::concat`]: returns the first `channels` channels and the rest.
     fn split(x: FloatTensor<Self>, channels: usize) -> (FloatTensor<Self>, FloatTensor<Self>) {
         reference::split::<Self>(x, channels)
     }
 
-    /// `leaky_relu(a + b)`: where a residual block's two ways meet. The slope for negative values is above 0.
+    /// Computes `leaky_relu(a + b)`, the end of a residual block. `negative_slope` must be positive.
     fn add_act(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
         reference::add_act::<Self>(a, b, negative_slope)
     }
 
-    /// Gradient of [`NnOps::add_act`] with respect to either term, from its output `y`, which has the sign of the sum.
+    /// Gradient of [`NnOps::add_act`] with respect to either operand, from its output `y`, which has the sign of the
+    /// sum.
     fn add_act_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
         reference::add_act_backward::<Self>(y, grad, negative_slope)
     }
 
-    /// Means over blocks of `size` voxels `(z, y, x)`, which divides the extents of `x`.
+    /// Average pooling over blocks of `size` voxels `(z, y, x)`. `size` must divide the extents of `x`.
     fn avg_pool(x: FloatTensor<Self>, size: [usize; 3]) -> FloatTensor<Self> {
         reference::avg_pool::<Self>(x, size)
     }
@@ -219,13 +223,13 @@ pub trait NnOps: Backend {
         reference::head_backward::<Self>(x, weight, grad)
     }
 
-    /// The sum of two gradients of one activation, which may take the first one's memory.
+    /// Adds two gradients of the same activation. May reuse the memory of `a`.
     fn accumulate(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_add(a, b)
     }
 
-    /// What becomes of a step's gradients, which carry the loss scale: the values of [`Control`], and of the [`Scaler`]
-    /// after them.
+    /// Computes the update decision from a step's gradients, which are multiplied by the loss scale. Returns the values
+    /// of [`Control`] and of the updated [`Scaler`].
     fn control(
         gradients: Vec<FloatTensor<Self>>,
         scaler: FloatTensor<Self>,
@@ -234,9 +238,11 @@ pub trait NnOps: Backend {
         reference::control::<Self>(gradients, scaler, rule)
     }
 
-    /// One step of SGD on a parameter of any shape: its new value and velocity, which may take the old one's memory.
+    /// One SGD step on a parameter of any shape. Returns the new value and velocity, which may reuse the old ones'
+    /// memory.
     ///
-    /// Without a velocity it is the parameter's first step. Where the control says so, both stay as they are.
+    /// `velocity` is `None` in the parameter's first step. If `control` says to skip the update, both are returned
+    /// unchanged.
     fn sgd(
         value: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
@@ -247,9 +253,11 @@ pub trait NnOps: Backend {
         reference::sgd::<Self>(value, gradient, velocity, control, step)
     }
 
-    /// One step of Adam on a parameter of any shape: its new value and two moments, which may take the old ones' memory.
+    /// One Adam step on a parameter of any shape. Returns the new value and the two moments, which may reuse the old
+    /// ones' memory.
     ///
-    /// Without moments it is the parameter's first step. Where the control says so, all stay as they are.
+    /// `moments` is `None` in the parameter's first step. If `control` says to skip the update, all are returned
+    /// unchanged.
     fn adam(
         value: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
@@ -260,25 +268,26 @@ pub trait NnOps: Backend {
         reference::adam::<Self>(value, gradient, moments, control, step)
     }
 
-    /// The loss on the device; `None` where the host computes it.
+    /// Loss functions that run on the device; `None` if the host computes the loss.
     fn device_loss() -> Option<DeviceLoss<Self>> {
         None
     }
 
-    /// What inference does with windows on the device. `None` leaves it to the host.
+    /// Sliding-window functions that run on the device; `None` if the host does this work.
     fn device_windows() -> Option<DeviceWindows<Self>> {
         None
     }
 
-    /// A scalar 0 whose backward step hands `gradient` to `x`: the end of a graph whose loss was computed elsewhere.
+    /// Returns a scalar 0 whose backward pass passes `gradient` to `x`. Starts a backward pass from a gradient computed
+    /// outside of the graph.
     fn seed_gradient(x: FloatTensor<Self>, _gradient: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_zeros([1].into(), &Self::float_device(&x), burn::tensor::FloatDType::F32)
     }
 
-    /// Where a tensor lies in the memory of its device, for a library that works on it in place; all work on it so far has
-    /// been handed to the device by then.
+    /// Returns the device memory of a tensor, for libraries that work on it in place. All work on the tensor so far has
+    /// been submitted to the device when this returns.
     ///
-    /// `None` where the backend has no such memory, or where the tensor is not one run of elements in it.
+    /// Returns `None` if the backend has no such memory or the tensor is not contiguous.
     fn device_buffer(_tensor: &FloatTensor<Self>) -> Option<DeviceBuffer> {
         None
     }

@@ -1,11 +1,11 @@
-//! The number format of activations.
+//! Number format of activations.
 
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 
 use crate::Device;
 
-/// Number format of activations; weights, statistics, losses and reductions are always f32.
+/// Number format of activations. Weights, statistics, losses and reductions are always f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
@@ -13,13 +13,13 @@ pub enum Precision {
     /// IEEE single precision.
     #[default]
     Fp32,
-    /// Single precision in memory; tensor cores multiply with ten binary digits (TF32, NVIDIA from compute capability 8.0).
+    /// f32 in memory; tensor cores multiply with 10-bit mantissas (TF32, NVIDIA GPUs from compute capability 8.0).
     Tf32,
-    /// bfloat16 activations, and weights rounded to it where they meet them: twice as fast on processors with AVX-512
-    /// BF16 or AMX and on tensor cores, half the memory. Its range is that of f32, so the loss needs no scaling.
+    /// bfloat16 activations, with weights rounded to bfloat16 where they are multiplied: twice as fast and half the
+    /// memory on tensor cores and on CPUs with AVX-512 BF16 or AMX. Has the range of f32, so the loss is not scaled.
     AmpBf16,
-    /// IEEE half precision activations: as fast as bfloat16 on tensor cores, eight times as precise, but of a range so small
-    /// that the loss is scaled (Micikevicius et al. 2018). On GPUs only.
+    /// IEEE half precision activations, GPU only: as fast as bfloat16 on tensor cores and eight times as precise, but
+    /// with a smaller range, so the loss is scaled (Micikevicius et al. 2018).
     AmpFp16,
 }
 
@@ -34,7 +34,7 @@ impl Precision {
         }
     }
 
-    /// The type of activations.
+    /// Returns the type of activations.
     pub fn activations(self) -> FloatDType {
         match self {
             Self::Fp32 | Self::Tf32 => FloatDType::F32,
@@ -43,22 +43,22 @@ impl Precision {
         }
     }
 
-    /// Whether the loss is multiplied by a scale, so that small gradients do not become 0.
+    /// Whether the loss is scaled to keep small gradients from underflowing.
     pub fn scales_loss(self) -> bool {
         self == Self::AmpFp16
     }
 
-    /// Whether CPUs have it too.
+    /// Whether CPUs support this format.
     pub fn is_for_cpus(self) -> bool {
         matches!(self, Self::Fp32 | Self::AmpBf16)
     }
 
-    /// Checks that a device has it; the error is what is wrong with the choice, to stand after its name.
+    /// Checks that a device supports this format. The error is a defect to be printed after the setting's name.
     pub fn check(self, device: Device) -> Result<(), String> {
         if device == Device::Cuda || self.is_for_cpus() {
             return Ok(());
         }
         let name = self.name();
-        Err(format!("{name} is for GPUs; on the CPU it must be fp32 or amp-bf16"))
+        Err(format!("{name} requires a GPU; the CPU supports fp32 or amp-bf16"))
     }
 }

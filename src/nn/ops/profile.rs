@@ -1,7 +1,8 @@
-//! Where a step's time goes, by operation and shape.
+//! Profiles the time of a step by operation and shape.
 //!
-//! Off, it costs one atomic load per operation. On, every operation of a backend that calls [`span`] adds its time; the
-//! operations run one after the other, so their times add up to the step's, but for what lies between them.
+//! When disabled, it costs one atomic load per operation. When enabled, each operation of a backend that calls [`span`]
+//! adds its time. Operations run one after the other, so their times add up to the step's time, except for the time
+//! between operations.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,33 +10,33 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 static ON: AtomicBool = AtomicBool::new(false);
-/// Nanoseconds inside a library since the last span ended.
+/// Nanoseconds spent inside a library since the last span ended.
 static IN_LIBRARY: AtomicU64 = AtomicU64::new(0);
 static ENTRIES: Mutex<BTreeMap<Operation, Entry>> = Mutex::new(BTreeMap::new());
 
-/// An operation on operands of some shape.
+/// An operation and the shape of its operands.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Operation {
-    /// `conv`, `norm_act`, …
+    /// Name, e.g. `conv` or `norm_act`.
     pub name: &'static str,
-    /// `n x c_in -> c_out @ z x y x x, …`
+    /// Shape, e.g. `n x c_in -> c_out @ z x y x x`.
     pub shape: String,
 }
 
-/// What was recorded of an operation.
+/// Statistics of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Entry {
-    /// How often it ran.
+    /// Number of calls.
     pub calls: u64,
-    /// Of all calls.
+    /// Total time of all calls.
     pub time: Duration,
-    /// The part of it that a library's own kernel took.
+    /// Part of `time` spent in a library's kernel.
     pub in_library: Duration,
-    /// Floating-point operations of all calls, 0 for operations that memory bounds.
+    /// Floating-point operations of all calls; 0 for memory-bound operations.
     pub flops: f64,
 }
 
-/// Records `run`, and returns what it has recorded. Not to be nested.
+/// Runs `run` with profiling enabled. Returns its result and the statistics per operation. Must not be nested.
 pub fn record<T>(run: impl FnOnce() -> T) -> (T, BTreeMap<Operation, Entry>) {
     entries().clear();
     ON.store(true, Ordering::Relaxed);
@@ -44,7 +45,7 @@ pub fn record<T>(run: impl FnOnce() -> T) -> (T, BTreeMap<Operation, Entry>) {
     (result, std::mem::take(&mut *entries()))
 }
 
-/// Times the scope it lives in, where recording is on.
+/// Times the enclosing scope if profiling is enabled.
 pub(super) fn span(name: &'static str, describe: impl FnOnce() -> (String, f64)) -> Option<Span> {
     ON.load(Ordering::Relaxed).then(|| {
         let (shape, flops) = describe();
@@ -52,7 +53,7 @@ pub(super) fn span(name: &'static str, describe: impl FnOnce() -> (String, f64))
     })
 }
 
-/// Runs a library's kernel within a span, whose time it is a part of.
+/// Runs a library's kernel within a span and counts its time as library time.
 pub(super) fn in_library<T>(run: impl FnOnce() -> T) -> T {
     if !ON.load(Ordering::Relaxed) {
         return run();
@@ -64,7 +65,7 @@ pub(super) fn in_library<T>(run: impl FnOnce() -> T) -> T {
 }
 
 pub(super) struct Span {
-    /// Taken when it ends.
+    /// Taken when the span ends.
     operation: Option<Operation>,
     flops: f64,
     began: Instant,

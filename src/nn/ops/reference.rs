@@ -1,5 +1,5 @@
-//! Every operation of [`super::NnOps`] in Burn's own operations: the definition the kernels are tested against, and what
-//! a backend without kernels runs.
+//! Reference implementation of every operation of [`super::NnOps`] with Burn's own operations. Kernels are tested
+//! against it, and backends without kernels use it.
 
 use burn::tensor::{
     FloatDType, Shape, Tensor,
@@ -12,12 +12,12 @@ use super::{
     WeightGradients, float, host, primitive,
 };
 
-/// `(n, z, y, x, c)` to `(n, c, z, y, x)`.
+/// Permutes `(n, z, y, x, c)` to `(n, c, z, y, x)`.
 fn channels_first<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     primitive(float::<B, 5>(x).permute([0, 4, 1, 2, 3]))
 }
 
-/// `(n, c, z, y, x)` to `(n, z, y, x, c)`.
+/// Permutes `(n, c, z, y, x)` to `(n, z, y, x, c)`.
 fn channels_last<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     primitive(float::<B, 5>(x).permute([0, 2, 3, 4, 1]))
 }
@@ -26,7 +26,7 @@ fn options(params: ConvParams) -> ConvOptions<3> {
     ConvOptions::new(params.stride, params.padding, [1; 3], 1)
 }
 
-/// Kernel and stride are one.
+/// Options of a transposed convolution whose stride equals its kernel.
 fn transpose_options<B: Backend>(weight: &FloatTensor<B>) -> ConvTransposeOptions<3> {
     let [_, _, z, y, x] = float::<B, 5>(weight.clone()).dims();
     ConvTransposeOptions::new([z, y, x], [0; 3], [0; 3], [1; 3], 1)
@@ -37,7 +37,7 @@ fn dtype<B: Backend>(x: &FloatTensor<B>) -> FloatDType {
     x.dtype().into()
 }
 
-/// A parameter, which is f32, in the type of the activations.
+/// Casts an f32 parameter to the type of the activations.
 fn like<B: Backend>(parameter: FloatTensor<B>, x: &FloatTensor<B>) -> FloatTensor<B> {
     cast::<B>(parameter, dtype::<B>(x))
 }
@@ -50,7 +50,7 @@ fn f32<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     cast::<B>(x, FloatDType::F32)
 }
 
-/// Sum over all but the channels, in f32.
+/// Sums over all axes but the channels, in f32.
 pub fn bias_gradient<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
     let grad = float::<B, 5>(f32::<B>(grad));
     let channels = grad.dims()[4];
@@ -114,7 +114,7 @@ pub fn conv_transpose_backward_weights<B: Backend>(
     WeightGradients { weight: f32::<B>(B::conv_transpose3d_weight_backward(x, weight, grad, options)), bias }
 }
 
-/// `(n, z, y, x, c)` to `(n, voxels, c)`.
+/// Reshapes `(n, z, y, x, c)` to `(n, voxels, c)`.
 fn flatten<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 3> {
     let x = float::<B, 5>(x);
     let [n, z, y, width, c] = x.dims();
@@ -233,7 +233,7 @@ pub fn avg_pool_backward<B: Backend>(grad: FloatTensor<B>, size: [usize; 3]) -> 
     primitive(grad)
 }
 
-/// The product of the extents before a spatial axis of `(n, z, y, x, c)`, and of those after it.
+/// Returns the products of the extents before and after a spatial axis of `(n, z, y, x, c)`.
 fn rows_around(shape: [usize; 5], axis: usize) -> (usize, usize) {
     (shape[..=axis].iter().product(), shape[axis + 2..].iter().product())
 }
@@ -248,7 +248,7 @@ pub fn control<B: Backend>(
     advance::<B>(sum, scaler, rule)
 }
 
-/// [`Scaler::advance`] on a tensor.
+/// [`Scaler::advance`] on tensors.
 pub fn advance<B: Backend>(sum_of_squares: f64, scaler: FloatTensor<B>, rule: ControlRule) -> [FloatTensor<B>; 2] {
     let device = B::float_device(&scaler);
     let (control, after) = Scaler::from_values(&host::<B>(scaler)).advance(sum_of_squares, rule);
@@ -324,7 +324,7 @@ fn shape<B: Backend>(tensor: &FloatTensor<B>) -> Shape {
     tensor.shape()
 }
 
-/// The tensor as a vector.
+/// Flattens the tensor to one dimension.
 fn flat<B: Backend>(tensor: FloatTensor<B>) -> Tensor<B, 1> {
     let len = shape::<B>(&tensor).num_elements();
     float(B::float_reshape(tensor, [len].into()))

@@ -1,8 +1,8 @@
-//! Gradients at the moment they are ready, while the backward pass goes on.
+//! Gradient hooks: hand out parameter gradients as soon as they are ready, during the backward pass.
 //!
-//! A tap is an identity on the activations that enter a layer. Its backward step runs right after the layer's own, in
-//! which the layer's parameters have got their gradients, and hands these on. (Were it an operation on the parameters, it
-//! would run last: the backward pass goes by depth, and parameters are the leaves.)
+//! A hook is an identity operation on the activations that enter a layer. Its backward step runs right after the
+//! layer's, which computes the gradients of the layer's parameters, and passes these gradients to the sink. (A hook on
+//! the parameters themselves would run last, because the backward pass proceeds by depth and parameters are leaves.)
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,17 +19,18 @@ use burn_autodiff::{
     ops::{Backward, Ops, OpsKind},
 };
 
-/// Takes gradients while the backward pass goes on.
+/// Receives gradients during the backward pass.
 pub trait GradientSink<B: Backend>: Send + Sync {
-    /// The gradient of a parameter is ready. It is not kept anywhere else.
+    /// Called when a parameter's gradient is ready. The gradient is removed from Burn's gradient container.
     fn ready(&self, parameter: usize, gradient: FloatTensor<B>);
 }
 
-/// A backend whose backward pass can be tapped.
+/// A backend with gradient hooks.
 pub trait TapGradients: AutodiffBackend {
-    /// `x` itself. On the way back, the gradients that `parameters` have by then go to the sink, under their numbers.
+    /// Returns `x`. In the backward pass, the gradients of `parameters` that are ready are passed to `sink`, with the
+    /// given indices.
     ///
-    /// Where `x` does not depend on anything that has a gradient, nothing happens on the way back.
+    /// Has no effect in the backward pass if `x` does not depend on a tensor with a gradient.
     fn tap(
         x: FloatTensor<Self>,
         parameters: Vec<(usize, FloatTensor<Self>)>,
@@ -37,7 +38,7 @@ pub trait TapGradients: AutodiffBackend {
     ) -> FloatTensor<Self>;
 }
 
-/// [`TapGradients::tap`] on a tensor.
+/// Applies [`TapGradients::tap`] to a tensor.
 pub fn tap<B: TapGradients, const D: usize>(
     x: Tensor<B, D>,
     parameters: Vec<(usize, FloatTensor<B>)>,
@@ -62,7 +63,7 @@ impl<B: Backend, C: CheckpointStrategy> TapGradients for Autodiff<B, C> {
 #[derive(Debug)]
 struct TapStep;
 
-/// What a tap hands on, and to whom.
+/// Parameters of a hook and the sink of their gradients.
 struct TapState<B: Backend> {
     parameters: Vec<(usize, FloatTensor<Autodiff<B>>)>,
     sink: Arc<dyn GradientSink<B>>,

@@ -1,15 +1,15 @@
-//! Whether f32 may be multiplied on tensor cores, for the whole process, as PyTorch's `torch.backends.cudnn.allow_tf32`.
+//! Process-wide TF32 setting, like PyTorch's `torch.backends.cudnn.allow_tf32`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static ALLOWED: AtomicBool = AtomicBool::new(false);
 
-/// Allows convolutions in f32 to round their factors to ten binary digits, or forbids it.
+/// Enables or disables rounding the inputs of f32 convolutions to 10-bit mantissas (TF32).
 pub fn allow(allowed: bool) {
     ALLOWED.store(allowed, Ordering::Relaxed);
 }
 
-/// Whether that is allowed; it is not at first.
+/// Whether TF32 is enabled; false by default.
 pub fn allowed() -> bool {
     ALLOWED.load(Ordering::Relaxed)
 }

@@ -1,89 +1,90 @@
-//! What an update does to the parameters, for [`super::NnOps::control`], [`super::NnOps::sgd`] and [`super::NnOps::adam`].
+//! Optimizer update steps, for [`super::NnOps::control`], [`super::NnOps::sgd`] and [`super::NnOps::adam`].
 //!
-//! All that an update must know of the gradients, whether they are finite and how far they are scaled down, is in a
-//! tensor, its control. So a device decides by itself, and the host can go on queueing work.
+//! Whether the gradients are finite and how far they are scaled is kept in a device tensor, [`Control`]. The device
+//! evaluates it, so the host need not wait and can keep queueing work.
 
-/// A step of stochastic gradient descent with momentum, as `torch.optim.SGD` defines it.
+/// A step of SGD with momentum, as in `torch.optim.SGD`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SgdStep {
     pub learning_rate: f32,
     pub momentum: f32,
     pub nesterov: bool,
-    /// Times the value, added to the gradient.
+    /// L2 penalty: `weight_decay * value` is added to the gradient.
     pub weight_decay: f32,
 }
 
-/// A step of Adam (Kingma & Ba 2015) or one of its kin, as `torch.optim.Adam`, `AdamW` and `RAdam` define them.
+/// A step of Adam (Kingma & Ba 2015), AdamW or RAdam, as in `torch.optim.Adam`, `AdamW` and `RAdam`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamStep {
     pub learning_rate: f32,
-    /// Decay of the two moments.
+    /// Decay rates of the two moments.
     pub betas: [f32; 2],
     pub eps: f32,
-    /// Times the value, added to the gradient; or, times the learning rate, taken off the value.
+    /// Added to the gradient as `weight_decay * value`; if `decoupled`, the value is instead reduced by
+    /// `learning_rate * weight_decay * value`.
     pub weight_decay: f32,
-    /// Weight decay apart from the gradient (Loshchilov & Hutter 2019): AdamW.
+    /// AdamW: weight decay decoupled from the gradient (Loshchilov & Hutter 2019).
     pub decoupled: bool,
-    /// The step's length is corrected for the variance of what it is divided by (Liu et al. 2020): RAdam.
+    /// RAdam: rectifies the step size for the variance of the second moment (Liu et al. 2020).
     pub rectified: bool,
 }
 
-/// How a [`Control`] follows from the gradients.
+/// Parameters of the update decision.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ControlRule {
-    /// Gradients are scaled down to this norm; `None` leaves them (`torch.nn.utils.clip_grad_norm_`).
+    /// Maximum gradient norm; `None` disables clipping (`torch.nn.utils.clip_grad_norm_`).
     pub clip_norm: Option<f32>,
-    /// Whether the loss scale follows the overflows (`torch.amp.GradScaler`), or stays as it is.
+    /// Whether the loss scale is dynamic (`torch.amp.GradScaler`) or constant.
     pub dynamic_scale: bool,
-    /// Decay of Adam's moments; not used with SGD.
+    /// Decay rates of Adam's moments; unused with SGD.
     pub betas: [f32; 2],
 }
 
-/// What lasts from update to update: the values of a tensor `(5)`.
+/// Loss scaler and Adam state that persist between updates: the values of a tensor of shape `(5)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scaler {
-    /// By which the loss is multiplied.
+    /// Loss scale.
     pub scale: f32,
-    /// Updates since the scale has changed or a gradient has overflowed.
+    /// Updates since the last change of the scale or the last overflow.
     pub good_steps: f32,
-    /// `1 - beta^updates` of either moment of Adam, over the updates that were made.
+    /// `1 - beta^updates` for each moment of Adam, over the updates that were applied.
     pub corrections: [f32; 2],
-    /// `Σ (1 - beta2) beta2^(age - 1) age` over the ages of the gradients in Adam's second moment, the last one of age 1;
-    /// divided by its correction their mean age.
+    /// `Σ (1 - beta2) beta2^(age - 1) age` over the ages of the gradients in Adam's second moment, with age 1 for the
+    /// last. Divided by the second moment's correction, it is their mean age.
     pub age: f32,
 }
 
-/// What becomes of the gradients of a step: the values of a tensor `(7)`.
+/// Update decision of a step: the values of a tensor of shape `(7)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Control {
-    /// Times every gradient: undoes the loss scale, and clips.
+    /// Factor of every gradient: removes the loss scale and clips.
     pub factor: f32,
-    /// 1, or 0 where a gradient is not finite: then nothing is updated.
+    /// 1 to apply the update, 0 to skip it because a gradient is NaN or infinite.
     pub apply: f32,
     /// Euclidean norm of all gradients, without the loss scale, before clipping.
     pub norm: f32,
-    /// The loss scale of these gradients.
+    /// Loss scale of these gradients.
     pub scale: f32,
-    /// Those of [`Scaler`], after this update.
+    /// [`Scaler::corrections`] after this update.
     pub corrections: [f32; 2],
-    /// RAdam's factor of the step; 0 where there are too few gradients to divide by their second moment.
+    /// RAdam's step factor; 0 if the second moment has too few gradients to divide by it.
     pub rectification: f32,
 }
 
-/// Gradients that RAdam's second moment must be worth before it is divided by.
+/// Minimum effective number of gradients in RAdam's second moment before the step is divided by it.
 pub const RECTIFIED_FROM: f32 = 5.0;
-/// Of `torch.amp.GradScaler`.
+/// Initial loss scale of `torch.amp.GradScaler`.
 pub const INITIAL_SCALE: f32 = 65536.0;
-/// Steps without overflow after which the scale doubles; it halves at each overflow.
+/// Number of steps without overflow after which the loss scale doubles. Each overflow halves it.
 pub const GROWTH_INTERVAL: f32 = 2000.0;
-/// Added to the norm before it divides, as PyTorch does.
+/// Added to the norm before dividing by it, as in PyTorch.
 pub const CLIP_EPS: f32 = 1e-6;
 
 impl Scaler {
     /// Number of values in the tensor.
     pub const LEN: usize = 5;
 
-    /// At the start of a training, with a loss scale.
+    /// Creates the initial state of a training run with a loss scale.
     pub fn new(scale: f32) -> Self {
         Self { scale, good_steps: 0.0, corrections: [0.0; 2], age: 0.0 }
     }
@@ -92,12 +93,12 @@ impl Scaler {
         Self { scale: values[0], good_steps: values[1], corrections: [values[2], values[3]], age: values[4] }
     }
 
-    /// As in the tensor.
+    /// Returns the values in the order of the tensor.
     pub fn values(self) -> [f32; Self::LEN] {
         [self.scale, self.good_steps, self.corrections[0], self.corrections[1], self.age]
     }
 
-    /// The control of gradients whose squares, scaled, add up to this, and the scaler after them.
+    /// Computes the update decision and the new scaler from the sum of squares of the scaled gradients.
     pub(super) fn advance(self, sum_of_squares: f64, rule: ControlRule) -> (Control, Self) {
         let norm = (sum_of_squares.sqrt() / f64::from(self.scale)) as f32;
         let scale = self.scale;
@@ -108,11 +109,11 @@ impl Scaler {
             return (control, Self { scale: shrunk, good_steps: 0.0, ..self });
         }
         let clip = rule.clip_norm.map_or(1.0, |limit| (limit / (norm + CLIP_EPS)).min(1.0));
-        // 1 - beta^n = (1 - beta^(n - 1)) * beta + 1 - beta, without a difference of near numbers.
+        // 1 - beta^n = (1 - beta^(n - 1)) * beta + 1 - beta avoids cancellation.
         let corrections = std::array::from_fn(|moment| {
             self.corrections[moment] * rule.betas[moment] + (1.0 - f64::from(rule.betas[moment])) as f32
         });
-        // Every gradient is a step older, and there is one more. All terms are positive, so that no digits are lost.
+        // Every gradient ages by one step and a new one is added. All terms are positive, so there is no cancellation.
         let age = self.age * rule.betas[1] + corrections[1];
         let rectification = rule.rectification(age / corrections[1]);
         let control = Control { factor: clip / scale, apply: 1.0, norm, scale, corrections, rectification };
@@ -126,13 +127,13 @@ impl Scaler {
 }
 
 impl ControlRule {
-    /// The length that RAdam's second moment would come to: `2 / (1 - beta2) - 1`.
+    /// Maximum length of RAdam's second moment: `2 / (1 - beta2) - 1`.
     pub(super) fn longest(&self) -> f32 {
         (2.0 / (1.0 - f64::from(self.betas[1])) - 1.0) as f32
     }
 
-    /// RAdam's factor, of the mean age of the gradients in the second moment. The paper's length of an average that weights
-    /// its gradients alike is twice their mean age, less 1.
+    /// RAdam's step factor, from the mean age of the gradients in the second moment. The length of the approximating
+    /// simple moving average in the paper is twice the mean age, minus 1.
     fn rectification(&self, mean_age: f32) -> f32 {
         let (length, longest) = (2.0 * mean_age - 1.0, self.longest());
         if length <= RECTIFIED_FROM {
@@ -147,7 +148,7 @@ impl Control {
     /// Number of values in the tensor.
     pub const LEN: usize = 7;
 
-    /// From the tensor's values.
+    /// Creates the decision from the tensor's values.
     pub fn from_values(values: &[f32]) -> Self {
         Self {
             factor: values[0],
@@ -159,7 +160,7 @@ impl Control {
         }
     }
 
-    /// As in the tensor.
+    /// Returns the values in the order of the tensor.
     pub fn values(self) -> [f32; Self::LEN] {
         let Self { factor, apply, norm, scale, corrections: [first, second], rectification } = self;
         [factor, apply, norm, scale, first, second, rectification]
@@ -167,7 +168,7 @@ impl Control {
 }
 
 impl SgdStep {
-    /// New value and velocity of one weight; without a velocity it begins as the gradient.
+    /// Returns the new value and velocity of one weight. Without a velocity, it starts as the gradient.
     #[inline(always)]
     pub(super) fn apply(self, value: f32, gradient: f32, velocity: Option<f32>, factor: f32) -> (f32, f32) {
         let gradient = gradient * factor + value * self.weight_decay;
@@ -178,16 +179,17 @@ impl SgdStep {
 }
 
 impl AdamStep {
-    /// New value and moments of one weight; moments begin as 0.
+    /// Returns the new value and moments of one weight. Moments start at 0.
     #[inline(always)]
     pub(super) fn apply(self, value: f32, gradient: f32, moments: [f32; 2], control: &Control) -> (f32, [f32; 2]) {
         let decay = self.weight_decay;
         let (kept, decay) = if self.decoupled { (1.0 - self.learning_rate * decay, 0.0) } else { (1.0, decay) };
         let rate = self.learning_rate / control.corrections[0];
-        // All kinds divide by `root * sqrt(second / divisor) + eps`, so that the loop over the weights has no branches.
+        // All variants divide by `root * sqrt(second / divisor) + eps`, which keeps the loop over the weights
+        // branch-free.
         let (root, divisor, eps, rate) = match self.rectified {
             false => (1.0, control.corrections[1], self.eps, rate),
-            // PyTorch's RAdam adds `eps` to the root before it corrects it.
+            // PyTorch's RAdam adds `eps` to the root before the bias correction.
             true if control.rectification > 0.0 => {
                 (1.0, 1.0, self.eps, rate * control.rectification * control.corrections[1].sqrt())
             }

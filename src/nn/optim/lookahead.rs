@@ -1,4 +1,4 @@
-//! Slow weights that follow the optimiser's.
+//! Lookahead optimizer wrapper.
 
 use std::collections::HashMap;
 
@@ -10,40 +10,41 @@ use burn::tensor::{
 use crate::model::{Parameter, ParameterSpec, StateError, TensorState};
 use crate::ops::host;
 
-/// Steps between two of the slow weights (`sync_period` of TensorFlow Addons' `Lookahead`, which NVIDIA's nnU-Net uses).
+/// Steps between updates of the slow weights (`sync_period` of TensorFlow Addons' `Lookahead`, used by NVIDIA's
+/// nnU-Net).
 const PERIOD: usize = 6;
-/// How far the slow weights go towards the fast ones (`slow_step_size` there).
+/// Interpolation factor of the slow weights towards the fast ones (`slow_step_size` in TensorFlow Addons).
 const SHARE: f32 = 0.5;
-/// Names in the optimiser's state: of the number of steps, and behind a parameter's.
+/// Names in the optimizer state: the step count, and the suffix of a parameter's slow weights.
 const STEPS: &str = "lookahead.steps";
 const SLOW: &str = "slow";
 
-/// Lookahead (Zhang et al. 2019): after every sixth step of the optimiser below it, slow weights go half the way to where it
-/// has come, and it goes on from there.
+/// Lookahead (Zhang et al. 2019): after every sixth step of the inner optimizer, the slow weights move half way to the
+/// fast weights, and the fast weights are reset to them.
 ///
-/// That is a pass over the weights in every sixth step, and memory for the weights once more. All steps count, those that
-/// were skipped for a gradient that is not finite too.
+/// Costs one pass over the weights every sixth step and one more copy of the weights in memory. Steps skipped because
+/// of a NaN or infinite gradient count too.
 #[derive(Debug)]
 pub struct Lookahead<B: Backend> {
     steps: usize,
-    /// Empty before the first step.
+    /// Slow weights; empty before the first step.
     slow: Vec<FloatTensor<B>>,
 }
 
 impl<B: Backend> Lookahead<B> {
-    /// Without history.
+    /// Creates the initial state.
     pub(super) fn new() -> Self {
         Self { steps: 0, slow: Vec::new() }
     }
 
-    /// Before a step: the slow weights begin where the fast ones do.
+    /// Initializes the slow weights before the first step.
     pub(super) fn begin<A: AutodiffBackend<InnerBackend = B>>(&mut self, parameters: &[Parameter<A>]) {
         if self.slow.is_empty() {
             self.slow = parameters.iter().map(Parameter::inner).collect();
         }
     }
 
-    /// After a step.
+    /// Updates slow and fast weights after a step.
     pub(super) fn follow<A: AutodiffBackend<InnerBackend = B>>(&mut self, parameters: &mut [Parameter<A>]) {
         self.steps += 1;
         if !self.steps.is_multiple_of(PERIOD) {
@@ -56,19 +57,19 @@ impl<B: Backend> Lookahead<B> {
         }
     }
 
-    /// Adds what [`Lookahead::load`] takes.
+    /// Appends the state that [`Lookahead::load`] restores.
     pub(super) fn add_to(&self, state: &mut Vec<TensorState>, specs: &[ParameterSpec]) {
         let slow = specs.iter().zip(&self.slow).map(|(spec, slow)| {
             let spec = ParameterSpec { name: name_of(spec), shape: spec.shape.clone() };
             TensorState { spec, values: host::<B>(slow.clone()) }
         });
         state.extend(slow);
-        // Two halves, for f32 has no more than 24 bits.
+        // The count is split into two halves, since f32 represents integers exactly only up to 24 bits.
         let values = vec![(self.steps >> 16) as f32, (self.steps & 0xffff) as f32];
         state.push(TensorState { spec: ParameterSpec { name: STEPS.into(), shape: vec![2] }, values });
     }
 
-    /// Restores the history; a state without one, of a run that had no slow weights, begins it anew.
+    /// Restores the state. A state without Lookahead entries, saved without slow weights, starts from scratch.
     pub(super) fn load(
         &mut self,
         specs: &[ParameterSpec],
@@ -83,7 +84,7 @@ impl<B: Backend> Lookahead<B> {
         }
         let slow = specs.iter().map(|spec| match state.get(name_of(spec).as_str()) {
             Some(found) if found.spec.shape == spec.shape => Ok(found.upload::<B>(device)),
-            _ => Err(StateError(format!("{} is missing or has another shape", name_of(spec)))),
+            _ => Err(StateError(format!("{} is missing or has the wrong shape", name_of(spec)))),
         });
         self.slow = slow.collect::<Result<_, _>>()?;
         Ok(())

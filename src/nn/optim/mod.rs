@@ -1,4 +1,4 @@
-//! From averaged gradients to new weights: clipping, optimisers, learning-rate schedules.
+//! Optimizers with gradient clipping, and learning-rate schedules.
 
 mod lookahead;
 mod optimizer;

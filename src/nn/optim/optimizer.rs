@@ -1,4 +1,4 @@
-//! SGD with Nesterov momentum, Adam and its kin, as PyTorch defines them, with gradient clipping and Lookahead.
+//! SGD with Nesterov momentum, Adam, AdamW and RAdam as PyTorch defines them, with gradient clipping and Lookahead.
 
 use std::collections::HashMap;
 
@@ -20,17 +20,18 @@ pub struct Sgd {
     pub weight_decay: f64,
 }
 
-/// Adam (Kingma & Ba 2015; `torch.optim.Adam`), NVIDIA's default, and its kin.
+/// Adam (Kingma & Ba 2015; `torch.optim.Adam`), NVIDIA's default, and its variants AdamW and RAdam.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adam {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
-    /// Added to the gradient as `weight_decay * weight`; or, times the learning rate, taken off the weight.
+    /// Added to the gradient as `weight_decay * weight`; if `decoupled`, the weight is instead reduced by
+    /// `learning_rate * weight_decay * weight`.
     pub weight_decay: f64,
-    /// AdamW (Loshchilov & Hutter 2019; `torch.optim.AdamW`): the decay is apart from the gradient.
+    /// AdamW (Loshchilov & Hutter 2019; `torch.optim.AdamW`): weight decay decoupled from the gradient.
     pub decoupled: bool,
-    /// RAdam (Liu et al. 2020; `torch.optim.RAdam`): the length of the first steps is corrected.
+    /// RAdam (Liu et al. 2020; `torch.optim.RAdam`): rectifies the step size of the first steps.
     pub rectified: bool,
 }
 
@@ -60,54 +61,54 @@ impl From<Adam> for Rule {
     }
 }
 
-/// What an optimiser remembers of one parameter: the momentum buffer, or Adam's two moments.
+/// Optimizer state of one parameter: the momentum buffer, or Adam's two moments.
 #[derive(Clone, Debug)]
 pub struct Moments<B: Backend> {
     first: FloatTensor<B>,
     second: Option<FloatTensor<B>>,
 }
 
-/// An update rule with its state, one entry per parameter.
+/// Update rule with its state, one entry per parameter.
 #[derive(Debug)]
 pub struct Optimizer<B: Backend> {
     rule: Rule,
-    /// Gradients are scaled down to this norm; `None` leaves them.
+    /// Maximum gradient norm; `None` disables clipping.
     clip_norm: Option<f64>,
-    /// Whether the loss is scaled, as far as the gradients' range allows.
+    /// Whether the loss is scaled dynamically.
     dynamic_scale: bool,
-    /// `None` before its first use.
+    /// Loss scaler; `None` before its first use.
     scaler: Option<FloatTensor<B>>,
     moments: Vec<Option<Moments<B>>>,
     lookahead: Option<Lookahead<B>>,
 }
 
-/// Name of the scaler in the optimiser's state.
+/// Name of the scaler in the optimizer state.
 const SCALER: &str = "scaler";
 
 impl<B: NnOps> Optimizer<B> {
-    /// An optimiser without history.
+    /// Creates an optimizer without state.
     pub fn new(rule: impl Into<Rule>, clip_norm: Option<f64>) -> Self {
         Self { rule: rule.into(), clip_norm, dynamic_scale: false, scaler: None, moments: Vec::new(), lookahead: None }
     }
 
-    /// The same with slow weights that follow the optimiser's: [`Lookahead`].
+    /// Enables [`Lookahead`].
     pub fn with_lookahead(self) -> Self {
         Self { lookahead: Some(Lookahead::new()), ..self }
     }
 
-    /// The same with a loss scale that grows until a gradient overflows (`torch.amp.GradScaler`): for activations in fp16.
+    /// Enables a dynamic loss scale (`torch.amp.GradScaler`), for fp16 activations.
     pub fn with_dynamic_scale(self) -> Self {
         Self { dynamic_scale: true, ..self }
     }
 
-    /// The values of [`Scaler`], by the first of which the loss is to be multiplied.
+    /// Returns the values of [`Scaler`]. The first is the loss scale.
     pub fn scaler(&mut self, device: &B::Device) -> FloatTensor<B> {
         let initial = if self.dynamic_scale { INITIAL_SCALE } else { 1.0 };
         let new = || B::float_from_data(Scaler::new(initial).values().as_slice().into(), device);
         self.scaler.get_or_insert_with(new).clone()
     }
 
-    /// The scaler's first value; waits for the device.
+    /// Returns the loss scale. Waits for the device if the scale is dynamic.
     pub fn loss_scale(&mut self, device: &B::Device) -> f64 {
         match self.dynamic_scale {
             true => f64::from(host::<B>(self.scaler(device))[0]),
@@ -115,11 +116,11 @@ impl<B: NnOps> Optimizer<B> {
         }
     }
 
-    /// Updates all parameters. A parameter without gradient stays as it is, without weight decay, as in PyTorch.
+    /// Updates all parameters. A parameter without a gradient is left unchanged, without weight decay, as in PyTorch.
     ///
-    /// `gradients` holds one entry per parameter, averaged over the ranks, times the loss scale. Where one of them is not
-    /// finite, nothing is updated. Gives what became of them, the values of [`crate::ops::Control`]; the host waits for
-    /// nothing.
+    /// `gradients` has one entry per parameter, averaged over the ranks and multiplied by the loss scale. If one of
+    /// them is NaN or infinite, nothing is updated. Returns the values of [`crate::ops::Control`] as a tensor. Does not
+    /// synchronize with the device.
     pub fn step<A: AutodiffBackend<InnerBackend = B>>(
         &mut self,
         parameters: &mut [Parameter<A>],
@@ -158,8 +159,8 @@ impl<B: NnOps> Optimizer<B> {
         control
     }
 
-    /// The optimiser's state on the host: `NAME.first` and `NAME.second` (Adam) per parameter, the scaler, and what
-    /// [`Lookahead`] has.
+    /// Returns the optimizer state on the host: `NAME.first` and `NAME.second` (Adam) per parameter, the scaler, and
+    /// the state of [`Lookahead`].
     pub fn state(&self, specs: &[ParameterSpec]) -> Vec<TensorState> {
         let mut state = Vec::new();
         for (spec, moments) in specs.iter().zip(&self.moments) {
@@ -183,10 +184,10 @@ impl<B: NnOps> Optimizer<B> {
         state
     }
 
-    /// Restores what [`Optimizer::state`] has returned. A parameter of which it says nothing begins without history.
+    /// Restores the state returned by [`Optimizer::state`]. Parameters without an entry start without state.
     ///
     /// # Errors
-    /// Names the first entry whose shape is not that of its parameter.
+    /// Returns an error that names the first entry with the wrong shape.
     pub fn load_state(
         &mut self,
         specs: &[ParameterSpec],
@@ -198,7 +199,7 @@ impl<B: NnOps> Optimizer<B> {
             let Some(found) = by_name.get(format!("{}.{suffix}", spec.name).as_str()) else { return Ok(None) };
             if found.spec.shape != shape {
                 let (name, theirs) = (&found.spec.name, &found.spec.shape);
-                return Err(StateError(format!("{name} has shape {theirs:?} instead of {shape:?}")));
+                return Err(StateError(format!("{name} has shape {theirs:?}, expected {shape:?}")));
             }
             Ok(Some(*found))
         };
@@ -211,7 +212,7 @@ impl<B: NnOps> Optimizer<B> {
         self.scaler = match by_name.get(SCALER) {
             Some(scaler) if scaler.spec.shape == [Scaler::LEN] => Some(upload(scaler)),
             None if state.is_empty() => None,
-            _ => return Err(StateError(format!("the optimiser's {SCALER} is missing or has another shape"))),
+            _ => return Err(StateError(format!("the optimizer's {SCALER} is missing or has the wrong shape"))),
         };
         if let Some(lookahead) = &mut self.lookahead {
             lookahead.load(specs, &by_name, device)?;

@@ -1,4 +1,4 @@
-//! The learning rate over a run.
+//! Learning-rate schedules.
 
 use std::f64::consts::PI;
 
@@ -39,7 +39,7 @@ pub enum ScheduleKind {
 
 /// Learning rate of every step of a run.
 ///
-/// Steps are counted over the whole run, so that neither the number of ranks nor a restart changes the schedule.
+/// Steps are counted over the whole run, so the schedule depends neither on the number of ranks nor on restarts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     config: ScheduleConfig,
@@ -49,16 +49,16 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule of a run that begins at `base`.
+    /// Creates the schedule of a run with base learning rate `base`.
     pub fn new(config: &ScheduleConfig, base: f64, epochs: usize, iterations_per_epoch: usize) -> Self {
         Self { config: config.clone(), base, epochs, iterations_per_epoch }
     }
 
-    /// The learning rate of a step, both counted from 0.
+    /// Returns the learning rate of a step; `epoch` and `iteration` count from 0.
     ///
-    /// `poly` changes once per epoch, as in nnU-Net v2 (`polylr.py`); the cosines change with every step, as in NVIDIA's
-    /// nnU-Net (`tf.keras.optimizers.schedules.CosineDecay` and `CosineDecayRestarts`). Before, the rate rises linearly over
-    /// the warm-up's steps, and the schedule has what is left of the run (nnU-Net's `PolyLRScheduler_offset`).
+    /// `poly` changes once per epoch, as in nnU-Net v2 (`polylr.py`). The cosine schedules change every step, as in
+    /// NVIDIA's nnU-Net (`tf.keras.optimizers.schedules.CosineDecay` and `CosineDecayRestarts`). During warm-up the
+    /// rate rises linearly; the schedule then covers the remaining steps (nnU-Net's `PolyLRScheduler_offset`).
     pub fn lr(&self, epoch: usize, iteration: usize) -> f64 {
         let warmup = self.config.warmup_steps as f64;
         let in_run = (epoch * self.iterations_per_epoch + iteration) as f64;
@@ -81,19 +81,19 @@ impl Schedule {
         }
     }
 
-    /// `end_lr` at 0, the base at 1.
+    /// Interpolates from `end_lr` at 0 to the base rate at 1.
     fn between(&self, part: f64) -> f64 {
         self.config.end_lr + (self.base - self.config.end_lr) * part
     }
 }
 
-/// From 1 at 0 to 0 at 1.
+/// Half a cosine period, from 1 at 0 to 0 at 1.
 fn half_cosine(part: f64) -> f64 {
     0.5 * (1.0 + (PI * part.min(1.0)).cos())
 }
 
-/// Number of the cycle at a time counted in lengths of the first, and how much of it has passed; each cycle is twice as
-/// long as the one before.
+/// Returns the index of the cycle at `time`, measured in lengths of the first cycle, and the fraction of it that has
+/// passed. Each cycle is twice as long as the previous one.
 fn cycle(time: f64) -> (i32, f64) {
     let number = (time + 1.0).log2().floor();
     let length = number.exp2();
@@ -134,7 +134,7 @@ mod tests {
         assert!((cosine.lr(3, 5) - 0.6).abs() < 1e-12 && cosine.lr(7, 0) == 0.1);
 
         let annealing = schedule(ScheduleKind::CosineAnnealing);
-        // Cycles of 10, 20 and 40 steps, with peaks of 1, 1/2 and 1/4 above the end.
+        // Cycles of 10, 20 and 40 steps, with peaks of 1, 1/2 and 1/4 above the final rate.
         for (epoch, iteration, expected) in [(0, 0, 1.1), (0, 5, 0.6), (1, 0, 0.6), (2, 0, 0.35), (3, 0, 0.35)] {
             let lr = annealing.lr(epoch, iteration);
             assert!((lr - expected).abs() < 1e-12, "{lr} in epoch {epoch}");

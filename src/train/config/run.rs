@@ -326,7 +326,7 @@ mod tests {
         assert!(defect("[optimizer]\nlr = nan").contains("`optimizer.lr` is NaN"));
         assert!(defect("precision = 'fp8'").contains("precision"));
         let misfit = |text: &str| resolve(text).unwrap_err().to_string();
-        assert!(misfit("precision = 'amp-fp16'").contains("`precision` amp-fp16 is for GPUs"));
+        assert!(misfit("precision = 'amp-fp16'").contains("`precision` amp-fp16 requires a GPU"));
         assert!(resolve("precision = 'amp-fp16'\ndevice = 'cuda'").is_ok());
         assert!(defect("fold = 'none'").contains("not `none`"));
     }

@@ -1,4 +1,4 @@
-//! The sum of two gradients of the same activation.
+//! Addition of two gradients of the same activation.
 
 use burn_flex::FlexTensor;
 use multiversion::multiversion;
@@ -8,10 +8,10 @@ use super::element::Element;
 use super::pool::buffer;
 use super::{contiguous, dims, values};
 
-/// Values one task adds.
+/// Number of values per task.
 const BLOCK: usize = 64 * 1024;
 
-/// `a + b`, in the memory of `a` where nobody else holds it.
+/// Computes `a + b`, in place in `a` if its memory is not shared.
 pub fn add<T: Element>(a: FlexTensor, b: &FlexTensor) -> FlexTensor {
     let (mut a, b) = (contiguous(a), contiguous(b.clone()));
     let b = values::<T>(&b);

@@ -1,4 +1,4 @@
-//! The end of a residual block: the sum of its two ways, and the leaky ReLU of it.
+//! End of a residual block: leaky ReLU of a sum.
 
 use burn_flex::FlexTensor;
 use multiversion::multiversion;
@@ -8,20 +8,21 @@ use super::element::Element;
 use super::pool::buffer;
 use super::{contiguous, dims, values};
 
-/// Values one task handles.
+/// Number of values per task.
 const BLOCK: usize = 64 * 1024;
 
-/// `leaky_relu(a + b)`, in the memory of `a` where nobody else holds it.
+/// Computes `leaky_relu(a + b)`, in place in `a` if its memory is not shared.
 pub fn forward<T: Element>(a: FlexTensor, b: &FlexTensor, slope: f32) -> FlexTensor {
     overwrite::<T>(a, b, |a, b| sum_activate(a, b, slope))
 }
 
-/// The gradient of either term, in the memory of `grad` where nobody else holds it.
+/// Computes the gradient of either operand, in place in `grad` if its memory is not shared.
 pub fn backward<T: Element>(y: &FlexTensor, grad: FlexTensor, slope: f32) -> FlexTensor {
     overwrite::<T>(grad, y, |grad, y| scale_negative(grad, y, slope))
 }
 
-/// Writes over the first tensor, or a copy of it, what `kernel` makes of runs of both.
+/// Applies `kernel` to blocks of both tensors and stores the result in the first one, or in a copy if its memory is
+/// shared.
 fn overwrite<T: Element>(first: FlexTensor, second: &FlexTensor, kernel: impl Fn(&mut [T], &[T]) + Sync) -> FlexTensor {
     let (mut first, second) = (contiguous(first), contiguous(second.clone()));
     let second = values::<T>(&second);

@@ -1,4 +1,4 @@
-//! Means over blocks of voxels. The unit of work is a line of voxels along x.
+//! Average pooling. Work is split by lines of voxels along x.
 
 use burn_flex::FlexTensor;
 use multiversion::multiversion;
@@ -8,7 +8,7 @@ use super::element::Element;
 use super::pool::buffer;
 use super::{contiguous, dims, values};
 
-/// `(n, z, y, x, c)` to extents divided by `size`.
+/// Pools `(n, z, y, x, c)` to extents divided by `size`.
 pub fn forward<T: Element>(x: &FlexTensor, size: [usize; 3]) -> FlexTensor {
     let x = contiguous(x.clone());
     let [n, z, y, width, c] = dims(&x);
@@ -31,7 +31,7 @@ pub fn forward<T: Element>(x: &FlexTensor, size: [usize; 3]) -> FlexTensor {
     means.into_tensor(shape)
 }
 
-/// The gradient of the input of [`forward`] from that of its output.
+/// Computes the input gradient of [`forward`] from its output gradient.
 pub fn backward<T: Element>(grad: &FlexTensor, size: [usize; 3]) -> FlexTensor {
     let grad = contiguous(grad.clone());
     let [n, z, y, width, c] = dims(&grad);
@@ -48,7 +48,7 @@ pub fn backward<T: Element>(grad: &FlexTensor, size: [usize; 3]) -> FlexTensor {
     dx.into_tensor(shape)
 }
 
-/// Adds `sx` neighbours of a line to each sum.
+/// Adds `sx` neighboring voxels of a line to each sum.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn add_line<T: Element>(sums: &mut [f32], line: &[T], sx: usize, c: usize) {
     for (sums, block) in sums.chunks_exact_mut(c).zip(line.chunks_exact(sx * c)) {
@@ -67,7 +67,7 @@ fn scale<T: Element>(to: &mut [T], from: &[f32], factor: f32) {
     }
 }
 
-/// Gives each voxel's values, scaled, to `sx` neighbours.
+/// Copies each voxel's values, scaled, to `sx` neighboring voxels.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn spread_line<T: Element>(to: &mut [T], from: &[T], sx: usize, c: usize, factor: f32) {
     for (block, from) in to.chunks_exact_mut(sx * c).zip(from.chunks_exact(c)) {

@@ -1,4 +1,4 @@
-//! Concatenation and split along the channels, one linear pass each.
+//! Concatenation and split along the channels, in one linear pass each.
 
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -7,10 +7,10 @@ use super::element::Element;
 use super::pool::buffer;
 use super::{contiguous, dims, values};
 
-/// Voxels one task copies.
+/// Number of voxels per task.
 const BLOCK: usize = 4096;
 
-/// `(n, z, y, x, ca)` and `(n, z, y, x, cb)` to `(n, z, y, x, ca + cb)`.
+/// Concatenates `(n, z, y, x, ca)` and `(n, z, y, x, cb)` to `(n, z, y, x, ca + cb)`.
 pub fn concat<T: Element>(a: &FlexTensor, b: &FlexTensor) -> FlexTensor {
     let (a, b) = (contiguous(a.clone()), contiguous(b.clone()));
     let [n, z, y, x, ca] = dims(&a);
@@ -29,7 +29,7 @@ pub fn concat<T: Element>(a: &FlexTensor, b: &FlexTensor) -> FlexTensor {
     joined.into_tensor([n, z, y, x, ca + cb])
 }
 
-/// The inverse of [`concat`]; the first part has `ca` channels.
+/// Inverse of [`concat`]; the first part has `ca` channels.
 pub fn split<T: Element>(joined: &FlexTensor, ca: usize) -> (FlexTensor, FlexTensor) {
     let joined = contiguous(joined.clone());
     let [n, z, y, x, c] = dims(&joined);

@@ -1,7 +1,7 @@
-//! Convolution and transposed convolution by oneDNN.
+//! Convolution and transposed convolution with oneDNN.
 //!
-//! A transposed convolution is the backward-input step of the convolution that maps its output to its input, so all six
-//! steps come from the three of [`onednn`](super::onednn) (Dumoulin & Visin 2016, section 4).
+//! A transposed convolution is the backward-input pass of the convolution from its output to its input, so all six
+//! passes use the three passes of [`onednn`](super::onednn) (Dumoulin & Visin 2016, section 4).
 
 use burn::backend::Flex;
 use burn_flex::FlexTensor;
@@ -70,7 +70,8 @@ pub fn backward_weights<T: Element>(
     WeightGradients { weight: d_weight.into_tensor(weight), bias: d_bias.into_tensor([problem.c_out]) }
 }
 
-/// The convolution whose backward-input step is the transposed convolution of `x` (or of a gradient of that shape).
+/// Returns the convolution whose backward-input pass is the transposed convolution of `x` (or of a gradient of that
+/// shape).
 fn transposed<T: Element>(x: [usize; 5], weight: [usize; 5]) -> Problem {
     let [n, z, y, width, c_in] = x;
     let [_, c_out, kz, ky, kx] = weight;
@@ -123,14 +124,14 @@ pub fn transpose_backward_weights<T: Element>(
     let (x, grad) = (contiguous(x), contiguous(grad));
     let problem = transposed::<T>(dims(&x), weight);
     let mut d_weight = buffer::<f32>(weight.iter().product());
-    // The convolution's bias has the channels of `x`; the transposed one's is the sum of `grad`.
+    // The bias gradient of this convolution has the channels of `x`; the transposed convolution's is the sum of `grad`.
     let mut unused = buffer::<f32>(problem.c_out);
     library.backward_weights(problem, values::<T>(&grad), values::<T>(&x), &mut d_weight, &mut unused);
     let d_bias = sum_rows(values::<T>(&grad), problem.c_in);
     WeightGradients { weight: d_weight.into_tensor(weight), bias: d_bias.into_tensor([problem.c_in]) }
 }
 
-/// Rows one task handles.
+/// Number of rows per task.
 const BLOCK: usize = 1024;
 
 fn add_bias<T: Element>(y: &mut [T], bias: &[f32]) {
@@ -146,7 +147,7 @@ fn add_to_rows<T: Element>(rows: &mut [T], bias: &[f32]) {
     }
 }
 
-/// Sum over the rows of a `(rows, c)` matrix, by blocks added in order.
+/// Sums the rows of a `(rows, c)` matrix, in blocks added in order.
 fn sum_rows<T: Element>(rows: &[T], c: usize) -> Buffer<f32> {
     let blocks: Vec<Vec<f32>> = rows.par_chunks(BLOCK * c).map(|block| sum_of_rows(block, c)).collect();
     let mut total = vec![0.0f64; c];

@@ -1,20 +1,20 @@
-//! The types an activation may have.
+//! Element types of activations.
 
 use burn::tensor::{DType, bf16};
 
 use super::onednn::DataType;
 
-/// A floating-point type of activations; arithmetic is done in f32.
+/// Floating-point type of activations. Arithmetic is in f32.
 pub trait Element: burn::tensor::Element + bytemuck::Pod + Send + Sync {
-    /// Burn's name of it.
+    /// Type in Burn.
     const DTYPE: DType;
-    /// oneDNN's name of it.
+    /// Type in oneDNN.
     const ONEDNN: DataType;
 
-    /// The value in f32.
+    /// Converts to f32.
     fn widen(self) -> f32;
 
-    /// The nearest value, ties to even.
+    /// Rounds to the nearest value, ties to even.
     fn narrow(value: f32) -> Self;
 }
 
@@ -42,7 +42,7 @@ impl Element for bf16 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
-    /// Without branches, so that loops over it vectorise.
+    /// Branch-free, so that loops over it vectorize.
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         const QUIET_NAN: u32 = 0x7fc0;

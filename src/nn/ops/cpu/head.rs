@@ -1,6 +1,6 @@
-//! The convolution that ends a decoder stage: every voxel's features times a small matrix, in one pass each way.
+//! Segmentation head: every voxel's features times a small matrix, in one pass forward and one backward.
 //!
-//! Logits are f32 whatever the features are, because the loss takes differences of exponentials of them.
+//! Logits are always f32, because the loss exponentiates their differences.
 
 use burn::backend::Flex;
 use burn_flex::FlexTensor;
@@ -11,12 +11,12 @@ use super::element::Element;
 use super::pool::{Buffer, buffer};
 use super::{HeadGradients, contiguous, dims, values};
 
-/// Voxels one task handles.
+/// Number of voxels per task.
 const BLOCK: usize = 2048;
-/// Voxels that are computed together, with their features transposed: four AVX-512 registers.
+/// Number of voxels computed together, with transposed features: four AVX-512 registers.
 const TILE: usize = 64;
 
-/// `(n, z, y, x, c)` times `(k, c, 1, 1, 1)` plus `(k)`: `(n, z, y, x, k)`.
+/// Computes logits `(n, z, y, x, k)` from features `(n, z, y, x, c)`, weights `(k, c, 1, 1, 1)` and bias `(k)`.
 pub fn forward<T: Element>(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTensor) -> FlexTensor {
     let (x, weight, bias) = (contiguous(x.clone()), contiguous(weight.clone()), contiguous(bias.clone()));
     let [n, depth, height, width, c] = dims(&x);
@@ -28,7 +28,7 @@ pub fn forward<T: Element>(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTenso
     logits.into_tensor([n, depth, height, width, k])
 }
 
-/// Fills the block's logits.
+/// Computes the logits of a block.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn block_forward<T: Element>(logits: &mut [f32], x: &[T], weights: &[f32], bias: &[f32]) {
     let k = bias.len();
@@ -46,7 +46,7 @@ fn block_forward<T: Element>(logits: &mut [f32], x: &[T], weights: &[f32], bias:
     }
 }
 
-/// Rows of `c` features to rows of [`TILE`] voxels; voxels that are not there keep what was there.
+/// Transposes rows of `c` features to rows of [`TILE`] voxels. Entries of missing voxels are left unchanged.
 #[inline(always)]
 fn transpose<T: Element>(x: &[T], c: usize, features: &mut [f32]) {
     for (voxel, row) in x.chunks_exact(c).enumerate() {
@@ -56,7 +56,7 @@ fn transpose<T: Element>(x: &[T], c: usize, features: &mut [f32]) {
     }
 }
 
-/// Adds to each voxel's sum its features times the weights.
+/// Adds to each voxel's sum the dot product of its features with the weights.
 #[inline(always)]
 fn dot(weights: &[f32], features: &[f32], sums: &mut [f32]) {
     let len = sums.len();
@@ -67,7 +67,7 @@ fn dot(weights: &[f32], features: &[f32], sums: &mut [f32]) {
     }
 }
 
-/// Gradients of [`forward`].
+/// Computes the gradients of [`forward`].
 pub fn backward<T: Element>(x: &FlexTensor, weight: &FlexTensor, grad: &FlexTensor) -> HeadGradients<Flex> {
     let (x, weight, grad) = (contiguous(x.clone()), contiguous(weight.clone()), contiguous(grad.clone()));
     let shape: [usize; 5] = dims(&x);
@@ -93,7 +93,7 @@ pub fn backward<T: Element>(x: &FlexTensor, weight: &FlexTensor, grad: &FlexTens
     }
 }
 
-/// Fills the block's part of the input gradient, and returns its parts of those of weight and bias.
+/// Computes the block's input gradient and returns its contributions to the gradients of weight and bias.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn block_backward<T: Element>(
     d_x: &mut [T],

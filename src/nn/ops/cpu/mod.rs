@@ -1,8 +1,8 @@
-//! The operations on CPUs: convolutions by oneDNN where it is installed, everything else in fused loops over
-//! channels-last memory, parallel with rayon.
+//! CPU operations: convolutions with oneDNN if it is installed, everything else as fused loops over channels-last
+//! memory, parallelized with rayon.
 //!
-//! Results do not depend on the number of threads: work is cut into blocks of fixed size whose partial sums are added in
-//! order. (oneDNN's own reductions depend on its thread count, which a run keeps.)
+//! Results do not depend on the number of threads: work is split into blocks of fixed size whose partial sums are added
+//! in order. (The reductions of oneDNN depend on its thread count, which is constant during a run.)
 
 mod accumulate;
 mod add_act;
@@ -26,7 +26,7 @@ use super::profile::span;
 use super::update::{AdamStep, Control, ControlRule, SgdStep};
 use super::{ConvParams, HeadGradients, NnOps, NormGradients, NormParams, WeightGradients, reference};
 
-/// Runs `$run` with `$T` the type of a tensor's elements.
+/// Runs `$run` with `$T` set to the element type of the tensor.
 macro_rules! by_type {
     ($tensor:expr, $T:ident => $run:expr) => {
         match $tensor.dtype() {
@@ -38,7 +38,7 @@ macro_rules! by_type {
                 type $T = bf16;
                 $run
             }
-            other => panic!("activations are f32 or bf16, not {other:?}"),
+            other => panic!("activations must be f32 or bf16, not {other:?}"),
         }
     };
 }
@@ -188,7 +188,8 @@ impl NnOps for Flex {
     }
 }
 
-/// A convolution's shape and its floating-point operations, for the profile; without parameters a transposed one's.
+/// Returns the shape and floating-point operations of a convolution for the profile. `params` is `None` for transposed
+/// ones.
 fn describe(x: &FlexTensor, weight: &FlexTensor, params: Option<ConvParams>) -> (String, f64) {
     let [first, second, kz, ky, kx] = dims(weight);
     let [n, z, y, width, _] = dims(x);
@@ -204,19 +205,19 @@ fn shape_of(x: &FlexTensor) -> String {
     format!("{n}x {c} @{z}x{y}x{width}")
 }
 
-/// The shape as an array.
+/// Returns the shape as an array.
 fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     let shape = tensor.layout().shape();
     std::array::from_fn(|axis| shape[axis])
 }
 
-/// The tensor in C order, as it is if it already lies so.
+/// Returns the tensor in C order, without a copy if it already is.
 fn contiguous(tensor: FlexTensor) -> FlexTensor {
     let whole = tensor.layout().contiguous_offsets().is_some();
     if whole { tensor } else { tensor.to_contiguous() }
 }
 
-/// The values of a tensor that [`contiguous`] has returned.
+/// Returns the values of a tensor returned by [`contiguous`].
 fn values<T: Element>(tensor: &FlexTensor) -> &[T] {
     let (start, end) = tensor.layout().contiguous_offsets().expect("contiguous() was called");
     &tensor.storage()[start..end]

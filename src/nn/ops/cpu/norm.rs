@@ -1,10 +1,11 @@
-//! Instance norm and leaky ReLU in one: two passes over memory forward, two backward, nothing saved but the statistics.
+//! Fused instance norm and leaky ReLU: two passes over memory forward, two backward. Only the statistics are saved.
 //!
-//! Channels-last, a voxel is a row of `c` values. A block of rows is one flat run over which the channels' coefficients
-//! repeat, so they are laid out [`PERIOD`] values long once: the loops then have the same long trip whatever `c` is, and
-//! vectorise. Statistics are f32 sums of deviations from the block's first row, combined over the blocks in f64 in a fixed
-//! order (Chan, Golub, LeVeque 1983), so a large mean costs no precision and threads do not change the result. A sample is
-//! finished before the next begins, because its second pass then finds it in the last cache.
+//! In channels-last layout, a voxel is a row of `c` values and a block of rows is one contiguous run. The channels'
+//! coefficients are repeated to at least [`PERIOD`] values, so that the loops over a run have long trip counts for any
+//! `c` and vectorize. Statistics are f32 sums of deviations from the block's first row, combined over the blocks in f64
+//! in a fixed order (Chan, Golub, LeVeque 1983), so a large mean costs no precision and the result does not depend on
+//! the number of threads. Samples are processed one at a time, so that the second pass finds the sample in the
+//! last-level cache.
 
 use std::ops::Range;
 
@@ -17,12 +18,12 @@ use super::element::Element;
 use super::pool::{Buffer, buffer};
 use super::{NormGradients, NormParams, contiguous, dims, values};
 
-/// Values one task handles: 64 KiB of f32, which stays in a core's L2 cache between the groups of channels.
+/// Number of values per task: 64 KiB of f32, which stays in a core's L2 cache.
 const BLOCK_VALUES: usize = 16 * 1024;
-/// Coefficients are repeated to at least so many values: sixteen AVX-512 registers.
+/// Minimum length of the repeated coefficients: sixteen AVX-512 registers.
 const PERIOD: usize = 256;
 
-/// `(y, statistics)`; statistics are mean and 1 / sqrt(variance + eps), `(2, n, c)` in f32.
+/// Returns `(y, statistics)`; statistics are mean and 1 / sqrt(variance + eps), `(2, n, c)` in f32.
 pub fn forward<T: Element>(
     x: &FlexTensor,
     gamma: &FlexTensor,
@@ -49,7 +50,7 @@ pub fn forward<T: Element>(
     (y.into_tensor(dims::<5>(&x)), statistics.into_tensor([2, shape.n, shape.c]))
 }
 
-/// Gradients of [`forward`]. `grad`'s buffer becomes the input gradient's when nobody else holds it.
+/// Computes the gradients of [`forward`]. The input gradient reuses the memory of `grad` if it is not shared.
 pub fn backward<T: Element>(
     x: &FlexTensor,
     statistics: &FlexTensor,
@@ -102,7 +103,7 @@ pub fn backward<T: Element>(
     NormGradients { input, gamma: narrowed(&d_gamma), beta: narrowed(&d_beta) }
 }
 
-/// Extents of an activation, with its voxels as one axis.
+/// Shape of an activation with its voxels as one axis.
 #[derive(Clone, Copy)]
 struct Shape {
     n: usize,
@@ -121,12 +122,12 @@ impl Shape {
         sample * len..(sample + 1) * len
     }
 
-    /// Values of a block: whole rows, a fixed number of them.
+    /// Number of values per block, a fixed number of whole rows.
     fn block(&self) -> usize {
         block(self.c)
     }
 
-    /// Mean and reciprocal standard deviation of one sample.
+    /// Returns mean and reciprocal standard deviation of one sample.
     fn of_sample<'a>(&self, statistics: &'a [f32], sample: usize) -> (&'a [f32], &'a [f32]) {
         let (mean, rstd) = statistics.split_at(self.n * self.c);
         let range = sample * self.c..(sample + 1) * self.c;
@@ -140,24 +141,24 @@ impl Shape {
     }
 }
 
-/// Values of a block of rows of `c`.
+/// Number of values per block of rows of `c` values.
 fn block(c: usize) -> usize {
     (BLOCK_VALUES / c).max(1) * c
 }
 
-/// `(c)` values again and again, up to the least multiple of `c` that is at least [`PERIOD`].
+/// Repeats `(c)` values to the smallest multiple of `c` that is at least [`PERIOD`].
 fn repeat(values: &[f32]) -> Vec<f32> {
     values.repeat(PERIOD.div_ceil(values.len()))
 }
 
-/// Sums of what was summed up by place in the period: those of each channel.
+/// Reduces sums by position within the period to sums per channel.
 fn fold(by_place: &[f32], channels: &mut [f32]) {
     for places in by_place.chunks_exact(channels.len()) {
         channels.iter_mut().zip(places).for_each(|(sum, place)| *sum += place);
     }
 }
 
-/// `leaky_relu(x * scale + shift)`.
+/// Computes `leaky_relu(x * scale + shift)`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn scale_shift_activate<T: Element>(y: &mut [T], x: &[T], scale: &[f32], shift: &[f32], slope: f32) {
     for (y, x) in y.chunks_mut(scale.len()).zip(x.chunks(scale.len())) {
@@ -170,7 +171,7 @@ fn scale_shift_activate<T: Element>(y: &mut [T], x: &[T], scale: &[f32], shift: 
     }
 }
 
-/// Mean and 1 / sqrt(variance + eps) of each channel of a sample.
+/// Computes mean and 1 / sqrt(variance + eps) of each channel of a sample.
 fn moments<T: Element>(x: &[T], c: usize, eps: f32, means: &mut [f32], rstds: &mut [f32]) {
     let blocks: Vec<(usize, Vec<f32>)> =
         x.par_chunks(block(c)).map(|block| (block.len() / c, block_moments(block, c))).collect();
@@ -192,11 +193,11 @@ fn moments<T: Element>(x: &[T], c: usize, eps: f32, means: &mut [f32], rstds: &m
     }
 }
 
-/// Mean and sum of squared deviations of each channel of a block, `(2, c)`.
+/// Computes mean and sum of squared deviations of each channel of a block, `(2, c)`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn block_moments<T: Element>(block: &[T], c: usize) -> Vec<f32> {
     let rows = (block.len() / c) as f32;
-    // Deviations from some value near the mean: rounding errors stay small however large the mean is.
+    // Deviations from a value near the mean keep rounding errors small for any mean.
     let first: Vec<f32> = block[..c].iter().map(|value| value.widen()).collect();
     let origin = repeat(&first);
     let (mut sums, mut squares) = (vec![0.0f32; origin.len()], vec![0.0f32; origin.len()]);
@@ -220,7 +221,7 @@ fn block_moments<T: Element>(block: &[T], c: usize) -> Vec<f32> {
     moments
 }
 
-/// The norm of one sample; all coefficients repeat with the [`PERIOD`].
+/// Norm of one sample; all coefficients are repeated to the period.
 struct Norm {
     c: usize,
     mean: Vec<f32>,
@@ -237,7 +238,7 @@ impl Norm {
     }
 }
 
-/// Sums over the voxels of one sample of the gradient and of gradient times normalised value, `(2, c)`.
+/// Sums the gradient, and the gradient times the normalized value, over the voxels of one sample, `(2, c)`.
 fn gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm, shape: Shape) -> Vec<f64> {
     let blocks: Vec<Vec<f32>> = x
         .par_chunks(shape.block())
@@ -275,7 +276,7 @@ fn block_gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm) -> Vec<f32>
     folded
 }
 
-/// Turns the gradient of the output into that of the input, in place.
+/// Replaces the output gradient by the input gradient, in place.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn input_gradient<T: Element>(grad: &mut [T], x: &[T], norm: &Norm, mean_grad: &[f32], mean_projected: &[f32]) {
     let period = norm.mean.len();
@@ -292,7 +293,7 @@ fn input_gradient<T: Element>(grad: &mut [T], x: &[T], norm: &Norm, mean_grad: &
     }
 }
 
-/// The gradient before the leaky ReLU, which has seen `activation`.
+/// Returns the gradient before the leaky ReLU, given the ReLU's input `activation`.
 #[inline(always)]
 fn before_activation(activation: f32, grad: f32, slope: f32) -> f32 {
     if activation < 0.0 { grad * slope } else { grad }

@@ -1,7 +1,7 @@
-//! oneDNN, opened at run time: the one file that knows its C interface.
+//! Bindings to oneDNN, loaded at run time. This is the only file that calls its C API.
 //!
-//! The C interface of version 2 (`libdnnl.so.2`; Debian 12 has 2.6) passes its descriptors by pointer, so they are held
-//! here as opaque blocks of at least their size. Source of names and constants: oneDNN 2.6 `dnnl.h`, `dnnl_types.h`.
+//! The C API of version 2 (`libdnnl.so.2`; Debian 12 has 2.6) passes descriptors by pointer, so they are stored here as
+//! opaque blocks of at least their size. Names and constants are from oneDNN 2.6, `dnnl.h` and `dnnl_types.h`.
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
@@ -14,7 +14,7 @@ use super::element::Element;
 use crate::ops::Precision;
 use crate::ops::profile::in_library;
 
-/// Names under which the library is looked for.
+/// Library names to try.
 const LIBRARY_NAMES: [&str; 1] = ["libdnnl.so.2"];
 
 const ENGINE_CPU: c_int = 1;
@@ -36,11 +36,11 @@ const ARG_DIFF_BIAS: c_int = 169;
 const QUERY_WEIGHTS: c_int = 131;
 const QUERY_DIFF_WEIGHTS: c_int = 132;
 
-/// `dnnl_data_type_t`, the part in use.
+/// `dnnl_data_type_t`, only the values in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(i32)]
 pub enum DataType {
-    /// bfloat16; sums are f32.
+    /// bfloat16, with sums in f32.
     Bf16 = 2,
     /// IEEE single precision.
     F32 = 3,
@@ -62,7 +62,7 @@ struct ExecArg {
     memory: *mut c_void,
 }
 
-/// `dnnl_version_t`, the part in use.
+/// `dnnl_version_t`, only the fields in use.
 #[repr(C)]
 struct Version {
     major: c_int,
@@ -74,7 +74,7 @@ type Handle = *mut c_void;
 type Md = *const MemoryDesc;
 type Dims = *const i64;
 
-/// Declares the functions in use as a struct of pointers, filled from the library by name.
+/// Declares the C functions in use as a struct of function pointers, loaded by name.
 macro_rules! functions {
     ($($name:ident($($argument:ty),*) -> $result:ty;)*) => {
         struct Functions { $($name: unsafe extern "C" fn($($argument),*) -> $result,)* }
@@ -112,12 +112,12 @@ functions! {
     dnnl_memory_set_data_handle(Handle, *mut c_void) -> c_int;
 }
 
-/// One convolution problem, without regard to which of its three steps is run.
+/// Shape of a convolution, for any of its three passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
-    /// Type of input and output and their gradients; weights and bias and their gradients are f32 outside.
+    /// Type of input, output and their gradients. Weights, bias and their gradients are f32 at the interface.
     pub data: DataType,
-    /// Samples.
+    /// Number of samples.
     pub n: usize,
     /// Channels of the convolution's input.
     pub c_in: usize,
@@ -139,22 +139,22 @@ enum Step {
     BackwardWeights,
 }
 
-/// The opened library: engine, stream, and every primitive made so far.
+/// The loaded library with its engine, stream and compiled primitives.
 pub struct Library {
     functions: Functions,
     engine: Handle,
     stream: Handle,
-    /// One primitive at a time runs: each uses all threads and its own scratch memory.
+    /// Compiled primitives. The lock serializes execution: each primitive uses all threads and its own scratch memory.
     primitives: Mutex<HashMap<(Step, Problem), Arc<Primitive>>>,
-    /// Kept open for the functions above.
+    /// Keeps the functions above loaded.
     _library: libloading::Library,
 }
 
-// SAFETY: oneDNN's engine and stream may be used from any thread; execution is serialised by `primitives`.
+// SAFETY: oneDNN's engine and stream may be used from any thread; `primitives` serializes execution.
 unsafe impl Send for Library {}
 unsafe impl Sync for Library {}
 
-/// The library, or `None` where it is not installed (or `NNUNET_DIST_ONEDNN=0` asks to do without it).
+/// Returns the library, or `None` if it is not installed or disabled by `NNUNET_DIST_ONEDNN=0`.
 pub fn library() -> Option<&'static Library> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
     LIBRARY
@@ -167,7 +167,7 @@ pub fn library() -> Option<&'static Library> {
         .as_ref()
 }
 
-/// The library where it has kernels for activations of this type on this processor (bf16 needs AVX-512).
+/// Returns the library if it has kernels for this activation type on this CPU (bf16 needs AVX-512).
 pub fn library_for(activations: DType) -> Option<&'static Library> {
     static BF16: OnceLock<bool> = OnceLock::new();
     let library = library()?;
@@ -178,30 +178,30 @@ pub fn library_for(activations: DType) -> Option<&'static Library> {
     }
 }
 
-/// Whether activations of this format have kernels of the library on this machine; without, they run on Burn's own.
+/// Whether the library has kernels for this precision on this CPU. Otherwise Burn's own kernels are used.
 pub fn has_kernels(precision: Precision) -> bool {
     library_for(precision.activations().into()).is_some()
 }
 
-/// Whether the user asks to do without the library.
+/// Whether the user disabled the library.
 pub fn is_switched_off() -> bool {
     std::env::var_os("NNUNET_DIST_ONEDNN").is_some_and(|value| value == "0")
 }
 
-/// A compiled convolution step with its memory objects.
+/// A compiled convolution pass with its memory objects.
 struct Primitive {
     handle: Handle,
-    /// Argument numbers and memory objects whose data pointers are set before each run.
+    /// Argument indices and memory objects, whose data pointers are set before each run.
     operands: Vec<(c_int, Handle)>,
-    /// The weights in the layout the primitive wants, with the reorder from or to PyTorch's layout; `None` if equal.
+    /// Weights in the primitive's layout, with the reorder from or to PyTorch's layout.
     weights: WeightsMemory,
 }
 
 struct WeightsMemory {
     argument: c_int,
-    /// In PyTorch's layout; its data pointer is the caller's.
+    /// Weights in PyTorch's layout; the data pointer is the caller's.
     plain: Handle,
-    /// In the primitive's layout, owned by oneDNN.
+    /// Weights in the primitive's layout, owned by oneDNN.
     packed: Handle,
     reorder: Handle,
 }
@@ -212,11 +212,11 @@ unsafe impl Sync for Primitive {}
 
 impl Library {
     fn open() -> Option<Self> {
-        // SAFETY: loading oneDNN runs no code of ours; the functions' signatures are those of its header.
+        // SAFETY: loading oneDNN has no preconditions; the signatures match its header.
         let library = LIBRARY_NAMES.iter().find_map(|name| unsafe { libloading::Library::new(name) }.ok())?;
         let functions = unsafe { Functions::load(&library) }.ok()?;
         let (mut engine, mut stream) = (null_mut(), null_mut());
-        // SAFETY: out-pointers are valid.
+        // SAFETY: the out-pointers are valid.
         unsafe {
             if (functions.dnnl_engine_create)(&mut engine, ENGINE_CPU, 0) != 0
                 || (functions.dnnl_stream_create)(&mut stream, engine, STREAM_IN_ORDER) != 0
@@ -227,14 +227,14 @@ impl Library {
         Some(Self { functions, engine, stream, primitives: Mutex::default(), _library: library })
     }
 
-    /// `(major, minor, patch)`.
+    /// Returns `(major, minor, patch)`.
     pub fn version(&self) -> (i32, i32, i32) {
         // SAFETY: the function returns a pointer to a static.
         let version = unsafe { &*(self.functions.dnnl_version)() };
         (version.major, version.minor, version.patch)
     }
 
-    /// Whether there are kernels for a type on this processor.
+    /// Whether the library has kernels for a type on this CPU.
     pub fn supports(&self, data: DataType) -> bool {
         let f = &self.functions;
         let (dims, ones, zeros) = ([1, 16, 4, 4], [1, 1], [0, 0]);
@@ -243,7 +243,7 @@ impl Library {
         let bias = self.strided(DataType::F32, &[16], &[1]);
         let mut descriptor = ConvolutionDesc([0; 8192]);
         let mut desc = null_mut();
-        // SAFETY: every pointer is to a live value of the type dnnl.h names.
+        // SAFETY: every pointer points to a live value of the type declared in dnnl.h.
         unsafe {
             let made = (f.dnnl_convolution_forward_desc_init)(
                 &mut descriptor,
@@ -266,7 +266,7 @@ impl Library {
         true
     }
 
-    /// `dst = conv(src, weights) + bias`.
+    /// Computes `dst = conv(src, weights) + bias`.
     pub fn forward<T: Element>(&self, problem: Problem, src: &[T], weights: &[f32], bias: &[f32], dst: &mut [T]) {
         problem.check::<T>(src.len(), weights.len(), dst.len());
         assert_eq!(bias.len(), problem.c_out);
@@ -274,14 +274,14 @@ impl Library {
         self.run(Step::Forward, problem, &pointers, address(weights));
     }
 
-    /// Gradient of the input: `d_src` from `d_dst` and the weights.
+    /// Computes the input gradient `d_src` from `d_dst` and the weights.
     pub fn backward_input<T: Element>(&self, problem: Problem, weights: &[f32], d_dst: &[T], d_src: &mut [T]) {
         problem.check::<T>(d_src.len(), weights.len(), d_dst.len());
         let pointers = [(ARG_DIFF_DST, address(d_dst)), (ARG_DIFF_SRC, address(d_src))];
         self.run(Step::BackwardInput, problem, &pointers, address(weights));
     }
 
-    /// Gradients of weights and bias.
+    /// Computes the gradients of weights and bias.
     pub fn backward_weights<T: Element>(
         &self,
         problem: Problem,
@@ -296,12 +296,12 @@ impl Library {
         self.run(Step::BackwardWeights, problem, &pointers, address(d_weights));
     }
 
-    /// Runs a step on operands whose lengths have been checked.
+    /// Runs a pass on operands whose lengths have been checked.
     fn run(&self, step: Step, problem: Problem, operands: &[(c_int, *mut c_void)], weights: *mut c_void) {
         let mut primitives = self.primitives.lock().expect("no panic while the lock is held");
         let primitive = primitives.entry((step, problem)).or_insert_with(|| Arc::new(self.compile(step, problem)));
-        // SAFETY: the pointers cover what the memory descriptors say (checked by the callers), outputs were passed as
-        // `&mut`, and the stream is waited for before the borrow ends.
+        // SAFETY: the pointers cover the extents of the memory descriptors (checked by the callers), outputs were
+        // passed as `&mut`, and the stream is waited for before the borrow ends.
         unsafe {
             let f = &self.functions;
             let mut args = Vec::with_capacity(operands.len() + 1);
@@ -338,7 +338,7 @@ impl Library {
         check(status, "dnnl_primitive_execute");
     }
 
-    /// Makes the primitive of a step: activations channels-last as they are, weights in whatever layout is fastest.
+    /// Compiles a pass: activations stay channels-last, weights use the layout that oneDNN prefers.
     fn compile(&self, step: Step, problem: Problem) -> Primitive {
         let f = &self.functions;
         let rank = problem.spatial_rank();
@@ -359,7 +359,7 @@ impl Library {
         let (stride, left, right) = (stride.as_ptr(), padding.as_ptr(), padding_after.as_ptr());
 
         let mut descriptor = ConvolutionDesc([0; 8192]);
-        // SAFETY: every pointer is to a live value of the type dnnl.h names.
+        // SAFETY: every pointer points to a live value of the type declared in dnnl.h.
         let forward_hint = unsafe {
             let status = (f.dnnl_convolution_forward_desc_init)(
                 &mut descriptor,
@@ -445,7 +445,7 @@ impl Library {
 
     unsafe fn primitive_desc(&self, descriptor: &ConvolutionDesc, hint: *const c_void) -> Handle {
         let mut desc = null_mut();
-        // SAFETY: the caller has initialised the descriptor.
+        // SAFETY: the caller has initialized the descriptor.
         let status = unsafe {
             let descriptor = (&raw const *descriptor).cast();
             (self.functions.dnnl_primitive_desc_create)(&mut desc, descriptor, null(), self.engine, hint)
@@ -461,10 +461,10 @@ impl Library {
         handle
     }
 
-    /// A memory object; `data` is 0 (set later) or [`MEMORY_ALLOCATE`].
+    /// Creates a memory object; `data` is 0 (set later) or [`MEMORY_ALLOCATE`].
     unsafe fn memory(&self, md: Md, data: usize) -> Handle {
         let mut memory = null_mut();
-        // SAFETY: the caller passes an initialised descriptor.
+        // SAFETY: the caller passes an initialized descriptor.
         let status = unsafe { (self.functions.dnnl_memory_create)(&mut memory, md, self.engine, data) };
         check(status, "dnnl_memory_create");
         memory
@@ -487,7 +487,7 @@ impl Library {
         md
     }
 
-    /// `(n, c, …)` dimensions over `(n, …, c)` memory.
+    /// Describes dimensions `(n, c, ...)` over channels-last memory `(n, ..., c)`.
     fn channels_last(&self, data: DataType, dims: &[i64]) -> MemoryDesc {
         let mut strides = vec![0; dims.len()];
         let mut stride = dims[1];
@@ -513,12 +513,12 @@ impl Library {
 }
 
 impl Problem {
-    /// A problem whose z axis does nothing is two-dimensional, for which oneDNN has faster kernels.
+    /// Number of spatial axes. If the z axis is trivial, the problem is 2D, for which oneDNN has faster kernels.
     fn spatial_rank(&self) -> usize {
         if self.input[0] == 1 && self.output[0] == 1 && self.kernel[0] == 1 && self.padding[0] == 0 { 2 } else { 3 }
     }
 
-    /// Zeros after the input that the last window reaches; negative where the windows leave a rest of the input out.
+    /// Zero padding after the input; negative if the last window ends before the end of the input.
     fn padding_after(&self, axis: usize) -> i64 {
         let reach = (self.output[axis] - 1) * self.stride[axis] + self.kernel[axis];
         reach as i64 - self.input[axis] as i64 - self.padding[axis] as i64
@@ -533,7 +533,7 @@ impl Problem {
     }
 }
 
-/// Where a slice begins, for C; who passes an output has borrowed it mutably.
+/// Returns the address of a slice for C. Callers must have borrowed outputs mutably.
 fn address<T>(values: &[T]) -> *mut c_void {
     values.as_ptr().cast_mut().cast()
 }
@@ -546,7 +546,8 @@ fn c_order(dims: &[i64]) -> Vec<i64> {
     strides
 }
 
-/// oneDNN fails only on invalid descriptors or exhausted memory: both are ends of the run, not conditions to handle.
+/// Panics if a call failed. oneDNN fails only on invalid descriptors or exhausted memory, neither of which is
+/// recoverable.
 #[track_caller]
 fn check(status: c_int, call: &str) {
     assert_eq!(status, 0, "oneDNN: {call} failed with status {status} (1 = out of memory)");

@@ -1,9 +1,9 @@
-//! Memory for activations that is used again and again.
+//! Pool of reusable memory blocks for activations.
 //!
-//! A training step needs the same hundred large buffers every time. From the system each would come as pages that are
-//! zeroed when they are first touched, which takes as long as many of the operations; so buffers go back to a pool when
-//! their tensor is dropped, and the next step finds them there. They lie in huge pages where Linux gives them, which
-//! spares the processor most of its address translation.
+//! A training step needs the same hundred large buffers every time. Fresh memory from the system is zeroed page by page
+//! on first touch, which takes as long as many operations. Therefore a buffer returns to the pool when its tensor is
+//! dropped, and the next step reuses it. Large blocks use huge pages if Linux provides them, which avoids most TLB
+//! misses.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::BTreeMap;
@@ -20,40 +20,40 @@ use burn_std::{AllocationController, AllocationProperty};
 use super::element::Element;
 
 const HUGE_PAGE: usize = 2 << 20;
-/// Sizes of small blocks are multiples of this, so that nearly equal ones can stand in for each other.
+/// Sizes of small blocks are rounded up to this, so that buffers of similar size can reuse each other's block.
 const GRANULE: usize = 4 << 10;
 
-/// Of large networks less than a quarter of the memory lies idle.
+/// Upper limit on idle bytes; for large networks it is below a quarter of the memory.
 const MAX_IDLE: usize = 1 << 30;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { idle: BTreeMap::new(), idle_bytes: 0, live_bytes: 0, peak_bytes: 0 });
 
-/// An uninitialised buffer of `len` values, for kernels that write every element.
+/// Returns an uninitialized buffer of `len` values, for kernels that write every element.
 pub fn buffer<T: Element>(len: usize) -> Buffer<T> {
     Buffer { block: Some(pool().take(len * size_of::<T>())), len, element: PhantomData }
 }
 
-/// A buffer on its way to become a tensor.
+/// A buffer that is being filled before it becomes a tensor.
 pub struct Buffer<T: Element> {
-    /// `None` once it has become one.
+    /// `None` after `into_tensor`.
     block: Option<Block>,
     len: usize,
     element: PhantomData<T>,
 }
 
 impl<T: Element> Buffer<T> {
-    /// The tensor over the buffer's values, in C order.
+    /// Converts the buffer to a tensor in C order.
     pub fn into_tensor<const D: usize>(mut self, shape: [usize; D]) -> FlexTensor {
         debug_assert_eq!(self.len, shape.iter().product::<usize>());
-        let block = self.block.take().expect("it is taken only here, where the buffer ends");
+        let block = self.block.take().expect("taken only here, which consumes the buffer");
         let controller = Box::new(PooledAllocation(block));
-        // SAFETY: the block holds `len` values, and the kernel that asked for them has written all of them.
+        // SAFETY: the block holds `len` values, and the kernel that requested the buffer has written all of them.
         let bytes = unsafe { Bytes::from_controller(controller, self.len * size_of::<T>()) };
         FlexTensor::new(bytes, burn_flex::Layout::contiguous(Shape::from(shape.to_vec())), T::DTYPE)
     }
 
     fn pointer(&self) -> *mut T {
-        self.block.as_ref().expect("it is there until `into_tensor`").pointer.as_ptr().cast()
+        self.block.as_ref().expect("present until `into_tensor`").pointer.as_ptr().cast()
     }
 }
 
@@ -61,14 +61,14 @@ impl<T: Element> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: the block holds `len` values; every bit pattern is one.
+        // SAFETY: the block holds `len` values, and every bit pattern is a valid value.
         unsafe { std::slice::from_raw_parts(self.pointer(), self.len) }
     }
 }
 
 impl<T: Element> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above, and the block is this buffer's alone.
+        // SAFETY: as above; the buffer owns the block exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.pointer(), self.len) }
     }
 }
@@ -81,7 +81,7 @@ impl<T: Element> Drop for Buffer<T> {
     }
 }
 
-/// A tensor's hold on its block.
+/// Returns a tensor's block to the pool when dropped.
 struct PooledAllocation(Block);
 
 impl AllocationController for PooledAllocation {
@@ -94,7 +94,7 @@ impl AllocationController for PooledAllocation {
     }
 
     unsafe fn memory_mut(&mut self) -> &mut [MaybeUninit<u8>] {
-        // SAFETY: the block is this allocation's alone.
+        // SAFETY: the allocation owns the block exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.0.pointer.as_ptr().cast(), self.0.layout.size()) }
     }
 
@@ -110,22 +110,22 @@ impl Drop for PooledAllocation {
     }
 }
 
-/// Memory from the system. It has no destructor: whoever holds it gives it back to the pool.
+/// System memory. It has no destructor; its owner must return it to the pool.
 struct Block {
     pointer: NonNull<u8>,
     layout: Layout,
 }
 
-// SAFETY: a block is plain memory with one holder.
+// SAFETY: a block is plain memory with a single owner.
 unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 struct Pool {
-    /// By size.
+    /// Idle blocks by size.
     idle: BTreeMap<usize, Vec<Block>>,
     idle_bytes: usize,
     live_bytes: usize,
-    /// The most bytes that were live at a time.
+    /// Maximum number of live bytes so far.
     peak_bytes: usize,
 }
 
@@ -152,7 +152,7 @@ impl Pool {
         self.idle.entry(size).or_default().push(block);
     }
 
-    /// The smallest idle block that is large enough, unless an eighth of it would be wasted.
+    /// Takes the smallest idle block that is large enough, unless more than an eighth of `size` would be wasted.
     fn take_idle(&mut self, size: usize) -> Option<Block> {
         let (&found, blocks) = self.idle.range_mut(size..=size + size / 8).next()?;
         let block = blocks.pop().expect("empty lists are removed");
@@ -163,8 +163,8 @@ impl Pool {
         Some(block)
     }
 
-    /// Makes room for `size` new bytes: what lies idle in sizes that nobody asks for any more goes back to the system,
-    /// until the whole is at most the [`allowance`] above what was ever in use.
+    /// Makes room for `size` new bytes: frees idle blocks, largest first, until the total is at most [`allowance`]
+    /// above the peak of live bytes.
     fn shrink(&mut self, size: usize) {
         let peak = self.peak_bytes.max(self.live_bytes + size);
         while self.live_bytes + self.idle_bytes + size > peak + allowance(peak) {
@@ -174,14 +174,14 @@ impl Pool {
                 largest.remove();
             }
             self.idle_bytes -= block.layout.size();
-            // SAFETY: it was allocated with this layout and nobody holds it.
+            // SAFETY: the block was allocated with this layout and has no owner.
             unsafe { dealloc(block.pointer.as_ptr(), block.layout) };
         }
     }
 }
 
-/// Bytes that may lie idle when `peak` were in use at most: the sizes that the end of a step needs wait while its middle
-/// runs. With an eighth instead of a quarter a step takes a tenth longer.
+/// Maximum number of idle bytes for a given peak of live bytes. Blocks of sizes needed at the end of a step stay idle
+/// in its middle. With an eighth instead of a quarter, a step takes a tenth longer.
 fn allowance(peak: usize) -> usize {
     (peak / 4).min(MAX_IDLE)
 }
@@ -197,7 +197,7 @@ fn allocate(layout: Layout) -> Block {
     let Some(pointer) = NonNull::new(unsafe { alloc(layout) }) else { handle_alloc_error(layout) };
     #[cfg(target_os = "linux")]
     if layout.align() == HUGE_PAGE {
-        // SAFETY: the range is that of the block. Where the kernel refuses, pages stay small.
+        // SAFETY: the range is that of the block. If the kernel refuses, pages stay small.
         unsafe { libc::madvise(pointer.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
     }
     Block { pointer, layout }
@@ -239,7 +239,7 @@ mod tests {
         values.copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let tensor = values.into_tensor([2, 3]);
         assert_eq!(tensor.storage::<f32>(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        // A copy on write leaves the pool.
+        // A copy-on-write copies out of the pool.
         assert_eq!(tensor.to_contiguous().into_data().to_vec::<f32>().unwrap().len(), 6);
     }
 }

@@ -1,4 +1,4 @@
-//! Updates of a parameter in one pass over it, its gradient and its moments.
+//! Optimizer updates of a parameter, in one pass over its value, gradient and moments.
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_flex::FlexTensor;
@@ -9,10 +9,10 @@ use super::pool::buffer;
 use super::{contiguous, values};
 use crate::ops::update::{AdamStep, Control, SgdStep};
 
-/// Weights one task updates.
+/// Number of weights per task.
 const BLOCK: usize = 16 * 1024;
 
-/// Sum of the squares.
+/// Returns the sum of squares.
 pub fn squared_norm(gradient: FlexTensor) -> f64 {
     let gradient = contiguous(gradient);
     let blocks: Vec<f64> = values::<f32>(&gradient).par_chunks(BLOCK).map(squares).collect();
@@ -31,7 +31,7 @@ fn squares(values: &[f32]) -> f64 {
     sums.iter().sum()
 }
 
-/// New value and velocity; the velocity in the memory of the old one.
+/// Returns the new value and velocity; the velocity reuses the old one's memory.
 pub fn sgd(
     value: FlexTensor,
     gradient: FlexTensor,
@@ -70,7 +70,7 @@ fn sgd_block(
     }
 }
 
-/// New value and moments; the moments in the memory of the old ones.
+/// Returns the new value and moments; the moments reuse the old ones' memory.
 pub fn adam(
     value: FlexTensor,
     gradient: FlexTensor,
@@ -111,7 +111,7 @@ fn adam_block(
     }
 }
 
-/// The tensor as the only holder of its memory, which is all the tensor's; zeros like `value` where there is none.
+/// Returns the tensor with exclusive, contiguous memory; zeros with the shape of `value` if there is no tensor.
 fn own(tensor: Option<FlexTensor>, value: &FlexTensor) -> FlexTensor {
     tensor.map_or_else(|| FlexTensor::zeros(value.shape(), DType::F32), |tensor| tensor.to_contiguous())
 }

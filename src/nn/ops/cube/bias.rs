@@ -1,4 +1,4 @@
-//! The bias of a convolution that a vendor's library has run without it, and its gradient.
+//! Bias of a vendor library's convolution: addition and gradient.
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -56,7 +56,7 @@ fn partial_sums<F: Float, N: Size>(
     }
 }
 
-/// The sums of all parts; a unit per column.
+/// Sums over all parts; one unit per column.
 #[cube(launch)]
 fn total_sums<N: Size>(
     partials: &Array<Vector<f32, N>>,
@@ -75,7 +75,7 @@ fn total_sums<N: Size>(
     sums[column] = sum;
 }
 
-/// `x + bias` of activations `(n, z, y, x, c)`, in the memory of `x` where nothing else refers to it.
+/// Computes `x + bias` for activations `(n, z, y, x, c)`, in place in `x` if its memory is not shared.
 pub fn add<R: CubeRuntime>(x: CubeTensor<R>, bias: CubeTensor<R>) -> CubeTensor<R> {
     let (x, bias) = (contiguous(x), contiguous(bias));
     let channels = bias.shape()[0];
@@ -97,7 +97,7 @@ pub fn add<R: CubeRuntime>(x: CubeTensor<R>, bias: CubeTensor<R>) -> CubeTensor<
     y
 }
 
-/// The sum over all but the channels, in f32; `None` where there are more channels than a cube has units.
+/// Sums over all axes but the channels, in f32; `None` if there are more channels than units per cube.
 pub fn gradient<R: CubeRuntime>(grad: CubeTensor<R>) -> Option<CubeTensor<R>> {
     let [n, z, y, x, channels] = grad.shape().dims();
     let size = vector_size(channels, &[grad.dtype, DType::F32]);

@@ -1,4 +1,4 @@
-//! Joining and parting activations along the channels.
+//! Concatenation and split of activations along the channels.
 
 use burn::tensor::TensorMetadata;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 
 use super::launch::{allocate, contiguous, elementwise, vector_size};
 
-/// Rows of `a` and `b` side by side; a unit per vector.
+/// Concatenates the rows of `a` and `b`; one unit per vector.
 #[cube(launch)]
 fn join<F: Float, N: Size>(
     a: &Array<Vector<F, N>>,
@@ -29,7 +29,7 @@ fn join<F: Float, N: Size>(
     }
 }
 
-/// Undoes [`join`].
+/// Inverse of [`join`].
 #[cube(launch)]
 fn part<F: Float, N: Size>(
     joined: &Array<Vector<F, N>>,
@@ -52,7 +52,7 @@ fn part<F: Float, N: Size>(
     }
 }
 
-/// `a` and `b` `(n, z, y, x, c)` as one.
+/// Concatenates `a` and `b` `(n, z, y, x, c)` along the channels.
 pub fn concat<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<R> {
     let [n, z, y, x, channels_a] = a.shape().dims();
     let channels_b = b.shape()[4];
@@ -76,7 +76,7 @@ pub fn concat<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<
     joined
 }
 
-/// The first `channels` channels and the rest.
+/// Splits off the first `channels` channels; returns them and the rest.
 pub fn split<R: CubeRuntime>(joined: CubeTensor<R>, channels: usize) -> (CubeTensor<R>, CubeTensor<R>) {
     let [n, z, y, x, all] = joined.shape().dims();
     let joined = contiguous(joined);

@@ -1,4 +1,4 @@
-//! Convolutions: by the vendor's library where the runtime has one and it is faster, else by Burn's kernels.
+//! Convolutions with the vendor's library if the runtime has one and it is faster, otherwise Burn's kernels.
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
@@ -8,7 +8,7 @@ use super::launch::{allocate, contiguous};
 use super::runtime::GpuRuntime;
 use super::weights;
 
-/// `None` where the runtime has no library for it.
+/// Returns `None` if no library supports the problem.
 pub fn forward<R: GpuRuntime>(x: &CubeTensor<R>, weight: &CubeTensor<R>, params: ConvParams) -> Option<CubeTensor<R>> {
     R::has_convolutions(&x.device).then_some(())?;
     let [n, z, height, width, _] = x.shape().dims();
@@ -23,7 +23,7 @@ pub fn forward<R: GpuRuntime>(x: &CubeTensor<R>, weight: &CubeTensor<R>, params:
     R::convolution(Pass::Forward, [&x, &weight, &y], params).then_some(y)
 }
 
-/// `None` where the runtime has no library for it. Of `x` only the shape matters.
+/// Returns `None` if no library supports the problem. `x` is the shape of the input.
 pub fn backward_input<R: GpuRuntime>(
     x: [usize; 5],
     weight: &CubeTensor<R>,
@@ -37,7 +37,7 @@ pub fn backward_input<R: GpuRuntime>(
     R::convolution(Pass::BackwardInput, [&d_x, &weight, &grad], params).then_some(d_x)
 }
 
-/// `None` where the runtime has no library for it. Of `weight` only the shape matters.
+/// Returns `None` if no library supports the problem. `weight` is the shape of the weights.
 pub fn backward_weights<R: GpuRuntime>(
     x: &CubeTensor<R>,
     weight: [usize; 5],
@@ -47,7 +47,7 @@ pub fn backward_weights<R: GpuRuntime>(
     R::has_convolutions(&x.device).then_some(())?;
     let (x, grad) = (contiguous(x.clone()), contiguous(grad.clone()));
     let [c_out, c_in, kz, ky, kx] = weight;
-    // Gradients of weights are sums over all voxels: in f32 where the library can.
+    // Weight gradients are sums over all voxels, so f32 is used if the library supports it.
     [DType::F32, x.dtype].into_iter().find_map(|dtype| {
         let d_weight = allocate(&x, [c_out, kz, ky, kx, c_in], dtype);
         let is_done = R::convolution(Pass::BackwardWeights, [&x, &d_weight, &grad], params);
@@ -55,7 +55,7 @@ pub fn backward_weights<R: GpuRuntime>(
     })
 }
 
-/// A transposed convolution whose kernel is its stride is the gradient of a convolution without padding.
+/// A transposed convolution whose kernel equals its stride is the input gradient of a convolution without padding.
 pub fn transposed(weight: [usize; 5]) -> ConvParams {
     let [_, _, z, y, x] = weight;
     ConvParams { stride: [z, y, x], padding: [0; 3], bias_cancels: false }

@@ -1,4 +1,4 @@
-//! What NVIDIA's GPUs have beyond the kernels: cuDNN's convolutions, each GPU's opened when it is first used.
+//! CUDA runtime: cuDNN convolutions, initialized for each GPU on first use.
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -11,12 +11,12 @@ use super::runtime::{GpuRuntime, element_of};
 use crate::ops::cudnn::{ConvError, Convolutions, Options, Problem};
 use crate::ops::{ConvParams, Pass, tf32};
 
-/// cuDNN's tensors begin at such addresses, which its fastest kernels need.
+/// Alignment in bytes that the fastest cuDNN kernels require.
 const ALIGNMENT: u64 = 16;
 
 impl GpuRuntime for CudaRuntime {
     fn address(tensor: &CubeTensor<Self>) -> Option<u64> {
-        // CubeCL launches on a thread of its own, which answers this question when it has launched all before it.
+        // CubeCL launches kernels on its own thread, which answers this request after all earlier launches.
         let resource = tensor.client.get_resource(tensor.handle.clone()).ok()?;
         Some(resource.resource().ptr)
     }
@@ -39,11 +39,11 @@ impl GpuRuntime for CudaRuntime {
         if addresses.iter().any(|address| !address.is_multiple_of(ALIGNMENT)) {
             return false;
         }
-        // SAFETY: they are the addresses of contiguous tensors of these extents, which CubeCL frees in the order of the
-        // device's work.
+        // SAFETY: the addresses are those of contiguous tensors of these extents, and CubeCL frees them in stream order
+        // of the device.
         let run = || unsafe { convolutions.run(&problem, addresses) };
         let result = match run() {
-            // CubeCL keeps what it has freed.
+            // CubeCL caches freed memory; release it and try again.
             Err(ConvError::OutOfMemory(_)) => {
                 x.client.memory_cleanup();
                 run()
@@ -53,25 +53,25 @@ impl GpuRuntime for CudaRuntime {
         match result {
             Ok(()) => true,
             Err(ConvError::NoEngine(_)) => false,
-            // An operation of Burn's cannot fail otherwise.
+            // Burn's operations cannot return errors.
             Err(error) => panic!("{error} ({problem})"),
         }
     }
 }
 
-/// Notes how long Burn's kernel takes for a convolution: where it is faster than cuDNN's, it is run from now on.
+/// Records the time of Burn's kernel for a convolution. If it is faster than cuDNN's, it is used from now on.
 pub fn note_burns(gpu: usize, problem: &Problem, seconds: f64) {
     if let Some(convolutions) = convolutions(&CudaDevice::new(gpu)) {
         convolutions.note_burns(problem, seconds);
     }
 }
 
-/// `None` where there is no cuDNN for this GPU, which is said once.
+/// Returns `None` if cuDNN is not available for this GPU, with a warning on the first call.
 fn convolutions(device: &CudaDevice) -> Option<&'static Convolutions> {
     static OPENED: LazyLock<Mutex<HashMap<usize, Option<&'static Convolutions>>>> = LazyLock::new(Mutex::default);
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
     *opened.entry(device.index).or_insert_with(|| match Convolutions::new(device.index, Options::default()) {
-        // It lives as long as the process, as CubeCL's devices do.
+        // Lives as long as the process, like CubeCL's devices.
         Ok(convolutions) => Some(Box::leak(Box::new(convolutions))),
         Err(reason) => {
             tracing::warn!("{reason}: convolutions run on slower kernels; see nnunet-dist doctor");
@@ -80,7 +80,7 @@ fn convolutions(device: &CudaDevice) -> Option<&'static Convolutions> {
     })
 }
 
-/// `None` for a type that cuDNN does not have.
+/// Returns `None` for types that cuDNN does not support.
 fn problem(pass: Pass, [x, w, y]: [&CubeTensor<CudaRuntime>; 3], params: ConvParams) -> Option<Problem> {
     let [n, input @ .., c_in] = x.shape().dims::<5>();
     let [c_out, kernel @ .., _] = w.shape().dims::<5>();

@@ -1,5 +1,5 @@
-//! Convolutions by their definition, one unit per result, added up in f32: for GPUs without tensor cores and without a
-//! vendor's library. That is Vulkan in software, on which the rest is tested; no one trains with it.
+//! Direct convolutions with one unit per output value and f32 accumulation, for GPUs without tensor cores and without a
+//! vendor library. Used for tests on software Vulkan, not for training.
 
 use burn::tensor::TensorMetadata;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -9,7 +9,7 @@ use super::launch::elementwise;
 use crate::ops::ConvParams;
 use crate::ops::Pass;
 
-/// Extents of input, output and kernel, stride and padding `(z, y, x)`, then n, c_in, c_out.
+/// Number of values: extents of input, output and kernel, stride and padding `(z, y, x)`, then n, c_in, c_out.
 const GEOMETRY: usize = 18;
 
 #[cube(launch)]
@@ -75,7 +75,7 @@ fn backward_input<X: Float, W: Float, Y: Float>(
     for kz in 0..g[6] {
         for ky in 0..g[7] {
             for kx in 0..g[8] {
-                // Where the output is that this input enters by this place of the kernel, if there is one.
+                // Output position that this input contributes to through this kernel position, if there is one.
                 let reaches_z = iz + g[12] >= kz && (iz + g[12] - kz) % g[9] == 0;
                 let reaches_y = iy + g[13] >= ky && (iy + g[13] - ky) % g[10] == 0;
                 let reaches_x = ix + g[14] >= kx && (ix + g[14] - kx) % g[11] == 0;
@@ -146,7 +146,7 @@ pub fn convolution<R: CubeRuntime>(pass: Pass, [x, w, y]: [&CubeTensor<R>; 3], p
     let [[sz, sy, sx], [pz, py, px]] = [params.stride, params.padding];
     let geometry: [usize; GEOMETRY] = [iz, iy, ix, oz, oy, ox, kz, ky, kx, sz, sy, sx, pz, py, px, n, c_in, c_out];
     let geometry = geometry.map(|value| value as u32);
-    // SAFETY: the handle is of that many values.
+    // SAFETY: the handle holds `GEOMETRY` values.
     let geometry = unsafe { ArrayArg::from_raw_parts(x.client.create_from_slice(u32::as_bytes(&geometry)), GEOMETRY) };
     let result = [y, x, w][pass as usize];
     let (count, dim) = elementwise(result.shape().num_elements());

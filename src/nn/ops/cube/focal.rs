@@ -1,5 +1,5 @@
-//! The binary focal loss of each channel (Lin et al. 2017): with the probability `p` of the right answer, by the sigmoid of the
-//! logit, it is `-(1 - p)^gamma ln p`.
+//! Binary focal loss of each channel (Lin et al. 2017): `-(1 - p)^gamma ln p`, with `p` the probability of the correct
+//! class by the sigmoid of the logit.
 
 use burn::tensor::TensorMetadata;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -8,10 +8,10 @@ use cubecl::prelude::*;
 use super::launch::{allocate, elementwise};
 use super::loss::{Target, member, scale_of_voxels};
 
-/// The least `1 - p`: a power of 0 is not the same everywhere.
+/// Lower bound of `1 - p`, because powers of 0 differ between devices.
 const LEAST: f32 = 1e-30;
 
-/// The sum of each voxel's losses, and their derivatives with respect to the logits; a unit per voxel.
+/// Sums each voxel's losses and computes their derivatives with respect to the logits; one unit per voxel.
 #[cube(launch)]
 fn focal_of(
     logits: &Array<f32>,
@@ -50,7 +50,7 @@ fn focal_of(
     losses[voxel] = loss;
 }
 
-/// Adds the focal loss's part to a gradient; a unit per voxel.
+/// Adds the focal loss's contribution to a gradient; one unit per voxel.
 #[cube(launch)]
 fn add_scaled(
     slopes: &Array<f32>,
@@ -77,7 +77,7 @@ fn add_scaled(
     }
 }
 
-/// Writes the loss of each voxel of `logits` into `losses`, and gives the derivatives; all tensors are contiguous.
+/// Writes each voxel's loss to `losses` and returns the derivatives. All tensors are contiguous.
 pub fn losses<R: CubeRuntime>(
     logits: &CubeTensor<R>,
     target: &Target<R>,
@@ -103,7 +103,7 @@ pub fn losses<R: CubeRuntime>(
     slopes
 }
 
-/// Adds to `gradient` what comes of the derivatives, with the sums of all ranks and the loss scale.
+/// Adds the derivatives to `gradient`, scaled by the global sums and the loss scale.
 pub fn add_gradient<R: CubeRuntime>(
     gradient: &CubeTensor<R>,
     slopes: CubeTensor<R>,

@@ -1,4 +1,4 @@
-//! The 1x1x1 convolution to a few classes, in f32: a matrix product too narrow for tensor cores, bound by memory.
+//! Segmentation head: a 1x1x1 convolution to a few classes in f32. Memory-bound; too narrow for tensor cores.
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -6,10 +6,10 @@ use cubecl::prelude::*;
 
 use super::launch::{Columns, UNITS, allocate, contiguous, elementwise, vector_size};
 
-/// Classes up to which a unit holds a sum for each.
+/// Maximum number of classes for which a unit keeps one sum each in registers.
 pub const MAX_CLASSES: usize = 16;
 
-/// A unit per voxel and class.
+/// One unit per voxel and class.
 #[cube(launch)]
 fn logits<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
@@ -38,7 +38,7 @@ fn logits<F: Float, N: Size>(
     y[place] = sum;
 }
 
-/// A unit per voxel and vector of channels.
+/// One unit per voxel and vector of channels.
 #[cube(launch)]
 fn input_gradient<F: Float, N: Size>(
     grad: &Array<f32>,
@@ -61,7 +61,7 @@ fn input_gradient<F: Float, N: Size>(
     d_x[place] = Vector::cast_from(sum);
 }
 
-/// Sums over the rows of a part, for each class: of the gradient times the input, and of the gradient.
+/// Sums, over the rows of a part and per class, the gradient times the input, and the gradient.
 #[cube(launch)]
 fn weight_partials<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
@@ -115,7 +115,7 @@ fn weight_partials<F: Float, N: Size>(
                 sum += shared[row * columns + unit];
                 total += shared_totals[row * columns + unit];
             }
-            // The gradient's sum is the same for all columns; it lies behind the last.
+            // The gradient's sum is the same for all columns; it is stored after the last.
             let place = (CUBE_POS_X as usize * classes + class) * (columns + 1);
             partials[place + unit] = sum;
             if unit == 0 {
@@ -125,7 +125,7 @@ fn weight_partials<F: Float, N: Size>(
     }
 }
 
-/// The sums of all parts: a unit per class and column, the bias's gradient behind the last column.
+/// Sums over all parts; one unit per class and column. The bias gradient follows the last column.
 #[cube(launch)]
 fn weight_gradient<N: Size>(
     partials: &Array<Vector<f32, N>>,
@@ -153,7 +153,7 @@ fn weight_gradient<N: Size>(
     }
 }
 
-/// Logits of activations `(n, z, y, x, c)`.
+/// Computes the logits of activations `(n, z, y, x, c)`.
 pub fn head<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, bias: CubeTensor<R>) -> CubeTensor<R> {
     let [n, z, height, width, c] = x.shape().dims();
     let classes = weight.shape()[0];
@@ -178,7 +178,7 @@ pub fn head<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, bias: CubeT
     y
 }
 
-/// Gradients of input, weight and bias; `None` where there are more classes or channels than a unit or cube can hold.
+/// Computes the gradients of input, weight and bias; `None` if there are too many classes or channels.
 pub fn head_backward<R: CubeRuntime>(
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
@@ -187,7 +187,7 @@ pub fn head_backward<R: CubeRuntime>(
     let [n, z, y, width, c] = x.shape().dims();
     let classes = weight.shape()[0];
     let size = vector_size(c, &[x.dtype, DType::F32]);
-    // The samples lie one after the other, and the sums are over all.
+    // Samples are contiguous, and the sums are over all of them.
     let geometry = Columns::new(1, n * z * y * width, c / size)?;
     let Columns { rows, columns, part, .. } = geometry;
     if classes > MAX_CLASSES {

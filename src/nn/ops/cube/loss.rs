@@ -1,5 +1,5 @@
-//! Soft Dice and cross-entropy: activations and sums, then the gradient. Without the host's knowing either. Of a focal loss
-//! the voxels' part is in [`super::focal`].
+//! Soft Dice and per-voxel losses on the device: activations and sums, then the gradient, without synchronizing with
+//! the host. The focal loss is in [`super::focal`].
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -9,13 +9,13 @@ use super::focal;
 use super::launch::{Columns, UNITS, allocate, contiguous, elementwise, reuse};
 use crate::ops::{LossRule, VoxelRule};
 
-/// Quantities summed per channel: intersection, activation and target; with channel 0 also the voxels' losses and their
+/// Number of sums per channel: intersection, activation and target; for channel 0 also the per-voxel losses and their
 /// number.
 const QUANTITIES: usize = 5;
 /// nnU-Net's lower bound of the Dice denominator.
 const MIN_DENOMINATOR: f32 = 1e-8;
 
-/// 1 where the label belongs to the channel.
+/// Returns 1 if the label belongs to the channel, else 0.
 #[cube]
 pub fn member(members: &Array<i32>, label: i32, channel: usize, channels: usize) -> f32 {
     let place = label as usize * channels + channel;
@@ -26,7 +26,7 @@ pub fn member(members: &Array<i32>, label: i32, channel: usize, channels: usize)
     result
 }
 
-/// The factor of the label's cross-entropy; that of an ignored label does not matter.
+/// Returns the class weight of a label. The value for ignored labels is irrelevant.
 #[cube]
 fn weight_of(weights: &Array<f32>, label: i32) -> f32 {
     let mut weight = 1.0f32;
@@ -36,14 +36,14 @@ fn weight_of(weights: &Array<f32>, label: i32) -> f32 {
     weight
 }
 
-/// The scale of the voxels' part of the gradient, `weight` times the loss scale over the number of losses.
+/// Returns the scale of the per-voxel losses' gradient: `weight` times the loss scale, divided by the number of losses.
 #[cube]
 pub fn scale_of_voxels(global: &Array<f32>, scaler: &Array<f32>, weight: f32) -> f32 {
     let number = global[global.len() - 1];
     select(number > 0.0f32, weight * scaler[0] / max(number, comptime!(MIN_DENOMINATOR)), 0.0f32)
 }
 
-/// Softmax or sigmoid in place of the logits, and each voxel's cross-entropy if it is asked for; a unit per voxel.
+/// Replaces logits by softmax or sigmoid and optionally computes each voxel's cross-entropy; one unit per voxel.
 #[cube(launch)]
 fn activate(
     logits: &Array<f32>,
@@ -100,8 +100,7 @@ fn activate(
     }
 }
 
-/// 1 for the channel that a voxel is decided for, by the largest activation or by one above one half, else 0; a unit per
-/// voxel.
+/// Writes 1 for predicted channels (argmax, or activation above one half), 0 for others; one unit per voxel.
 #[cube(launch)]
 fn decide(activations: &Array<f32>, decisions: &mut Array<f32>, channels: usize, #[comptime] softmax: bool) {
     let begin = ABSOLUTE_POS * channels;
@@ -111,7 +110,7 @@ fn decide(activations: &Array<f32>, decisions: &mut Array<f32>, channels: usize,
     if comptime!(softmax) {
         let mut best = 0usize;
         for channel in 1..channels {
-            // The first of equals wins, as in `argmax`.
+            // The first maximum wins, as in `argmax`.
             if activations[begin + channel] > activations[begin + best] {
                 best = channel;
             }
@@ -126,7 +125,7 @@ fn decide(activations: &Array<f32>, decisions: &mut Array<f32>, channels: usize,
     }
 }
 
-/// Adds up what the units of one channel hold; the unit of the first row has the sum.
+/// Sums a value over the units of one channel; the unit of the first row has the result.
 #[cube]
 fn sum_of_rows(value: f32, shared: &mut SharedMemory<f32>, channels: usize, stride: usize) -> f32 {
     let unit = UNIT_POS as usize;
@@ -142,7 +141,7 @@ fn sum_of_rows(value: f32, shared: &mut SharedMemory<f32>, channels: usize, stri
     sum
 }
 
-/// The sums over the voxels of a part, per channel.
+/// Computes the sums over the voxels of a part, per channel.
 #[cube(launch)]
 fn partial_sums(
     activations: &Array<f32>,
@@ -210,7 +209,7 @@ fn partial_sums(
     }
 }
 
-/// The sums of all parts, a cube per sum: those of the Dice per group and channel, then the last two.
+/// Computes the sums over all parts, one cube per sum: the Dice sums per group and channel, then the last two.
 #[cube(launch)]
 fn total_sums(partials: &Array<f32>, sums: &mut Array<f32>, channels: usize, groups: usize, parts_of_group: usize) {
     let place = CUBE_POS_X as usize;
@@ -240,7 +239,7 @@ fn total_sums(partials: &Array<f32>, sums: &mut Array<f32>, channels: usize, gro
     }
 }
 
-/// The derivative of the Dice term with respect to an activation is `slope * y - offset`.
+/// Returns `(slope, offset)`: the derivative of the Dice term with respect to an activation is `slope * y - offset`.
 #[cube]
 fn dice_slope(sums: &Array<f32>, place: usize, scale: f32, smooth: f32) -> (f32, f32) {
     let denominator = max(sums[place + 1] + sums[place + 2] + smooth, comptime!(MIN_DENOMINATOR));
@@ -248,7 +247,7 @@ fn dice_slope(sums: &Array<f32>, place: usize, scale: f32, smooth: f32) -> (f32,
     (scale * 2.0f32 / denominator, scale * dice / denominator)
 }
 
-/// A unit per voxel.
+/// Computes the gradient with respect to the logits; one unit per voxel.
 #[cube(launch)]
 fn gradient_of(
     activations: &Array<f32>,
@@ -313,7 +312,7 @@ fn gradient_of(
     }
 }
 
-/// A [`crate::ops::LossTarget`] on a runtime.
+/// [`crate::ops::LossTarget`] on a CubeCL runtime.
 pub struct Target<R: CubeRuntime> {
     pub labels: CubeTensor<R>,
     pub members: CubeTensor<R>,
@@ -328,14 +327,15 @@ impl<R: CubeRuntime> Target<R> {
     }
 }
 
-/// [`crate::ops::LossParts`] on a runtime.
+/// [`crate::ops::LossParts`] on a CubeCL runtime.
 pub struct Parts<R: CubeRuntime> {
     pub activations: CubeTensor<R>,
     pub slopes: Option<CubeTensor<R>>,
     pub sums: CubeTensor<R>,
 }
 
-/// Activations and sums, as [`crate::ops::DeviceLoss::parts`]; as many channels as a cube has units at most.
+/// Computes activations and sums, see [`crate::ops::DeviceLoss::parts`]. The number of channels must not exceed the
+/// units per cube.
 pub fn parts<R: CubeRuntime>(logits: CubeTensor<R>, target: Target<R>) -> Parts<R> {
     let [samples, z, y, x, channels] = logits.shape().dims();
     let voxels = z * y * x;
@@ -369,7 +369,7 @@ pub fn parts<R: CubeRuntime>(logits: CubeTensor<R>, target: Target<R>) -> Parts<
     Parts { activations, slopes, sums }
 }
 
-/// The sums of decisions in place of activations, as [`crate::ops::DeviceLoss::counts`].
+/// Computes the sums of decisions instead of activations, see [`crate::ops::DeviceLoss::counts`].
 pub fn counts<R: CubeRuntime>(activations: CubeTensor<R>, target: Target<R>) -> CubeTensor<R> {
     let channels = activations.shape()[4];
     let activations = contiguous(activations);
@@ -385,17 +385,17 @@ pub fn counts<R: CubeRuntime>(activations: CubeTensor<R>, target: Target<R>) -> 
         target.rule.softmax,
     );
     let rule = LossRule { batch_dice: true, ..target.rule };
-    // Their sums in place of that of the voxels' losses mean nothing.
+    // The decisions stand in for the per-voxel losses, whose sum is not used.
     totals(decisions.clone(), decisions, Target { rule, ..target.contiguous() })
 }
 
-/// Sums per group and channel, of contiguous tensors.
+/// Computes the sums per group and channel of contiguous tensors.
 fn totals<R: CubeRuntime>(activations: CubeTensor<R>, losses: CubeTensor<R>, target: Target<R>) -> CubeTensor<R> {
     let rule = target.rule;
     let [samples, z, y, x, channels] = activations.shape().dims();
     let voxels = z * y * x;
     let client = activations.client.clone();
-    let geometry = Columns::new(samples, voxels, channels).expect("no more channels than a cube has units");
+    let geometry = Columns::new(samples, voxels, channels).expect("at most as many channels as units per cube");
     let partials = allocate(&activations, [samples, geometry.parts(), QUANTITIES, channels], DType::F32);
     let (count, dim) = geometry.grid();
     partial_sums::launch::<R>(
@@ -432,18 +432,18 @@ fn totals<R: CubeRuntime>(activations: CubeTensor<R>, losses: CubeTensor<R>, tar
     sums
 }
 
-/// By how many losses the sum of each voxel's is divided.
+/// Number of losses per voxel, the divisor of the sum.
 fn losses_per_voxel(rule: LossRule, channels: usize) -> usize {
     match rule.voxels {
         VoxelRule::Focal { .. } => channels - rule.first_channel(),
-        // Binary cross-entropies are one per channel; with an ignore label they are divided by the voxels alone, as in
-        // nnU-Net's `DC_and_BCE_loss`.
+        // Binary cross-entropy has one loss per channel. With an ignore label the sum is divided by the voxels only, as
+        // in nnU-Net's `DC_and_BCE_loss`.
         VoxelRule::CrossEntropy if !rule.softmax && rule.ignore_label.is_none() => channels,
         VoxelRule::CrossEntropy | VoxelRule::None => 1,
     }
 }
 
-/// Sums and factors of a gradient.
+/// Input of [`gradient`].
 pub struct GradientInput<R: CubeRuntime> {
     pub parts: Parts<R>,
     pub global: CubeTensor<R>,
@@ -452,7 +452,7 @@ pub struct GradientInput<R: CubeRuntime> {
     pub world_size: usize,
 }
 
-/// The gradient with respect to the logits, in the memory of the activations where nothing else refers to it.
+/// Computes the gradient with respect to the logits, in place in the activations if their memory is not shared.
 pub fn gradient<R: CubeRuntime>(input: GradientInput<R>, target: Target<R>) -> CubeTensor<R> {
     let GradientInput { parts, global, scaler, weight, world_size } = input;
     let Parts { activations, slopes, sums: local } = parts;

@@ -1,8 +1,8 @@
-//! The operations on GPUs: kernels in CubeCL, generic over its runtimes, and the convolutions of the GPU's vendor where a
-//! runtime has them, else Burn's.
+//! GPU operations: CubeCL kernels, generic over its runtimes, and convolutions of the vendor's library if the runtime
+//! has one, otherwise Burn's.
 //!
-//! Every kernel reads and writes memory once where it can, 16-bit activations in f32 registers, and is launched without
-//! the host's waiting for anything.
+//! Kernels read and write memory once where possible, compute 16-bit activations in f32 registers, and launch without
+//! blocking the host.
 
 mod bias;
 mod channels;
@@ -227,7 +227,7 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
     }
 }
 
-/// The gradient of a bias, which is 0 where a norm takes the bias away.
+/// Returns the gradient of a bias, which is 0 if a following norm cancels the bias.
 fn bias_gradient<R: GpuRuntime, BT: BoolElement>(grad: CubeTensor<R>, cancels: bool) -> CubeTensor<R> {
     type B<R, BT> = CubeBackend<R, f32, i32, BT>;
     let channels = grad.shape()[4];

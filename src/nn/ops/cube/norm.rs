@@ -1,7 +1,7 @@
-//! Instance norm and leaky ReLU in one pass each way, after a pass for the sums.
+//! Fused instance norm and leaky ReLU: one pass forward and one backward, each after a reduction pass.
 //!
-//! Sums run in two levels, the rows of a cube and then the parts of a sample, so that they neither depend on the order in
-//! which cubes end nor lose digits to a long chain of additions.
+//! Reductions have two levels, the rows of a cube and then the parts of a sample. They are therefore deterministic and
+//! avoid the rounding errors of long chains of additions.
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 use super::super::NormParams;
 use super::launch::{Columns, UNITS, allocate, contiguous, vector_size};
 
-/// Adds up what the units of one column hold; the unit of the cube's first row has the sums.
+/// Sums two values over the units of one column; the units of the cube's first row have the results.
 #[cube]
 fn sum_of_column<N: Size>(
     first: Vector<f32, N>,
@@ -35,8 +35,8 @@ fn sum_of_column<N: Size>(
     (first, second)
 }
 
-/// Sums of `x - x0` and its square over the rows of a part, where `x0` is the sample's first row: shifted so, the variance
-/// of values far from 0 keeps its digits.
+/// Sums `x - x0` and its square over the rows of a part, with `x0` the sample's first row. The shift keeps the variance
+/// accurate for values far from 0.
 #[cube(launch)]
 fn moments<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
@@ -73,7 +73,7 @@ fn moments<F: Float, N: Size>(
     }
 }
 
-/// Mean and 1 / standard deviation of a sample from the sums of its parts; a cube per sample.
+/// Computes mean and 1 / standard deviation of a sample from the sums of its parts; one cube per sample.
 #[cube(launch)]
 fn statistics_of<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
@@ -101,7 +101,7 @@ fn statistics_of<F: Float, N: Size>(
     }
 }
 
-/// Adds up the two sums of a sample's parts; the units of the first row have them.
+/// Adds up the two sums of a sample's parts; the units of the first row have the results.
 #[cube]
 fn sum_of_parts<N: Size>(
     partials: &Array<Vector<f32, N>>,
@@ -126,7 +126,7 @@ fn sum_of_parts<N: Size>(
     sum_of_column::<N>(first, second, columns, stride)
 }
 
-/// `leaky_relu((x - mean) * rstd * gamma + beta)`.
+/// Computes `leaky_relu((x - mean) * rstd * gamma + beta)`.
 #[cube(launch)]
 fn normalise<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
@@ -162,7 +162,7 @@ fn normalise<F: Float, N: Size>(
     }
 }
 
-/// The gradient before the leaky ReLU, and the normalised input.
+/// Returns the gradient before the leaky ReLU and the normalized input.
 #[cube]
 fn before_activation<F: Float, N: Size>(
     x: Vector<F, N>,
@@ -179,7 +179,7 @@ fn before_activation<F: Float, N: Size>(
     (select_many(negative, grad * Vector::<f32, N>::new(slope), grad), normalised)
 }
 
-/// Sums over the rows of a part: of the gradient before the activation, and of that times the normalised input.
+/// Sums, over the rows of a part, the gradient before the activation, and that gradient times the normalized input.
 #[cube(launch)]
 fn gradient_sums<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
@@ -228,7 +228,7 @@ fn gradient_sums<F: Float, N: Size>(
     }
 }
 
-/// The sums of each sample `(2, n, c)` from those of its parts; a cube per sample.
+/// Computes the sums of each sample `(2, n, c)` from those of its parts; one cube per sample.
 #[cube(launch)]
 fn sums_of_samples<N: Size>(
     partials: &Array<Vector<f32, N>>,
@@ -245,7 +245,7 @@ fn sums_of_samples<N: Size>(
     }
 }
 
-/// The gradients of scale and shift: the sums over all samples.
+/// Computes the gradients of scale and shift: the sums over all samples.
 #[cube(launch)]
 fn parameter_gradients<N: Size>(
     sums: &Array<Vector<f32, N>>,
@@ -267,7 +267,8 @@ fn parameter_gradients<N: Size>(
     }
 }
 
-/// `(g - mean(g) - x̂ mean(g x̂)) * gamma * rstd`, with `g` the gradient before the activation and `x̂` the normalised input.
+/// Computes `(g - mean(g) - x̂ mean(g x̂)) * gamma * rstd`, with `g` the gradient before the activation and `x̂` the
+/// normalized input.
 #[cube(launch)]
 fn input_gradient<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
@@ -311,14 +312,15 @@ fn input_gradient<F: Float, N: Size>(
     }
 }
 
-/// The geometry of an activation `(n, z, y, x, c)` and the size of its vectors; `None` where it has too many channels.
+/// Returns the launch geometry of an activation `(n, z, y, x, c)` and its vector size; `None` if it has too many
+/// channels.
 fn columns_of<R: CubeRuntime>(x: &CubeTensor<R>) -> Option<(Columns, usize)> {
     let [n, z, y, width, c] = x.shape().dims();
     let size = vector_size(c, &[x.dtype, DType::F32]);
     Some((Columns::new(n, z * y * width, c / size)?, size))
 }
 
-/// The norm and its statistics `(2, n, c)`; `None` where the activation has too many channels.
+/// Returns the result and its statistics `(2, n, c)`; `None` if the activation has too many channels.
 pub fn norm_act<R: CubeRuntime>(
     x: CubeTensor<R>,
     gamma: CubeTensor<R>,
@@ -379,7 +381,7 @@ pub fn norm_act<R: CubeRuntime>(
     Some((y, statistics))
 }
 
-/// Gradients of input, scale and shift; `None` where the activation has too many channels.
+/// Returns the gradients of input, scale and shift; `None` if the activation has too many channels.
 pub fn norm_act_backward<R: CubeRuntime>(
     x: CubeTensor<R>,
     statistics: CubeTensor<R>,

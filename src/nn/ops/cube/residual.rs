@@ -1,4 +1,4 @@
-//! What residual blocks have beside convolutions and norms: their sum with its activation, and the means of their skip.
+//! Operations of residual blocks: sum with activation, and average pooling of the skip connection.
 
 use burn::tensor::TensorMetadata;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 
 use super::launch::{allocate, contiguous, elementwise, reuse, vector_size};
 
-/// `leaky_relu(a + b)`.
+/// Computes `leaky_relu(a + b)`.
 #[cube(launch)]
 fn sum_activate<F: Float, N: Size>(
     a: &Array<Vector<F, N>>,
@@ -24,7 +24,7 @@ fn sum_activate<F: Float, N: Size>(
     y[place] = Vector::cast_from(select_many(negative, sum * Vector::<f32, N>::new(slope), sum));
 }
 
-/// The gradient before the activation, whose output was `y`.
+/// Computes the gradient before the activation, given the activation's output `y`.
 #[cube(launch)]
 fn scale_negative<F: Float, N: Size>(
     y: &Array<Vector<F, N>>,
@@ -42,7 +42,7 @@ fn scale_negative<F: Float, N: Size>(
     output[place] = Vector::cast_from(select_many(negative, grad * Vector::<f32, N>::new(slope), grad));
 }
 
-/// Means over blocks of `sz * sy * sx` voxels; a unit per vector of the output, whose extents are `depth`, `height`, `width`.
+/// Averages over blocks of `sz * sy * sx` voxels; one unit per vector of the output with extents `height` and `width`.
 #[cube(launch)]
 fn means<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
@@ -63,7 +63,7 @@ fn means<F: Float, N: Size>(
     let column = place % columns;
     let across = place / columns % width;
     let row = place / (columns * width) % height;
-    // Samples lie one after the other, and so do their planes.
+    // Samples and their planes are contiguous, so the z axis is merged with the samples.
     let plane = place / (columns * width * height);
     let mut sum = Vector::<f32, N>::new(0.0);
     for dz in 0..sz {
@@ -78,8 +78,8 @@ fn means<F: Float, N: Size>(
     output[place] = Vector::cast_from(sum / Vector::<f32, N>::new((sz * sy * sx) as f32));
 }
 
-/// Gives each voxel's gradient, divided by their number, to the voxels it is the mean of; a unit per vector of the output, whose
-/// extents are `height` and `width`.
+/// Distributes each voxel's gradient, divided by the block size, to the voxels of its block; one unit per vector of the
+/// output with extents `height` and `width`.
 #[cube(launch)]
 fn spread<F: Float, N: Size>(
     grad: &Array<Vector<F, N>>,
@@ -106,7 +106,7 @@ fn spread<F: Float, N: Size>(
     output[place] = Vector::cast_from(value / Vector::<f32, N>::new((sz * sy * sx) as f32));
 }
 
-/// `leaky_relu(a + b)`, in the memory of `a` where nothing else refers to it.
+/// Computes `leaky_relu(a + b)`, in place in `a` if its memory is not shared.
 pub fn add_act<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, slope: f32) -> CubeTensor<R> {
     let (a, b) = (contiguous(a), contiguous(b));
     let (len, dtype) = (a.shape().num_elements(), a.dtype);
@@ -127,7 +127,7 @@ pub fn add_act<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, slope: f32) -
     y
 }
 
-/// The gradient of either term of [`add_act`], in the memory of `grad` where nothing else refers to it.
+/// Computes the gradient of either operand of [`add_act`], in place in `grad` if its memory is not shared.
 pub fn add_act_backward<R: CubeRuntime>(y: CubeTensor<R>, grad: CubeTensor<R>, slope: f32) -> CubeTensor<R> {
     let (y, grad) = (contiguous(y), contiguous(grad));
     let (len, dtype) = (y.shape().num_elements(), y.dtype);
@@ -148,7 +148,7 @@ pub fn add_act_backward<R: CubeRuntime>(y: CubeTensor<R>, grad: CubeTensor<R>, s
     output
 }
 
-/// Means over blocks of `size` voxels.
+/// Averages over blocks of `size` voxels.
 pub fn avg_pool<R: CubeRuntime>(x: CubeTensor<R>, size: [usize; 3]) -> CubeTensor<R> {
     let [n, z, y, width, c] = x.shape().dims();
     let shape = [n, z / size[0], y / size[1], width / size[2], c];
@@ -172,7 +172,7 @@ pub fn avg_pool<R: CubeRuntime>(x: CubeTensor<R>, size: [usize; 3]) -> CubeTenso
     output
 }
 
-/// The gradient of the input of [`avg_pool`].
+/// Computes the input gradient of [`avg_pool`].
 pub fn avg_pool_backward<R: CubeRuntime>(grad: CubeTensor<R>, size: [usize; 3]) -> CubeTensor<R> {
     let [n, z, y, width, c] = grad.shape().dims();
     let shape = [n, z * size[0], y * size[1], width * size[2], c];

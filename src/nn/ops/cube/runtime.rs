@@ -1,25 +1,25 @@
-//! What a runtime of CubeCL has beyond its kernels.
+//! Extensions of a CubeCL runtime: device addresses and vendor convolutions.
 
 use burn::tensor::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 
 use crate::ops::{ConvParams, DeviceBuffer, Element, Pass};
 
-/// A runtime with the operations of this crate.
+/// A CubeCL runtime that supports this crate's operations.
 pub trait GpuRuntime: CubeRuntime {
-    /// Where a contiguous tensor lies in the memory of its device, once all work on it so far has been handed to it.
+    /// Returns the device address of a contiguous tensor, after submitting all work on it so far to the device.
     fn address(_tensor: &CubeTensor<Self>) -> Option<u64> {
         None
     }
 
-    /// Whether the device's vendor has a library of convolutions here.
+    /// Whether this crate has a convolution library for the device.
     fn has_convolutions(_device: &Self::CubeDevice) -> bool {
         false
     }
 
-    /// Runs a pass of a convolution: input `(n, z, y, x, c_in)`, weights `(c_out, kz, ky, kx, c_in)`, output, or their
-    /// gradients; all contiguous, and the one that the pass computes is written to. False where the library has none for
-    /// these, or where Burn's kernel is faster.
+    /// Runs a pass of a convolution on input `(n, z, y, x, c_in)`, weights `(c_out, kz, ky, kx, c_in)` and output, or
+    /// their gradients. All are contiguous; the pass writes the one it computes. Returns false if the library does not
+    /// support the problem or Burn's kernel is faster.
     fn convolution(_pass: Pass, _tensors: [&CubeTensor<Self>; 3], _params: ConvParams) -> bool {
         false
     }
@@ -47,7 +47,7 @@ pub(super) fn device_buffer<R: GpuRuntime>(tensor: &CubeTensor<R>) -> Option<Dev
     Some(DeviceBuffer { pointer: R::address(tensor)?, len, element })
 }
 
-/// `None` where vendors' libraries have no such type.
+/// Returns `None` for types that vendor libraries do not support.
 pub(super) fn element_of(dtype: DType) -> Option<Element> {
     match dtype {
         DType::F32 => Some(Element::F32),

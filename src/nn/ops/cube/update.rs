@@ -1,4 +1,4 @@
-//! The norm of all gradients, what follows from it, and the update, without the host's knowing any of it.
+//! Gradient norm, update decision and optimizer step, computed on the device without synchronizing with the host.
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -8,10 +8,10 @@ use super::super::update::{CLIP_EPS, Control, GROWTH_INTERVAL, RECTIFIED_FROM};
 use super::super::{AdamStep, ControlRule, Scaler, SgdStep};
 use super::launch::{UNITS, allocate, contiguous, elementwise, reuse, vector_size};
 
-/// Gradients of one cube in the sum of squares.
+/// Number of gradients per cube in the sum of squares.
 const PART: usize = 64 * UNITS;
 
-/// Adds up what all units of a cube hold; unit 0 has the sum.
+/// Sums a value over all units of a cube; unit 0 has the result.
 #[cube]
 fn sum_of_units(value: f32) -> f32 {
     let mut shared = SharedMemory::<f32>::new(comptime!(UNITS));
@@ -29,7 +29,7 @@ fn sum_of_units(value: f32) -> f32 {
     shared[0]
 }
 
-/// The sum of the squares of a part of a gradient, a cube per part, at `place` and behind.
+/// Sums the squares of each part of a gradient, one cube per part; results start at `sums[place]`.
 #[cube(launch)]
 fn squares<N: Size>(gradient: &Array<Vector<f32, N>>, sums: &mut Array<f32>, place: usize, part: usize) {
     let begin = CUBE_POS_X as usize * part;
@@ -52,8 +52,8 @@ fn squares<N: Size>(gradient: &Array<Vector<f32, N>>, sums: &mut Array<f32>, pla
     }
 }
 
-/// `Scaler::advance`, in one cube.
-// One condition is the compiler's, the other the kernel's.
+/// `Scaler::advance` in one cube.
+// One condition is evaluated at compile time, the other in the kernel.
 #[allow(clippy::collapsible_if)]
 #[cube(launch)]
 fn decide(
@@ -79,7 +79,7 @@ fn decide(
     if UNIT_POS == 0 {
         let scale = scaler[0];
         let norm = f32::sqrt(sum) / scale;
-        // False for what is not a number, and for infinity.
+        // False for NaN and infinity.
         let finite = norm <= f32::max_value();
         let mut next_scale = scale;
         let mut good_steps = 0.0f32;
@@ -126,7 +126,7 @@ fn decide(
     }
 }
 
-/// A unit per vector of weights.
+/// One unit per vector of weights.
 #[cube(launch)]
 fn sgd_step<N: Size>(
     value: &Array<Vector<f32, N>>,
@@ -163,7 +163,7 @@ fn sgd_step<N: Size>(
     new_velocity[place] = moved;
 }
 
-/// A unit per vector of weights.
+/// One unit per vector of weights.
 #[cube(launch)]
 fn adam_step<N: Size>(
     value: &Array<Vector<f32, N>>,
@@ -223,7 +223,7 @@ fn adam_step<N: Size>(
     new_second[place] = moment2;
 }
 
-/// The control of these gradients, and the scaler after them.
+/// Returns the update decision for these gradients and the new scaler.
 pub fn control<R: CubeRuntime>(
     gradients: Vec<CubeTensor<R>>,
     scaler: CubeTensor<R>,
@@ -271,7 +271,7 @@ pub fn control<R: CubeRuntime>(
     [control, after]
 }
 
-/// New value and velocity, in the memory of the old ones where nothing else refers to it.
+/// Returns the new value and velocity, in place if the old ones' memory is not shared.
 pub fn sgd<R: CubeRuntime>(
     value: CubeTensor<R>,
     gradient: CubeTensor<R>,
@@ -287,7 +287,7 @@ pub fn sgd<R: CubeRuntime>(
             let new = reuse(&velocity);
             (velocity, new)
         }
-        // Not read.
+        // Unused placeholder.
         None => (value.clone(), allocate(&value, value.shape(), DType::F32)),
     };
     let size = vector_size(value.shape().num_elements(), &[DType::F32]);
@@ -312,7 +312,7 @@ pub fn sgd<R: CubeRuntime>(
     [new_value, new_velocity]
 }
 
-/// New value and moments, in the memory of the old ones where nothing else refers to it.
+/// Returns the new value and moments, in place if the old ones' memory is not shared.
 pub fn adam<R: CubeRuntime>(
     value: CubeTensor<R>,
     gradient: CubeTensor<R>,
@@ -330,7 +330,7 @@ pub fn adam<R: CubeRuntime>(
             let new = [reuse(&moments[0]), reuse(&moments[1])];
             (moments, new)
         }
-        // Not read.
+        // Unused placeholder.
         None => ([value.clone(), value.clone()], [fresh(), fresh()]),
     };
     let size = vector_size(value.shape().num_elements(), &[DType::F32]);

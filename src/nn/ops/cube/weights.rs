@@ -1,5 +1,5 @@
-//! Weights between PyTorch's order `(a, b, kz, ky, kx)` in f32, in which they are kept, and that of tensor cores,
-//! `(a, kz, ky, kx, b)` in the type of the activations.
+//! Weight layouts: converts between PyTorch's `(a, b, kz, ky, kx)` in f32, used for storage, and channels-last `(a, kz,
+//! ky, kx, b)` in the activation type, used by tensor cores.
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 
 use super::launch::{allocate, contiguous, elementwise};
 
-/// `(a, rows, columns)` to `(a, columns, rows)`; a unit per value.
+/// Transposes `(a, rows, columns)` to `(a, columns, rows)`; one unit per value.
 #[cube(launch)]
 fn transpose<I: Float, O: Float>(
     from: &Array<I>,
@@ -26,13 +26,13 @@ fn transpose<I: Float, O: Float>(
     to[place] = O::cast_from(from[(block * rows + row) * columns + column]);
 }
 
-/// `(a, b, kz, ky, kx)` in f32 as `(a, kz, ky, kx, b)` in `dtype`.
+/// Converts `(a, b, kz, ky, kx)` in f32 to `(a, kz, ky, kx, b)` in `dtype`.
 pub fn channels_last<R: CubeRuntime>(weight: CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
     let [a, b, z, y, x] = weight.shape().dims();
     launch(weight, [a, z, y, x, b], (b, z * y * x), dtype)
 }
 
-/// `(a, kz, ky, kx, b)` as `(a, b, kz, ky, kx)` in f32.
+/// Converts `(a, kz, ky, kx, b)` to `(a, b, kz, ky, kx)` in f32.
 pub fn channels_first<R: CubeRuntime>(weight: CubeTensor<R>) -> CubeTensor<R> {
     let [a, z, y, x, b] = weight.shape().dims();
     launch(weight, [a, b, z, y, x], (z * y * x, b), DType::F32)

@@ -1,4 +1,4 @@
-//! Windows cut out of an image on the device, and their logits added up there.
+//! On-device sliding windows: cuts windows out of an image and accumulates their logits.
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -7,13 +7,13 @@ use cubecl::prelude::*;
 use super::launch::{allocate, contiguous, elementwise};
 use crate::ops::{SAMPLE_NUMBERS, WindowPlace};
 
-/// A position, or its mirror image where the axis' bit is set.
+/// Returns a position, mirrored if the bit of the axis is set.
 #[cube]
 fn mirrored(position: usize, extent: usize, bits: u32, #[comptime] axis: u32) -> usize {
     select((bits >> comptime!(axis)) & 1u32 == 1u32, extent - 1 - position, position)
 }
 
-/// A unit per voxel of a sample.
+/// One unit per voxel of a sample.
 #[cube(launch)]
 fn cut_samples(
     image: &Array<f32>,
@@ -41,7 +41,7 @@ fn cut_samples(
     }
 }
 
-/// A unit per voxel of the window.
+/// One unit per voxel of the window.
 #[cube(launch)]
 fn add_samples(
     sums: &mut Array<f32>,
@@ -107,7 +107,7 @@ pub fn cut<R: CubeRuntime>(image: &CubeTensor<R>, samples: &CubeTensor<R>, [z, y
     windows
 }
 
-/// See [`crate::ops::DeviceWindows::add`]; the sums are contiguous.
+/// See [`crate::ops::DeviceWindows::add`]; `sums` must be contiguous.
 pub fn add<R: CubeRuntime>(
     sums: &CubeTensor<R>,
     logits: &CubeTensor<R>,

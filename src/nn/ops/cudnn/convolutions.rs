@@ -1,4 +1,4 @@
-//! Convolutions on one GPU: plans made once, run in the order of the device's other work.
+//! Convolutions on one GPU. Execution plans are built once and run in order with the device's other work.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -12,17 +12,17 @@ use super::problem::Problem;
 use super::table::{Choice, Table};
 use nnunet_comm::cuda::{Context, Driver, DriverError, Event, Memory, Stream};
 
-/// Runs of a candidate that count, after one that does not.
+/// Number of timed runs of a candidate, after one warm-up run.
 const RUNS: usize = 3;
 
-/// How convolutions are chosen.
+/// Settings of the engine selection.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Folder of measurements; `None` for the user's cache.
+    /// Folder of the benchmark cache; `None` for the user's cache folder.
     pub table: Option<PathBuf>,
-    /// Only engines whose sums do not depend on the order in which threads come.
+    /// Use only deterministic engines, whose sums do not depend on thread order.
     pub deterministic: bool,
-    /// Bytes that an engine may need beside the tensors.
+    /// Maximum workspace of an engine in bytes.
     pub max_workspace: usize,
 }
 
@@ -32,10 +32,10 @@ impl Default for Options {
     }
 }
 
-/// Why a convolution was not queued.
+/// Error queueing a convolution.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ConvError {
-    /// Others may have a kernel for it.
+    /// Another kernel may support the problem.
     #[error("cuDNN has no engine for {0}")]
     NoEngine(String),
     #[error("the GPU's memory is full: cuDNN needs {0} bytes of workspace")]
@@ -55,16 +55,16 @@ pub struct Convolutions {
     state: Mutex<State>,
     // Dropped after the state.
     stream: Stream,
-    /// Lets the stream wait for the device's other work.
+    /// Makes the stream wait for the device's other work.
     before: Event,
-    /// Lets the device's other work wait for the stream.
+    /// Makes the device's other work wait for the stream.
     after: Event,
     context: Context,
 }
 
-/// What one thread at a time may use.
+/// State behind the lock.
 struct State {
-    /// With their graphs, which are dropped after them.
+    /// Plans with their graphs, which must be dropped after the plans.
     plans: HashMap<Problem, Option<(Plan, Graph)>>,
     handle: Handle,
     workspace: Option<Memory>,
@@ -72,10 +72,10 @@ struct State {
 }
 
 impl Convolutions {
-    /// Prepares a GPU, by its number among those that the process sees.
+    /// Initializes cuDNN on a GPU, given its index among the visible devices.
     ///
     /// # Errors
-    /// In one line, what is missing.
+    /// Returns an error in one line that says what is missing.
     pub fn new(gpu: usize, options: Options) -> Result<Self, String> {
         let library = Cudnn::open()?;
         let driver = Driver::open()?;
@@ -91,20 +91,20 @@ impl Convolutions {
         Ok(Self { library, options, state, stream, before, after, context })
     }
 
-    /// Queues a convolution after all work that the device has been given so far, and before all that it is given later.
-    /// The first time it is measured how.
+    /// Queues a convolution after all work submitted to the device so far and before all later work. The first call for
+    /// a problem benchmarks the available engines.
     ///
     /// # Errors
-    /// [`ConvError::NoEngine`] where another kernel must do it.
+    /// Returns [`ConvError::NoEngine`] if another kernel must do the work, and an error if cuDNN or the driver fails.
     ///
     /// # Safety
-    /// The addresses of input, weights and output, or their gradients, must be those of the problem's tensors in the memory
-    /// of this GPU, aligned to 16 bytes; they must not be freed but in the device's own order.
+    /// The addresses of input, weights and output (or their gradients) must be those of the problem's tensors in this
+    /// GPU's memory, aligned to 16 bytes, and must be freed only in stream order of the device.
     pub unsafe fn run(&self, problem: &Problem, addresses: [u64; 3]) -> Result<()> {
         let mut state = self.state();
         self.context.make_current()?;
         if !state.plans.contains_key(problem) {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             let plan = unsafe { self.choose(&mut state, problem, addresses) }?;
             state.plans.insert(*problem, plan);
         }
@@ -113,7 +113,7 @@ impl Convolutions {
         let State { plans, handle, workspace, .. } = &mut *state;
         let Some(Some((plan, _))) = plans.get(problem) else { return Err(ConvError::NoEngine(problem.to_string())) };
         let workspace = self.reserve(workspace, plan.workspace)?;
-        // SAFETY: promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { plan.run(self.library, handle.0, addresses, workspace) }?;
         if self.context.has_events() {
             self.stream.record(&self.after)?;
@@ -124,12 +124,12 @@ impl Convolutions {
         Ok(())
     }
 
-    /// What is known of a problem.
+    /// Returns the cached engine choice of a problem.
     pub fn choice(&self, problem: &Problem) -> Option<Choice> {
         self.state().table.get(problem)
     }
 
-    /// Notes how long Burn's kernel takes for a problem that was run here.
+    /// Records the time of Burn's kernel for a problem that has been run with cuDNN.
     pub fn note_burns(&self, problem: &Problem, seconds: f64) {
         let mut state = self.state();
         if let Some(choice) = state.table.get(problem) {
@@ -137,7 +137,7 @@ impl Convolutions {
         }
     }
 
-    /// The plan that the table names, or the fastest of all.
+    /// Returns the plan of the cached choice, or benchmarks all candidates and returns the fastest.
     unsafe fn choose(
         &self,
         state: &mut State,
@@ -146,7 +146,7 @@ impl Convolutions {
     ) -> Result<Option<(Plan, Graph)>> {
         let graph = match Graph::new(self.library, state.handle.0, problem) {
             Ok(graph) => graph,
-            // Whether a gradient may have another format than all else is not documented for every version.
+            // Support for a gradient whose type differs from the other tensors' is not documented for every version.
             Err(error) if error.is_unsupported() || problem.is_mixed() && error.is_bad_parameter() => {
                 self.note(state, problem, None);
                 return Ok(None);
@@ -169,7 +169,7 @@ impl Convolutions {
             let Some(plan) = candidate.plan(self.library, state.handle.0, self.options.max_workspace)? else {
                 continue;
             };
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             let Some(seconds) = (unsafe { self.measure(state, &plan, addresses) })? else { continue };
             if fastest.as_ref().is_none_or(|(_, _, least)| seconds < *least) {
                 fastest = Some((plan, place, seconds));
@@ -179,7 +179,7 @@ impl Convolutions {
         Ok(fastest.map(|(plan, ..)| (plan, graph)))
     }
 
-    /// Writes down what was found.
+    /// Stores the result of a benchmark.
     fn note(&self, state: &mut State, problem: &Problem, found: Option<&(Plan, usize, f64)>) {
         let choice = match found {
             Some((plan, place, seconds)) => Choice {
@@ -194,7 +194,7 @@ impl Convolutions {
         state.table.put(problem, choice);
     }
 
-    /// Seconds of a run, the median of several; `None` where the engine refuses when it is run.
+    /// Returns the median time of a run in seconds; `None` if the engine rejects the problem at run time.
     unsafe fn measure(&self, state: &mut State, plan: &Plan, addresses: [u64; 3]) -> Result<Option<f64>> {
         let workspace = self.reserve(&mut state.workspace, plan.workspace)?;
         self.context.record(&self.before)?;
@@ -203,7 +203,7 @@ impl Convolutions {
         for _ in 0..=RUNS {
             let (begin, end) = (self.context.timed_event()?, self.context.timed_event()?);
             self.stream.record(&begin)?;
-            // SAFETY: promised by the caller; the workspace is as large as the plan says.
+            // SAFETY: guaranteed by the caller; the workspace has the size that the plan requires.
             match unsafe { plan.run(self.library, state.handle.0, addresses, workspace) } {
                 Err(error) if error.is_unsupported() => return Ok(None),
                 Err(error) if error.is_out_of_memory() => return Ok(None),
@@ -217,7 +217,7 @@ impl Convolutions {
         Ok(Some(timed[RUNS / 2]))
     }
 
-    /// The address of at least so much workspace.
+    /// Returns the address of a workspace of at least `bytes` bytes.
     fn reserve(&self, workspace: &mut Option<Memory>, bytes: usize) -> Result<u64> {
         if let Some(memory) = workspace
             && memory.bytes >= bytes
@@ -227,7 +227,7 @@ impl Convolutions {
         if bytes == 0 {
             return Ok(0);
         }
-        // The stream may still work in the old one.
+        // The stream may still be using the old workspace.
         self.stream.synchronize()?;
         *workspace = None;
         let memory = self.context.allocate(bytes).map_err(|error| match error.is_out_of_memory() {
@@ -245,7 +245,7 @@ impl Convolutions {
 /// `cudnnHandle_t`.
 struct Handle(Pointer, &'static Cudnn);
 
-// SAFETY: a handle may be used by any thread, by one at a time.
+// SAFETY: a handle may be used from any thread, but not concurrently.
 unsafe impl Send for Handle {}
 
 impl Handle {

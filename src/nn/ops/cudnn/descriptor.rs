@@ -1,4 +1,4 @@
-//! Descriptors of the graph API: everything is one, made of attributes and then finalized.
+//! Descriptors of the graph API. Every object is a descriptor: created, given attributes and finalized.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -84,7 +84,7 @@ enum AttributeType {
     Descriptor = 15,
 }
 
-/// A value of an attribute.
+/// Value of an attribute.
 pub(super) enum Value<'a> {
     Handle(Pointer),
     /// `cudnnDataType_t`.
@@ -99,19 +99,19 @@ pub(super) enum Value<'a> {
     Descriptors(&'a [&'a Descriptor]),
 }
 
-/// A descriptor. What it refers to must live as long as it does.
+/// A backend descriptor. Descriptors it refers to must outlive it.
 pub(super) struct Descriptor {
     library: &'static Cudnn,
     pub(super) handle: Pointer,
 }
 
-// SAFETY: a descriptor may be used by any thread, by one at a time.
+// SAFETY: a descriptor may be used from any thread, but not concurrently.
 unsafe impl Send for Descriptor {}
 
 type Result<T, E = CallError> = std::result::Result<T, E>;
 
 impl Descriptor {
-    /// Without attributes.
+    /// Creates a descriptor without attributes.
     pub(super) fn new(library: &'static Cudnn, kind: Kind) -> Result<Self> {
         let mut handle = ptr::null_mut();
         // SAFETY: the out-pointer is valid.
@@ -120,7 +120,7 @@ impl Descriptor {
         Ok(Self { library, handle })
     }
 
-    /// With these attributes, finalized.
+    /// Creates a descriptor with attributes and finalizes it.
     pub(super) fn with(library: &'static Cudnn, kind: Kind, attributes: &[(Name, Value)]) -> Result<Self> {
         let descriptor = Self::new(library, kind)?;
         for (name, value) in attributes {
@@ -150,38 +150,38 @@ impl Descriptor {
 
     fn set_array<T>(&self, name: Name, kind: AttributeType, values: &[T]) -> Result<()> {
         let (set, data) = (self.library.functions.cudnnBackendSetAttribute, values.as_ptr().cast::<c_void>());
-        // SAFETY: as many values of this type as is said.
+        // SAFETY: `values` has the stated number of values of this type.
         let code = unsafe { set(self.handle, name as c_int, kind as c_int, values.len() as i64, data) };
         self.library.check("cudnnBackendSetAttribute", code)
     }
 
-    /// The integer that an attribute is.
+    /// Reads an integer attribute.
     pub(super) fn int(&self, name: Name) -> Result<i64> {
         let mut value = [0i64];
         self.get(name, AttributeType::Int64, &mut value)?;
         Ok(value[0])
     }
 
-    /// `cudnnBackendNumericalNote_t`s of an engine.
+    /// Reads the `cudnnBackendNumericalNote_t`s of an engine.
     pub(super) fn numerical_notes(&self) -> Result<Vec<c_int>> {
-        // More than there are.
+        // More than the number of notes defined.
         let mut notes = [0; 32];
         let count = self.get(Name::EngineNotes, AttributeType::NumericalNote, &mut notes)?;
         Ok(notes[..count].to_vec())
     }
 
-    /// The descriptors that an attribute consists of, at most `limit`.
+    /// Reads at most `limit` descriptors of an attribute.
     pub(super) fn descriptors(&self, name: Name, kind: Kind, limit: usize) -> Result<Vec<Self>> {
         let mut count = 0i64;
         let get = self.library.functions.cudnnBackendGetAttribute;
         let kind_of_attribute = AttributeType::Descriptor as c_int;
-        // SAFETY: nothing but the number of elements is asked for.
+        // SAFETY: only the number of elements is queried.
         let code = unsafe { get(self.handle, name as c_int, kind_of_attribute, 0, &mut count, ptr::null_mut()) };
         self.library.check("cudnnBackendGetAttribute", code)?;
         let count = limit.min(count.max(0) as usize);
         let descriptors = (0..count).map(|_| Self::new(self.library, kind)).collect::<Result<Vec<_>>>()?;
         let mut handles: Vec<Pointer> = descriptors.iter().map(|descriptor| descriptor.handle).collect();
-        // cuDNN fills the descriptors that it is handed.
+        // cuDNN fills the descriptors passed to it.
         let filled = self.get(name, AttributeType::Descriptor, &mut handles)?;
         Ok(descriptors.into_iter().take(filled).collect())
     }
@@ -189,7 +189,7 @@ impl Descriptor {
     fn get<T>(&self, name: Name, kind: AttributeType, values: &mut [T]) -> Result<usize> {
         let (mut count, room) = (0i64, values.len() as i64);
         let (get, data) = (self.library.functions.cudnnBackendGetAttribute, values.as_mut_ptr().cast::<c_void>());
-        // SAFETY: there is room for as many values of this type as is said.
+        // SAFETY: `values` has room for the stated number of values of this type.
         let code = unsafe { get(self.handle, name as c_int, kind as c_int, room, &mut count, data) };
         self.library.check("cudnnBackendGetAttribute", code)?;
         Ok(count.clamp(0, room) as usize)
@@ -198,7 +198,7 @@ impl Descriptor {
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        // SAFETY: created once, destroyed once. A failure has no consequence that anybody could do something about.
+        // SAFETY: created once, destroyed once. An error on destruction cannot be handled.
         unsafe { (self.library.functions.cudnnBackendDestroyDescriptor)(self.handle) };
     }
 }

@@ -1,4 +1,4 @@
-//! A problem as cuDNN's operation graph: three tensors, a convolution, one operation.
+//! Operation graph of a problem: three tensors, a convolution descriptor and one operation.
 
 use std::ffi::c_int;
 
@@ -7,18 +7,18 @@ use super::library::{CallError, Cudnn, Pointer};
 use super::problem::Problem;
 use crate::ops::{Element, Pass};
 
-/// Ids of the tensors: input, weights, output, or their gradients.
+/// Tensor ids: input, weights and output, or their gradients.
 pub(super) const IDS: [i64; 3] = [1, 2, 3];
-/// All memory begins so that any kernel may read it.
+/// Alignment of all tensors in bytes.
 const ALIGNMENT: i64 = 16;
 /// `CUDNN_CROSS_CORRELATION`.
 const CROSS_CORRELATION: c_int = 1;
 /// `CUDNN_DATA_FLOAT`.
 const FLOAT: c_int = 0;
 
-/// The graph, with all that it refers to.
+/// The operation graph and all descriptors it refers to.
 pub(super) struct Graph {
-    // The order of the fields is that in which they are dropped: what refers to others first.
+    // Fields are dropped in order of declaration: referring descriptors first.
     pub(super) descriptor: Descriptor,
     _operation: Descriptor,
     _convolution: Descriptor,
@@ -76,7 +76,7 @@ impl Graph {
     }
 }
 
-/// A tensor of dimensions `(first, channels, spatial…)`, which is how cuDNN counts them, with the channels last in memory.
+/// Describes a tensor with cuDNN's dimension order `(first, channels, spatial...)` and channels-last memory.
 fn tensor(library: &'static Cudnn, id: i64, dimensions: &[i64], element: Element) -> Result<Descriptor, CallError> {
     let mut strides = vec![1; dimensions.len()];
     let mut stride = dimensions[1];

@@ -1,4 +1,4 @@
-//! cuDNN, opened at run time: the one file that knows its C functions.
+//! Bindings to cuDNN, loaded at run time. This is the only file that declares its C functions.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -9,24 +9,24 @@ use libloading::Library;
 
 use nnunet_comm::cuda::open_first;
 
-/// Names under which the loader is asked for the library: of PyPI's wheels and of NVIDIA's packages.
+/// Library names to try: those of PyPI wheels and of NVIDIA's packages.
 const NAMES: [&str; 2] = ["libcudnn.so.9", "libcudnn.so"];
-/// Names a file, or a folder to look in.
+/// Environment variable with the library file, or a folder to search.
 const VARIABLE: &str = "NNUNET_DIST_CUDNN";
-/// The graph API is complete, and status codes are as below, from 9.0 on.
+/// Oldest supported version, 9.0: the graph API is complete and status codes are as used below.
 const OLDEST: usize = 90_000;
 
-/// A handle or descriptor of cuDNN.
+/// Handle or descriptor of cuDNN.
 pub(super) type Pointer = *mut c_void;
 
-/// Declares the functions in use as a struct of pointers, filled from the library by name.
+/// Declares the C functions in use as a struct of function pointers, loaded by name.
 macro_rules! functions {
     ($($name:ident($($argument:ty),*) -> $result:ty;)*) => {
         #[allow(non_snake_case)]
         pub(super) struct Functions { $(pub(super) $name: unsafe extern "C" fn($($argument),*) -> $result,)* }
 
         impl Functions {
-            /// The name of the first function that is missing is the error.
+            /// Returns the name of the first missing function as the error.
             ///
             /// # Safety
             /// The library must be cuDNN.
@@ -53,14 +53,14 @@ functions! {
     cudnnBackendExecute(Pointer, Pointer, Pointer) -> c_int;
 }
 
-/// The opened library. It is never closed.
+/// The loaded library. It is never unloaded.
 pub struct Cudnn {
     pub(super) functions: Functions,
     path: PathBuf,
     version: usize,
 }
 
-/// A call of cuDNN that failed.
+/// A cuDNN call failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{call}: {message}")]
 pub struct CallError {
@@ -70,27 +70,27 @@ pub struct CallError {
 }
 
 impl CallError {
-    /// Whether cuDNN cannot do what it is asked, rather than that something has failed.
+    /// Whether the status is "not supported" rather than a failure.
     pub(super) fn is_unsupported(&self) -> bool {
         (3000..4000).contains(&self.code)
     }
 
-    /// Whether cuDNN takes what it is asked for nonsense.
+    /// Whether the status is "bad parameter".
     pub(super) fn is_bad_parameter(&self) -> bool {
         (2000..3000).contains(&self.code)
     }
 
-    /// Whether the device, or the host, has no memory left.
+    /// Whether the device or the host is out of memory.
     pub(super) fn is_out_of_memory(&self) -> bool {
         matches!(self.code, 4003 | 4004)
     }
 }
 
 impl Cudnn {
-    /// Opens the library, once.
+    /// Loads the library on the first call.
     ///
     /// # Errors
-    /// Why there is none, in one line.
+    /// Returns a one-line error if the library cannot be loaded.
     pub fn open() -> Result<&'static Self, String> {
         static LIBRARY: OnceLock<Result<Cudnn, String>> = OnceLock::new();
         let find = || open_first(VARIABLE, &NAMES, "cudnn").and_then(|(library, path)| Self::load(library, path));
@@ -99,7 +99,7 @@ impl Cudnn {
 
     fn load(library: Library, path: PathBuf) -> Result<Self, String> {
         let old = |what: String| format!("{}: cuDNN 9 or newer is needed ({what})", path.display());
-        // SAFETY: it goes by the name of cuDNN.
+        // SAFETY: the library has the name of cuDNN.
         let functions = unsafe { Functions::load(&library) }.map_err(|name| old(format!("{name} is missing")))?;
         std::mem::forget(library);
         // SAFETY: no preconditions.
@@ -110,12 +110,12 @@ impl Cudnn {
         Ok(Self { functions, path, version })
     }
 
-    /// Such as `9.10.2`.
+    /// Returns the version, e.g. `9.10.2`.
     pub fn version(&self) -> String {
         format!("{}.{}.{}", self.version / 10_000, self.version / 100 % 100, self.version % 100)
     }
 
-    /// Where it was found.
+    /// Returns the path of the library.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -124,7 +124,7 @@ impl Cudnn {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: it gives a constant string for every number.
+        // SAFETY: returns a constant string for every code.
         let text = unsafe { (self.functions.cudnnGetErrorString)(code) };
         let message = match text.is_null() {
             true => format!("error {code}"),

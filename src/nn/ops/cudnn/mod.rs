@@ -1,11 +1,11 @@
-//! Convolutions by NVIDIA's cuDNN, through its graph API: for each problem its heuristics name a few engines, each is
-//! measured once, and the fastest is noted in a file for later runs.
+//! Convolutions with NVIDIA cuDNN's graph API. For each problem, cuDNN's heuristics propose a few engines; each is
+//! benchmarked once, and the fastest is cached in a file for later runs.
 //!
-//! cuDNN is opened at run time; without it, or for a problem for which it has no engine, the caller has other kernels.
-//! Its work goes to a stream of our own, ordered against all other streams of the device by events: the host waits for
-//! nothing.
+//! cuDNN is loaded at run time. Without it, or for a problem that no engine supports, the caller uses other kernels.
+//! Convolutions run on a separate stream that is ordered against all other streams of the device by events, so the host
+//! never blocks.
 //!
-//! Source: cuDNN's documentation of the graph API ("Backend API") and of its numerical notes; `cudnn_graph.h`.
+//! Source: cuDNN's documentation of the graph API ("Backend API") and its numerical notes; `cudnn_graph.h`.
 
 mod convolutions;
 mod descriptor;

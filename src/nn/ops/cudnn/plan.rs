@@ -1,4 +1,4 @@
-//! The engines that cuDNN has for a graph, and plans to run them.
+//! Engine candidates of a graph and their execution plans.
 
 use std::ffi::c_int;
 
@@ -8,9 +8,9 @@ use super::library::{CallError, Cudnn, Pointer};
 use super::problem::Problem;
 use crate::ops::Element;
 
-/// `CUDNN_HEUR_MODE_A` and `_FALLBACK`: the best by a model of their speed, and engines that take most problems.
+/// `CUDNN_HEUR_MODE_A` and `_FALLBACK`: engines ranked by a performance model, then engines that support most problems.
 const MODES: [c_int; 2] = [3, 2];
-/// Candidates of each mode. Some take seconds to compile, and the best is nearly always among the first.
+/// Number of candidates per mode. Some take seconds to compile, and the fastest is nearly always among the first.
 const PER_MODE: usize = 8;
 
 /// `CUDNN_NUMERICAL_NOTE_TENSOR_CORE`.
@@ -22,18 +22,18 @@ const REDUCED_PRECISION: c_int = 2;
 /// `CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC`.
 const NONDETERMINISTIC: c_int = 4;
 
-/// An engine that is ready to run. Its graph must live as long as it does.
+/// An execution plan. Its graph must outlive it.
 pub(super) struct Plan {
-    // Dropped in this order: what refers to others first.
+    // Dropped in this order: referring descriptors first.
     descriptor: Descriptor,
     _config: Descriptor,
-    /// cuDNN's number of the engine.
+    /// cuDNN's index of the engine.
     pub(super) engine: i64,
-    /// Bytes that it needs beside the tensors.
+    /// Required workspace in bytes.
     pub(super) workspace: usize,
 }
 
-/// Engine configurations that may be run for a problem, in cuDNN's order.
+/// Returns the engine configurations allowed for a problem, in cuDNN's order.
 pub(super) fn candidates(
     library: &'static Cudnn,
     graph: &Graph,
@@ -69,7 +69,7 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// `None` where cuDNN finds that the engine cannot run this after all, or where it needs more workspace.
+    /// Builds the execution plan; `None` if the engine does not support the problem or needs too much workspace.
     pub(super) fn plan(
         self,
         library: &'static Cudnn,
@@ -91,11 +91,10 @@ impl Candidate {
 }
 
 impl Plan {
-    /// Queues the plan on the handle's stream: addresses of input, weights and output, or their gradients, and of the
-    /// workspace.
+    /// Queues the plan on the handle's stream. `addresses` are those of input, weights and output, or their gradients.
     ///
     /// # Safety
-    /// They must be those of device memory of the problem's sizes, which lives until the work is done.
+    /// The addresses must be those of device memory with the problem's sizes that lives until the work is done.
     pub(super) unsafe fn run(
         &self,
         library: &'static Cudnn,
@@ -113,7 +112,7 @@ impl Plan {
                 (Name::PackWorkspace, Value::Pointers(&[pointer(workspace)])),
             ],
         )?;
-        // SAFETY: promised by the caller.
+        // SAFETY: guaranteed by the caller.
         let code = unsafe { (library.functions.cudnnBackendExecute)(handle, self.descriptor.handle, pack.handle) };
         library.check("cudnnBackendExecute", code)
     }
@@ -123,7 +122,7 @@ fn pointer(address: u64) -> Pointer {
     std::ptr::with_exposed_provenance_mut(address as usize)
 }
 
-/// Whether an engine of these numerical notes keeps the problem's precision (as PyTorch's `plan_filter` does).
+/// Whether an engine's numerical notes satisfy the problem's precision (as in PyTorch's `plan_filter`).
 fn is_welcome(notes: &[c_int], problem: &Problem, deterministic: bool) -> bool {
     let has = |note| notes.contains(&note);
     let is_f32 = problem.element == Element::F32;

@@ -1,4 +1,4 @@
-//! What was measured: which engine is the fastest for each problem, in a file per GPU and version of cuDNN.
+//! Benchmark cache: the fastest engine of each problem, in one file per GPU model and cuDNN version.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -10,36 +10,36 @@ use serde::{Deserialize, Serialize};
 use super::problem::Problem;
 use nnunet_core::fsio;
 
-/// Names the folder of measurements.
+/// Environment variable with the cache folder.
 const VARIABLE: &str = "NNUNET_DIST_CACHE";
-/// Of the file; others are measured again.
+/// Format version of the file. Files of other versions are ignored.
 const FORMAT: u32 = 1;
 
-/// What is known of a problem.
+/// Benchmark result of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
-    /// cuDNN's number of the engine, and the place of its configuration among the candidates; `None` where it has no
-    /// engine.
+    /// cuDNN's index of the engine and the position of its configuration among the candidates; `None` if no engine
+    /// supports the problem.
     pub engine: Option<(i64, usize)>,
-    /// Of one run of it.
+    /// Time of one run in seconds.
     pub seconds: f64,
-    /// Bytes it needs beside the tensors.
+    /// Required workspace in bytes.
     pub workspace: usize,
-    /// Of the same by Burn's kernels, where that was measured.
+    /// Time of one run of Burn's kernel in seconds, if measured.
     #[serde(default)]
     pub burn_seconds: Option<f64>,
 }
 
 impl Choice {
-    /// Whether Burn's kernel is the one to run.
+    /// Whether to run Burn's kernel instead of cuDNN.
     pub fn is_burns(&self) -> bool {
         self.engine.is_none() || self.burn_seconds.is_some_and(|seconds| seconds < self.seconds)
     }
 }
 
-/// The choices for one GPU.
+/// Benchmark results of one GPU.
 pub(super) struct Table {
-    /// `None` where there is no place for a file.
+    /// `None` if there is no cache folder.
     path: Option<PathBuf>,
     choices: BTreeMap<String, Choice>,
 }
@@ -51,7 +51,7 @@ struct File {
 }
 
 impl Table {
-    /// Reads the table of a GPU and a version of cuDNN. A file that cannot be used is said so, and written anew.
+    /// Reads the cache of a GPU and a cuDNN version. A damaged file causes a warning and is overwritten later.
     pub(super) fn open(folder: Option<&Path>, gpu: &str, version: &str) -> Self {
         let path = folder.map(Path::to_owned).or_else(default_folder).map(|folder| {
             let name: String = gpu.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
@@ -65,7 +65,7 @@ impl Table {
         self.choices.get(&problem.to_string()).copied()
     }
 
-    /// Notes a choice, in the file too, together with what other processes have noted meanwhile.
+    /// Stores a result in memory and in the file, merged with the results that other processes have written.
     pub(super) fn put(&mut self, problem: &Problem, choice: Choice) {
         self.choices.insert(problem.to_string(), choice);
         let Some(path) = &self.path else { return };
@@ -73,7 +73,7 @@ impl Table {
         choices.extend(self.choices.iter().map(|(key, choice)| (key.clone(), *choice)));
         self.choices = choices;
         if let Err(error) = write(path, &File { format: FORMAT, choices: self.choices.clone() }) {
-            tracing::warn!("{}: {error}; convolutions will be measured again in the next run", path.display());
+            tracing::warn!("{}: {error}; convolutions will be benchmarked again in the next run", path.display());
             self.path = None;
         }
     }
@@ -85,7 +85,7 @@ fn read(path: &Path) -> BTreeMap<String, Choice> {
         Ok(file) if file.format == FORMAT => file.choices,
         Ok(_) => BTreeMap::new(),
         Err(error) => {
-            tracing::warn!("{}: {error}; convolutions are measured anew", path.display());
+            tracing::warn!("{}: {error}; convolutions will be benchmarked again", path.display());
             BTreeMap::new()
         }
     }
@@ -98,7 +98,7 @@ fn write(path: &Path, file: &File) -> std::io::Result<()> {
     fsio::write_json(path, file)
 }
 
-/// `$NNUNET_DIST_CACHE`, or a folder among the user's caches.
+/// Returns `$NNUNET_DIST_CACHE`, or a folder in the user's cache folder.
 fn default_folder() -> Option<PathBuf> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set(VARIABLE).or_else(|| {
