@@ -9,11 +9,12 @@ CARGO := cargo
 # compiled once.
 TESTED := --locked --workspace --features nnunet-dist/nccl
 
-.PHONY: help demo test test-cluster docs docs-test chaos fuzz fuzz-coverage test-gpu gpu-pack bench deb install sbom \
+.PHONY: help demo check test test-cluster docs docs-test chaos fuzz fuzz-coverage test-gpu gpu-pack bench deb install sbom \
 	deny setup fmt doc
 
 help:
 	@echo 'make demo   generate a dataset, train on it with two processes, print its Dice'
+	@echo 'make check  format, lints and unit tests of the crates that differ from main; BASE= for another commit'
 	@echo 'make test   everything a change must pass'
 	@echo 'make test-cluster   the tests on several hosts in full: lost ranks, hosts and links, Slurm (as root)'
 	@echo 'make docs-test   every command of the book, run as a reader would; PAGE=serve for some pages'
@@ -34,6 +35,11 @@ help:
 
 demo: setup
 	$(CARGO) run --locked --profile $(PROFILE) --bin nnunet-dist -- demo --dir demo
+
+# BASE= compares with another commit than the one where the branch left main.
+check: setup
+	@scripts/setup nextest
+	CARGO=$(CARGO) scripts/check $(BASE)
 
 # The compile check of the CUDA build is a clippy run too: clippy compiles the dependencies' metadata only, and what the
 # runs share is compiled once. The GPU's kernels are run on Vulkan, in software where there is no GPU.
