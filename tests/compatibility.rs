@@ -3,7 +3,8 @@
 //! `tests/fixtures/run_0_1` has its run directory after two epochs, the files of its work folder, its settings and the log of
 //! two more epochs by the same program. The raw dataset is the phantom of seed 7, which is generated here.
 
-mod common;
+#[path = "common/work.rs"]
+mod work;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +16,7 @@ use nnunet_dist::work::{Source, WorkDir};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use common::work::program;
+use work::program;
 
 /// A copy of the old run, its work folder and its dataset.
 struct OldRun {
@@ -95,7 +96,9 @@ fn an_old_run_resumes_where_it_stopped() {
 fn an_old_checkpoint_predicts() {
     let old = OldRun::new();
     let images = old.path("raw/imagesTr");
-    succeed(program().arg("predict").arg("-r").arg(old.path("run")).arg("-i").arg(&images).arg("-o").arg(old.path("out")));
+    succeed(
+        program().arg("predict").arg("-r").arg(old.path("run")).arg("-i").arg(&images).arg("-o").arg(old.path("out")),
+    );
     let maps = fs::read_dir(old.path("out")).unwrap().map(Result::unwrap);
     let maps = maps.filter(|entry| entry.file_name().to_string_lossy().ends_with(".nii.gz"));
     assert_eq!(maps.count(), 5);

@@ -36,7 +36,7 @@ fn write_beside(
     write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
 ) -> io::Result<NamedTempFile> {
     let directory = parent(path);
-    std::fs::create_dir_all(directory)?;
+    fs::create_dir_all(directory)?;
     let mut temporary = tempfile::Builder::new().prefix(PARTIAL).tempfile_in(directory)?;
     {
         let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
@@ -126,7 +126,7 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> io::Result<()> 
 #[cfg(unix)]
 fn set_default_mode(file: &File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+    file.set_permissions(fs::Permissions::from_mode(0o644))
 }
 
 #[cfg(not(unix))]

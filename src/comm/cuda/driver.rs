@@ -215,6 +215,7 @@ pub struct Context {
 
 // SAFETY: handles of the driver may be used from any thread.
 unsafe impl Send for Context {}
+// SAFETY: as for `Send`.
 unsafe impl Sync for Context {}
 
 impl Context {
@@ -256,8 +257,8 @@ impl Context {
     /// for it.
     pub fn record(&self, event: &Event) -> Result<()> {
         match self.events {
-            // SAFETY: both handles are alive.
             Some(events) => {
+                // SAFETY: both handles are alive.
                 self.driver.check("cuCtxRecordEvent", unsafe { (events.record)(self.handle, event.handle) })
             }
             // SAFETY: no preconditions.
@@ -333,6 +334,7 @@ pub struct Stream {
 
 // SAFETY: as for `Context`.
 unsafe impl Send for Stream {}
+// SAFETY: as for `Send`.
 unsafe impl Sync for Stream {}
 
 impl Stream {
@@ -374,6 +376,7 @@ pub struct Event {
 
 // SAFETY: as for `Context`.
 unsafe impl Send for Event {}
+// SAFETY: as for `Send`.
 unsafe impl Sync for Event {}
 
 impl Event {

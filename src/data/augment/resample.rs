@@ -209,7 +209,7 @@ impl Grid {
     #[inline(always)]
     unsafe fn neighbours<T: Copy>(&self, values: &[T], first: u32) -> [[T; 2]; 4] {
         let [a, b, c, d] = self.steps;
-        // An array of two needs no more alignment than one value.
+        // SAFETY: the caller guarantees that both values exist; an array of two needs no more alignment than one value.
         let pair = |step: usize| unsafe { values.as_ptr().add(first as usize + step).cast::<[T; 2]>().read() };
         [pair(a), pair(b), pair(c), pair(d)]
     }

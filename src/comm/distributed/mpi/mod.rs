@@ -69,7 +69,7 @@ impl MpiComm {
         let check = |call: &str, code: c_int| check(rank, call, began, code);
         yield_while_waiting();
         let mut level = 0;
-        // SAFETY (all of this function): the pointers are to live variables, null is allowed for both arguments of
+        // SAFETY: in all of this function the pointers are to live variables, null is allowed for both arguments of
         // MPI_Init_thread, and RSMPI_* are constants.
         unsafe {
             let wanted = ffi::RSMPI_THREAD_SERIALIZED;

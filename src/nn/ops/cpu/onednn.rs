@@ -152,6 +152,7 @@ pub struct Library {
 
 // SAFETY: oneDNN's engine and stream may be used from any thread; `primitives` serializes execution.
 unsafe impl Send for Library {}
+// SAFETY: as for `Send`.
 unsafe impl Sync for Library {}
 
 /// Returns the library, or `None` if it is not installed or disabled by `NNUNET_DIST_ONEDNN=0`.
@@ -208,12 +209,14 @@ struct WeightsMemory {
 
 // SAFETY: only used under `Library::primitives`' lock.
 unsafe impl Send for Primitive {}
+// SAFETY: as for `Send`.
 unsafe impl Sync for Primitive {}
 
 impl Library {
     fn open() -> Option<Self> {
         // SAFETY: loading oneDNN has no preconditions; the signatures match its header.
         let library = LIBRARY_NAMES.iter().find_map(|name| unsafe { libloading::Library::new(name) }.ok())?;
+        // SAFETY: the signatures match oneDNN's header.
         let functions = unsafe { Functions::load(&library) }.ok()?;
         let (mut engine, mut stream) = (null_mut(), null_mut());
         // SAFETY: the out-pointers are valid.

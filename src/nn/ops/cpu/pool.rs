@@ -118,6 +118,7 @@ struct Block {
 
 // SAFETY: a block is plain memory with a single owner.
 unsafe impl Send for Block {}
+// SAFETY: as for `Send`.
 unsafe impl Sync for Block {}
 
 struct Pool {
