@@ -14,7 +14,7 @@ use crate::store::Patch;
 /// 0.5 (batchgeneratorsv2 `BrightnessAdditiveTransform`).
 #[derive(Clone, Debug)]
 pub struct AdditiveBrightness {
-    /// Standard deviation, in units of the normalised intensity.
+    /// Standard deviation, in units of the normalized intensity.
     pub std: f64,
     /// Probability of changing a channel.
     pub per_channel: f64,

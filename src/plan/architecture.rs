@@ -183,7 +183,7 @@ impl Architecture {
         }
     }
 
-    /// Rejects other arguments unless they are off (null, false or the like); the trainer handles deep supervision.
+    /// Rejects other arguments unless they are off (null or false); the trainer handles deep supervision.
     fn check_arguments(&self, network: &Network) -> Result<(), PlanError> {
         let is_read = |key: &str| key == network.blocks_key || ARGUMENTS.contains(&key) || key == "deep_supervision";
         let asks = |value: &Value| !matches!(value, Value::Null | Value::Bool(false));

@@ -96,7 +96,7 @@ pub trait CaseStore: Send + Sync {
 /// Data and labels of one box of a case.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Patch {
-    /// Normalised intensities, `(channel, z, y, x)`.
+    /// Normalized intensities, `(channel, z, y, x)`.
     pub data: Array4<f32>,
     /// Labels, `(z, y, x)`; -1 outside the image or outside the nonzero mask.
     pub labels: Array3<i16>,

@@ -137,8 +137,7 @@ impl StoredCase {
         let [channels, z, y, x] = data.shape();
         let stated = properties.shape_after_resampling;
         if data.as_slice().is_empty() || [z, y, x] != stated {
-            let defect =
-                format!("has shape {:?}, but {} states {stated:?}", data.shape(), properties_path.display());
+            let defect = format!("has shape {:?}, but {} states {stated:?}", data.shape(), properties_path.display());
             return Err(StoreError::new(data_path, defect + "; preprocess again"));
         }
         if labels.shape() != [1, z, y, x] {
