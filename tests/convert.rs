@@ -131,7 +131,7 @@ fn nothing_is_replaced_unasked_or_by_halves() {
     fs::create_dir(&precious).unwrap();
     fs::write(precious.join("thesis.tex"), "").unwrap();
     let error = convert_dataset(&msd, &precious, Layout::NnUnet, true).unwrap_err().to_string();
-    assert!(error.contains("is no dataset") && precious.join("thesis.tex").is_file(), "{error}");
+    assert!(error.contains("is not a dataset") && precious.join("thesis.tex").is_file(), "{error}");
 
     // A case that cannot be read leaves nothing behind, and what was there stays.
     fs::write(msd.join("imagesTr/b.nii.gz"), "broken").unwrap();
@@ -151,5 +151,5 @@ fn nothing_is_replaced_unasked_or_by_halves() {
     description["dataset"] = json!({"../../evil": {"images": [], "label": "x"}});
     fs::write(v2.join("dataset.json"), description.to_string()).unwrap();
     let error = convert_dataset(&v2, &folder.path().join("t"), Layout::NnUnet, false).unwrap_err().to_string();
-    assert!(error.contains("cannot be the name of a case"), "{error}");
+    assert!(error.contains("is not a valid case name"), "{error}");
 }

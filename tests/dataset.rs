@@ -143,7 +143,7 @@ fn what_is_no_dataset_is_an_error_that_names_the_file() {
     let open = || Dataset::open(folder.0.path()).map_err(message).unwrap_err();
     assert!(open().contains("dataset.json: EOF"), "{}", open());
     fs::write(folder.0.path().join("dataset.json"), V2).unwrap();
-    assert!(open().contains("imagesTr: holds no image *.nii"), "{}", open());
+    assert!(open().contains("imagesTr: contains no *.nii"), "{}", open());
     fs::remove_dir_all(folder.0.path().join("imagesTr")).unwrap();
     assert!(open().contains("imagesTr: No such file"), "{}", open());
     fs::remove_file(folder.0.path().join("dataset.json")).unwrap();

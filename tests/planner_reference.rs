@@ -300,7 +300,7 @@ mod made_up {
         // Where nnU-Net plans one itself nothing changes.
         let large = plan([400, 500, 500], &options).unwrap();
         assert_eq!(large.configurations, planned(&[]).unwrap().configurations);
-        assert!(plan([1, 56, 40], &options).unwrap_err().to_string().contains("single slice"));
+        assert!(plan([1, 56, 40], &options).unwrap_err().to_string().contains("more than one slice"));
     }
 
     #[test]
@@ -322,7 +322,7 @@ mod made_up {
         assert!(plan(&empty, 8.0).contains("0 shapes and 10 spacings"));
         assert!(plan(&fingerprint([64, 64, 64], [1.0, 0.0, 1.0]), 8.0).contains("spacing [1.0, 0.0, 1.0]"));
         assert!(plan(&fingerprint([64, 0, 64], [1.0; 3]), 8.0).contains("shape [64, 0, 64]"));
-        assert!(plan(&good, 1e-9).contains("no patch of 2d fits into 0.000000001 GB"));
+        assert!(plan(&good, 1e-9).contains("no patch size of 2d fits into 0.000000001 GB"));
         assert!(plan(&good, f64::NAN).contains("GPU memory of NaN GB"));
         let message = planned(&["3d_highres"]).unwrap_err().to_string();
         assert!(message.contains("\"3d_highres\"") && message.contains("3d_lowres, 3d_fullres"), "{message}");
@@ -424,7 +424,7 @@ mod made_up {
             refused(&pointer, value, &format!("architecture.{key}"), defect);
         };
         let class = "/architecture/network_class_name";
-        let known = "my.Transformer is not known; known are PlainConvUNet, ResidualEncoderUNet";
+        let known = "unknown network class my.Transformer; use one of PlainConvUNet, ResidualEncoderUNet";
         refused(class, json!("my.Transformer"), "architecture.network_class_name", known);
         let features = "architecture.arch_kwargs.features_per_stage";
         refused("/architecture/arch_kwargs/n_stages", json!(3), features, "must be 3 numbers");

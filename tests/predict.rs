@@ -330,7 +330,7 @@ fn an_array_in_memory_is_an_image() {
         assert_names(predictor.predict_array(image.view(), spacing, false).unwrap_err(), parts);
     };
     refuse(&Array4::zeros((1, 4, 0, 4)), spacing, &["no voxels"]);
-    refuse(&Array4::zeros((2, 4, 4, 4)), spacing, &["has 2 channels, the plans 1"]);
+    refuse(&Array4::zeros((2, 4, 4, 4)), spacing, &["has 2 channels, but the plans have 1"]);
     refuse(&Array4::from_elem((1, 4, 4, 4), f32::NAN), spacing, &["NaN", "64 voxels"]);
     refuse(&Array4::zeros((1, 4, 4, 4)), [1.0, 0.0, 1.0], &["[1.0, 0.0, 1.0] mm"]);
 }

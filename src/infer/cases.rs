@@ -229,9 +229,9 @@ mod tests {
         let expected = vec![("a".to_owned(), vec![lone[0].clone()]), ("c".to_owned(), vec![lone[1].clone()])];
         assert_eq!(find(&lone, 2), Ok(expected));
         for (names, defect) in [
-            (&["b_0000.nii.gz", "sub/b_0000.nii.gz"][..], "is a case b as well as"),
+            (&["b_0000.nii.gz", "sub/b_0000.nii.gz"][..], "has the same case name b as"),
             (&["nowhere.nii.gz"], "nowhere.nii.gz: No such file"),
-            (&["sub", "c.nii.gz"], "sub: is no image *.nii.gz"),
+            (&["sub", "c.nii.gz"], "sub: is not a *.nii.gz image"),
         ] {
             let error = find(&files(names), 2).unwrap_err();
             assert!(error.contains(defect), "{names:?}: {error}");

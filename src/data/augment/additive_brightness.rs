@@ -8,15 +8,15 @@ use super::voxels::channels_mut;
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
 
-/// Adds to a channel a normal deviate of its own.
+/// Adds a random offset, drawn from a normal distribution, to each channel.
 ///
-/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.1, then each channel with probability 0.5; mean 0, standard deviation 0.5
-/// (batchgeneratorsv2 `BrightnessAdditiveTransform`).
+/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.1, then each channel with probability 0.5; mean 0, standard deviation
+/// 0.5 (batchgeneratorsv2 `BrightnessAdditiveTransform`).
 #[derive(Clone, Debug)]
 pub struct AdditiveBrightness {
-    /// Standard deviation, in units of the normalised intensity.
+    /// Standard deviation, in units of the normalized intensity.
     pub std: f64,
-    /// Probability with which a channel is changed.
+    /// Probability of changing a channel.
     pub per_channel: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Boxes without structure.
+//! Replacing random boxes by their mean intensity.
 
 use std::ops::Range;
 
@@ -9,22 +9,22 @@ use super::voxels::{channels_mut, shape};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
 
-/// Overwrites boxes of a channel with their mean.
+/// Overwrites random boxes of a channel with the mean intensity of each box.
 ///
-/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.4, then each channel with probability 0.5; 1 to 4 boxes, each from a tenth
-/// to a third of the patch along each axis (batchgeneratorsv2 `BlankRectangleTransform`).
+/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.4, then each channel with probability 0.5; 1 to 4 boxes, each from a
+/// tenth to a third of the patch along each axis (batchgeneratorsv2 `BlankRectangleTransform`).
 #[derive(Clone, Debug)]
 pub struct BlankRectangle {
     /// Range of the number of boxes.
     pub count: Range<usize>,
-    /// Range of a box's extent along z, y and x, in voxels.
+    /// Range of the box extent along z, y and x, in voxels.
     pub size: [Range<usize>; 3],
-    /// Probability with which a channel is changed.
+    /// Probability of changing a channel.
     pub per_channel: f64,
 }
 
 impl BlankRectangle {
-    /// Boxes as `nnUNetTrainerDA5` has them.
+    /// Creates the transform with the box sizes of `nnUNetTrainerDA5` for patches of extent `(z, y, x)`.
     pub fn of_patch(patch_size: [usize; 3]) -> Self {
         let extents = |extent: usize| {
             let low = (extent / 10).max(1);
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn sizes_are_those_of_nnunet() {
         let sizes = BlankRectangle::of_patch([40, 56, 1]).size;
-        // Python's ranges leave out their ends too; nnU-Net has none for an axis of one voxel.
+        // Python ranges also exclude their end; for an axis of one voxel nnU-Net's range is empty.
         assert_eq!(sizes, [4..13, 5..18, 1..2]);
     }
 

@@ -9,35 +9,35 @@ use super::voxels::{channels_mut, shape};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
 
-/// The kernel spans about this many standard deviations in all (batchgeneratorsv2 `blur_dimension`).
+/// Total kernel width in standard deviations (batchgeneratorsv2 `blur_dimension`).
 const TRUNCATE: f64 = 6.0;
-/// Values that are summed up in registers.
+/// Number of values accumulated in registers at a time.
 const BLOCK: usize = 16;
 
-/// Smooths a channel by a separable Gaussian, mirrored at the border.
+/// Smooths a channel with a separable Gaussian; borders are reflected.
 ///
-/// nnU-Net v2: probability 0.2, then each channel with probability 0.5; width uniform in 0.5..1 voxels, drawn for
-/// every channel and axis (batchgeneratorsv2 `GaussianBlurTransform`). `nnUNetTrainerDA5`: probability 0.2 for this or a
-/// median filter, half each; 0.3..1.5 voxels, one width for all axes. NVIDIA's nnU-Net: probability 0.15, 0.5..1.5 voxels,
-/// one width for all.
+/// nnU-Net v2: probability 0.2, then each channel with probability 0.5; standard deviation uniform in 0.5..1 voxels,
+/// drawn per channel and axis (batchgeneratorsv2 `GaussianBlurTransform`). `nnUNetTrainerDA5`: with probability 0.2
+/// either this or a median filter, chosen with equal probability; 0.3..1.5 voxels, one value for all axes. NVIDIA's
+/// nnU-Net: probability 0.15, 0.5..1.5 voxels, one value for the whole patch.
 #[derive(Clone, Debug)]
 pub struct GaussianBlur {
     /// Range of the standard deviation in voxels.
     pub sigma: Range<f64>,
-    /// Probability with which a channel is blurred.
+    /// Probability of blurring a channel.
     pub per_channel: f64,
-    /// What has a width of its own.
+    /// Scope for which one standard deviation is drawn.
     pub widths: BlurWidths,
 }
 
-/// For what a blur's width is drawn.
+/// Scope for which one standard deviation of a blur is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlurWidths {
-    /// For each axis of each channel.
+    /// One per axis of each channel.
     PerAxis,
-    /// For each channel.
+    /// One per channel.
     PerChannel,
-    /// For the patch.
+    /// One for the whole patch.
     One,
 }
 
@@ -66,7 +66,7 @@ impl GaussianBlur {
     }
 }
 
-/// Normalised Gaussian of odd length.
+/// Returns a normalized Gaussian kernel of odd length.
 fn kernel(sigma: f64) -> Vec<f32> {
     let length = nearest_odd(sigma * TRUNCATE + 0.5);
     let centre = (length / 2) as f64;
@@ -75,12 +75,12 @@ fn kernel(sigma: f64) -> Vec<f32> {
     weights.iter().map(|weight| (weight / sum) as f32).collect()
 }
 
-/// The odd number nearest to `value`; of two equally near ones the larger.
+/// Returns the odd number nearest to `value`, the larger one on a tie.
 fn nearest_odd(value: f64) -> usize {
     2 * (value / 2.0).floor() as usize + 1
 }
 
-/// Convolves along an axis of this `extent` whose neighbours lie `inner` values apart.
+/// Convolves along an axis of this `extent`, with a stride of `inner` values.
 fn convolve(values: &mut [f32], scratch: &mut Vec<f32>, extent: usize, inner: usize, kernel: &[f32]) {
     let radius = kernel.len() / 2;
     let sources: Vec<usize> = (0..extent + 2 * radius).map(|shifted| reflect(shifted, radius, extent)).collect();
@@ -88,7 +88,7 @@ fn convolve(values: &mut [f32], scratch: &mut Vec<f32>, extent: usize, inner: us
     for block in values.chunks_exact_mut(extent * inner) {
         scratch.clear();
         if inner == 1 {
-            // The mirrored borders are written out, so that every tap is the row itself, moved.
+            // Materialize the reflected borders, so that every kernel tap reads a contiguous shifted row.
             scratch.extend(sources.iter().map(|&source| block[source]));
             weighted_sum(block, scratch, &moves[..kernel.len()], 1, kernel);
         } else {
@@ -100,7 +100,7 @@ fn convolve(values: &mut [f32], scratch: &mut Vec<f32>, extent: usize, inner: us
     }
 }
 
-/// The sum over the taps of `kernel[tap]` times the row of `values` that begins at `starts[tap] * unit`.
+/// Computes, over all taps, the sum of `kernel[tap]` times the row of `values` starting at `starts[tap] * unit`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn weighted_sum(sums: &mut [f32], values: &[f32], starts: &[usize], unit: usize, kernel: &[f32]) {
     let mut at = 0;
@@ -122,7 +122,7 @@ fn weighted_sum(sums: &mut [f32], values: &[f32], starts: &[usize], unit: usize,
     }
 }
 
-/// Position `shifted - radius`, mirrored about the first and last voxel until it lies in `0..extent`.
+/// Returns position `shifted - radius`, reflected about the first and last voxel until it is within `0..extent`.
 fn reflect(shifted: usize, radius: usize, extent: usize) -> usize {
     let period = 2 * (extent - 1);
     let position = (shifted as isize - radius as isize).rem_euclid(period as isize) as usize;
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn kernels_are_normalised_and_as_long_as_the_reference() {
-        // Lengths from batchgeneratorsv2's `_compute_kernel_size(sigma, truncate=6)`.
+        // Kernel lengths from batchgeneratorsv2's `_compute_kernel_size(sigma, truncate=6)`.
         for (sigma, length) in [(0.3, 3), (0.5, 3), (0.6, 5), (0.75, 5), (0.95, 7), (1.0, 7), (1.4, 9), (1.5, 9)] {
             let kernel = kernel(sigma);
             assert_eq!(kernel.len(), length, "sigma {sigma}");

@@ -7,10 +7,10 @@ use super::voxels::channels_mut;
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
 
-/// Multiplies each channel by its own factor.
+/// Multiplies each channel by its own random factor.
 ///
-/// nnU-Net v2: probability 0.15, factor in 0.75..1.25, below and above 1 equally often
-/// (batchgeneratorsv2 `MultiplicativeBrightnessTransform`).
+/// nnU-Net v2: probability 0.15, factor in 0.75..1.25, below or above 1 with equal probability (batchgeneratorsv2
+/// `MultiplicativeBrightnessTransform`).
 #[derive(Clone, Debug)]
 pub struct MultiplicativeBrightness {
     /// Range of the factor.

@@ -1,4 +1,4 @@
-//! Brightness and contrast in one.
+//! Combined brightness and contrast change.
 
 use std::ops::Range;
 
@@ -7,18 +7,18 @@ use super::voxels::data_mut;
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
 
-/// Intensities keep their distance from this one but for the contrast (DALI's default for floating-point images).
+/// Intensity that a contrast change leaves unchanged (DALI's default for floating-point images).
 const CENTRE: f32 = 0.5;
 
-/// Stretches all channels about 0.5 by one factor and multiplies them by another.
+/// Scales all channels about 0.5 by a contrast factor, then multiplies them by a brightness factor.
 ///
 /// NVIDIA's nnU-Net: probability 0.15, brightness uniform in 0.7..1.3, contrast in 0.65..1.5 (`dali_loader.py`,
 /// `fn.brightness_contrast`).
 #[derive(Clone, Debug)]
 pub struct BrightnessContrast {
-    /// Range of the factor of the intensities.
+    /// Range of the brightness factor.
     pub brightness: Range<f64>,
-    /// Range of the factor of their distance from 0.5.
+    /// Range of the contrast factor.
     pub contrast: Range<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! Brightness that fades over the patch.
+//! Additive brightness that varies smoothly across the patch.
 
 use std::ops::Range;
 
@@ -10,15 +10,16 @@ use super::voxels::{channels_mut, shape};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
 
-/// Adds to a channel a Gaussian bump of its own, up or down.
+/// Adds a random Gaussian bump, positive or negative, to each channel.
 ///
-/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.3, then each channel with probability 0.5; height uniform in 1..5, up or
-/// down equally often (batchgeneratorsv2 `BrightnessGradientAdditiveTransform`, not centred on its mean).
+/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.3, then each channel with probability 0.5; amplitude uniform in 1..5,
+/// positive or negative with equal probability (batchgeneratorsv2 `BrightnessGradientAdditiveTransform`, without mean
+/// centering).
 #[derive(Clone, Debug)]
 pub struct BrightnessGradient {
-    /// Range of the height, in units of the normalised intensity.
+    /// Range of the amplitude, in units of the normalized intensity.
     pub height: Range<f64>,
-    /// Probability with which a channel is changed.
+    /// Probability of changing a channel.
     pub per_channel: f64,
 }
 

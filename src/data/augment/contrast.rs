@@ -1,4 +1,4 @@
-//! Contrast about the mean.
+//! Contrast change about the channel mean.
 
 use std::ops::Range;
 
@@ -9,18 +9,18 @@ use super::voxels::{Statistics, channels_mut};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
 
-/// Stretches each channel about its mean by its own factor, and may clip it to the range it had.
+/// Scales each channel about its mean by its own random factor and optionally clips it to its original range.
 ///
-/// nnU-Net v2: probability 0.15, factor in 0.75..1.25, below and above 1 equally often, clipped
-/// (batchgeneratorsv2 `ContrastTransform`). `nnUNetTrainerDA5`: probability 0.2, then each channel with probability 0.5;
-/// factor in 0.5..2, half of the time clipped.
+/// nnU-Net v2: probability 0.15, factor in 0.75..1.25, below or above 1 with equal probability, clipped
+/// (batchgeneratorsv2 `ContrastTransform`). `nnUNetTrainerDA5`: probability 0.2, then each channel with probability
+/// 0.5; factor in 0.5..2, clipped with probability 0.5.
 #[derive(Clone, Debug)]
 pub struct Contrast {
     /// Range of the factor.
     pub factor: Range<f64>,
-    /// Probability with which a channel is changed.
+    /// Probability of changing a channel.
     pub per_channel: f64,
-    /// Clip a channel to the range it had.
+    /// Clip each channel to its original intensity range.
     pub keep_range: bool,
 }
 
@@ -45,7 +45,7 @@ impl Contrast {
 fn stretch(values: &mut [f32], factor: f32, before: Statistics) {
     let Statistics { mean, low, high, .. } = before;
     for value in values {
-        // Not `clamp`, which panics where the range is empty or NaN.
+        // Not `clamp`, which panics when the range is empty or NaN.
         *value = ((*value - mean) * factor + mean).max(low).min(high);
     }
 }

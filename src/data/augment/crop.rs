@@ -1,11 +1,11 @@
-//! Cutting the final patch out of the centre of the one that was read.
+//! Center crop of the patch that was read to the final patch size.
 
 use super::voxels::shape;
 use crate::store::{Patch, Region};
 
-/// Copies the central part of `read` into `patch`, whose shape decides the extent.
+/// Copies the center of `read` into `patch`; the shape of `patch` sets the extent.
 ///
-/// For an odd difference the extra voxel is left out at the end, as batchgeneratorsv2's `crop_tensor` does.
+/// If the size difference is odd, the extra voxel is dropped at the end, as in batchgeneratorsv2's `crop_tensor`.
 pub fn centre_crop<'a>(read: impl Into<Region<'a>>, patch: &mut Patch) {
     let size = shape(patch);
     read.into().centre(size).copy_to(patch);

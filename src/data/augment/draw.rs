@@ -1,4 +1,4 @@
-//! The two distributions that transforms draw their strength from.
+//! Random distributions of transform strengths.
 
 use std::ops::Range;
 
@@ -6,12 +6,13 @@ use rand::Rng;
 
 use nnunet_core::rng::Stream;
 
-/// Uniform in `range`; its start if the range is empty.
+/// Draws uniformly from `range`; returns its start if the range is empty.
 pub(super) fn uniform(range: &Range<f64>, rng: &mut Stream) -> f64 {
     range.start + (range.end - range.start) * rng.random::<f64>()
 }
 
-/// Below 1 half of the time and above 1 otherwise, uniform on either side (batchgeneratorsv2 `BGContrast`).
+/// Draws a factor that is below 1 with probability 0.5 and above 1 otherwise, uniform on either side (batchgeneratorsv2
+/// `BGContrast`).
 ///
 /// Unlike [`uniform`], an asymmetric range such as `0.7..1.5` weakens as often as it strengthens.
 pub(super) fn around_one(range: &Range<f64>, rng: &mut Stream) -> f64 {
@@ -22,7 +23,8 @@ pub(super) fn around_one(range: &Range<f64>, rng: &mut Stream) -> f64 {
     }
 }
 
-/// True with this probability. Always takes one draw, so that streams stay aligned when a probability is changed.
+/// Returns true with this probability. Always consumes one draw, so that streams stay aligned when a probability
+/// changes.
 pub(super) fn chance(probability: f64, rng: &mut Stream) -> bool {
     rng.random::<f64>() < probability
 }

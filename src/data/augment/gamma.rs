@@ -1,4 +1,4 @@
-//! Gamma curve on the intensities.
+//! Gamma correction of the intensities.
 
 use std::ops::Range;
 
@@ -10,13 +10,14 @@ use crate::store::Patch;
 use nnunet_core::math::power;
 use nnunet_core::rng::Stream;
 
-/// Below this, a range or deviation counts as none.
+/// Ranges and standard deviations below this are treated as zero.
 const EPSILON: f32 = 1e-7;
 
-/// Raises each channel, scaled to 0..1, to its own exponent, and restores its mean and standard deviation.
+/// Applies a gamma curve to each channel, scaled to 0..1, with its own exponent, then restores its mean and standard
+/// deviation.
 ///
-/// nnU-Net v2: once with probability 0.1 on the negated image and once with 0.3 on the image itself, exponent in
-/// 0.7..1.5, below and above 1 equally often (batchgeneratorsv2 `GammaTransform` with `p_retain_stats` 1).
+/// nnU-Net v2: once with probability 0.1 on the negated image and once with probability 0.3 on the image, exponent in
+/// 0.7..1.5, below or above 1 with equal probability (batchgeneratorsv2 `GammaTransform` with `p_retain_stats` 1).
 /// `nnUNetTrainerDA5`: twice with probability 0.1, both times on the negated image.
 #[derive(Clone, Debug)]
 pub struct Gamma {
@@ -41,7 +42,7 @@ impl Gamma {
     }
 }
 
-/// Applies the curve to `sign * values`.
+/// Applies the gamma curve to `sign * values`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn bend(values: &mut [f32], sign: f32, exponent: f32, before: Statistics) {
     let (low, extent) = (before.low, before.high - before.low);
@@ -51,7 +52,7 @@ fn bend(values: &mut [f32], sign: f32, exponent: f32, before: Statistics) {
     }
 }
 
-/// Moves values of mean `from` to mean `to`, `gain` times as far from it.
+/// Moves the mean of the values from `from` to `to` and scales their deviations from it by `gain`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn restore(values: &mut [f32], from: f32, gain: f32, to: f32) {
     for value in values {

@@ -1,25 +1,25 @@
-//! Where in a patch a local transform acts, and how strongly.
+//! Spatial weighting of local transforms.
 
 use std::ops::Range;
 
 use super::draw::uniform;
 use nnunet_core::rng::Stream;
 
-/// A Gaussian somewhere in or beside a patch, stretched to reach from 0 to 1 in it.
+/// A random Gaussian weighting of a patch, rescaled to 0..1 within it.
 ///
-/// batchgeneratorsv2 `LocalTransform`: along each axis its own centre, uniform in -0.5..1.5 extents of the patch, and its
-/// own width, logarithmically uniform from a sixth of the extent to the whole (`nnUNetTrainerDA5`). A voxel has the
-/// Gaussian's mean over its extent.
+/// Follows batchgeneratorsv2 `LocalTransform` with the settings of `nnUNetTrainerDA5`: each axis has its own center,
+/// uniform in -0.5..1.5 times the patch extent, and its own standard deviation, log-uniform from a sixth of the extent
+/// to the whole extent. The weight of a voxel is the mean of the Gaussian over its volume.
 pub(super) struct Bump {
-    /// The Gaussian along each axis.
+    /// Gaussian profile along each axis.
     axes: [Vec<f64>; 3],
     low: f64,
     scale: f64,
 }
 
-/// Range of the centre, in extents of the patch.
+/// Range of the center, as a fraction of the patch extent.
 const CENTRE: Range<f64> = -0.5..1.5;
-/// The narrowest Gaussian is this part of the extent wide, in whole voxels.
+/// The smallest standard deviation is the extent divided by this, in whole voxels.
 const NARROWEST: usize = 6;
 
 impl Bump {
@@ -45,7 +45,7 @@ impl Bump {
         Self { axes, low, scale }
     }
 
-    /// Calls `change` with each row of a volume and the bump along it.
+    /// Calls `change` for each row of a volume with the weights along that row.
     pub(super) fn for_rows(&self, values: &mut [f32], mut change: impl FnMut(&mut [f32], &[f32])) {
         let [zs, ys, xs] = &self.axes;
         let mut bump = vec![0.0; xs.len()];
@@ -57,7 +57,8 @@ impl Bump {
     }
 }
 
-/// The Gaussian's mean over each voxel by Simpson's rule: errors are below 1e-3 even for the narrowest ones.
+/// Returns the mean of the Gaussian over each voxel by Simpson's rule; errors are below 1e-3 even for the narrowest
+/// Gaussian.
 fn gaussian(extent: usize, centre: f64, std: f64) -> Vec<f64> {
     let density = |at: f64| (-0.5 * ((at - centre) / std).powi(2)).exp();
     let mean = |voxel: usize| {
@@ -73,8 +74,8 @@ mod tests {
 
     #[test]
     fn a_bump_is_that_of_the_reference() {
-        // `LocalTransform._generate_kernel((2, 3, 5))` with centres of 0.4, -0.3 and 1.2 extents and widths of 1, 2 and 3
-        // voxels (scipy.stats.norm.cdf).
+        // `LocalTransform._generate_kernel((2, 3, 5))` with centers of 0.4, -0.3 and 1.2 extents and widths of 1, 2 and
+        // 3 voxels (scipy.stats.norm.cdf).
         let axes = [gaussian(2, 0.8, 1.0), gaussian(3, -0.9, 2.0), gaussian(5, 6.0, 3.0)];
         let bump = Bump::new(axes);
         let mut values = vec![0.0; 30];

@@ -1,4 +1,4 @@
-//! Gamma curve on a part of the patch.
+//! Gamma correction of a part of the patch.
 
 use std::ops::Range;
 
@@ -9,18 +9,18 @@ use crate::store::Patch;
 use nnunet_core::math::power;
 use nnunet_core::rng::Stream;
 
-/// Below this, a range counts as none.
+/// Ranges below this are treated as zero.
 const EPSILON: f32 = 1e-8;
 
-/// Mixes a channel with what a gamma curve makes of it, by the weights of a Gaussian bump.
+/// Blends a channel with its gamma-corrected version, weighted by a random Gaussian.
 ///
-/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.3, then each channel with probability 0.5; exponent uniform in 0.01..0.8
-/// or in 1.5..4, equally often (batchgeneratorsv2 `LocalGammaTransform`).
+/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.3, then each channel with probability 0.5; exponent uniform in
+/// 0.01..0.8 or in 1.5..4, with equal probability (batchgeneratorsv2 `LocalGammaTransform`).
 #[derive(Clone, Debug)]
 pub struct LocalGamma {
-    /// Ranges of exponents that brighten and that darken.
+    /// Exponent ranges: one that brightens and one that darkens.
     pub exponents: [Range<f64>; 2],
-    /// Probability with which a channel is changed.
+    /// Probability of changing a channel.
     pub per_channel: f64,
 }
 

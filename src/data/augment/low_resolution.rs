@@ -1,4 +1,4 @@
-//! Simulation of a coarser scan.
+//! Simulation of a low-resolution scan.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use super::voxels::{channels_mut, shape};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
 
-/// Samples a channel down by nearest neighbours and up again linearly.
+/// Downsamples a channel with nearest-neighbor interpolation and upsamples it again linearly.
 ///
 /// nnU-Net v2: probability 0.25, then each channel with probability 0.5; scale uniform in 0.5..1, one for all axes
 /// (batchgeneratorsv2 `SimulateLowResolutionTransform`: `nearest-exact` down, `trilinear` up). `nnUNetTrainerDA5`:
@@ -18,9 +18,9 @@ use nnunet_core::rng::Stream;
 pub struct LowResolution {
     /// Range of the scale.
     pub scale: Range<f64>,
-    /// Probability with which a channel is changed.
+    /// Probability of changing a channel.
     pub per_channel: f64,
-    /// Keep the resolution along z (2D, and 3D patches augmented slice by slice).
+    /// Keep the resolution along z (2D patches, and 3D patches augmented slice by slice).
     pub keep_z: bool,
 }
 
@@ -43,10 +43,11 @@ impl LowResolution {
     }
 }
 
-/// Samples down to `small` by nearest neighbours, as PyTorch's `nearest-exact`, and up again linearly, as its `trilinear`
-/// without aligned corners.
+/// Downsamples to `small` with nearest-neighbor interpolation (PyTorch `nearest-exact`) and upsamples linearly (PyTorch
+/// `trilinear` with `align_corners=False`).
 ///
-/// Both at once along x, which leaves the rows of the coarse volume at full length; they are then blended row by row.
+/// Both steps run at once along x, so the rows of the coarse volume keep their full length; they are then blended row
+/// by row.
 fn coarsen(values: &mut [f32], full: [usize; 3], small: [usize; 3], rows: &mut Vec<f32>) {
     let [zs, ys, xs] = [0, 1, 2].map(|axis| Support::along(small[axis], full[axis]));
     let [near_z, near_y, near_x] = [0, 1, 2].map(|axis| nearest(small[axis], full[axis]));
@@ -68,7 +69,7 @@ fn coarsen(values: &mut [f32], full: [usize; 3], small: [usize; 3], rows: &mut V
     }
 }
 
-/// Blends four rows: the first two and the last two along y, the results along z.
+/// Blends four rows: the first two and the last two along y, then both results along z.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn blend_rows(rows: [&[f32]; 4], z: f32, y: f32, target: &mut [f32]) {
     let [a, b, c, d] = rows.map(|row| &row[..target.len()]);
@@ -79,13 +80,13 @@ fn blend_rows(rows: [&[f32]; 4], z: f32, y: f32, target: &mut [f32]) {
     }
 }
 
-/// The fine voxel that each coarse one of an axis takes its value from.
+/// Returns the index of the fine voxel that each coarse voxel of an axis samples.
 fn nearest(small: usize, full: usize) -> Vec<usize> {
     let step = full as f64 / small as f64;
     (0..small).map(|index| (((index as f64 + 0.5) * step) as usize).min(full - 1)).collect()
 }
 
-/// The two coarse voxels that a fine one lies between.
+/// The two coarse voxels around a fine voxel, with their weights.
 struct Support {
     low: usize,
     high: usize,
@@ -94,7 +95,7 @@ struct Support {
 }
 
 impl Support {
-    /// The support of each fine voxel of an axis.
+    /// Computes the support of each fine voxel of an axis.
     fn along(small: usize, full: usize) -> Vec<Self> {
         let step = small as f64 / full as f64;
         let support = |index| {
@@ -116,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_ramp_goes_down_to_nearest_voxels_and_up_linearly() {
-        // Worked out by hand: sources (i + 0.5) * 7/4 down, (i + 0.5) * 4/7 - 0.5 up, clamped at the ends.
+        // Computed by hand: sources (i + 0.5) * 7/4 down, (i + 0.5) * 4/7 - 0.5 up, clamped at the ends.
         let mut line: Vec<f32> = (0..7).map(|value| value as f32).collect();
         assert_eq!(nearest(4, 7), [0, 2, 4, 6]);
         coarsen(&mut line, [1, 1, 7], [1, 1, 4], &mut Vec::new());

@@ -1,19 +1,19 @@
-//! Restoring the blank surroundings of masked images.
+//! Zeroing the background of masked images.
 
 use super::voxels::shape;
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
 
-/// Sets channels that were normalised inside the nonzero mask only back to 0 outside of it, where noise, brightness
-/// and contrast have put other values (nnU-Net v2 `MaskImageTransform`; outside is where the label is -1).
+/// Resets voxels outside the nonzero mask to 0 in channels that were normalized inside the mask only, because noise,
+/// brightness and contrast change them (nnU-Net v2 `MaskImageTransform`; a label of -1 marks the outside).
 #[derive(Clone, Debug)]
 pub struct MaskOutside {
-    /// For each channel, whether it was normalised inside the mask (`use_mask_for_norm` of the plans).
+    /// Per channel: true if it was normalized inside the mask (`use_mask_for_norm` of the plans).
     pub channels: Vec<bool>,
 }
 
 impl MaskOutside {
-    /// Changes the intensities in place; draws nothing.
+    /// Changes the intensities in place; makes no random draws.
     pub fn apply(&self, patch: &mut Patch, _: &mut Stream) {
         debug_assert_eq!(patch.data.shape()[1..], shape(patch));
         let Patch { data, labels, .. } = patch;

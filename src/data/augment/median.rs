@@ -9,15 +9,16 @@ use super::voxels::{channels_mut, shape};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
 
-/// Replaces each voxel of a channel by the median of a cube around it.
+/// Replaces each voxel of a channel with the median of the cube around it.
 ///
-/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.2 for this or a blur, half each; then each channel with probability 0.5,
-/// with a cube of 2 to 7 voxels along each axis, drawn for every channel (batchgeneratorsv2 `MedianFilterTransform`).
+/// nnU-Net v2's `nnUNetTrainerDA5`: with probability 0.2 either this or a blur, chosen with equal probability; then
+/// each channel with probability 0.5. The cube has 2 to 7 voxels along each axis, drawn per channel (batchgeneratorsv2
+/// `MedianFilterTransform`).
 #[derive(Clone, Debug)]
 pub struct MedianFilter {
-    /// Range of the cube's extent in voxels.
+    /// Range of the cube extent in voxels.
     pub size: Range<usize>,
-    /// Probability with which a channel is filtered.
+    /// Probability of filtering a channel.
     pub per_channel: f64,
 }
 
@@ -34,8 +35,8 @@ impl MedianFilter {
     }
 }
 
-/// `scipy.ndimage.median_filter`, with the volume mirrored at its border, which is repeated. Along an axis of one voxel a
-/// cube has one voxel, which changes nothing of the median.
+/// Implements `scipy.ndimage.median_filter` with its border mode `reflect`, which repeats the border voxel. Along an
+/// axis of one voxel the cube has one voxel, which does not change the median.
 fn filter(values: &mut [f32], shape: [usize; 3], size: usize) {
     let keys: Vec<i32> = values.iter().map(|value| ordered(value.to_bits() as i32)).collect();
     let [zs, ys, xs] = shape.map(|extent| (0..extent).map(|at| window(at, size, extent)).collect::<Vec<_>>());
@@ -58,7 +59,7 @@ fn filter(values: &mut [f32], shape: [usize; 3], size: usize) {
     }
 }
 
-/// The positions of a window around one, mirrored into the extent.
+/// Returns the positions of the window around `at`, reflected into the extent.
 fn window(at: usize, size: usize, extent: usize) -> Vec<usize> {
     if extent == 1 {
         return vec![0];
@@ -71,7 +72,7 @@ fn window(at: usize, size: usize, extent: usize) -> Vec<usize> {
     (0..size).map(mirrored).collect()
 }
 
-/// From the bits of floating-point numbers to integers in the same order, and back (as in `f32::total_cmp`).
+/// Maps float bits to integers of the same order, and back (as in `f32::total_cmp`).
 fn ordered(bits: i32) -> i32 {
     bits ^ ((bits >> 31) as u32 >> 1) as i32
 }

@@ -8,7 +8,7 @@ use nnunet_core::rng::Stream;
 /// Mirrors data and labels along each allowed axis with probability 0.5 (batchgeneratorsv2 `MirrorTransform`).
 #[derive(Clone, Debug)]
 pub struct Mirror {
-    /// Axes that may be mirrored: 0 = z, 1 = y, 2 = x.
+    /// Axes to mirror: 0 = z, 1 = y, 2 = x.
     pub axes: Vec<usize>,
 }
 
@@ -25,7 +25,7 @@ impl Mirror {
     }
 }
 
-/// Reverses some axes of a volume of this shape: every row changes places with its mirror image.
+/// Reverses some axes of a volume of this shape by swapping every row with its mirror image.
 fn flip<T>(values: &mut [T], [nz, ny, nx]: [usize; 3], [flip_z, flip_y, flip_x]: [bool; 3]) {
     let image = |row: usize| {
         let (z, y) = (row / ny, row % ny);

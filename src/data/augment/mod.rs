@@ -1,15 +1,15 @@
-//! From the patch the store delivers to the patch the network sees.
+//! Data augmentation: turns the patch read from the store into the patch fed to the network.
 //!
-//! A [`Pipeline`] is one [`Spatial`] transform, which cuts (and at times turns and scales) the final patch out of a
-//! larger one, followed by named transforms with a probability each. A transform is a plain struct with
-//! `apply(&self, &mut Patch, &mut Stream)`: everything random comes from the stream, so a sample can be replayed.
+//! A [`Pipeline`] is one [`Spatial`] transform, which crops (and sometimes rotates and scales) the final patch from a
+//! larger one, followed by named transforms with a probability each. A transform is a plain struct with `apply(&self,
+//! &mut Patch, &mut Stream)`: all randomness comes from the stream, so a sample can be replayed.
 //!
-//! In a [`cascade`] the previous stage's label map goes through the spatial transform and mirroring with the labels, and
-//! then becomes channels of the network's input.
+//! In a [`cascade`] the previous stage's label map goes through the spatial transform and mirroring together with the
+//! labels, and then becomes input channels of the network.
 //!
 //! To add a transform, write its file and its line in a preset (`docs/how-to/add-a-transform.md`). The presets follow
-//! nnU-Net v2 (`nnUNetTrainer` and `nnUNetTrainerDA5`, `get_training_transforms`) and NVIDIA's nnU-Net (`dali_loader.py`);
-//! ranges and interpolation of the first two are those of batchgeneratorsv2 0.3.6.
+//! nnU-Net v2 (`nnUNetTrainer` and `nnUNetTrainerDA5`, `get_training_transforms`) and NVIDIA's nnU-Net
+//! (`dali_loader.py`); the ranges and interpolation of the first two match batchgeneratorsv2 0.3.6.
 
 mod additive_brightness;
 mod blank_rectangle;

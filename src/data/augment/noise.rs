@@ -12,17 +12,17 @@ use crate::store::Patch;
 use nnunet_core::math::{log2, sin_cos};
 use nnunet_core::rng::Stream;
 
-/// Generators side by side, as many as the widest vectors have places.
+/// Number of random generators run in parallel, matching the lanes of the widest SIMD vectors.
 const LANES: usize = 16;
 
-/// Adds independent Gaussian noise to every voxel, of one strength for all channels.
+/// Adds independent Gaussian noise to every voxel, with one standard deviation for all channels.
 ///
-/// nnU-Net v2: probability 0.1, strength uniform in 0..0.1. Its parameter is called a variance but is used as the
-/// standard deviation (batchgeneratorsv2 `GaussianNoiseTransform`); so it is here. NVIDIA's nnU-Net: probability 0.15,
-/// standard deviation uniform in 0..0.3.
+/// nnU-Net v2: probability 0.1, standard deviation uniform in 0..0.1. The reference calls this parameter a variance but
+/// uses it as the standard deviation (batchgeneratorsv2 `GaussianNoiseTransform`); this implementation does the same.
+/// NVIDIA's nnU-Net: probability 0.15, standard deviation uniform in 0..0.3.
 #[derive(Clone, Debug)]
 pub struct GaussianNoise {
-    /// Range of the standard deviation, in units of the normalised intensity.
+    /// Range of the standard deviation, in units of the normalized intensity.
     pub std: Range<f64>,
 }
 
@@ -35,11 +35,11 @@ impl GaussianNoise {
     }
 }
 
-/// The states of xoshiro128++ generators (Blackman and Vigna 2021): word by word, the generators side by side.
+/// States of xoshiro128++ generators (Blackman and Vigna 2021), stored word by word with the generators interleaved.
 type Generators = [[u32; LANES]; 4];
 
-/// Adds normal deviates of this standard deviation, made of two uniform ones each by Box and Muller's transform. They
-/// end at 5.8 standard deviations, where one in 10^8 would lie beyond.
+/// Adds normal deviates of this standard deviation, each computed from two uniform deviates with the Box-Muller
+/// transform. The values are bounded at 5.8 standard deviations; the exact tail beyond has a probability of 1e-8.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn add_noise(values: &mut [f32], std: f32, generators: Generators) {
     let mut generators = generators;
@@ -47,7 +47,7 @@ fn add_noise(values: &mut [f32], std: f32, generators: Generators) {
         let (radii, turns) = (next(&mut generators), next(&mut generators));
         let mut noise = [0.0; 2 * LANES];
         for lane in 0..LANES {
-            // From 2^-24 to 1, as the logarithm needs, and from -½ to ½.
+            // The radius is in 2^-24..=1, as the logarithm requires, and the angle in -0.5..0.5 turns.
             let uniform = ((radii[lane] >> 8) as i32 + 1) as f32 / (1 << 24) as f32;
             let turn = (turns[lane] >> 8) as i32 as f32 / (1 << 24) as f32 - 0.5;
             let radius = std * (-2.0 * LN_2 * log2(uniform)).max(0.0).sqrt();
@@ -59,7 +59,7 @@ fn add_noise(values: &mut [f32], std: f32, generators: Generators) {
     }
 }
 
-/// The next number of each generator.
+/// Returns the next number of each generator.
 #[inline(always)]
 fn next([a, b, c, d]: &mut Generators) -> [u32; LANES] {
     let mut numbers = [0; LANES];
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn generators_follow_the_reference() {
-        // xoshiro128++ seeded with 1, 2, 3, 4 (`rand_xoshiro`'s test vector, from the authors' C code).
+        // xoshiro128++ seeded with 1, 2, 3, 4 (test vector of `rand_xoshiro`, from the authors' C code).
         let mut generators = [[1; LANES], [2; LANES], [3; LANES], [4; LANES]];
         let drawn: [u32; 4] = std::array::from_fn(|_| next(&mut generators)[7]);
         assert_eq!(drawn, [641, 1_573_767, 3_222_811_527, 3_517_856_514]);

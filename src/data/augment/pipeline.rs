@@ -1,4 +1,4 @@
-//! The ordered list of transforms a sample goes through.
+//! Ordered list of the transforms applied to a sample.
 
 use super::cascade::{BitVolume, PreviousStage};
 use super::draw::chance;
@@ -14,7 +14,7 @@ use crate::augment::AugmentationPreset;
 use crate::store::{Patch, Region};
 use nnunet_core::rng::Stream;
 
-/// A spatial transform followed by named transforms, each with the probability that it is applied to a sample.
+/// A spatial transform followed by named transforms, each with the probability of being applied to a sample.
 pub struct Pipeline {
     spatial: Spatial,
     steps: Vec<Step>,
@@ -27,16 +27,16 @@ struct Step {
     apply: Box<Apply>,
 }
 
-/// A transform with its settings bound.
+/// A transform bound to its settings.
 type Apply = dyn Fn(&mut Patch, &mut Stream) + Send + Sync;
 
 impl Pipeline {
-    /// Begins a pipeline; add to it with [`Pipeline::then`].
+    /// Creates a pipeline; add transforms with [`Pipeline::then`].
     pub fn new(spatial: Spatial) -> Self {
         Self { spatial, steps: Vec::new(), previous_stage: None }
     }
 
-    /// The pipeline of this name. `patch_size` is `(z, y, x)`, `mirror_axes` a subset of 0 (z), 1 (y) and 2 (x);
+    /// Creates the pipeline of a preset. `patch_size` is `(z, y, x)`, `mirror_axes` a subset of 0 (z), 1 (y) and 2 (x);
     /// `masked_channels` is the plans' `use_mask_for_norm`.
     pub fn preset(
         preset: AugmentationPreset,
@@ -52,12 +52,12 @@ impl Pipeline {
         }
     }
 
-    /// No augmentation: for validation, and for measuring the rest. `patch_size` is `(z, y, x)`.
+    /// Creates a pipeline without augmentation, for validation and benchmarks. `patch_size` is `(z, y, x)`.
     pub fn none(patch_size: [usize; 3]) -> Self {
         Self::new(Spatial::none(patch_size))
     }
 
-    /// NVIDIA nnU-Net's list; arguments as [`Pipeline::preset`].
+    /// Creates the transforms of NVIDIA's nnU-Net; arguments as in [`Pipeline::preset`].
     pub fn nvidia(patch_size: [usize; 3], mirror_axes: &[usize]) -> Self {
         let noise = GaussianNoise { std: 0.0..0.3 };
         let blur = GaussianBlur { sigma: 0.5..1.5, per_channel: 1.0, widths: BlurWidths::One };
@@ -69,8 +69,8 @@ impl Pipeline {
             .then("brightness and contrast", 0.15, move |patch, rng| brightness_contrast.apply(patch, rng))
     }
 
-    /// nnU-Net v2's complete list, but for what [`Pipeline::with_previous_stage`] adds in a cascade; arguments as
-    /// [`Pipeline::preset`].
+    /// Creates the full list of nnU-Net v2's `nnUNetTrainer`, except the cascade transforms, which
+    /// [`Pipeline::with_previous_stage`] adds; arguments as in [`Pipeline::preset`].
     pub fn nnunet(patch_size: [usize; 3], mirror_axes: &[usize], masked_channels: &[bool]) -> Self {
         let noise = GaussianNoise { std: 0.0..0.1 };
         let blur = GaussianBlur { sigma: 0.5..1.0, per_channel: 0.5, widths: BlurWidths::PerAxis };
@@ -91,7 +91,8 @@ impl Pipeline {
             .then_mask(masked_channels)
     }
 
-    /// nnU-Net v2's longest list, `nnUNetTrainerDA5`, without a cascade; arguments as [`Pipeline::preset`].
+    /// Creates the transforms of nnU-Net v2's `nnUNetTrainerDA5`, without a cascade; arguments as in
+    /// [`Pipeline::preset`].
     pub fn strong(patch_size: [usize; 3], mirror_axes: &[usize], masked_channels: &[bool]) -> Self {
         let median = MedianFilter { size: 2..8, per_channel: 0.5 };
         let blur = GaussianBlur { sigma: 0.3..1.5, per_channel: 0.5, widths: BlurWidths::PerChannel };
@@ -114,7 +115,7 @@ impl Pipeline {
                 move |patch, rng| exchange.apply(patch, rng),
             );
         }
-        // Of two transforms the reference chooses one, which is then applied with its probability, the same for both.
+        // The reference picks one of two transforms, then applies it with its probability, which is the same for both.
         pipeline = pipeline
             .then("median filter or blur", 0.2, move |patch, rng| match chance(0.5, rng) {
                 true => median.apply(patch, rng),
@@ -148,7 +149,7 @@ impl Pipeline {
         self
     }
 
-    /// Adds the last transforms of a cascade, those of the channels that its previous stage's segmentation becomes.
+    /// Adds the last transforms of a cascade: those on the channels made from the previous stage's segmentation.
     pub fn with_previous_stage(self, previous_stage: PreviousStage) -> Self {
         Self { previous_stage: Some(previous_stage), ..self }
     }
@@ -166,42 +167,42 @@ impl Pipeline {
         self.then("mask outside", 1.0, move |patch, rng| mask.apply(patch, rng))
     }
 
-    /// Extent of the patches that leave, `(z, y, x)`.
+    /// Returns the extent of the output patches, `(z, y, x)`.
     pub fn patch_size(&self) -> [usize; 3] {
         self.spatial.patch_size()
     }
 
-    /// Extent of the patches to read from the store, `(z, y, x)`: larger than [`Pipeline::patch_size`] where rotation
-    /// or scaling needs a margin.
+    /// Returns the extent of the patches to read from the store, `(z, y, x)`; larger than [`Pipeline::patch_size`] if
+    /// rotation or scaling needs a margin.
     pub fn read_patch_size(&self) -> [usize; 3] {
         self.spatial.read_patch_size()
     }
 
-    /// Name and probability of each transform after the spatial one, in order.
+    /// Returns the name and probability of each transform after the spatial one, in order.
     pub fn steps(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
         self.steps.iter().map(|step| (step.name, step.probability))
     }
 
-    /// The transform that cuts the patch.
+    /// Returns the spatial transform, which crops the patch.
     pub fn spatial(&self) -> &Spatial {
         &self.spatial
     }
 
-    /// Applies the transform of this number of [`Pipeline::steps`], whatever its probability: to measure it alone.
+    /// Applies transform `number` of [`Pipeline::steps`] regardless of its probability, to benchmark it alone.
     ///
     /// # Panics
-    /// If there is no such transform.
+    /// Panics if there is no such transform.
     pub fn apply_step(&self, number: usize, patch: &mut Patch, rng: &mut Stream) {
         (self.steps[number].apply)(patch, rng);
     }
 
-    /// In a cascade, what makes channels of the previous stage's segmentation.
+    /// Returns the transform that makes channels of the previous stage's segmentation, in a cascade.
     pub fn previous_stage(&self) -> Option<&PreviousStage> {
         self.previous_stage.as_ref()
     }
 
-    /// Makes `patch`, of extent [`Pipeline::patch_size`], out of `read`, of extent [`Pipeline::read_patch_size`].
-    /// Labels outside the image stay -1. In a cascade [`Pipeline::one_hot`] comes after it.
+    /// Writes `patch`, of extent [`Pipeline::patch_size`], from `read`, of extent [`Pipeline::read_patch_size`]. Labels
+    /// outside the image stay -1. In a cascade, call [`Pipeline::one_hot`] afterwards.
     pub fn apply<'a>(&self, read: impl Into<Region<'a>>, patch: &mut Patch, rng: &mut Stream) {
         self.spatial.apply(read, patch, rng);
         for step in &self.steps {
@@ -211,15 +212,15 @@ impl Pipeline {
         }
     }
 
-    /// The channels that the network is given behind those of the image: one for each class of the previous stage's
-    /// segmentation in a patch that [`Pipeline::apply`] has made; none without a cascade.
+    /// Returns the input channels that follow those of the image: one per class of the previous stage's segmentation,
+    /// from a patch produced by [`Pipeline::apply`]; empty without a cascade.
     ///
     /// # Panics
-    /// If the patch lacks that segmentation.
+    /// Panics if the patch lacks this segmentation.
     pub fn one_hot(&self, patch: &Patch, rng: &mut Stream) -> Vec<BitVolume> {
         let Some(previous_stage) = &self.previous_stage else { return Vec::new() };
         let labels = patch.previous.as_ref().and_then(|labels| labels.as_slice());
-        previous_stage.one_hot(labels.expect("a cascade's patches have them, in C order"), shape(patch), rng)
+        previous_stage.one_hot(labels.expect("cascade patches have previous labels in C order"), shape(patch), rng)
     }
 }
 
@@ -241,7 +242,8 @@ mod tests {
     use crate::augment::blank_patch;
     use nnunet_core::rng::{Purpose, stream};
 
-    /// The previous stage's label map, here that of the labels, goes wherever these go, beyond the image too.
+    /// The previous stage's label map, here equal to the labels, is transformed like the labels, also outside the
+    /// image.
     #[test]
     fn the_previous_stage_is_turned_scaled_and_mirrored_with_the_labels() {
         let pipeline = Pipeline::nnunet([12, 14, 16], &[0, 1, 2], &[true]);
@@ -256,7 +258,7 @@ mod tests {
             let rng = || stream(2, Purpose::Augment, 0, index);
             pipeline.apply(region, &mut patch, &mut rng());
             assert_eq!(patch.previous.as_ref(), Some(&patch.labels));
-            // The image does not see that there is a previous stage.
+            // The previous stage does not affect the image.
             pipeline.apply(region, &mut plain, &mut rng());
             assert!(plain.data == patch.data && plain.labels == patch.labels);
 

@@ -8,21 +8,21 @@ use super::tap::{self, Tap, between};
 use super::voxels::{channels_mut, label_maps_mut, shape};
 use crate::store::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Patch, Region};
 
-/// Voxels that are interpolated together.
+/// Number of voxels interpolated together.
 const BLOCK: usize = 16;
 
-/// How far from a border, in voxels, rounding can make no difference to which side a position is on.
+/// Distance from a border, in voxels, beyond which rounding cannot change the side a position is on.
 const MARGIN: f64 = 1e-2;
 
-/// Fills `target` with `source` seen through `matrix`, which takes positions relative to the target's centre to
-/// positions relative to the box's centre, `(z, y, x)`.
+/// Fills `target` by sampling `source` through `matrix`, which maps positions relative to the target's center to
+/// positions relative to the center of the source box, `(z, y, x)`.
 ///
-/// Data is interpolated linearly, 0 beyond the source. A label gets the sum of its neighbours' linear weights and the
-/// best one wins, ties going to the nearest neighbour; beyond the source the label is -1 (batchgeneratorsv2
-/// `SpatialTransform` with `mode_seg` bilinear).
+/// Data is interpolated linearly, with 0 outside the source. Each label scores the sum of its neighbors' linear
+/// weights; the highest score wins and ties go to the nearest neighbor. Outside the source the label is -1
+/// (batchgeneratorsv2 `SpatialTransform` with `mode_seg` bilinear).
 ///
-/// Along a row of the target the way through the source is a straight line: the part well inside the source needs no
-/// check per voxel, the part beyond it no interpolation, and only what is between goes voxel by voxel.
+/// A row of the target maps to a straight line in the source: the section well inside the source needs no check per
+/// voxel, the section outside needs no interpolation, and only the rest is handled voxel by voxel.
 pub(super) fn resample(source: Region, target: &mut Patch, matrix: &[[f64; 3]; 3]) {
     if source.voxels().iter().any(Range::is_empty) {
         target.data.fill(OUTSIDE_INTENSITY);
@@ -45,8 +45,8 @@ pub(super) fn resample(source: Region, target: &mut Patch, matrix: &[[f64; 3]; 3
     }
 }
 
-/// Fills the row of the target that begins at `row`. `border` is memory that each row uses anew, for the index in the
-/// target and the tap of each position between the source and its padding.
+/// Fills the row of the target that starts at index `row`. `border` is scratch memory, reused for each row, with the
+/// target index and the interpolation stencil of each position between the source and its padding.
 fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &Line, border: &mut Vec<(usize, Tap)>) {
     let voxels = source.voxels();
     let touching = line.touching(&voxels);
@@ -74,7 +74,7 @@ fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &Line, border
     }
 }
 
-/// The way of a target's row through the source, in positions of its box.
+/// The line through the source box that a row of the target maps to, in box positions.
 struct Line {
     start: [f32; 3],
     step: [f32; 3],
@@ -86,7 +86,7 @@ impl Line {
         std::array::from_fn(|axis| self.start[axis] + x as f32 * self.step[axis])
     }
 
-    /// A range outside of which no position has a neighbour among the voxels.
+    /// Returns a range of steps; no position outside it has a neighbor among the voxels.
     fn touching(&self, voxels: &[Range<usize>; 3]) -> Range<usize> {
         let part = |axis: usize| {
             let Range { start, end } = voxels[axis];
@@ -95,7 +95,7 @@ impl Line {
         (0..3).fold(0..self.len, |all, axis| intersection(&all, &part(axis)))
     }
 
-    /// A part of `touching` within which the neighbours of all positions are voxels.
+    /// Returns a sub-range of `touching` in which all neighbors of each position are voxels.
     fn within(&self, voxels: &[Range<usize>; 3], touching: &Range<usize>) -> Range<usize> {
         let part = |axis: usize| {
             let Range { start, end } = voxels[axis];
@@ -109,8 +109,8 @@ impl Line {
         if within.is_empty() { touching.end..touching.end } else { within }
     }
 
-    /// Whether the line runs through the centres of the voxels next to a border, as through the only slice of a 2D patch:
-    /// the neighbour beyond has no weight. Along x, neighbours are read in pairs, so that the question does not arise.
+    /// Returns true if the line runs exactly through the centers of the voxels next to a border, as in the single slice
+    /// of a 2D patch: the neighbor outside then has weight 0. Not needed along x, where neighbors are read in pairs.
     fn on_last_voxel(&self, axis: usize, voxels: &[Range<usize>; 3]) -> bool {
         axis < 2
             && self.step[axis] == 0.0
@@ -118,7 +118,7 @@ impl Line {
             && !voxels[axis].is_empty()
     }
 
-    /// The steps at which the position along `axis` is between two values.
+    /// Returns the steps at which the position along `axis` is between two values.
     fn between(&self, axis: usize, low: f64, high: f64) -> Range<usize> {
         let (start, step) = (f64::from(self.start[axis]), f64::from(self.step[axis]));
         if low > high {
@@ -132,7 +132,7 @@ impl Line {
         if last < 0.0 {
             return 0..0;
         }
-        // Conversions to integers round down and saturate.
+        // Float-to-integer conversions truncate and saturate.
         let end = (last as usize).saturating_add(1).min(self.len);
         let begin = first.max(0.0) as usize;
         (begin + usize::from((begin as f64) < first)).min(end)..end
@@ -144,8 +144,8 @@ fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     start..a.end.min(b.end).max(start)
 }
 
-/// How positions of the box become indices of the arrays, counted from the box's first voxel: 32 bits suffice for those,
-/// however large the case.
+/// Mapping from box positions to array indices relative to the first voxel of the box; 32 bits are enough for these,
+/// regardless of the case size.
 struct Grid {
     /// Index of the first voxel.
     base: usize,
@@ -153,7 +153,8 @@ struct Grid {
     first: [i32; 3],
     /// Extent of the arrays along y and x.
     extent: [i32; 2],
-    /// From a voxel to its neighbours: none, along y, along z, along both. Along x the next is the neighbour.
+    /// Index offsets from a voxel to its neighbors: none, along y, along z, along both. The neighbor along x is the
+    /// next value.
     steps: [usize; 4],
 }
 
@@ -169,8 +170,8 @@ impl Grid {
         Self { base, first, extent: [ny as i32, nx as i32], steps: [0, to_y, to_z, to_y + to_z] }
     }
 
-    /// Index, counted from `base`, of the first of the eight neighbours, and the distances from it, of the positions from
-    /// `x` on. Those that are not before `end` are taken to be the last before it.
+    /// Returns the index relative to `base` of the first of the eight neighbors, and the fractional offsets from it,
+    /// for the positions from `x` on. Positions at or after `end` are replaced by the last one before it.
     #[inline(always)]
     fn locate(&self, line: &Line, x: usize, end: usize) -> ([u32; BLOCK], [[f32; BLOCK]; 3]) {
         let (mut first, mut fraction) = ([0; BLOCK], [[0.0; BLOCK]; 3]);
@@ -180,7 +181,7 @@ impl Grid {
             let z = line.start[0] + step * line.step[0];
             let y = line.start[1] + step * line.step[1];
             let x = line.start[2] + step * line.step[2];
-            // No position is negative, so that this rounds down.
+            // Positions are not negative, so the conversion rounds down.
             let (whole_z, whole_y, whole_x) = (z as i32, y as i32, x as i32);
             fraction[0][lane] = z - whole_z as f32;
             fraction[1][lane] = y - whole_y as f32;
@@ -192,30 +193,30 @@ impl Grid {
         (first, fraction)
     }
 
-    /// Panics where a neighbour of one of these voxels is not among `len` values.
+    /// Panics if a neighbor of one of these voxels is not among `len` values.
     #[inline(always)]
     fn check(&self, first: &[u32; BLOCK], len: usize) {
         let mut last = 0;
         for &first in first {
             last = if first > last { first } else { last };
         }
-        assert!(last as usize + self.steps[3] + 1 < len, "a neighbour lies outside the case");
+        assert!(last as usize + self.steps[3] + 1 < len, "a neighbor is outside the case");
     }
 
-    /// The neighbours of a position, as four pairs that lie side by side along x.
+    /// Returns the neighbors of a position as four pairs that are adjacent along x.
     ///
     /// # Safety
-    /// All of them are among the values, see [`Grid::check`].
+    /// All of them must be within `values`, see [`Grid::check`].
     #[inline(always)]
     unsafe fn neighbours<T: Copy>(&self, values: &[T], first: u32) -> [[T; 2]; 4] {
         let [a, b, c, d] = self.steps;
-        // SAFETY: the caller guarantees that both values exist; an array of two needs no more alignment than one value.
+        // An array of two values needs the same alignment as one value.
         let pair = |step: usize| unsafe { values.as_ptr().add(first as usize + step).cast::<[T; 2]>().read() };
         [pair(a), pair(b), pair(c), pair(d)]
     }
 }
 
-/// Interpolates the positions from `x` on, whose neighbours must all be in the channel, given from the grid's base on.
+/// Interpolates the positions from `x` on. All their neighbors must be in `channel`, which starts at the grid's base.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]) {
     let end = x + target.len();
@@ -223,7 +224,7 @@ fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]
         let (first, [fz, fy, fx]) = grid.locate(line, x, end);
         grid.check(&first, channel.len());
         for (lane, value) in target.iter_mut().enumerate() {
-            // SAFETY: checked for all of the block.
+            // SAFETY: checked above for the whole block.
             let [[a0, a1], [b0, b1], [c0, c1], [d0, d1]] = unsafe { grid.neighbours(channel, first[lane]) };
             let near = [between(a0, b0, fy[lane]), between(a1, b1, fy[lane])];
             let far = [between(c0, d0, fy[lane]), between(c1, d1, fy[lane])];
@@ -233,8 +234,8 @@ fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]
     }
 }
 
-/// Finds the labels of the positions from `x` on, whose neighbours must all be in the source, given from the grid's base
-/// on. Mostly all eight are the same.
+/// Computes the labels of the positions from `x` on. All their neighbors must be in `labels`, which starts at the
+/// grid's base. In most cases all eight neighbors are equal.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn vote(labels: &[i16], grid: &Grid, line: &Line, x: usize, target: &mut [i16]) {
     let end = x + target.len();
@@ -242,7 +243,7 @@ fn vote(labels: &[i16], grid: &Grid, line: &Line, x: usize, target: &mut [i16]) 
         let (first, [fz, fy, fx]) = grid.locate(line, x, end);
         grid.check(&first, labels.len());
         for (lane, label) in target.iter_mut().enumerate() {
-            // SAFETY: checked for all of the block.
+            // SAFETY: checked above for the whole block.
             let [a, b, c, d] = unsafe { grid.neighbours(labels, first[lane]) };
             *label = if a[0] == a[1] && a == b && a == c && a == d {
                 a[0]
@@ -287,7 +288,7 @@ mod tests {
         let mut target = blank_patch(2, [9, 9, 9]);
         let half = IDENTITY.map(|row| row.map(|value| value * 0.75));
         resample((&source).into(), &mut target, &half);
-        // Target voxel (0, 8, 4) lies at 4 + 0.75 * (-4, 4, 0) = (1, 7, 4) of the source.
+        // Target voxel (0, 8, 4) maps to 4 + 0.75 * (-4, 4, 0) = (1, 7, 4) of the source.
         assert_eq!(target.data[[0, 0, 8, 4]], 174.0);
         assert_eq!(target.data[[1, 0, 8, 4]], 348.0);
         assert!((target.data[[0, 1, 4, 4]] - (100.0 * 1.75 + 44.0)).abs() < 1e-3);
@@ -314,7 +315,7 @@ mod tests {
         let case = gradient([9, 11, 10]);
         let turned = [[0.9, 0.3, -0.2], [-0.25, 0.85, 0.4], [0.3, -0.35, 0.8]];
         let flat = [[1.0, 0.0, 0.0], [0.0, 0.6, 0.7], [0.0, -0.7, 0.6]];
-        // With room to spare, with padding on every side, within one slice, and beyond the case altogether.
+        // Cases: with a margin, with padding on every side, within one slice, and entirely outside the case.
         for (matrix, lo, size, shape) in [
             (turned, [1, 2, 1], [7, 8, 8], [3, 4, 4]),
             (turned, [-3, -2, -4], [15, 15, 18], [12, 13, 20]),
@@ -336,7 +337,7 @@ mod tests {
                     let (value, expected) = (target.data[[channel, z, y, x]], tap.blend(data));
                     assert!((value - expected).abs() < 0.02, "{value} instead of {expected} at {position:?}");
                 }
-                // In the middle between two labels the last digit of the position decides.
+                // Halfway between two labels, rounding of the position decides.
                 if position.iter().all(|at| (at - at.floor() - 0.5).abs() > 1e-3) {
                     assert_eq!(label, tap.vote(source.labels), "at {position:?}");
                 }

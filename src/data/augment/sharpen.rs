@@ -7,15 +7,15 @@ use super::voxels::{channels_mut, shape};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
 
-/// Adds to a channel its Laplacian (what each voxel is above its neighbours along the axes), times a strength of its own.
+/// Adds the Laplacian of a channel (each voxel minus its neighbors along the axes), times a random strength, to it.
 ///
-/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.2, then each channel with probability 0.5; strength uniform in 0.1..1,
-/// drawn for every channel (batchgeneratorsv2 `SharpeningTransform`).
+/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.2, then each channel with probability 0.5; strength uniform in
+/// 0.1..1, drawn per channel (batchgeneratorsv2 `SharpeningTransform`).
 #[derive(Clone, Debug)]
 pub struct Sharpen {
     /// Range of the strength.
     pub strength: Range<f64>,
-    /// Probability with which a channel is sharpened.
+    /// Probability of sharpening a channel.
     pub per_channel: f64,
 }
 
@@ -32,7 +32,7 @@ impl Sharpen {
     }
 }
 
-/// Beyond the border lies what is at the border.
+/// Sharpens a volume in place; border voxels are repeated outside it.
 fn sharpen(values: &mut [f32], shape: [usize; 3], strength: f32) {
     let before = values.to_vec();
     for (axis, &extent) in shape.iter().enumerate() {
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn borders_repeat_and_a_slice_stays_in_its_plane() {
-        // 1 2 4 8: 4 (2 - 1 - 4) and so on, with the ends taken twice.
+        // For 1 2 4 8: 4 (2 - 1 - 4) and so on, with the end voxels repeated.
         let mut values = vec![1.0, 2.0, 4.0, 8.0];
         sharpen(&mut values, [1, 1, 4], 1.0);
         assert_eq!(values, [0.0, 1.0, 2.0, 12.0]);

@@ -1,4 +1,4 @@
-//! Rotation and scaling, in the same resampling that cuts the final patch out of the larger one that was read.
+//! Rotation, scaling and cropping of a patch in one resampling step.
 
 use std::f64::consts::PI;
 use std::ops::Range;
@@ -9,45 +9,46 @@ use super::resample::resample;
 use crate::store::{Patch, Region};
 use nnunet_core::rng::Stream;
 
-/// A 3D patch this many times longer than its first axis is augmented slice by slice (nnU-Net's `ANISO_THRESHOLD`).
+/// A 3D patch whose longest axis exceeds its first axis by more than this factor is augmented slice by slice (nnU-Net's
+/// `ANISO_THRESHOLD`).
 const ANISOTROPY_THRESHOLD: f64 = 3.0;
 
-/// The scale for which nnU-Net's trainer sizes the patch it reads. Objects shrink further than that, to 1.4 voxels per
-/// voxel; what then lies beyond the patch is padding, in the reference as here.
+/// Scale for which nnU-Net's trainer sizes the patch it reads. Objects are shrunk further, up to a scale of 1.4; the
+/// area outside the patch is then padding, in the reference as well.
 const READ_SCALE: f64 = 0.85;
-/// The same of `nnUNetTrainerDA5`.
+/// Counterpart of [`READ_SCALE`] in `nnUNetTrainerDA5`.
 const STRONG_READ_SCALE: f64 = 0.7;
 
 /// Rotates and scales with some probability, and crops.
 ///
 /// nnU-Net v2 (batchgeneratorsv2 `SpatialTransform`): rotation with probability 0.2 about every axis by its own angle,
-/// uniform in ±30° in 3D, in ±180° in the plane for 2D and anisotropic 3D patches, in ±15° for 2D patches longer than
-/// 1.5 times their width; scaling with probability 0.2, uniform in 0.7..1.4, the same for all axes. Where neither is
-/// drawn the centre is copied without resampling.
+/// uniform in ±30° in 3D, in ±180° in-plane for 2D and anisotropic 3D patches, in ±15° for 2D patches longer than 1.5
+/// times their width; scaling with probability 0.2, uniform in 0.7..1.4, the same for all axes. If neither is drawn,
+/// the center is copied without resampling.
 ///
-/// `nnUNetTrainerDA5`: rotation with probability 0.4, then about each axis with probability 0.5; scaling with probability 0.2,
-/// uniform in 0.7..1.43 for each axis by itself. NVIDIA's nnU-Net (`dali_loader.py`): no rotation; scaling with probability
-/// 0.15, uniform in 0.7..1, the same for all axes. There labels go by the nearest voxel and data by cubic interpolation, here
-/// as for the others.
+/// `nnUNetTrainerDA5`: rotation with probability 0.4, then about each axis with probability 0.5; scaling with
+/// probability 0.2, uniform in 0.7..1.43, drawn per axis. NVIDIA's nnU-Net (`dali_loader.py`): no rotation; scaling
+/// with probability 0.15, uniform in 0.7..1, the same for all axes. NVIDIA interpolates labels with nearest neighbor
+/// and data cubically; here both are interpolated as in the other presets.
 #[derive(Clone, Debug)]
 pub struct Spatial {
     patch_size: [usize; 3],
     rotation_probability: f64,
     /// Largest angle in either direction, in radians.
     max_angle: f64,
-    /// Probability with which there is a rotation about an axis, if there is one.
+    /// Probability of rotating about each axis, given that a rotation is drawn.
     per_axis: f64,
     scaling_probability: f64,
-    /// Whether each axis has a scale of its own.
+    /// True if each axis has its own scale.
     scales_axes: bool,
-    /// How many voxels of the source one voxel of the result spans: above 1 objects shrink.
+    /// Range of source voxels per output voxel: objects shrink above 1.
     scale: Range<f64>,
-    /// What the patch is divided by for the one to be read.
+    /// Divisor of the patch size that gives the size of the patch to read.
     read_scale: f64,
 }
 
 impl Spatial {
-    /// Only crops.
+    /// Creates a transform that only crops.
     pub fn none(patch_size: [usize; 3]) -> Self {
         Self {
             patch_size,
@@ -61,12 +62,12 @@ impl Spatial {
         }
     }
 
-    /// NVIDIA's scaling, which makes objects larger only: no more is read than the patch.
+    /// Creates NVIDIA's scaling, which only enlarges objects, so the patch to read is not larger than the output patch.
     pub fn nvidia(patch_size: [usize; 3]) -> Self {
         Self { scaling_probability: 0.15, scale: 0.7..1.0, ..Self::none(patch_size) }
     }
 
-    /// The rotation and scaling of `nnUNetTrainerDA5`.
+    /// Creates the rotation and scaling of `nnUNetTrainerDA5`.
     pub fn strong(patch_size: [usize; 3]) -> Self {
         Self {
             rotation_probability: 0.4,
@@ -78,7 +79,7 @@ impl Spatial {
         }
     }
 
-    /// nnU-Net's scaling and rotation.
+    /// Creates nnU-Net's rotation and scaling.
     pub fn nnunet(patch_size: [usize; 3]) -> Self {
         let [z, y, x] = patch_size;
         let degrees = match () {
@@ -96,13 +97,13 @@ impl Spatial {
         }
     }
 
-    /// Extent of the patch that leaves, `(z, y, x)`.
+    /// Returns the extent of the output patch, `(z, y, x)`.
     pub fn patch_size(&self) -> [usize; 3] {
         self.patch_size
     }
 
-    /// Extent of the patch to read for it, `(z, y, x)`: nnU-Net's `get_patch_size`, or no more than the patch itself
-    /// where nothing is rotated or made smaller.
+    /// Returns the extent of the patch to read, `(z, y, x)`: nnU-Net's `get_patch_size`, or the output patch size if
+    /// nothing is rotated or shrunk.
     pub fn read_patch_size(&self) -> [usize; 3] {
         if self.rotation_probability == 0.0 && self.read_scale == 1.0 {
             return self.patch_size;
@@ -113,7 +114,7 @@ impl Spatial {
         for a in first..3 {
             for b in a + 1..3 {
                 let (side_a, side_b) = (self.patch_size[a] as f64, self.patch_size[b] as f64);
-                // The reference turns the patch's corner, about y in the other direction than about z and x.
+                // The reference rotates the corner of the patch, about y in the opposite direction to z and x.
                 let sin = if (a, b) == (0, 2) { -sin } else { sin };
                 extent[a] = extent[a].max((side_a * cos + side_b * sin).abs());
                 extent[b] = extent[b].max((side_b * cos - side_a * sin).abs());
@@ -132,7 +133,7 @@ impl Spatial {
         }
     }
 
-    /// The matrix from the result's coordinates to the source's, or `None` for the identity.
+    /// Draws the matrix from output to source coordinates; `None` for the identity.
     fn draw(&self, rng: &mut Stream) -> Option<[[f64; 3]; 3]> {
         let rotates = chance(self.rotation_probability, rng);
         let scales = chance(self.scaling_probability, rng);
@@ -160,14 +161,14 @@ impl Spatial {
     }
 }
 
-/// Whether a patch is rotated, scaled and coarsened within its `(y, x)` planes only: 2D patches, and anisotropic 3D
-/// ones (nnU-Net's dummy 2D augmentation).
+/// Returns true if a patch is rotated, scaled and downsampled only within its `(y, x)` planes: 2D patches and
+/// anisotropic 3D patches (nnU-Net's dummy 2D augmentation).
 pub(super) fn in_plane(patch_size: [usize; 3]) -> bool {
     let longest = patch_size.into_iter().max().unwrap_or(1);
     patch_size[0] == 1 || longest as f64 / patch_size[0] as f64 > ANISOTROPY_THRESHOLD
 }
 
-/// Scaling, then rotation about z, then y, then x of the `(z, y, x)` coordinates.
+/// Returns the matrix that scales `(z, y, x)` coordinates, then rotates them about z, y and x, in this order.
 fn rotation_after_scaling(angles: [f64; 3], scales: [f64; 3]) -> [[f64; 3]; 3] {
     let [(sz, cz), (sy, cy), (sx, cx)] = angles.map(f64::sin_cos);
     let about_z = [[1.0, 0.0, 0.0], [0.0, cz, -sz], [0.0, sz, cz]];
@@ -216,7 +217,7 @@ mod tests {
         let drawn = draws([40, 56, 40]);
         let none = drawn.iter().filter(|matrix| matrix.is_none()).count() as f64 / drawn.len() as f64;
         assert!((none - 0.8 * 0.8).abs() < 0.03, "{none}");
-        // A rotation times a scale: all columns have the length of the scale.
+        // Rotation times scale: the norm of each column is the scale.
         let scales: Vec<f64> =
             drawn.iter().flatten().map(|m| m.map(|row| row[0].powi(2)).iter().sum::<f64>().sqrt()).collect();
         assert!(scales.iter().all(|scale| (0.7 - 1e-9..1.4 + 1e-9).contains(scale)));
@@ -238,7 +239,7 @@ mod tests {
         let draws: Vec<_> = (0..6000).map(|index| spatial.draw(&mut stream(9, Purpose::Augment, 0, index))).collect();
         let share = |count: usize| count as f64 / draws.len() as f64;
         let moved: Vec<_> = draws.iter().flatten().collect();
-        // A rotation about no axis at all is still resampled, as in the reference.
+        // A rotation that draws no axis is still resampled, as in the reference.
         assert!((share(moved.len()) - (1.0 - 0.6 * 0.8)).abs() < 0.03, "{}", share(moved.len()));
         let turned = moved.iter().filter(|m| m[0][1] != 0.0 || m[0][2] != 0.0 || m[1][2] != 0.0).count();
         assert!((share(turned) - 0.4 * 0.875).abs() < 0.03, "{}", share(turned));
@@ -277,7 +278,7 @@ mod tests {
 
     #[test]
     fn turned_and_scaled_patches_are_those_of_scipy() {
-        // `scipy.ndimage.affine_transform` of order 1, mode `grid-constant`, about both centres.
+        // `scipy.ndimage.affine_transform` of order 1, mode `grid-constant`, about both centers.
         let source = volume([5, 6, 7]);
         let compare = |matrix: [[f64; 3]; 3], shape: [usize; 3], expected: &[f32]| {
             let mut target = super::super::blank_patch(1, shape);
@@ -287,7 +288,7 @@ mod tests {
             }
         };
         compare(rotation_after_scaling([0.3, -0.2, 0.5], [0.8, 1.2, 1.1]), [3, 4, 5], &TURNED);
-        // Within the planes: each is what it would be by itself.
+        // In-plane rotation treats each slice independently.
         compare(rotation_after_scaling([2.4, 0.0, 0.0], [1.0, 1.3, 1.3]), [5, 4, 4], &IN_PLANE);
     }
 

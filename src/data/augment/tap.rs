@@ -1,28 +1,29 @@
-//! Interpolation at one position, wherever it lies.
+//! Interpolation at a single position.
 
 use std::ops::Range;
 
 use crate::store::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Region};
 
-/// Label scores closer than this count as tied (batchgeneratorsv2 rounds scores to float16, about as coarse).
+/// Label scores that differ by less than this are tied (batchgeneratorsv2 rounds scores to float16, which is similarly
+/// coarse).
 const TIE: f32 = 5e-4;
 
-/// The eight voxels around a position: the nearer ones along z, y and x first, the last axis fastest.
+/// The eight voxels around a position, ordered by z, y, x with the lower voxel first and x fastest.
 pub(super) struct Tap {
-    /// Index of each voxel, or `None` where it is padding.
+    /// Index of each voxel, or `None` for padding.
     index: [Option<usize>; 8],
-    /// How far the position lies from the first voxel, along z, y and x.
+    /// Offset of the position from the first voxel, along z, y and x.
     fraction: [f32; 3],
 }
 
 impl Tap {
-    /// The tap at a `position` of the source's box, of which `voxels` are not padding.
+    /// Creates the stencil for a `position` in the source box; `voxels` are the box positions that are not padding.
     pub(super) fn at(position: [f32; 3], source: &Region, voxels: &[Range<usize>; 3]) -> Self {
         let corner = position.map(floor);
         let fraction = std::array::from_fn(|axis| position[axis] - corner[axis] as f32);
         let [_, ny, nx] = source.shape;
         let stride = [ny * nx, nx, 1];
-        // Of both voxels along an axis, the part of the index that belongs to the axis.
+        // The contribution of each axis to the index, for both voxels along the axis.
         let offsets: [[Option<usize>; 2]; 3] = std::array::from_fn(|axis| {
             [0, 1].map(|step| {
                 let at = corner[axis] as isize + step;
@@ -37,28 +38,28 @@ impl Tap {
         Self { index, fraction }
     }
 
-    /// The interpolated intensity.
+    /// Returns the interpolated intensity.
     pub(super) fn blend(&self, channel: &[f32]) -> f32 {
         let value = |index: Option<usize>| index.map_or(OUTSIDE_INTENSITY, |index| channel[index]);
         interpolate(self.index.map(value), self.fraction)
     }
 
-    /// The label with the largest sum of weights.
+    /// Returns the label with the largest sum of weights.
     pub(super) fn vote(&self, labels: &[i16]) -> i16 {
         let labels = self.index.map(|index| index.map_or(OUTSIDE_LABEL, |index| labels[index]));
         if labels.iter().all(|label| *label == labels[0]) { labels[0] } else { vote(labels, self.fraction) }
     }
 }
 
-/// The label with the largest sum of linear weights among eight neighbours; of tied ones that of the nearest neighbour
-/// or, if it is not among them, the smallest.
+/// Returns the label with the largest sum of linear weights among eight neighbors. Ties go to the label of the nearest
+/// neighbor or, if it is not tied, to the smallest label.
 pub(super) fn vote(labels: [i16; 8], fraction: [f32; 3]) -> i16 {
-    // The sum of a label's weights is the interpolation of where it is.
+    // The sum of a label's weights equals the interpolation of its indicator.
     let score = |label: i16| interpolate(labels.map(|other| f32::from(u8::from(other == label))), fraction);
     let far = fraction.map(|fraction| usize::from(fraction > 0.5));
     let nearest = labels[far[0] << 2 | far[1] << 1 | far[2]];
     let nearest_score = score(nearest);
-    // All weights together are 1, so that no other label can have more than the rest.
+    // All weights sum to 1, so no other label can score higher.
     if nearest_score >= 0.5 {
         return nearest;
     }
@@ -67,23 +68,23 @@ pub(super) fn vote(labels: [i16; 8], fraction: [f32; 3]) -> i16 {
     if nearest_score >= best - TIE {
         return nearest;
     }
-    (0..8).filter(|&k| scores[k] == best).map(|k| labels[k]).min().expect("one of the scores is the best")
+    (0..8).filter(|&k| scores[k] == best).map(|k| labels[k]).min().expect("the maximum is one of the scores")
 }
 
-/// Linear interpolation between eight neighbours.
+/// Interpolates linearly between eight neighbors.
 #[inline(always)]
 fn interpolate(values: [f32; 8], [z, y, x]: [f32; 3]) -> f32 {
     let along = |k: usize| between(values[k], values[k + 1], x);
     between(between(along(0), along(2), y), between(along(4), along(6), y), z)
 }
 
-/// Linear interpolation between two neighbours.
+/// Interpolates linearly between two neighbors.
 #[inline(always)]
 pub(super) fn between(low: f32, high: f32, fraction: f32) -> f32 {
     low + fraction * (high - low)
 }
 
-/// `value.floor()`, without the library call that the baseline x86-64 needs for it.
+/// Computes `value.floor()` without the library call that baseline x86-64 requires.
 fn floor(value: f32) -> i32 {
     let truncated = value as i32;
     truncated - i32::from(value < truncated as f32)
@@ -98,7 +99,7 @@ mod tests {
         let flat = |labels: [i16; 4]| std::array::from_fn(|k| labels[k & 3]);
         // Two corners of label 7 outweigh the single nearest one of label 3.
         assert_eq!(vote(flat([3, 7, 7, 1]), [0.0, 0.45, 0.45]), 7);
-        // An exact tie goes to the nearest neighbour or, all being equally near, to the first.
+        // An exact tie goes to the nearest neighbor or, if all are equally near, to the first.
         assert_eq!(vote(flat([5, 2, 5, 2]), [0.0, 0.0, 0.5]), 5);
         assert_eq!(vote(flat([5, 2, 5, 2]), [0.0, 0.0, 0.5001]), 2);
     }

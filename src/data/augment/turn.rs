@@ -1,4 +1,4 @@
-//! Quarter turns and exchanged axes: movements without interpolation, along axes of one extent.
+//! Rotations by 90 degrees and axis transpositions, without interpolation, along axes of equal extent.
 
 use ndarray::{Array3, Axis};
 use rand::Rng;
@@ -8,9 +8,10 @@ use super::voxels::shape;
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
 
-/// The axes of a patch that are as long as most: `strong` turns and exchanges those. Empty where no two are.
+/// Returns the axes that share the most common extent, which `strong` rotates and transposes; empty if no two axes are
+/// equal.
 ///
-/// Of a 2D patch only y and x count (nnU-Net v2, `nnUNetTrainerDA5.get_training_transforms`).
+/// For a 2D patch only y and x are considered (nnU-Net v2, `nnUNetTrainerDA5.get_training_transforms`).
 pub(super) fn alike_axes(patch_size: [usize; 3]) -> Vec<usize> {
     let first = usize::from(patch_size[0] == 1);
     let alike = |axis: usize| (first..3).filter(|&other| patch_size[other] == patch_size[axis]).count();
@@ -18,17 +19,17 @@ pub(super) fn alike_axes(patch_size: [usize; 3]) -> Vec<usize> {
     if most > 1 { (first..3).filter(|&axis| alike(axis) == most).collect() } else { Vec::new() }
 }
 
-/// Turns a patch by 0 to 3 quarters, equally often, in the plane of two axes drawn among these.
+/// Rotates a patch by 0, 90, 180 or 270 degrees, with equal probability, in the plane of two random axes of `axes`.
 ///
 /// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.5 (batchgeneratorsv2 `Rot90Transform`).
 #[derive(Clone, Debug)]
 pub struct QuarterTurn {
-    /// At least two, of one extent: 0 = z, 1 = y, 2 = x.
+    /// Candidate axes, at least two and of equal extent: 0 = z, 1 = y, 2 = x.
     pub axes: Vec<usize>,
 }
 
 impl QuarterTurn {
-    /// Changes data and labels.
+    /// Changes data and labels in place.
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         let quarters = rng.random_range(0..4);
         let mut axes = self.axes.clone();
@@ -38,17 +39,17 @@ impl QuarterTurn {
     }
 }
 
-/// Puts axes into another order, all orders equally often.
+/// Permutes axes, all permutations with equal probability.
 ///
 /// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.5 (batchgeneratorsv2 `TransposeAxesTransform`).
 #[derive(Clone, Debug)]
 pub struct ExchangeAxes {
-    /// Of one extent: 0 = z, 1 = y, 2 = x.
+    /// Axes to permute, of equal extent: 0 = z, 1 = y, 2 = x.
     pub axes: Vec<usize>,
 }
 
 impl ExchangeAxes {
-    /// Changes data and labels.
+    /// Changes data and labels in place.
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         let mut shuffled = self.axes.clone();
         shuffled.shuffle(rng);
@@ -58,7 +59,7 @@ impl ExchangeAxes {
     }
 }
 
-/// Turns from axis `a` to axis `b`, as `numpy.rot90` does.
+/// Rotates from axis `a` to axis `b`, as `numpy.rot90` does.
 fn turn(patch: &mut Patch, a: usize, b: usize, quarters: usize) {
     let mut sources = [0, 1, 2];
     let mut reversed = [false; 3];
@@ -70,7 +71,7 @@ fn turn(patch: &mut Patch, a: usize, b: usize, quarters: usize) {
     rearrange(patch, sources, reversed);
 }
 
-/// Makes axis `sources[axis]` the new `axis`, and then reverses some.
+/// Moves axis `sources[axis]` to `axis`, then reverses some axes.
 fn rearrange(patch: &mut Patch, sources: [usize; 3], reversed: [bool; 3]) {
     let before = shape(patch);
     patch.labels = rearranged(&patch.labels, sources, reversed);
@@ -79,7 +80,7 @@ fn rearrange(patch: &mut Patch, sources: [usize; 3], reversed: [bool; 3]) {
     let mut data = patch.data.view().permuted_axes([0, z + 1, y + 1, x + 1]);
     (0..3).filter(|&axis| reversed[axis]).for_each(|axis| data.invert_axis(Axis(axis + 1)));
     patch.data = data.as_standard_layout().into_owned();
-    debug_assert_eq!(shape(patch), before, "exchanged axes are of one extent");
+    debug_assert_eq!(shape(patch), before, "permuted axes have equal extents");
 }
 
 fn rearranged(labels: &Array3<i16>, sources: [usize; 3], reversed: [bool; 3]) -> Array3<i16> {

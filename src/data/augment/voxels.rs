@@ -1,41 +1,41 @@
-//! Access to a patch's memory, and statistics of it.
+//! Access to the memory of a patch, and intensity statistics.
 
 use multiversion::multiversion;
 use ndarray::{Array3, Array4};
 
 use crate::store::Patch;
 
-/// Sums kept side by side, so that one addition need not wait for the one before.
+/// Number of parallel partial sums, so that an addition does not wait for the previous one.
 const LANES: usize = 16;
 
-/// A patch of zeros with `channels` channels and spatial extent `shape`, `(z, y, x)`.
+/// Creates a patch of zeros with `channels` channels and spatial extent `(z, y, x)`.
 pub fn blank_patch(channels: usize, [z, y, x]: [usize; 3]) -> Patch {
     Patch { data: Array4::zeros((channels, z, y, x)), labels: Array3::zeros((z, y, x)), previous: None }
 }
 
-/// Spatial extent, `(z, y, x)`.
+/// Returns the spatial extent, `(z, y, x)`.
 pub(super) fn shape(patch: &Patch) -> [usize; 3] {
     patch.labels.dim().into()
 }
 
-/// The channels, each as its voxels in C order.
+/// Returns the channels, each as a slice of voxels in C order.
 pub(super) fn channels_mut(patch: &mut Patch) -> impl Iterator<Item = &mut [f32]> {
     let voxels = patch.labels.len();
     data_mut(patch).chunks_exact_mut(voxels)
 }
 
-/// All intensities, channel by channel.
+/// Returns all intensities, channel by channel.
 pub(super) fn data_mut(patch: &mut Patch) -> &mut [f32] {
     patch.data.as_slice_mut().expect("patches are allocated in C order and never permuted")
 }
 
-/// The labels and, in a cascade, those of the previous stage.
+/// Returns the labels and, in a cascade, those of the previous stage.
 pub(super) fn label_maps_mut(patch: &mut Patch) -> impl Iterator<Item = &mut [i16]> {
     let maps = [Some(&mut patch.labels), patch.previous.as_mut()].into_iter().flatten();
     maps.map(|labels| labels.as_slice_mut().expect("patches are allocated in C order and never permuted"))
 }
 
-/// What some values are like.
+/// Mean, standard deviation and range of a set of values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Statistics {
     pub(super) mean: f32,
@@ -45,12 +45,12 @@ pub(super) struct Statistics {
 }
 
 impl Statistics {
-    /// One pass, with sums in f64.
+    /// Computes the statistics in one pass, with sums in f64.
     pub(super) fn of(values: &[f32]) -> Self {
         statistics(values)
     }
 
-    /// Of the values with the other sign.
+    /// Returns the statistics of the negated values.
     pub(super) fn negated(self) -> Self {
         Self { mean: -self.mean, low: -self.high, high: -self.low, ..self }
     }
@@ -58,12 +58,12 @@ impl Statistics {
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn statistics(values: &[f32]) -> Statistics {
-    // Sums are taken about a value among them, so that no digits are lost in the difference of squares.
+    // Values are summed relative to the first one, to avoid cancellation in the difference of squares.
     let origin = values.first().copied().unwrap_or(0.0);
     let (mut sums, mut squares) = ([0.0; LANES], [0.0; LANES]);
     let (mut lows, mut highs) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     let blocks = values.chunks_exact(LANES);
-    // To count the origin itself changes no sum.
+    // Padding with the origin adds 0 to every sum.
     let mut rest = [origin; LANES];
     rest[..blocks.remainder().len()].copy_from_slice(blocks.remainder());
     for block in blocks {
@@ -84,7 +84,7 @@ fn statistics(values: &[f32]) -> Statistics {
     }
 }
 
-/// Adds a value to the sums of its distance from the origin, and to the range.
+/// Adds the distance of a value from the origin to the sums, and updates the range.
 #[inline(always)]
 fn add(value: f32, origin: f32, sum: &mut f64, squares: &mut f64, low: &mut f32, high: &mut f32) {
     let distance = f64::from(value - origin);

@@ -1,4 +1,4 @@
-//! A case: its files, and what is in them.
+//! A case: its files and their contents.
 
 use std::path::{Path, PathBuf};
 
@@ -8,14 +8,14 @@ use rayon::prelude::*;
 use super::DatasetError;
 use nnunet_image::{self as image, LabelMap, Volume};
 
-/// The files of a case. They need not exist: [`super::validate`] finds those that do not.
+/// The files of a case. They may be missing; [`super::validate`] reports missing files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaseFiles {
     /// Name of the case, unique within its dataset.
     pub id: String,
-    /// The image files, in the order of their channels; a file may hold several channels.
+    /// Image files in channel order; one file may hold several channels.
     pub images: Vec<PathBuf>,
-    /// The label map, where the case is one to learn from.
+    /// Label map; `None` for an unlabeled case.
     pub label: Option<PathBuf>,
 }
 
@@ -26,33 +26,34 @@ pub struct Case {
     pub id: String,
     /// All channels, with the geometry of the first.
     pub image: Volume,
-    /// The label map, where there is one.
+    /// Label map, if the case has one.
     pub label: Option<LabelMap>,
 }
 
 impl CaseFiles {
-    /// Size of the image files, to which the time that a case takes is about proportional. A file that cannot be looked at
-    /// counts nothing: it fails when it is read.
+    /// Returns the total size of the image files in bytes, a proxy for the processing time of the case. Inaccessible
+    /// files count as 0; reading them fails later.
     pub fn bytes(&self) -> u64 {
         self.images.iter().filter_map(|path| std::fs::metadata(path).ok()).map(|file| file.len()).sum()
     }
 
-    /// Reads the images, which must have `channels` channels together, and the label map.
+    /// Reads the images, which must have `channels` channels in total, and the label map.
     ///
     /// # Errors
-    /// A file cannot be read, or the images do not fit together. Whether the label map fits is not checked.
+    /// Returns an error if a file cannot be read or the images differ in shape. The shape of the label map is not
+    /// checked.
     pub fn load(&self, channels: usize) -> Result<Case, DatasetError> {
         let (image, label) =
             rayon::join(|| self.load_image(channels), || self.label.as_deref().map(image::read_labels).transpose());
         Ok(Case { id: self.id.clone(), image: image?, label: label? })
     }
 
-    /// Reads all images at once, as files of their own take their own time to decompress.
+    /// Reads all image files in parallel, as decompression dominates.
     fn load_image(&self, channels: usize) -> Result<Volume, DatasetError> {
         let volumes = self.images.par_iter().map(|path| image::read_volume(path)).collect::<Result<Vec<_>, _>>()?;
         let mut files = self.images.iter().zip(volumes);
         let Some((first, mut image)) = files.next() else {
-            return Err(DatasetError::invalid(Path::new(&self.id), "a case without images"));
+            return Err(DatasetError::invalid(Path::new(&self.id), "the case has no images"));
         };
         for (path, next) in files {
             let (shape, next_shape) = (image.data.shape()[1..].to_vec(), next.data.shape()[1..].to_vec());

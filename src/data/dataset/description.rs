@@ -1,4 +1,4 @@
-//! `dataset.json` in any of its forms, turned into nnU-Net v2's and the list of files it may hold.
+//! `dataset.json` in any supported schema, converted to that of nnU-Net v2, with its optional list of files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,17 @@ use serde_json::{Map, Value};
 
 use super::{DatasetError, DatasetJson};
 
-/// What a dataset.json says.
+/// Contents of a dataset.json.
 #[derive(Debug)]
 pub(super) struct Description {
     /// The dataset in nnU-Net v2's schema.
     pub json: DatasetJson,
-    /// The training cases, where the file lists them: below `dataset` (nnU-Net v2) or `training` (Medical Segmentation
-    /// Decathlon, nnU-Net v1). Otherwise they are what the folders hold.
+    /// Training cases if the file lists them: under `dataset` (nnU-Net v2) or `training` (Medical Segmentation
+    /// Decathlon, nnU-Net v1). Otherwise the cases are those found in the folders.
     pub cases: Option<Vec<ListedCase>>,
 }
 
-/// A training case with its files as the list has them: relative to the dataset, or absolute.
+/// A training case with its listed files: absolute, or relative to the dataset folder.
 #[derive(Debug, PartialEq)]
 pub(super) struct ListedCase {
     pub id: String,
@@ -45,7 +45,7 @@ impl Description {
     }
 }
 
-/// The lists of files stay behind: they are of no use away from the dataset.
+/// Converts the Decathlon schema; drops the lists of test files, which are meaningless outside the dataset folder.
 fn convert_decathlon(fields: &mut Map<String, Value>) -> Result<Option<Vec<ListedCase>>, String> {
     fields.retain(|key, _| !["test", "numTest"].contains(&key.as_str()));
     if let Some(modality) = fields.shift_remove("modality") {
@@ -77,7 +77,7 @@ struct Pair {
     label: PathBuf,
 }
 
-/// `{"0": "background", "1": "organ"}` as `{"background": 0, "organ": 1}`, which also passes unchanged.
+/// Converts `{"0": "background", "1": "organ"}` to `{"background": 0, "organ": 1}`; leaves the latter form unchanged.
 fn names_to_numbers(labels: &Value) -> Result<Value, String> {
     let Ok(names) = BTreeMap::<String, String>::deserialize(labels) else { return Ok(labels.clone()) };
     let mut by_number = BTreeMap::new();
@@ -110,7 +110,7 @@ fn parse<T: serde::de::DeserializeOwned>(value: Value, key: &str) -> Result<T, S
     serde_json::from_value(value).map_err(|error| format!("{key}: {error}"))
 }
 
-/// The ending of a file name, with its dot: `.nii.gz`, `.png`.
+/// Returns the ending of a file name, with its dot: `.nii.gz`, `.png`.
 fn file_ending(path: &Path) -> Result<String, String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let stem = name.strip_suffix(".gz").unwrap_or(&name);

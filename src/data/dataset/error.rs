@@ -1,4 +1,4 @@
-//! What can be wrong with a dataset.
+//! Errors of raw datasets.
 
 use std::fmt::Display;
 use std::io;
@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 
 use nnunet_image::ImageError;
 
-/// A dataset, or a file that describes one, that cannot be used.
+/// An error in a dataset or a file that describes one.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
-    /// A file or folder is not what it has to be.
+    /// A file or folder has invalid contents.
     #[error("{}: {defect}", path.display())]
     Invalid { path: PathBuf, defect: String },
     /// A file or folder cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    /// The cross-validation splits do not hold what was asked of them.
+    /// The cross-validation splits are invalid or lack the requested fold.
     #[error("splits: {0}")]
     Splits(String),
     /// An image or label map cannot be read.

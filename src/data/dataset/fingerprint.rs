@@ -10,15 +10,15 @@ use super::numpy::RandomState;
 use super::{Case, CaseFiles, Dataset, DatasetError};
 use nnunet_image as image;
 
-/// Foreground voxels drawn per channel, over all cases (nnU-Net v2, `fingerprint_extractor.py`).
+/// Number of foreground voxels sampled per channel, over all cases (nnU-Net v2, `fingerprint_extractor.py`).
 const FOREGROUND_SAMPLES: usize = 100_000_000;
-/// Seed of the draw in every case.
+/// Random seed of the sample in every case.
 const SEED: u32 = 1234;
 
-/// What the planner needs to know of a dataset (`dataset_fingerprint_extractor.py`).
+/// Dataset statistics used by the planner (`dataset_fingerprint_extractor.py`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// Foreground intensities per channel index (as text).
+    /// Foreground intensity statistics by channel index (as text).
     pub foreground_intensity_properties_per_channel: IndexMap<String, IntensityProperties>,
     /// Median over cases of (voxels after cropping) / (voxels before).
     pub median_relative_size_after_cropping: f64,
@@ -28,7 +28,7 @@ pub struct Fingerprint {
     pub spacings: Vec<Vec<f64>>,
 }
 
-/// Intensities inside the foreground of one channel over the whole dataset.
+/// Intensity statistics of the foreground of one channel over the whole dataset.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct IntensityProperties {
     pub max: f64,
@@ -40,15 +40,15 @@ pub struct IntensityProperties {
     pub std: f64,
 }
 
-/// Reads all cases, one per thread at a time, and sums up what the planner needs of them.
+/// Reads all cases, one per thread at a time, and computes the statistics used by the planner.
 ///
-/// The intensity statistics are those of nnU-Net's own sample: from each case the same number of foreground voxels, all
-/// cases together 10^8 per channel, drawn with replacement by the same random numbers in the same order. They differ
-/// from nnU-Net's by rounding only: numpy sums in `f32`, this in `f64`.
+/// The intensity statistics use the same sample as nnU-Net: the same number of foreground voxels from each case, 10^8
+/// per channel over all cases, drawn with replacement with the same random numbers in the same order. They differ from
+/// nnU-Net's by rounding only: numpy sums in `f32`, this implementation in `f64`.
 ///
 /// # Errors
-/// A case cannot be read, has no label map or one of another shape, or holds NaN in its foreground; or there is no
-/// foreground at all.
+/// Returns an error if a case cannot be read, has no label map, has a label map of another shape, or has NaN in its
+/// foreground, or if the dataset has no foreground.
 pub fn extract_fingerprint(dataset: &Dataset) -> Result<Fingerprint, DatasetError> {
     let channels = dataset.json.num_channels();
     let samples_per_case = FOREGROUND_SAMPLES / dataset.cases.len().max(1);
@@ -68,7 +68,7 @@ pub fn extract_fingerprint(dataset: &Dataset) -> Result<Fingerprint, DatasetErro
     }
     let properties = |(channel, samples)| match Sample::merge(samples).properties() {
         Some(properties) => Ok((usize::to_string(&channel), properties)),
-        None => Err(DatasetError::invalid(&dataset.root, "no label map of the dataset has any foreground")),
+        None => Err(DatasetError::invalid(&dataset.root, "no label map of the dataset contains foreground voxels")),
     };
     Ok(Fingerprint {
         foreground_intensity_properties_per_channel: per_channel
@@ -82,13 +82,13 @@ pub fn extract_fingerprint(dataset: &Dataset) -> Result<Fingerprint, DatasetErro
     })
 }
 
-/// What one case adds to the fingerprint.
+/// Contribution of one case to the fingerprint.
 struct CaseFingerprint {
     shape_after_crop: [usize; 3],
     spacing: [f64; 3],
     /// (voxels after cropping) / (voxels before).
     relative_size: f64,
-    /// Per channel.
+    /// One sample per channel.
     intensities: Vec<Sample>,
 }
 
@@ -108,14 +108,14 @@ impl CaseFingerprint {
         let data = image.data.slice(s![.., z.clone(), y.clone(), x.clone()]);
         let labels = label.data.slice(s![z, y, x]);
 
-        // One stream serves the channels of a case one after the other.
+        // The channels of a case share one random stream, one after the other.
         let mut random = RandomState::new(SEED);
         let mut intensities = Vec::with_capacity(channels);
         for channel in data.axis_iter(Axis(0)) {
             let inside = channel.iter().zip(&labels).filter(|&(_, &label)| label > 0);
             let foreground: Vec<f32> = inside.map(|(&intensity, _)| intensity).collect();
             if foreground.iter().any(|intensity| intensity.is_nan()) {
-                return Err(DatasetError::invalid(first, "NaN in the foreground of the case"));
+                return Err(DatasetError::invalid(first, "the foreground of the case contains NaN"));
             }
             intensities.push(Sample::draw(&foreground, samples, &mut random));
         }
@@ -129,8 +129,8 @@ impl CaseFingerprint {
     }
 }
 
-/// The box around all voxels that are not 0 in every channel. nnU-Net fills holes in that mask first, which does not
-/// change its box.
+/// Returns the bounding box of all voxels that are nonzero in at least one channel. nnU-Net first fills holes in this
+/// mask, which does not change the box.
 fn nonzero_bounds(image: &ndarray::Array4<f32>) -> [[usize; 2]; 3] {
     let (_, z, y, x) = image.dim();
     let mut nonzero = Array3::from_elem((z, y, x), false);

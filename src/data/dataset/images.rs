@@ -1,4 +1,4 @@
-//! Which files of a folder make up a case.
+//! Grouping of image files into cases.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 use super::{CaseFiles, DatasetError};
 use nnunet_image as image;
 
-/// The cases in a folder of images, sorted by name; nothing in them is read yet.
+/// Finds the cases in a folder of images, sorted by name, without reading the images.
 ///
-/// In nnU-Net's naming each channel is a file of its own, `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, …; a case with a single
-/// file may hold all its channels in that. A folder without any `_0000` file is read as one file per case,
-/// `CASE.nii.gz`, of one channel or of a fourth axis of channels, as in the Medical Segmentation Decathlon. Hidden files
-/// are skipped.
+/// In nnU-Net's naming each channel is a separate file, `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ...; a case with a
+/// single file may hold all its channels in it. A folder without any `_0000` file is read as one file per case,
+/// `CASE.nii.gz`, with one channel or with channels on a fourth axis, as in the Medical Segmentation Decathlon. Hidden
+/// files are skipped.
 ///
-/// Where there is no file with this ending, cases are series of DICOM files: the folder itself is one, or each folder in
-/// it, which are named as files are.
+/// If no file has this ending, cases are DICOM series: either the folder itself or each of its subfolders, named like
+/// files.
 ///
 /// # Errors
-/// The folder cannot be read or has no such file, a file lacks the channel number that others have, or a channel of a
-/// case is missing or too many.
+/// Returns an error if the folder cannot be read or has no such file, if a file lacks the channel number that others
+/// have, or if a case has missing or extra channels.
 pub fn find_images(folder: &Path, file_ending: &str, channels: usize) -> Result<Vec<CaseFiles>, DatasetError> {
     let grouped = match dicom_series(folder, file_ending)? {
         Some(series) if series.is_empty() => {
@@ -31,7 +31,7 @@ pub fn find_images(folder: &Path, file_ending: &str, channels: usize) -> Result<
     complete(grouped, channels)
 }
 
-/// The folders of DICOM files in a folder without images, sorted; none where the folder is such a one itself.
+/// Returns the subfolders with DICOM files of a folder without images, sorted; empty if the folder itself is a series.
 fn dicom_series(folder: &Path, file_ending: &str) -> Result<Option<Vec<String>>, DatasetError> {
     if !stems(folder, file_ending)?.is_empty() {
         return Ok(None);
@@ -44,16 +44,17 @@ fn dicom_series(folder: &Path, file_ending: &str) -> Result<Option<Vec<String>>,
     Ok(Some(series).filter(|series| !series.is_empty()))
 }
 
-/// The cases that image files make up, sorted by name, by the rules of [`find_images`]; nothing in them is read yet.
+/// Groups image files into cases, sorted by name, by the rules of [`find_images`], without reading the images.
 ///
 /// # Errors
-/// A file has another ending, or as those of [`find_images`]; or two folders have a case of the same name.
+/// Returns an error if a file has another ending, if two folders contain a case of the same name, or under the
+/// conditions of [`find_images`].
 pub fn group_images(files: &[PathBuf], file_ending: &str, channels: usize) -> Result<Vec<CaseFiles>, DatasetError> {
     let mut by_folder: BTreeMap<&Path, Vec<String>> = BTreeMap::new();
     for file in files {
         let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let stem = name.strip_suffix(file_ending).ok_or_else(|| {
-            DatasetError::invalid(file, format_args!("is no image *{file_ending}, as the network was trained with"))
+            DatasetError::invalid(file, format_args!("is not a *{file_ending} image, as used in training"))
         })?;
         by_folder.entry(file.parent().unwrap_or(Path::new(""))).or_default().push(stem.to_owned());
     }
@@ -62,14 +63,14 @@ pub fn group_images(files: &[PathBuf], file_ending: &str, channels: usize) -> Re
         for (id, images) in group(stems, &|name| folder.join(format!("{name}{file_ending}")), channels)? {
             if let Some(others) = all.insert(id.clone(), images.clone()) {
                 let other = others[0].display();
-                return Err(DatasetError::invalid(&images[0], format_args!("is a case {id} as well as {other}")));
+                return Err(DatasetError::invalid(&images[0], format_args!("has the same case name {id} as {other}")));
             }
         }
     }
     complete(all, channels)
 }
 
-/// Cases all of whose files are there.
+/// Returns the cases; fails if a file of a case is missing or unexpected.
 fn complete(images: BTreeMap<String, Vec<PathBuf>>, channels: usize) -> Result<Vec<CaseFiles>, DatasetError> {
     let mut cases = Vec::new();
     for (id, images) in images {
@@ -84,7 +85,7 @@ fn complete(images: BTreeMap<String, Vec<PathBuf>>, channels: usize) -> Result<V
     Ok(cases)
 }
 
-/// The image files of each case. Where a case has several, all that it has to have are named, whether they exist or not.
+/// Returns the image files of each case. For a case with several files, all expected files are listed, even if missing.
 pub(super) fn group_by_case(
     folder: &Path,
     file_ending: &str,
@@ -92,7 +93,7 @@ pub(super) fn group_by_case(
 ) -> Result<BTreeMap<String, Vec<PathBuf>>, DatasetError> {
     let stems = stems(folder, file_ending)?;
     if stems.is_empty() {
-        return Err(DatasetError::invalid(folder, format_args!("holds no image *{file_ending}")));
+        return Err(DatasetError::invalid(folder, format_args!("contains no *{file_ending} images")));
     }
     group(stems, &|name| folder.join(format!("{name}{file_ending}")), channels)
 }
@@ -115,14 +116,14 @@ fn group(
         *highest = channel.max(*highest);
     }
     let files = |(id, highest): (&str, usize)| {
-        // A lone first file may hold all channels, as an RGB image does.
+        // A single first file may hold all channels, as an RGB image does.
         let count = if highest == 0 { 1 } else { channels.max(highest + 1) };
         (id.to_owned(), (0..count).map(|channel| path(&with_channel(id, channel))).collect())
     };
     Ok(highest.into_iter().map(files).collect())
 }
 
-/// The file names with this ending, without it; sorted, hidden files (`._x.nii.gz` of macOS) left out.
+/// Returns the names of the files with this ending, without it, sorted; skips hidden files (`._x.nii.gz` of macOS).
 pub(super) fn stems(folder: &Path, file_ending: &str) -> Result<Vec<String>, DatasetError> {
     let failed = DatasetError::io(folder);
     let mut stems = Vec::new();
@@ -135,25 +136,25 @@ pub(super) fn stems(folder: &Path, file_ending: &str) -> Result<Vec<String>, Dat
     Ok(stems)
 }
 
-/// The name of the case that an image file is of: the file's, without its ending and channel.
+/// Returns the case name of an image file: its file name without ending and channel number.
 pub fn case_name<'a>(file: &'a Path, file_ending: &str) -> Option<&'a str> {
     let stem = file.file_name()?.to_str()?.strip_suffix(file_ending)?;
     Some(split_channel(stem).map_or(stem, |(id, _)| id))
 }
 
-/// `case_0003` is channel 3 of `case`.
+/// Splits `case_0003` into `case` and channel 3.
 fn split_channel(stem: &str) -> Option<(&str, usize)> {
     let (id, digits) = stem.rsplit_once('_')?;
     let is_channel = digits.len() == 4 && digits.bytes().all(|digit| digit.is_ascii_digit()) && !id.is_empty();
     if is_channel { Some((id, digits.parse().ok()?)) } else { None }
 }
 
-/// The inverse of [`split_channel`].
+/// Appends a channel number; the inverse of [`split_channel`].
 pub(super) fn with_channel(id: &str, channel: usize) -> String {
     format!("{id}_{channel:04}")
 }
 
-/// Also of `.` and of folders behind links, which go by the name the user sees.
+/// Returns the name of a folder; also resolves `.`, and keeps the name of a symbolic link.
 pub(super) fn folder_name(root: &Path) -> Result<String, DatasetError> {
     let absolute = match root.file_name() {
         Some(_) => root.to_owned(),
@@ -193,7 +194,7 @@ mod tests {
             (vec!["a_0000.nii.gz", "a_0002.nii.gz"], 3, "a_0001.nii.gz: missing: 3 channels"),
             (vec!["a_0000.nii.gz", "a_0001.nii.gz"], 1, "a_0001.nii.gz: too many: 1 channels"),
             (vec!["a_0000.nii.gz", "b.nii.gz"], 1, "b.nii.gz: has no channel number"),
-            (vec!["a_0000.nii"], 1, "holds no image *.nii.gz"),
+            (vec!["a_0000.nii"], 1, "contains no *.nii.gz images"),
         ] {
             let error = find(&names, channels).unwrap_err();
             assert!(error.contains(defect), "{names:?}: {error}");

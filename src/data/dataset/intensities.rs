@@ -3,15 +3,15 @@
 use super::IntensityProperties;
 use super::numpy::RandomState;
 
-/// A multiset of intensities: distinct values in ascending order, and how often each was drawn.
+/// A multiset of intensities: distinct values in ascending order with their counts.
 ///
-/// nnU-Net draws more often than most cases have foreground voxels, and CT has few distinct values, so that this takes a
-/// small part of the memory of the draws themselves.
+/// nnU-Net draws more voxels than most cases have in their foreground, and CT has few distinct values, so this needs
+/// much less memory than a list of all draws.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Sample(Vec<(f32, u64)>);
 
 impl Sample {
-    /// `count` draws with replacement, as `RandomState.choice(values, count)`; none where there are no values.
+    /// Draws `count` values with replacement, as `RandomState.choice(values, count)`; empty if there are no values.
     pub(super) fn draw(values: &[f32], count: usize, random: &mut RandomState) -> Self {
         let Some(last) = values.len().checked_sub(1) else { return Self::default() };
         let last = u32::try_from(last).expect("an image of fewer than 2^32 voxels");
@@ -23,7 +23,7 @@ impl Sample {
         Self::of(drawn.map(|(&value, times)| (value, u64::from(times))).collect())
     }
 
-    /// All draws of `samples` together.
+    /// Merges several samples.
     pub(super) fn merge(samples: Vec<Self>) -> Self {
         Self::of(samples.into_iter().flat_map(|sample| sample.0).collect())
     }
@@ -39,7 +39,7 @@ impl Sample {
         Self(drawn)
     }
 
-    /// `None` of an empty sample.
+    /// Computes the statistics; `None` for an empty sample.
     pub(super) fn properties(&self) -> Option<IntensityProperties> {
         let (&(min, _), &(max, _)) = (self.0.first()?, self.0.last()?);
         let total = self.0.iter().map(|&(_, times)| times).sum::<u64>() as f64;
@@ -58,7 +58,7 @@ impl Sample {
         })
     }
 
-    /// Between the two draws around rank `q (n - 1)`, in proportion (`numpy.percentile`'s method `linear`).
+    /// Interpolates linearly between the draws around rank `q (n - 1)` (`numpy.percentile`, method `linear`).
     fn quantile(&self, q: f64) -> f64 {
         let total: u64 = self.0.iter().map(|&(_, times)| times).sum();
         let rank = q * (total - 1) as f64;
@@ -67,7 +67,7 @@ impl Sample {
         below + (above - below) * rank.fract()
     }
 
-    /// The draw number `rank` in ascending order, from 0.
+    /// Returns the draw at position `rank` in ascending order, from 0.
     fn at(&self, rank: u64) -> f64 {
         let mut seen = 0;
         let reaches = |&&(_, times): &&(f32, u64)| {
@@ -82,7 +82,7 @@ impl Sample {
 mod tests {
     use super::*;
 
-    /// numpy 2.4: `a = RandomState(1234).choice(array([4, -1, 2.5, 4, 10], float32), 1000)` and its statistics.
+    /// Reference from numpy 2.4: `a = RandomState(1234).choice(array([4, -1, 2.5, 4, 10], float32), 1000)`.
     #[test]
     fn sample_and_statistics_are_numpys() {
         let mut random = RandomState::new(1234);

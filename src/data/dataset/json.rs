@@ -8,25 +8,25 @@ use serde::{Deserialize, Serialize};
 use super::DatasetError;
 use super::description::Description;
 
-/// Name of the label whose voxels are left out of loss and evaluation.
+/// Name of the label whose voxels are ignored by loss and evaluation.
 const IGNORE: &str = "ignore";
 
-/// `dataset.json` of nnU-Net v2 (`documentation/dataset_format.md`). Keys it does not know are kept.
+/// `dataset.json` of nnU-Net v2 (`documentation/dataset_format.md`). Unknown keys are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DatasetJson {
-    /// Channel index (as text) to channel name; the name picks the normalisation.
+    /// Channel index (as text) to channel name; the name selects the normalization.
     pub channel_names: IndexMap<String, String>,
     /// Label name to class index, or to several indices for region-based training.
     pub labels: IndexMap<String, LabelValue>,
     /// Number of training cases.
     #[serde(rename = "numTraining")]
     pub num_training: usize,
-    /// File name ending of images and labels, with its dot.
+    /// File ending of images and labels, with its dot.
     pub file_ending: String,
     /// Class index of each region, for region-based training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub regions_class_order: Option<Vec<i16>>,
-    /// Everything else in the file.
+    /// All other keys of the file.
     #[serde(flatten)]
     pub other: IndexMap<String, serde_json::Value>,
 }
@@ -41,38 +41,38 @@ pub enum LabelValue {
     Region(Vec<i16>),
 }
 
-/// A class, or in region-based training a region, that a network learns to find.
+/// A class, or in region-based training a region, that a network predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Foreground<'a> {
-    /// Its name in dataset.json.
+    /// Name in dataset.json.
     pub name: &'a str,
-    /// The labels of its voxels in the training label maps.
+    /// Labels of its voxels in the training label maps.
     pub members: &'a [i16],
-    /// Its label in predicted label maps.
+    /// Label in predicted label maps.
     pub output: i16,
 }
 
 impl DatasetJson {
-    /// Reads a dataset.json, in nnU-Net v2's schema or in that of the Medical Segmentation Decathlon (and of nnU-Net
-    /// v1), which is converted.
+    /// Reads a dataset.json in the schema of nnU-Net v2, or of the Medical Segmentation Decathlon and nnU-Net v1, which
+    /// is converted.
     ///
     /// # Errors
-    /// The file cannot be read or is in neither schema.
+    /// Returns an error if the file cannot be read or is in neither schema.
     pub fn load(path: &Path) -> Result<Self, DatasetError> {
         Ok(Description::load(path)?.json)
     }
 
-    /// Number of input channels of an image.
+    /// Returns the number of input channels of an image.
     pub fn num_channels(&self) -> usize {
         self.channel_names.len()
     }
 
-    /// Whether the targets are regions, which may overlap, rather than classes.
+    /// Returns true if the targets are regions, which may overlap, instead of classes.
     pub fn has_regions(&self) -> bool {
         self.labels.values().any(|value| value.members().len() > 1)
     }
 
-    /// Label of voxels that take no part in loss and evaluation.
+    /// Returns the label of voxels that loss and evaluation ignore.
     pub fn ignore_label(&self) -> Option<i16> {
         match self.labels.get(IGNORE)? {
             LabelValue::Class(label) => Some(*label),
@@ -80,7 +80,7 @@ impl DatasetJson {
         }
     }
 
-    /// All labels that may occur in a training label map apart from the ignore label, ascending.
+    /// Returns all labels that may occur in a training label map except the ignore label, ascending.
     pub fn classes(&self) -> Vec<i16> {
         let mut classes: Vec<i16> = self.named_targets().flat_map(|(_, value)| value.members()).copied().collect();
         classes.sort_unstable();
@@ -88,15 +88,15 @@ impl DatasetJson {
         classes
     }
 
-    /// [`DatasetJson::classes`] without the background: also where regions are the target.
+    /// Returns [`DatasetJson::classes`] without the background, also if the targets are regions.
     pub fn foreground_classes(&self) -> Vec<i16> {
         self.classes().into_iter().filter(|&class| class != 0).collect()
     }
 
-    /// The classes by label, or the regions in their order in the file; without background.
+    /// Returns the classes by label, or the regions in the order of the file; without background.
     ///
-    /// Entry `i` belongs to output channel `i` of a network for regions, and to channel `i + 1` of one for classes, whose
-    /// channel 0 is the background. Where predicted regions overlap, the later one wins.
+    /// Entry `i` corresponds to output channel `i` of a region-based network, and to channel `i + 1` of a class-based
+    /// network, whose channel 0 is the background. If predicted regions overlap, the later one wins.
     pub fn foreground(&self) -> Vec<Foreground<'_>> {
         let named = self.named_targets().filter(|(_, value)| value.members().iter().any(|&label| label != 0));
         let mut foreground: Vec<_> = named
@@ -111,38 +111,38 @@ impl DatasetJson {
         foreground
     }
 
-    /// The members of each region in the order of a network's output channels; `None` where classes are the target.
+    /// Returns the member labels of each region in output channel order; `None` if the targets are classes.
     pub fn regions(&self) -> Option<Vec<Vec<i16>>> {
         self.has_regions().then(|| self.foreground().iter().map(|region| region.members.to_vec()).collect())
     }
 
-    /// Number of output channels of a network: one per region, or one per class with the background first.
+    /// Returns the number of output channels of a network: one per region, or one per class including the background.
     pub fn num_segmentation_heads(&self) -> usize {
         if self.has_regions() { self.foreground().len() } else { self.classes().len() }
     }
 
-    /// What is wrong with channels and labels, one line each (the rules of nnU-Net v2's `LabelManager` and
+    /// Returns the problems of channels and labels, one line each (the rules of nnU-Net v2's `LabelManager` and
     /// `verify_dataset_integrity`).
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if (0..self.num_channels()).any(|channel| !self.channel_names.contains_key(&channel.to_string())) {
-            problems.push("channel_names must be numbered \"0\", \"1\", ... without a gap".to_owned());
+            problems.push("channel_names must be numbered \"0\", \"1\", ... without gaps".to_owned());
         }
         if self.num_channels() == 0 {
             problems.push("channel_names is empty".to_owned());
         }
         if self.labels.get("background") != Some(&LabelValue::Class(0)) {
-            problems.push("labels must hold \"background\": 0".to_owned());
+            problems.push("labels must contain \"background\": 0".to_owned());
         }
         let classes = self.classes();
         if classes.iter().zip(0..).any(|(&class, expected)| class != expected) {
-            problems.push(format!("labels must be numbered 0, 1, 2, ... without a gap, not {classes:?}"));
+            problems.push(format!("labels must be numbered 0, 1, 2, ... without gaps, got {classes:?}"));
         }
         for (name, _) in self.named_targets().filter(|(_, value)| value.members().is_empty()) {
-            problems.push(format!("the label {name} stands for no class"));
+            problems.push(format!("the label {name} has no class"));
         }
         if self.foreground().is_empty() {
-            problems.push("labels hold nothing but background".to_owned());
+            problems.push("labels contain only the background".to_owned());
         }
         problems.extend(self.ignore_label_problem(&classes));
         problems.extend(self.region_problem());
@@ -153,33 +153,33 @@ impl DatasetJson {
         let highest = classes.last().copied().unwrap_or(0);
         match self.labels.get(IGNORE)? {
             LabelValue::Class(label) if i32::from(*label) == i32::from(highest) + 1 => None,
-            _ => Some(format!("the ignore label must be one number above all labels, {}", i32::from(highest) + 1)),
+            _ => Some(format!("the ignore label must be one above the highest label: {}", i32::from(highest) + 1)),
         }
     }
 
-    /// Why the regions cannot be followed, if there are any.
+    /// Returns the problem with the regions, if any.
     pub fn region_problem(&self) -> Option<String> {
         let regions = self.regions()?.len();
         match &self.regions_class_order {
-            None => Some("labels hold regions, but there is no regions_class_order".to_owned()),
+            None => Some("labels contain regions, but regions_class_order is missing".to_owned()),
             Some(order) if order.len() != regions => {
                 Some(format!("{regions} regions, but regions_class_order has {} entries", order.len()))
             }
             Some(order) => {
                 let ignored = self.ignore_label().filter(|label| order.contains(label))?;
-                Some(format!("regions_class_order holds {ignored}, the ignore label, which is never predicted"))
+                Some(format!("regions_class_order contains {ignored}, the ignore label, which is never predicted"))
             }
         }
     }
 
-    /// Every label but the ignore label.
+    /// Iterates over all labels except the ignore label.
     fn named_targets(&self) -> impl Iterator<Item = (&str, &LabelValue)> {
         self.labels.iter().map(|(name, value)| (name.as_str(), value)).filter(|(name, _)| *name != IGNORE)
     }
 }
 
 impl LabelValue {
-    /// The labels that belong to it.
+    /// Returns the member labels.
     pub fn members(&self) -> &[i16] {
         match self {
             Self::Class(label) => std::slice::from_ref(label),
@@ -224,12 +224,12 @@ mod tests {
     fn every_defect_is_named() {
         for (labels, defect) in [
             (r#"{"organ": 1}"#, "background"),
-            (r#"{"background": 0}"#, "nothing but background"),
-            (r#"{"background": 0, "organ": 2}"#, "without a gap"),
-            (r#"{"background": 0, "organ": 1, "ignore": 1}"#, "above all labels, 2"),
-            (r#"{"background": 0, "whole": [1, 2], "core": 2}"#, "no regions_class_order"),
+            (r#"{"background": 0}"#, "only the background"),
+            (r#"{"background": 0, "organ": 2}"#, "without gaps"),
+            (r#"{"background": 0, "organ": 1, "ignore": 1}"#, "above the highest label: 2"),
+            (r#"{"background": 0, "whole": [1, 2], "core": 2}"#, "regions_class_order is missing"),
             (r#"{"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1]"#, "has 1 entries"),
-            (r#"{"background": 0, "organ": 1, "nothing": []}"#, "nothing stands for no class"),
+            (r#"{"background": 0, "organ": 1, "nothing": []}"#, "nothing has no class"),
             (r#"{"background": 0, "whole": [1, 2], "ignore": 3}, "regions_class_order": [3]"#, "never predicted"),
         ] {
             let problems = dataset(labels).problems();

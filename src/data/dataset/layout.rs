@@ -1,4 +1,4 @@
-//! From one layout of raw datasets to the other: the Medical Segmentation Decathlon's and nnU-Net v2's.
+//! Conversion between the raw dataset layouts of the Medical Segmentation Decathlon and nnU-Net v2.
 
 use std::fs;
 use std::io;
@@ -13,30 +13,30 @@ use super::{CaseFiles, Dataset, DatasetError, DatasetJson, LabelValue, find_imag
 use nnunet_core::fsio;
 use nnunet_image::{self as image, Volume};
 
-/// How a raw dataset's files are named and described.
+/// Layout of a raw dataset: file naming and description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// nnU-Net v2's: a file for each channel, `CASE_0000`.
+    /// nnU-Net v2: one file per channel, `CASE_0000`.
     NnUnet,
-    /// The Medical Segmentation Decathlon's: a `.nii.gz` file with all channels.
+    /// Medical Segmentation Decathlon: one `.nii.gz` file with all channels.
     Decathlon,
 }
 
-/// Files that are whole by themselves, so that a copy is as good.
+/// Endings of self-contained files, which can be copied without decoding.
 const SELF_CONTAINED: [&str; 6] = [".nii.gz", ".nii", ".mha", ".nrrd", ".png", ".bmp"];
-/// What the Decathlon's files end in.
+/// File ending of the Decathlon.
 const DECATHLON_ENDING: &str = ".nii.gz";
 
-/// Writes the raw dataset at `source`, of either layout or nnU-Net v1's, into the folder `output` in another layout; gives
-/// the numbers of training and of test cases.
+/// Converts the raw dataset at `source`, in either layout or that of nnU-Net v1, into another layout in the folder
+/// `output`; returns the numbers of training and test cases.
 ///
-/// Images and labels, those of the test cases too, are copied byte by byte where they need not be taken apart or put
-/// together. The folder appears when all is written. One that is there already is replaced only if `overwrite` says so
-/// and it holds a dataset.json.
+/// Images and labels, including those of the test cases, are copied byte by byte unless channels must be split or
+/// joined. The folder appears only when complete. An existing folder is replaced only if `overwrite` is set and it
+/// contains a dataset.json.
 ///
 /// # Errors
-/// The dataset cannot be read or the folder cannot be written, or the layout cannot hold the dataset: the Decathlon knows
-/// no regions.
+/// Returns an error if the dataset cannot be read, the folder cannot be written, or the layout cannot represent the
+/// dataset: the Decathlon layout has no regions.
 pub fn convert_dataset(
     source: &Path,
     output: &Path,
@@ -64,17 +64,17 @@ pub fn convert_dataset(
     Ok([dataset.cases.len(), tests.len()])
 }
 
-/// Only what is known to be a dataset is ever replaced.
+/// Ensures that only a dataset is ever replaced.
 fn check_output(output: &Path, overwrite: bool) -> Result<(), DatasetError> {
     match (output.exists(), overwrite) {
         (false, _) => Ok(()),
-        (true, false) => Err(DatasetError::invalid(output, "exists already; --overwrite replaces it")),
+        (true, false) => Err(DatasetError::invalid(output, "exists already; use --overwrite to replace it")),
         (true, true) if output.join("dataset.json").is_file() => Ok(()),
-        (true, true) => Err(DatasetError::invalid(output, "is no dataset (no dataset.json) and is not replaced")),
+        (true, true) => Err(DatasetError::invalid(output, "is not a dataset (no dataset.json); not replaced")),
     }
 }
 
-/// Moves a finished folder to its place.
+/// Moves a finished folder to its final path.
 fn replace(folder: tempfile::TempDir, output: &Path) -> Result<(), DatasetError> {
     let failed = DatasetError::io(output);
     share(folder.path()).map_err(&failed)?;
@@ -93,7 +93,7 @@ fn replace(folder: tempfile::TempDir, output: &Path) -> Result<(), DatasetError>
     Ok(())
 }
 
-/// Temporary folders are private to their owner; datasets are shared like any other.
+/// Sets permissions: temporary folders are private to their owner, but datasets should be shared like other folders.
 #[cfg(unix)]
 fn share(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -105,7 +105,7 @@ fn share(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The cases of imagesTs, with their labels where labelsTs has them.
+/// Returns the cases of imagesTs, with their labels if labelsTs has them.
 fn test_cases(dataset: &Dataset) -> Result<Vec<CaseFiles>, DatasetError> {
     let [images, labels] = ["imagesTs", "labelsTs"].map(|folder| dataset.root.join(folder));
     let ending = &dataset.json.file_ending;
@@ -120,7 +120,7 @@ fn test_cases(dataset: &Dataset) -> Result<Vec<CaseFiles>, DatasetError> {
 }
 
 struct Conversion<'a> {
-    /// Of the source.
+    /// Description of the source dataset.
     json: &'a DatasetJson,
     layout: Layout,
 }
@@ -134,10 +134,10 @@ impl Conversion<'_> {
     }
 
     fn write_case(&self, case: &CaseFiles, folder: &Path, part: &str) -> Result<(), DatasetError> {
-        // The names come from a file and become paths.
+        // Case names come from a file and become paths.
         let mut parts = Path::new(&case.id).components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-            return Err(DatasetError::invalid(folder, format_args!("{:?} cannot be the name of a case", case.id)));
+            return Err(DatasetError::invalid(folder, format_args!("{:?} is not a valid case name", case.id)));
         }
         let (images, labels) = (folder.join(format!("images{part}")), folder.join(format!("labels{part}")));
         fs::create_dir_all(&images).map_err(DatasetError::io(&images))?;
@@ -153,7 +153,7 @@ impl Conversion<'_> {
         }
     }
 
-    /// A file for each channel.
+    /// Writes one file per channel.
     fn split(&self, case: &CaseFiles, folder: &Path) -> Result<(), DatasetError> {
         let channels = self.json.num_channels();
         let target = |channel| folder.join(with_channel(&case.id, channel) + self.ending());
@@ -167,7 +167,7 @@ impl Conversion<'_> {
         })
     }
 
-    /// One file with all channels.
+    /// Writes one file with all channels.
     fn join(&self, case: &CaseFiles, folder: &Path) -> Result<(), DatasetError> {
         let target = folder.join(format!("{}{}", case.id, self.ending()));
         match case.images.as_slice() {
@@ -180,17 +180,17 @@ impl Conversion<'_> {
         }
     }
 
-    /// Whether files can be copied as they are.
+    /// Returns true if files can be copied unchanged.
     fn is_copy(&self) -> bool {
         self.ending() == self.json.file_ending && SELF_CONTAINED.contains(&self.ending())
     }
 
-    /// The new dataset.json.
+    /// Returns the new dataset.json.
     fn description(&self, cases: &[CaseFiles], tests: &[CaseFiles], source: &Path) -> Result<Value, DatasetError> {
         let invalid = |defect: String| DatasetError::invalid(&source.join("dataset.json"), defect);
         let mut json = self.json.clone();
         json.num_training = cases.len();
-        // Lists of files of the old layout.
+        // File list of the old layout.
         json.other.shift_remove("dataset");
         if self.layout == Layout::NnUnet {
             return serde_json::to_value(&json).map_err(|error| invalid(error.to_string()));
@@ -200,7 +200,7 @@ impl Conversion<'_> {
             match value {
                 LabelValue::Class(label) => labels.push((*label, name.clone())),
                 LabelValue::Region(_) => {
-                    return Err(invalid(format!("labels: {name} is a region, which the Decathlon's layout knows not")));
+                    return Err(invalid(format!("labels: {name} is a region, unsupported by the Decathlon layout")));
                 }
             }
         }

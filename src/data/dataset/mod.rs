@@ -1,9 +1,8 @@
-//! Raw datasets: which files make up a case, whether they fit together, what a planner needs to know of them, and which
-//! cases a fold trains on.
+//! Raw datasets: files of each case, consistency checks, statistics for the planner, and cross-validation folds.
 //!
-//! [`Dataset::open`] understands nnU-Net v2's layout and that of the Medical Segmentation Decathlon, and after it nothing
-//! in the crate knows the difference. [`validate`] looks into every file before any work is spent on the dataset, so that
-//! later stages meet defects only where files change meanwhile.
+//! [`Dataset::open`] reads the layouts of nnU-Net v2 and the Medical Segmentation Decathlon; the rest of the crate does
+//! not depend on the layout. [`validate`] checks every file before any work is spent on the dataset, so later stages
+//! encounter defects only if files change in the meantime.
 
 mod case;
 mod description;

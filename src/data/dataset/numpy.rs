@@ -1,8 +1,8 @@
-//! The part of numpy's legacy `RandomState` that nnU-Net's splits and fingerprints depend on.
+//! The part of numpy's legacy `RandomState` used by nnU-Net's splits and fingerprints.
 
 use rand_mt::Mt;
 
-/// `numpy.random.RandomState(seed)`: the Mersenne Twister, whose streams numpy has frozen (NEP 19).
+/// `numpy.random.RandomState(seed)`: a Mersenne Twister with a frozen stream (NEP 19).
 pub(super) struct RandomState(Mt);
 
 impl RandomState {
@@ -10,9 +10,9 @@ impl RandomState {
         Self(Mt::new(seed))
     }
 
-    /// A uniform draw from `0..=max`: 32-bit words, masked to the bits of `max`, until one is not above it.
+    /// Draws uniformly from `0..=max`: 32-bit words, masked to the bits of `max`, until one is at most `max`.
     pub(super) fn interval(&mut self, max: u32) -> u32 {
-        // Where there is nothing to choose, numpy does not advance the stream.
+        // For a single possible value, numpy does not advance the stream.
         let Some(mask) = u32::MAX.checked_shr(max.leading_zeros()) else { return 0 };
         loop {
             let value = self.0.next_u32() & mask;
@@ -22,7 +22,7 @@ impl RandomState {
         }
     }
 
-    /// `shuffle(values)`: Fisher-Yates from the end.
+    /// Shuffles `values` with Fisher-Yates from the end, as `shuffle(values)`.
     pub(super) fn shuffle<T>(&mut self, values: &mut [T]) {
         for last in (1..values.len()).rev() {
             let other = self.interval(u32::try_from(last).expect("a list of fewer than 2^32 values"));
@@ -35,8 +35,8 @@ impl RandomState {
 mod tests {
     use super::*;
 
-    /// numpy 2.4: `RandomState(1234).choice(1000, 6)`, `RandomState(7).permutation(8)`, and `choice(1, 3)` before
-    /// `choice(5, 3)` of one `RandomState(7)`.
+    /// Reference from numpy 2.4: `RandomState(1234).choice(1000, 6)`, `RandomState(7).permutation(8)`, and `choice(1,
+    /// 3)` before `choice(5, 3)` with one `RandomState(7)`.
     #[test]
     fn draws_are_numpys() {
         let mut random = RandomState::new(1234);

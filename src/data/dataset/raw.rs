@@ -7,29 +7,28 @@ use super::description::{Description, ListedCase};
 use super::images::{folder_name, group_by_case, stems, with_channel};
 use super::{CaseFiles, DatasetError, DatasetJson};
 
-/// A raw dataset in nnU-Net v2's layout or in that of the Medical Segmentation Decathlon.
+/// A raw dataset in the layout of nnU-Net v2 or the Medical Segmentation Decathlon.
 #[derive(Clone, Debug)]
 pub struct Dataset {
-    /// Its folder.
+    /// Path of the dataset folder.
     pub root: PathBuf,
-    /// The folder's name, such as `Dataset004_Hippocampus`.
+    /// Name of the folder, such as `Dataset004_Hippocampus`.
     pub name: String,
-    /// Its dataset.json, in nnU-Net v2's schema whatever the layout.
+    /// Contents of dataset.json, in nnU-Net v2's schema for either layout.
     pub json: DatasetJson,
-    /// The training cases, sorted by [`CaseFiles::id`].
+    /// Training cases, sorted by [`CaseFiles::id`].
     pub cases: Vec<CaseFiles>,
 }
 
 impl Dataset {
     /// Reads dataset.json and finds the training cases, without opening their images.
     ///
-    /// The cases are those that dataset.json lists: below `dataset` (nnU-Net v2) or, in the Decathlon's form, below
-    /// `training`. Where it lists none they are what imagesTr and labelsTr hold, by nnU-Net's naming
-    /// ([`super::find_images`]); a case with only an image or only a label map is one too, for [`super::validate`] to
-    /// complain of.
+    /// The cases are those listed in dataset.json: under `dataset` (nnU-Net v2) or `training` (Decathlon). If it lists
+    /// none, they are found in imagesTr and labelsTr by nnU-Net's naming ([`super::find_images`]); a case with only an
+    /// image or only a label map is included, and [`super::validate`] reports it.
     ///
     /// # Errors
-    /// dataset.json or a folder cannot be read, or there is no case.
+    /// Returns an error if dataset.json or a folder cannot be read, or there are no cases.
     pub fn open(root: &Path) -> Result<Self, DatasetError> {
         let description_path = root.join("dataset.json");
         let Description { json, cases } = Description::load(&description_path)?;
@@ -42,15 +41,15 @@ impl Dataset {
             return Err(DatasetError::invalid(&description_path, format_args!("two cases named {}", pair[0].id)));
         }
         if cases.is_empty() {
-            return Err(DatasetError::invalid(root, "holds no training case"));
+            return Err(DatasetError::invalid(root, "contains no training cases"));
         }
         Ok(Self { root: root.to_owned(), name: folder_name(root)?, json, cases })
     }
 }
 
-/// Makes the listed paths absolute, and finds the files that nnU-Net v1 lists without their channel number.
+/// Makes the listed paths absolute, and finds files that nnU-Net v1 lists without their channel number.
 fn resolve(root: &Path, json: &DatasetJson, case: ListedCase) -> CaseFiles {
-    // `./imagesTr/x` would read badly in messages.
+    // Strip `./`, as paths like `./imagesTr/x` look odd in messages.
     let absolute = |path: &Path| root.join(path.strip_prefix(".").unwrap_or(path));
     let mut images: Vec<PathBuf> = case.images.iter().map(|path| absolute(path)).collect();
     if let [image] = images.as_slice()

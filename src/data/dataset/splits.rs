@@ -1,4 +1,4 @@
-//! Cross-validation splits, as nnU-Net's `splits_final.json` holds them.
+//! Cross-validation splits in the format of nnU-Net's `splits_final.json`.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -9,38 +9,38 @@ use super::DatasetError;
 use super::numpy::RandomState;
 use nnunet_core::fsio;
 
-/// nnU-Net's number of folds and the seed of its shuffle (`crossval_split.py`).
+/// Number of folds and shuffle seed of nnU-Net (`crossval_split.py`).
 const FOLDS: usize = 5;
 const SEED: u32 = 12345;
 
-/// Which cases each fold trains on and which it validates on: `splits_final.json`.
+/// Training and validation cases of each fold: `splits_final.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Splits(Vec<Fold>);
 
-/// One fold. Cases in neither list take no part.
+/// A fold. Cases in neither list are not used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fold {
-    /// Cases to train on.
+    /// Training cases.
     pub train: Vec<String>,
-    /// Cases to validate on.
+    /// Validation cases.
     pub val: Vec<String>,
 }
 
 impl Splits {
-    /// nnU-Net's five folds: those of scikit-learn's `KFold(n_splits=5, shuffle=True, random_state=12345)` over the
-    /// sorted cases.
+    /// Creates nnU-Net's five folds: those of scikit-learn's `KFold(n_splits=5, shuffle=True, random_state=12345)` over
+    /// the sorted cases.
     ///
-    /// nnU-Net fails on fewer than five cases. Here each of them makes a fold of its own (leave-one-out); a single case
-    /// cannot be split and makes none, so that only `all` can be trained.
+    /// nnU-Net fails with fewer than five cases. Here, fewer cases give one fold each (leave-one-out); a single case
+    /// cannot be split and gives no folds, so that only `all` can be trained.
     ///
     /// # Errors
-    /// There is no case, or one is named twice.
+    /// Returns an error if there are no cases or a case name occurs twice.
     pub fn generate(cases: &[String]) -> Result<Self, DatasetError> {
         let mut cases = cases.to_vec();
         cases.sort_unstable();
         if let Some(pair) = cases.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(DatasetError::Splits(format!("there are two cases {}", pair[0])));
+            return Err(DatasetError::Splits(format!("there are two cases named {}", pair[0])));
         }
         let folds = match cases.len() {
             0 => return Err(DatasetError::Splits("there are no cases to split".to_owned())),
@@ -53,7 +53,8 @@ impl Splits {
     /// Reads a `splits_final.json`.
     ///
     /// # Errors
-    /// The file cannot be read or has another schema, or a fold trains on nothing or names a case twice.
+    /// Returns an error if the file cannot be read or has another schema, or if a fold has no training cases or
+    /// contains a case twice.
     pub fn load(path: &Path) -> Result<Self, DatasetError> {
         let text = std::fs::read(path).map_err(DatasetError::io(path))?;
         let splits: Self = serde_json::from_slice(&text).map_err(|error| DatasetError::invalid(path, error))?;
@@ -66,40 +67,40 @@ impl Splits {
     /// Writes a `splits_final.json`.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), DatasetError> {
         fsio::write_json(path, self).map_err(DatasetError::io(path))
     }
 
-    /// All folds; the first is fold 0.
+    /// Returns all folds; the first is fold 0.
     pub fn folds(&self) -> &[Fold] {
         &self.0
     }
 
-    /// The cases that fold `number` trains on, and those it validates on.
+    /// Returns the training cases and the validation cases of fold `number`.
     ///
     /// # Errors
-    /// There is no such fold.
+    /// Returns an error if there is no such fold.
     pub fn fold(&self, number: usize) -> Result<(&[String], &[String]), DatasetError> {
         match self.0.get(number) {
             Some(fold) => Ok((&fold.train, &fold.val)),
             None if self.0.is_empty() => {
                 Err(DatasetError::Splits("there are no folds, as a single case cannot be split; use `all`".to_owned()))
             }
-            None => Err(DatasetError::Splits(format!("there is no fold {number}, only 0 to {}", self.0.len() - 1))),
+            None => Err(DatasetError::Splits(format!("there is no fold {number}; use 0 to {}", self.0.len() - 1))),
         }
     }
 
-    /// Whether all that the folds name are `cases`.
+    /// Checks that all cases of the folds are in `cases`.
     ///
     /// # Errors
-    /// A fold names another case.
+    /// Returns an error if a fold contains a case that is not in `cases`.
     pub fn check_cases(&self, cases: &[String]) -> Result<(), DatasetError> {
         let known: HashSet<&String> = cases.iter().collect();
         for (number, fold) in self.0.iter().enumerate() {
             if let Some(case) = fold.train.iter().chain(&fold.val).find(|case| !known.contains(case)) {
                 return Err(DatasetError::Splits(format!(
-                    "fold {number} names {case}, which the dataset does not have"
+                    "fold {number} contains {case}, which is not in the dataset"
                 )));
             }
         }
@@ -108,7 +109,7 @@ impl Splits {
 }
 
 impl Fold {
-    /// `in_val` says of each case whether it is for validation.
+    /// Creates a fold; `in_val` is true for validation cases.
     fn new(cases: &[String], in_val: &[bool]) -> Self {
         let of = |wanted: bool| {
             cases.iter().zip(in_val).filter(move |&(_, &val)| val == wanted).map(|(case, _)| case.clone())
@@ -118,18 +119,18 @@ impl Fold {
 
     fn check(&self) -> Result<(), String> {
         if self.train.is_empty() {
-            return Err("has no case to train on".to_owned());
+            return Err("has no training cases".to_owned());
         }
         let mut seen = HashSet::new();
         match self.train.iter().chain(&self.val).find(|case| !seen.insert(*case)) {
-            Some(case) => Err(format!("names {case} twice: a case is either trained on or validated on")),
+            Some(case) => Err(format!("contains {case} twice; a case must be either a training or a validation case")),
             None => Ok(()),
         }
     }
 }
 
-/// For each fold, whether each of `count` items is in its test part: consecutive runs of the shuffled items, the first
-/// ones longer by one where `count` is no multiple of `folds`.
+/// Returns, per fold, whether each of `count` items is in its test part: consecutive runs of the shuffled items, the
+/// first runs longer by one if `count` is not a multiple of `folds`.
 fn k_fold(count: usize, folds: usize) -> Vec<Vec<bool>> {
     let mut shuffled: Vec<usize> = (0..count).collect();
     RandomState::new(SEED).shuffle(&mut shuffled);
@@ -175,7 +176,7 @@ mod tests {
         splits.check_cases(&cases(8)).unwrap();
         assert!(splits.check_cases(&cases(6)).unwrap_err().to_string().contains("case_006"));
         let error = splits.fold(5).unwrap_err().to_string();
-        assert_eq!(error, "splits: there is no fold 5, only 0 to 4");
+        assert_eq!(error, "splits: there is no fold 5; use 0 to 4");
     }
 
     #[test]
@@ -183,8 +184,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("splits_final.json");
         for (text, defect) in [
-            (r#"[{"train": ["a", "b"], "val": ["b"]}]"#, "fold 0 names b twice"),
-            (r#"[{"train": ["a"], "val": []}, {"train": [], "val": ["a"]}]"#, "fold 1 has no case to train on"),
+            (r#"[{"train": ["a", "b"], "val": ["b"]}]"#, "fold 0 contains b twice"),
+            (r#"[{"train": ["a"], "val": []}, {"train": [], "val": ["a"]}]"#, "fold 1 has no training cases"),
             (r#"[{"train": ["a"]}]"#, "missing field `val`"),
             (r#"{"train": ["a"]}"#, "splits_final.json: invalid type"),
         ] {

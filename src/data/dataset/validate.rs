@@ -1,4 +1,4 @@
-//! What is wrong with a dataset, all at once.
+//! Validation of a dataset, reporting all problems at once.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use rayon::prelude::*;
 use super::{CaseFiles, Dataset, DatasetJson};
 use nnunet_image::{self as image, Geometry, ImageHeader};
 
-/// Every problem of a dataset, one line each, with the file it is in; empty where there is none.
+/// Returns all problems of a dataset, one line each with the affected file; empty if there are none.
 ///
-/// Reads all files once, several cases at a time. Problems are missing and unreadable files, a wrong number of cases or
-/// channels, image and label files of one case that differ in shape, spacing, origin or direction, NaN and infinity in
-/// images, and labels that are no integers or that dataset.json does not have.
+/// Reads all files once, several cases in parallel. Checks for missing and unreadable files, a wrong number of cases or
+/// channels, image and label files of a case that differ in shape, spacing, origin or direction, NaN and infinity in
+/// images, and labels that are not integers or not in dataset.json.
 pub fn validate(dataset: &Dataset) -> Vec<String> {
     let in_json = |problem| format!("{}: {problem}", dataset.root.join("dataset.json").display());
     let mut problems: Vec<String> = dataset.json.problems().into_iter().map(in_json).collect();
@@ -24,7 +24,7 @@ pub fn validate(dataset: &Dataset) -> Vec<String> {
     problems
 }
 
-/// What dataset.json promises of each case.
+/// Expected properties of every case, from dataset.json.
 struct Expected {
     channels: usize,
     labels: Vec<i16>,
@@ -66,7 +66,7 @@ fn problems_of_case(case: &CaseFiles, expected: &Expected) -> Vec<String> {
     problems.0
 }
 
-/// The problems found so far in a case.
+/// Problems found in a case.
 #[derive(Default)]
 struct Problems(Vec<String>);
 
@@ -75,7 +75,7 @@ impl Problems {
         self.0.push(format!("{}: {defect}", path.display()));
     }
 
-    /// What the file says of its voxels; `None`, with a problem, where it says nothing sensible.
+    /// Reads the header of a file; on failure adds a problem and returns `None`.
     fn header(&mut self, path: &Path) -> Option<ImageHeader> {
         if !path.exists() {
             self.add(path, "missing");
@@ -142,18 +142,18 @@ fn in_mm(values: &[f64]) -> String {
     format!("{} mm", short(values))
 }
 
-/// As `f32`, which headers hold, for `1.1` instead of `1.100000023841858`; and 0 without a sign.
+/// Formats values as `f32`, the type in headers, to print `1.1` instead of `1.100000023841858`; drops the sign of 0.
 fn short(values: &[f64]) -> String {
     format!("{:?}", values.iter().map(|&value| value as f32 + 0.0).collect::<Vec<_>>())
 }
 
-/// As nnU-Net's `verify_dataset_integrity`: within the default tolerances of `numpy.allclose`.
+/// Compares spacings like nnU-Net's `verify_dataset_integrity`, with the default tolerances of `numpy.allclose`.
 fn same_spacing(a: &Geometry, b: &Geometry) -> bool {
     close(&a.spacing, &b.spacing, 1e-8)
 }
 
-/// nnU-Net only warns of origin and direction. Here they are problems, so the tolerance covers what rounding to the `f32`
-/// of a NIfTI header, as quaternion or as matrix, does to them.
+/// Compares origins. nnU-Net only warns about origin and direction. Here they are problems, so the tolerance covers
+/// rounding to the `f32` of a NIfTI header, stored as quaternion or matrix.
 fn same_origin(a: &Geometry, b: &Geometry) -> bool {
     close(&a.origin, &b.origin, 1e-3)
 }
@@ -162,7 +162,7 @@ fn same_direction(a: &Geometry, b: &Geometry) -> bool {
     close(a.direction.as_flattened(), b.direction.as_flattened(), 1e-4)
 }
 
-/// `numpy.allclose(a, b, atol=absolute)`.
+/// Implements `numpy.allclose(a, b, atol=absolute)`.
 fn close(a: &[f64], b: &[f64], absolute: f64) -> bool {
     a.iter().zip(b).all(|(a, b)| (a - b).abs() <= absolute + 1e-5 * b.abs())
 }

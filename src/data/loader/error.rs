@@ -1,9 +1,9 @@
-//! What can go wrong between the store and a batch.
+//! Errors of the data loader.
 
-/// A batch that cannot be delivered. Once returned, the loader returns it again on every call.
+/// A batch that cannot be delivered. After the first error the loader returns it again on every call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoaderError {
-    /// The loader cannot start as it was asked to.
+    /// The loader cannot start with the given settings.
     #[error("data loader: {0}")]
     Setup(String),
     /// A sample could not be drawn, read or augmented.
@@ -13,12 +13,12 @@ pub enum LoaderError {
         case: String,
         /// Epoch of the sample.
         epoch: u64,
-        /// Number of the sample within the epoch's global sequence.
+        /// Index of the sample in the epoch's global sequence.
         index: u64,
-        /// The store's error, or the message of the worker's panic.
+        /// Error of the store, or the message of the worker's panic.
         cause: String,
     },
-    /// Every batch of the epochs asked for was delivered.
-    #[error("data loader: asked for a batch after the end of its last epoch")]
+    /// All batches of the requested epochs were delivered.
+    #[error("data loader: a batch was requested after the end of the last epoch")]
     Finished,
 }

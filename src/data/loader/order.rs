@@ -1,37 +1,37 @@
-//! Which case each position of a global batch takes: drawn anew each time, or dealt out evenly.
+//! Assignment of cases to the positions of a global batch: random, or evenly partitioned.
 
 use rand::seq::SliceRandom;
 
 use nnunet_core::rng::{Purpose, stream};
 
-/// In which order cases are trained on.
+/// Order in which cases are drawn for training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Shard {
-    /// Each sample takes any case, with replacement, as nnU-Net does: every rank meets all cases.
+    /// Draw each sample from all cases with replacement, as nnU-Net does; every rank sees all cases.
     #[default]
     Random,
-    /// Each position of the global batch has cases of its own and takes them in turn, in an order that changes with every
-    /// turn and every epoch: a rank meets only those of its positions.
+    /// Partition the cases over the positions of the global batch; each position visits its own cases in an order
+    /// reshuffled on every pass and epoch, so a rank sees only the cases of its positions.
     Epoch,
 }
 
-/// The cases dealt out over the positions of a global batch.
+/// A partition of the cases over the positions of a global batch.
 ///
-/// Which positions a rank has depends on the number of ranks, what a position takes does not: so the global batch is the
-/// same for any number of ranks, and with `n` ranks each meets `1 / n` of the cases. The deal is made once for a run, so
-/// that a rank finds its cases where it has put them: in memory or on a local disk. A position meets each of its cases
-/// equally often, up to one; where the cases cannot be divided evenly, those of a position that has fewer come up more
-/// often by that much. Where there are fewer cases than positions, positions share cases.
+/// The number of ranks determines only the positions of each rank, not the cases of a position: the global batch is the
+/// same for any number of ranks, and with `n` ranks each sees `1 / n` of the cases. The partition is fixed for a run,
+/// so that a rank finds its cases where it cached them, in memory or on a local disk. A position visits its cases
+/// equally often, up to a difference of one. If the cases cannot be divided evenly, the cases of positions with fewer
+/// cases come up correspondingly more often. If there are fewer cases than positions, positions share cases.
 pub(super) struct Deal {
     seed: u64,
-    /// Numbers of the cases of each position.
+    /// Case indices of each position.
     parts: Vec<Vec<usize>>,
 }
 
 impl Deal {
-    /// Deals out `cases` cases over `positions`.
+    /// Partitions `cases` cases over `positions` positions.
     pub(super) fn new(seed: u64, cases: usize, positions: usize) -> Self {
         let mut order: Vec<usize> = (0..cases).collect();
         order.shuffle(&mut stream(seed, Purpose::CaseOrder, u64::MAX, 0));
@@ -42,12 +42,12 @@ impl Deal {
         Self { seed, parts: (0..positions).map(part).collect() }
     }
 
-    /// The case that a position takes in an iteration of an epoch.
+    /// Returns the case of a position in an iteration of an epoch.
     pub(super) fn case(&self, epoch: u64, iteration: u64, position: usize) -> usize {
         let part = &self.parts[position];
         let (turn, place) = (iteration / part.len() as u64, iteration as usize % part.len());
         let mut order: Vec<usize> = part.clone();
-        // A stream per turn: positions are far fewer than 2³², turns of an epoch too.
+        // One random stream per pass: positions and passes per epoch are far below 2^32.
         let index = (position as u64) << 32 | turn;
         order.shuffle(&mut stream(self.seed, Purpose::CaseOrder, epoch, index));
         order[place]

@@ -1,4 +1,4 @@
-//! The queue of batches between the worker threads and the training loop.
+//! Queue of batches between the worker threads and the training loop.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -14,32 +14,32 @@ use super::{Batch, LoaderError, Sampler};
 use crate::augment::Pipeline;
 use crate::store::CaseStore;
 
-/// Delivers one rank's batches in order, prepared ahead of time by worker threads.
+/// Delivers one rank's batches in order, prefetched by worker threads.
 ///
-/// The batches depend on neither the number of workers nor their speed. Dropping the loader ends the workers after
-/// the sample each is at.
+/// The batches depend neither on the number of workers nor on their speed. Dropping the loader stops each worker after
+/// its current sample.
 pub struct Loader {
     sampler: Sampler,
     options: LoaderOptions,
     context: Arc<Context>,
-    /// `None` once the loader is being dropped: the workers end when the queue does.
+    /// `None` while the loader is being dropped: closing the queue stops the workers.
     jobs: Option<Sender<Job>>,
     reports: Receiver<Report>,
     workers: Vec<JoinHandle<()>>,
     /// Batches being filled, the next one to deliver first.
     pending: VecDeque<Pending>,
-    /// Tickets already delivered, which is the ticket of the first pending batch.
+    /// Number of delivered batches, which is also the ticket of the first pending batch.
     delivered: u64,
-    /// Buffers for the batches to come.
+    /// Recycled buffers for later batches.
     free: Vec<Batch>,
     wait: Duration,
     failure: Option<LoaderError>,
 }
 
-/// This rank's part of the work, and how far ahead it is done.
+/// Rank, batch and prefetch settings of a [`Loader`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoaderOptions {
-    /// This process's rank, from 0.
+    /// Rank of this process, from 0.
     pub rank: usize,
     /// Number of processes.
     pub world_size: usize,
@@ -49,9 +49,9 @@ pub struct LoaderOptions {
     pub workers: usize,
     /// Batches prepared ahead of the one in use.
     pub prefetch: usize,
-    /// Epochs to deliver; a loop without end is `start..u64::MAX`.
+    /// Epochs to deliver; use `start..u64::MAX` for an endless loop.
     pub epochs: Range<u64>,
-    /// Iteration of the first epoch to begin with.
+    /// Iteration at which the first epoch starts.
     pub first_iteration: u64,
     /// Batches per epoch.
     pub iterations_per_epoch: u64,
@@ -59,16 +59,16 @@ pub struct LoaderOptions {
 
 struct Pending {
     batch: Arc<Mutex<Batch>>,
-    /// Samples not yet in their place.
+    /// Number of samples not yet written.
     missing: usize,
 }
 
 impl Loader {
-    /// Starts the workers, which begin to fetch at once.
+    /// Starts the workers, which begin prefetching at once.
     ///
     /// # Errors
-    /// [`LoaderError::Setup`] if the options contradict the sampler's or the pipeline's, or no thread can be started;
-    /// [`LoaderError::Sample`] if a sample cannot be drawn.
+    /// Returns [`LoaderError::Setup`] if the options contradict the sampler or the pipeline, or a thread cannot be
+    /// started, and [`LoaderError::Sample`] if a sample cannot be drawn.
     pub fn start(
         store: Arc<dyn CaseStore>,
         sampler: Sampler,
@@ -106,14 +106,14 @@ impl Loader {
         Ok(loader)
     }
 
-    /// The next batch, waiting for it only if it is not ready.
+    /// Returns the next batch; blocks only if it is not ready.
     ///
     /// # Errors
-    /// The first failure of any worker, at once and on every later call; [`LoaderError::Finished`] after the last
-    /// epoch.
+    /// Returns the first failure of any worker, at once and on every later call, and [`LoaderError::Finished`] after
+    /// the last epoch.
     #[expect(
         clippy::should_implement_trait,
-        reason = "an iterator could not lend its buffers and be asked for its wait"
+        reason = "an iterator can neither recycle buffers nor report its wait time"
     )]
     pub fn next(&mut self) -> Result<Batch, LoaderError> {
         if let Some(failure) = &self.failure {
@@ -127,7 +127,7 @@ impl Loader {
         result
     }
 
-    /// Gives a used batch's memory back for a later one.
+    /// Returns the memory of a used batch to the loader for reuse.
     pub fn recycle(&mut self, batch: Batch) {
         let [z, y, x] = self.context.pipeline.patch_size();
         if batch.images.dim() == (self.options.batch_per_rank, self.context.input_channels(), z, y, x) {
@@ -135,7 +135,7 @@ impl Loader {
         }
     }
 
-    /// Time that [`Loader::next`] spent waiting since this was last asked.
+    /// Returns the time spent waiting in [`Loader::next`] since the previous call, and resets it.
     pub fn take_wait(&mut self) -> Duration {
         std::mem::take(&mut self.wait)
     }
@@ -155,7 +155,7 @@ impl Loader {
         Ok(batch.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A report, counting the time it takes if there is none yet.
+    /// Returns the next worker report; counts the waiting time if none is available yet.
     fn next_report(&mut self) -> Result<Report, LoaderError> {
         let gone = || LoaderError::Setup("all worker threads have ended".into());
         match self.reports.try_recv() {
@@ -170,7 +170,7 @@ impl Loader {
         }
     }
 
-    /// Queues batches until `prefetch` of them are pending or the last epoch is.
+    /// Queues batches until `prefetch` of them are pending or the last epoch is reached.
     fn submit_ahead(&mut self) -> Result<(), LoaderError> {
         while self.pending.len() < self.options.prefetch {
             let ticket = self.delivered + self.pending.len() as u64;
@@ -205,14 +205,14 @@ impl Drop for Loader {
         self.context.cancelled.store(true, Ordering::Relaxed);
         self.jobs = None;
         for worker in self.workers.drain(..) {
-            // Panics inside a job were caught and reported; there is nothing left to say about one outside.
+            // Panics inside a job were caught and reported; a panic outside a job is ignored.
             let _ = worker.join();
         }
     }
 }
 
 impl LoaderOptions {
-    /// Epoch and iteration of the batch with this running number, or `None` after the last epoch.
+    /// Returns the epoch and iteration of the batch with this ticket, or `None` after the last epoch.
     fn position(&self, ticket: u64) -> Option<(u64, u64)> {
         let iteration = self.first_iteration + ticket;
         let epoch = self.epochs.start + iteration / self.iterations_per_epoch;
@@ -220,28 +220,28 @@ impl LoaderOptions {
     }
 }
 
-/// Says what is wrong with a combination of settings.
+/// Checks that the settings are consistent; returns a description of the first problem.
 fn check(sampler: &Sampler, pipeline: &Pipeline, options: &LoaderOptions) -> Result<(), String> {
     let LoaderOptions { rank, world_size, batch_per_rank, workers, prefetch, iterations_per_epoch, .. } = options;
     let drawn = sampler.options();
     if rank >= world_size {
-        return Err(format!("rank {rank} is not below the world size {world_size}"));
+        return Err(format!("rank {rank} must be below the world size {world_size}"));
     }
     if *workers == 0 || *prefetch == 0 || *iterations_per_epoch == 0 {
         return Err(format!(
             "workers ({workers}), prefetch ({prefetch}) and iterations per epoch ({iterations_per_epoch}) must not be 0"
         ));
     }
-    // A step may take several batches.
+    // A training step may consume several batches (gradient accumulation).
     if !drawn.global_batch_size.is_multiple_of((batch_per_rank * world_size).max(1)) {
         return Err(format!(
-            "{batch_per_rank} samples on each of {world_size} ranks are no part of the global batch of {}",
+            "{batch_per_rank} samples on each of {world_size} ranks do not evenly divide the global batch size {}",
             drawn.global_batch_size
         ));
     }
     if (drawn.patch_size, drawn.final_patch_size) != (pipeline.read_patch_size(), pipeline.patch_size()) {
         return Err(format!(
-            "the sampler draws {:?} for {:?}, but the pipeline needs {:?} for {:?}",
+            "the sampler reads patches of {:?} for final patches of {:?}, but the pipeline needs {:?} for {:?}",
             drawn.patch_size,
             drawn.final_patch_size,
             pipeline.read_patch_size(),

@@ -1,4 +1,4 @@
-//! Which patch comes next.
+//! Random sampling of patches from cases.
 
 use std::sync::Arc;
 
@@ -9,83 +9,84 @@ use super::{LoaderError, SampleId, Shard};
 use crate::store::{ANNOTATED, CaseInfo, CaseStore, StoreError};
 use nnunet_core::rng::{Purpose, Stream, stream};
 
-/// Draws patches as nnU-Net v2 does (`nnUNetDataLoader`): the case uniformly with replacement, then a box anywhere in
-/// it or, for the last third of each global batch, a box centred on a voxel of a foreground class. Where voxels have been
-/// marked to be ignored, the others are centred on one that has not. [`Shard::Epoch`] deals the cases out instead.
+/// Draws patches as nnU-Net v2 does (`nnUNetDataLoader`): a case uniformly with replacement, then a random box in it
+/// or, for the last third of each global batch, a box centered on a foreground voxel. If the case has an ignore label,
+/// the other boxes are centered on a voxel without it. [`Shard::Epoch`] partitions the cases instead.
 ///
-/// A sample depends on nothing but the options and its number, so the sampler is shared freely between threads.
+/// A sample depends only on the options and its index, so threads can share the sampler freely.
 pub struct Sampler {
     store: Arc<dyn CaseStore>,
     cases: Vec<String>,
     options: SamplerOptions,
-    /// Positions in the global batch from this one on are forced to foreground.
+    /// First position in the global batch that is forced to foreground.
     first_forced: u64,
-    /// For [`Shard::Epoch`].
+    /// Partition of the cases, for [`Shard::Epoch`].
     deal: Option<Deal>,
 }
 
-/// Which samples are forced to foreground.
+/// Selection of the samples forced to foreground.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Oversampling {
-    /// The last ones of each global batch, as nnU-Net does.
+    /// Force the last samples of each global batch, as nnU-Net does.
     #[default]
     Deterministic,
-    /// Each by chance (`nnUNetTrainer_probabilisticOversampling`).
+    /// Force each sample with a probability (`nnUNetTrainer_probabilisticOversampling`).
     Probabilistic,
 }
 
-/// What a [`Sampler`] draws from and for.
+/// Sampling settings of a [`Sampler`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplerOptions {
-    /// The run's seed.
+    /// Random seed of the run.
     pub seed: u64,
     /// [`Purpose::TrainSample`] or [`Purpose::ValSample`].
     pub purpose: Purpose,
     /// Extent to read, `(z, y, x)`: [`Pipeline::read_patch_size`](crate::augment::Pipeline::read_patch_size).
     pub patch_size: [usize; 3],
-    /// Extent the network sees; a box lies beyond the image no further than lets such a patch reach its border.
+    /// Final patch extent seen by the network, `(z, y, x)`; a box extends beyond the image only as far as such a patch
+    /// needs to reach the border.
     pub final_patch_size: [usize; 3],
     /// Samples per iteration over all ranks.
     pub global_batch_size: usize,
-    /// Part of the global batch that is forced to foreground; nnU-Net's default is 0.33.
+    /// Fraction of the global batch forced to foreground; nnU-Net's default is 0.33.
     pub oversample_foreground: f64,
     pub oversampling: Oversampling,
-    /// Which case each sample takes.
+    /// Assignment of cases to samples.
     pub shard: Shard,
 }
 
 impl Sampler {
-    /// A sampler over `cases` of `store`.
+    /// Creates a sampler over `cases` of `store`.
     ///
     /// # Errors
-    /// If there is no case, the batch or patch is empty, or a case is not in the store.
+    /// Returns an error if there are no cases, the batch or patch size is 0, or a case is not in the store.
     pub fn new(store: Arc<dyn CaseStore>, cases: Vec<String>, options: SamplerOptions) -> Result<Self, LoaderError> {
         let fail = |problem: String| Err(LoaderError::Setup(problem));
         if cases.is_empty() {
-            return fail("no cases to draw from; is the fold's split empty?".into());
+            return fail("no cases to draw from; check that the fold's split is not empty".into());
         }
         if options.global_batch_size == 0 || options.final_patch_size.contains(&0) {
             return fail(format!(
-                "batch size {} and patch size {:?} must not be 0",
+                "batch size {} and patch size {:?} must be at least 1",
                 options.global_batch_size, options.final_patch_size
             ));
         }
         if (0..3).any(|axis| options.patch_size[axis] < options.final_patch_size[axis]) {
             return fail(format!(
-                "cannot cut a patch of {:?} out of {:?}",
+                "cannot crop a patch of {:?} from {:?}",
                 options.final_patch_size, options.patch_size
             ));
         }
         if !(0.0..=1.0).contains(&options.oversample_foreground) {
-            return fail(format!("foreground oversampling is {}, not in 0..1", options.oversample_foreground));
+            return fail(format!("foreground oversampling must be in 0..1, got {}", options.oversample_foreground));
         }
         let known = store.case_ids();
         if let Some(missing) = cases.iter().find(|case| known.binary_search(case).is_err()) {
             return fail(format!("case {missing} is in the split but was not preprocessed; run `preprocess` again"));
         }
-        // Python's `round`, with which nnU-Net decides, rounds halves to even.
+        // Python's `round`, which nnU-Net uses here, rounds halves to even.
         let unforced = options.global_batch_size as f64 * (1.0 - options.oversample_foreground);
         let first_forced = unforced.round_ties_even() as u64;
         let deal =
@@ -93,23 +94,23 @@ impl Sampler {
         Ok(Self { store, cases, options, first_forced, deal })
     }
 
-    /// The options it was made with.
+    /// Returns the options of the sampler.
     pub fn options(&self) -> &SamplerOptions {
         &self.options
     }
 
-    /// Number of channels of the cases.
+    /// Returns the number of channels of the cases.
     ///
     /// # Errors
-    /// If the store cannot tell.
+    /// Returns an error if the store does not contain the first case.
     pub fn channels(&self) -> Result<usize, StoreError> {
         self.store.info(&self.cases[0]).map(|info| info.channels)
     }
 
-    /// Draws sample number `index` of the epoch's global sequence.
+    /// Draws sample `index` of the epoch's global sequence.
     ///
     /// # Errors
-    /// [`LoaderError::Sample`] if the store knows nothing of the drawn case.
+    /// Returns [`LoaderError::Sample`] if the store does not contain the drawn case.
     pub fn draw(&self, epoch: u64, index: u64) -> Result<SampleId, LoaderError> {
         let mut rng = stream(self.options.seed, self.options.purpose, epoch, index);
         let (iteration, position) = (index / self.options.global_batch_size as u64, self.position(index));
@@ -126,7 +127,7 @@ impl Sampler {
         let forced = match self.options.oversampling {
             Oversampling::Probabilistic => rng.random::<f64>() < self.options.oversample_foreground,
             Oversampling::Deterministic => {
-                // Positions that have cases of their own take turns in being forced; or else some cases always were.
+                // With partitioned cases, rotate the forced positions; otherwise the same cases would always be forced.
                 let turn = if self.deal.is_some() { iteration } else { 0 };
                 self.position(position + turn) >= self.first_forced
             }
@@ -137,13 +138,13 @@ impl Sampler {
         Ok(SampleId { epoch, index, case: case.clone(), lo, class })
     }
 
-    /// The position in the global batch of a sample's number.
+    /// Returns the position in the global batch of a sample index.
     fn position(&self, index: u64) -> u64 {
         index % self.options.global_batch_size as u64
     }
 
-    /// The lower corner of the box to read: centred on `voxel` but not below the lower bound, or anywhere within the
-    /// bounds (nnU-Net's `get_bbox`). Axes shorter than the patch are padded on both sides.
+    /// Returns the lower corner of the box to read: centered on `voxel` but not below the lower bound, or random within
+    /// the bounds (nnU-Net's `get_bbox`). Axes shorter than the patch are padded on both sides.
     fn place(&self, shape: [usize; 3], voxel: Option<[u32; 3]>, rng: &mut Stream) -> [isize; 3] {
         std::array::from_fn(|axis| {
             let read = self.options.patch_size[axis] as i64;
@@ -152,7 +153,7 @@ impl Sampler {
             let padding = margin.max(read - extent);
             let outside = padding - padding / 2;
             let lo = match voxel {
-                // As in the reference the upper bound is not enforced: a voxel at the far border stays in the centre.
+                // As in the reference, the upper bound is not enforced: a voxel at the far border stays in the center.
                 Some(voxel) => (i64::from(voxel[axis]) - read / 2).max(-outside),
                 None => rng.random_range(-outside..=extent + outside - read),
             };
@@ -161,9 +162,9 @@ impl Sampler {
     }
 }
 
-/// The voxel that a patch is centred on: if it is `forced` to foreground, one of a class drawn uniformly among those present,
-/// or else one that is not to be ignored (nnU-Net's `get_bbox`). `None` where the case has none, or has no voxels to be
-/// ignored: then the patch may lie anywhere.
+/// Draws the voxel to center a patch on: if `forced` to foreground, a voxel of a class drawn uniformly among those
+/// present, otherwise a voxel without the ignore label (nnU-Net's `get_bbox`). Returns `None` if the case has no such
+/// voxels or no ignore label; the patch is then placed at random.
 fn draw_centre(info: &CaseInfo, forced: bool, rng: &mut Stream) -> Option<(i16, [u32; 3])> {
     let known = |key: &i16| Some(info.class_locations.get_key_value(key)?).filter(|(_, voxels)| !voxels.is_empty());
     let present = info.class_locations.iter().filter(|(class, voxels)| **class != ANNOTATED && !voxels.is_empty());
@@ -172,7 +173,7 @@ fn draw_centre(info: &CaseInfo, forced: bool, rng: &mut Stream) -> Option<(i16, 
     Some((*class, *choose(voxels, rng)))
 }
 
-/// A uniformly drawn element of a list that is not empty.
+/// Draws an element uniformly from a non-empty list.
 fn choose<'a, T>(list: &'a [T], rng: &mut Stream) -> &'a T {
     &list[rng.random_range(0..list.len())]
 }

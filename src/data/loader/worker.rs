@@ -1,4 +1,4 @@
-//! The threads that turn sample numbers into samples.
+//! Worker threads that read and augment samples.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,38 +15,38 @@ use crate::store::{CaseStore, Patch, Region};
 use nnunet_core::rng::{Purpose, stream};
 use nnunet_core::trace;
 
-/// One sample to fetch.
+/// A request to fetch one sample.
 pub(super) struct Job {
     pub(super) sample: SampleId,
-    /// Where it goes.
+    /// Batch to write the sample to, at `position`.
     pub(super) batch: Arc<Mutex<Batch>>,
     pub(super) position: usize,
-    /// Running number of the batch, to report back.
+    /// Sequence number of the batch, returned in the report.
     pub(super) ticket: u64,
 }
 
-/// A finished job: the number of its batch, or why there will be none.
+/// Result of a job: the ticket of its batch, or the error.
 pub(super) type Report = Result<u64, LoaderError>;
 
-/// What all workers share.
+/// State shared by all workers.
 pub(super) struct Context {
     pub(super) store: Arc<dyn CaseStore>,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) seed: u64,
-    /// Of the image.
+    /// Number of image channels.
     pub(super) channels: usize,
-    /// Set when nobody wants the remaining jobs any more.
+    /// Set when the remaining jobs are no longer needed.
     pub(super) cancelled: AtomicBool,
 }
 
 impl Context {
-    /// Channels of the network's input: the image's and, in a cascade, those of the previous stage's segmentation.
+    /// Returns the number of network input channels: those of the image and, in a cascade, of the previous stage.
     pub(super) fn input_channels(&self) -> usize {
         self.channels + self.pipeline.previous_stage().map_or(0, PreviousStage::num_channels)
     }
 }
 
-/// Works on jobs until there are no more, the loader is dropped or a job fails.
+/// Processes jobs until the queue closes, the loader is dropped or a job fails.
 pub(super) fn run(context: &Context, jobs: &Receiver<Job>, reports: &Sender<Report>) {
     let mut buffers = Buffers::new(context);
     for job in jobs {
@@ -58,7 +58,7 @@ pub(super) fn run(context: &Context, jobs: &Receiver<Job>, reports: &Sender<Repo
         let result = outcome.unwrap_or_else(|panic| Err(format!("the worker panicked: {}", message_of(&*panic))));
         let ticket = job.ticket;
         let SampleId { case, epoch, index, .. } = job.sample;
-        // Before the report, so that the loader finds itself the batch's only owner.
+        // Drop before sending the report, so that the loader is the only owner of the batch.
         drop(job.batch);
         let report = result.map(|()| ticket).map_err(|cause| LoaderError::Sample { case, epoch, index, cause });
         if reports.send(report).is_err() {
@@ -67,9 +67,9 @@ pub(super) fn run(context: &Context, jobs: &Receiver<Job>, reports: &Sender<Repo
     }
 }
 
-/// A worker's own memory, used for one sample after the other.
+/// Memory of one worker, reused for all of its samples.
 struct Buffers {
-    /// For stores that cannot lend what they have in memory.
+    /// Read buffer for stores that cannot lend regions of their memory.
     read: Patch,
     patch: Patch,
 }
@@ -81,7 +81,7 @@ impl Buffers {
         Self { read: Patch::default(), patch: Patch { previous, ..blank_patch(context.channels, size) } }
     }
 
-    /// Reads, augments and delivers a sample.
+    /// Reads and augments a sample and writes it to its batch.
     fn fill(&mut self, context: &Context, job: &Job) -> Result<(), String> {
         let SampleId { case, epoch, index, lo, .. } = &job.sample;
         let Context { store, pipeline, .. } = context;
@@ -91,7 +91,7 @@ impl Buffers {
             return Err(format!("has {channels} channels, the first case has {}; preprocess again", context.channels));
         }
         if pipeline.previous_stage().is_some() && !info.has_previous {
-            return Err("has no segmentation of the cascade's previous stage".into());
+            return Err("has no segmentation from the previous stage of the cascade".into());
         }
         let mut rng = stream(context.seed, Purpose::Augment, *epoch, *index);
         let Self { read, patch } = self;
@@ -109,7 +109,7 @@ impl Buffers {
     }
 }
 
-/// The text of a panic.
+/// Returns the message of a panic.
 fn message_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")

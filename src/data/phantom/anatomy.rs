@@ -1,23 +1,23 @@
-//! What is where in a phantom.
+//! Anatomy of a phantom: the tissue at each point.
 
 use rand::Rng;
 
 use super::noise::SmoothNoise;
 
-/// What a point is made of.
+/// Tissue type at a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tissue {
     Air,
     Body,
     /// Class 1.
     Organ,
-    /// Class 2: the inner part of the organ, as bright as the body.
+    /// Class 2: the inner part of the organ, with the brightness of the body.
     Core,
-    /// As bright as the organ, but not it: solid blobs and tubes.
+    /// Distractor with the brightness of the organ: solid blobs and tubes.
     LookAlike,
 }
 
-/// Shapes of one phantom, in mm along `(z, y, x)` from the corner of the volume, bent by a smooth field.
+/// Shapes of one phantom, in mm along `(z, y, x)` from the corner of the volume, deformed by a smooth field.
 pub(super) struct Anatomy {
     bend: [SmoothNoise; 3],
     bend_mm: f32,
@@ -30,12 +30,12 @@ pub(super) struct Anatomy {
     tubes: Vec<Tube>,
 }
 
-/// Numbers of look-alikes: together they have more volume than the organ.
+/// Numbers of look-alikes; their total volume exceeds that of the organ.
 const BLOBS: usize = 6;
 const TUBES: usize = 3;
-/// The extent for which the sizes below are in mm; other volumes scale them.
+/// Extent in mm for which the sizes below are given; other volumes scale them.
 const REFERENCE_EXTENT: f32 = 40.0;
-/// How often a place is drawn again because it lies in the organ.
+/// Maximum number of retries for drawing a position outside the organ.
 const TRIES: usize = 100;
 
 struct Ellipsoid {
@@ -43,7 +43,7 @@ struct Ellipsoid {
     semi_axes: [f32; 3],
 }
 
-/// A cylinder without ends.
+/// An infinitely long cylinder.
 struct Tube {
     point: [f32; 3],
     /// Unit vector.
@@ -52,7 +52,7 @@ struct Tube {
 }
 
 impl Anatomy {
-    /// Draws the anatomy of a volume of `extent` mm.
+    /// Draws a random anatomy for a volume of `extent` mm.
     pub(super) fn new(extent: [f32; 3], rng: &mut impl Rng) -> Self {
         let unit = extent.into_iter().fold(f32::MAX, f32::min) / REFERENCE_EXTENT;
         let middle = extent.map(|extent| extent / 2.0);
@@ -82,7 +82,7 @@ impl Anatomy {
         Self { bend, bend_mm: 2.0 * unit, gap: 0.2, body, organ, core, blobs, tubes }
     }
 
-    /// The tissue at a point in mm.
+    /// Returns the tissue at a point in mm, `(z, y, x)`.
     pub(super) fn at(&self, point: [f32; 3]) -> Tissue {
         let point = std::array::from_fn(|axis| point[axis] + self.bend_mm * self.bend[axis].at(point));
         let from_organ = self.organ.level(point);
@@ -99,7 +99,7 @@ impl Anatomy {
 }
 
 impl Ellipsoid {
-    /// Distance from the centre relative to the surface: 0 at the centre, 1 on the surface.
+    /// Returns the distance from the center relative to the surface: 0 at the center, 1 on the surface.
     fn level(&self, point: [f32; 3]) -> f32 {
         let squares = (0..3).map(|axis| ((point[axis] - self.centre[axis]) / self.semi_axes[axis]).powi(2));
         squares.sum::<f32>().sqrt()
@@ -115,7 +115,7 @@ impl Tube {
     }
 }
 
-/// A point inside the volume and well outside the organ; the volume's corner where there is no room for one.
+/// Draws a point inside the volume and well outside the organ; returns the corner of the volume if none is found.
 fn place_outside(organ: &Ellipsoid, extent: [f32; 3], rng: &mut impl Rng) -> [f32; 3] {
     let place = || extent.map(|extent| extent * rng.random_range(0.1..0.9));
     std::iter::repeat_with(place).take(TRIES).find(|&point| organ.level(point) > 1.5).unwrap_or([0.0; 3])

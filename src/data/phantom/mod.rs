@@ -1,9 +1,9 @@
-//! Datasets made from nothing, for the demo and for tests.
+//! Synthetic datasets for the demo and for tests.
 //!
-//! A phantom is an organ (class 1) with a core (class 2) in a body. Blobs and tubes around it are as bright as the organ,
-//! and the core is as bright as the body, so that brightness alone finds neither: what tells them apart is texture, shape
-//! and what lies around. Shapes are smoothly bent ellipsoids; noise, a bias field and a scale of brightness that differs
-//! from case to case are those of a magnetic resonance scanner. A small network learns the task in some 200 iterations.
+//! A phantom is an organ (class 1) with a core (class 2) in a body. Blobs and tubes around it are as bright as the
+//! organ, and the core is as bright as the body, so that brightness alone identifies neither: they differ in texture,
+//! shape and surroundings. Shapes are smoothly deformed ellipsoids; noise, a bias field and a brightness scale that
+//! varies between cases imitate a magnetic resonance scanner. A small network learns the task in about 200 iterations.
 
 mod anatomy;
 mod noise;
@@ -20,31 +20,31 @@ use nnunet_core::fsio::write_json;
 use nnunet_core::rng::{Purpose, stream};
 use nnunet_image::{ImageError, write_labels, write_volume};
 
-/// What to generate.
+/// Settings of a generated dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PhantomOptions {
-    /// Cases in `imagesTr` and `labelsTr`.
+    /// Number of cases in `imagesTr` and `labelsTr`.
     pub train_cases: usize,
-    /// Cases in `imagesTs` and `labelsTs`.
+    /// Number of cases in `imagesTs` and `labelsTs`.
     pub test_cases: usize,
-    /// Voxels along `(z, y, x)`, which vary by a twelfth from case to case; at least 8. Anatomy scales with it.
+    /// Voxels along `(z, y, x)`, varied by up to a twelfth per case; at least 8. The anatomy scales with it.
     pub shape: [usize; 3],
-    /// The same seed gives the same files.
+    /// Random seed; equal seeds give identical files.
     pub seed: u64,
 }
 
-/// A dataset that could not be written.
+/// An error while writing a dataset.
 #[derive(Debug, thiserror::Error)]
 pub enum PhantomError {
-    /// An image or label map.
+    /// An image or label map cannot be written.
     #[error("{0}")]
     Image(#[from] ImageError),
-    /// A folder or `dataset.json`.
+    /// A folder or `dataset.json` cannot be written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The folder or file.
+        /// Path of the folder or file.
         path: PathBuf,
-        /// The operating system's reason.
+        /// Error of the operating system.
         source: io::Error,
     },
 }
@@ -55,7 +55,7 @@ const ENDING: &str = ".nii.gz";
 /// Writes a dataset of phantoms of about 40 x 48 x 40 voxels into `dir`, in nnU-Net v2's raw format.
 ///
 /// # Errors
-/// Where a file cannot be written.
+/// Returns an error if a file cannot be written.
 pub fn generate(dir: &Path, train_cases: usize, test_cases: usize, seed: u64) -> Result<(), PhantomError> {
     PhantomOptions { train_cases, test_cases, seed, ..PhantomOptions::default() }.generate(dir)
 }
@@ -67,11 +67,11 @@ impl Default for PhantomOptions {
 }
 
 impl PhantomOptions {
-    /// Writes the dataset into `dir`, in nnU-Net v2's raw format: `dataset.json`, `imagesTr`, `labelsTr`, `imagesTs` and
-    /// `labelsTs`.
+    /// Writes the dataset into `dir`, in nnU-Net v2's raw format: `dataset.json`, `imagesTr`, `labelsTr`, `imagesTs`
+    /// and `labelsTs`.
     ///
     /// # Errors
-    /// Where a file cannot be written.
+    /// Returns an error if a file cannot be written.
     pub fn generate(&self, dir: &Path) -> Result<(), PhantomError> {
         for folder in ["imagesTr", "labelsTr", "imagesTs", "labelsTs"] {
             let path = dir.join(folder);

@@ -3,26 +3,27 @@
 use rand::Rng;
 use rand_distr::StandardNormal;
 
-/// Value noise: normal values on a lattice, blended smoothly between its points (Perlin's fade polynomial `3t² - 2t³`).
+/// Value noise: normal values on a lattice, interpolated smoothly between its points (Perlin's fade polynomial `3t^2 -
+/// 2t^3`).
 ///
 /// The lattice covers the box from the origin to `extent`; points outside take the value at its surface.
 pub(super) struct SmoothNoise {
     values: Vec<f32>,
-    /// Lattice points along `(z, y, x)`.
+    /// Number of lattice points along `(z, y, x)`.
     points: [usize; 3],
-    /// Distance of lattice points in mm.
+    /// Lattice spacing in mm.
     wavelength: f32,
 }
 
 impl SmoothNoise {
-    /// Draws a field over a box of `extent` mm whose values change over `wavelength` mm.
+    /// Draws a random field over a box of `extent` mm that varies over `wavelength` mm.
     pub(super) fn new(extent: [f32; 3], wavelength: f32, rng: &mut impl Rng) -> Self {
         let points = extent.map(|extent| (extent / wavelength).ceil() as usize + 2);
         let values = (0..points.iter().product()).map(|_| rng.sample(StandardNormal)).collect();
         Self { values, points, wavelength }
     }
 
-    /// The field at a point in mm, `(z, y, x)`.
+    /// Returns the field at a point in mm, `(z, y, x)`.
     pub(super) fn at(&self, point: [f32; 3]) -> f32 {
         let mut corner = [0; 3];
         let mut weight = [0.0; 3];

@@ -1,4 +1,4 @@
-//! From an anatomy to an image and its label map.
+//! Rendering of an anatomy as an image and label map.
 
 use ndarray::{Array3, Axis};
 use rand::Rng;
@@ -8,26 +8,26 @@ use super::anatomy::{Anatomy, Tissue};
 use super::noise::SmoothNoise;
 use nnunet_image::{Geometry, LabelMap, Volume};
 
-/// Standard deviation of the noise; body and organ differ by [`BRIGHT`] - 1.
+/// Standard deviation of the noise; the brightness of body and organ differs by [`BRIGHT`] - 1.
 const NOISE: f32 = 0.12;
-/// Brightness of the organ and its look-alikes; the body's and the core's is 1.
+/// Brightness of the organ and its look-alikes; body and core have brightness 1.
 const BRIGHT: f32 = 1.6;
-/// Strength of the bias field, the standard deviation of its logarithm at lattice points.
+/// Strength of the bias field: the standard deviation of its logarithm at lattice points.
 const BIAS: f32 = 0.25;
 
-/// A phantom and its true label map.
+/// A phantom image with its reference label map.
 pub(super) struct Rendered {
     pub(super) image: Volume,
     pub(super) labels: LabelMap,
 }
 
-/// What the tissues look like, before bias field, noise and scale.
+/// Brightness of the tissues before bias field, noise and scaling.
 struct Texture {
     coarse: SmoothNoise,
     fine: SmoothNoise,
 }
 
-/// Draws a phantom of about `shape` voxels `(z, y, x)` and about 1 mm.
+/// Renders a random phantom of about `shape` voxels `(z, y, x)` with a voxel size of about 1 mm.
 pub(super) fn render(shape: [usize; 3], rng: &mut impl Rng) -> Rendered {
     let shape = shape.map(|extent| extent - extent / 12 + rng.random_range(0..=extent / 6));
     let spacing = [(); 3].map(|()| f64::from(rng.random_range(90..=110_u8)) / 100.0);
@@ -35,7 +35,7 @@ pub(super) fn render(shape: [usize; 3], rng: &mut impl Rng) -> Rendered {
     let anatomy = Anatomy::new(extent, rng);
     let texture = Texture { coarse: SmoothNoise::new(extent, 5.0, rng), fine: SmoothNoise::new(extent, 1.7, rng) };
     let bias = SmoothNoise::new(extent, extent[0] / 1.5, rng);
-    // Each scanner has its own unit of brightness.
+    // Every scanner has its own intensity scale.
     let scale = 100.0 * rng.random_range(-1.0..1.0_f32).exp2();
 
     let mut labels = Array3::zeros(shape);

@@ -1,4 +1,4 @@
-//! `architecture` of a configuration: the network in the words of `dynamic_network_architectures`, and in ours.
+//! `architecture` of a configuration, and its conversion to the network shape used by this crate.
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -8,10 +8,10 @@ use super::lift::lift;
 use super::networks::{NETWORKS, Network};
 use super::{PlanError, parameter_count};
 
-/// The arguments that name Python classes.
+/// Arguments that name Python classes.
 const CLASSES: [&str; 4] = ["conv_op", "norm_op", "dropout_op", "nonlin"];
 
-/// Arguments that every network has; each has its own for the blocks of the encoder.
+/// Arguments common to all networks; the argument for the encoder blocks differs per network.
 const ARGUMENTS: [&str; 13] = [
     "n_stages",
     "features_per_stage",
@@ -28,21 +28,22 @@ const ARGUMENTS: [&str; 13] = [
     "nonlin_kwargs",
 ];
 
-/// More stages than any image can be halved; a plans file that asks for more is damaged, as beyond the limits below.
+/// Maximum number of stages; no image can be halved more often. A plans file beyond this or the following limits is
+/// damaged.
 const MAX_STAGES: usize = 32;
 
-/// Feature maps of a stage, blocks of a stage, extents of a kernel, at most.
+/// Maximum feature maps per stage, blocks per stage, and kernel extent.
 const MAX_FEATURES: usize = 1 << 14;
 const MAX_BLOCKS: usize = 256;
 const MAX_KERNEL: usize = 31;
 
-/// Trainable numbers, at most: the largest of nnU-Net's planners' networks has 0.15e9.
+/// Maximum number of trainable parameters; the largest network of nnU-Net's planners has 0.15e9.
 const MAX_PARAMETERS: u64 = 10_000_000_000;
 
-/// Slope of PyTorch's leaky ReLU where none is given.
+/// Default slope of PyTorch's leaky ReLU.
 const LEAKY_SLOPE: f64 = 0.01;
 
-/// `architecture` of a configuration, as `dynamic_network_architectures` takes it.
+/// `architecture` of a configuration, in the format of `dynamic_network_architectures`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Architecture {
     pub network_class_name: String,
@@ -51,29 +52,29 @@ pub struct Architecture {
     pub kw_requires_import: Vec<String>,
 }
 
-/// What the network builder needs of [`Architecture`], lifted to three dimensions.
+/// The network parameters of an [`Architecture`], with 2D shapes padded to 3D.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkShape {
-    /// Which network.
+    /// Network class.
     pub network: &'static Network,
     /// Feature maps of each stage, highest resolution first.
     pub features: Vec<usize>,
     /// Convolution kernel of each stage, `(z, y, x)`.
     pub kernels: Vec<[usize; 3]>,
-    /// Stride of each stage's first convolution; the first entry is 1.
+    /// Stride of the first convolution of each stage; the first entry is 1.
     pub strides: Vec<[usize; 3]>,
-    /// Blocks per encoder stage: convolutions or residual blocks, as the network has.
+    /// Blocks per encoder stage: convolutions or residual blocks, depending on the network.
     pub blocks_encoder: Vec<usize>,
     /// Convolutions per decoder stage, lowest resolution first.
     pub convs_decoder: Vec<usize>,
-    /// Whether convolutions have a bias.
+    /// True if convolutions have a bias.
     pub conv_bias: bool,
     /// Epsilon of the instance norm.
     pub norm_eps: f64,
 }
 
 impl Architecture {
-    /// The network of this shape; `axes` is 2 or 3, and tells how many of the shape's axes are real.
+    /// Creates the architecture of this shape; `axes` is the number of spatial axes, 2 or 3.
     pub(super) fn of(shape: &NetworkShape, axes: usize) -> Self {
         let real = |triples: &[[usize; 3]]| -> Vec<Vec<usize>> {
             triples.iter().map(|triple| triple[3 - axes..].to_vec()).collect()
@@ -104,7 +105,7 @@ impl Architecture {
     /// Reads the shape of one of the [`NETWORKS`] with instance norm and leaky ReLU, 2D or 3D.
     ///
     /// # Errors
-    /// Names the argument that is missing, malformed or asks for what this crate does not build.
+    /// Returns an error that names the argument if one is missing, malformed or unsupported.
     pub(super) fn network_shape(&self) -> Result<NetworkShape, PlanError> {
         let network = self.network()?;
         let axes = self.axes()?;
@@ -125,20 +126,20 @@ impl Architecture {
             norm_eps: self.inner("norm_op_kwargs", "eps")?.unwrap_or(1e-5),
         };
         if shape.strides[0] != [1; 3] {
-            return Err(wrong("strides", "the first must be 1 in every axis"));
+            return Err(wrong("strides", "the first stride must be 1 along every axis"));
         }
         if !(shape.norm_eps > 0.0 && shape.norm_eps < 1.0) {
             return Err(wrong("norm_op_kwargs", format!("eps is {}; must be above 0 and below 1", shape.norm_eps)));
         }
         let is_kernel = |extent: &usize| extent % 2 == 1 && *extent <= MAX_KERNEL;
         if let Some(kernel) = shape.kernels.iter().find(|kernel| !kernel.iter().all(is_kernel)) {
-            let reason = format!("{kernel:?} must be odd in every axis, and at most {MAX_KERNEL}");
+            let reason = format!("{kernel:?} must be odd along every axis, and at most {MAX_KERNEL}");
             return Err(wrong("kernel_sizes", reason));
         }
         Ok(shape)
     }
 
-    /// What makes a network too large for any machine; its strides have been found to divide the patch.
+    /// Rejects networks with too many parameters. The strides are already known to divide the patch size.
     pub(super) fn check_size(&self, shape: &NetworkShape) -> Result<(), PlanError> {
         match parameter_count(shape, 1, 1) {
             ..=MAX_PARAMETERS => Ok(()),
@@ -149,7 +150,7 @@ impl Architecture {
         }
     }
 
-    /// Number of spatial axes, 2 or 3.
+    /// Returns the number of spatial axes, 2 or 3.
     pub(super) fn axes(&self) -> Result<usize, PlanError> {
         let op: String = self.required("conv_op")?;
         let suffix = op.rsplit('.').next().unwrap_or_default();
@@ -162,16 +163,16 @@ impl Architecture {
         let class = &self.network_class_name;
         Network::of_class(class).ok_or_else(|| PlanError::Architecture {
             key: "network_class_name".to_owned(),
-            reason: format!("{class} is not known; known are {}", NETWORKS.map(Network::name).join(", ")),
+            reason: format!("unknown network class {class}; use one of {}", NETWORKS.map(Network::name).join(", ")),
         })
     }
 
-    /// Everything but the shape must be what nnU-Net's planners write.
+    /// Requires the layer types and options that nnU-Net's planners write.
     fn check_layers(&self, axes: usize) -> Result<(), PlanError> {
         self.check_class("norm_op", &format!("InstanceNorm{axes}d"))?;
         self.check_class("nonlin", "LeakyReLU")?;
         if self.inner("norm_op_kwargs", "affine")? != Some(true) {
-            return Err(wrong("norm_op_kwargs", "without affine: true is not supported"));
+            return Err(wrong("norm_op_kwargs", "is only supported with affine: true"));
         }
         if self.inner("nonlin_kwargs", "negative_slope")?.unwrap_or(LEAKY_SLOPE) != LEAKY_SLOPE {
             return Err(wrong("nonlin_kwargs", format!("negative_slope must be {LEAKY_SLOPE}")));
@@ -182,14 +183,14 @@ impl Architecture {
         }
     }
 
-    /// An argument that is not read here must ask for nothing; deep supervision is the trainer's affair.
+    /// Rejects other arguments unless they are off (null or false); the trainer handles deep supervision.
     fn check_arguments(&self, network: &Network) -> Result<(), PlanError> {
         let is_read = |key: &str| key == network.blocks_key || ARGUMENTS.contains(&key) || key == "deep_supervision";
         let asks = |value: &Value| !matches!(value, Value::Null | Value::Bool(false));
         match self.arch_kwargs.iter().find(|(key, value)| !is_read(key) && asks(value)) {
             None => Ok(()),
             Some((key, value)) => {
-                Err(wrong(key, format!("{value} is not supported for a {}; leave it out", network.name())))
+                Err(wrong(key, format!("{value} is not supported for {}; remove it", network.name())))
             }
         }
     }
@@ -202,7 +203,7 @@ impl Architecture {
         Err(wrong(key, format!("{class} is not supported; use a {expected}")))
     }
 
-    /// One positive number per stage; a single number means the same for all.
+    /// Reads one positive number per stage; a single number applies to all stages.
     fn per_stage(&self, key: &str, stages: usize, most: usize) -> Result<Vec<usize>, PlanError> {
         let numbers = match self.required::<Repeated<usize>>(key)? {
             Repeated::Once(number) => vec![number; stages],
@@ -214,7 +215,7 @@ impl Architecture {
         Err(wrong(key, format!("{numbers:?} must be {stages} numbers from 1 to {most}")))
     }
 
-    /// One positive number per stage and axis; single numbers mean the same for all.
+    /// Reads one positive number per stage and axis; a single number applies to all.
     fn per_stage_and_axis(&self, key: &str, stages: usize, axes: usize) -> Result<Vec<[usize; 3]>, PlanError> {
         let extents = match self.required::<Repeated<Repeated<usize>>>(key)? {
             Repeated::Once(extent) => vec![Repeated::Once(extent); stages],
@@ -235,14 +236,14 @@ impl Architecture {
         self.arch_kwargs.get(key).map_or(Ok(None), |value| parse(key, value))
     }
 
-    /// An argument of an argument.
+    /// Reads a key of an argument that is a dictionary.
     fn inner<T: DeserializeOwned>(&self, key: &str, inner: &str) -> Result<Option<T>, PlanError> {
         let value = self.arch_kwargs.get(key).and_then(|arguments| arguments.get(inner));
         value.map_or(Ok(None), |value| parse(&format!("{key}.{inner}"), value))
     }
 }
 
-/// A number for all, or something for each.
+/// A single value for all, or a list of values.
 #[derive(Clone, Deserialize)]
 #[serde(untagged, expecting = "must be a whole number for all or a list of them")]
 enum Repeated<T> {
@@ -251,7 +252,7 @@ enum Repeated<T> {
 }
 
 impl Repeated<usize> {
-    /// `(z, y, x)` of an extent in `axes` axes; `None` where it has another number of them, or a zero.
+    /// Returns `(z, y, x)` of an extent in `axes` axes; `None` if the number of axes differs or an extent is 0.
     fn lifted(self, axes: usize) -> Option<[usize; 3]> {
         let extents = match self {
             Self::Once(extent) => vec![extent; axes],
@@ -265,7 +266,7 @@ fn parse<T: DeserializeOwned>(key: &str, value: &Value) -> Result<T, PlanError> 
     T::deserialize(value).map_err(|error| wrong(key, error))
 }
 
-/// An argument of the network that cannot be followed.
+/// Creates the error of an invalid or unsupported network argument.
 pub(super) fn wrong(key: &str, reason: impl ToString) -> PlanError {
     PlanError::Architecture { key: format!("arch_kwargs.{key}"), reason: reason.to_string() }
 }
@@ -315,11 +316,11 @@ mod tests {
             ("strides", json!([[1, 1, 1], [2, 2]]), "must be 2 lists of 3"),
             ("kernel_sizes", json!(2), "must be odd"),
             ("kernel_sizes", json!(99), "at most 31"),
-            ("strides", json!(2), "the first must be 1"),
+            ("strides", json!(2), "the first stride must be 1"),
             ("n_stages", json!("two"), "invalid type"),
             ("n_stages", json!(u64::MAX), "must be 2 to 32"),
-            ("nonlin_first", json!(true), "true is not supported for a PlainConvUNet"),
-            ("n_blocks_per_stage", json!([1, 3]), "[1,3] is not supported for a PlainConvUNet"),
+            ("nonlin_first", json!(true), "true is not supported for PlainConvUNet"),
+            ("n_blocks_per_stage", json!([1, 3]), "[1,3] is not supported for PlainConvUNet"),
         ];
         for (key, value, expected) in cases {
             let mut architecture = Architecture::of(&shape(&PLAIN_CONV_UNET), 3);
@@ -331,7 +332,7 @@ mod tests {
         let mut architecture = Architecture::of(&shape(&PLAIN_CONV_UNET), 3);
         architecture.network_class_name = "a.b.Primus".to_owned();
         let message = architecture.network_shape().unwrap_err().to_string();
-        let known = "a.b.Primus is not known; known are PlainConvUNet, ResidualEncoderUNet";
+        let known = "unknown network class a.b.Primus; use one of PlainConvUNet, ResidualEncoderUNet";
         assert_eq!(message, format!("architecture.network_class_name: {known}"));
     }
 

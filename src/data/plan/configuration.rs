@@ -1,4 +1,4 @@
-//! One configuration of the plans, and what the rest of the crate asks of it.
+//! One configuration of the plans.
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -9,14 +9,14 @@ use super::lift::lift;
 use super::{Architecture, NetworkShape, PlanError};
 use crate::dataset::DatasetJson;
 
-/// The only resampling function of nnU-Net that this crate follows: splines, with the option of a separate z.
+/// The only supported resampling function of nnU-Net: splines, with optional separate resampling along z.
 const RESAMPLING_FN: &str = "resample_data_or_seg_to_shape";
 
-/// Voxels of a batch, at most: of a single feature map they take 32 GiB.
+/// Maximum number of voxels per batch; a single feature map of this size takes 32 GiB.
 const MAX_VOXELS: usize = 1 << 33;
 
-/// One configuration. Spatial lists have two entries `(y, x)` for 2D and three `(z, y, x)` for 3D;
-/// the `*3` methods lift the former by a z extent of 1.
+/// One configuration. Spatial lists have two entries `(y, x)` for 2D and three `(z, y, x)` for 3D; the `*3` methods pad
+/// the former with a z extent of 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Configuration {
     pub data_identifier: String,
@@ -27,9 +27,9 @@ pub struct Configuration {
     pub median_image_size_in_voxels: Vec<f64>,
     /// Target spacing in mm.
     pub spacing: Vec<f64>,
-    /// One normalisation class name of nnU-Net per channel.
+    /// One nnU-Net normalization class name per channel.
     pub normalization_schemes: Vec<String>,
-    /// Per channel: normalise inside the nonzero mask only, and set the outside to 0.
+    /// Per channel: normalize inside the nonzero mask only, and set the outside to 0.
     pub use_mask_for_norm: Vec<bool>,
     #[serde(default = "resampling_fn")]
     pub resampling_fn_data: String,
@@ -46,68 +46,68 @@ pub struct Configuration {
     pub architecture: Architecture,
     /// Compute the soft Dice over the whole batch instead of per sample.
     pub batch_dice: bool,
-    /// The cascade's earlier stage, if any.
+    /// Name of the previous stage of a cascade, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_stage: Option<Value>,
-    /// The cascade's later stage, or a list of them, if any.
+    /// Name of the next stage of a cascade, or a list of names, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_stage: Option<Value>,
-    /// Keys this crate does not know.
+    /// Unknown keys.
     #[serde(flatten)]
     pub other: IndexMap<String, Value>,
 }
 
-/// Arguments of a resampling (`resample_data_or_seg_to_shape`); what is not stated is that function's own default.
+/// Arguments of `resample_data_or_seg_to_shape`; missing keys take that function's own defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResamplingSpec {
-    /// Whether the values are labels, which must not be mixed.
+    /// True if the values are labels, which must not be interpolated.
     #[serde(default)]
     pub is_seg: bool,
-    /// Spline order inside slices, or in all three axes.
+    /// Spline order within slices, or along all three axes.
     #[serde(default = "cubic")]
     pub order: usize,
-    /// Spline order across slices, where these are resampled separately.
+    /// Spline order across slices, if these are resampled separately.
     #[serde(default)]
     pub order_z: usize,
-    /// Whether to resample across slices separately; `None` where the anisotropy decides.
+    /// Resample separately across slices if true; `None` decides by the anisotropy.
     #[serde(default = "never")]
     pub force_separate_z: Option<bool>,
 }
 
 impl ResamplingSpec {
-    /// nnU-Net's choice for images.
+    /// nnU-Net's settings for images.
     pub const fn data() -> Self {
         Self { is_seg: false, order: 3, order_z: 0, force_separate_z: None }
     }
 
-    /// nnU-Net's choice for labels.
+    /// nnU-Net's settings for labels.
     pub const fn labels() -> Self {
         Self { is_seg: true, order: 1, order_z: 0, force_separate_z: None }
     }
 
-    /// nnU-Net's choice for predicted logits.
+    /// nnU-Net's settings for predicted logits.
     pub const fn probabilities() -> Self {
         Self { is_seg: false, order: 1, order_z: 0, force_separate_z: None }
     }
 }
 
 impl Configuration {
-    /// Whether images are cut into slices.
+    /// Returns true for a 2D configuration, which processes images slice by slice.
     pub fn is_2d(&self) -> bool {
         self.patch_size.len() == 2
     }
 
-    /// Patch size in voxels `(z, y, x)`; z is 1 for 2D.
+    /// Returns the patch size in voxels, `(z, y, x)`; z is 1 for 2D.
     pub fn patch_size3(&self) -> [usize; 3] {
         lift(&self.patch_size, 1)
     }
 
-    /// The configuration whose segmentations the network is given beside the image, in the second stage of a cascade.
+    /// Returns the configuration whose segmentations are additional network input, in the second stage of a cascade.
     pub fn previous_stage_name(&self) -> Option<&str> {
         self.previous_stage.as_ref()?.as_str()
     }
 
-    /// The configurations that are to be given this one's segmentations.
+    /// Returns the configurations that take the segmentations of this one as input.
     pub fn next_stage_names(&self) -> Vec<&str> {
         match &self.next_stage {
             Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
@@ -115,43 +115,43 @@ impl Configuration {
         }
     }
 
-    /// Input channels of the network: those of the image and, in the second stage of a cascade, one per foreground class
-    /// (nnU-Net v2, `determine_num_input_channels`).
+    /// Returns the number of network input channels: those of the image and, in the second stage of a cascade, one per
+    /// foreground class (nnU-Net v2, `determine_num_input_channels`).
     pub fn num_input_channels(&self, dataset: &DatasetJson) -> usize {
         let classes = if self.previous_stage.is_some() { dataset.foreground_classes().len() } else { 0 };
         dataset.num_channels() + classes
     }
 
-    /// Target spacing in mm `(z, y, x)`; z is a placeholder of 1 for 2D, where slices keep their distance.
+    /// Returns the target spacing in mm, `(z, y, x)`; z is a placeholder of 1 for 2D, where the slice spacing is kept.
     pub fn spacing3(&self) -> [f64; 3] {
         lift(&self.spacing, 1.0)
     }
 
-    /// How images are resampled to the target spacing.
+    /// Returns the resampling of images to the target spacing.
     pub fn resampling_data(&self) -> ResamplingSpec {
         self.resampling_fn_data_kwargs
     }
 
-    /// How labels are resampled to the target spacing.
+    /// Returns the resampling of labels to the target spacing.
     pub fn resampling_labels(&self) -> ResamplingSpec {
         self.resampling_fn_seg_kwargs
     }
 
-    /// How predicted logits are resampled to the spacing of the raw image.
+    /// Returns the resampling of predicted logits to the spacing of the raw image.
     pub fn resampling_probabilities(&self) -> ResamplingSpec {
         self.resampling_fn_probabilities_kwargs
     }
 
-    /// What the network builder needs to know, lifted to three dimensions.
+    /// Returns the network shape, with 2D shapes padded to 3D.
     ///
     /// # Errors
-    /// Says what in the architecture this crate cannot build, or does not fit the patch.
+    /// Returns an error if the architecture is unsupported or incompatible with the patch size.
     pub fn network_shape(&self) -> Result<NetworkShape, PlanError> {
         let shape = self.architecture.network_shape()?;
         let (axes, patch) = (self.architecture.axes()?, self.patch_size3());
         if axes != self.patch_size.len() {
             let patch = &self.patch_size;
-            return Err(wrong("conv_op", format!("a network of {axes} axes cannot take patches of {patch:?}")));
+            return Err(wrong("conv_op", format!("a {axes}D network is incompatible with patch_size {patch:?}")));
         }
         let divisor = |axis: usize| shape.strides.iter().map(|stride| stride[axis]).fold(1, usize::saturating_mul);
         let by: [usize; 3] = std::array::from_fn(divisor);
@@ -160,16 +160,16 @@ impl Configuration {
             return Err(wrong("strides", reason));
         }
         if patch == by {
-            let reason = format!("of patch_size {patch:?} they leave a single voxel, which has no variance to norm");
+            let reason = format!("reduce patch_size {patch:?} to a single voxel, which cannot be instance-normalized");
             return Err(wrong("strides", reason));
         }
         self.architecture.check_size(&shape)?;
         Ok(shape)
     }
 
-    /// What the schema allows and no user can mean.
+    /// Returns the first inconsistency that the schema allows.
     pub(super) fn contradiction(&self) -> Option<String> {
-        // It is the name of a folder, whose cases preprocessing replaces.
+        // data_identifier names a folder, whose cases preprocessing replaces.
         if matches!(self.data_identifier.as_str(), "" | "." | "..") || self.data_identifier.contains(['/', '\\']) {
             return Some(format!("data_identifier {:?} must be the name of a folder", self.data_identifier));
         }
@@ -178,7 +178,7 @@ impl Configuration {
             return Some(format!("patch_size {patch:?} must be two or three positive numbers"));
         }
         if spacing.len() != patch.len() || spacing.iter().any(|mm| !(mm.is_finite() && *mm > 0.0)) {
-            return Some(format!("spacing {spacing:?} must be {} positive numbers, as patch_size has", patch.len()));
+            return Some(format!("spacing {spacing:?} must be {} positive numbers, like patch_size", patch.len()));
         }
         if self.batch_size == 0 {
             return Some("batch_size must be positive".to_owned());

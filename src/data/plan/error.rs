@@ -1,8 +1,8 @@
-//! What can go wrong with plans.
+//! Errors of planning and of plans files.
 
 use std::path::PathBuf;
 
-/// A plan that cannot be made, read, written or followed.
+/// An error while creating, reading, writing or interpreting plans.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// The plans file cannot be read or written.
@@ -13,19 +13,19 @@ pub enum PlanError {
     #[error("{}: not a plans file of nnU-Net v2: {source}", path.display())]
     Malformed { path: PathBuf, source: serde_json::Error },
 
-    /// A name that is not among the plans' configurations.
+    /// The plans have no configuration of this name.
     #[error("no configuration {name:?} in {plans}; available: {}", available.join(", "))]
     UnknownConfiguration { name: String, plans: String, available: Vec<String> },
 
-    /// A configuration whose parts contradict each other, or whose network cannot be built.
+    /// A configuration is inconsistent, or its network is unsupported.
     #[error("{plans}: configuration {name:?}: {reason}")]
     Invalid { plans: String, name: String, reason: String },
 
-    /// A network that this crate cannot build.
+    /// The network is unsupported.
     #[error("architecture.{key}: {reason}")]
     Architecture { key: String, reason: String },
 
-    /// A fingerprint or option from which no plan follows.
+    /// A fingerprint or option for which planning is impossible.
     #[error("cannot plan {dataset}: {reason}")]
     Unplannable { dataset: String, reason: String },
 }

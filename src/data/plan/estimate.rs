@@ -1,9 +1,9 @@
-//! How much memory a network takes, counted instead of measured.
+//! Memory estimates computed from the layers of a network.
 
 use super::NetworkShape;
 use super::layers::Layers;
 
-/// Elements of all feature maps that one sample's forward pass keeps for the backward pass
+/// Returns the number of elements of all feature maps that the forward pass of one sample keeps for the backward pass
 /// (`compute_conv_feature_map_size` of dynamic_network_architectures, without the deep-supervision heads).
 ///
 /// `patch` is in voxels `(z, y, x)`; `classes` includes the background.
@@ -20,7 +20,7 @@ pub fn feature_map_size(shape: &NetworkShape, patch: [usize; 3], classes: usize)
         }
         voxels.push(volume(extent));
     }
-    // The decoder works upwards from the last but one.
+    // The decoder runs from the second-lowest resolution upwards.
     for (stage, voxels) in decoder.iter().zip(voxels.iter().rev().skip(1)) {
         let outputs = 1 + stage.blocks.iter().map(|block| block.outputs()).sum::<usize>();
         size += (outputs * stage.up.to) as u64 * voxels;
@@ -28,7 +28,7 @@ pub fn feature_map_size(shape: &NetworkShape, patch: [usize; 3], classes: usize)
     size + classes as u64 * voxels.first().copied().unwrap_or(0)
 }
 
-/// Trainable numbers of the network, deep-supervision heads included.
+/// Returns the number of trainable parameters of the network, including deep-supervision heads.
 ///
 /// `channels` is the number of input channels; `classes` includes the background.
 pub fn parameter_count(shape: &NetworkShape, channels: usize, classes: usize) -> u64 {

@@ -1,30 +1,30 @@
-//! The layers of a network in numbers: what the planner counts and the model builds.
+//! Layers of a network as plain data, used by the planner to estimate sizes and by the model to build the network.
 
 use super::NetworkShape;
 
 /// A convolution followed by an instance norm with scale and shift.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConvNorm {
-    /// Its parameters are `NAME.conv.weight`, `NAME.conv.bias`, `NAME.norm.weight` and `NAME.norm.bias`.
+    /// Prefix of the parameters `NAME.conv.weight`, `NAME.conv.bias`, `NAME.norm.weight` and `NAME.norm.bias`.
     pub name: String,
-    /// Feature maps of the input.
+    /// Number of input feature maps.
     pub from: usize,
-    /// Feature maps of the output.
+    /// Number of output feature maps.
     pub to: usize,
-    /// `(z, y, x)`, odd; the input is padded by half of it.
+    /// Kernel extent `(z, y, x)`, odd; the input is padded by half of it.
     pub kernel: [usize; 3],
-    /// `(z, y, x)`.
+    /// Stride `(z, y, x)`.
     pub stride: [usize; 3],
-    /// Whether the convolution has a bias.
+    /// True if the convolution has a bias.
     pub bias: bool,
 }
 
-/// What stages are made of.
+/// A building block of a stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Block {
     /// Convolution, norm, leaky ReLU.
     Conv(ConvNorm),
-    /// Two convolutions around which the input takes a short cut.
+    /// Two convolutions with a residual connection.
     Residual(Box<ResidualBlock>),
 }
 
@@ -32,25 +32,26 @@ pub enum Block {
 /// dynamic_network_architectures; He et al. 2019, "Bag of tricks", ResNet-D).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResidualBlock {
-    /// Has the block's stride.
+    /// First convolution, with the stride of the block.
     pub conv1: ConvNorm,
     pub conv2: ConvNorm,
-    /// The blocks of voxels, `(z, y, x)`, of which the skip takes the mean: the stride.
+    /// Average pooling window of the skip connection, `(z, y, x)`: the stride.
     pub pool: [usize; 3],
-    /// Convolution of extent 1 in the skip, where the block changes the number of feature maps.
+    /// Convolution with kernel extent 1 in the skip connection, if the block changes the number of feature maps.
     pub projection: Option<ConvNorm>,
 }
 
-/// A stage of the decoder: upwards, joined with the encoder's features of that resolution, blocks, and a head beside.
+/// A decoder stage: upsampling, concatenation with the encoder features of the same resolution, blocks, and a
+/// segmentation head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecoderStage {
-    /// The transposed convolution; its kernel is its stride.
+    /// Transposed convolution whose kernel equals its stride.
     pub up: Upwards,
     pub blocks: Vec<Block>,
     pub head: Head,
 }
 
-/// A transposed convolution whose kernel is its stride; its parameters are `NAME.weight` and `NAME.bias`.
+/// A transposed convolution whose kernel equals its stride; its parameters are `NAME.weight` and `NAME.bias`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upwards {
     pub name: String,
@@ -60,7 +61,7 @@ pub struct Upwards {
     pub bias: bool,
 }
 
-/// A convolution of extent 1 from features to logits; its parameters are `NAME.weight` and `NAME.bias`.
+/// A convolution with kernel extent 1 from features to logits; its parameters are `NAME.weight` and `NAME.bias`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     pub name: String,
@@ -71,14 +72,14 @@ pub struct Head {
 /// All layers of a U-Net.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layers {
-    /// The blocks of each stage, highest resolution first.
+    /// Blocks of each encoder stage, highest resolution first.
     pub encoder: Vec<Vec<Block>>,
-    /// Lowest resolution first.
+    /// Decoder stages, lowest resolution first.
     pub decoder: Vec<DecoderStage>,
 }
 
 impl NetworkShape {
-    /// The layers for images of `channels` channels and so many classes, background included.
+    /// Returns the layers for images of `channels` channels and `classes` classes, including the background.
     pub fn layers(&self, channels: usize, classes: usize) -> Layers {
         let (network, stages) = (self.network, self.features.len());
         let mut from = channels;
@@ -106,14 +107,15 @@ impl NetworkShape {
         Layers { encoder, decoder: decoder.collect() }
     }
 
-    /// The stage of the encoder whose resolution a stage of the decoder has; the decoder counts from the lowest.
+    /// Returns the encoder stage with the resolution of a decoder stage; decoder stages count from the lowest
+    /// resolution.
     pub(super) fn stage_of_decoder(&self, index: usize) -> usize {
         self.features.len() - 2 - index
     }
 }
 
 impl Block {
-    /// Its convolutions, each with the step from the block's input to its own.
+    /// Returns the convolutions of the block, each with its stride relative to the block's input.
     pub fn convolutions(&self) -> Vec<(&ConvNorm, [usize; 3])> {
         match self {
             Self::Conv(conv) => vec![(conv, [1; 3])],
@@ -126,7 +128,7 @@ impl Block {
         }
     }
 
-    /// The step from its input to its output.
+    /// Returns the stride from input to output.
     pub fn stride(&self) -> [usize; 3] {
         match self {
             Self::Conv(conv) => conv.stride,
@@ -134,7 +136,8 @@ impl Block {
         }
     }
 
-    /// Outputs of layers, of the block's own number of feature maps, that nnU-Net counts for it.
+    /// Returns the number of layer outputs that nnU-Net counts for the block, in units of the block's output feature
+    /// maps.
     pub(super) fn outputs(&self) -> usize {
         match self {
             Self::Conv(_) => 1,
@@ -145,14 +148,15 @@ impl Block {
 }
 
 impl ConvNorm {
-    /// Trainable numbers.
+    /// Returns the number of trainable parameters.
     pub(super) fn parameters(&self) -> u64 {
         let weights = self.kernel.iter().product::<usize>() as u64 * self.from as u64 * self.to as u64;
         weights + self.to as u64 * if self.bias { 3 } else { 2 }
     }
 }
 
-/// Where blocks stand: at the resolution of a stage of the encoder, after `from` feature maps, the first with `stride`.
+/// Position of blocks in the network: the encoder stage of their resolution, their input feature maps, and the stride
+/// of the first block.
 pub(super) struct Place<'a> {
     pub shape: &'a NetworkShape,
     pub stage: usize,
@@ -161,13 +165,13 @@ pub(super) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// `count` convolutions `NAME.0`, `NAME.1`, ….
+    /// Creates `count` convolutions `NAME.0`, `NAME.1`, ...
     pub(super) fn convolutions(&self, name: &str, count: usize) -> Vec<Block> {
         let place = |index| self.conv(format!("{name}.{index}"), index == 0);
         (0..count).map(|index| Block::Conv(place(index))).collect()
     }
 
-    /// `count` residual blocks `NAME.0`, `NAME.1`, ….
+    /// Creates `count` residual blocks `NAME.0`, `NAME.1`, ...
     pub(super) fn residual_blocks(&self, name: &str, count: usize) -> Vec<Block> {
         let block = |index| Box::new(self.residual(&format!("{name}.{index}"), index == 0));
         (0..count).map(|index| Block::Residual(block(index))).collect()
@@ -176,7 +180,7 @@ impl Place<'_> {
     fn residual(&self, name: &str, is_first: bool) -> ResidualBlock {
         let conv1 = self.conv(format!("{name}.conv1"), is_first);
         let (from, to, pool) = (conv1.from, conv1.to, conv1.stride);
-        // PyTorch numbers the steps of the skip, and the pool, if any, is the first.
+        // PyTorch numbers the modules of the skip connection; the pooling layer, if any, comes first.
         let number = usize::from(pool != [1; 3]);
         let projection = (from != to).then(|| ConvNorm {
             name: format!("{name}.skip.{number}"),

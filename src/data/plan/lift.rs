@@ -1,6 +1,6 @@
-//! Two dimensions as three.
+//! Padding of 2D shapes to 3D.
 
-/// `(y, x)` or `(z, y, x)` as `(z, y, x)`.
+/// Converts `(y, x)` or `(z, y, x)` to `(z, y, x)`, with `z` as the first entry for 2D.
 pub fn lift<T: Copy>(axes: &[T], z: T) -> [T; 3] {
     let mut lifted = [z; 3];
     for (to, from) in lifted.iter_mut().rev().zip(axes.iter().rev()) {

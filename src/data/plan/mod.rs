@@ -1,8 +1,8 @@
-//! The planner: from a fingerprint to spacing, patch size, network topology and batch size.
+//! The planner: derives spacing, patch size, network topology and batch size from a dataset fingerprint.
 //!
-//! [`plan()`] makes [`Plans`] as one of nnU-Net v2's planners does; [`Plans::load`] reads those that nnU-Net, or this
-//! crate, wrote. A [`Configuration`] out of either has been checked, and answers in three dimensions. Which [`Network`] it
-//! asks for is a matter of name; [`NetworkShape::layers`] says what that consists of.
+//! [`plan()`] creates [`Plans`] like one of nnU-Net v2's planners; [`Plans::load`] reads plans written by nnU-Net or by
+//! this crate. A [`Configuration`] from either is validated, and its `*3` methods return 3D shapes. The plans name a
+//! [`Network`]; [`NetworkShape::layers`] lists its layers.
 
 mod architecture;
 mod configuration;

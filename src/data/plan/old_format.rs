@@ -1,9 +1,9 @@
-//! Configurations of early versions of nnU-Net v2, which have no `architecture` but its numbers.
+//! Configurations of early versions of nnU-Net v2, which describe the network without an `architecture` key.
 
 use serde_json::{Value, json};
 
-/// Gives a configuration of the old format the architecture that its numbers stand for, as nnU-Net does
-/// (`plans_handler.py`); any other stays as it is, one with damaged numbers included, which then lacks its architecture.
+/// Adds the `architecture` to a configuration in the old format, as nnU-Net does (`plans_handler.py`). All other
+/// configurations are unchanged, including invalid ones, which then lack the key.
 pub(super) fn modernize(configuration: &mut Value) {
     if configuration.get("architecture").is_none()
         && let Some(architecture) = architecture(configuration)

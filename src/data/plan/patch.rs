@@ -1,4 +1,4 @@
-//! The largest patch, and batch of it, that a GPU's memory allows.
+//! Search for the largest patch and batch that fit into GPU memory.
 
 use super::lift::lift;
 use super::presets::Preset;
@@ -7,16 +7,15 @@ use super::{NetworkShape, Topology, feature_map_size};
 /// Feature maps of the first stage; doubled at every stage up to a limit.
 const BASE_FEATURES: usize = 32;
 
-/// Samples in a batch, at least.
+/// Minimum number of samples per batch.
 const MIN_BATCH: f64 = 2.0;
 
-/// What all planners have in common; one set of numbers for each number of axes
-/// (nnU-Net's `default_experiment_planner.py`).
+/// Reference values shared by all planners, per number of axes (nnU-Net's `default_experiment_planner.py`).
 struct Reference {
-    /// Samples in the batch that is known to fit into a GPU.
+    /// Batch size at which the reference feature maps fill the GPU memory.
     batch: f64,
     max_features: usize,
-    /// Voxels of the patch that the search starts from, before it is clipped to the image.
+    /// Number of voxels of the initial patch, before it is clipped to the image.
     initial_voxels: f64,
 }
 
@@ -30,27 +29,28 @@ impl Reference {
     }
 }
 
-/// What a patch is to be chosen for.
+/// Input of the patch search.
 pub(super) struct Demand<'a> {
     /// Target spacing in mm, `(z, y, x)` or `(y, x)`.
     pub spacing: &'a [f64],
-    /// Median shape of the resampled images, with as many axes.
+    /// Median shape of the resampled images, with the same number of axes.
     pub median_shape: &'a [f64],
-    /// Voxels of the whole resampled dataset.
+    /// Number of voxels of the whole resampled dataset.
     pub dataset_voxels: f64,
     pub classes: usize,
     pub gpu_memory_gb: f64,
     pub preset: &'static Preset,
 }
 
-/// A patch, a batch of it and the network for it.
+/// Result of the patch search: patch size, batch size and network.
 pub(super) struct Fit {
     pub patch_size: Vec<usize>,
     pub batch_size: usize,
     pub shape: NetworkShape,
 }
 
-/// GB that the planner takes a training step to need of a GPU, in proportion to what is known to fit into one.
+/// Estimates the GPU memory of a training step in GB like the planner, in proportion to the reference feature maps of
+/// the preset.
 ///
 /// `patch` is in voxels `(z, y, x)`, with a z extent of 1 for a 2D network; `classes` includes the background.
 pub fn assumed_memory_gb(shape: &NetworkShape, patch: [usize; 3], classes: usize, batch_size: usize) -> f64 {
@@ -62,9 +62,10 @@ pub fn assumed_memory_gb(shape: &NetworkShape, patch: [usize; 3], classes: usize
 }
 
 impl Demand<'_> {
-    /// The largest fitting patch in the proportions of the image; `None` where not even the smallest fits.
+    /// Returns the largest patch with the aspect ratio of the image that fits; `None` if not even the smallest patch
+    /// fits.
     ///
-    /// Memory that a patch of the whole image leaves goes into the batch.
+    /// If a patch of the whole image leaves memory unused, the batch size is increased.
     pub(super) fn fit(&self) -> Option<Fit> {
         let (axes, preset) = (self.spacing.len(), self.preset);
         let reference = Reference::of(axes);
@@ -86,7 +87,7 @@ impl Demand<'_> {
         Some(Fit { patch_size: topology.patch_size, batch_size, shape })
     }
 
-    /// A patch that is isotropic in mm, of `voxels` voxels, clipped to the image.
+    /// Returns a patch of `voxels` voxels that is isotropic in mm, clipped to the image.
     fn initial_patch(&self, voxels: f64) -> Vec<f64> {
         let density: Vec<f64> = self.spacing.iter().map(|mm| 1.0 / mm).collect();
         let scale = (voxels / density.iter().product::<f64>()).powf(1.0 / density.len() as f64);
@@ -94,12 +95,13 @@ impl Demand<'_> {
         extents.zip(self.median_shape).map(|(extent, &median)| extent.min(median).max(1.0)).collect()
     }
 
-    /// One step shorter along the axis that is longest in proportion to the image.
+    /// Shortens the patch by one step along the axis that is longest relative to the image.
     fn smaller(&self, topology: &Topology) -> Option<Topology> {
         let part = |axis: usize| topology.patch_size[axis] as f64 / self.median_shape[axis];
         let axis = (0..self.spacing.len()).max_by(|&a, &b| part(a).total_cmp(&part(b)))?;
         let mut patch: Vec<f64> = topology.patch_size.iter().map(|&extent| extent as f64).collect();
-        // Taking away a whole multiple could skip sizes that pool less often, so the step is that of the size below.
+        // Subtracting a whole multiple could skip sizes with fewer poolings, so the step is that of the next smaller
+        // size.
         let mut below = patch.clone();
         below[axis] -= topology.divisible_by[axis] as f64;
         patch[axis] -= Topology::new(self.spacing, &below).divisible_by[axis] as f64;

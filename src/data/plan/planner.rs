@@ -1,4 +1,4 @@
-//! nnU-Net v2's planners: from fingerprint to plans.
+//! nnU-Net v2's planners: create plans from a dataset fingerprint.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -16,38 +16,38 @@ const LOWRES: &str = "3d_lowres";
 const FULLRES: &str = "3d_fullres";
 const CASCADE: &str = "3d_cascade_fullres";
 
-/// A patch that shows less than this part of the image calls for a low-resolution configuration.
+/// A low-resolution configuration is planned if the patch covers less than this fraction of the image.
 const LOWRES_BELOW: f64 = 0.25;
 
-/// The low-resolution configuration must have fewer voxels than the full resolution by this factor.
+/// Minimum ratio of the numbers of voxels at full and at low resolution.
 const LOWRES_MIN_REDUCTION: f64 = 2.0;
 
-/// Steps in which the low resolution's spacing is searched.
+/// Factor between the spacings tried for the low resolution.
 const LOWRES_STEP: f64 = 1.03;
 
-/// Z-scores use the nonzero mask where cropping to nonzero leaves less than this part of an image.
+/// Z-scores use the nonzero mask if cropping to nonzero keeps less than this fraction of an image.
 const MASK_BELOW: f64 = 0.75;
 
-/// What can be asked of the planner.
+/// Options of the planner.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannerOptions {
-    /// Which of nnU-Net's.
+    /// Planner of nnU-Net to use.
     pub planner: Planner,
-    /// Memory of one GPU in GB that patch and batch are to fill.
+    /// Target GPU memory in GB that patch and batch size are chosen to fill.
     pub gpu_memory_gb: f64,
-    /// Configurations to keep, with those they inherit from or follow; empty for all that suit the dataset.
+    /// Configurations to keep, along with those they inherit from or follow; empty keeps all that apply to the dataset.
     pub configurations: Vec<String>,
-    /// Name of the plans; preprocessed data carry it.
+    /// Name of the plans; also part of the preprocessed data's folder names.
     pub plans_name: String,
-    /// Target spacing at full resolution in mm `(z, y, x)` of the images as they are stored; `None` for one that follows
-    /// from the dataset.
+    /// Target spacing at full resolution in mm, along the axes `(z, y, x)` of the stored images; `None` derives it from
+    /// the dataset.
     pub target_spacing: Option<[f64; 3]>,
-    /// Plan a cascade where nnU-Net would not, as a patch shows enough of the image at full resolution.
+    /// Plan a cascade even if a patch covers enough of the image at full resolution.
     pub force_lowres: bool,
 }
 
 impl PlannerOptions {
-    /// What a planner does unless told otherwise.
+    /// Returns the default options of a planner.
     pub fn of(planner: Planner) -> Self {
         Self {
             planner,
@@ -66,11 +66,11 @@ impl Default for PlannerOptions {
     }
 }
 
-/// Plans all configurations that suit a dataset.
+/// Plans all configurations that apply to a dataset.
 ///
 /// # Errors
-/// A fingerprint that is empty or not of three axes, a configuration that does not suit the dataset, or a GPU too small
-/// for any patch.
+/// Returns an error if the fingerprint is empty or does not have three axes, a configuration does not apply to the
+/// dataset, or the GPU is too small for any patch.
 pub fn plan(
     dataset_name: &str,
     dataset: &DatasetJson,
@@ -120,7 +120,7 @@ impl Planning<'_> {
         })
     }
 
-    /// All configurations that suit the dataset, in nnU-Net's order.
+    /// Returns all configurations that apply to the dataset, in nnU-Net's order.
     fn configurations(
         &self,
         spacing: &[f64; 3],
@@ -133,7 +133,7 @@ impl Planning<'_> {
         let mut configurations = IndexMap::from([(TWO_D.to_owned(), full(two_d))]);
         if shape[0] == 1.0 {
             if self.options.force_lowres {
-                return Err(self.unplannable("images of a single slice have no cascade".to_owned()));
+                return Err(self.unplannable("a cascade requires images of more than one slice".to_owned()));
             }
             return Ok(configurations);
         }
@@ -142,7 +142,7 @@ impl Planning<'_> {
             configurations.insert(FULLRES.to_owned(), full(fullres));
             return Ok(configurations);
         };
-        // A patch that is small in the image often lacks a class; over the batch the Dice is steadier.
+        // Small patches often lack a class; the Dice over the batch is more stable.
         fullres.batch_dice = true;
         lowres.next_stage = Some(json!(CASCADE));
         configurations.insert(LOWRES.to_owned(), full(lowres));
@@ -155,10 +155,11 @@ impl Planning<'_> {
         Ok(configurations)
     }
 
-    /// The finest spacing whose patch shows enough of the image; `None` where that is nearly the full resolution.
+    /// Returns the configuration with the finest spacing for which a patch covers enough of the image; `None` if this
+    /// is close to the full resolution.
     ///
-    /// The fine axes grow first, until they are within a factor of two of the coarsest. With
-    /// [`PlannerOptions::force_lowres`] they grow on until the image is small enough.
+    /// The fine axes are coarsened first, until they are within a factor of two of the coarsest axis. With
+    /// [`PlannerOptions::force_lowres`], coarsening continues until the image is small enough.
     fn lowres(
         &self,
         fullres: &Configuration,
@@ -190,7 +191,7 @@ impl Planning<'_> {
         Ok(lowres.filter(|_| is_small(voxels)))
     }
 
-    /// A configuration at this spacing for images of this median shape, without batch Dice.
+    /// Creates a configuration at this spacing for images of this median shape, without batch Dice.
     fn configuration(
         &self,
         name: &str,
@@ -201,7 +202,7 @@ impl Planning<'_> {
         let (classes, gpu_memory_gb) = (self.dataset.labels.len(), self.options.gpu_memory_gb);
         let demand = Demand { spacing, median_shape, dataset_voxels, classes, gpu_memory_gb, preset: self.preset };
         let Some(Fit { patch_size, batch_size, shape }) = demand.fit() else {
-            return Err(self.unplannable(format!("no patch of {name} fits into {gpu_memory_gb} GB of GPU memory")));
+            return Err(self.unplannable(format!("no patch size of {name} fits into {gpu_memory_gb} GB of GPU memory")));
         };
         let normalization_schemes: Vec<_> = self.dataset.channel_names.values().map(|name| scheme(name)).collect();
         let use_mask = self.fingerprint.median_relative_size_after_cropping < MASK_BELOW;
@@ -228,10 +229,10 @@ impl Planning<'_> {
         })
     }
 
-    /// The folder of the preprocessed data: of its own, or that of the plans whose data are the same.
+    /// Returns the folder name of the preprocessed data: its own, or that of plans with identical data.
     ///
-    /// nnU-Net's residual planners share data even where the target spacing is their own, and so train on what was
-    /// resampled to another; here they do not.
+    /// nnU-Net's residual planners share data even with a custom target spacing, and so train on data resampled to a
+    /// different spacing; here they do not.
     fn data_identifier(&self, configuration: &str) -> String {
         let shared = self.preset.shares_data_of.filter(|_| self.options.target_spacing.is_none());
         let plans = match configuration {
@@ -241,7 +242,7 @@ impl Planning<'_> {
         format!("{plans}_{configuration}")
     }
 
-    /// The configurations that were asked for, and those they need.
+    /// Selects the requested configurations and those they depend on.
     fn selected(
         &self,
         mut planned: IndexMap<String, ConfigurationEntry>,
@@ -250,7 +251,7 @@ impl Planning<'_> {
         if let Some(unknown) = wanted.iter().find(|name| !planned.contains_key(*name)) {
             return Err(PlanError::UnknownConfiguration {
                 name: unknown.clone(),
-                plans: format!("what suits {}", self.dataset_name),
+                plans: format!("the configurations for {}", self.dataset_name),
                 available: planned.keys().cloned().collect(),
             });
         }
@@ -264,7 +265,7 @@ impl Planning<'_> {
         Ok(planned)
     }
 
-    /// Refuses what the statistics below would stumble over.
+    /// Rejects fingerprints and options that would break the statistics below.
     fn check(&self) -> Result<(), PlanError> {
         let Fingerprint { shapes_after_crop: shapes, spacings, .. } = self.fingerprint;
         if shapes.is_empty() || shapes.len() != spacings.len() {
@@ -296,7 +297,7 @@ impl Planning<'_> {
         shape.iter().product::<f64>() * self.dataset.num_training as f64
     }
 
-    /// Class of nnU-Net that reads this kind of file (`reader_writer_registry.py`).
+    /// Returns the nnU-Net class that reads this file type (`reader_writer_registry.py`).
     fn image_reader_writer(&self) -> String {
         let stated = self.dataset.other.get("overwrite_image_reader_writer").and_then(Value::as_str);
         if let Some(class) = stated.filter(|class| *class != "None") {
@@ -320,7 +321,7 @@ impl Planning<'_> {
 
 const Z_SCORE: &str = "ZScoreNormalization";
 
-/// Normalisation class of a channel (`map_channel_name_to_normalization.py`).
+/// Returns the normalization class of a channel (`map_channel_name_to_normalization.py`).
 fn scheme(channel: &str) -> &'static str {
     match channel.to_lowercase().as_str() {
         "ct" => "CTNormalization",

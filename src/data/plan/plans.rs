@@ -12,7 +12,7 @@ use super::{Configuration, PlanError, old_format};
 use crate::dataset::IntensityProperties;
 use nnunet_core::fsio;
 
-/// The plans file. Keys this crate does not know are kept.
+/// Contents of a plans file. Unknown keys are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plans {
     pub dataset_name: String,
@@ -21,13 +21,13 @@ pub struct Plans {
     pub original_median_spacing_after_transp: Vec<f64>,
     /// Median shape in voxels after [`Plans::transpose_forward`], `(z, y, x)`.
     pub original_median_shape_after_transp: Vec<usize>,
-    /// Class of nnU-Net that reads and writes the images.
+    /// nnU-Net class that reads and writes the images.
     pub image_reader_writer: String,
-    /// Axis permutation applied to a raw array before anything else; puts the coarsest axis first.
+    /// Axis permutation applied first to a raw array; moves the coarsest axis to the front.
     pub transpose_forward: Vec<usize>,
     /// The inverse of [`Plans::transpose_forward`].
     pub transpose_backward: Vec<usize>,
-    /// By name: `2d`, `3d_lowres`, `3d_fullres`, `3d_cascade_fullres`.
+    /// Configurations by name: `2d`, `3d_lowres`, `3d_fullres`, `3d_cascade_fullres`.
     pub configurations: IndexMap<String, ConfigurationEntry>,
     pub experiment_planner_used: String,
     pub label_manager: String,
@@ -38,7 +38,7 @@ pub struct Plans {
     pub(super) origin: Origin,
 }
 
-/// The file that plans were read from, if any, which errors name; plans from another file are not other plans.
+/// Path of the plans file, if any, for error messages; ignored when plans are compared.
 #[derive(Clone, Default)]
 pub(super) struct Origin(Option<PathBuf>);
 
@@ -46,13 +46,13 @@ pub(super) struct Origin(Option<PathBuf>);
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum ConfigurationEntry {
-    /// A configuration that stands by itself.
+    /// A self-contained configuration.
     Full(Box<Configuration>),
-    /// A configuration that takes what it does not state from another.
+    /// A configuration that inherits missing keys from another.
     Inherited(InheritedConfiguration),
 }
 
-/// A configuration that takes what it does not state from another.
+/// A configuration that inherits missing keys from another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InheritedConfiguration {
     pub inherits_from: String,
@@ -64,7 +64,7 @@ impl Plans {
     /// Reads a plans file.
     ///
     /// # Errors
-    /// Names the file and what is wrong with it.
+    /// Returns an error that names the file if it cannot be read or is invalid.
     pub fn load(path: &Path) -> Result<Self, PlanError> {
         let text = std::fs::read(path).map_err(|source| PlanError::File { path: path.to_owned(), source })?;
         let plans = serde_json::from_slice(&text);
@@ -72,10 +72,10 @@ impl Plans {
         Ok(Self { origin: Origin(Some(path.to_owned())), ..plans })
     }
 
-    /// Writes the plans file as nnU-Net lays it out (indented by four).
+    /// Writes a plans file in nnU-Net's formatting (indented by four spaces).
     ///
     /// # Errors
-    /// Names the file that cannot be written.
+    /// Returns an error that names the file if it cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), PlanError> {
         fsio::write_atomically(path, |file| self.write(file))
             .map_err(|source| PlanError::File { path: path.to_owned(), source })
@@ -86,11 +86,11 @@ impl Plans {
         Ok(self.serialize(&mut serde_json::Serializer::with_formatter(file, layout))?)
     }
 
-    /// A configuration with everything it inherits, checked: its parts fit together, and its network can be built.
+    /// Returns a configuration with all inherited keys, validated: it is consistent and its network is supported.
     ///
     /// # Errors
-    /// An unknown name lists the known ones; a circle of inheritance, a missing key, a contradiction or a network that is
-    /// not known is named.
+    /// Returns an error for an unknown name (listing the known ones), circular inheritance, a missing key, an
+    /// inconsistency or an unsupported network.
     pub fn configuration(&self, name: &str) -> Result<Configuration, PlanError> {
         let configuration = self.resolve(name)?;
         if let Some(reason) = configuration.contradiction() {
@@ -100,12 +100,12 @@ impl Plans {
         Ok(configuration)
     }
 
-    /// A configuration of these plans that cannot be followed.
+    /// Creates the error of an invalid configuration of these plans.
     pub(crate) fn invalid(&self, name: &str, reason: String) -> PlanError {
         PlanError::Invalid { plans: self.place(), name: name.to_owned(), reason }
     }
 
-    /// What errors call these plans.
+    /// Returns a description of these plans for error messages.
     fn place(&self) -> String {
         match &self.origin {
             Origin(Some(path)) => path.display().to_string(),
@@ -120,7 +120,7 @@ impl Plans {
         let base = loop {
             match self.entry(ancestor)? {
                 ConfigurationEntry::Full(base) => break base,
-                // A chain longer than there are configurations visits one of them twice.
+                // A chain longer than the number of configurations visits one of them twice.
                 ConfigurationEntry::Inherited(_) if overrides.len() == self.configurations.len() => {
                     return Err(invalid("inherits from itself".to_owned()));
                 }
@@ -161,7 +161,7 @@ impl fmt::Debug for Origin {
     }
 }
 
-/// By hand, because an untagged enum cannot say which key is missing.
+/// Implemented by hand, because derived untagged enums do not report missing keys.
 impl<'de> Deserialize<'de> for ConfigurationEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut value = Value::deserialize(deserializer)?;

@@ -1,21 +1,21 @@
-//! nnU-Net v2's planners: one algorithm with other networks and other numbers.
+//! Presets of nnU-Net v2's planners: one algorithm with different networks and constants.
 
 use super::networks::{Network, PLAIN_CONV_UNET, RESIDUAL_ENCODER_UNET};
 
-/// nnU-Net v2's planners; each also goes by the name of its class.
+/// Planners of nnU-Net v2; also accepted by class name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Planner {
-    /// The plain U-Net, for 8 GB (ExperimentPlanner).
+    /// Plain U-Net, for 8 GB of GPU memory (ExperimentPlanner).
     #[cfg_attr(feature = "clap", value(alias = "ExperimentPlanner"))]
     Default,
-    /// A residual encoder, for 8 GB (nnUNetPlannerResEncM).
+    /// Residual encoder U-Net, for 8 GB of GPU memory (nnUNetPlannerResEncM).
     #[cfg_attr(feature = "clap", value(name = "resenc-m", alias = "nnUNetPlannerResEncM"))]
     ResEncM,
-    /// A residual encoder, for 24 GB (nnUNetPlannerResEncL).
+    /// Residual encoder U-Net, for 24 GB of GPU memory (nnUNetPlannerResEncL).
     #[cfg_attr(feature = "clap", value(name = "resenc-l", alias = "nnUNetPlannerResEncL"))]
     ResEncL,
-    /// A residual encoder, for 40 GB (nnUNetPlannerResEncXL).
+    /// Residual encoder U-Net, for 40 GB of GPU memory (nnUNetPlannerResEncXL).
     #[cfg_attr(feature = "clap", value(name = "resenc-xl", alias = "nnUNetPlannerResEncXL"))]
     ResEncXl,
 }
@@ -25,25 +25,25 @@ impl Planner {
     pub const ALL: [Self; 4] = [Self::Default, Self::ResEncM, Self::ResEncL, Self::ResEncXl];
 }
 
-/// What the planners differ in (nnU-Net's `default_experiment_planner.py` and `residual_encoder_unet_planners.py`).
+/// Constants of a planner (nnU-Net's `default_experiment_planner.py` and `residual_encoder_unet_planners.py`).
 pub(super) struct Preset {
-    /// nnU-Net's class.
+    /// Class name in nnU-Net.
     pub class: &'static str,
     pub plans_name: &'static str,
     pub network: &'static Network,
-    /// Memory of one GPU in GB for which it plans unless told otherwise, and to which the feature maps belong.
+    /// Default GPU memory in GB, to which `feature_maps` refers.
     pub gpu_memory_gb: f64,
-    /// Elements of the feature maps of a sample that fills that GPU, in a batch of the usual size; in 2D and in 3D.
+    /// Feature map elements of one sample, in a batch of the reference size, that fill this GPU memory; for 2D and 3D.
     pub feature_maps: [f64; 2],
-    /// Blocks of each encoder stage; the last number goes for all further stages.
+    /// Blocks of each encoder stage; the last entry applies to all further stages.
     pub blocks_encoder: &'static [usize],
     /// Convolutions of each decoder stage.
     pub convs_decoder: usize,
-    /// A batch never holds more than this part of the dataset's voxels.
+    /// Maximum fraction of the dataset's voxels in a batch.
     pub max_part_of_dataset: f64,
-    /// Whether a patch fits where the smallest batch of it does, or only where one of the usual size does.
+    /// True if a patch fits as soon as it fits with the smallest batch; false requires the reference batch.
     pub fits_with_smallest_batch: bool,
-    /// The plans whose preprocessed data it shares in `2d` and `3d_fullres`, where its own name would make a copy.
+    /// Plans whose preprocessed data are shared for `2d` and `3d_fullres`, to avoid a copy under another name.
     pub shares_data_of: Option<&'static str>,
 }
 
@@ -90,12 +90,12 @@ const RES_ENC_XL: Preset = Preset {
 };
 
 impl Planner {
-    /// Memory of one GPU in GB that it plans for unless told otherwise.
+    /// Returns the default GPU memory in GB.
     pub fn gpu_memory_gb(self) -> f64 {
         self.preset().gpu_memory_gb
     }
 
-    /// The name of its plans unless told otherwise.
+    /// Returns the default name of the plans.
     pub fn plans_name(self) -> &'static str {
         self.preset().plans_name
     }
@@ -111,7 +111,7 @@ impl Planner {
 }
 
 impl Preset {
-    /// The first that plans with this network.
+    /// Returns the first preset that uses this network.
     pub fn of_network(network: &Network) -> &'static Self {
         let mut presets = Planner::ALL.iter().map(|planner| planner.preset());
         presets.find(|preset| preset.network == network).unwrap_or(&DEFAULT)

@@ -1,13 +1,14 @@
-//! The spacing a dataset is resampled to, and the order of its axes.
+//! Target spacing of a dataset, and the order of its axes.
 
 use crate::dataset::Fingerprint;
 
-/// An axis is anisotropic where its voxels are more than this factor longer than the others'
+/// An axis is anisotropic if its voxels are larger than those of the other axes by more than this factor
 /// (`ANISO_THRESHOLD` of nnU-Net's `configuration.py`).
 const ANISOTROPY: f64 = 3.0;
 
-/// The target spacing at full resolution, in mm `(z, y, x)`: the median, but along an axis with both far longer and far
-/// fewer voxels than the others the tenth percentile, so that cases with thin slices keep them.
+/// Returns the target spacing at full resolution, in mm `(z, y, x)`: the median, except along an axis with much larger
+/// and much fewer voxels than the others. There it is the tenth percentile, so that cases with thin slices keep their
+/// resolution.
 pub(super) fn target_spacing(fingerprint: &Fingerprint) -> [f64; 3] {
     let mut target = per_axis(&fingerprint.spacings, |spacings| percentile(spacings, 0.5));
     let shapes: Vec<Vec<f64>> = fingerprint.shapes_after_crop.iter().map(|shape| floats(shape)).collect();
@@ -23,7 +24,7 @@ pub(super) fn target_spacing(fingerprint: &Fingerprint) -> [f64; 3] {
     target
 }
 
-/// The permutation that puts the coarsest axis first, and its inverse.
+/// Returns the permutation that moves the coarsest axis to the front, and its inverse.
 pub(super) fn transposition(target: &[f64; 3]) -> ([usize; 3], [usize; 3]) {
     let forward = match coarsest(target) {
         0 => [0, 1, 2],
@@ -37,7 +38,7 @@ pub(super) fn transposition(target: &[f64; 3]) -> ([usize; 3], [usize; 3]) {
     (forward, backward)
 }
 
-/// Median over cases of the shape in voxels after resampling to `target`.
+/// Returns the median over cases of the shape in voxels after resampling to `target`.
 pub(super) fn median_resampled_shape(fingerprint: &Fingerprint, target: &[f64; 3]) -> [f64; 3] {
     let cases = fingerprint.shapes_after_crop.iter().zip(&fingerprint.spacings);
     let resampled = |(shape, spacing): (&Vec<usize>, &Vec<f64>)| -> Vec<f64> {
@@ -48,18 +49,18 @@ pub(super) fn median_resampled_shape(fingerprint: &Fingerprint, target: &[f64; 3
     per_axis(&shapes, median)
 }
 
-/// Median over cases of the spacing in mm.
+/// Returns the median over cases of the spacing in mm.
 pub(super) fn median_spacing(fingerprint: &Fingerprint) -> [f64; 3] {
     per_axis(&fingerprint.spacings, median)
 }
 
-/// Median over cases of the shape in voxels after cropping, half to even.
+/// Returns the median over cases of the shape in voxels after cropping, rounding halves to even.
 pub(super) fn median_shape(fingerprint: &Fingerprint) -> [usize; 3] {
     let shapes: Vec<Vec<f64>> = fingerprint.shapes_after_crop.iter().map(|shape| floats(shape)).collect();
     per_axis(&shapes, median).map(|extent| extent.round_ties_even() as usize)
 }
 
-/// The first of the axes with the largest spacing.
+/// Returns the first of the axes with the largest spacing.
 fn coarsest(spacing: &[f64; 3]) -> usize {
     (1..3).fold(0, |coarsest, axis| if spacing[axis] > spacing[coarsest] { axis } else { coarsest })
 }
@@ -72,14 +73,14 @@ fn per_axis(rows: &[Vec<f64>], statistic: impl Fn(Vec<f64>) -> f64) -> [f64; 3] 
     std::array::from_fn(|axis| statistic(rows.iter().map(|row| row[axis]).collect()))
 }
 
-/// The middle value, or the mean of the two middle ones.
+/// Returns the middle value, or the mean of the two middle values.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
 }
 
-/// Linear interpolation between the two nearest ranks, rounded as numpy rounds it; `q` is in 0..=1.
+/// Returns a percentile by linear interpolation between the two nearest ranks, rounded like numpy; `q` is in 0..=1.
 fn percentile(mut values: Vec<f64>, q: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let rank = q * (values.len() - 1) as f64;
@@ -107,7 +108,7 @@ mod tests {
     fn few_thick_slices_are_resampled_to_the_tenth_percentile() {
         let spacings = [[5.0, 1.0, 1.0], [10.0, 1.0, 1.0], [10.0, 1.0, 1.0]];
         assert_eq!(target_spacing(&fingerprint(&spacings, [10, 200, 200])), [6.0, 1.0, 1.0]);
-        // As many slices as pixels: the median is good enough.
+        // With as many slices as pixels, the median is used.
         assert_eq!(target_spacing(&fingerprint(&spacings, [200, 200, 200])), [10.0, 1.0, 1.0]);
     }
 

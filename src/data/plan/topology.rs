@@ -1,19 +1,19 @@
-//! How often, and along which axes, a U-Net can pool a patch.
+//! Pooling and kernel topology of a U-Net for a given patch.
 
-/// Smallest edge of the feature maps at the bottom of the network, in voxels.
+/// Minimum edge of the feature maps at the lowest resolution, in voxels.
 const MIN_EDGE: f64 = 4.0;
 
-/// Axes whose spacings differ by less than this factor are treated alike.
+/// Axes whose spacings differ by less than this factor are pooled together.
 const SIMILAR: f64 = 2.0;
 
-/// Strides and kernels of the stages of a U-Net, with as many axes as the spacing they were derived from.
+/// Strides and kernels of the stages of a U-Net, with the number of axes of the spacing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
-    /// Poolings along each axis.
+    /// Number of poolings along each axis.
     pub pools_per_axis: Vec<usize>,
     /// Stride of each stage, highest resolution first; the first is 1.
     pub strides: Vec<Vec<usize>>,
-    /// Kernel of each stage, highest resolution first; the last is 3 in every axis.
+    /// Kernel of each stage, highest resolution first; the last is 3 along every axis.
     pub kernels: Vec<Vec<usize>>,
     /// The patch size, padded to multiples of [`Topology::divisible_by`].
     pub patch_size: Vec<usize>,
@@ -22,14 +22,14 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// The topology for a patch of `patch_size` voxels (of which a median may leave halves) at `spacing` mm
+    /// Computes the topology for a patch of `patch_size` voxels (half voxels may result from a median) at `spacing` mm
     /// (`get_pool_and_conv_props` in nnU-Net's `network_topology.py`).
     ///
-    /// Every stage halves the axes that are long enough and whose voxels are within a factor of two of the smallest.
-    /// An axis takes part in convolutions (kernel 3) as soon as its voxels are within that factor.
+    /// Every stage halves the axes that are long enough and whose voxel size is within a factor of two of the smallest.
+    /// An axis is convolved (kernel 3) as soon as its voxel size is within this factor.
     ///
     /// # Panics
-    /// Where the two slices differ in length.
+    /// Panics if the two slices differ in length.
     pub fn new(spacing: &[f64], patch_size: &[f64]) -> Self {
         assert_eq!(spacing.len(), patch_size.len(), "one spacing per axis");
         let axes = spacing.len();
@@ -62,20 +62,20 @@ impl Topology {
     }
 }
 
-/// The axes the next stage halves; `None` where the network ends.
+/// Returns the axes that the next stage halves; `None` if there are no more stages.
 fn axes_to_pool(mm: &[f64], voxels: &[f64]) -> Option<Vec<usize>> {
     let long: Vec<usize> = (0..mm.len()).filter(|&axis| voxels[axis] >= 2.0 * MIN_EDGE).collect();
     let smallest = long.iter().map(|&axis| mm[axis]).fold(f64::INFINITY, f64::min);
     let similar: Vec<usize> = long.into_iter().filter(|&axis| mm[axis] / smallest < SIMILAR).collect();
     match similar.as_slice() {
         [] => None,
-        // For one axis alone, another stage must be worth it.
+        // A single axis is pooled only if it is long enough for a further stage.
         [axis] if voxels[*axis] < 3.0 * MIN_EDGE => None,
         _ => Some(similar),
     }
 }
 
-/// The next multiple of `by`.
+/// Rounds up to a multiple of `by`.
 fn pad(extent: f64, by: usize) -> usize {
     let by = by as f64;
     let rest = extent % by;

@@ -1,18 +1,18 @@
-//! The memory that this process may use.
+//! Memory limit of this process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where control groups are mounted.
+/// Mount point of control groups.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// The machine's memory in bytes or, where that is less, what the control group grants (version 2 or 1); `None` where
-/// the kernel does not tell.
+/// Returns the memory limit in bytes: the machine's memory or, if lower, the limit of the control group (cgroup v2 or
+/// v1); `None` if the kernel reports neither.
 pub fn granted_memory() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = groups.lines().flat_map(limit_files).filter_map(|path| fs::read_to_string(path).ok());
-    // "max" is no limit.
+    // "max" means no limit.
     limits.filter_map(|text| text.trim().parse().ok()).chain(machine).min()
 }
 
@@ -22,7 +22,8 @@ fn total(meminfo: &str) -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// The files with the limits of a group, `ID:CONTROLLERS:PATH`, and of those that it lies in; a limit of each binds.
+/// Returns the limit files of the control group in `group` (`ID:CONTROLLERS:PATH`) and of all its ancestors; every
+/// limit applies.
 fn limit_files(group: &str) -> Vec<PathBuf> {
     let mut parts = group.splitn(3, ':').skip(1);
     let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return Vec::new() };

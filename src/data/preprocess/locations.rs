@@ -1,4 +1,4 @@
-//! Where the classes lie, for foreground oversampling.
+//! Sampling of class locations for foreground oversampling.
 
 use std::collections::BTreeMap;
 
@@ -9,17 +9,17 @@ use crate::dataset::DatasetJson;
 use crate::store::{ANNOTATED, OUTSIDE_LABEL};
 use nnunet_core::rng::{Purpose, Stream, stream};
 
-/// At least this many voxels are kept of each class that has them (nnU-Net v2, `_sample_foreground_locations`).
+/// Minimum number of voxels kept per class, or all if it has fewer (nnU-Net v2, `_sample_foreground_locations`).
 const MIN_SAMPLES: u64 = 10_000;
-/// At least one in this many voxels is kept of each class.
+/// At least one in this many voxels of each class is kept.
 const MIN_COVERAGE: u64 = 100;
-/// The locations are part of the data set, not of a training run: its seed does not change them.
+/// Fixed seed: the locations are part of the dataset and do not depend on the seed of a training run.
 const SEED: u64 = 1234;
 
-/// The foreground that patches are centred on: classes, or regions where the dataset has them.
+/// Foreground groups that patches are centered on: classes, or regions if the dataset has them.
 ///
-/// A region goes by its output class in `regions_class_order`, as in the predicted label map; regions of one output class
-/// go together. Where there is an ignore label, all voxels without it are a group of their own, [`ANNOTATED`].
+/// A region is keyed by its output class in `regions_class_order`, as in the predicted label map; regions of the same
+/// output class are merged. If there is an ignore label, all voxels without it form an additional group, [`ANNOTATED`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassGroups {
     /// Key and member labels of each group.
@@ -27,10 +27,10 @@ pub struct ClassGroups {
 }
 
 impl ClassGroups {
-    /// The classes or regions of a dataset, without background and the ignore label.
+    /// Creates the groups of a dataset's classes or regions, without background and the ignore label.
     ///
     /// # Errors
-    /// What is wrong with `regions_class_order`.
+    /// Returns a description of the problem if `regions_class_order` is invalid.
     pub fn of(dataset: &DatasetJson) -> Result<Self, String> {
         if let Some(problem) = dataset.region_problem() {
             return Err(problem);
@@ -50,14 +50,14 @@ impl ClassGroups {
 
     /// Draws a bounded sample of the voxels of each group that occurs, in C order.
     ///
-    /// Of `n` voxels, `max(min(10000, n), ceil(n / 100))` are drawn uniformly without replacement. The draw depends on
-    /// `labels` and `case` (a number of the case, such as [`case_number`]) alone.
+    /// From `n` voxels, `max(min(10000, n), ceil(n / 100))` are drawn uniformly without replacement. The sample depends
+    /// only on `labels` and `case` (an integer that identifies the case, such as [`case_number`]).
     pub fn sample(&self, labels: ArrayView3<i16>, case: u64) -> BTreeMap<i16, Vec<[u32; 3]>> {
         let memberships = self.memberships();
         let groups_of = |label: i16| memberships.get(place(label)?);
 
         let mut counts = vec![0u64; self.groups.len()];
-        // Most rows hold none of the classes, which takes less to see than to look up each label.
+        // Most rows contain none of the classes; testing for that is cheaper than a lookup per label.
         let (first, last) = self.label_range();
         let holds_any = |row: &ArrayView1<i16>| row.fold(false, |any, label| any | (first..=last).contains(label));
         for row in labels.rows().into_iter().filter(holds_any) {
@@ -79,13 +79,13 @@ impl ClassGroups {
         keys.zip(samplers).filter(|(_, sampler)| !sampler.drawn.is_empty()).map(|(key, s)| (key, s.drawn)).collect()
     }
 
-    /// The smallest and the largest label that belongs to a group.
+    /// Returns the smallest and largest label that belongs to a group.
     fn label_range(&self) -> (i16, i16) {
         let members = || self.groups.iter().flat_map(|(_, members)| members.iter().copied());
         (members().min().unwrap_or(i16::MAX), members().max().unwrap_or(i16::MIN))
     }
 
-    /// For each label, the groups it belongs to.
+    /// Returns the groups of each label.
     fn memberships(&self) -> Vec<Vec<usize>> {
         let mut memberships = Vec::new();
         for (group, (_, members)) in self.groups.iter().enumerate() {
@@ -100,12 +100,12 @@ impl ClassGroups {
     }
 }
 
-/// The place of a label in a list that begins with that of voxels outside.
+/// Returns the index of a label in a table that starts at the label of voxels outside the image (-1).
 fn place(label: i16) -> Option<usize> {
     usize::try_from(i32::from(label) - i32::from(OUTSIDE_LABEL)).ok()
 }
 
-/// A number for a case that depends on its identifier alone, so that adding a case changes no other (64-bit FNV-1a).
+/// Hashes a case identifier (64-bit FNV-1a), so that adding a case does not change the samples of others.
 pub fn case_number(id: &str) -> u64 {
     id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -160,7 +160,7 @@ mod tests {
 
         let sample = groups.sample(labels.view(), 7);
         let sizes: Vec<_> = sample.iter().map(|(class, list)| (*class, list.len())).collect();
-        // All but the 30000 voxels of the ignore label.
+        // All voxels except the 30000 with the ignore label.
         assert_eq!(sizes, [(ANNOTATED, 14_700), (1, 50), (2, 10_000), (3, 14_000)]);
         let ignored = |l: &[u32; 3]| labels[l.map(|i| i as usize)] == 5;
         assert!(!sample[&ANNOTATED].iter().any(ignored) && sample[&ANNOTATED].iter().any(|l| l[0] == 149));
@@ -168,7 +168,7 @@ mod tests {
             assert!(list.iter().all(|l| labels[l.map(|i| i as usize)] == *class));
             assert!(list.windows(2).all(|pair| pair[0] < pair[1]), "drawn without replacement, in C order");
         }
-        // Uniform: the 14000 draws lie in the middle of the class on average (standard error 0.34 slices).
+        // Uniform draws: the mean of 14000 locations is the center of the class (standard error 0.34 slices).
         let mean = sample[&3].iter().map(|l| f64::from(l[0])).sum::<f64>() / 14_000.0;
         assert!((mean - 74.5).abs() < 2.0, "mean slice {mean}");
 

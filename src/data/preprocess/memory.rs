@@ -1,46 +1,46 @@
-//! How many cases are in memory at a time.
+//! Memory budget that limits the number of cases in memory.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// The most bytes that preprocessing one case takes, before anything of it is cropped.
+/// Returns an upper bound on the memory needed to preprocess one case without cropping, in bytes.
 ///
-/// Reading and cropping hold the image twice, each time with labels and a mask; resampling holds the image before and
-/// after, with labels, and one channel's spline coefficients.
+/// Reading and cropping hold two copies of the image, each with labels and a mask; resampling holds the image before
+/// and after, with labels, and the spline coefficients of one channel.
 pub fn need(channels: usize, raw: [usize; 3], resampled: [usize; 3]) -> u64 {
     let voxels = |shape: [usize; 3]| shape.into_iter().fold(1u64, |product, n| product.saturating_mul(n as u64));
     let (raw, resampled, channels) = (voxels(raw), voxels(resampled), channels as u64);
-    // Four bytes per intensity, two per label, one per flag.
+    // Four bytes per intensity, two per label, one per mask voxel.
     let cropping = raw.saturating_mul(8 * channels + 8);
     let resampling = raw.saturating_mul(4 * channels + 7).saturating_add(resampled.saturating_mul(4 * channels + 2));
     cropping.max(resampling)
 }
 
-/// Memory that cases share: each is admitted when there is room for it, in the order of asking.
+/// A memory budget shared by cases: each case is admitted, in request order, as soon as enough memory is free.
 pub struct Budget {
     bytes: u64,
     used: Mutex<u64>,
     freed: Condvar,
-    /// Held by the case whose turn it is, so that small cases do not overtake a large one for ever.
+    /// Held by the case at the head of the queue, so that small cases cannot starve a large one.
     turn: Mutex<()>,
 }
 
 impl Budget {
-    /// A budget of so many bytes, all free.
+    /// Creates a budget of `bytes` bytes.
     pub fn new(bytes: u64) -> Self {
         Self { bytes, used: Mutex::new(0), freed: Condvar::new(), turn: Mutex::new(()) }
     }
 
-    /// Whether a case of this need fits in at all. One that does not is admitted, too, but only alone.
+    /// Returns true if a case needing `need` bytes fits the budget. A larger case is also admitted, but only alone.
     pub fn holds(&self, need: u64) -> bool {
         need <= self.bytes
     }
 
-    /// Waits for room and takes it until the admission is dropped.
+    /// Blocks until enough memory is free and reserves it until the returned guard is dropped.
     pub fn admit(&self, need: u64) -> Admission<'_> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let has_no_room = |used: &mut u64| *used > 0 && used.saturating_add(need) > self.bytes;
         let mut used = self.freed.wait_while(self.used(), has_no_room).unwrap_or_else(PoisonError::into_inner);
-        // Of a case beyond the budget, no more than what keeps all others out, so that the sum cannot overflow.
+        // A case larger than the budget reserves only one byte more than the budget, so that the sum cannot overflow.
         let taken = need.min(self.bytes.saturating_add(1));
         *used += taken;
         Admission { budget: self, taken }
@@ -51,7 +51,7 @@ impl Budget {
     }
 }
 
-/// Room that a case has.
+/// A guard for memory reserved from a [`Budget`].
 pub struct Admission<'a> {
     budget: &'a Budget,
     taken: u64,
@@ -73,14 +73,14 @@ mod tests {
 
     #[test]
     fn a_case_needs_what_its_arrays_take() {
-        // Coarser: cropping needs the most, the image twice and a little.
+        // Downsampling: cropping needs the most, two copies of the image plus labels and masks.
         assert_eq!(need(1, [10; 3], [5; 3]), 16_000);
-        // Twice as fine: the image once and its eightfold.
+        // Upsampling by 2: the image once, plus eight times its size.
         assert_eq!(need(2, [10; 3], [20; 3]), 15_000 + 80_000);
         assert_eq!(need(1, [usize::MAX; 3], [1; 3]), u64::MAX);
     }
 
-    /// Threads that hold these needs one after the other: the most bytes and the most cases that were in at a time.
+    /// Runs threads with these needs; returns the largest number of bytes and of cases held at the same time.
     fn most_at_a_time(budget: &Budget, needs: &[u64]) -> (u64, usize) {
         let (bytes, cases) = (AtomicU64::new(0), AtomicUsize::new(0));
         let (most_bytes, most_cases) = (AtomicU64::new(0), AtomicUsize::new(0));
@@ -99,7 +99,7 @@ mod tests {
                 });
             }
         });
-        assert_eq!(*budget.used(), 0, "all is given back");
+        assert_eq!(*budget.used(), 0, "all memory is released");
         (most_bytes.into_inner(), most_cases.into_inner())
     }
 
@@ -127,6 +127,6 @@ mod tests {
         let (_, cases) = most_at_a_time(&budget, &[11, 1000, u64::MAX / 64]);
         assert_eq!(cases, 1);
         let (bytes, _) = most_at_a_time(&budget, &[2, 100, 3]);
-        assert_eq!(bytes, 100, "nothing joins it");
+        assert_eq!(bytes, 100, "no other case runs with it");
     }
 }

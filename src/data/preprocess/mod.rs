@@ -1,9 +1,9 @@
-//! Preprocessing: from raw cases to what the network sees.
+//! Preprocessing of raw cases into the form that the network receives.
 //!
-//! [`Preprocessor`] does to one case what nnU-Net v2's `DefaultPreprocessor` does, in its order: transpose, crop to
-//! nonzero, normalise, resample, and sample where the classes lie. [`preprocess_dataset`] does so to all training cases
-//! on all cores, within a bound on memory, and fills the [`store`](crate::store). Prediction runs the same [`Preprocessor`] on an unlabelled case
-//! and goes back by [`CaseProperties::restore`].
+//! [`Preprocessor`] runs the steps of nnU-Net v2's `DefaultPreprocessor` on one case, in its order: transpose, crop to
+//! nonzero, normalize, resample, and sample class locations. [`preprocess_dataset`] runs it on all training cases with
+//! all cores, within a memory limit, and fills the [`store`](crate::store). Prediction runs the same [`Preprocessor`]
+//! on unlabeled cases and maps results back with [`CaseProperties::restore`].
 
 mod granted;
 mod locations;

@@ -1,18 +1,18 @@
-//! Intensity normalisation (nnU-Net v2, `default_normalization_schemes.py`).
+//! Intensity normalization (nnU-Net v2, `default_normalization_schemes.py`).
 
 use multiversion::multiversion;
 use ndarray::{ArrayView3, ArrayViewMut3, Zip};
 
 use crate::dataset::IntensityProperties;
 
-/// Standard deviations and ranges below this count as this.
+/// Lower bound of standard deviations and ranges used as divisors.
 const EPSILON: f32 = 1e-8;
 
-/// How the intensities of one channel are normalised.
+/// Normalization scheme of the intensities of one channel.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Normalization {
-    /// Clip to the 0.5 and 99.5 percentile of the training set's foreground, subtract its mean, divide by its standard
-    /// deviation: for quantitative images.
+    /// Clip to the 0.5 and 99.5 percentiles of the training set's foreground, subtract its mean and divide by its
+    /// standard deviation; for quantitative images.
     Ct {
         /// The 0.5 percentile.
         lower: f32,
@@ -23,26 +23,26 @@ pub enum Normalization {
         /// Standard deviation of the foreground.
         std: f32,
     },
-    /// Subtract the image's own mean, divide by its own standard deviation.
+    /// Subtract the mean of the image and divide by its standard deviation.
     ZScore {
-        /// Compute both, and normalise, inside the nonzero mask only; the outside stays as it is.
+        /// Compute both, and normalize, inside the nonzero mask only; voxels outside are unchanged.
         inside_mask: bool,
     },
-    /// Leave the intensities as they are.
+    /// Leave the intensities unchanged.
     None,
-    /// Map the image's own range to 0 .. 1.
+    /// Map the range of the image to 0..1.
     RescaleTo01,
-    /// Divide the range of 8-bit images, 0 .. 255, by 255.
+    /// Divide 8-bit intensities, 0..255, by 255.
     RgbTo01,
 }
 
 impl Normalization {
-    /// Finds the scheme by the class name that plans files use.
+    /// Returns the scheme for a class name as used in plans files.
     ///
-    /// `use_mask` matters to the z-score only, `intensities` (of the channel, over the training set) to CT only.
+    /// `use_mask` affects the z-score only, `intensities` (of the channel, over the training set) CT only.
     ///
     /// # Errors
-    /// What is wrong with the plans: an unknown name, or no intensities for CT.
+    /// Returns a description of the problem if the name is unknown, or CT has no intensities.
     pub fn from_plans(name: &str, use_mask: bool, intensities: Option<&IntensityProperties>) -> Result<Self, String> {
         match name {
             "CTNormalization" => {
@@ -58,14 +58,14 @@ impl Normalization {
             "NoNormalization" => Ok(Self::None),
             "RescaleTo01Normalization" => Ok(Self::RescaleTo01),
             "RGBTo01Normalization" => Ok(Self::RgbTo01),
-            unknown => Err(format!("normalization scheme {unknown} is not known")),
+            unknown => Err(format!("unknown normalization scheme {unknown}")),
         }
     }
 
-    /// Normalises one channel in place. `inside` tells of each voxel whether it lies in the nonzero mask.
+    /// Normalizes one channel in place. `inside` is true for voxels in the nonzero mask.
     ///
     /// # Errors
-    /// What about the intensities contradicts the scheme.
+    /// Returns a description of the problem if the intensities contradict the scheme.
     pub fn apply(&self, mut image: ArrayViewMut3<f32>, inside: ArrayView3<bool>) -> Result<(), String> {
         match *self {
             Self::Ct { lower, upper, mean, std } => {
@@ -91,7 +91,7 @@ impl Normalization {
             Self::RgbTo01 => {
                 let (min, max) = range(&image);
                 if min < 0.0 || max > 255.0 {
-                    return Err(format!("intensities {min} .. {max} are not those of an 8-bit image, 0 .. 255"));
+                    return Err(format!("intensities {min} .. {max} are outside the 8-bit range 0 .. 255"));
                 }
                 image.mapv_inplace(|v| v / 255.0);
             }
@@ -100,8 +100,8 @@ impl Normalization {
     }
 }
 
-/// Mean and standard deviation, at least [`EPSILON`], of the values inside the mask, or of all without one; in two passes
-/// of double precision, as single precision loses digits on large images.
+/// Returns the mean and standard deviation (at least [`EPSILON`]) of the values inside the mask, or of all values
+/// without a mask; uses two passes in double precision, as single precision loses digits on large images.
 fn moments(image: ArrayView3<f32>, mask: Option<ArrayView3<bool>>) -> (f32, f32) {
     let sum_of = |centre: f64, power: Power| {
         let (image, mask) = (image.as_standard_layout(), mask.as_ref().map(|mask| mask.as_standard_layout()));
@@ -122,14 +122,14 @@ enum Power {
     Second,
 }
 
-/// The sum of deviations from a centre, or of their squares; in lanes, for a sum need not wait for the one before.
+/// The arguments of a sum of deviations from a center, or of their squares, computed in independent lanes.
 struct Deviations<'a> {
     image: &'a [f32],
     mask: Option<&'a [bool]>,
     centre: f64,
 }
 
-/// Sums that are carried side by side.
+/// Number of parallel partial sums.
 const LANES: usize = 32;
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
@@ -204,7 +204,7 @@ mod tests {
                 assert!((got - want).abs() < 1e-6, "{name}: {got} instead of {want}");
             }
         }
-        assert!(normalized("Normalization", false, &values).unwrap_err().contains("not known"));
+        assert!(normalized("Normalization", false, &values).unwrap_err().contains("unknown normalization scheme"));
         assert!(Normalization::from_plans("CTNormalization", false, None).is_err());
     }
 

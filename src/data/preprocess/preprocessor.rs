@@ -1,4 +1,4 @@
-//! One case, from raw to what the network sees.
+//! Preprocessing of one case.
 
 use std::collections::BTreeMap;
 
@@ -14,13 +14,13 @@ use crate::store::StoreError;
 use nnunet_comm::distributed::CommError;
 use nnunet_image::{self as image, ImageHeader, Resampling};
 
-/// What labels become outside the nonzero mask (nnU-Net v2, `cropping.py`).
+/// Label of background voxels outside the nonzero mask (nnU-Net v2, `cropping.py`).
 const OUTSIDE: i16 = -1;
 
-/// Why preprocessing failed.
+/// An error of preprocessing.
 #[derive(Debug, thiserror::Error)]
 pub enum PreprocessError {
-    /// The plans cannot be followed.
+    /// The plans are invalid or unsupported.
     #[error("{0}")]
     Plans(#[from] PlanError),
     /// A case cannot be read.
@@ -30,7 +30,7 @@ pub enum PreprocessError {
         #[source]
         cause: DatasetError,
     },
-    /// A case does not fit the plans.
+    /// A case is inconsistent with the plans.
     #[error("case {case}: {defect}")]
     Case { case: String, defect: String },
     /// A case cannot be written.
@@ -40,7 +40,7 @@ pub enum PreprocessError {
         #[source]
         cause: StoreError,
     },
-    /// A case met a bug.
+    /// Preprocessing of a case panicked.
     #[error("case {case}: preprocessing panicked with the message above; this is a bug, please report it")]
     Panic { case: String },
     /// The output folder cannot be prepared.
@@ -49,18 +49,18 @@ pub enum PreprocessError {
     /// The worker threads cannot be started.
     #[error("cannot start {jobs} preprocessing threads: {cause}; use fewer jobs")]
     Threads { jobs: usize, cause: rayon::ThreadPoolBuildError },
-    /// A rank is gone.
+    /// Another rank failed.
     #[error("{0}")]
     Comm(#[from] CommError),
 }
 
-/// What one configuration of the plans does to a case (nnU-Net v2, `default_preprocessor.py`).
+/// Preprocessing steps of one configuration of the plans (nnU-Net v2, `default_preprocessor.py`).
 #[derive(Clone, Debug)]
 pub struct Preprocessor {
     transpose_forward: [usize; 3],
-    /// Voxel size in mm along `(z, y, x)`; without z in 2D configurations, which leave the slices where they are.
+    /// Voxel size in mm along `(z, y, x)`; without z in 2D configurations, which keep the slice spacing.
     target_spacing: TargetSpacing,
-    /// Per channel.
+    /// One scheme per channel.
     normalizations: Vec<Normalization>,
     resampling_data: Resampling,
     resampling_labels: Resampling,
@@ -74,10 +74,10 @@ enum TargetSpacing {
 }
 
 impl Preprocessor {
-    /// Takes from the plans what the `configuration` does, and from the dataset which classes there are.
+    /// Creates a preprocessor from a `configuration` of the plans and the classes of the dataset.
     ///
     /// # Errors
-    /// The configuration is missing, or states something unknown or contradictory.
+    /// Returns an error if the configuration is missing, or has unknown or contradictory settings.
     pub fn new(plans: &Plans, configuration: &str, dataset: &DatasetJson) -> Result<Self, PreprocessError> {
         let fail = |reason: String| plans.invalid(configuration, reason);
         let transpose_forward = permutation(&plans.transpose_forward).map_err(fail)?;
@@ -104,25 +104,25 @@ impl Preprocessor {
         })
     }
 
-    /// Transposes, crops to nonzero, normalises and resamples a case, and samples where its classes lie.
+    /// Transposes, crops to nonzero, normalizes and resamples a case, and samples its class locations.
     ///
     /// # Errors
-    /// The case has another number of channels than the plans, image and label map differ in shape, or its intensities
-    /// do not suit the normalisation.
+    /// Returns an error if the number of channels differs from the plans, if image and label map differ in shape, or if
+    /// the intensities contradict the normalization scheme.
     pub fn run(&self, case: &Case) -> Result<PreprocessedCase, PreprocessError> {
         Ok(self.finish(self.prepare(case)?))
     }
 
-    /// The first half of [`Preprocessor::run`]: transposes, crops to nonzero and normalises. After it the raw case is not
-    /// needed any more.
+    /// Runs the first half of [`Preprocessor::run`]: transposes, crops to nonzero and normalizes. The raw case is not
+    /// needed afterwards.
     ///
     /// # Errors
-    /// As those of [`Preprocessor::run`].
+    /// Returns an error under the same conditions as [`Preprocessor::run`].
     pub fn prepare(&self, case: &Case) -> Result<Prepared, PreprocessError> {
         self.prepare_unnamed(case).map_err(|defect| PreprocessError::Case { case: case.id.clone(), defect })
     }
 
-    /// The second half: resamples, and samples where the classes lie.
+    /// Runs the second half: resamples, and samples the class locations.
     pub fn finish(&self, mut prepared: Prepared) -> PreprocessedCase {
         if let Some(resampled) = self.resample_image(&prepared) {
             prepared.data = resampled;
@@ -136,7 +136,7 @@ impl Preprocessor {
         PreprocessedCase { data, labels, properties }
     }
 
-    /// The image in its new extent; `None` where that is the old one.
+    /// Resamples the image; `None` if its extent does not change.
     pub fn resample_image(&self, prepared: &Prepared) -> Option<Array4<f32>> {
         let Prepared { data, properties, .. } = prepared;
         let [from, to] = [properties.spacing_before_resampling(), properties.spacing_after_resampling];
@@ -144,7 +144,7 @@ impl Preprocessor {
         prepared.is_resampled().then(|| image::resample_data(data.view(), shape, from, to, &self.resampling_data))
     }
 
-    /// The labels in their new extent; `None` where that is the old one, or there are none.
+    /// Resamples the labels; `None` if their extent does not change, or there are none.
     pub fn resample_labels(&self, prepared: &Prepared) -> Option<Array3<i16>> {
         let Prepared { labels, properties, .. } = prepared;
         let [from, to] = [properties.spacing_before_resampling(), properties.spacing_after_resampling];
@@ -153,12 +153,12 @@ impl Preprocessor {
         Some(image::resample_labels(labels.view(), shape, from, to, &self.resampling_labels))
     }
 
-    /// Where the classes lie in the labels of a case after resampling.
+    /// Samples the class locations in the resampled labels of a case.
     pub fn locate(&self, prepared: &Prepared, labels: &Array3<i16>) -> BTreeMap<i16, Vec<[u32; 3]>> {
         self.classes.sample(labels.view(), prepared.case)
     }
 
-    /// The extent to which a raw image is resampled, `(z, y, x)` after transposition, if nothing of it is cropped.
+    /// Returns the extent after resampling of a raw image that is not cropped, `(z, y, x)` after transposition.
     pub fn shape_after_resampling(&self, image: &ImageHeader) -> [usize; 3] {
         let [_, shape @ ..] = image.shape;
         let spacing = self.transpose_forward.map(|raw| image.geometry.spacing[raw]);
@@ -169,7 +169,7 @@ impl Preprocessor {
     fn prepare_unnamed(&self, case: &Case) -> Result<Prepared, String> {
         let channels = case.image.data.len_of(Axis(0));
         if channels != self.normalizations.len() {
-            return Err(format!("has {channels} channels, the plans {}", self.normalizations.len()));
+            return Err(format!("has {channels} channels, but the plans have {}", self.normalizations.len()));
         }
         let [z, y, x] = self.transpose_forward;
         let image = case.image.data.view().permuted_axes([0, z + 1, y + 1, x + 1]);
@@ -188,7 +188,7 @@ impl Preprocessor {
         let shape = image::compute_new_shape(cropped_shape, spacing, target);
         if shape.contains(&0) {
             return Err(format!(
-                "{cropped_shape:?} voxels of {spacing:?} mm vanish at the target spacing {target:?} mm"
+                "the shape {cropped_shape:?} at {spacing:?} mm has no voxels at the target spacing {target:?} mm"
             ));
         }
         let properties = CaseProperties {
@@ -216,16 +216,16 @@ impl Preprocessor {
 impl TargetSpacing {
     fn parse(spacing: &[f64]) -> Result<Self, String> {
         if !spacing.iter().all(|&mm| mm.is_finite() && mm > 0.0) {
-            return Err(format!("the target spacing {spacing:?} mm is not positive"));
+            return Err(format!("the target spacing {spacing:?} mm must be positive"));
         }
         match *spacing {
             [y, x] => Ok(Self::InPlane([y, x])),
             [z, y, x] => Ok(Self::Volume([z, y, x])),
-            _ => Err(format!("the target spacing {spacing:?} mm has neither two nor three entries")),
+            _ => Err(format!("the target spacing {spacing:?} mm must have two or three entries")),
         }
     }
 
-    /// The spacing to resample a case of this spacing to.
+    /// Returns the target spacing for a case of this spacing.
     fn of(self, spacing: [f64; 3]) -> [f64; 3] {
         match self {
             Self::InPlane([y, x]) => [spacing[0], y, x],
@@ -234,14 +234,14 @@ impl TargetSpacing {
     }
 }
 
-/// A case that is cropped and normalised: what [`Preprocessor::prepare`] makes for [`Preprocessor::finish`].
+/// A cropped and normalized case, from [`Preprocessor::prepare`] for [`Preprocessor::finish`].
 #[derive(Clone, Debug)]
 pub struct Prepared {
     /// [`case_number`] of the case.
     case: u64,
     data: Array4<f32>,
     labels: Option<Array3<i16>>,
-    /// Complete but for the locations of the classes.
+    /// Complete except for the class locations.
     properties: CaseProperties,
 }
 
@@ -251,17 +251,17 @@ impl Prepared {
     }
 }
 
-/// The part of a case that is not empty, in C order.
+/// The nonzero part of a case, in C order.
 struct Cropped {
-    /// `[first, past the last]` voxel of each axis.
+    /// `[start, end)` of the crop along each axis.
     bbox: [[usize; 2]; 3],
     data: Array4<f32>,
     labels: Option<Array3<i16>>,
-    /// Where a voxel counts as image: not zero in some channel, enclosed by such voxels, or labelled.
+    /// True for voxels of the nonzero mask: nonzero in some channel, enclosed by such voxels, or labeled.
     inside: Array3<bool>,
 }
 
-/// Crops to the bounding box of the nonzero voxels and marks the background outside of them in the labels.
+/// Crops to the bounding box of the nonzero voxels and marks the background outside the mask in the labels.
 fn crop_to_nonzero(image: ArrayView4<f32>, labels: Option<ArrayView3<i16>>) -> Cropped {
     let mask = image::nonzero_mask(image);
     let bbox @ [z, y, x] = image::bounding_box(&mask);
@@ -360,8 +360,8 @@ mod tests {
         Preprocessor::new(&plans, "only", &dataset)
     }
 
-    /// Nonzero where 1 <= z < 4, 2 <= y < 5, 0 <= x < 6 of 5 x 6 x 7 voxels, but for one corner of that box, where
-    /// only the label map has something, and another, where neither has.
+    /// Creates a case of 5 x 6 x 7 voxels, nonzero where 1 <= z < 4, 2 <= y < 5, 0 <= x < 6, except for two corners of
+    /// that box: in one, only the label map is nonzero; in the other, neither is.
     fn case() -> Case {
         let mut data = Array4::zeros((1, 5, 6, 7));
         data.slice_mut(s![0, 1..4, 2..5, 0..6])
@@ -436,14 +436,14 @@ mod tests {
 
         let mut two_channels = case();
         two_channels.image.data = Array4::zeros((2, 5, 6, 7));
-        assert_eq!(error(&two_channels, &fits), "case phantom: has 2 channels, the plans 1");
+        assert_eq!(error(&two_channels, &fits), "case phantom: has 2 channels, but the plans have 1");
 
         let mut other_shape = case();
         other_shape.label = other_shape.label.map(|map| LabelMap { data: Array3::zeros((5, 6, 8)), ..map });
         assert!(error(&other_shape, &fits).contains("case phantom: the label map's shape [8, 5, 6]"));
 
         let coarse = preprocessor(&[4.0, 300.0, 2.0], "NoNormalization", false).unwrap();
-        assert!(error(&case(), &coarse).contains("vanish"));
+        assert!(error(&case(), &coarse).contains("has no voxels"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! All training cases of a dataset, on all cores.
+//! Preprocessing of all training cases of a dataset, on all cores.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -17,32 +17,32 @@ use crate::store;
 use nnunet_comm::distributed::{Communicator, ReduceOp, check_agreement, share_of};
 use nnunet_image as image;
 
-/// Cases in flight: while one is written, another is read or computed.
+/// Cases in flight per thread: while one is read or written, another is computed.
 const CASES_PER_THREAD: usize = 2;
 
-/// What [`preprocess_dataset`] did.
+/// Result of [`preprocess_dataset`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// Number of cases written: all of the dataset's.
+    /// Number of cases written, over all ranks.
     pub cases: usize,
-    /// Voxels written, over all cases, counted once for all channels.
+    /// Voxels written, over all cases; channels are not counted separately.
     pub voxels: usize,
     /// Wall time.
     pub elapsed: Duration,
 }
 
-/// What preprocessing may use of a rank's machine.
+/// Resource limits of preprocessing per rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Threads that compute; 0: one per core of the rank's.
+    /// Number of compute threads; 0 uses one per core of the rank.
     pub threads: usize,
-    /// Bytes that the cases in flight may take together; `None`: half of what machine or control group grant to the ranks
-    /// of a host, divided by their number.
+    /// Maximum total memory of the cases in flight, in bytes; `None` uses half of the memory limit (machine or control
+    /// group) divided by the number of ranks on the host.
     pub memory: Option<u64>,
 }
 
 impl Limits {
-    /// So many threads, and the default memory.
+    /// Creates limits with this number of threads and the default memory limit.
     pub fn threads(threads: usize) -> Self {
         Self { threads, memory: None }
     }
@@ -53,15 +53,16 @@ impl Limits {
     }
 }
 
-/// Preprocesses every case of the dataset into the store at `out_dir`, replacing what is there.
+/// Preprocesses every case of the dataset into the store at `out_dir`, replacing its contents.
 ///
-/// The ranks divide the cases by the size of their files. Each rank has up to two cases per thread in flight, so that
-/// the threads compute while others wait for the disk, but no more than fit into its memory together by what their
-/// headers say; a case too large for that is done alone, with a warning. What is written does not depend on the limits.
-/// `on_case` is told the name of each case that this rank has done, from whichever thread did it.
+/// The cases are partitioned over the ranks by file size. Each rank keeps up to two cases per thread in flight, so that
+/// threads compute while others wait for the disk, but no more than fit into its memory limit according to the image
+/// headers; a case over the limit is processed alone, with a warning. The output does not depend on the limits.
+/// `on_case` is called with the name of each case that this rank finishes, on any thread.
 ///
 /// # Errors
-/// Of the first case of this rank that fails, by name; no further case is begun then, and the finished ones stay.
+/// Returns the error of the first case of this rank that fails, with its name; no further cases are started, and
+/// finished cases stay.
 pub fn preprocess_dataset(
     dataset: &Dataset,
     plans: &Plans,
@@ -90,8 +91,8 @@ pub fn preprocess_dataset(
     let line =
         Line { preprocessor, channels: dataset.json.channel_names.len(), pool, budget: limits.budget(comm), out_dir };
     let voxels = AtomicUsize::new(0);
-    // One feeder per case in flight: were the cases themselves a parallel iterator, a thread that waits for a part of
-    // one case could begin another, and the number in memory would have no bound.
+    // One feeder thread per case in flight: with a parallel iterator over the cases, a thread waiting for a subtask of
+    // one case could start another case, and the number of cases in memory would be unbounded.
     for_each_until_error(&cases, CASES_PER_THREAD * threads, &|files| -> Result<(), PreprocessError> {
         let outcome = catch_unwind(AssertUnwindSafe(|| line.preprocess(files)));
         let written = outcome.unwrap_or_else(|_| Err(PreprocessError::Panic { case: files.id.clone() }))?;
@@ -104,19 +105,19 @@ pub fn preprocess_dataset(
     Ok(Report { cases: dataset.cases.len(), voxels: voxels[0] as usize, elapsed: began.elapsed() })
 }
 
-/// What every case passes through.
+/// State shared by all cases of a run.
 struct Line<'a> {
     preprocessor: Preprocessor,
-    /// Of the dataset's images.
+    /// Number of image channels of the dataset.
     channels: usize,
-    /// The threads that compute.
+    /// Compute threads.
     pool: ThreadPool,
     budget: Budget,
     out_dir: &'a Path,
 }
 
 impl Line<'_> {
-    /// Reads, preprocesses and writes one case; gives the number of voxels written.
+    /// Reads, preprocesses and writes one case; returns the number of voxels written.
     fn preprocess(&self, files: &CaseFiles) -> Result<usize, PreprocessError> {
         let id = || files.id.clone();
         let unreadable = |cause| PreprocessError::Read { case: id(), cause };
@@ -124,7 +125,7 @@ impl Line<'_> {
         let _admission = self.budget.admit(need);
         if !self.budget.holds(need) {
             tracing::warn!(
-                "case {}: may need {} MB, more than the bound on memory; it is preprocessed alone",
+                "case {}: may need {} MB, over the memory limit; preprocessing it alone",
                 files.id,
                 need / 1_000_000
             );
@@ -135,13 +136,13 @@ impl Line<'_> {
             drop(case);
             Ok::<_, PreprocessError>(self.preprocessor.finish(prepared))
         })?;
-        // Outside of the pool, whose threads have better to do than to wait for the disk.
+        // Not in the pool, so that its threads do not block on the disk.
         store::write_case(self.out_dir, &files.id, &preprocessed)
             .map_err(|cause| PreprocessError::Write { case: id(), cause })?;
         Ok(preprocessed.properties.shape_after_resampling.iter().product())
     }
 
-    /// The memory that a case takes at most, by the header of its first image.
+    /// Returns an upper bound on the memory of a case in bytes, from the header of its first image.
     fn need(&self, files: &CaseFiles) -> Result<u64, DatasetError> {
         let Some(first) = files.images.first() else { return Ok(0) };
         let header = image::read_header(first)?;
@@ -150,7 +151,7 @@ impl Line<'_> {
     }
 }
 
-/// Does the work for all items on `threads` threads; after the first error, which it gives, begins no more.
+/// Processes all items on `threads` threads; starts no more items after the first error, and returns it.
 fn for_each_until_error<T: Sync, E: Send>(
     items: &[T],
     threads: usize,

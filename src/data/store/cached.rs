@@ -1,14 +1,14 @@
-//! Whole cases kept in memory, for stores that are slow to read.
+//! In-memory cache of whole cases, for stores that are slow to read.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{CaseInfo, CaseStore, Patch, Region, StoreError};
 
-/// A store that keeps the cases last used, up to a bound.
+/// A store wrapper that keeps the most recently used cases in memory, up to a size limit.
 ///
-/// The native store is mapped into memory, so that on a local disk the operating system does the same. Over a network it
-/// does so less reliably, and drops what other programs push out.
+/// The native store is memory-mapped, so for local disks the page cache of the operating system does the same. For
+/// network file systems the page cache is less reliable and evicts data under memory pressure of other programs.
 pub struct CachedStore {
     inner: Arc<dyn CaseStore>,
     bound: usize,
@@ -19,7 +19,7 @@ pub struct CachedStore {
 struct State {
     cases: HashMap<String, Cached>,
     bytes: usize,
-    /// Counts the uses.
+    /// Logical clock, incremented on every use.
     clock: u64,
 }
 
@@ -29,34 +29,34 @@ struct Cached {
     last_used: u64,
 }
 
-/// A case, or a place for it that the first who comes fills while the others wait; `None` if it could not be read.
+/// A cached case, or a slot that the first user fills while others wait; `None` if the case could not be read.
 type Case = OnceLock<Option<Arc<Patch>>>;
 
 impl CachedStore {
-    /// Keeps at most `bound` bytes of cases of `inner`; one that is dropped while a thread reads it lives until that has
-    /// done. A case that is larger is always read anew.
+    /// Creates a cache of at most `bound` bytes of cases of `inner`. An evicted case stays alive while a thread still
+    /// reads it. A case larger than the limit is read from `inner` every time.
     pub fn new(inner: Arc<dyn CaseStore>, bound: usize) -> Self {
         Self { inner, bound, state: Mutex::default() }
     }
 
-    /// Bytes kept at the moment.
+    /// Returns the number of bytes currently cached.
     pub fn bytes(&self) -> usize {
         self.state().bytes
     }
 
-    /// A case, read now if it was not before; `None` if it is too large or cannot be read.
+    /// Returns a case, reading it if it is not cached; `None` if it is too large or cannot be read.
     fn whole(&self, case: &str) -> Result<Option<Arc<Patch>>, StoreError> {
         let info = self.inner.info(case)?;
         let Some(place) = self.place(case, info) else { return Ok(None) };
         let whole = place.get_or_init(|| self.read_whole(case, info).ok().map(Arc::new));
         if whole.is_none() {
-            // Who met the error meets it again, by reading from the store itself.
+            // The caller gets the error itself, by reading from the inner store.
             self.forget(case);
         }
         Ok(whole.clone())
     }
 
-    /// The place of a case; `None` if it is too large.
+    /// Returns the slot of a case; `None` if it is too large.
     fn place(&self, case: &str, info: &CaseInfo) -> Option<Arc<Case>> {
         let bytes = info.bytes();
         if bytes > self.bound {
@@ -84,7 +84,7 @@ impl CachedStore {
         Ok(whole)
     }
 
-    /// What could not be read may be readable next time.
+    /// Drops a failed case from the cache, so that the next call retries it.
     fn forget(&self, case: &str) {
         let mut state = self.state();
         if let Some(cached) = state.cases.remove(case) {
@@ -100,7 +100,7 @@ impl CachedStore {
 impl State {
     fn drop_least_recently_used(&mut self) {
         let oldest = self.cases.iter().min_by_key(|(_, cached)| cached.last_used).map(|(case, _)| case.clone());
-        let oldest = oldest.expect("bytes are kept, so there is a case");
+        let oldest = oldest.expect("a nonzero cache size implies a cached case");
         if let Some(cached) = self.cases.remove(&oldest) {
             self.bytes -= cached.bytes;
         }
@@ -117,7 +117,7 @@ impl CaseStore for CachedStore {
     }
 
     /// # Panics
-    /// As [`super::NativeStore::read_patch`].
+    /// Panics under the same conditions as [`super::NativeStore::read_patch`].
     fn read_patch(&self, case: &str, lo: [isize; 3], patch: &mut Patch) -> Result<(), StoreError> {
         let size = patch.labels.dim().into();
         match self.whole(case)? {

@@ -1,4 +1,4 @@
-//! A preprocessed case and what is written down about it.
+//! A preprocessed case and its metadata.
 
 use std::collections::BTreeMap;
 
@@ -7,53 +7,55 @@ use serde::{Deserialize, Serialize};
 
 use nnunet_image::Geometry;
 
-/// The key in [`CaseProperties::class_locations`] of voxels that have not the ignore label, background and surroundings
-/// included: nnU-Net's `annotated_classes_key`.
+/// Key in [`CaseProperties::class_locations`] of all voxels without the ignore label, including background and the
+/// surroundings of the object: nnU-Net's `annotated_classes_key`.
 pub const ANNOTATED: i16 = -1;
 
-/// A case as the network sees it.
+/// A case in the form that the network receives.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PreprocessedCase {
-    /// Normalised intensities, `(channel, z, y, x)`.
+    /// Normalized intensities, `(channel, z, y, x)`.
     pub data: Array4<f32>,
-    /// Labels, `(z, y, x)`, -1 outside the nonzero mask; `None` if the case came without.
+    /// Labels, `(z, y, x)`, -1 outside the nonzero mask; `None` for an unlabeled case.
     pub labels: Option<Array3<i16>>,
-    /// What was done to it.
+    /// Record of the preprocessing steps.
     pub properties: CaseProperties,
 }
 
-/// Everything about a preprocessed case but its voxels: how it came about and where its classes lie.
+/// Metadata of a preprocessed case: how it was preprocessed and the locations of its classes.
 ///
-/// Names follow the properties that nnU-Net v2 pickles beside its arrays. Except for [`CaseProperties::geometry`], all
-/// axes are those after [`CaseProperties::transpose_forward`]. [`CaseProperties::restore`] is the way back.
+/// Names follow the properties that nnU-Net v2 pickles beside its arrays. All axes except those of
+/// [`CaseProperties::geometry`] are in the order after [`CaseProperties::transpose_forward`].
+/// [`CaseProperties::restore`] maps back to the raw grid.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CaseProperties {
-    /// Where the raw image lies, in its own axis order.
+    /// Geometry of the raw image, in its own axis order.
     pub geometry: Geometry,
-    /// `transpose_forward[a]` is the raw axis that became axis `a`.
+    /// Raw axis of each axis: `transpose_forward[a]` is the raw axis that became axis `a`.
     pub transpose_forward: [usize; 3],
-    /// Extent in voxels.
+    /// Extent in voxels before cropping.
     pub shape_before_cropping: [usize; 3],
-    /// `[first, past the last]` voxel kept of each axis.
+    /// `[start, end)` of the crop along each axis, in voxels.
     pub bbox_used_for_cropping: [[usize; 2]; 3],
-    /// Extent in voxels of the kept box.
+    /// Extent in voxels of the cropped box.
     pub shape_after_cropping_and_before_resampling: [usize; 3],
     /// Extent in voxels of the stored arrays.
     pub shape_after_resampling: [usize; 3],
     /// Voxel size in mm of the stored arrays.
     pub spacing_after_resampling: [f64; 3],
-    /// For each foreground class or region present: a bounded random sample of its voxels in the stored arrays. A region
-    /// goes by its label in predictions. Where the dataset has an ignore label, all other voxels go by [`ANNOTATED`].
+    /// Per foreground class or region present: a bounded random sample of its voxels in the stored arrays. The key of a
+    /// region is its label in predictions. If the dataset has an ignore label, all other voxels have the key
+    /// [`ANNOTATED`].
     pub class_locations: BTreeMap<i16, Vec<[u32; 3]>>,
 }
 
 impl CaseProperties {
-    /// Voxel size in mm of the cropped image, in the axis order after transposition.
+    /// Returns the voxel size in mm of the cropped image, in the axis order after transposition.
     pub fn spacing_before_resampling(&self) -> [f64; 3] {
         self.transpose_forward.map(|raw| self.geometry.spacing[raw])
     }
 
-    /// Extent in voxels of the raw image, in its own axis order.
+    /// Returns the extent in voxels of the raw image, in its own axis order.
     pub fn raw_shape(&self) -> [usize; 3] {
         let mut shape = [0; 3];
         for (axis, &raw) in self.transpose_forward.iter().enumerate() {
@@ -62,13 +64,13 @@ impl CaseProperties {
         shape
     }
 
-    /// Undoes cropping and transposition: puts a map of the cropped image into the raw image's grid, with `outside`
-    /// where nothing was kept.
+    /// Undoes cropping and transposition: places a map of the cropped image in the grid of the raw image, with
+    /// `outside` in the voxels that were cropped away.
     ///
     /// # Panics
-    /// If `cropped` is not of [`CaseProperties::shape_after_cropping_and_before_resampling`].
+    /// Panics if the shape of `cropped` is not [`CaseProperties::shape_after_cropping_and_before_resampling`].
     pub fn restore<T: Copy>(&self, cropped: ArrayView3<T>, outside: T) -> Array3<T> {
-        assert_eq!(cropped.shape(), self.shape_after_cropping_and_before_resampling, "not a map of the cropped image");
+        assert_eq!(cropped.shape(), self.shape_after_cropping_and_before_resampling, "not the cropped shape");
         let mut raw = Array3::from_elem(self.raw_shape(), outside);
         let [z, y, x] = self.bbox_used_for_cropping;
         raw.view_mut()

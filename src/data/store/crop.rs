@@ -1,12 +1,12 @@
-//! Copying boxes out of arrays, beyond their borders too.
+//! Copying boxes out of arrays, with padding.
 
 use std::ops::Range;
 
-/// Copies the box `lo .. lo + target_shape` of a C-order `(z, y, x)` array into a C-order target, whole rows at a time;
+/// Copies the box `lo .. lo + target_shape` of a C-order `(z, y, x)` array into a C-order target, one row at a time;
 /// voxels outside the source become `padding`.
 ///
 /// # Panics
-/// If a slice is not as long as its shape says.
+/// Panics if the length of a slice does not match its shape.
 pub fn copy_box<T: Copy>(
     source: &[T],
     source_shape: [usize; 3],
@@ -26,7 +26,7 @@ pub fn copy_box<T: Copy>(
     if zs.is_empty() || ys.is_empty() || xs.is_empty() {
         return;
     }
-    // Within the overlap every source index is at least 0 and below the source's extent.
+    // Within the overlap, every source index is at least 0 and below the source extent.
     let source_index = |axis: usize, index: usize| lo[axis].wrapping_add_unsigned(index) as usize;
     let (x, width) = (source_index(2, xs.start), xs.len());
     for z in zs {
@@ -38,7 +38,7 @@ pub fn copy_box<T: Copy>(
     }
 }
 
-/// Indices of the target along one axis that lie within the source.
+/// Returns the target indices along one axis that are inside the source.
 fn overlap(lo: isize, target: usize, source: usize) -> Range<usize> {
     let begin = lo.min(0).unsigned_abs().min(target);
     let left = source.saturating_sub(lo.max(0).unsigned_abs());

@@ -1,7 +1,7 @@
-//! The preprocessed data on disk, and random-access patches from it.
+//! Preprocessed data on disk, with random access to patches.
 //!
-//! Training sees only [`CaseStore`]; [`NativeStore`] implements it over the folder that preprocessing fills with
-//! [`write_case`]. A case is listed only when it is whole, and every file is checked before the first patch is read.
+//! Training uses only [`CaseStore`]; [`NativeStore`] implements it over the folder that preprocessing fills with
+//! [`write_case`]. Only complete cases are listed, and every file is checked before the first patch is read.
 
 mod cached;
 mod case;
@@ -22,13 +22,13 @@ pub use native::{NativeStore, clear, label_map, read_case_properties, write_case
 pub use region::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Region};
 pub use stage::{StageError, stage, stage_label_maps};
 
-/// A failure of the store.
+/// An error of the store.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {defect}")]
 pub struct StoreError {
-    /// The file in question.
+    /// Path of the affected file or folder.
     pub path: PathBuf,
-    /// What is wrong with it and what to do.
+    /// Description of the problem and its remedy.
     pub defect: String,
 }
 
@@ -38,20 +38,20 @@ impl StoreError {
     }
 }
 
-/// Preprocessed cases of one configuration.
+/// The preprocessed cases of one configuration.
 ///
-/// Implementations are cheap to share between threads; reads take `&self`.
+/// Implementations are shared between threads; reads take `&self`.
 pub trait CaseStore: Send + Sync {
-    /// All cases, sorted by identifier.
+    /// Returns the identifiers of all cases, sorted.
     fn case_ids(&self) -> &[String];
 
-    /// What is known of a case without reading its voxels.
+    /// Returns the metadata of a case without reading its voxels.
     fn info(&self, case: &str) -> Result<&CaseInfo, StoreError>;
 
-    /// A checksum of the names of the cases, their extents, and how much there is where of each class.
+    /// Returns a SHA-256 checksum over case names, extents and the sampled class locations.
     ///
     /// # Errors
-    /// A case is not known.
+    /// Returns an error if a case is unknown.
     fn fingerprint(&self) -> Result<String, StoreError> {
         let mut sum = Sha256::new();
         for id in self.case_ids() {
@@ -64,16 +64,17 @@ pub trait CaseStore: Send + Sync {
         Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// Copies the box `lo .. lo + image.len()` of a case into `patch` (`(channel, z, y, x)` data and `(z, y, x)` labels).
+    /// Copies the box `lo .. lo + size` of a case into `patch`, where `size` is the patch extent (`(channel, z, y, x)`
+    /// data and `(z, y, x)` labels).
     ///
-    /// The box may reach beyond the image: there, data becomes 0 and labels become -1 (as nnU-Net pads). Where the patch has
-    /// room for them and the case has them, the previous stage's labels are copied too.
+    /// The box may extend beyond the image: there, data becomes 0 and labels become -1 (as nnU-Net pads). The previous
+    /// stage's labels are also copied if the case has them and the patch has an array for them.
     fn read_patch(&self, case: &str, lo: [isize; 3], patch: &mut Patch) -> Result<(), StoreError>;
 
-    /// Lends the box `lo .. lo + size` of a case to `visit`, which is called once.
+    /// Calls `visit` once with the box `lo .. lo + size` of a case.
     ///
-    /// A store that has its cases in memory lends them as they lie there; others read the box into `scratch`, which keeps
-    /// its memory from one call to the next.
+    /// A store that holds its cases in memory lends them without a copy; others read the box into `scratch`, whose
+    /// allocation is reused between calls.
     fn with_region(
         &self,
         case: &str,
@@ -95,30 +96,30 @@ pub trait CaseStore: Send + Sync {
 /// Data and labels of one box of a case.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Patch {
-    /// Normalised intensities, `(channel, z, y, x)`.
+    /// Normalized intensities, `(channel, z, y, x)`.
     pub data: Array4<f32>,
     /// Labels, `(z, y, x)`; -1 outside the image or outside the nonzero mask.
     pub labels: Array3<i16>,
-    /// In a cascade, the labels that the previous stage has found, `(z, y, x)`; -1 outside the image.
+    /// In a cascade, labels predicted by the previous stage, `(z, y, x)`; -1 outside the image.
     pub previous: Option<Array3<i16>>,
 }
 
-/// What is known of a preprocessed case without reading its voxels.
+/// Metadata of a preprocessed case, available without reading its voxels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CaseInfo {
     /// Number of channels.
     pub channels: usize,
     /// Extent after preprocessing, `(z, y, x)`.
     pub shape: [usize; 3],
-    /// For each foreground class (or region, by its output class) present: a bounded random sample of its voxels, `(z, y, x)`;
-    /// with an ignore label also of all other voxels, as [`ANNOTATED`].
+    /// Per foreground class (or region, keyed by its output class) present: a bounded random sample of its voxels, `(z,
+    /// y, x)`; with an ignore label, also a sample of all other voxels under the key [`ANNOTATED`].
     pub class_locations: std::collections::BTreeMap<i16, Vec<[u32; 3]>>,
-    /// Whether there is a segmentation of the cascade's previous stage.
+    /// True if the case has a segmentation from the previous stage of a cascade.
     pub has_previous: bool,
 }
 
 impl CaseInfo {
-    /// A patch of zeros that has room for a box of the case, of this extent `(z, y, x)`.
+    /// Allocates a zero-filled patch for a box of the case with this extent, `(z, y, x)`.
     pub fn blank_patch(&self, [z, y, x]: [usize; 3]) -> Patch {
         Patch {
             data: Array4::zeros((self.channels, z, y, x)),
@@ -127,7 +128,7 @@ impl CaseInfo {
         }
     }
 
-    /// Bytes of the case in memory.
+    /// Returns the size of the case in memory, in bytes.
     fn bytes(&self) -> usize {
         let label_maps = 1 + usize::from(self.has_previous);
         self.shape.iter().product::<usize>() * (self.channels * size_of::<f32>() + label_maps * size_of::<i16>())

@@ -1,4 +1,4 @@
-//! The store's own folder of NumPy files.
+//! The native store: a folder of NumPy files.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -16,13 +16,13 @@ const DATA: &str = ".npy";
 const LABELS: &str = "_seg.npy";
 const PROPERTIES: &str = ".json";
 
-/// A folder with three files per case, all of which NumPy or any editor can open:
+/// A folder with three files per case, readable with NumPy or a text editor:
 ///
 /// - `<id>.npy`: intensities, f32, `(channel, z, y, x)`;
 /// - `<id>_seg.npy`: labels, i16, `(1, z, y, x)` as in nnU-Net's own preprocessed folders;
-/// - `<id>.json`: [`CaseProperties`]. It is written last: a case without it is not whole and not listed.
+/// - `<id>.json`: [`CaseProperties`]. It is written last: a case without it is incomplete and not listed.
 ///
-/// The arrays stay mapped into memory while the store is open, so what is read often is read from the page cache.
+/// The arrays are memory-mapped while the store is open, so frequently read data comes from the page cache.
 pub struct NativeStore {
     ids: Vec<String>,
     cases: HashMap<String, StoredCase>,
@@ -33,19 +33,20 @@ struct StoredCase {
     info: CaseInfo,
     data: MappedArray<f32>,
     labels: MappedArray<i16>,
-    /// Of the cascade's previous stage.
+    /// Segmentation from the previous stage of a cascade.
     previous: Option<MappedArray<i16>>,
 }
 
 impl NativeStore {
-    /// Opens a folder and checks every case's files against each other and their lengths; no voxel is read.
+    /// Opens a folder and checks the files of every case for length and consistency; does not read voxels.
     ///
     /// # Errors
-    /// The folder cannot be read or holds no case, or a file of a case is missing, cut short or contradicts another.
+    /// Returns an error if the folder cannot be read or contains no case, or if a file of a case is missing, truncated
+    /// or contradicts another file.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let mut ids = if folder.exists() { list_ids(folder)? } else { Vec::new() };
         if ids.is_empty() {
-            return Err(StoreError::new(folder, "holds no preprocessed case; preprocess the dataset first"));
+            return Err(StoreError::new(folder, "contains no preprocessed cases; preprocess the dataset first"));
         }
         ids.sort_unstable();
         let cases = ids
@@ -55,20 +56,21 @@ impl NativeStore {
         Ok(Self { ids, cases, folder: folder.to_path_buf() })
     }
 
-    /// The same with segmentations of the cascade's previous stage, by case: files that [`write_label_map`] has written.
-    /// They are mapped into memory as the other arrays are.
+    /// Adds the previous stage's segmentations of a cascade, by case: files written by [`write_label_map`]. They are
+    /// memory-mapped like the other arrays.
     ///
     /// # Errors
-    /// A file is missing, cut short or of another extent than its case, or its case is not in the store.
+    /// Returns an error if a file is missing, truncated or differs in extent from its case, or its case is not in the
+    /// store.
     pub fn with_previous_stage(mut self, label_maps: &BTreeMap<String, PathBuf>) -> Result<Self, StoreError> {
         for (id, path) in label_maps {
             let [z, y, x] = self.case(id)?.info.shape;
             let labels = MappedArray::<i16>::open(path)?;
             if labels.shape() != [1, z, y, x] {
-                let defect = format!("has the shape {:?}, the preprocessed case {:?}", labels.shape(), [1, z, y, x]);
+                let defect = format!("has shape {:?}, but its case has {:?}", labels.shape(), [1, z, y, x]);
                 return Err(StoreError::new(
                     path,
-                    defect + "; let the previous stage predict its held-out cases again",
+                    defect + "; rerun the previous stage's predictions of its held-out cases",
                 ));
             }
             if let Some(case) = self.cases.get_mut(id) {
@@ -82,7 +84,7 @@ impl NativeStore {
     fn case(&self, id: &str) -> Result<&StoredCase, StoreError> {
         self.cases
             .get(id)
-            .ok_or_else(|| StoreError::new(&self.folder, format!("holds no case {id}; preprocess the dataset again")))
+            .ok_or_else(|| StoreError::new(&self.folder, format!("contains no case {id}; preprocess again")))
     }
 }
 
@@ -96,15 +98,15 @@ impl CaseStore for NativeStore {
     }
 
     /// # Panics
-    /// If the patch's arrays are not in C order, or its data and labels differ in extent.
+    /// Panics if the patch's arrays are not in C order, or its data and labels differ in extent.
     fn read_patch(&self, case: &str, lo: [isize; 3], patch: &mut Patch) -> Result<(), StoreError> {
         let stored = self.case(case)?;
         let channels = stored.info.channels;
         let (patch_channels, z, y, x) = patch.data.dim();
-        assert_eq!(patch.labels.dim(), (z, y, x), "data and labels of a patch have one extent");
+        assert_eq!(patch.labels.dim(), (z, y, x), "data and labels of a patch must have the same extent");
         if patch_channels != channels {
             let path = file(&self.folder, case, DATA);
-            return Err(StoreError::new(path, format!("has {channels} channels, the patch {patch_channels}")));
+            return Err(StoreError::new(path, format!("has {channels} channels, but the patch has {patch_channels}")));
         }
         stored.region(lo, [z, y, x]).copy_to(patch);
         Ok(())
@@ -135,12 +137,11 @@ impl StoredCase {
         let [channels, z, y, x] = data.shape();
         let stated = properties.shape_after_resampling;
         if data.as_slice().is_empty() || [z, y, x] != stated {
-            let defect =
-                format!("has the shape {:?} where {} says {stated:?}", data.shape(), properties_path.display());
+            let defect = format!("has shape {:?}, but {} states {stated:?}", data.shape(), properties_path.display());
             return Err(StoreError::new(data_path, defect + "; preprocess again"));
         }
         if labels.shape() != [1, z, y, x] {
-            let defect = format!("has the shape {:?}, the data {:?}; preprocess again", labels.shape(), data.shape());
+            let defect = format!("has shape {:?}, the data has {:?}; preprocess again", labels.shape(), data.shape());
             return Err(StoreError::new(labels_path, defect));
         }
         check_locations(&properties).map_err(|defect| StoreError::new(properties_path, defect))?;
@@ -156,21 +157,22 @@ impl StoredCase {
     }
 }
 
-/// Writes a case into a store's folder, replacing an older one; a reader sees it only once it is whole.
+/// Writes a case into the folder of a store, replacing an older version; it becomes visible to readers only when
+/// complete.
 ///
-/// It does not wait for the disk, which takes longer than to preprocess a small case. What a loss of power leaves of the
-/// last cases [`NativeStore::open`] refuses: their files are shorter than their headers say.
+/// Does not wait for the data to reach the disk, which takes longer than preprocessing a small case. After a power
+/// loss, [`NativeStore::open`] rejects truncated files of the last cases: they are shorter than their headers state.
 ///
 /// # Errors
-/// The disk, or a case that cannot be stored: one without labels, or whose name ends in `_seg`.
+/// Returns an error if writing fails, if the case has no labels, or if its name ends in `_seg`.
 pub fn write_case(folder: &Path, id: &str, case: &PreprocessedCase) -> Result<(), StoreError> {
     let properties_path = file(folder, id, PROPERTIES);
     if id.ends_with("_seg") {
-        let defect = "a case's name must not end in _seg, which marks label files; rename it";
+        let defect = "case names must not end in _seg, which marks label files; rename the case";
         return Err(StoreError::new(properties_path, defect));
     }
     let Some(labels) = &case.labels else {
-        return Err(StoreError::new(properties_path, "the case has no labels; only training cases can be stored"));
+        return Err(StoreError::new(properties_path, "the case has no labels; only labeled cases can be stored"));
     };
     remove(&properties_path)?;
     npy::write(&file(folder, id, DATA), case.data.view())?;
@@ -183,25 +185,25 @@ pub fn write_case(folder: &Path, id: &str, case: &PreprocessedCase) -> Result<()
     .map_err(|error| StoreError::new(properties_path, format!("cannot write: {error}")))
 }
 
-/// Writes a label map `(z, y, x)` in the form of the store's own: NumPy, i16, `(1, z, y, x)`.
+/// Writes a label map `(z, y, x)` in the format of the store: NumPy, i16, `(1, z, y, x)`.
 ///
 /// # Errors
-/// The disk.
+/// Returns an error if the file cannot be written.
 pub fn write_label_map(path: &Path, labels: ArrayView3<i16>) -> Result<(), StoreError> {
     npy::write(path, labels.insert_axis(ndarray::Axis(0)))
 }
 
-/// The file with a case's own labels, which has the form of [`write_label_map`]'s.
+/// Returns the path of a case's labels, in the format of [`write_label_map`].
 pub fn label_map(folder: &Path, id: &str) -> PathBuf {
     file(folder, id, LABELS)
 }
 
-/// Reads the properties of a case in a store's folder.
+/// Reads the properties of a case from the folder of a store.
 pub fn read_case_properties(folder: &Path, id: &str) -> Result<CaseProperties, StoreError> {
     read_properties(&file(folder, id, PROPERTIES))
 }
 
-/// Removes every case from a store's folder, whole ones and what an interrupted run left; other files stay.
+/// Removes every case from the folder of a store, including incomplete ones; other files stay.
 pub fn clear(folder: &Path) -> Result<(), StoreError> {
     let names = match list_files(folder) {
         Err(_) if !folder.exists() => return Ok(()),
@@ -211,11 +213,11 @@ pub fn clear(folder: &Path) -> Result<(), StoreError> {
         .into_iter()
         .filter(|name| name.starts_with(".partial-") || name.ends_with(DATA) || name.ends_with(PROPERTIES))
         .partition(|name| name.ends_with(PROPERTIES));
-    // The json files first: no case is ever listed whose arrays are gone.
+    // Remove the JSON files first, so that no case is listed without its arrays.
     properties.iter().chain(&arrays).try_for_each(|name| remove(&folder.join(name)))
 }
 
-/// The files of a case.
+/// Returns the paths of a case's files.
 pub(super) fn files_of(folder: &Path, id: &str) -> [PathBuf; 3] {
     [DATA, LABELS, PROPERTIES].map(|ending| file(folder, id, ending))
 }
@@ -250,14 +252,14 @@ fn remove(path: &Path) -> Result<(), StoreError> {
 fn read_properties(path: &Path) -> Result<CaseProperties, StoreError> {
     let bytes = fs::read(path).map_err(|error| StoreError::new(path, format!("cannot read: {error}")))?;
     serde_json::from_slice(&bytes)
-        .map_err(|error| StoreError::new(path, format!("is not the properties of a case: {error}; preprocess again")))
+        .map_err(|error| StoreError::new(path, format!("invalid case properties: {error}; preprocess again")))
 }
 
 fn check_locations(properties: &CaseProperties) -> Result<(), String> {
     let shape = properties.shape_after_resampling;
     let beyond = |location: &&[u32; 3]| (0..3).any(|axis| location[axis] as usize >= shape[axis]);
     match properties.class_locations.iter().find_map(|(class, list)| Some((class, list.iter().find(beyond)?))) {
-        Some((class, location)) => Err(format!("class {class} lies at {location:?}, outside the shape {shape:?}")),
+        Some((class, location)) => Err(format!("class {class} has location {location:?} outside the shape {shape:?}")),
         None => Ok(()),
     }
 }

@@ -1,7 +1,7 @@
-//! NumPy files of four dimensions: written whole, read by mapping them into memory.
+//! Four-dimensional NumPy files: written whole, read through a memory map.
 //!
-//! The format is described in `numpy/lib/format.py`: a magic string, a version, the length of the header, and the header,
-//! a Python dictionary literal padded with blanks so that the data begin at a multiple of 64 bytes.
+//! The format is described in `numpy/lib/format.py`: a magic string, a version, the length of the header, and the
+//! header, a Python dictionary literal padded with spaces so that the data starts at a multiple of 64 bytes.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -15,15 +15,15 @@ use super::StoreError;
 use nnunet_core::fsio;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
-/// The data begin at a multiple of this, so that a mapped file can be read as any element type.
+/// Alignment of the data offset, so that a mapped file can be read as any element type.
 const ALIGNMENT: usize = 64;
-/// No header of ours is longer than 128 bytes; more than this is not a NumPy file of numbers.
+/// Maximum accepted header size in bytes; headers written here have at most 128 bytes.
 const MAX_HEADER: usize = 64 << 10;
-const TOO_SHORT: &str = "ends within its header; preprocess again";
+const TOO_SHORT: &str = "truncated within the header; preprocess again";
 
-/// An element type of the store's files.
+/// An element type of stored arrays.
 pub trait Element: bytemuck::Pod + Send + Sync {
-    /// NumPy's name of the type in this machine's byte order.
+    /// NumPy name (`descr`) of the type in native byte order.
     const DESCR: &'static str;
 }
 
@@ -40,7 +40,7 @@ impl Element for i8 {
     const DESCR: &'static str = "|i1";
 }
 
-/// Writes an array in C order, as [`fsio::write_unsynced`] does.
+/// Writes an array in C order with [`fsio::write_unsynced`].
 pub fn write<T: Element>(path: &Path, array: ArrayView4<T>) -> Result<(), StoreError> {
     let header = encode_header::<T>(array.shape());
     let array = array.as_standard_layout();
@@ -52,9 +52,9 @@ pub fn write<T: Element>(path: &Path, array: ArrayView4<T>) -> Result<(), StoreE
     .map_err(|error| StoreError::new(path, format!("cannot write: {error}")))
 }
 
-/// A file of `T` in C order with four dimensions, mapped into memory.
+/// A memory-mapped file of `T` in C order with four dimensions.
 ///
-/// The store replaces files by renaming and never changes them in place, so a mapping keeps its contents.
+/// The store replaces files by renaming and never changes them in place, so the contents of a mapping are stable.
 pub struct MappedArray<T> {
     map: Mmap,
     data_at: usize,
@@ -63,68 +63,68 @@ pub struct MappedArray<T> {
 }
 
 impl<T: Element> MappedArray<T> {
-    /// Maps the file after checking its header and its length.
+    /// Maps the file after checking its header and length.
     ///
     /// # Errors
-    /// The file is missing, is not a C-order four-dimensional NumPy file of `T`, or is shorter or longer than its
-    /// header says.
+    /// Returns an error if the file is missing, is not a C-order four-dimensional NumPy file of `T`, or is shorter or
+    /// longer than its header states.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let fail = |defect: String| StoreError::new(path, defect);
         let file = File::open(path).map_err(|error| fail(format!("cannot open: {error}; preprocess again")))?;
-        // SAFETY: the file is only ever replaced by renaming another over it (`fsio`), which leaves this mapping's
-        // inode as it is. Whoever truncates it by hand meanwhile gets SIGBUS, as with any mapped file.
+        // SAFETY: the file is only ever replaced by renaming another file over it (`fsio`), which leaves the inode of
+        // this mapping unchanged. If someone truncates the file by hand, access raises SIGBUS, as with any mapped file.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| fail(format!("cannot map into memory: {error}")))?;
         let (data_at, shape) = decode_header::<T>(&map).map_err(fail)?;
         let expected = byte_length::<T>(data_at, shape)
-            .ok_or_else(|| fail(format!("the header claims the impossible shape {shape:?}")))?;
+            .ok_or_else(|| fail(format!("the shape {shape:?} in the header is too large")))?;
         if map.len() != expected {
             return Err(fail(format!(
-                "{} bytes long where the header's shape {shape:?} needs {expected}; preprocess again",
+                "is {} bytes long, but the shape {shape:?} in the header requires {expected}; preprocess again",
                 map.len()
             )));
         }
         bytemuck::try_cast_slice::<u8, T>(&map[data_at..])
-            .map_err(|_| fail(format!("the data begin at byte {data_at}, which is not aligned; preprocess again")))?;
+            .map_err(|_| fail(format!("the data offset {data_at} is not aligned; preprocess again")))?;
         Ok(Self { map, data_at, shape, element: PhantomData })
     }
 
-    /// The extents the header states.
+    /// Returns the shape stated in the header.
     pub fn shape(&self) -> [usize; 4] {
         self.shape
     }
 
-    /// All elements in C order.
+    /// Returns all elements in C order.
     pub fn as_slice(&self) -> &[T] {
         bytemuck::cast_slice(&self.map[self.data_at..])
     }
 }
 
-/// Bytes of the whole file, if that is a number.
+/// Returns the size of the whole file in bytes, or `None` on overflow.
 pub fn byte_length<T>(data_at: usize, shape: [usize; 4]) -> Option<usize> {
     let elements = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent))?;
     elements.checked_mul(size_of::<T>())?.checked_add(data_at)
 }
 
-/// What stands before the elements of an array of this shape.
+/// Returns the file header of an array of this shape.
 pub fn encode_header<T: Element>(shape: &[usize]) -> Vec<u8> {
     let extents: Vec<String> = shape.iter().map(usize::to_string).collect();
     let mut text = format!("{{'descr': '{}', 'fortran_order': False, 'shape': ({}), }}", T::DESCR, extents.join(", "));
     let prefix = MAGIC.len() + 4;
-    // The newline that ends the header counts towards the alignment.
+    // The newline at the end of the header counts towards the alignment.
     let total = (prefix + text.len() + 1).next_multiple_of(ALIGNMENT);
     text.push_str(&" ".repeat(total - prefix - text.len() - 1));
     text.push('\n');
-    let length = u16::try_from(text.len()).expect("four extents fit into 64 KiB");
+    let length = u16::try_from(text.len()).expect("a header of four extents fits into 64 KiB");
     [MAGIC.as_slice(), &[1, 0], &length.to_le_bytes(), text.as_bytes()].concat()
 }
 
-/// Reads up to where the elements begin; gives the number of bytes read and the shape, or what is wrong with the header.
+/// Reads the header; returns its size in bytes and the shape, or a description of the problem.
 pub fn read_header<T: Element>(reader: &mut impl Read) -> Result<(usize, [usize; 4]), String> {
     let mut bytes = Vec::new();
     let mut read = |bytes: &mut Vec<u8>, length: usize| {
         let known = bytes.len();
         bytes.resize(length.max(known), 0);
-        reader.read_exact(&mut bytes[known..]).map_err(|error| format!("ends within its header: {error}"))
+        reader.read_exact(&mut bytes[known..]).map_err(|error| format!("truncated within the header: {error}"))
     };
     read(&mut bytes, 12)?;
     let (text_at, length) = header_text(&bytes)?;
@@ -132,7 +132,7 @@ pub fn read_header<T: Element>(reader: &mut impl Read) -> Result<(usize, [usize;
     decode_header::<T>(&bytes)
 }
 
-/// Where the data begin and their shape, or what is wrong with the header.
+/// Parses the header; returns the data offset in bytes and the shape, or a description of the problem.
 pub fn decode_header<T: Element>(bytes: &[u8]) -> Result<(usize, [usize; 4]), String> {
     let (text_at, length) = header_text(bytes)?;
     let text = bytes.get(text_at..text_at + length).ok_or(TOO_SHORT)?;
@@ -141,15 +141,15 @@ pub fn decode_header<T: Element>(bytes: &[u8]) -> Result<(usize, [usize; 4]), St
     let descr = dictionary_value(text, "descr")?;
     let descr = descr.split(['\'', '"']).nth(1).unwrap_or(descr);
     if descr != T::DESCR {
-        return Err(format!("holds elements of type {descr} where {} is needed", T::DESCR));
+        return Err(format!("has element type {descr}, expected {}", T::DESCR));
     }
     if !dictionary_value(text, "fortran_order")?.starts_with("False") {
-        return Err("is in Fortran order where C order is needed".into());
+        return Err("is in Fortran order, expected C order".into());
     }
     Ok((text_at + length, parse_shape(dictionary_value(text, "shape")?)?))
 }
 
-/// Where the text of the header begins and how long it is.
+/// Returns the offset and length of the header text.
 fn header_text(bytes: &[u8]) -> Result<(usize, usize), String> {
     if bytes.get(..6) != Some(MAGIC) {
         return Err("not a NumPy file".into());
@@ -157,16 +157,16 @@ fn header_text(bytes: &[u8]) -> Result<(usize, usize), String> {
     let (text_at, length) = match bytes.get(6..12) {
         Some(&[1, _, low, high, ..]) => (10, usize::from(u16::from_le_bytes([low, high]))),
         Some(&[2 | 3, _, a, b, c, d]) => (12, u32::from_le_bytes([a, b, c, d]) as usize),
-        Some(&[version, ..]) => return Err(format!("NumPy format version {version} is not known")),
+        Some(&[version, ..]) => return Err(format!("unsupported NumPy format version {version}")),
         _ => return Err(TOO_SHORT.into()),
     };
     if length > MAX_HEADER {
-        return Err(format!("claims a header of {length} bytes"));
+        return Err(format!("declares a header of {length} bytes, over the limit of {MAX_HEADER}"));
     }
     Ok((text_at, length))
 }
 
-/// What follows `'key':` in a Python dictionary literal.
+/// Returns the text after `'key':` in a Python dictionary literal.
 fn dictionary_value<'a>(text: &'a str, key: &str) -> Result<&'a str, String> {
     let quoted = format!("'{key}'");
     let (_, rest) = text.split_once(&quoted).ok_or_else(|| format!("the header has no {key}"))?;
@@ -180,7 +180,7 @@ fn parse_shape(value: &str) -> Result<[usize; 4], String> {
         .map(|(inside, _)| inside.split(',').map(str::trim).filter(|part| !part.is_empty()))
         .and_then(|parts| parts.map(|part| part.parse().ok()).collect());
     let extents = extents.ok_or("the header's shape is not a tuple of numbers")?;
-    <[usize; 4]>::try_from(extents).map_err(|extents| format!("has the shape {extents:?}, not four dimensions"))
+    <[usize; 4]>::try_from(extents).map_err(|extents| format!("has shape {extents:?}, expected four dimensions"))
 }
 
 #[cfg(test)]
@@ -218,7 +218,7 @@ mod tests {
             [MAGIC.as_slice(), &[1, 0], &length, text.as_bytes()].concat()
         };
         assert!(defect(b"{}").contains("not a NumPy file"));
-        assert!(defect(&encode_header::<f32>(&[1, 2, 3, 4])[..50]).contains("ends within its header"));
+        assert!(defect(&encode_header::<f32>(&[1, 2, 3, 4])[..50]).contains("truncated within the header"));
         assert!(defect(&encode_header::<i16>(&[1, 2, 3, 4])).contains("<i2"));
         assert!(defect(&with("{'descr': '<f4', 'fortran_order': True, 'shape': (1, 2, 3, 4), }")).contains("Fortran"));
         assert!(defect(&with("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }")).contains("[3, 4]"));

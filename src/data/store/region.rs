@@ -1,25 +1,25 @@
-//! A box of a case, left where it lies.
+//! A box of a case, without a copy.
 
 use std::ops::Range;
 
 use super::Patch;
 use super::crop::copy_box;
 
-/// What lies outside the image, as nnU-Net pads.
+/// Intensity of padding outside the image, as in nnU-Net.
 pub const OUTSIDE_INTENSITY: f32 = 0.0;
 pub const OUTSIDE_LABEL: i16 = -1;
 
-/// A box of a case in the memory of the whole case, without a copy.
+/// A view of a box within the arrays of a whole case.
 ///
-/// Position `p` of the box is the voxel `lo + p` of the arrays. Where the box reaches beyond them there is padding:
-/// intensity 0 and label -1.
+/// Position `p` of the box is voxel `lo + p` of the arrays. Positions outside the arrays are padding: intensity 0 and
+/// label -1.
 #[derive(Clone, Copy, Debug)]
 pub struct Region<'a> {
     /// Intensities of the whole case, `(channel, z, y, x)` in C order.
     pub data: &'a [f32],
     /// Labels of the whole case, `(z, y, x)` in C order.
     pub labels: &'a [i16],
-    /// In a cascade, labels that the previous stage has found, of the whole case.
+    /// In a cascade, labels of the whole case predicted by the previous stage.
     pub previous: Option<&'a [i16]>,
     /// Extent of the arrays, `(z, y, x)`.
     pub shape: [usize; 3],
@@ -30,10 +30,10 @@ pub struct Region<'a> {
 }
 
 impl<'a> From<&'a Patch> for Region<'a> {
-    /// All of a patch.
+    /// Returns a region that covers the whole patch.
     ///
     /// # Panics
-    /// If the patch's arrays are not in C order.
+    /// Panics if the patch's arrays are not in C order.
     fn from(patch: &'a Patch) -> Self {
         let shape = patch.labels.dim().into();
         let data = patch.data.as_slice().expect("patches are in C order");
@@ -44,7 +44,7 @@ impl<'a> From<&'a Patch> for Region<'a> {
 }
 
 impl<'a> Region<'a> {
-    /// The box of this `size` in the middle; where the rest cannot be halved, the larger half lies behind, as with
+    /// Returns the centered box of this `size`; if the difference is odd, the larger half follows the box, as in
     /// batchgeneratorsv2's `crop_tensor`.
     pub fn centre(self, size: [usize; 3]) -> Self {
         let lo = std::array::from_fn(|axis| {
@@ -54,7 +54,7 @@ impl<'a> Region<'a> {
         Self { lo, size, ..self }
     }
 
-    /// Positions of the box along each axis that are voxels of the arrays; the others are padding.
+    /// Returns, per axis, the positions of the box that are voxels of the arrays; all others are padding.
     pub fn voxels(&self) -> [Range<usize>; 3] {
         std::array::from_fn(|axis| {
             let begin = self.lo[axis].min(0).unsigned_abs().min(self.size[axis]);
@@ -63,15 +63,15 @@ impl<'a> Region<'a> {
         })
     }
 
-    /// The intensities of each channel of the whole case.
+    /// Returns the intensities of each channel of the whole case.
     pub fn channels(&self) -> impl Iterator<Item = &'a [f32]> {
         self.data.chunks_exact(self.labels.len().max(1))
     }
 
-    /// Copies the box into a patch of its extent.
+    /// Copies the box into a patch of the same extent.
     ///
     /// # Panics
-    /// If the patch has another extent or is not in C order.
+    /// Panics if the patch differs in extent or is not in C order.
     pub fn copy_to(&self, patch: &mut Patch) {
         let voxels = self.size.iter().product::<usize>().max(1);
         let data = patch.data.as_slice_mut().expect("patches are in C order");

@@ -1,4 +1,4 @@
-//! Copies of preprocessed cases on a disk of the host itself.
+//! Copies of preprocessed cases on a local disk of the host.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,12 +10,12 @@ use super::native::files_of;
 use nnunet_comm::distributed::Communicator;
 use nnunet_core::fsio;
 
-/// Copies `cases` of the store at `folder` into a folder of its own below `stage_dir`, once per host, and gives that
-/// folder. The ranks of a host divide the files; when this returns, all are there. A file that is there already, of the
-/// same size and age, is kept. Jobs that stage the same cases at the same time do not harm each other.
+/// Copies `cases` of the store at `folder` into a separate folder below `stage_dir`, once per host, and returns that
+/// folder. The ranks of a host share the work; all files are present on return. An existing file of the same size and
+/// modification time is kept. Concurrent jobs may stage the same cases.
 ///
 /// # Errors
-/// A file cannot be read or written; names the folder and how much space the cases need.
+/// Returns an error if a file cannot be read or written; it names the folder and the space the cases need.
 pub fn stage(
     folder: &Path,
     cases: &[String],
@@ -30,10 +30,10 @@ pub fn stage(
     Ok(staged)
 }
 
-/// As [`stage`], of label maps by case, which may lie in several folders; gives where the copies are.
+/// Stages label maps by case like [`stage`], possibly from several folders; returns the paths of the copies.
 ///
 /// # Errors
-/// As [`stage`].
+/// Returns an error under the same conditions as [`stage`].
 pub fn stage_label_maps(
     label_maps: &BTreeMap<String, PathBuf>,
     stage_dir: &Path,
@@ -49,7 +49,7 @@ pub fn stage_label_maps(
     Ok(label_maps.keys().cloned().zip(copies).collect())
 }
 
-/// Makes the copies that are not there yet; the ranks of a host divide them.
+/// Copies the files that are missing; the ranks of a host share the work.
 fn copy_all(
     files: &[PathBuf],
     copies: &[PathBuf],
@@ -68,13 +68,13 @@ fn copy_all(
     Ok(comm.barrier("staging of preprocessed cases")?)
 }
 
-/// Cases that could not be staged.
+/// An error while staging cases.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
     /// A file could not be copied.
-    #[error("{}: cannot hold the {megabytes} MB of preprocessed cases: {source}; give another --stage-dir, or none", folder.display())]
+    #[error("{}: cannot copy {megabytes} MB of preprocessed cases: {source}; use another --stage-dir, or omit it", folder.display())]
     Copy { folder: PathBuf, megabytes: u64, source: io::Error },
-    /// A rank is gone.
+    /// Another rank failed.
     #[error("{0}")]
     Comm(#[from] nnunet_comm::distributed::CommError),
     /// The copies cannot be read.
@@ -82,7 +82,7 @@ pub enum StageError {
     Store(#[from] StoreError),
 }
 
-/// The store's own name, and a hash of where it lies: stores of two datasets must not mix.
+/// Returns the store's name with a hash of its path, so that the stores of two datasets do not mix.
 fn name_of(folder: &Path) -> String {
     let path = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let hash =
@@ -104,7 +104,7 @@ fn copy_if_needed(from: &Path, to: &Path) -> io::Result<()> {
     }
     fsio::write_atomically(to, |file| {
         io::copy(&mut File::open(from)?, file)?;
-        // The age is set before the file gets its name.
+        // Set the modification time before the file gets its final name.
         io::Write::flush(file)?;
         file.get_ref().set_modified(modified)
     })
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(fs::read_to_string(staged.join("a.npy")).unwrap(), "data");
         assert_eq!(fs::read_dir(&staged).unwrap().count(), 3);
 
-        // Were it copied again, it would be a new file.
+        // A repeated copy would be a new file.
         let inode = |name: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(staged.join(name)).unwrap());
         let before = inode("a.npy");
         fs::write(staged.join("a_seg.npy"), "cut").unwrap();
@@ -153,6 +153,6 @@ mod tests {
         let store = folder_with(&[("a.npy", "x"), ("a_seg.npy", "y"), ("a.json", "{}"), ("file", "")]);
         let error =
             stage(store.path(), &["a".to_owned()], &store.path().join("file"), &Single).unwrap_err().to_string();
-        assert!(error.contains("file: cannot hold the 0 MB") && error.contains("--stage-dir"), "{error}");
+        assert!(error.contains("file: cannot copy 0 MB") && error.contains("--stage-dir"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Growing and shrinking a set of voxels by a ball.
+//! Binary morphology with a ball as structuring element.
 
 use std::ops::Range;
 
@@ -6,32 +6,32 @@ use multiversion::multiversion;
 
 use super::bits::{BitVolume, tail};
 
-/// A ball of voxels `size` wide, the structuring element of [`Morphology`]; in a single slice a disc.
+/// A ball of voxels with a diameter of `size`, the structuring element of [`Morphology`]; a disk in a single slice.
 ///
-/// Offsets are `k - floor((size - 1) / 2)` along each axis, `k` from 0 to `size - 1`, of those `k` no further than
-/// `(size - 1) / 2` from the middle. A ball of even size has its middle between voxels and so moves what it is applied to by
-/// half a voxel, as nnU-Net's do: a radius there is any number, which scikit-image's `ball` makes a grid of
-/// `int(2 * radius + 1)` points out of. (On that grid rounding decides about points exactly at the radius; here they belong
-/// to the ball. Its `disk` is not the same in the last column.)
+/// Its offsets along each axis are `k - floor((size - 1) / 2)` for `k` in `0..size`, limited to points at most `(size -
+/// 1) / 2` from the center. A ball of even size has its center between voxels and therefore shifts its operand by half
+/// a voxel, as in nnU-Net: there a radius is any real number, from which scikit-image's `ball` makes a grid of `int(2 *
+/// radius + 1)` points. (On that grid, rounding decides points exactly at the radius; here they belong to the ball.
+/// scikit-image's `disk` differs in the last column.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ball {
     size: usize,
 }
 
-/// The four operators on sets of voxels (batchgeneratorsv2 `ApplyRandomBinaryOperatorTransform`). What lies outside the
-/// patch neither grows into it nor eats from it: beyond the border nothing is set for a dilation, and all is for an erosion.
+/// The four binary morphology operators (batchgeneratorsv2 `ApplyRandomBinaryOperatorTransform`). Voxels outside the
+/// patch have no influence: they are unset for a dilation and set for an erosion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Morphology {
     Dilation,
     Erosion,
-    /// Dilation, then erosion: fills gaps.
+    /// Dilation followed by erosion: fills gaps.
     Closing,
-    /// Erosion, then dilation: removes what is thin.
+    /// Erosion followed by dilation: removes thin structures.
     Opening,
 }
 
 impl Morphology {
-    /// All of them.
+    /// All operators.
     pub const ALL: [Self; 4] = [Self::Dilation, Self::Erosion, Self::Closing, Self::Opening];
 
     /// Applies the operator.
@@ -45,35 +45,35 @@ impl Morphology {
     }
 }
 
-/// Voxels of padding at either end of a row, no fewer than a ball reaches.
+/// Padding voxels at either end of a row, at least the reach of the largest ball.
 const MARGIN: usize = Ball::MAX_SIZE / 2;
 
 impl Ball {
-    /// The widest ball: that of the largest radius that nnU-Net draws, 8.
+    /// Diameter of the largest ball: nnU-Net's largest radius is 8.
     pub const MAX_SIZE: usize = 17;
 
-    /// The ball that nnU-Net makes of a radius in voxels, of 1 to 8.
+    /// Creates the ball that nnU-Net uses for a radius of 1 to 8 voxels.
     ///
     /// # Panics
-    /// If the radius is out of its range.
+    /// Panics if the radius is out of range.
     pub fn new(radius: f64) -> Self {
         assert!((1.0..=8.0).contains(&radius), "a ball of radius {radius}");
         Self { size: (2.0 * radius + 1.0) as usize }
     }
 
-    /// Its extent along each axis, in voxels.
+    /// Returns the extent along each axis, in voxels.
     pub fn size(self) -> usize {
         self.size
     }
 
-    /// How far the ball reaches towards lower coordinates.
+    /// Returns the reach of the ball towards lower coordinates.
     fn before(self) -> usize {
         (self.size - 1) / 2
     }
 
-    /// The rows that the ball consists of, in a volume of `nz` slices.
+    /// Returns the rows of the ball, for a volume of `nz` slices.
     fn rows(self, nz: usize) -> impl Iterator<Item = Row> {
-        // In one slice, the disc through the ball's middle.
+        // In a single slice, the disk through the center of the ball.
         let slices = if nz == 1 { self.before()..self.before() + 1 } else { 0..self.size };
         let squared = move |k: usize| (2 * k).abs_diff(self.size - 1).pow(2);
         let of_slice = move |z: usize| if nz == 1 { 0 } else { squared(z) };
@@ -89,10 +89,10 @@ impl Ball {
 
 /// A row of a ball, along x.
 struct Row {
-    /// Where in the ball it lies.
+    /// Position within the ball.
     z: usize,
     y: usize,
-    /// By how many voxels it is shorter than the ball's size, at either end.
+    /// Voxels missing at either end, compared to the ball's diameter.
     cut: usize,
 }
 
@@ -100,10 +100,10 @@ fn erode(set: &BitVolume, ball: Ball) -> BitVolume {
     dilate(&set.complement(), ball).complement()
 }
 
-/// A voxel is set if any voxel is that the ball around it covers.
+/// Sets each voxel for which the ball around it contains a set voxel.
 ///
-/// The ball's rows are of few different lengths. For each length all rows of the volume are dilated along x once, by
-/// shifting whole words; the rows of the ball then only have to be joined.
+/// The rows of the ball have few different lengths. For each length, all rows of the volume are dilated along x once,
+/// by shifting whole words; the rows of the ball then only need to be combined with OR.
 fn dilate(set: &BitVolume, ball: Ball) -> BitVolume {
     let [nz, ny, nx] = set.shape();
     let mut dilated = BitVolume::empty(set.shape());
@@ -131,13 +131,13 @@ fn dilate(set: &BitVolume, ball: Ball) -> BitVolume {
     dilated
 }
 
-/// Positions of an axis that see a voxel at `k - before` from them, and these voxels.
+/// Returns the positions of an axis that have a neighbor at offset `k - before`, and these neighbors.
 fn overlap(k: usize, before: usize, extent: usize) -> (Range<usize>, Range<usize>) {
     let (down, up) = (before.saturating_sub(k).min(extent), k.saturating_sub(before).min(extent));
     (down..extent - up, up..extent - down)
 }
 
-/// Sets each voxel of a row if any of the `length` voxels from `first - MARGIN` on, counted from it, is set.
+/// Sets each voxel of a row if any of the `length` voxels at offsets from `first - MARGIN` on is set.
 fn dilate_rows(set: &BitVolume, first: usize, length: usize, nx: usize) -> Vec<u64> {
     let mut dilated = vec![0; set.words().len()];
     let words = (nx + 2 * MARGIN).div_ceil(64);
@@ -158,7 +158,7 @@ fn dilate_rows(set: &BitVolume, first: usize, length: usize, nx: usize) -> Vec<u
                 *next |= word >> (64 - MARGIN);
             }
         }
-        // Each bit with the one after it, then with the three after it, …, and at last with as many as asked for.
+        // OR each bit with the next one, then the next 2, 4, ..., and finally up to the requested length.
         (0..doublings).for_each(|doubling| join_shifted(&mut joined, 1 << doubling));
         join_shifted(&mut joined, length - (1 << doublings));
         shift_down(&joined, first, target);
@@ -169,7 +169,7 @@ fn dilate_rows(set: &BitVolume, first: usize, length: usize, nx: usize) -> Vec<u
     dilated
 }
 
-/// Moves bits towards the beginning, by less than a word, as far as there is room for them.
+/// Shifts bits towards the start by less than a word, as far as `shifted` has room.
 fn shift_down(bits: &[u64], by: usize, shifted: &mut [u64]) {
     if by == 0 {
         return shifted.copy_from_slice(bits);
@@ -213,7 +213,7 @@ mod tests {
         voxels.iter().fold(0xcbf2_9ce4_8422_2325, |hash, voxel| (hash ^ *voxel as u64).wrapping_mul(0x0100_0000_01b3))
     }
 
-    /// What batchgeneratorsv2 0.3.6 and scikit-image 0.26.0 make of the same set with a `ball` of this radius.
+    /// Counts and hashes of the results of batchgeneratorsv2 0.3.6 and scikit-image 0.26.0 for the same set and `ball`.
     #[test]
     fn the_operators_are_those_of_the_reference() {
         let set = set([18, 22, 70]);
@@ -297,7 +297,7 @@ mod tests {
         }
     }
 
-    /// Voxel by voxel, by the definition.
+    /// Compares with a voxel-by-voxel implementation of the definition.
     #[test]
     fn a_dilation_sets_what_the_ball_around_a_voxel_meets() {
         for shape in [[7, 9, 66], [1, 20, 30], [2, 3, 4]] {

@@ -1,28 +1,28 @@
-//! A set of voxels, one bit each.
+//! A set of voxels as a bit volume.
 
 use multiversion::multiversion;
 
-/// A set of the voxels of a patch. A row along x takes whole words, whose lowest bit comes first.
+/// A set of voxels of a patch, one bit per voxel. Each row along x uses whole 64-bit words, lowest bit first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BitVolume {
     shape: [usize; 3],
-    /// Words of a row.
+    /// Words per row.
     row: usize,
-    /// Bits beyond the end of a row are 0.
+    /// Bits past the end of a row are 0.
     words: Vec<u64>,
 }
 
 impl BitVolume {
-    /// The empty set of a volume of this extent, `(z, y, x)`.
+    /// Creates an empty set for a volume of this extent, `(z, y, x)`.
     pub fn empty(shape: [usize; 3]) -> Self {
         let row = shape[2].div_ceil(64);
         Self { shape, row, words: vec![0; shape[0] * shape[1] * row] }
     }
 
-    /// Where `labels`, in C order, are `label`.
+    /// Creates the set of voxels whose entry in `labels` (C order) equals `label`.
     ///
     /// # Panics
-    /// If there are not as many labels as voxels.
+    /// Panics if the number of labels differs from the number of voxels.
     pub fn of_label(labels: &[i16], shape: [usize; 3], label: i16) -> Self {
         assert_eq!(labels.len(), shape.iter().product::<usize>());
         let mut set = Self::empty(shape);
@@ -33,27 +33,27 @@ impl BitVolume {
         set
     }
 
-    /// Extent, `(z, y, x)`.
+    /// Returns the extent, `(z, y, x)`.
     pub fn shape(&self) -> [usize; 3] {
         self.shape
     }
 
-    /// Number of voxels in the set.
+    /// Returns the number of voxels in the set.
     pub fn count(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// Whether no voxel is in the set.
+    /// Returns true if the set is empty.
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
     }
 
-    /// Whether a voxel is in the set.
+    /// Returns true if the voxel is in the set.
     pub fn contains(&self, [z, y, x]: [usize; 3]) -> bool {
         self.words_of(z, y)[x / 64] >> (x % 64) & 1 == 1
     }
 
-    /// Takes the voxels `begin..end` of a row out of the set.
+    /// Removes the voxels `begin..end` of a row from the set.
     pub fn remove(&mut self, [z, y]: [usize; 2], begin: usize, end: usize) {
         let at = (z * self.shape[1] + y) * self.row;
         for x in begin..end {
@@ -61,13 +61,13 @@ impl BitVolume {
         }
     }
 
-    /// Takes the voxels of another set of this extent out of this one.
+    /// Removes the voxels of another set of the same extent.
     pub fn subtract(&mut self, other: &Self) {
         debug_assert_eq!(self.shape, other.shape);
         self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= !other);
     }
 
-    /// All voxels that are not in the set.
+    /// Returns the complement of the set.
     pub fn complement(&self) -> Self {
         let last = tail(self.shape[2]);
         let mut words: Vec<u64> = self.words.iter().map(|word| !word).collect();
@@ -75,10 +75,10 @@ impl BitVolume {
         Self { words, ..*self }
     }
 
-    /// Writes 1 where a voxel is in the set and 0 elsewhere, in C order.
+    /// Writes 1 for voxels in the set and 0 for all others, in C order.
     ///
     /// # Panics
-    /// If there is not as much room as there are voxels.
+    /// Panics if the length of `channel` differs from the number of voxels.
     pub fn write_to(&self, channel: &mut [f32]) {
         assert_eq!(channel.len(), self.shape.iter().product::<usize>());
         if !channel.is_empty() {
@@ -87,12 +87,12 @@ impl BitVolume {
         }
     }
 
-    /// Words of a row.
+    /// Returns the number of words per row.
     pub(super) fn row(&self) -> usize {
         self.row
     }
 
-    /// All words, row by row.
+    /// Returns all words, row by row.
     pub(super) fn words(&self) -> &[u64] {
         &self.words
     }
@@ -101,13 +101,13 @@ impl BitVolume {
         &mut self.words
     }
 
-    /// The words of a row.
+    /// Returns the words of a row.
     pub(super) fn words_of(&self, z: usize, y: usize) -> &[u64] {
         &self.words[(z * self.shape[1] + y) * self.row..][..self.row]
     }
 }
 
-/// The bits of a row's last word that stand for voxels.
+/// Returns the mask of valid bits in the last word of a row.
 pub(super) fn tail(row: usize) -> u64 {
     match row % 64 {
         0 => u64::MAX,

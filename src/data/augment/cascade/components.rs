@@ -1,19 +1,19 @@
-//! Connected parts of a set of voxels.
+//! Connected components of a set of voxels.
 
 use super::bits::BitVolume;
 
-/// The parts of a set whose voxels touch at a face, an edge or a corner (scikit-image `label` with full connectivity),
-/// in the order of their first voxels.
+/// The connected components of a set, ordered by their first voxel; voxels are connected if they share a face, edge or
+/// corner (scikit-image `label` with full connectivity).
 #[derive(Clone, Debug)]
 pub struct Components {
     runs: Vec<Run>,
-    /// For each run, the number of its component.
+    /// Component index of each run.
     component: Vec<usize>,
-    /// Voxels of each component.
+    /// Number of voxels of each component.
     sizes: Vec<usize>,
 }
 
-/// Neighbouring voxels of a row, all of them set.
+/// A maximal run of consecutive set voxels in a row.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     row: [usize; 2],
@@ -22,11 +22,11 @@ struct Run {
 }
 
 impl Components {
-    /// Finds the parts of a set.
+    /// Finds the connected components of a set.
     pub fn of(set: &BitVolume) -> Self {
         let [nz, ny, _] = set.shape();
         let mut runs = Vec::new();
-        // Where the runs of a row begin, and where those of the last one end.
+        // Index of the first run of each row, followed by the total number of runs.
         let mut begins = Vec::with_capacity(nz * ny + 1);
         for row in (0..nz).flat_map(|z| (0..ny).map(move |y| [z, y])) {
             begins.push(runs.len());
@@ -37,7 +37,7 @@ impl Components {
         let mut forest = Forest((0..runs.len()).collect());
         for (z, y) in (0..nz).flat_map(|z| (0..ny).map(move |y| (z, y))) {
             let runs_of = |z: usize, y: usize| begins[z * ny + y]..begins[z * ny + y + 1];
-            // Half of the neighbouring rows: those that come before.
+            // Half of the neighboring rows: the preceding ones.
             let above =
                 z.checked_sub(1).into_iter().flat_map(|z| (y.saturating_sub(1)..(y + 2).min(ny)).map(move |y| (z, y)));
             let beside = y.checked_sub(1).map(|y| (z, y));
@@ -60,19 +60,19 @@ impl Components {
         Self { runs, component, sizes }
     }
 
-    /// Number of voxels of each component.
+    /// Returns the number of voxels of each component.
     pub fn sizes(&self) -> &[usize] {
         &self.sizes
     }
 
-    /// Takes a component out of a set.
+    /// Removes a component from a set.
     pub fn remove(&self, component: usize, set: &mut BitVolume) {
         let runs = self.runs.iter().zip(&self.component).filter(|(_, of)| **of == component);
         runs.for_each(|(run, _)| set.remove(run.row, run.begin, run.end));
     }
 }
 
-/// Adds the runs of a row.
+/// Appends the runs of a row.
 fn add_runs(words: &[u64], row: [usize; 2], runs: &mut Vec<Run>) {
     let first = runs.len();
     for (index, &word) in words.iter().enumerate() {
@@ -84,7 +84,7 @@ fn add_runs(words: &[u64], row: [usize; 2], runs: &mut Vec<Run>) {
             let begin = at + skipped as usize;
             let end = begin + length as usize;
             match runs[first..].last_mut() {
-                // It goes on from the word before.
+                // Continues the run of the previous word.
                 Some(last) if last.end == begin => last.end = end,
                 _ => runs.push(Run { row, begin, end }),
             }
@@ -94,7 +94,7 @@ fn add_runs(words: &[u64], row: [usize; 2], runs: &mut Vec<Run>) {
     }
 }
 
-/// Sets of runs, each known by its first one (union and find).
+/// Disjoint sets of runs, each represented by its first run (union-find).
 struct Forest(Vec<usize>);
 
 impl Forest {
@@ -111,14 +111,14 @@ impl Forest {
         self.0[one.max(other)] = one.min(other);
     }
 
-    /// Joins the runs of two neighbouring rows that touch, be it at a corner.
+    /// Joins touching runs of two neighboring rows, including diagonal contact.
     fn join_touching(&mut self, runs: &[Run], mut row: std::ops::Range<usize>, mut other: std::ops::Range<usize>) {
         while !row.is_empty() && !other.is_empty() {
             let (a, b) = (runs[row.start], runs[other.start]);
             if a.begin <= b.end && b.begin <= a.end {
                 self.join(row.start, other.start);
             }
-            // The one that ends first touches no later one.
+            // The run that ends first cannot touch later runs of the other row.
             if a.end < b.end { row.start += 1 } else { other.start += 1 }
         }
     }
@@ -128,14 +128,14 @@ impl Forest {
 mod tests {
     use super::*;
 
-    /// About one voxel in so many.
+    /// Returns a set with about one in `every` voxels.
     fn scattered(shape: [usize; 3], every: u64) -> BitVolume {
         let is_set = |index: usize| ((index as u64 * 2_654_435_761) >> 7).is_multiple_of(every);
         let labels: Vec<i16> = (0..shape.iter().product()).map(|index| i16::from(is_set(index))).collect();
         BitVolume::of_label(&labels, shape, 1)
     }
 
-    /// By flooding, voxel by voxel: sizes in the order of the first voxels.
+    /// Returns the component sizes in the order of their first voxels, by flood fill.
     fn flooded(set: &BitVolume) -> Vec<usize> {
         let [nz, ny, nx] = set.shape();
         let mut left = set.clone();
@@ -179,7 +179,7 @@ mod tests {
         }
     }
 
-    /// Those of scikit-image 0.26.0's `label`.
+    /// Compares with `label` of scikit-image 0.26.0.
     #[test]
     fn components_are_those_of_the_reference() {
         let components = Components::of(&scattered([6, 10, 70], 7));

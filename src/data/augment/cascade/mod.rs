@@ -1,9 +1,9 @@
-//! What a cascade does to the segmentation of its previous stage on the way into the network.
+//! Augmentation of the previous stage's segmentation in a cascade.
 //!
-//! The label map is turned, scaled and mirrored with the patch, as the labels are. [`PreviousStage`] then makes a channel of
-//! zeros and ones of each foreground class, and spoils these channels as a previous stage's mistakes would: grown, shrunk
-//! and smoothed classes ([`RandomBinaryOperator`]), small parts that were missed ([`RemoveRandomComponent`]). A channel is a
-//! [`BitVolume`], of which a processor takes 64 to 512 voxels at a time.
+//! The label map is rotated, scaled and mirrored together with the patch, as the labels are. [`PreviousStage`] then
+//! one-hot encodes its foreground classes as channels and corrupts them the way a previous stage errs: classes that are
+//! dilated, eroded or smoothed ([`RandomBinaryOperator`]) and small missing components ([`RemoveRandomComponent`]). A
+//! channel is a [`BitVolume`], so that the CPU processes 64 to 512 voxels at a time.
 
 mod ball;
 mod bits;

@@ -1,19 +1,19 @@
-//! From the label map of the previous stage to channels of the network's input.
+//! One-hot encoding and augmentation of the previous stage's label map.
 
 use super::{BitVolume, RandomBinaryOperator, RemoveRandomComponent};
 use crate::augment::draw::chance;
 use nnunet_core::rng::Stream;
 
-/// Makes channels of the previous stage's segmentation, one per foreground class, and augments them.
+/// Encodes the previous stage's segmentation as one channel per foreground class and augments the channels.
 ///
-/// This is the end of nnU-Net v2's list of transforms in a cascade (`nnUNetTrainer.get_training_transforms`): after
-/// mirroring and masking, `MoveSegAsOneHotToDataTransform`; then [`RandomBinaryOperator`] with probability 0.4 and
+/// Follows the last transforms of nnU-Net v2 in a cascade (`nnUNetTrainer.get_training_transforms`): after mirroring
+/// and masking, `MoveSegAsOneHotToDataTransform`; then [`RandomBinaryOperator`] with probability 0.4 and
 /// [`RemoveRandomComponent`] with probability 0.2.
 #[derive(Clone, Debug)]
 pub struct PreviousStage {
-    /// The foreground classes in the order of their channels.
+    /// Foreground classes in channel order.
     classes: Vec<i16>,
-    /// `None` where the channels are to stay as the previous stage has said.
+    /// `None` leaves the channels as the previous stage predicted them.
     augmentation: Option<Augmentation>,
 }
 
@@ -26,12 +26,12 @@ struct Augmentation {
 }
 
 impl PreviousStage {
-    /// Channels as they are: for validation.
+    /// Creates the encoding without augmentation, for validation.
     pub fn new(classes: Vec<i16>) -> Self {
         Self { classes, augmentation: None }
     }
 
-    /// nnU-Net's augmentation: for training.
+    /// Creates the encoding with nnU-Net's augmentation, for training.
     pub fn nnunet(classes: Vec<i16>) -> Self {
         let augmentation = Augmentation {
             operator: RandomBinaryOperator { radius: 1.0..8.0, per_label: 0.5 },
@@ -42,15 +42,15 @@ impl PreviousStage {
         Self { classes, augmentation: Some(augmentation) }
     }
 
-    /// Number of channels that it adds to those of the image.
+    /// Returns the number of channels added to those of the image.
     pub fn num_channels(&self) -> usize {
         self.classes.len()
     }
 
-    /// The channels of a label map, `(z, y, x)` in C order.
+    /// Returns the channels of a label map, `(z, y, x)` in C order.
     ///
     /// # Panics
-    /// If there are not as many labels as voxels.
+    /// Panics if the number of labels differs from the number of voxels.
     pub fn one_hot(&self, labels: &[i16], shape: [usize; 3], rng: &mut Stream) -> Vec<BitVolume> {
         let mut classes: Vec<BitVolume> =
             self.classes.iter().map(|class| BitVolume::of_label(labels, shape, *class)).collect();
@@ -91,8 +91,9 @@ mod tests {
         let mut labels = [0; 16 * 16 * 16];
         labels[8 * 256 + 8 * 16 + 8] = 1;
         let stage = PreviousStage::nnunet(vec![1]);
-        // A single voxel is lost to an erosion or an opening and to its removal, and grows by a dilation alone, as a
-        // closing takes back what it has added: by an eighth, a quarter of the 0.4 * 0.5, and 0.2 * 0.5 where any is left.
+        // A single voxel is lost to an erosion, an opening or its removal, and grows only by a dilation, as a closing
+        // undoes its own dilation. So it grows with probability 0.25 * 0.4 * 0.5, and is removed with 0.2 * 0.5 if any
+        // is left.
         let (mut lost, mut grown) = (0, 0);
         for index in 0..4000 {
             let one_hot = stage.one_hot(&labels, [16; 3], &mut stream(5, Purpose::Augment, 0, index));

@@ -1,4 +1,4 @@
-//! Classes that the previous stage has seen too large, too small, too smooth.
+//! Random morphological errors of the previous stage: classes that are too large, too small or too smooth.
 
 use std::ops::Range;
 
@@ -9,15 +9,16 @@ use super::{Ball, BitVolume, Morphology};
 use crate::augment::draw::{chance, uniform};
 use nnunet_core::rng::Stream;
 
-/// Grows, shrinks, closes or opens classes by a ball (batchgeneratorsv2 `ApplyRandomBinaryOperatorTransform`).
+/// Dilates, erodes, closes or opens classes with a ball (batchgeneratorsv2 `ApplyRandomBinaryOperatorTransform`).
 ///
-/// The classes take their turn in random order. Of each, with probability `per_label`, one of the four operators is drawn,
-/// all alike, and the ball's radius, uniform in `radius`, in voxels, within 1 to 8. What a class gains the others lose.
+/// Classes are processed in random order. With probability `per_label`, a class gets one of the four operators, chosen
+/// uniformly, with a ball radius drawn uniformly from `radius`, in voxels, within 1 to 8. Voxels gained by a class are
+/// removed from the others.
 #[derive(Clone, Debug)]
 pub struct RandomBinaryOperator {
     /// Radius of the ball in voxels.
     pub radius: Range<f64>,
-    /// Probability of each class.
+    /// Probability of changing each class.
     pub per_label: f64,
 }
 
@@ -35,7 +36,7 @@ impl RandomBinaryOperator {
     }
 }
 
-/// Gives a class other voxels; those that it gains it takes from the other classes.
+/// Replaces the voxels of a class; voxels it gains are removed from the other classes.
 fn replace(classes: &mut [BitVolume], class: usize, by: BitVolume) {
     let mut gained = by.clone();
     gained.subtract(&classes[class]);
@@ -83,7 +84,7 @@ mod tests {
             grown += usize::from(count > 1024);
             shrunk += usize::from(count < 1024);
         }
-        // Cubes survive opening and closing but for their corners; a quarter remains as it is.
+        // Opening and closing change only the corners of a cube; a quarter of the classes is unchanged.
         assert!((0.65..0.80).contains(&(f64::from(changed as u32) / 400.0)), "{changed}");
         assert!(grown > 60 && shrunk > 100, "{grown} {shrunk}");
     }
@@ -99,7 +100,7 @@ mod tests {
         };
         replace(&mut classes, 0, grown.clone());
         assert_eq!(classes, [grown, expected]);
-        // What it loses is nobody's.
+        // Lost voxels are not assigned to another class.
         let shrunk = Morphology::Erosion.apply(&classes[0], Ball::new(2.0));
         let other = classes[1].clone();
         replace(&mut classes, 0, shrunk.clone());

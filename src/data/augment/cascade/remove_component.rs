@@ -1,4 +1,4 @@
-//! Small parts that the previous stage has missed.
+//! Random removal of small components, as errors of the previous stage.
 
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -7,16 +7,17 @@ use super::{BitVolume, Components};
 use crate::augment::draw::chance;
 use nnunet_core::rng::Stream;
 
-/// Removes a connected part of classes (batchgeneratorsv2 `RemoveRandomConnectedComponentFromOneHotEncodingTransform`).
+/// Removes a connected component of classes (batchgeneratorsv2
+/// `RemoveRandomConnectedComponentFromOneHotEncodingTransform`).
 ///
-/// The classes take their turn in random order. Of each, with probability `per_label`, one of the parts that cover less
-/// than `smaller_than` of the patch is removed, all alike. nnU-Net could make another class of it, with a probability that
-/// its trainer sets to 0; that is left out.
+/// Classes are processed in random order. With probability `per_label`, one component of a class is removed, chosen
+/// uniformly among those smaller than `smaller_than` of the patch. nnU-Net can also assign it to another class, with a
+/// probability that its trainer sets to 0; this is not implemented.
 #[derive(Clone, Debug)]
 pub struct RemoveRandomComponent {
-    /// Part of the patch's voxels, 0 to 1.
+    /// Maximum component size as a fraction of the patch's voxels, 0 to 1.
     pub smaller_than: f64,
-    /// Probability of each class.
+    /// Probability of changing each class.
     pub per_label: f64,
 }
 
@@ -47,7 +48,8 @@ mod tests {
     use super::*;
     use nnunet_core::rng::{Purpose, stream};
 
-    /// A slab of a fifth of the patch and two small parts that touch at a corner with a third; a second class of one part.
+    /// A slab of a fifth of the patch, two small components that touch a third at a corner; a second class of one
+    /// component.
     fn classes() -> Vec<BitVolume> {
         let label = |index: usize| {
             let at = [index / 100, index / 10 % 10, index % 10];

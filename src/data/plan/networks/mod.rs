@@ -1,7 +1,7 @@
-//! The networks that plans can name.
+//! Networks supported in plans.
 //!
-//! Each is a file that says what the stages of its U-Net are made of. A line in [`NETWORKS`] makes it known: to the planner,
-//! which counts its layers, to the model, which builds them, and to whoever reads plans.
+//! Each file defines the blocks in the stages of a U-Net. An entry in [`NETWORKS`] registers it for the planner, which
+//! counts its layers, the model, which builds them, and the plans reader.
 
 mod plain_conv_unet;
 mod residual_encoder_unet;
@@ -14,28 +14,28 @@ pub use residual_encoder_unet::RESIDUAL_ENCODER_UNET;
 use super::NetworkShape;
 use super::layers::{Block, Place};
 
-/// All networks.
+/// All supported networks.
 pub static NETWORKS: [&Network; 2] = [&PLAIN_CONV_UNET, &RESIDUAL_ENCODER_UNET];
 
-/// A U-Net: what its stages are made of, and how plans speak of it.
+/// A U-Net variant: the blocks of its stages and its names in plans.
 pub struct Network {
-    /// The class in plans; its last part is what tells networks apart.
+    /// Python class in plans; networks are identified by its last component.
     pub class: &'static str,
-    /// The argument in plans with the number of blocks of each encoder stage.
+    /// Key in plans of the number of blocks per encoder stage.
     pub blocks_key: &'static str,
-    /// The blocks of a stage of the encoder, from the stage's number, 0 for the highest resolution, and its input's channels.
+    /// Returns the blocks of an encoder stage, given the stage (0 is the highest resolution) and its input channels.
     pub encoder_stage: fn(&NetworkShape, usize, usize) -> Vec<Block>,
-    /// The blocks of a stage of the decoder, from the stage's number, 0 for the lowest resolution, and its input's channels.
+    /// Returns the blocks of a decoder stage, given the stage (0 is the lowest resolution) and its input channels.
     pub decoder_stage: fn(&NetworkShape, usize, usize) -> Vec<Block>,
 }
 
 impl Network {
-    /// The network of this class, whatever module it is in.
+    /// Returns the network of this class, ignoring its Python module.
     pub fn of_class(class: &str) -> Option<&'static Self> {
         NETWORKS.into_iter().find(|network| class.rsplit('.').next() == Some(network.name()))
     }
 
-    /// The class without its module.
+    /// Returns the class name without its module.
     pub fn name(&self) -> &'static str {
         self.class.rsplit('.').next().unwrap_or(self.class)
     }
@@ -53,7 +53,7 @@ impl fmt::Debug for Network {
     }
 }
 
-/// The decoder of nnU-Net's own networks (`UNetDecoder`): convolutions.
+/// Returns the convolutions of a decoder stage of nnU-Net's `UNetDecoder`.
 fn convolutions_upwards(shape: &NetworkShape, index: usize, channels: usize) -> Vec<Block> {
     let place = Place { shape, stage: shape.stage_of_decoder(index), from: channels, stride: [1; 3] };
     place.convolutions(&format!("decoder.stages.{index}.convs"), shape.convs_decoder[index])

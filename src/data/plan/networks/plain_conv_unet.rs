@@ -1,4 +1,4 @@
-//! nnU-Net's plain U-Net: stages of convolutions, the first of a stage strided.
+//! nnU-Net's plain U-Net: stages of convolutions, with a strided first convolution.
 
 use super::{Block, Network, NetworkShape, Place, convolutions_upwards};
 

@@ -1,4 +1,5 @@
-//! nnU-Net's U-Net with a residual encoder: a convolution as stem, stages of residual blocks, the plain U-Net's decoder.
+//! nnU-Net's U-Net with a residual encoder: a convolutional stem, stages of residual blocks, and the decoder of the
+//! plain U-Net.
 
 use super::{Block, Network, NetworkShape, Place, convolutions_upwards};
 
