@@ -131,7 +131,7 @@ fn predictions_that_do_not_belong_together_are_refused() {
     let with_dataset = [Path::new("--dataset-json"), &dataset];
     refused(&mut ensemble(&with_dataset), 3, &["b/case.npz", "[3, 2, 2, 2]", "[2, 2, 2, 2]"]);
     fs::remove_file(inputs[1].join("case.npz")).unwrap();
-    refused(&mut ensemble(&with_dataset), 3, &["b: no probabilities", "--save-probabilities"]);
+    refused(&mut ensemble(&with_dataset), 3, &["b: has no probabilities", "--save-probabilities"]);
     assert!(!output.join("case.nii.gz").exists());
 }
 
@@ -272,10 +272,10 @@ fn what_is_missing_is_named_with_the_command_that_makes_it() {
     };
     refused(&mut find(&["-f", "2"]), 3, &["no fold 2", "0 to 1"]);
     refused(&mut find(&["-c", "4d"]), 3, &["4d", "available"]);
-    refused(&mut find(&["-c", "2d", "2d"]), 3, &["2d is named twice"]);
+    refused(&mut find(&["-c", "2d", "2d"]), 3, &["2d is given twice"]);
     let validation = |fold| crossval.work.run("3d_fullres", FoldId::Number(fold)).validation();
     fs::remove_file(validation(1).join("phantom_003.npz")).unwrap();
-    refused(&mut find(&[]), 3, &["3d_fullres: no probabilities of phantom_003;"]);
+    refused(&mut find(&[]), 3, &["3d_fullres: has no probabilities of phantom_003;"]);
     for file in ["phantom_000.npz", "phantom_001.npz"].map(|name| validation(0).join(name)) {
         fs::remove_file(file).unwrap();
     }

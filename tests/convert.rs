@@ -77,9 +77,9 @@ fn an_image_goes_through_every_format() {
         .arg(path("l.nii.gz"))
         .assert()
         .code(3)
-        .stderr(contains("exists already"));
+        .stderr(contains("already exists"));
     program().arg(path("a.mha")).arg(path("a.xyz")).assert().code(3).stderr(contains("a.xyz: unknown file type"));
-    program().arg(path("a.mha")).arg(path("a.png")).assert().code(3).stderr(contains("PNG holds one slice, not 3"));
+    program().arg(path("a.mha")).arg(path("a.png")).assert().code(3).stderr(contains("PNG can hold one slice, not 3"));
     program().arg(path("a.mha")).assert().code(2);
     program().args(["--msd", "x"]).assert().code(2);
 }

@@ -81,9 +81,9 @@ fn a_stack_that_is_none_is_refused() {
     let missing = error(&of(at(&[0.0, 2.0, 4.0, 10.0, 12.0])));
     assert!(missing.contains("slices are missing: 2 between 1.2.3.1_02.dcm and 1.2.3.1_03.dcm (4.00 mm)"), "{missing}");
     let uneven = error(&of(at(&[0.0, 2.0, 4.0, 7.0, 9.0])));
-    assert!(uneven.contains("unequal distances: 3.000 mm from 1.2.3.1_02.dcm"), "{uneven}");
+    assert!(uneven.contains("not equidistant: 3.000 mm from 1.2.3.1_02.dcm"), "{uneven}");
     let twice = error(&of(at(&[0.0, 2.0, 2.0])));
-    assert!(twice.contains("at the same place"), "{twice}");
+    assert!(twice.contains("have the same position"), "{twice}");
     let tilted = error(&of((0..4).map(|k| [0.0, f64::from(k), 3.0 * f64::from(k)]).collect()));
     assert!(tilted.contains("gantry tilt") && tilted.contains("18.4 degrees"), "{tilted}");
     // Rounding to a tenth of a millimetre is no unequal distance.
@@ -95,12 +95,12 @@ fn a_stack_that_is_none_is_refused() {
 #[test]
 fn what_cannot_be_read_is_refused_with_a_remedy() {
     for (series, defect) in [
-        (Series { frames: Some("30"), ..Series::default() }, "holds 30 frames; convert the series by `dcm2niix`"),
-        (Series { photometric: "RGB", ..Series::default() }, "is no grey image"),
-        (Series { bits: [16, 17, 16], ..Series::default() }, "has pixels of 17 bits"),
+        (Series { frames: Some("30"), ..Series::default() }, "has 30 frames; convert the series with `dcm2niix`"),
+        (Series { photometric: "RGB", ..Series::default() }, "is not grayscale"),
+        (Series { bits: [16, 17, 16], ..Series::default() }, "BitsStored 17"),
         (Series { bits: [32, 32, 31], ..Series::default() }, "PixelData has 12 bytes for 6 pixels of 4"),
         (Series { orientation: "1\\0\\0", ..Series::default() }, "ImageOrientationPatient is"),
-        (Series { orientation: "1\\0\\0\\1\\0\\0", ..Series::default() }, "no pair of perpendicular directions"),
+        (Series { orientation: "1\\0\\0\\1\\0\\0", ..Series::default() }, "not two perpendicular directions"),
     ] {
         let error = error(&series);
         assert!(error.contains("1.2.3.1_0") && error.contains(defect), "{defect}: {error}");
@@ -119,7 +119,7 @@ fn what_cannot_be_read_is_refused_with_a_remedy() {
     let error = read_volume(folder.path()).unwrap_err().to_string();
     assert!(error.contains("1.2.3.1_00.dcm"), "{error}");
     std::fs::remove_file(&path).unwrap();
-    assert!(read_volume(folder.path()).unwrap_err().to_string().contains("holds no DICOM image"));
+    assert!(read_volume(folder.path()).unwrap_err().to_string().contains("has no DICOM image"));
 }
 
 #[test]
@@ -127,17 +127,19 @@ fn of_several_series_one_is_chosen() {
     let folder = folder(&Series::default());
     Series { uid: "1.2.3.2", positions: vec![[0.0; 3]], ..Series::default() }.write(folder.path());
     let error = read_volume(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("holds 2 series, choose by --series: 1.2.3.1 (CT \"thorax\", 4 files"), "{error}");
+    assert!(error.contains("has 2 series, select one with --series: 1.2.3.1 (CT \"thorax\", 4 files"), "{error}");
     assert_eq!(read_series(folder.path(), Some("1.2.3.1")).unwrap().data.dim(), (1, 4, 2, 3));
-    assert!(read_series(folder.path(), Some("9")).unwrap_err().to_string().contains("holds no series 9, but 1.2.3.1"));
+    assert!(
+        read_series(folder.path(), Some("9")).unwrap_err().to_string().contains("has no series 9; available: 1.2.3.1")
+    );
 
     let program = || Command::cargo_bin("nnunet-dist").unwrap();
     let output = folder.path().join("out.nii.gz");
     let convert = |flags: &[&str]| program().arg("convert").arg(folder.path()).arg(&output).args(flags).assert();
-    convert(&[]).code(3).stderr(contains("choose by --series"));
+    convert(&[]).code(3).stderr(contains("select one with --series"));
     convert(&["--series", "1.2.3.1"]).success();
     assert_eq!(read_header(&output).unwrap().number, Number::I16);
-    convert(&["--series", "1.2.3.1"]).code(3).stderr(contains("exists already").and(contains("--overwrite")));
+    convert(&["--series", "1.2.3.1"]).code(3).stderr(contains("already exists").and(contains("--overwrite")));
     convert(&["--series", "1.2.3.1", "--overwrite"]).success();
 }
 
@@ -167,11 +169,11 @@ fn folders_of_dicom_files_are_cases_to_predict() {
 fn an_element_longer_than_its_file_is_refused_before_it_is_read() {
     let findings = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/findings");
     for (found, claim) in [
-        ("dicom_memory.dcm", "(312E,312E) claims 1610614784 bytes"),
-        ("dicom_after_pixels.dcm", "(0000,2D00) claims 808333361 bytes"),
-        ("dicom_meta.dcm", "(0854,3E00) claims 404781056 bytes"),
-        ("dicom_syntax.dcm", "(0000,0000) claims 4160752128 bytes"),
-        ("dicom_odd_length.dcm", "(00FF,0000) claims 1128875008 bytes"),
+        ("dicom_memory.dcm", "(312E,312E) declares 1610614784 bytes"),
+        ("dicom_after_pixels.dcm", "(0000,2D00) declares 808333361 bytes"),
+        ("dicom_meta.dcm", "(0854,3E00) declares 404781056 bytes"),
+        ("dicom_syntax.dcm", "(0000,0000) declares 4160752128 bytes"),
+        ("dicom_odd_length.dcm", "(00FF,0000) declares 1128875008 bytes"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         fs::copy(findings.join(found), folder.path().join("slice.dcm")).unwrap();

@@ -24,6 +24,6 @@ fn a_missing_part_is_not_a_failure_and_has_a_fix() {
         .env("PATH", "/nowhere")
         .assert()
         .success()
-        .stdout(contains("oneDNN       missing  switched off").and(contains("fix: unset NNUNET_DIST_ONEDNN")))
+        .stdout(contains("oneDNN       missing  disabled by").and(contains("fix: unset NNUNET_DIST_ONEDNN")))
         .stdout(contains("mpirun       missing  not on PATH").and(contains("fix: sudo apt-get install openmpi-bin")));
 }

@@ -158,8 +158,8 @@ fn files_without_counterpart_are_an_error() {
     std::fs::remove_file(folders.predictions().join("a.nii.gz")).unwrap();
     std::fs::remove_file(folders.truth().join("b.nii.gz")).unwrap();
     let (error, code) = folders.failure();
-    assert!(error.contains("predictions: no label map of 1 case(s): a"), "{error}");
-    assert!(error.contains("labelsTr: no label map of 1 case(s): b"), "{error}");
+    assert!(error.contains("predictions: missing label maps of 1 case(s): a"), "{error}");
+    assert!(error.contains("labelsTr: missing label maps of 1 case(s): b"), "{error}");
     assert_eq!(code, exit::INVALID);
 }
 

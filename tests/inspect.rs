@@ -64,7 +64,7 @@ fn a_wrong_case_or_label_map_is_named() {
         .arg("x")
         .assert()
         .code(3)
-        .stderr(contains("has no case x; it has phantom_000"));
+        .stderr(contains("has no case x; available: phantom_000"));
     let [a, b] = [0, 1].map(|case| folder.path().join(format!("imagesTr/phantom_00{case}_0000.nii.gz")));
     let label = folder.path().join("labelsTr/phantom_000.nii.gz");
     program().arg(&a).arg("-l").arg(&label).assert().success().stdout(contains("class 1"));

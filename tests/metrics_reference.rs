@@ -184,7 +184,7 @@ fn missing_predictions_are_passed_over_if_so_wished() {
     let folder = TempDir::new().unwrap();
     let pair = write(folder.path(), volumes(), SPACING);
     std::fs::copy(&pair.reference, pair.reference.with_file_name("other.nii.gz")).unwrap();
-    command(folder.path(), &[]).assert().code(3).stderr(contains("no label map of 1 case(s): other"));
+    command(folder.path(), &[]).assert().code(3).stderr(contains("missing label maps of 1 case(s): other"));
     command(folder.path(), &["--chill"]).assert().success().stdout(contains("mean Dice"));
     command(folder.path(), &["--ignore-label", "9"]).assert().code(2).stderr(contains("--labels"));
     command(folder.path(), &["--metrics", "nds"]).assert().code(2).stderr(contains("nsd"));

@@ -237,7 +237,7 @@ fn a_bad_image_does_not_stop_the_others() {
     volume.data[[0, 3, 4, 5]] = f32::NAN;
     bench.add("d", &volume);
     bench.add("e", &Volume { data: Array4::zeros((2, 18, 18, 18)), geometry: Geometry::default() });
-    let failed = contains("error: 3 of 5 cases failed: b: ").and(contains("cut short"));
+    let failed = contains("error: 3 of 5 cases failed: b: ").and(contains("truncated"));
     let failed = failed.and(contains("d_0000.nii.gz: NaN")).and(contains("e_0000.nii.gz: has 2 channels, expected 1"));
     bench.command(&bench.output(""), &[]).assert().code(3).stderr(failed);
     let written = std::fs::read_dir(bench.output("")).unwrap().map(|entry| entry.unwrap().file_name());

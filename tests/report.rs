@@ -62,7 +62,7 @@ fn the_page_has_the_numbers_and_pictures_of_a_run_and_fetches_nothing() {
     let page = report(run.root(), &["-w", shop.work.root().to_str().unwrap()]);
     check_form(&page);
     assert!(page.contains("No pictures: the raw dataset cannot be read") && !page.contains("<img"));
-    assert!(report(run.root(), &["--worst", "0"]).contains("Cases, the worst first"));
+    assert!(report(run.root(), &["--worst", "0"]).contains("Cases, worst first"));
 }
 
 #[test]
@@ -71,9 +71,12 @@ fn a_run_that_is_not_over_has_a_page_of_what_there_is() {
     write_run(folder.path(), 7, "training", 1000);
     let page = report(folder.path(), &[]);
     check_form(&page);
-    for words in
-        ["no sign of life for 16 min", "held-out cases are not predicted yet", "<b>7 of 40</b>", "There is none yet."]
-    {
+    for words in [
+        "no update for 16 min",
+        "held-out cases not predicted yet",
+        "<b>7 of 40</b>",
+        "No checkpoint has been written yet.",
+    ] {
         assert!(page.contains(words), "no `{words}`");
     }
     assert!(!page.contains("id=\"validation\""));
@@ -82,13 +85,13 @@ fn a_run_that_is_not_over_has_a_page_of_what_there_is() {
     fs::remove_file(folder.path().join("status.json")).unwrap();
     let page = report(folder.path(), &[]);
     check_form(&page);
-    assert!(page.contains("no step yet") && page.contains("No epoch is finished yet."));
+    assert!(page.contains("not started") && page.contains("No epoch has finished yet."));
 }
 
 #[test]
 fn a_missing_run_is_named_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
-    for (run, words) in [("missing", "is not there"), (".", "is no run directory")] {
+    for (run, words) in [("missing", "does not exist"), (".", "is not a run directory")] {
         let output = program().arg("report").arg(folder.path().join(run)).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(3));

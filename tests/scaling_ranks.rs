@@ -33,7 +33,7 @@ fn an_experiment_measures_each_number_of_processes_and_predicts_larger_ones() {
     let output = scale(&["--np", "1,2", "--mode", "strong", "--batch-size", "2", "--threads", "1"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
-    for words in ["strong scaling, 3 steps each", "all-reduce as measured: latency", "PREDICTED efficiency", "1024"] {
+    for words in ["strong scaling, 3 steps each", "measured all-reduce: latency", "PREDICTED efficiency", "1024"] {
         assert!(text.contains(words), "no `{words}` in\n{text}");
     }
     let csv = fs::read_to_string(results.join("scaling.csv")).unwrap();

@@ -267,14 +267,14 @@ fn nonsense_is_refused_with_a_line() {
     let before = server.memory();
 
     let any = "application/octet-stream";
-    server.post("/predict", "text/html", &good).refuses(415, "text/html is not taken");
-    server.post("/predict?probabilities=yes", any, &good).refuses(400, "1 or 0");
+    server.post("/predict", "text/html", &good).refuses(415, "text/html is not supported");
+    server.post("/predict?probabilities=yes", any, &good).refuses(400, "0 or 1");
     server.post("/predict?probability=1", any, &good).refuses(400, "probability");
     server.predict(b"").refuses(422, "is empty");
     server.predict(&[7; 4000]).refuses(422, "image.nii: is not a NIfTI file");
     server.predict(&good[..100]).refuses(422, "image.nii: ends within the NIfTI header");
-    server.predict(&good[..good.len() / 2]).refuses(422, "image.nii: is cut short");
-    server.predict(&claiming(&good, [i16::MAX; 3])).refuses(422, "is cut short: its header claims");
+    server.predict(&good[..good.len() / 2]).refuses(422, "image.nii: is truncated");
+    server.predict(&claiming(&good, [i16::MAX; 3])).refuses(422, "is truncated: its header declares");
     let mut damaged = gzip(&good);
     let end = damaged.len() - 6;
     damaged[end] ^= 1;
@@ -294,10 +294,10 @@ fn nonsense_is_refused_with_a_line() {
     let mut bytes = claiming(&good[..352], [400, 300, 200]);
     bytes[70..74].copy_from_slice(&[2, 0, 8, 0]);
     bytes.resize(352 + 400 * 300 * 200, 0);
-    server.predict(&gzip(&bytes)).refuses(413, "takes 91 MiB, the server allows 64");
+    server.predict(&gzip(&bytes)).refuses(413, "takes 91 MiB, over the limit of 64 MiB");
     let bomb = gzip(&vec![0; 1 << 28]);
     assert!(bomb.len() < 16 << 20);
-    server.predict(&bomb).refuses(413, "larger than 64 MiB when decompressed");
+    server.predict(&bomb).refuses(413, "decompressed image files are larger than 64 MiB");
     server.predict(&[good.as_slice(), &vec![0; 17 << 20]].concat()).refuses(413, "larger than 16 MiB");
     // As much, without saying so before.
     let chunk = [b"100000\r\n".as_slice(), &[0; 1 << 20], b"\r\n"].concat();
@@ -327,9 +327,9 @@ fn a_full_queue_refuses_and_empties_again() {
     let mut waiting = [begin(&server, &image, 1000), begin(&server, &image, 2000)];
     server.wait_for("nnunet_queue_depth", 2.0);
     let refused = server.predict(&image);
-    refused.refuses(503, "as many images as the server takes on");
+    refused.refuses(503, "the queue of the server is full");
     assert!(refused.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
-    server.get("/readyz").refuses(503, "as many images");
+    server.get("/readyz").refuses(503, "the queue of the server is full");
     assert_eq!(server.get("/healthz").status, 200);
 
     waiting[0].write_all(&image[1000..]).unwrap();
@@ -385,9 +385,9 @@ fn sigterm_lets_what_runs_finish() {
     server.wait_for("nnunet_queue_depth", 4.0);
     let idle = server.connect();
     server.terminate();
-    Response::read(half).refuses(503, "about to stop");
+    Response::read(half).refuses(503, "shutting down");
     let mut responses: Vec<_> = clients.into_iter().map(Response::read).collect();
-    responses.pop().unwrap().refuses(503, "about to stop");
+    responses.pop().unwrap().refuses(503, "shutting down");
     for response in responses {
         assert_eq!(response.status, 200, "{}", response.text());
         assert!(response.body == expected);

@@ -30,7 +30,7 @@ fn a_run_at_work_shows_what_it_has_done_and_what_is_left() {
         "train -0.3750  val -0.2750",
         "class 1 0.6937  class 2 -",
         "best 0.6000 after epoch 30",
-        "8.00 samples/s   2.00 s a step   data wait 25.0 %   communication 5.0 %   2 processes",
+        "8.00 samples/s   2.00 s per step   data wait 25.0 %   communication 5.0 %   2 processes",
         "checkpoint  none yet",
         "█▇",
     ] {
@@ -42,17 +42,17 @@ fn a_run_at_work_shows_what_it_has_done_and_what_is_left() {
 #[test]
 fn a_run_that_writes_nothing_any_more_is_told_from_one_that_is_over() {
     let folder = tempfile::tempdir().unwrap();
-    let words = "no sign of life for 12 min";
+    let words = "no update for 12 min";
     write_run(folder.path(), 3, "training", 12 * 60);
     status(folder.path()).assert().success().stdout(contains(words).and(contains("left").not()));
-    for (state, words) in [("finished", "fold 0   finished"), ("stopped", "stopped, to be resumed")] {
+    for (state, words) in [("finished", "fold 0   finished"), ("stopped", "stopped, can be resumed")] {
         write_run(folder.path(), EPOCHS, state, 12 * 60);
         // It is over, so nothing is waited for.
         status(folder.path())
             .args(["--watch", "3600"])
             .assert()
             .success()
-            .stdout(contains(words).and(contains("sign").not()));
+            .stdout(contains(words).and(contains("no update").not()));
     }
     // While held-out cases are predicted, it is their label maps that are written.
     write_run(folder.path(), EPOCHS, "predicting", 12 * 60);
@@ -74,7 +74,7 @@ fn several_runs_have_a_line_each_and_json_has_all_numbers() {
     let text = String::from_utf8(output.stdout).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 1 + 3, "{text}");
-    for (line, words) in lines[1..].iter().zip([["finished", "40/40"], ["training", "2/40"], ["no step yet", "0/1000"]])
+    for (line, words) in lines[1..].iter().zip([["finished", "40/40"], ["training", "2/40"], ["not started", "0/1000"]])
     {
         assert!(words.iter().all(|words| line.contains(words)), "{words:?}: {line}");
     }
@@ -96,8 +96,8 @@ fn what_is_no_run_or_damaged_is_named_in_one_line() {
         let line = starts_with("error: ").and(contains(words)).and(predicates::str::is_match(r"^[^\n]*\n$").unwrap());
         status(run).assert().code(3).stdout(is_empty()).stderr(line);
     };
-    refused(&folder.path().join("missing"), "missing: is not there");
-    refused(folder.path(), "holds no run");
+    refused(&folder.path().join("missing"), "missing: does not exist");
+    refused(folder.path(), "has no run");
     write_run(folder.path(), 2, "training", 1);
     fs::write(folder.path().join("log.jsonl"), "{}\n").unwrap();
     refused(folder.path(), "log.jsonl: line 1");

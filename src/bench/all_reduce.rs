@@ -1,36 +1,37 @@
-//! The exchange of gradients by itself, next to the MPI library's own.
+//! Benchmark of the gradient all-reduce, compared with that of the MPI library.
 
 use std::time::Instant;
 
 use super::{Row, Timings, Work};
 use nnunet_comm::distributed::{CommError, Communicator, ReduceOp, Wire};
 
-/// What is averaged over the ranks.
+/// Size of the all-reduce.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AllReduceBench {
-    /// Values of all gradients.
+    /// Number of values in all gradients.
     pub values: usize,
-    /// Values of a bucket.
+    /// Number of values per bucket.
     pub bucket: usize,
 }
 
 impl AllReduceBench {
-    /// Measures on all ranks together: a row per format on the wire, and one of `MPI_Allreduce` on the same values in one
-    /// call. Formats and library take turns, so that a change of the machine's mood meets all alike.
+    /// Runs the benchmark. Collective: must be called on all ranks. Returns one row per communication data type, and
+    /// one for a single `MPI_Allreduce` of the same values. The variants alternate, so that fluctuations of the machine
+    /// affect all of them equally.
     ///
-    /// Bytes are those that an all-reduce must send and receive per rank, `2 (N - 1) / N` of the values (what NCCL's tests
-    /// call bus bandwidth).
+    /// Bytes are those that an all-reduce must send and receive per rank, `2 (N - 1) / N` of the values (bus bandwidth
+    /// in NCCL's tests).
     ///
     /// # Errors
-    /// A rank is gone.
+    /// Returns an error if a rank is lost.
     pub fn run(&self, rounds: usize, comm: &dyn Communicator) -> Result<Vec<Row>, CommError> {
-        // Zeros stay what they are, averaged by us and summed up by the library.
+        // Zeros stay zero under both mean and sum.
         let mut buckets: Vec<Vec<f32>> = vec![0.0f32; self.values].chunks(self.bucket).map(<[f32]>::to_vec).collect();
         let wires = [("f32", Wire::F32), ("bf16", Wire::Bf16), ("fp16", Wire::F16)];
         let mut seconds = vec![Vec::new(); wires.len()];
         #[cfg(feature = "mpi")]
         let (mut data, mut library) = (vec![0.0f32; self.values], Vec::new());
-        // The first round warms up.
+        // The first round is a warm-up.
         for round in 0..=rounds {
             for ((_, wire), seconds) in wires.iter().zip(&mut seconds) {
                 let taken = timed(comm, || exchange(comm, &mut buckets, *wire))?;
@@ -56,7 +57,7 @@ impl AllReduceBench {
     }
 }
 
-/// Seconds from when all ranks have begun until all have ended.
+/// Seconds from the common start to the end on the slowest rank.
 fn timed(comm: &dyn Communicator, mut work: impl FnMut() -> Result<(), CommError>) -> Result<f64, CommError> {
     comm.barrier("begin of a round")?;
     let began = Instant::now();
@@ -66,7 +67,7 @@ fn timed(comm: &dyn Communicator, mut work: impl FnMut() -> Result<(), CommError
     Ok(seconds[0])
 }
 
-/// As a training step does it: every bucket begun as soon as it is there, waited for at the end.
+/// Same pattern as a training step: all buckets are started, then waited for.
 fn exchange(comm: &dyn Communicator, buckets: &mut [Vec<f32>], wire: Wire) -> Result<(), CommError> {
     let reducer = comm.reducer();
     let start = |bucket: &mut Vec<f32>| reducer.start(std::mem::take(bucket), ReduceOp::Mean, wire, "a bucket");
@@ -77,7 +78,7 @@ fn exchange(comm: &dyn Communicator, buckets: &mut [Vec<f32>], wire: Wire) -> Re
     Ok(())
 }
 
-/// The library's own, blocking and in one call.
+/// A single blocking call of the MPI library.
 #[cfg(feature = "mpi")]
 fn mpi_all_reduce(data: &mut [f32]) -> Result<(), CommError> {
     use std::ffi::{c_int, c_void};
@@ -87,11 +88,11 @@ fn mpi_all_reduce(data: &mut [f32]) -> Result<(), CommError> {
     if !mpi::is_initialized() {
         return Ok(());
     }
-    // MPI_IN_PLACE, whose value the two families of libraries do not share.
+    // MPI_IN_PLACE, whose value differs between the two ABI families.
     let in_place: *const c_void =
         std::ptr::without_provenance(if size_of::<ffi::MPI_Comm>() == size_of::<c_int>() { usize::MAX } else { 1 });
-    // SAFETY: MPI runs, nothing else of this job is under way, and the buffer holds as many floats as stated. An error ends
-    // the job, as MPI's default handler does.
+    // SAFETY: MPI is initialized, no other communication of this job is in flight, and the buffer holds `data.len()`
+    // floats. An error aborts the job through MPI's default error handler.
     unsafe {
         let (datatype, op, world) = (ffi::RSMPI_FLOAT, ffi::RSMPI_SUM, ffi::RSMPI_COMM_WORLD);
         ffi::MPI_Allreduce(in_place, data.as_mut_ptr().cast(), data.len() as c_int, datatype, op, world);

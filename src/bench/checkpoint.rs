@@ -1,4 +1,4 @@
-//! What a checkpoint takes: the copy that the steps wait for, and in the background the writing; and the reading.
+//! Benchmark of checkpoints: the copy that blocks training, the background write, and the read.
 
 use std::path::Path;
 
@@ -8,11 +8,11 @@ use super::{Row, Timings, Work, measure};
 use nnunet_nn::checkpoint::{HEADER, NETWORK, OPTIMIZER, read_folder, write_folder};
 use nnunet_nn::model::{TensorFileError, TensorState, UNet, UNetSpec, parse_tensors, serialize_tensors};
 
-/// Measures the copy of such a network's weights and momentum, and writing (to the disk itself, with checksums) and reading
-/// of a checkpoint of them in `folder`.
+/// Measures the copy of the network's weights and momentum, and writing (to disk, with checksums) and reading a
+/// checkpoint of them in `folder`.
 ///
 /// # Errors
-/// The checkpoint cannot be written or read back.
+/// Returns an error if the checkpoint cannot be written or read back.
 pub fn checkpoint(network: &UNetSpec, folder: &Path, rounds: usize) -> Result<Vec<Row>, TensorFileError> {
     let path = folder.join("bench_checkpoint");
     let network = UNet::<Flex>::new(network.clone(), 1, &Default::default());

@@ -1,4 +1,4 @@
-//! The convolutions of a network, layer by layer and pass by pass.
+//! Benchmark of the convolutions of a network, by layer and pass.
 
 use std::hint::black_box;
 
@@ -8,11 +8,12 @@ use super::{Row, StepBench, Work, measure};
 use nnunet_data::plan::{Block, ConvNorm, Head, Upwards};
 use nnunet_nn::ops::{ConvParams, NnOps, Pass, Precision, reference};
 
-/// One convolution. A transposed one is listed as that whose gradient it is: from the finer grid to the coarser.
+/// One convolution. A transposed convolution is listed as the convolution whose input gradient it is: from the finer to
+/// the coarser grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvLayer {
     pub n: usize,
-    /// `(z, y, x)` of the input.
+    /// Shape of the input, `(z, y, x)`.
     pub input: [usize; 3],
     pub c_in: usize,
     pub c_out: usize,
@@ -20,19 +21,19 @@ pub struct ConvLayer {
     pub stride: [usize; 3],
 }
 
-/// The three passes of a layer, timed.
+/// Timing of one pass of a layer.
 #[derive(Clone, Debug)]
 pub struct ConvTiming {
     pub layer: ConvLayer,
     pub pass: Pass,
-    /// By the kernel that training uses.
+    /// Timing of the kernel used in training.
     pub ours: Row,
-    /// By Burn's.
+    /// Timing of Burn's kernel.
     pub burns: Option<Row>,
 }
 
 impl ConvTiming {
-    /// Notes how fast Burn's kernel is on this GPU: where it is faster than cuDNN's, it is run from now on.
+    /// Records the time of Burn's kernel on this GPU; where it is faster than cuDNN's, it is used from now on.
     #[cfg(feature = "cuda")]
     pub fn note(&self, gpu: usize) {
         use nnunet_nn::ops::{Element, cudnn::Problem, note_burns, tf32};
@@ -45,7 +46,7 @@ impl ConvTiming {
         };
         let ConvLayer { n, input, c_in, c_out, kernel, stride } = self.layer;
         let (padding, tf32) = (self.layer.padding(), tf32::allowed());
-        // A gradient of weights is f32 where cuDNN has that.
+        // Weight gradients are f32 where cuDNN supports that.
         for weight_element in [Element::F32, element] {
             let pass = self.pass;
             let problem =
@@ -56,7 +57,7 @@ impl ConvTiming {
 }
 
 impl ConvLayer {
-    /// Half the kernel, but none where the kernel is the stride.
+    /// Half the kernel size, but none if the kernel size equals the stride.
     pub fn padding(&self) -> [usize; 3] {
         if self.is_transposed() { [0; 3] } else { self.kernel.map(|extent| extent / 2) }
     }
@@ -70,7 +71,7 @@ impl ConvLayer {
         std::array::from_fn(|axis| (self.input[axis] + 2 * padding[axis] - self.kernel[axis]) / self.stride[axis] + 1)
     }
 
-    /// Of any of the passes: multiplications and additions.
+    /// Floating-point operations (multiplications and additions) of each of the passes.
     pub fn flops(&self) -> f64 {
         let volume = |extent: [usize; 3]| extent.iter().product::<usize>() as f64;
         2.0 * self.n as f64 * volume(self.output()) * volume(self.kernel) * (self.c_in * self.c_out) as f64
@@ -85,14 +86,14 @@ impl ConvLayer {
 }
 
 impl StepBench {
-    /// The network's layers with a kernel, each with how often it occurs; the heads are among them.
+    /// Layers of the network, including the segmentation heads, with their number of occurrences.
     pub fn layers(&self) -> Vec<(ConvLayer, usize)> {
         let (mut layers, heads) = self.convolutions_and_heads();
         layers.extend(heads);
         counted(layers)
     }
 
-    /// All convolutions, transposed ones among them, and the heads.
+    /// All convolutions including transposed ones, and the segmentation heads.
     fn convolutions_and_heads(&self) -> (Vec<ConvLayer>, Vec<ConvLayer>) {
         let Self { network, patch, batch_size: n, .. } = self;
         let (description, n) = (network.shape.layers(network.channels, network.classes), *n);
@@ -123,7 +124,7 @@ impl StepBench {
         (layers, heads)
     }
 
-    /// Times all passes of all layers, the heads' left out, which have kernels of their own.
+    /// Times all passes of all layers except the heads, which use other kernels.
     pub fn convolutions<B: NnOps>(&self, device: &B::Device, rounds: usize, with_burns: bool) -> Vec<ConvTiming> {
         let layers = counted(self.convolutions_and_heads().0).into_iter();
         let passes = [Pass::Forward, Pass::BackwardInput, Pass::BackwardWeights];
@@ -146,12 +147,12 @@ impl StepBench {
         let (x, grad) = (activations([n, z, y, x, c_in]), activations([n, oz, oy, ox, c_out]));
         let weight = random::<B>([c_out, c_in, kz, ky, kx], Precision::Fp32, device);
         let bias = Tensor::<B, 1>::zeros([c_out], device).into_primitive().tensor();
-        // The gradient of a bias is none of cuDNN's work.
+        // cuDNN does not compute bias gradients.
         let params = ConvParams { stride, padding: layer.padding(), bias_cancels: true };
         let timed = |kernels: &str, run: &dyn Fn() -> FloatTensor<B>| {
             let timings = measure::<()>(rounds, || {
                 black_box(run());
-                // What is queued is waited for; a device that fails says so in the next read.
+                // Wait for queued work; a device error is reported by the next read.
                 let _ = B::sync(device);
                 Ok(())
             });
@@ -181,7 +182,7 @@ impl StepBench {
     }
 }
 
-/// Each layer with how often it occurs.
+/// Counts equal layers.
 fn counted(all: Vec<ConvLayer>) -> Vec<(ConvLayer, usize)> {
     let mut counted: Vec<(ConvLayer, usize)> = Vec::new();
     for layer in all {
@@ -224,7 +225,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(find(1, 4, 1), [(3, 16, 1)]);
-        // In the encoder and in the decoder.
+        // Once in the encoder and once in the decoder.
         assert_eq!(find(4, 4, 1), [(3, 16, 2)]);
         assert_eq!(find(4, 8, 2), [(3, 16, 1), (2, 16, 1)]);
         assert_eq!(find(8, 4, 1), [(3, 16, 1)]);

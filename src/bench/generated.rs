@@ -1,4 +1,4 @@
-//! A store of generated cases, for measuring what reads one without any dataset at hand.
+//! Store of generated cases, for benchmarks without a dataset.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,24 +13,24 @@ use nnunet_core::rng::{Purpose, stream};
 use nnunet_data::store::{CaseProperties, NativeStore, PreprocessedCase, StoreError, write_case};
 use nnunet_image::Geometry;
 
-/// Voxels remembered of each class, as many as fit into a phantom many times over.
+/// Voxel locations stored per class; far fewer than a phantom has.
 const LOCATIONS: usize = 1000;
 
-/// A native store in a temporary folder, which goes when this does.
+/// A native store in a temporary folder, which is deleted on drop.
 pub struct GeneratedStore {
-    /// The store, mapped into memory as any other.
+    /// The store, memory-mapped.
     pub store: Arc<NativeStore>,
     folder: TempDir,
 }
 
 impl GeneratedStore {
-    /// Writes `cases` cases of this many `channels` and this extent, `(z, y, x)`: noise around two ellipsoids of classes 1
-    /// and 2.
+    /// Writes `cases` cases with this number of `channels` and shape `(z, y, x)`: noise added to two ellipsoids of
+    /// classes 1 and 2.
     ///
     /// # Errors
-    /// If the temporary folder cannot be written.
+    /// Returns an error if the temporary folder cannot be written.
     pub fn new(cases: usize, channels: usize, shape: [usize; 3]) -> Result<Self, StoreError> {
-        let fail = |error| StoreError { path: std::env::temp_dir(), defect: format!("cannot make a folder: {error}") };
+        let fail = |error| StoreError { path: std::env::temp_dir(), defect: format!("cannot create it: {error}") };
         let folder = tempfile::tempdir().map_err(fail)?;
         for number in 0..cases {
             write_case(folder.path(), &format!("generated_{number:03}"), &case(channels, shape, number as u64))?;
@@ -38,7 +38,7 @@ impl GeneratedStore {
         Ok(Self { store: Arc::new(NativeStore::open(folder.path())?), folder })
     }
 
-    /// Where the store lies.
+    /// Path of the store.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -71,7 +71,7 @@ fn case(channels: usize, shape: [usize; 3], number: u64) -> PreprocessedCase {
     PreprocessedCase { data, labels: Some(labels), properties }
 }
 
-/// Two ellipsoids side by side along y, in coordinates that run from -1 to 1.
+/// Two ellipsoids side by side along y, in coordinates from -1 to 1.
 fn label(at: [usize; 3], shape: [usize; 3]) -> i16 {
     let [z, y, x]: [f64; 3] = std::array::from_fn(|axis| 2.0 * (at[axis] as f64 + 0.5) / shape[axis] as f64 - 1.0);
     let inside = |centre: f64| (z / 0.5).powi(2) + ((y - centre) / 0.3).powi(2) + (x / 0.4).powi(2) < 1.0;

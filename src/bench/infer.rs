@@ -1,4 +1,4 @@
-//! Sliding-window inference, stage by stage.
+//! Benchmark of sliding-window inference, stage by stage.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,32 +18,32 @@ use nnunet_infer::{
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 use nnunet_nn::ops::NnOps;
 
-/// A trained network and the images that it is asked about.
+/// A trained network and a folder of images.
 #[derive(Clone, Debug)]
 pub struct InferFolder {
     pub images: PathBuf,
     pub options: PredictOptions,
-    /// The first stage's label maps, for the second stage of a cascade.
+    /// Label maps of the first stage, for the second stage of a cascade.
     pub previous_stage: Option<PathBuf>,
 }
 
-/// An image without content and a network without cost: what remains is what inference adds to the network.
+/// Constant image and network output: measures the overhead of inference without the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InferStub {
-    /// Voxels `(z, y, x)` of the raw image.
+    /// Shape `(z, y, x)` of the raw image.
     pub extent: [usize; 3],
-    /// Voxels `(z, y, x)` after resampling, where windows are laid.
+    /// Shape `(z, y, x)` after resampling, on which windows are placed.
     pub resampled: [usize; 3],
     pub classes: usize,
-    /// Voxels `(z, y, x)` of a window.
+    /// Shape `(z, y, x)` of a window.
     pub patch: [usize; 3],
-    /// Part of a window by which neighbours overlap.
+    /// Overlap of neighboring windows as a fraction of the window size.
     pub overlap: f64,
     pub mirror: bool,
     pub accumulate: Accumulate,
 }
 
-/// Where the time of one round went.
+/// Times of one round by stage.
 #[derive(Default)]
 struct Round {
     read: Duration,
@@ -52,11 +52,11 @@ struct Round {
 }
 
 impl InferFolder {
-    /// Rows for reading and preprocessing, network, sums, export, writing, one after the other; and for the whole folder,
-    /// where they overlap.
+    /// Rows for reading and preprocessing, network, accumulation, export and writing, run sequentially; and one for the
+    /// whole folder, where they overlap.
     ///
     /// # Errors
-    /// The network or an image cannot be read, or a label map not written.
+    /// Returns an error if the network or an image cannot be read, or a label map cannot be written.
     pub fn measure(&self, rounds: usize) -> Result<Vec<Row>, InferError> {
         let Self { images, options, previous_stage } = self;
         let work = Measure { images, options, previous_stage: previous_stage.as_deref(), rounds };
@@ -96,7 +96,7 @@ impl OnDevice for Measure<'_> {
         let predict = || predict_folder(&[images.to_owned()], output.path(), options, &folder, &Single).map(drop);
         let folder = measure(rounds, predict)?;
 
-        // The first round was the warm-up.
+        // The first round is the warm-up.
         let stages = &stages[1..];
         let number = cases.len() as f64;
         let spent: Vec<_> = stages.iter().map(|round| round.spent).collect();
@@ -109,7 +109,7 @@ impl OnDevice for Measure<'_> {
     }
 }
 
-/// Predicts a case; gives the voxels the network saw, and those of the label map.
+/// Predicts a case; returns the number of voxels after resampling and of the label map.
 fn one_case<B: NnOps>(
     case: &CaseFiles,
     predictor: &Predictor<B>,
@@ -130,7 +130,7 @@ fn one_case<B: NnOps>(
 }
 
 impl Default for InferStub {
-    /// An image that a laptop has room for.
+    /// Fits into the memory of a laptop.
     fn default() -> Self {
         Self {
             extent: [160, 256, 256],
@@ -145,9 +145,9 @@ impl Default for InferStub {
 }
 
 impl InferStub {
-    /// Rows for network, sums and export.
+    /// Rows for network, accumulation and export.
     ///
-    /// A single round is not preceded by one that does not count: it may take minutes.
+    /// There is no warm-up if `rounds` is 1, because a round may take minutes.
     pub fn measure(&self, rounds: usize) -> Vec<Row> {
         let sliding = SlidingWindow {
             window: self.patch,
@@ -166,7 +166,7 @@ impl InferStub {
         let mut spent = Vec::new();
         for _ in 0..rounds + usize::from(rounds > 1) {
             let mut export = Export::new(self.resampled, &properties, &LINEAR, &Decision::Classes);
-            // The same logits whatever is asked, and no copies of them.
+            // Returns the same logits for any input, without copying them.
             let network = |windows: Array5<f32>| {
                 let (samples, ..) = windows.dim();
                 logits.broadcast((samples, pz, py, px, self.classes)).expect("logits of one sample").into()
@@ -181,7 +181,7 @@ impl InferStub {
         rows
     }
 
-    /// Of a raw image whose voxels have been made `resampled / extent` times as many.
+    /// Properties of a raw image resampled from `extent` to `resampled`.
     fn properties(&self) -> CaseProperties {
         let size: [f64; 3] = std::array::from_fn(|axis| self.extent[axis] as f64 / self.resampled[axis] as f64);
         CaseProperties {
@@ -200,7 +200,7 @@ impl InferStub {
 /// nnU-Net's resampling of logits.
 const LINEAR: Resampling = Resampling { order: 1, order_z: 0, force_separate_z: None };
 
-/// Rows of what [`Spent`] tells apart, for images of so many voxels before and after resampling to the raw grid.
+/// Rows of the stages of [`Spent`], for images with these numbers of voxels after resampling and in the raw grid.
 fn spent_rows(spent: &[Spent], voxels: usize, raw_voxels: usize) -> Vec<Row> {
     let windows = spent.first().map_or(0, |spent| spent.windows);
     vec![

@@ -1,4 +1,4 @@
-//! The way from the store to a batch, part by part, on one core.
+//! Benchmark of data loading from the store to the batch, part by part, on one core.
 
 use std::convert::Infallible;
 use std::hint::black_box;
@@ -14,10 +14,10 @@ use nnunet_data::store::{CaseStore, Patch, StoreError};
 use nnunet_nn::loss::downsample_labels;
 
 const SEED: u64 = 1;
-/// Batches per run: transforms are drawn at random, so that one batch says little.
+/// Batches per run: transforms are random, so that a single batch is not representative.
 const BATCHES: usize = 8;
 
-/// What is loaded and how.
+/// Store, pipeline and samples of the benchmark.
 pub struct LoaderBench {
     store: Arc<dyn CaseStore>,
     pipeline: Arc<Pipeline>,
@@ -30,7 +30,7 @@ impl LoaderBench {
     /// Draws the samples of a run from all cases of the store.
     ///
     /// # Errors
-    /// As [`Sampler::new`] and [`Sampler::draw`].
+    /// Returns an error in the cases of [`Sampler::new`] and [`Sampler::draw`].
     pub fn new(store: Arc<dyn CaseStore>, pipeline: Pipeline, batch_size: usize) -> Result<Self, LoaderError> {
         let mut bench = Self { store, pipeline: Arc::new(pipeline), batch_size, channels: 0, samples: Vec::new() };
         let sampler = bench.sampler()?;
@@ -42,13 +42,13 @@ impl LoaderBench {
 
     /// Measures `rounds` runs of each part.
     ///
-    /// The transforms' rows are those of a sample that is transformed: they count as often as the factor behind their name
-    /// says. `augment` is what nnU-Net's transforms do to a patch that was read: all of them, each as often as it is drawn,
-    /// and the targets of deep supervision. `loader` is the whole, from the store to the batch, with one worker; reading
-    /// has no row, as the store lends its cases where they lie.
+    /// The rows of the transforms apply to a sample that is transformed; the factor after the name is the probability
+    /// of the transform. `augment` covers all of nnU-Net's transforms on a patch that was read, each with its
+    /// probability, and the deep supervision targets. `loader` covers everything from the store to the batch with one
+    /// worker. Reading has no row because the store lends memory-mapped cases.
     ///
     /// # Errors
-    /// Of the store.
+    /// Returns the error of the store.
     pub fn run(&self, rounds: usize) -> Result<Report, LoaderError> {
         let mut rows = vec![self.spatial(rounds)?];
         for (number, (name, probability)) in self.pipeline.steps().enumerate() {
@@ -62,7 +62,7 @@ impl LoaderBench {
         rows.push(self.targets(rounds));
         rows.push(self.augment(rounds)?);
         rows.push(self.whole(rounds)?);
-        // One core: the peak that the rows are held against must be one core's too.
+        // The peak must be that of one core, as the rows are.
         let one = rayon::ThreadPoolBuilder::new().num_threads(1).build();
         let one = one.map_err(|error| LoaderError::Setup(error.to_string()))?;
         Ok(one.install(|| Report::new("loader", rows)))
@@ -79,7 +79,7 @@ impl LoaderBench {
         Ok(self.row("spatial".into(), seconds))
     }
 
-    /// A transform of the final patch, which is noise: some transforms are quicker on a constant.
+    /// Times a transform on noise: some transforms are faster on a constant.
     fn transform(&self, rounds: usize, apply: impl Fn(&mut Patch, &mut Stream)) -> Timings {
         let mut patch = self.blank();
         unfailing(rounds, || {
@@ -93,7 +93,7 @@ impl LoaderBench {
         })
     }
 
-    /// The channels of a cascade's previous stage, each transform of them as often as it is drawn.
+    /// Augmentation of the previous-stage channels of a cascade, each transform with its probability.
     fn previous_stage(&self, rounds: usize) -> Result<Row, LoaderError> {
         let (read, mut patch) = (self.read_batch()?, self.blank());
         let patches = read.iter().map(|read| {
@@ -181,7 +181,7 @@ impl LoaderBench {
         Patch { previous, ..blank_patch(self.channels, size) }
     }
 
-    /// The first batch's patches, with the margin.
+    /// Patches of the first batch, with margins.
     fn read_batch(&self) -> Result<Vec<Patch>, LoaderError> {
         let read = |sample: &SampleId| {
             let fail = |error: StoreError| LoaderError::Setup(error.to_string());
@@ -192,7 +192,7 @@ impl LoaderBench {
         self.samples.iter().take(self.batch_size).map(read).collect()
     }
 
-    /// As many patches as a run has samples, and their numbers.
+    /// The patches of a batch repeated to the number of samples of a run, with sample indices.
     fn repeated<'a>(&self, batch: &'a [Patch]) -> impl Iterator<Item = (usize, &'a Patch)> {
         batch.iter().cycle().take(self.samples.len()).enumerate()
     }
@@ -209,7 +209,7 @@ fn unfailing(rounds: usize, mut run: impl FnMut()) -> Timings {
     }
 }
 
-/// The labels at half and at a quarter of the resolution, as deep supervision of a U-Net with four levels wants them.
+/// Labels at half and at a quarter of the resolution, as required by deep supervision of a U-Net with four levels.
 fn make_targets(patch: &Patch) {
     let extent = patch.labels.dim().into();
     for divisor in [2, 4] {
@@ -218,7 +218,7 @@ fn make_targets(patch: &Patch) {
     }
 }
 
-/// Uniform noise from a simple recurrence, the same each time.
+/// Fills the patch with uniform noise from a linear congruential generator with a fixed seed.
 fn texture(patch: &mut Patch) {
     let mut state = 1u32;
     for value in &mut patch.data {

@@ -1,4 +1,4 @@
-//! The memory of this process, and of a training step.
+//! Memory of this process, and of a training step.
 
 use super::{Row, StepBench};
 use nnunet_comm::distributed::CommError;
@@ -6,7 +6,7 @@ use nnunet_data::plan::assumed_memory_gb;
 use nnunet_nn::Device;
 use nnunet_nn::backend::ComputeBackend;
 
-/// The most memory this process has had resident so far, or `None` where the kernel does not tell (`VmHWM`, Linux).
+/// Peak resident memory of this process so far; `None` if the kernel does not report it (`VmHWM`, Linux).
 pub fn peak_resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -14,7 +14,7 @@ pub fn peak_resident_bytes() -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// Bytes in use on a device: of the first GPU, by whomever; of the CPU, the peak of this process.
+/// Bytes in use on a device: used by all processes on the first GPU; peak of this process on the CPU.
 pub fn memory_in_use(device: Device) -> Option<u64> {
     match device {
         Device::Cpu => peak_resident_bytes(),
@@ -25,24 +25,24 @@ pub fn memory_in_use(device: Device) -> Option<u64> {
     }
 }
 
-/// What training steps take, beside what the planner takes them to need.
+/// Memory of training steps, and the planner's estimate.
 #[derive(Clone, Debug)]
 pub struct StepMemory {
-    /// In use on the device after some steps: Burn's pool keeps what it once had, so this is the peak. Of the CPU, the peak of
-    /// the process. `None` where the system does not tell.
+    /// Bytes in use on the device after some steps; a peak, because Burn's pool does not release memory. On the CPU,
+    /// the peak of the process. `None` if the system does not report it.
     pub peak_bytes: Option<u64>,
-    /// On the device beforehand.
+    /// Bytes in use on the device before the steps.
     pub before_bytes: Option<u64>,
     pub planned_gb: f64,
-    /// The steps, timed.
+    /// Times of the steps.
     pub steps: Vec<Row>,
 }
 
 impl StepBench {
-    /// Makes a few steps.
+    /// Runs a few steps and measures their memory.
     ///
     /// # Errors
-    /// None where there is one process.
+    /// Never returns an error with a single process.
     pub fn memory<B: ComputeBackend>(&self, kind: Device, device: B::Device) -> Result<StepMemory, CommError> {
         let before_bytes = memory_in_use(kind);
         let steps = self.run::<B>(device, 1)?;

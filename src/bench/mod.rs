@@ -1,8 +1,8 @@
-//! How fast the parts are, each alone: `nnunet-dist bench`.
+//! Benchmarks of individual components: `nnunet-dist bench`.
 //!
-//! A benchmark runs its work a few times, takes the median, and sets it against what this machine can do at most
-//! ([`Peak`], measured too), so that a figure from another machine can be judged. Comparisons with other programs are
-//! made of these figures by `benches/peers`.
+//! A benchmark runs its work several times, takes the median, and relates it to the measured peak of the machine
+//! ([`Peak`]), so that results of different machines can be compared. `benches/peers` uses these results to compare
+//! with other programs.
 
 mod all_reduce;
 mod checkpoint;

@@ -1,4 +1,4 @@
-//! How fast a dataset is preprocessed, and where the time goes.
+//! Benchmark of preprocessing: whole dataset and individual steps.
 
 use std::path::Path;
 
@@ -11,14 +11,14 @@ use nnunet_data::plan::Plans;
 use nnunet_data::preprocess::{Limits, PreprocessError, Preprocessor, preprocess_dataset};
 use nnunet_data::store;
 
-/// Cases that the pieces are measured with, all of which are held in memory.
+/// Number of cases used for the individual steps, all of which are held in memory.
 const CASES_OF_PIECES: usize = 16;
 
-/// Preprocesses all cases of the dataset into `folder`, as `nnunet-dist preprocess` does, and then the first few again
-/// piece by piece, each piece over these cases on all cores.
+/// Preprocesses all cases of the dataset into `folder`, as `nnunet-dist preprocess` does, then times each step
+/// separately on the first cases, using all cores.
 ///
 /// # Errors
-/// Those of preprocessing.
+/// Returns an error in the cases of preprocessing.
 pub fn preprocess(
     dataset: &Dataset,
     plans: &Plans,

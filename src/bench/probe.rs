@@ -1,4 +1,4 @@
-//! What the machine can do at most, measured.
+//! Measured peak performance of the machine.
 
 use std::hint::black_box;
 
@@ -11,27 +11,27 @@ use super::timing::measure;
 use nnunet_nn::Device;
 use nnunet_nn::ops::{self, ConvParams, NnOps, Precision};
 
-/// Rows and columns of the matrices: large enough to fill every core.
+/// Matrix size: large enough to use every core.
 const MATRIX: usize = 2048;
-/// The same for a GPU.
+/// Matrix size for a GPU.
 const MATRIX_OF_GPU: usize = 8192;
-/// Values of the copied array, several times any cache.
+/// Values of the copied array, several times the size of any cache.
 const COPY: usize = 64 << 20;
 const ROUNDS: usize = 5;
 
-/// Highest rates of the machine, with all threads of the process.
+/// Peak rates of the machine, with all threads of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Peak {
     /// f32 matrix product, 10^12 floating-point operations per second.
     pub matmul_tflops: f64,
-    /// Product of bf16 matrices.
+    /// bf16 matrix product, 10^12 floating-point operations per second.
     pub matmul_bf16_tflops: f64,
     /// Copy of an array, bytes read plus bytes written, 10^9 per second.
     pub copy_gb_per_s: f64,
 }
 
 impl Peak {
-    /// Measures; takes about a second.
+    /// Measures the peak rates of the CPU; takes about a second.
     pub fn measure() -> Self {
         let device = Default::default();
         Self {
@@ -41,7 +41,7 @@ impl Peak {
         }
     }
 
-    /// The peak of a GPU; in IEEE half precision as in bf16.
+    /// Measures the peak rates of a GPU; fp16 is assumed to equal bf16.
     pub fn of_gpu<B: NnOps>(device: &B::Device) -> Self {
         Self {
             matmul_tflops: matmul::<B>(Precision::Fp32, MATRIX_OF_GPU, device),
@@ -50,7 +50,7 @@ impl Peak {
         }
     }
 
-    /// Of a matrix product in this format.
+    /// Peak rate of a matrix product in this format, 10^12 floating-point operations per second.
     pub fn tflops(&self, precision: Precision) -> f64 {
         match precision {
             Precision::Fp32 | Precision::Tf32 => self.matmul_tflops,
@@ -59,8 +59,8 @@ impl Peak {
     }
 }
 
-/// The product is written as a convolution with a kernel of one voxel, so that the library that runs the network's
-/// convolutions runs this too.
+/// The product is expressed as a convolution with a 1x1x1 kernel, so that it uses the same library as the network's
+/// convolutions.
 fn matmul<B: NnOps>(precision: Precision, size: usize, device: &B::Device) -> f64 {
     let random = |shape: [usize; 5]| Tensor::<B, 5>::random(shape, Distribution::Default, device);
     let a = random([1, 1, 1, size, size]).cast(precision.activations());

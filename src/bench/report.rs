@@ -1,4 +1,4 @@
-//! What a benchmark prints.
+//! Benchmark results and their output formats.
 
 use std::fmt::Write as _;
 
@@ -7,29 +7,29 @@ use serde::Serialize;
 use super::{Peak, Timings, peak_resident_bytes};
 use nnunet_nn::ops::Precision;
 
-/// What one run of a row does.
+/// Work done by one run of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Work {
-    /// Samples, cases, voxels: whatever the row's unit says.
+    /// Number of items in the unit of the row, such as samples, cases or voxels.
     pub items: f64,
-    /// Floating-point operations, 0 where they say nothing about the work.
+    /// Floating-point operations; 0 if not applicable.
     pub flops: f64,
-    /// Bytes that must at least be read and written, 0 where they say nothing about the work.
+    /// Minimum number of bytes read and written; 0 if not applicable.
     pub bytes: f64,
-    /// Format of the operands that the floating-point operations are done on.
+    /// Precision of the operands of the floating-point operations.
     pub precision: Precision,
 }
 
 /// One measured piece of work.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    /// What was measured.
+    /// Name of the measurement.
     pub name: String,
-    /// What is counted, in the plural: `samples`, `cases`.
+    /// Plural name of the items, such as `samples` or `cases`.
     pub unit: &'static str,
-    /// Of one run.
+    /// Work of one run.
     pub work: Work,
-    /// Of each run.
+    /// Seconds of each run.
     pub seconds: Timings,
 }
 
@@ -39,17 +39,17 @@ impl Row {
         self.work.items / self.seconds.median()
     }
 
-    /// 10^12 floating-point operations per second.
+    /// 10^12 floating-point operations per second; `None` if not applicable.
     pub fn tflops(&self) -> Option<f64> {
         (self.work.flops > 0.0).then(|| self.work.flops / self.seconds.median() / 1e12)
     }
 
-    /// 10^9 bytes per second.
+    /// 10^9 bytes per second; `None` if not applicable.
     pub fn gb_per_s(&self) -> Option<f64> {
         (self.work.bytes > 0.0).then(|| self.work.bytes / self.seconds.median() / 1e9)
     }
 
-    /// The share of what the machine could do at most: of arithmetic or of copying, whichever it comes nearer to.
+    /// Fraction of the machine's peak in arithmetic or copying, whichever is larger.
     pub fn share_of_peak(&self, peak: &Peak) -> Option<f64> {
         let arithmetic = self.tflops().map(|rate| rate / peak.tflops(self.work.precision));
         let memory = self.gb_per_s().map(|rate| rate / peak.copy_gb_per_s);
@@ -57,29 +57,29 @@ impl Row {
     }
 }
 
-/// A benchmark's rows, as a table for people and as JSON for programs.
+/// Rows of a benchmark, printed as a table or as JSON.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// Name of the benchmark.
     pub bench: &'static str,
-    /// Of this process.
+    /// Number of threads of this process.
     pub threads: usize,
-    /// In the order in which they were measured.
+    /// Rows in the order of measurement.
     pub rows: Vec<Row>,
-    /// What they are compared with.
+    /// Peak rates that the rows are related to.
     pub peak: Peak,
-    /// Of the process when the rows were measured, before the peak was.
+    /// Peak memory of the process after measuring the rows and before measuring the peak rates.
     pub memory_bytes: Option<u64>,
 }
 
 impl Report {
-    /// A report of these rows; measures the machine's peak.
+    /// Creates a report of these rows; measures the machine's peak.
     pub fn new(bench: &'static str, rows: Vec<Row>) -> Self {
         let memory_bytes = peak_resident_bytes();
         Self { memory_bytes, ..Self::beside(bench, rows, Peak::measure()) }
     }
 
-    /// A report of these rows beside the peak of the device that they were measured on.
+    /// Creates a report of these rows with the peak of the device they were measured on.
     pub fn beside(bench: &'static str, rows: Vec<Row>, peak: Peak) -> Self {
         let memory_bytes = peak_resident_bytes();
         Self { bench, threads: rayon::current_num_threads(), rows, peak, memory_bytes }

@@ -1,4 +1,4 @@
-//! How fast one case is resampled.
+//! Benchmark of resampling one case.
 
 use std::convert::Infallible;
 use std::hint::black_box;
@@ -8,13 +8,13 @@ use ndarray::Array3;
 use super::{Row, Work, measure};
 use nnunet_image::{Resampling, Volume, compute_new_shape, resample_data, resample_labels};
 
-/// nnU-Net v2's defaults: images cubic, labels linear class by class.
+/// nnU-Net v2's defaults: images cubic, labels linear per class.
 const IMAGE: Resampling = Resampling { order: 3, order_z: 0, force_separate_z: None };
 const LABELS: Resampling = Resampling { order: 1, order_z: 0, force_separate_z: None };
 
-/// Resamples an image, and its labels where given, from their spacing to another, both in mm along `(z, y, x)`.
+/// Resamples an image, and its labels if given, from spacing `from` to spacing `to`, both in mm along `(z, y, x)`.
 ///
-/// Voxels are counted after resampling, in millions, over all channels.
+/// The unit is 10^6 voxels after resampling, over all channels.
 pub fn resample(image: &Volume, labels: Option<&Array3<i16>>, from: [f64; 3], to: [f64; 3], rounds: usize) -> Vec<Row> {
     let (channels, z, y, x) = image.data.dim();
     let shape = compute_new_shape([z, y, x], from, to);

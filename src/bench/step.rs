@@ -1,4 +1,4 @@
-//! The training step: forward, loss, backward, clipping and update on one generated batch that stays in memory.
+//! Benchmark of the training step: forward, loss, backward, clipping and update on one generated batch in memory.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,23 +20,25 @@ const LEARNING_RATE: f64 = 0.01;
 /// Steps that are queued before their metrics are read, as in training.
 const QUEUED: usize = 10;
 
-/// Network and batch.
+/// Network and batch of the benchmark.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepBench {
     pub network: UNetSpec,
-    /// `(z, y, x)`; z is 1 for a 2D network.
+    /// Patch size `(z, y, x)`; z is 1 for a 2D network.
     pub patch: [usize; 3],
-    /// Samples of a batch.
+    /// Samples per batch.
     pub batch_size: usize,
-    /// Of activations.
+    /// Precision of activations.
     pub precision: Precision,
-    /// Whether activations within stages are computed twice rather than kept.
+    /// Whether activations within stages are recomputed in the backward pass.
     pub gradient_checkpointing: bool,
 }
 
-/// nnU-Net's plain U-Net with two convolutions of extent 3 per stage; each stage but the first halves the resolution.
+/// nnU-Net's plain U-Net with two convolutions of kernel size 3 per stage; each stage except the first halves the
+/// resolution.
 ///
-/// `features` are the feature maps of each stage, `classes` includes the background; a 2D network has a patch of z extent 1.
+/// `features` are the numbers of feature maps per stage; `classes` includes the background. A patch of z extent 1 gives
+/// a 2D network.
 pub fn plain_network(patch: [usize; 3], channels: usize, classes: usize, features: &[usize]) -> UNetSpec {
     let stages = features.len();
     let along_z = |value| if patch[0] == 1 { 1 } else { value };
@@ -55,35 +57,35 @@ pub fn plain_network(patch: [usize; 3], channels: usize, classes: usize, feature
 }
 
 impl StepBench {
-    /// Times steps; `rounds` of them count. Where steps are queued, a round is several, waited for at its end as training
-    /// does, and a second row has the steps without bringing the batch to the device.
+    /// Times `rounds` rounds after a warm-up. On devices with a queue, a round is several steps, waited for at its end
+    /// as in training, and a second row excludes the transfer of the batch to the device.
     ///
     /// # Errors
-    /// None where there is one process.
+    /// Never returns an error with a single process.
     pub fn run<B: ComputeBackend>(&self, device: B::Device, rounds: usize) -> Result<Vec<Row>, CommError> {
         let mut prepared = self.prepare::<B>(device);
         if !prepared.step.is_queued() {
             return Ok(vec![self.row("step", 1, measure(rounds, || prepared.step())?)]);
         }
-        // The convolutions are chosen, and the memory is taken.
+        // Warm-up: selects convolution algorithms and allocates memory.
         prepared.steps(3)?;
         let whole = measure(rounds, || prepared.steps(QUEUED))?;
         let resident = measure(rounds, || prepared.resident_steps(QUEUED))?;
         Ok(vec![self.row("step", QUEUED, whole), self.row("step, batch on the device", QUEUED, resident)])
     }
 
-    /// Of so many steps in these seconds, per step.
+    /// Row per step, from the seconds of `steps` steps.
     fn row(&self, name: &str, steps: usize, seconds: Timings) -> Row {
         let work =
             Work { items: self.batch_size as f64, flops: self.flops(), precision: self.precision, ..Work::default() };
         Row { name: name.into(), unit: "samples", work, seconds: seconds.divided_by(steps) }
     }
 
-    /// A row for each operation of one step, the longest first, with the part of its time that oneDNN's kernel took; one for
-    /// what lies between them, and one for the kernels together.
+    /// One row per operation of a step, longest first, with the share of its time in oneDNN; one for the time between
+    /// operations, and one for all oneDNN kernels.
     ///
     /// # Errors
-    /// None where there is one process.
+    /// Never returns an error with a single process.
     pub fn profile<B: ComputeBackend>(&self, device: B::Device) -> Result<Vec<Row>, CommError> {
         let mut prepared = self.prepare::<B>(device);
         prepared.step()?;
@@ -93,7 +95,7 @@ impl StepBench {
         Ok(self.rows(entries, began.elapsed()))
     }
 
-    /// Of a step: three times those of the forward pass, as is customary; convolutions only.
+    /// Floating-point operations of the convolutions of a step: three times those of the forward pass, by convention.
     pub fn flops(&self) -> f64 {
         3.0 * self.layers().iter().map(|(layer, count)| *count as f64 * layer.flops()).sum::<f64>()
     }
@@ -155,7 +157,7 @@ impl<B: ComputeBackend> Prepared<B> {
         Ok(())
     }
 
-    /// Queues steps, and waits for what they have measured.
+    /// Queues steps and waits for their metrics.
     fn steps(&mut self, number: usize) -> Result<(), CommError> {
         let upload = self.step.upload();
         for _ in 0..number {
@@ -165,7 +167,7 @@ impl<B: ComputeBackend> Prepared<B> {
         self.step.metrics(&Single).map(drop)
     }
 
-    /// The same with a batch that is there already.
+    /// Same, with a batch that is already on the device.
     fn resident_steps(&mut self, number: usize) -> Result<(), CommError> {
         let batch = self.step.upload().batch_with(self.images.view(), self.targets.clone());
         for _ in 0..number {

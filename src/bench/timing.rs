@@ -1,10 +1,10 @@
-//! Repeated runs of the same work.
+//! Timing of repeated runs.
 
 use std::time::Instant;
 
 use serde::Serialize;
 
-/// Seconds of each run, warm-up left out.
+/// Seconds of each run, without the warm-up.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Timings(Vec<f64>);
@@ -16,12 +16,12 @@ impl Timings {
         Self(seconds)
     }
 
-    /// Of one of several pieces of work that each run consisted of.
+    /// Seconds per piece, if each run consisted of `pieces` equal pieces.
     pub fn divided_by(self, pieces: usize) -> Self {
         Self(self.0.into_iter().map(|seconds| seconds / pieces as f64).collect())
     }
 
-    /// The middle one, or the mean of the two in the middle.
+    /// Median; the mean of the two middle values for an even number.
     pub fn median(&self) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -29,21 +29,21 @@ impl Timings {
         if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
     }
 
-    /// The fastest.
+    /// Fastest run.
     pub fn min(&self) -> f64 {
         self.0.iter().copied().fold(f64::INFINITY, f64::min)
     }
 
-    /// The slowest.
+    /// Slowest run.
     pub fn max(&self) -> f64 {
         self.0.iter().copied().fold(0.0, f64::max)
     }
 }
 
-/// Times `rounds` runs after one that does not count.
+/// Times `rounds` runs after a warm-up run.
 ///
 /// # Errors
-/// The first one of a run.
+/// Returns the first error of a run.
 pub fn measure<E>(rounds: usize, mut run: impl FnMut() -> Result<(), E>) -> Result<Timings, E> {
     run()?;
     let mut seconds = Vec::with_capacity(rounds.max(1));

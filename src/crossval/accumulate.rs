@@ -1,4 +1,4 @@
-//! The results of all folds in one folder.
+//! Collects the results of all folds in one folder.
 
 use std::path::Path;
 
@@ -8,11 +8,11 @@ use super::{CrossvalError, HeldOut};
 use nnunet_core::fsio;
 use nnunet_eval::{Classes, Measures, Summary, evaluate_files};
 
-/// Copies the label maps of all held-out cases of a configuration into `folder`, with `dataset.json` and `plans.json`, and
-/// leaves their `summary.json` there.
+/// Copies the label maps of all held-out cases of a configuration to `folder`, with `dataset.json` and `plans.json`,
+/// and writes their `summary.json`.
 ///
 /// # Errors
-/// A fold has not been validated, a case is in two folds, or a file cannot be read or written.
+/// Returns an error if a fold has not been validated, a case is in two folds, or a file cannot be read or written.
 pub fn accumulate(held_out: &HeldOut, configuration: &str, folder: &Path) -> Result<Summary, CrossvalError> {
     let files = held_out.files(configuration, &held_out.dataset.file_ending)?;
     let copied: Vec<_> = files

@@ -1,4 +1,4 @@
-//! The configuration or ensemble with the highest Dice.
+//! Selection of the configuration or ensemble with the highest Dice.
 
 use super::candidate::Candidate;
 use super::information::{Best, Information, Model};
@@ -9,26 +9,27 @@ use nnunet_data::work::WorkDir;
 use nnunet_eval::json_to_file;
 use nnunet_eval::postprocess::{DetermineOptions, Determined, determine};
 
-/// nnU-Net's configurations, in the order in which they are compared.
+/// nnU-Net's configurations, in the order of comparison.
 const CONFIGURATIONS: [&str; 4] = ["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"];
 
-/// What is compared.
+/// Options of [`find_best`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BestOptions {
-    /// By default nnU-Net's four, as far as the plans have them.
+    /// Configurations to compare; by default those of nnU-Net's four that the plans have.
     pub configurations: Vec<String>,
-    /// By default all.
+    /// Folds to use; by default all.
     pub folds: Vec<usize>,
-    /// Compare no ensembles, for which no probabilities are needed then.
+    /// Do not compare ensembles; no probabilities are needed then.
     pub without_ensembles: bool,
 }
 
-/// Compares the configurations of a work folder, and the averages of every two of them, by the mean Dice of their held-out
-/// cases, determines the postprocessing of the best, and leaves `inference_information.json` and
-/// `inference_instructions.txt` in the work folder. Of equals the first is the best, and single configurations come first.
+/// Compares the configurations of a work folder, and the ensembles of every two of them, by the mean Dice of their
+/// held-out cases. Determines the postprocessing of the best and writes `inference_information.json` and
+/// `inference_instructions.txt` to the work folder. Ties are resolved in favor of the first; single configurations come
+/// before ensembles.
 ///
 /// # Errors
-/// A fold has not been trained or has left no probabilities, or a file cannot be read or written.
+/// Returns an error if a fold has not been trained or has no probabilities, or if a file cannot be read or written.
 pub fn find_best(work: &WorkDir, options: &BestOptions) -> Result<(Information, Determined), CrossvalError> {
     let held_out = HeldOut::open(work, &options.folds)?;
     let plans = Plans::load(&work.plans())?;
@@ -47,7 +48,7 @@ pub fn find_best(work: &WorkDir, options: &BestOptions) -> Result<(Information, 
     let best = best_of(&candidates).ok_or_else(|| {
         CrossvalError::invalid(
             work.root(),
-            "no class of the dataset is in any held-out case: there is nothing to compare",
+            "no held-out case contains a class of the dataset; there is nothing to compare",
         )
     })?;
     let pairs = held_out.pairs(&best.folder)?;
@@ -77,7 +78,7 @@ pub fn find_best(work: &WorkDir, options: &BestOptions) -> Result<(Information, 
     Ok((information, determined))
 }
 
-/// The first of those with the highest Dice; NaN is no Dice.
+/// The first candidate with the highest Dice; NaN is excluded.
 fn best_of(candidates: &[Candidate]) -> Option<&Candidate> {
     let comparable = candidates.iter().filter(|candidate| !candidate.dice().is_nan());
     comparable.reduce(|best, other| if other.dice() > best.dice() { other } else { best })
@@ -96,16 +97,16 @@ fn trained(work: &WorkDir, plans: &Plans, named: &[String]) -> Result<Vec<String
     for (number, configuration) in configurations.iter().enumerate() {
         plans.configuration(configuration)?;
         if configurations[..number].contains(configuration) {
-            return Err(CrossvalError::invalid(&work.plans(), format_args!("{configuration} is named twice")));
+            return Err(CrossvalError::invalid(&work.plans(), format_args!("{configuration} is given twice")));
         }
         let runs = work.runs(configuration);
         if !runs.is_dir() {
-            let defect = format!("{configuration} has not been trained; train it, or name those to compare with -c");
+            let defect = format!("{configuration} has not been trained; train it, or select configurations with -c");
             return Err(CrossvalError::invalid(&runs, defect));
         }
     }
     if configurations.is_empty() {
-        return Err(CrossvalError::invalid(&work.plans(), "none of nnU-Net's configurations; name some with -c"));
+        return Err(CrossvalError::invalid(&work.plans(), "has none of nnU-Net's configurations; select some with -c"));
     }
     Ok(configurations)
 }

@@ -1,4 +1,4 @@
-//! What is compared: a configuration, or two whose probabilities are averaged.
+//! Candidates for comparison: a configuration, or an ensemble of two.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,10 +8,10 @@ use super::{CrossvalError, HeldOut, accumulate};
 use nnunet_eval::{Classes, Measures, Summary, evaluate_files};
 use nnunet_infer::ensemble::{Members, merge_cases};
 
-/// Of how many cases an error names.
+/// Maximum number of cases an error lists.
 const LISTED: usize = 10;
 
-/// A configuration or an ensemble, with its held-out cases in a folder.
+/// A configuration or an ensemble, with its held-out predictions in a folder.
 pub(super) struct Candidate {
     pub name: String,
     pub members: Vec<String>,
@@ -19,7 +19,7 @@ pub(super) struct Candidate {
     pub summary: Summary,
 }
 
-/// What a configuration, or an ensemble of several, is called in files.
+/// Name of a configuration or of an ensemble in files.
 pub(super) fn name_of(members: &[&str], folds: &str) -> String {
     match members {
         [single] => (*single).to_owned(),
@@ -28,7 +28,7 @@ pub(super) fn name_of(members: &[&str], folds: &str) -> String {
 }
 
 impl Candidate {
-    /// The label maps of a configuration's folds.
+    /// Candidate from the label maps of a configuration's folds.
     pub fn single(held_out: &HeldOut, configuration: &str) -> Result<Self, CrossvalError> {
         let folder = held_out.prepare_folder(configuration, None)?;
         let summary = accumulate(held_out, configuration, &folder)?;
@@ -36,14 +36,14 @@ impl Candidate {
         Ok(Self { members: vec![name.clone()], name, folder, summary })
     }
 
-    /// The averages of two configurations' probabilities.
+    /// Candidate from the averaged probabilities of two configurations.
     pub fn pair(held_out: &HeldOut, members: [&str; 2]) -> Result<Self, CrossvalError> {
         let mut first = probabilities(held_out, members[0])?;
         let mut second = probabilities(held_out, members[1])?;
         for (one, other, [has, lacks]) in [(&first, &second, members), (&second, &first, [members[1], members[0]])] {
             let missing = one.keys().filter(|case| !other.contains_key(*case));
             if let Some(missing) = listed(missing) {
-                let defect = format!("nothing of {missing}, which {has} holds out");
+                let defect = format!("has no prediction of {missing}, which {has} has");
                 return Err(CrossvalError::invalid(&held_out.work.runs(lacks), defect));
             }
         }
@@ -65,26 +65,27 @@ impl Candidate {
         Ok(Self { name, members: members.map(str::to_owned).to_vec(), folder, summary })
     }
 
-    /// As nnU-Net's `foreground_mean`; over the classes that are there if some class is in no case, where nnU-Net has none.
+    /// Mean Dice, nnU-Net's `foreground_mean`. If a class occurs in no case, the mean is over the other classes, where
+    /// nnU-Net's is NaN.
     pub fn dice(&self) -> f64 {
         self.summary.mean_dice()
     }
 }
 
-/// The files with a configuration's probabilities by case; all that have been validated must have some.
+/// Probability files of a configuration by case; all validated cases must have one.
 fn probabilities(held_out: &HeldOut, configuration: &str) -> Result<BTreeMap<String, PathBuf>, CrossvalError> {
     let files = held_out.files(configuration, ".npz")?;
     let validated = held_out.files(configuration, &held_out.dataset.file_ending)?;
     let Some(missing) = listed(validated.keys().filter(|case| !files.contains_key(*case))) else { return Ok(files) };
     let defect = format!(
-        "no probabilities of {missing}; `nnunet-dist train -w {} -c {configuration} -f FOLD --val --npz` writes them, \
-         --no-ensembling does without",
+        "has no probabilities of {missing}; run `nnunet-dist train -w {} -c {configuration} -f FOLD --val --npz`, \
+         or pass --no-ensembling",
         held_out.work.root().display()
     );
     Err(CrossvalError::invalid(&held_out.work.runs(configuration), defect))
 }
 
-/// The first names of several, if there are any.
+/// Comma-separated list of the first names; `None` if there are none.
 fn listed<'a>(names: impl Iterator<Item = &'a String>) -> Option<String> {
     let names: Vec<&str> = names.map(String::as_str).collect();
     let more = if names.len() > LISTED { ", …" } else { "" };

@@ -1,4 +1,4 @@
-//! Why a cross-validation cannot be looked at as a whole.
+//! Error type of cross-validation commands.
 
 use std::path::{Path, PathBuf};
 
@@ -8,13 +8,13 @@ use nnunet_data::work::ConfigError;
 use nnunet_eval::EvalError;
 use nnunet_infer::ensemble::EnsembleError;
 
-/// A cross-validation that is not complete, or cannot be read.
+/// A cross-validation that is incomplete or cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CrossvalError {
-    /// The work folder does not say where the dataset is.
+    /// The work folder does not state the location of the dataset.
     #[error("{0}")]
     Config(#[from] ConfigError),
-    /// The plans cannot be read or followed.
+    /// The plans cannot be read or used.
     #[error("{0}")]
     Plans(#[from] PlanError),
     /// The dataset cannot be read.
@@ -26,20 +26,20 @@ pub enum CrossvalError {
     /// Probabilities cannot be averaged.
     #[error("{0}")]
     Ensemble(#[from] EnsembleError),
-    /// Something is missing or there twice.
+    /// Something is missing or present twice.
     #[error("{}: {defect}", path.display())]
     Invalid {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// Description of the problem, and its remedy.
         defect: String,
     },
-    /// A file or folder that cannot be read or written.
+    /// A file or folder cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The operating system's reason.
+        /// Error of the operating system.
         source: std::io::Error,
     },
 }

@@ -1,4 +1,4 @@
-//! What the folds of a configuration have left behind.
+//! Held-out predictions of the folds of a configuration.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -9,24 +9,24 @@ use nnunet_data::dataset::{Dataset, DatasetJson, Splits};
 use nnunet_data::work::{FoldId, Source, WorkDir};
 use nnunet_eval::Pair;
 
-/// The held-out cases of a work folder's dataset, and where the folds of its configurations have put their predictions.
+/// The held-out cases of a work folder's dataset, and access to the predictions of the folds.
 #[derive(Clone, Debug)]
 pub struct HeldOut<'a> {
     pub(super) work: &'a WorkDir,
-    /// The dataset's description.
+    /// Contents of the `dataset.json`.
     pub dataset: DatasetJson,
-    /// The folds that are looked at.
+    /// Folds to use.
     pub folds: Vec<usize>,
-    /// The raw dataset's label maps by case.
+    /// Label maps of the raw dataset by case.
     truth: HashMap<String, PathBuf>,
     splits: Splits,
 }
 
 impl<'a> HeldOut<'a> {
-    /// Reads what is known of the dataset; without `folds`, all of its splits are looked at.
+    /// Opens a work folder; an empty `folds` selects all folds.
     ///
     /// # Errors
-    /// The work folder is not complete, there is no such fold, or the raw dataset has moved.
+    /// Returns an error if the work folder is incomplete, a fold does not exist, or the raw dataset has moved.
     pub fn open(work: &'a WorkDir, folds: &[usize]) -> Result<Self, CrossvalError> {
         let dataset = DatasetJson::load(&work.dataset_json())?;
         if let Some(defect) = dataset.region_problem() {
@@ -42,11 +42,11 @@ impl<'a> HeldOut<'a> {
         Ok(Self { work, dataset, folds, truth, splits })
     }
 
-    /// Makes an empty folder for the gathered results of a configuration: `output`, which must not hold anything yet, or that
-    /// of the work folder, whose contents are removed.
+    /// Creates an empty folder for the collected results of a configuration: `output`, which must be empty, or by
+    /// default one in the work folder, whose previous contents are removed.
     ///
     /// # Errors
-    /// The folder cannot be made, or `output` is not empty.
+    /// Returns an error if the folder cannot be created, or `output` is not empty.
     pub fn prepare_folder(&self, configuration: &str, output: Option<&Path>) -> Result<PathBuf, CrossvalError> {
         let Some(output) = output else {
             let folder = self.work.crossval(configuration, &folds_text(&self.folds));
@@ -56,15 +56,15 @@ impl<'a> HeldOut<'a> {
         fs::create_dir_all(output).map_err(CrossvalError::io(output))?;
         let mut entries = fs::read_dir(output).map_err(CrossvalError::io(output))?;
         match entries.next() {
-            Some(_) => Err(CrossvalError::invalid(output, "is not empty: its files would be taken for results")),
+            Some(_) => Err(CrossvalError::invalid(output, "is not empty; its files would be mistaken for results")),
             None => Ok(output.to_owned()),
         }
     }
 
-    /// The files with this ending that the folds of a configuration have left for each case, without it.
+    /// Files with this ending that the folds of a configuration wrote, by case name.
     ///
     /// # Errors
-    /// A fold has not been validated, or two folds have validated the same case.
+    /// Returns an error if a fold has not been validated, or two folds have validated the same case.
     pub fn files(&self, configuration: &str, ending: &str) -> Result<BTreeMap<String, PathBuf>, CrossvalError> {
         let mut files = BTreeMap::new();
         for &fold in &self.folds {
@@ -74,17 +74,17 @@ impl<'a> HeldOut<'a> {
                     format!("`nnunet-dist train -w {} -c {configuration} -f {fold}`", self.work.root().display());
                 return Err(CrossvalError::invalid(
                     &folder,
-                    format_args!("fold {fold} has not been validated; {train}"),
+                    format_args!("fold {fold} has not been validated; run {train}"),
                 ));
             }
             let found = cases_in(&folder, ending)?;
             let (_, expected) = self.splits.fold(fold)?;
             for case in expected.iter().filter(|case| !found.contains_key(*case)) {
-                tracing::warn!("{}: nothing of {case}, which fold {fold} holds out", folder.display());
+                tracing::warn!("{}: no prediction of {case}, which fold {fold} holds out", folder.display());
             }
             for (case, path) in found {
                 if let Some(other) = files.insert(case.clone(), path.clone()) {
-                    let defect = format!("{case} is here and in {}: two folds hold it out", other.display());
+                    let defect = format!("{case} is also in {}: two folds hold it out", other.display());
                     return Err(CrossvalError::invalid(&path, defect));
                 }
             }
@@ -92,14 +92,14 @@ impl<'a> HeldOut<'a> {
         Ok(files)
     }
 
-    /// Pairs the label maps of `folder` with the raw dataset's.
+    /// Pairs the label maps of `folder` with those of the raw dataset.
     ///
     /// # Errors
-    /// The folder has none, or the dataset lacks one of them.
+    /// Returns an error if the folder has no label map, or the dataset lacks one of them.
     pub fn pairs(&self, folder: &Path) -> Result<Vec<Pair>, CrossvalError> {
         let predictions = cases_in(folder, &self.dataset.file_ending)?;
         if predictions.is_empty() {
-            return Err(CrossvalError::invalid(folder, format_args!("holds no *{}", self.dataset.file_ending)));
+            return Err(CrossvalError::invalid(folder, format_args!("has no *{}", self.dataset.file_ending)));
         }
         let pair = |(case, prediction): (String, PathBuf)| match self.truth.get(&case) {
             Some(reference) => Ok(Pair { prediction, reference: reference.clone() }),
@@ -108,7 +108,7 @@ impl<'a> HeldOut<'a> {
         predictions.into_iter().map(pair).collect()
     }
 
-    /// Puts the dataset's description and the plans into a folder of results, as nnU-Net does.
+    /// Copies `dataset.json` and `plans.json` to a folder of results, as nnU-Net does.
     pub(super) fn describe(&self, folder: &Path) -> Result<(), CrossvalError> {
         for (from, name) in [(self.work.dataset_json(), "dataset.json"), (self.work.plans(), "plans.json")] {
             let to = folder.join(name);
@@ -118,12 +118,12 @@ impl<'a> HeldOut<'a> {
     }
 }
 
-/// Folds as they stand in the names of folders: `0_1_2_3_4`.
+/// Fold numbers as used in folder names: `0_1_2_3_4`.
 pub(super) fn folds_text(folds: &[usize]) -> String {
     folds.iter().map(usize::to_string).collect::<Vec<_>>().join("_")
 }
 
-/// The files of a folder with this ending by what stands before it; hidden ones are passed over.
+/// Files of a folder with this ending, by case name; hidden files are ignored.
 fn cases_in(folder: &Path, ending: &str) -> Result<BTreeMap<String, PathBuf>, CrossvalError> {
     let mut cases = BTreeMap::new();
     for entry in fs::read_dir(folder).map_err(CrossvalError::io(folder))? {
@@ -136,7 +136,7 @@ fn cases_in(folder: &Path, ending: &str) -> Result<BTreeMap<String, PathBuf>, Cr
     Ok(cases)
 }
 
-/// Makes an empty folder in the place of an old one.
+/// Creates an empty folder, replacing an existing one.
 pub(super) fn renew(folder: &Path) -> Result<(), CrossvalError> {
     if folder.exists() {
         fs::remove_dir_all(folder).map_err(CrossvalError::io(folder))?;

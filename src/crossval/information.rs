@@ -1,4 +1,4 @@
-//! What was compared and found.
+//! Results of the comparison.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::candidate::name_of;
 use super::held_out::folds_text;
 
-/// Contents of `inference_information.json`: nnU-Net's, without the name of a trainer.
+/// Contents of `inference_information.json`: same as nnU-Net's, without the trainer name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Information {
     pub folds: Vec<usize>,
@@ -20,26 +20,26 @@ pub struct Information {
     pub best_model_or_ensemble: Best,
 }
 
-/// A configuration that was trained.
+/// A trained configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Model {
     pub configuration: String,
     pub plans_identifier: String,
 }
 
-/// What to predict with.
+/// The selected configuration or ensemble.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     pub result_on_crossval_pre_pp: f64,
     pub result_on_crossval_post_pp: f64,
     pub postprocessing_file: PathBuf,
     pub some_plans_file: PathBuf,
-    /// One, or the members of an ensemble.
+    /// One configuration, or the members of an ensemble.
     pub selected_model_or_models: Vec<Model>,
 }
 
 impl Information {
-    /// The results of all, the best marked, in aligned columns.
+    /// All results in aligned columns, the best marked.
     pub fn table(&self) -> String {
         let models = &self.best_model_or_ensemble.selected_model_or_models;
         let members: Vec<&str> = models.iter().map(|model| model.configuration.as_str()).collect();

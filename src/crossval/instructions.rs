@@ -1,4 +1,4 @@
-//! The commands that predict new images with the best configuration.
+//! Commands that predict new images with the best configuration.
 
 use serde_json::Value;
 
@@ -6,10 +6,10 @@ use super::{CrossvalError, Information};
 use nnunet_data::plan::Plans;
 use nnunet_data::work::WorkDir;
 
-/// One command per line with what to replace in capitals, and a line before each step.
+/// One command per line with placeholders in capitals, and a heading line before each step.
 ///
 /// # Errors
-/// The plans cannot be read, or do not have the configuration any more.
+/// Returns an error if the plans cannot be read or lack the configuration.
 pub fn instructions(information: &Information, work: &WorkDir) -> Result<String, CrossvalError> {
     let plans = Plans::load(&work.plans())?;
     let best = &information.best_model_or_ensemble;
@@ -49,7 +49,7 @@ fn predict(information: &Information, work: &WorkDir, configuration: &str, outpu
     format!("nnunet-dist predict -r {runs} -f {} -i INPUT_FOLDER -o {output}", folds.join(" "))
 }
 
-/// As a shell takes it for one word.
+/// Quotes a text as one shell word.
 fn quoted(text: &str) -> String {
     let is_plain = |character: char| character.is_alphanumeric() || "/._-+=:@%".contains(character);
     if text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }

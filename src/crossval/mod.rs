@@ -1,9 +1,10 @@
-//! What follows a cross-validation: its results in one place, the configuration or ensemble that is best, and how to predict
-//! with it.
+//! Commands after cross-validation: collecting the results, selecting the best configuration or ensemble, and
+//! instructions for inference.
 //!
-//! Rules and files are those of nnU-Net v2 (`evaluation/accumulate_cv_results.py`, `evaluation/find_best_configuration.py`).
-//! [`accumulate`] gathers the label maps of all folds; [`find_best`] compares configurations and pairs of them, determines
-//! the postprocessing of the best, and writes down the commands.
+//! Rules and files are those of nnU-Net v2 (`evaluation/accumulate_cv_results.py`,
+//! `evaluation/find_best_configuration.py`). [`accumulate`] collects the label maps of all folds; [`find_best`]
+//! compares configurations and pairs of them, determines the postprocessing of the best, and writes the inference
+//! commands.
 
 mod accumulate;
 mod best;

@@ -1,11 +1,11 @@
-//! The processor and what makes it fast.
+//! Checks of the processor and of oneDNN.
 
 use nnunet_nn::ops::Precision;
 use nnunet_nn::ops::cpu::onednn;
 
 use super::Finding;
 
-/// Vector extensions worth knowing: the kernel's flags and their names.
+/// Relevant vector extensions: flag in `/proc/cpuinfo` and display name.
 const EXTENSIONS: [(&str, &str); 6] = [
     ("avx2", "AVX2"),
     ("avx512f", "AVX-512"),
@@ -15,7 +15,7 @@ const EXTENSIONS: [(&str, &str); 6] = [
     ("sve", "SVE"),
 ];
 
-/// Model, vector extensions, and the cores that affinity and control group leave to this process.
+/// Model, vector extensions, and cores available to this process under affinity and cgroup limits.
 pub(super) fn processor() -> Finding {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cores = match std::thread::available_parallelism() {
@@ -25,19 +25,19 @@ pub(super) fn processor() -> Finding {
     Finding::found("CPU", format!("{}; {cores}", describe(&cpuinfo)))
 }
 
-/// The library behind the convolutions on the CPU.
+/// The library that computes convolutions on the CPU.
 pub(super) fn onednn() -> Finding {
     match onednn::library() {
         Some(library) => {
             let (major, minor, patch) = library.version();
             let formats = match onednn::has_kernels(Precision::AmpBf16) {
                 true => "f32 and bf16",
-                false => "f32; no kernels for bf16 on this processor: --precision amp-bf16 would be slow",
+                false => "f32; no bf16 kernels for this processor, --precision amp-bf16 would be slow",
             };
             Finding::found("oneDNN", format!("{major}.{minor}.{patch}, {formats}"))
         }
         None if onednn::is_switched_off() => {
-            let effect = "switched off by NNUNET_DIST_ONEDNN=0; convolutions on the CPU are several times slower";
+            let effect = "disabled by NNUNET_DIST_ONEDNN=0; convolutions on the CPU are several times slower";
             Finding::optional("oneDNN", effect, "unset NNUNET_DIST_ONEDNN")
         }
         None => {
@@ -60,7 +60,7 @@ fn online(cpuinfo: &str) -> usize {
     cpuinfo.lines().filter(|line| line.starts_with("processor")).count()
 }
 
-/// The first processor's value of a key.
+/// Value of a key for the first processor.
 fn value<'a>(cpuinfo: &'a str, key: &str) -> Option<&'a str> {
     let pairs = cpuinfo.lines().filter_map(|line| line.split_once(':'));
     pairs.map(|(name, value)| (name.trim(), value.trim())).find(|(name, _)| *name == key).map(|(_, value)| value)

@@ -1,14 +1,14 @@
-//! NVIDIA's driver, devices and libraries.
+//! Checks of the NVIDIA driver, devices and libraries.
 
 use std::ffi::{CStr, c_char, c_int};
 
 use super::Finding;
 use super::shared_library::SharedLibrary;
 
-/// Whether this build can train on a GPU, and so needs these parts for it.
+/// Whether this build supports training on a GPU and therefore requires these parts.
 const OFFERED: bool = cfg!(feature = "cuda");
 const REPOSITORY: &str = "(from https://developer.download.nvidia.com/compute/cuda/repos)";
-/// `CUDA_SUCCESS`, `ncclSuccess`, `NVRTC_SUCCESS`.
+/// Value of `CUDA_SUCCESS`, `ncclSuccess` and `NVRTC_SUCCESS`.
 const SUCCESS: c_int = 0;
 
 pub(super) fn examine() -> [Finding; 4] {
@@ -18,7 +18,11 @@ pub(super) fn examine() -> [Finding; 4] {
 fn driver() -> Finding {
     const PART: &str = "CUDA driver";
     let Some(library) = SharedLibrary::open(&["libcuda.so.1"]) else {
-        return missing(PART, "for --device cuda", "sudo apt-get install nvidia-driver, then reboot".to_owned());
+        return missing(
+            PART,
+            "required by --device cuda",
+            "sudo apt-get install nvidia-driver, then reboot".to_owned(),
+        );
     };
     let Some(driver) = Driver::load(&library) else {
         return missing(PART, "libcuda.so.1 is not a CUDA driver", "sudo apt-get install nvidia-driver".to_owned());
@@ -32,7 +36,7 @@ fn driver() -> Finding {
     }
 }
 
-/// CUDA's run-time compiler, with which the GPU kernels are built on first use.
+/// CUDA's run-time compiler, which builds the GPU kernels on first use.
 fn nvrtc() -> Finding {
     const PART: &str = "NVRTC";
     let version = SharedLibrary::open(&["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]).and_then(|library| {
@@ -46,7 +50,7 @@ fn nvrtc() -> Finding {
         (status == SUCCESS).then(|| format!("{major}.{minor} ({})", library.name))
     });
     let fix = || format!("sudo apt-get install cuda-nvrtc-12-8 {REPOSITORY}");
-    version.map_or_else(|| missing(PART, "for --device cuda", fix()), |version| Finding::found(PART, version))
+    version.map_or_else(|| missing(PART, "required by --device cuda", fix()), |version| Finding::found(PART, version))
 }
 
 fn cudnn() -> Finding {
@@ -58,7 +62,7 @@ fn cudnn() -> Finding {
     });
     let fix = || format!("sudo apt-get install cudnn9-cuda-12 {REPOSITORY}");
     version.map_or_else(
-        || Finding::optional(PART, "faster convolutions with --device cuda", fix()),
+        || Finding::optional(PART, "speeds up convolutions with --device cuda", fix()),
         |version| Finding::found(PART, version),
     )
 }
@@ -68,11 +72,11 @@ fn nccl() -> Finding {
     let fix = || {
         format!(
             "sudo apt-get install libnccl2 {REPOSITORY}, or pip install nvidia-nccl-cu12 in the active environment \
-             (of another: NNUNET_DIST_NCCL=DIR)"
+             (or set NNUNET_DIST_NCCL=DIR)"
         )
     };
     nccl_version().map_or_else(
-        |effect| Finding::optional(PART, format!("faster exchange between several GPUs: {effect}"), fix()),
+        |effect| Finding::optional(PART, format!("speeds up communication between GPUs: {effect}"), fix()),
         |version| Finding::found(PART, version),
     )
 }
@@ -87,7 +91,7 @@ fn nccl_version() -> Result<String, String> {
     Err("not in this build (cargo build --features cuda)".into())
 }
 
-/// A part that `--device cuda` cannot do without.
+/// A part that `--device cuda` requires.
 fn missing(part: &'static str, effect: &str, fix: String) -> Finding {
     if OFFERED {
         Finding::needed(part, effect, fix)
@@ -96,12 +100,12 @@ fn missing(part: &'static str, effect: &str, fix: String) -> Finding {
     }
 }
 
-/// `major * 10000 + minor * 100 + patch`, as cuDNN 9 and NCCL since 2.9 number their versions.
+/// Decodes `major * 10000 + minor * 100 + patch`, the version format of cuDNN 9 and of NCCL since 2.9.
 fn decimal_version(version: usize) -> String {
     format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
 }
 
-/// The driver's functions in use, with their signatures in cuda.h.
+/// The driver functions used, with their signatures in cuda.h.
 struct Driver {
     init: unsafe extern "C" fn(u32) -> c_int,
     version: unsafe extern "C" fn(*mut c_int) -> c_int,
@@ -126,7 +130,7 @@ impl Driver {
         }
     }
 
-    /// The newest CUDA that the driver can run.
+    /// Latest CUDA version that the driver supports.
     fn version(&self) -> String {
         let mut version = 0;
         // SAFETY: the out-pointer is valid.
@@ -136,7 +140,7 @@ impl Driver {
         }
     }
 
-    /// Name and memory of each device, or why there is none.
+    /// Name and memory of each device, or the reason why there is none.
     fn devices(&self) -> Result<Vec<String>, String> {
         let mut count = 0;
         // SAFETY: the out-pointer is valid.
@@ -145,7 +149,7 @@ impl Driver {
             succeeds((self.device_count)(&mut count), "cuDeviceGetCount")?;
         }
         if count == 0 {
-            return Err("there is no device".to_owned());
+            return Err("there is no GPU".to_owned());
         }
         (0..count).map(|index| self.describe(index)).collect()
     }

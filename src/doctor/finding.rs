@@ -1,28 +1,28 @@
-//! One line of the report.
+//! Findings and their table.
 
 use std::fmt::Write;
 
-/// A part and whether it is there.
+/// A part of the system and its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Name of the part.
     pub part: &'static str,
-    /// What is known of it.
+    /// State of the part.
     pub state: State,
 }
 
-/// Whether a part is there.
+/// State of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It works; version and what else is worth knowing.
+    /// Available; version and other details.
     Found(String),
-    /// Not there, or not usable.
+    /// Missing or unusable.
     Missing {
-        /// What is lost without it, or why it cannot be used.
+        /// The consequence, or the reason why it is unusable.
         effect: String,
-        /// The one line that fixes it.
+        /// A one-line fix.
         fix: String,
-        /// Whether this build needs the part for a device that it offers.
+        /// Whether this build requires the part for a device it supports.
         needed: bool,
     },
 }
@@ -32,12 +32,12 @@ impl Finding {
         Self { part, state: State::Found(details.into()) }
     }
 
-    /// A part that everything can do without.
+    /// A missing part that is optional.
     pub(super) fn optional(part: &'static str, effect: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { part, state: State::Missing { effect: effect.into(), fix: fix.into(), needed: false } }
     }
 
-    /// A part without which something that this build was made for fails.
+    /// A missing part that a feature of this build requires.
     pub(super) fn needed(part: &'static str, effect: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { part, state: State::Missing { effect: effect.into(), fix: fix.into(), needed: true } }
     }
@@ -47,7 +47,8 @@ impl Finding {
     }
 }
 
-/// The findings as a table: a line each, below it how to get a part that is missing; `!` marks what this build needs.
+/// The findings as a table with one line each, followed by a fix if the part is missing; `!` marks parts required by
+/// this build.
 pub fn render(findings: &[Finding]) -> String {
     let width = findings.iter().map(|finding| finding.part.len()).max().unwrap_or(0);
     let mut text = String::new();
@@ -65,7 +66,7 @@ pub fn render(findings: &[Finding]) -> String {
     }
     let needed: Vec<_> = findings.iter().filter(|finding| finding.is_needed()).map(|finding| finding.part).collect();
     if !needed.is_empty() {
-        let _ = writeln!(text, "\n! needed by this build: {}", needed.join(", "));
+        let _ = writeln!(text, "\n! required by this build: {}", needed.join(", "));
     }
     text
 }
@@ -89,7 +90,7 @@ mod tests {
 ! NCCL    missing  for several GPUs
                    fix: apt-get install libnccl2
 
-! needed by this build: NCCL
+! required by this build: NCCL
 "
         );
     }

@@ -1,7 +1,7 @@
-//! What this machine and this build offer, and how to get what is missing.
+//! Checks this machine and this build, with fixes for missing parts.
 //!
-//! [`examine`] looks at one part after the other and changes nothing; [`render`] makes the table that
-//! `nnunet-dist doctor` prints. The vendors' libraries are opened as training opens them, at run time and by name.
+//! [`examine`] checks the parts without changing anything; [`render`] formats the table that `nnunet-dist doctor`
+//! prints. Vendor libraries are opened as in training, at run time and by name.
 
 mod cpu;
 mod cuda;
@@ -12,7 +12,7 @@ mod space;
 
 pub use finding::{Finding, State, render};
 
-/// Looks for every part that some command can use.
+/// Checks every part that any command can use.
 pub fn examine() -> Vec<Finding> {
     let mut findings = vec![cpu::processor(), cpu::onednn()];
     findings.extend(cuda::examine());

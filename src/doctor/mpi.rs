@@ -1,4 +1,4 @@
-//! MPI: in this build, and its launcher on this machine.
+//! Checks of MPI in this build and of the launcher on this machine.
 
 use std::io;
 use std::process::{Command, Stdio};
@@ -24,7 +24,7 @@ fn library() -> Finding {
 
 #[cfg(not(feature = "mpi"))]
 fn library() -> Finding {
-    Finding::optional("MPI", "not in this build; training runs in one process", "cargo build --features mpi")
+    Finding::optional("MPI", "not in this build; training uses a single process", "cargo build --features mpi")
 }
 
 fn launcher(library: &Finding) -> Finding {
@@ -33,13 +33,13 @@ fn launcher(library: &Finding) -> Finding {
         Ok(output) if output.status.success() => judge(&String::from_utf8_lossy(&output.stdout), library),
         Ok(output) => missing(format!("`mpirun --version` fails ({})", output.status)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            missing("not on PATH; it starts several processes".to_owned())
+            missing("not on PATH; required to start several processes".to_owned())
         }
         Err(error) => missing(format!("cannot be run: {error}")),
     }
 }
 
-/// Under the launcher of another MPI, every process believes that it is the only one.
+/// With the launcher of another MPI implementation, every process would see a world of size 1.
 fn judge(version: &str, library: &Finding) -> Finding {
     let is_open_mpi = |text: &str| text.contains("Open MPI");
     match &library.state {
@@ -53,12 +53,12 @@ fn judge(version: &str, library: &Finding) -> Finding {
     }
 }
 
-/// Training in one process does without.
+/// Optional: training in one process does not need it.
 fn missing(effect: String) -> Finding {
     Finding::optional(LAUNCHER, effect, INSTALL)
 }
 
-/// The first line that is not empty; Open MPI's library ends its version in a NUL, MPICH's goes on for pages.
+/// First non-empty line; Open MPI's version string ends in a NUL, MPICH's has many lines.
 fn first_line(text: &str) -> String {
     let mut lines = text.lines().map(|line| line.trim_matches(|c: char| c.is_whitespace() || c == '\0'));
     lines.find(|line| !line.is_empty()).unwrap_or("unknown version").to_owned()

@@ -1,4 +1,4 @@
-//! Room for temporary files.
+//! Checks of free space for temporary files.
 
 use std::ffi::CString;
 use std::io;
@@ -10,14 +10,15 @@ use super::Finding;
 
 const MIB: u64 = 1 << 20;
 const GIB: f64 = (1_u64 << 30) as f64;
-/// MPI processes of one host exchange their messages through files in `/dev/shm`, some 4 MiB each (Open MPI 4).
+/// Minimum of `/dev/shm`: MPI processes of one host exchange messages through files there, about 4 MiB each (Open MPI
+/// 4).
 const MIN_SHARED_MEMORY: u64 = 64 * MIB;
-/// What is written to the temporary folder is small.
+/// Minimum of the temporary folder, to which little is written.
 const MIN_TEMPORARY: u64 = 64 * MIB;
 
 pub(super) fn examine() -> [Finding; 2] {
     let remount = "sudo mount -o remount,size=2g /dev/shm # in a container: run it with --shm-size=2g";
-    let other = "export TMPDIR=DIR # a folder with room";
+    let other = "export TMPDIR=DIR # a folder with free space";
     [
         folder("/dev/shm", Path::new("/dev/shm"), MIN_SHARED_MEMORY, remount),
         folder("temp folder", &std::env::temp_dir(), MIN_TEMPORARY, other),
@@ -29,7 +30,7 @@ fn folder(part: &'static str, path: &Path, least: u64, fix: &str) -> Finding {
         Ok((free, total)) => {
             let room = format!("{}: {:.1} of {:.1} GiB free", path.display(), free as f64 / GIB, total as f64 / GIB);
             if free < least {
-                return Finding::optional(part, format!("{room}, fewer than {} MiB", least / MIB), fix);
+                return Finding::optional(part, format!("{room}, less than {} MiB", least / MIB), fix);
             }
             Finding::found(part, room)
         }
@@ -37,11 +38,11 @@ fn folder(part: &'static str, path: &Path, least: u64, fix: &str) -> Finding {
     }
 }
 
-/// Bytes that this user can still write to a folder's file system, and its size.
+/// Bytes available to this user on the file system of a folder, and its total size.
 fn free_and_total(path: &Path) -> io::Result<(u64, u64)> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut stat = MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: the path ends in NUL and the out-pointer is valid; the structure is filled when the call succeeds.
+    // SAFETY: the path ends in NUL and the out-pointer is valid; the structure is filled if the call succeeds.
     let stat = unsafe {
         if libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) != 0 {
             return Err(io::Error::last_os_error());

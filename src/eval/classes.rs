@@ -1,4 +1,4 @@
-//! What is evaluated: classes or regions, and the label that does not count.
+//! The classes or regions to evaluate, and the ignore label.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,30 +10,30 @@ use nnunet_data::dataset::{DatasetJson, LabelValue};
 
 use super::EvalError;
 
-/// The name that nnU-Net reserves in `dataset.json` for voxels that do not count.
+/// Label name that nnU-Net reserves in `dataset.json` for ignored voxels.
 const IGNORE: &str = "ignore";
 
 /// Foreground classes or regions, and the label to ignore.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Classes {
-    /// Each gets its own metrics, in this order.
+    /// Classes or regions, each with its own metrics, in this order.
     pub foreground: Vec<LabelValue>,
-    /// Voxels whose true label is this one do not count.
+    /// Voxels with this reference label are excluded.
     pub ignore_label: Option<i16>,
 }
 
 impl Classes {
-    /// The classes of a dataset, by nnU-Net's rules (`LabelManager`): regions in the order of the file if any label
-    /// stands for several classes, else classes in ascending order; background left out.
+    /// Classes of a dataset, by nnU-Net's rules (`LabelManager`): regions in the order of the file if any label is a
+    /// region of several classes, else classes in ascending order; without background.
     pub fn of_dataset(dataset: &DatasetJson) -> Self {
         Self::of_labels(dataset.labels.iter().map(|(name, value)| (name.as_str(), value.clone())))
     }
 
-    /// The classes that a `dataset.json` declares, in nnU-Net's form (name to class) or the Medical Segmentation
-    /// Decathlon's (class to name).
+    /// Reads the classes that a `dataset.json` declares, in nnU-Net's form (name to class) or that of the Medical
+    /// Segmentation Decathlon (class to name).
     ///
     /// # Errors
-    /// Where the file cannot be read or has no usable `labels`.
+    /// Returns an error if the file cannot be read or has no valid `labels`.
     pub fn read(path: &Path) -> Result<Self, EvalError> {
         let text = std::fs::read(path).map_err(EvalError::io(path))?;
         let file: LabelsOnly = serde_json::from_slice(&text).map_err(|error| EvalError::invalid(path, error))?;
@@ -47,7 +47,7 @@ impl Classes {
         Ok(Self::of_labels(labels.collect::<Result<Vec<_>, _>>()?))
     }
 
-    /// All labels but the background, for label maps without a dataset.
+    /// All labels except the background, for label maps without a `dataset.json`.
     pub fn of_seen(labels: &BTreeSet<i16>) -> Self {
         let foreground = labels.iter().filter(|&&label| label != 0).map(|&label| LabelValue::Class(label)).collect();
         Self { foreground, ignore_label: None }
@@ -68,7 +68,7 @@ impl Classes {
     }
 }
 
-/// How `summary.json` names a class or region: as Python writes an integer or a tuple of them.
+/// Key of a class or region in `summary.json`: an integer or a tuple of integers as Python prints it.
 pub fn key(class: &LabelValue) -> String {
     match class {
         LabelValue::Class(class) => class.to_string(),

@@ -1,4 +1,4 @@
-//! How far means over few cases may be trusted: percentile bootstrap over the cases.
+//! Confidence intervals of mean metrics: percentile bootstrap over the cases.
 
 use indexmap::IndexMap;
 use rand::Rng;
@@ -10,44 +10,44 @@ use super::summary::{BACKGROUND, mean_of, mean_of_defined};
 use super::{Metrics, Summary, json};
 use nnunet_core::rng::{Purpose, stream};
 
-/// Part of the resampled means that an interval holds.
+/// Confidence level of the intervals.
 const LEVEL: f64 = 0.95;
 
 /// Confidence intervals of the means in a [`Summary`].
 ///
-/// Cases are drawn with replacement, as many as there are, and the means computed as those of the summary are; the interval
-/// runs from the 2.5th to the 97.5th percentile of what comes of that (Efron and Tibshirani: An introduction to the
-/// bootstrap, 1993, chapter 13). All classes and metrics see the same draws. Draws in which a mean is not defined are left
-/// out of its interval.
+/// Bootstrap: all cases are resampled with replacement, and the means are computed as for the summary. The interval is
+/// the range from the 2.5th to the 97.5th percentile of the resampled means (Efron and Tibshirani: An introduction to
+/// the bootstrap, 1993, chapter 13). All classes and metrics share the same resamples. Resamples in which a mean is
+/// undefined are excluded from its interval.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Confidence {
-    /// Part of the resampled means within an interval.
+    /// Confidence level, `0.0..1.0`.
     pub level: f64,
-    /// Number of draws.
+    /// Number of bootstrap resamples.
     pub resamples: usize,
-    /// The same seed gives the same intervals.
+    /// Seed of the resampling.
     pub seed: u64,
-    /// By metric.
+    /// Intervals of the mean over classes, by metric.
     pub foreground_mean: IndexMap<String, Interval>,
-    /// By class and metric.
+    /// Intervals by class and metric.
     pub mean: IndexMap<String, IndexMap<String, Interval>>,
 }
 
-/// From, to, and of how many cases.
+/// A confidence interval and its number of cases.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// Its lower end; NaN where nothing is defined.
+    /// Lower bound; NaN if undefined.
     #[serde(deserialize_with = "json::null_is_nan")]
     pub lower: f64,
-    /// Its upper end.
+    /// Upper bound; NaN if undefined.
     #[serde(deserialize_with = "json::null_is_nan")]
     pub upper: f64,
-    /// Cases in which the metric is defined; of a mean over classes, cases in which it is for any.
+    /// Number of cases in which the metric is defined; for the mean over classes, in which it is defined for any class.
     pub cases: usize,
 }
 
 impl Summary {
-    /// Adds [`Summary::confidence`] from `resamples` draws; without draws or cases there is none.
+    /// Adds [`Summary::confidence`] from `resamples` bootstrap resamples; no-op if there are no resamples or no cases.
     pub fn with_confidence(self, resamples: usize, seed: u64) -> Self {
         if self.metric_per_case.is_empty() || resamples == 0 {
             return self;
@@ -68,7 +68,7 @@ impl Summary {
             let [lower, upper] = [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0].map(|part| quantile(&mut values, part));
             Interval { lower, upper, cases }
         };
-        // Columns go by class, then by metric; the last class stands for the mean over classes.
+        // Columns are ordered by class, then by metric; index `classes.len()` is the mean over classes.
         let of_class = |class: usize| {
             let named = names.iter().enumerate().map(|(metric, name)| {
                 let column = class * names.len() + metric;
@@ -82,13 +82,13 @@ impl Summary {
     }
 }
 
-/// The scores of all cases.
+/// Metric values of all cases.
 struct Table {
     cases: usize,
     metrics: usize,
     /// Whether a class is part of the mean over classes.
     is_foreground: Vec<bool>,
-    /// By case, class and metric.
+    /// Indexed by case, class and metric.
     scores: Vec<f64>,
 }
 
@@ -114,7 +114,7 @@ impl Table {
         self.is_foreground.len() * self.metrics
     }
 
-    /// Means over these cases by class and metric, and then by metric over the classes.
+    /// Means over these cases by class and metric, followed by the means over classes by metric.
     fn means(&self, cases: &[usize]) -> Vec<f64> {
         let of_column =
             |column: usize| mean_of_defined(&mut cases.iter().map(|case| self.scores[case * self.columns() + column]));
@@ -128,7 +128,7 @@ impl Table {
         means
     }
 
-    /// Number of cases in which a column, or any that a mean over classes is of, is defined.
+    /// Number of cases in which a column is defined; for the mean over classes, in which it is defined for any class.
     fn defined(&self, column: usize) -> usize {
         let (class, metric) = (column / self.metrics, column % self.metrics);
         let is_of =
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn the_interval_of_a_mean_is_that_of_the_normal_distribution_where_cases_are_many() {
-        // Evenly spread over 0..1: the mean is 0.5 and its standard error sqrt(1 / 12 / 400).
+        // Uniformly spread over 0..1: the mean is 0.5 with a standard error of sqrt(1 / 12 / 400).
         let dice: Vec<[f64; 2]> = (0..400).map(|case| [(case as f64 + 0.5) / 400.0, f64::NAN]).collect();
         let confidence = summary(&dice).with_confidence(4000, 1).confidence.unwrap();
         let Interval { lower, upper, cases } = confidence.mean["1"]["Dice"];

@@ -1,4 +1,4 @@
-//! How often each true label met each predicted one.
+//! Confusion counts of reference and predicted labels.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -6,10 +6,9 @@ use nnunet_data::dataset::LabelValue;
 
 use super::Metrics;
 
-/// Voxel counts of a case by `(true label, predicted label)`.
+/// Voxel counts of a case by `(reference label, predicted label)`.
 ///
-/// Everything an evaluation needs follows from these counts, so a case is read once, however many classes or regions
-/// there are.
+/// All overlap metrics follow from these counts, so a case is read once regardless of the number of classes or regions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Confusion {
     counts: HashMap<(i16, i16), u64>,
@@ -24,7 +23,7 @@ impl Confusion {
         let mut counts = HashMap::new();
         let mut voxels = reference.into_iter().zip(prediction).map(|(&truth, &predicted)| (truth, predicted));
         let Some(mut current) = voxels.next() else { return Self { counts } };
-        // Label maps consist of long runs of equal voxels; only the end of a run touches the table.
+        // Label maps consist of long runs of equal voxels; the hash map is updated once per run.
         let mut run = 1;
         for pair in voxels {
             if pair == current {
@@ -38,12 +37,12 @@ impl Confusion {
         Self { counts }
     }
 
-    /// All labels of either map.
+    /// All labels that occur in either map.
     pub fn labels(&self) -> BTreeSet<i16> {
         self.counts.keys().flat_map(|&(truth, predicted)| [truth, predicted]).collect()
     }
 
-    /// Metrics of a class or region, over the voxels whose true label is not `ignore_label`.
+    /// Metrics of a class or region over the voxels whose reference label is not `ignore_label`.
     pub fn metrics(&self, class: &LabelValue, ignore_label: Option<i16>) -> Metrics<u64> {
         let (mut tp, mut fp, mut fn_, mut tn) = (0, 0, 0, 0);
         for (&(truth, predicted), &count) in &self.counts {
@@ -88,7 +87,7 @@ mod tests {
     #[test]
     fn ignored_voxels_do_not_count() {
         assert_eq!(counts(LabelValue::Class(1), Some(9)), [1, 1, 1, 4]);
-        // What is predicted there does not matter, a prediction of the ignore label elsewhere does.
+        // Predictions in ignored voxels do not count, a prediction of the ignore label elsewhere does.
         let confusion = Confusion::new(&[9, 1], &[1, 9]);
         assert_eq!(confusion.metrics(&LabelValue::Class(1), Some(9)), Metrics::from_counts(0, 0, 1, 0));
     }

@@ -1,4 +1,4 @@
-//! A summary as a table for spreadsheets and statistics.
+//! A summary as CSV.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -7,12 +7,13 @@ use super::{EvalError, Summary, case_name};
 use nnunet_core::fsio::write_atomically;
 
 impl Summary {
-    /// Writes a line per case and class as comma-separated values, with a header.
+    /// Writes one line per case and class as comma-separated values, with a header.
     ///
-    /// What is not defined is `NaN`, which pandas and R read as missing. Text with a comma or a quote is quoted (RFC 4180).
+    /// Undefined values are written as `NaN`, which pandas and R read as missing. Text with a comma or a quote is
+    /// quoted (RFC 4180).
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn save_csv(&self, path: &Path) -> Result<(), EvalError> {
         write_atomically(path, |file| self.write_csv(file)).map_err(EvalError::io(path))
     }

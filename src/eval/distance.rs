@@ -1,16 +1,17 @@
-//! The exact Euclidean distance transform.
+//! Exact Euclidean distance transform.
 
 use ndarray::{Array3, ArrayView3, ArrayViewMut1, Axis};
 use rayon::prelude::*;
 
-/// Squared distance in mm² from the centre of every voxel to that of the nearest set one; infinite if none is set.
+/// Squared distance in mm² from the center of every voxel to that of the nearest set voxel; infinite if none is set.
+/// `set` and the result are `(z, y, x)`, `spacing` is in mm.
 ///
-/// Exact for voxels of any shape (to the precision of f32): along one axis after the other, the lower envelope of the
-/// parabolas that stand on the voxels (Felzenszwalb and Huttenlocher: Distance transforms of sampled functions. Theory of
-/// Computing 8, 2012). Linear in the number of voxels.
+/// Exact for anisotropic voxels (to f32 precision): per axis, the lower envelope of the parabolas rooted at the voxels
+/// (Felzenszwalb and Huttenlocher: Distance transforms of sampled functions. Theory of Computing 8, 2012). Linear in
+/// the number of voxels.
 pub fn squared_distances(set: ArrayView3<bool>, spacing: [f64; 3]) -> Array3<f32> {
     let mut squares = set.mapv(|is_set| if is_set { 0.0 } else { f32::INFINITY });
-    // Planes of which each holds whole lines along the axis, and the axis within them.
+    // Axis to transform, axis across which to parallelize, and index of the former within a plane.
     for (axis, across, within) in [(2, 0, 1), (1, 0, 0), (0, 1, 0)] {
         if squares.len_of(Axis(axis)) > 1 {
             squares.axis_iter_mut(Axis(across)).into_par_iter().for_each_init(
@@ -24,19 +25,19 @@ pub fn squared_distances(set: ArrayView3<bool>, spacing: [f64; 3]) -> Array3<f32
     squares
 }
 
-/// The lowest of a row of parabolas, and the memory to find it.
+/// Lower envelope of the parabolas of a line, with reusable buffers.
 #[derive(Default)]
 struct Envelope {
-    /// The heights of the line.
+    /// Values of the line.
     heights: Vec<f64>,
-    /// Feet of the parabolas that are the lowest somewhere, in voxels.
+    /// Roots of the parabolas of the envelope, in voxels.
     feet: Vec<usize>,
-    /// Where each of them begins to be the lowest, in voxels.
+    /// Position from which each of them is the lowest, in voxels.
     begins: Vec<f64>,
 }
 
 impl Envelope {
-    /// Replaces the heights of a line by those of the envelope of the parabolas on top of them.
+    /// Replaces the values of a line by the lower envelope of the parabolas rooted at them.
     fn apply(&mut self, mut line: ArrayViewMut1<f32>, spacing: f64) {
         let Self { heights, feet, begins } = self;
         heights.clear();
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
     use nnunet_core::rng::{Purpose, stream};
 
-    /// Every voxel against every set one.
+    /// Brute force: every voxel against every set voxel.
     fn by_definition(set: &Array3<bool>, spacing: [f64; 3]) -> Array3<f64> {
         let sites: Vec<_> = set.indexed_iter().filter(|(_, is_set)| **is_set).map(|(at, _)| at).collect();
         Array3::from_shape_fn(set.dim(), |(z, y, x)| {

@@ -1,49 +1,49 @@
-//! What can go wrong in an evaluation.
+//! Error type of evaluations.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use nnunet_image::ImageError;
 
-/// Label maps that cannot be compared.
+/// An evaluation that cannot be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
-    /// A label map that cannot be read.
+    /// A label map cannot be read or written.
     #[error("{0}")]
     Image(#[from] ImageError),
-    /// A prediction that does not lie on the voxels of its reference.
+    /// A prediction and its reference differ in shape.
     #[error(
-        "{} has {prediction_shape:?} voxels (z, y, x), but {} has {reference_shape:?}: predictions must be in the raw \
-         image's own geometry",
+        "{} has {prediction_shape:?} voxels (z, y, x), but {} has {reference_shape:?}; predictions must have \
+         the geometry of the raw image",
         prediction.display(), reference.display()
     )]
     Shape {
-        /// The predicted label map.
+        /// Path of the predicted label map.
         prediction: PathBuf,
-        /// Its extent, `(z, y, x)`.
+        /// Shape of the prediction, `(z, y, x)`.
         prediction_shape: Vec<usize>,
-        /// The true label map.
+        /// Path of the reference label map.
         reference: PathBuf,
-        /// Its extent, `(z, y, x)`.
+        /// Shape of the reference, `(z, y, x)`.
         reference_shape: Vec<usize>,
     },
-    /// Files of two folders that do not match one to one.
+    /// Files of two folders do not match one to one.
     #[error("{0}")]
     Unpaired(String),
-    /// A file whose contents are not what they should be.
+    /// A file has invalid contents.
     #[error("{}: {reason}", path.display())]
     Invalid {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The defect.
+        /// Description of the problem.
         reason: String,
     },
-    /// A file or folder that cannot be read or written.
+    /// A file or folder cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The operating system's reason.
+        /// Error of the operating system.
         source: io::Error,
     },
 }

@@ -1,4 +1,4 @@
-//! The comparison of pairs of files.
+//! Evaluation of pairs of files.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -11,34 +11,34 @@ use super::{CaseResult, Classes, Confusion, EvalError, Measure, Measures, Metric
 use nnunet_data::dataset::LabelValue;
 use nnunet_image::{LabelMap, read_labels};
 
-/// A prediction and what it should have been.
+/// A predicted label map and its reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
-    /// The predicted label map.
+    /// Path of the predicted label map.
     pub prediction: PathBuf,
-    /// The true label map.
+    /// Path of the reference label map.
     pub reference: PathBuf,
 }
 
-/// Compares each prediction with its reference, several at a time, in the order given.
+/// Evaluates each prediction against its reference, in parallel; results are in input order.
 ///
 /// # Errors
-/// The first pair that cannot be read or does not match in shape.
+/// Returns the error of the first pair, in input order, that cannot be read or differs in shape.
 pub fn evaluate_files(pairs: &[Pair], classes: &Classes, measures: &Measures) -> Result<Summary, EvalError> {
     Ok(Summary::new(evaluate_cases(pairs, classes, measures)?))
 }
 
-/// As [`evaluate_files`], each case by itself.
+/// Same as [`evaluate_files`], without the means over cases.
 ///
 /// # Errors
-/// As [`evaluate_files`].
+/// Returns an error in the cases of [`evaluate_files`].
 pub fn evaluate_cases(pairs: &[Pair], classes: &Classes, measures: &Measures) -> Result<Vec<CaseResult>, EvalError> {
     let cases: Vec<_> = pairs.par_iter().map(|pair| evaluate_pair(pair, classes, measures)).collect();
-    // Collected in order, so that which error is reported does not depend on the threads.
+    // Collected in order first, so that the reported error does not depend on thread timing.
     cases.into_iter().collect()
 }
 
-/// All labels in any of the files.
+/// All labels that occur in any of the files.
 pub(super) fn labels_of(pairs: &[Pair]) -> Result<BTreeSet<i16>, EvalError> {
     let labels: Vec<_> = pairs
         .par_iter()
@@ -53,10 +53,10 @@ pub(super) fn labels_of(pairs: &[Pair]) -> Result<BTreeSet<i16>, EvalError> {
     })
 }
 
-/// Reads a prediction and its reference, which must have the same voxels.
+/// Reads a prediction and its reference, which must have the same shape.
 ///
 /// # Errors
-/// Either cannot be read, or they differ in shape.
+/// Returns an error if either cannot be read or the shapes differ.
 pub fn read_pair(pair: &Pair) -> Result<[LabelMap; 2], EvalError> {
     let reference = read_labels(&pair.reference)?;
     let prediction = read_labels(&pair.prediction)?;
@@ -105,11 +105,11 @@ fn surface_distances(masks: &ClassMasks, class: &LabelValue, spacing: [f64; 3]) 
     SurfaceDistances::new(prediction.view(), reference.view(), masks.extent(), spacing)
 }
 
-/// A measure that follows from the numbers of voxels, of `voxel` mm³ each.
+/// Value of a measure that follows from voxel counts; `voxel` is the voxel volume in mm³.
 fn of_counts(measure: Measure, metrics: &Metrics<u64>, voxel: f64) -> f64 {
     let [tp, fp, tn, n_pred, n_ref] =
         [metrics.tp, metrics.fp, metrics.tn, metrics.n_pred, metrics.n_ref].map(|count| count as f64);
-    // 0 / 0 is NaN: not defined.
+    // 0 / 0 is NaN: undefined.
     match measure {
         Measure::Sensitivity => tp / n_ref,
         Measure::Precision => tp / n_pred,

@@ -1,4 +1,4 @@
-//! Two folders of label maps, paired by case.
+//! Evaluation of two folders of label maps, paired by case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -6,28 +6,29 @@ use std::path::{Path, PathBuf};
 use super::evaluate::labels_of;
 use super::{Classes, EvalError, Measures, Pair, Summary, evaluate_files};
 
-/// File name endings of label maps. Of a `.hdr` / `.img` pair, the header stands for both.
+/// File name endings of label maps. The header represents a `.hdr` / `.img` pair.
 const ENDINGS: [&str; 11] =
     [".nii.gz", ".nii", ".hdr", ".mha", ".mhd", ".nrrd", ".nhdr", ".png", ".bmp", ".tiff", ".tif"];
-/// How many names an error lists.
+/// Maximum number of names an error lists.
 const LISTED: usize = 10;
 
-/// How two folders are compared.
+/// Options of [`evaluate_folder`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FolderOptions {
-    /// What is evaluated; by default what the `dataset.json` in or beside the true label maps says, else the one beside the
-    /// predictions, else all labels seen in either folder.
+    /// Classes to evaluate; by default those of the `dataset.json` in or beside the reference folder, else of the one
+    /// in the prediction folder, else all labels that occur in either folder.
     pub classes: Option<Classes>,
-    /// Pass over true label maps without a prediction (nnU-Net's `--chill`).
+    /// Ignore references without a prediction (nnU-Net's `--chill`).
     pub allow_missing: bool,
-    /// What to compute beyond nnU-Net's metrics.
+    /// Measures in addition to nnU-Net's metrics.
     pub measures: Measures,
 }
 
-/// Compares the label maps of two folders; files belong together where their names agree, endings aside.
+/// Evaluates the label maps of two folders, paired by file name without ending.
 ///
 /// # Errors
-/// [`EvalError::Unpaired`] where a file has no counterpart; otherwise as [`super::evaluate_files`].
+/// Returns [`EvalError::Unpaired`] if a file has no counterpart; otherwise an error in the cases of
+/// [`super::evaluate_files`].
 pub fn evaluate_folder(predictions: &Path, truth: &Path, options: &FolderOptions) -> Result<Summary, EvalError> {
     let pairs = pair_folders(predictions, truth, options.allow_missing)?;
     let classes = match (&options.classes, dataset_json(predictions, truth)) {
@@ -36,7 +37,7 @@ pub fn evaluate_folder(predictions: &Path, truth: &Path, options: &FolderOptions
         (None, None) => Classes::of_seen(&labels_of(&pairs)?),
     };
     if classes.foreground.is_empty() {
-        return Err(EvalError::invalid(truth, "there is no foreground class to evaluate"));
+        return Err(EvalError::invalid(truth, "has no foreground class to evaluate"));
     }
     evaluate_files(&pairs, &classes, &options.measures)
 }
@@ -46,11 +47,11 @@ fn dataset_json(predictions: &Path, truth: &Path) -> Option<PathBuf> {
     places.into_iter().find(|path| path.is_file())
 }
 
-/// Label maps of two folders whose names agree, endings aside, in the order of the cases' names.
+/// Pairs the label maps of two folders by file name without ending, in the order of the case names.
 ///
 /// # Errors
-/// A folder cannot be read, or a file has no counterpart: a prediction always must, a true label map unless
-/// `allow_missing`.
+/// Returns an error if a folder cannot be read or a file has no counterpart. References without a prediction are
+/// accepted if `allow_missing` is set; predictions without a reference never are.
 pub fn pair_folders(predictions: &Path, truth: &Path, allow_missing: bool) -> Result<Vec<Pair>, EvalError> {
     let mut predicted = label_maps(predictions)?;
     let references = label_maps(truth)?;
@@ -72,13 +73,13 @@ pub fn pair_folders(predictions: &Path, truth: &Path, allow_missing: bool) -> Re
 fn list_missing(folder: &Path, cases: &[&String]) -> String {
     let listed: Vec<_> = cases.iter().take(LISTED).map(|case| case.as_str()).collect();
     let more = if cases.len() > LISTED { ", …" } else { "" };
-    format!("{}: no label map of {} case(s): {}{more}", folder.display(), cases.len(), listed.join(", "))
+    format!("{}: missing label maps of {} case(s): {}{more}", folder.display(), cases.len(), listed.join(", "))
 }
 
-/// Label maps of a folder by case; hidden files and files of other kinds are passed over.
+/// Label maps of a folder by case; hidden files and other file types are ignored.
 ///
 /// # Errors
-/// The folder cannot be read, has no label map, or two of a case.
+/// Returns an error if the folder cannot be read, has no label map, or has two of one case.
 pub fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>, EvalError> {
     let mut cases = BTreeMap::new();
     let mut twice = BTreeSet::new();
@@ -91,10 +92,10 @@ pub fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>, EvalError>
     }
     if !twice.is_empty() {
         let twice: Vec<_> = twice.into_iter().take(LISTED).collect();
-        return Err(EvalError::invalid(folder, format!("more than one label map of {}", twice.join(", "))));
+        return Err(EvalError::invalid(folder, format!("has more than one label map of {}", twice.join(", "))));
     }
     if cases.is_empty() {
-        return Err(EvalError::invalid(folder, format!("no label maps ({})", ENDINGS.join(", "))));
+        return Err(EvalError::invalid(folder, format!("has no label maps ({})", ENDINGS.join(", "))));
     }
     Ok(cases)
 }
@@ -134,11 +135,11 @@ mod tests {
         let truth = folder(&["a.nii.gz", "b.nii.gz", "d.nii.gz"]);
         let error = pair_folders(predictions.path(), truth.path(), false).unwrap_err().to_string();
         let expected = [
-            format!("{}: no label map of 2 case(s): b, d", predictions.path().display()),
-            format!("{}: no label map of 1 case(s): c", truth.path().display()),
+            format!("{}: missing label maps of 2 case(s): b, d", predictions.path().display()),
+            format!("{}: missing label maps of 1 case(s): c", truth.path().display()),
         ];
         assert_eq!(error, expected.join("; "));
-        // Predictions without a reference cannot be evaluated, whatever is allowed.
+        // Predictions without a reference cannot be evaluated, even with `allow_missing`.
         let error = pair_folders(predictions.path(), truth.path(), true).unwrap_err().to_string();
         assert_eq!(error, expected[1]);
         std::fs::remove_file(predictions.path().join("c.nii.gz")).unwrap();

@@ -1,4 +1,4 @@
-//! JSON with NaN, as Python's `json` module writes and reads it.
+//! JSON with NaN, compatible with Python's `json` module.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -12,38 +12,38 @@ use nnunet_core::fsio::write_atomically;
 
 const NAN: &str = "NaN";
 
-/// Writes a value that has no optional parts, so that whatever JSON would make null is a NaN.
+/// Writes a value as JSON with every null as `NaN`; the value must not have optional members.
 pub(super) fn to_writer(mut writer: impl Write, value: &impl Serialize) -> io::Result<()> {
     let formatter = NanFormatter(PrettyFormatter::with_indent(b"    "));
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut writer, formatter))?;
     writer.write_all(b"\n")
 }
 
-/// As [`to_writer`], to a file that is there wholly or not at all.
+/// Same as [`to_writer`], atomically to a file.
 pub fn to_file(path: &Path, value: &impl Serialize) -> Result<(), EvalError> {
     write_atomically(path, |file| to_writer(file, value)).map_err(EvalError::io(path))
 }
 
-/// Reads JSON in which numbers may be `NaN`; such members need [`null_is_nan`].
+/// Parses JSON that may contain `NaN`; such members need [`null_is_nan`].
 pub fn from_str<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
     serde_json::from_str(&nan_to_null(text))
 }
 
-/// Reads a number, or null as NaN.
+/// Deserializes a number, null as NaN.
 pub(super) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
-/// Replaces `NaN` outside strings by `null`.
+/// Replaces `NaN` outside of strings by `null`.
 fn nan_to_null(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
-    // Between quotes that no backslash escapes, every second piece is inside a string.
+    // Unescaped quotes toggle between inside and outside of a string.
     let mut in_string = false;
     let mut rest = text;
     while let Some(at) = rest.find(if in_string { &['"', '\\'][..] } else { &['"'][..] }) {
         let (piece, tail) = rest.split_at(at);
         let escape = tail.starts_with('\\');
-        // A backslash takes the next character with it, whatever that is.
+        // A backslash escapes the next character.
         let taken = tail.chars().take(1 + usize::from(escape)).map(char::len_utf8).sum();
         push(&mut result, piece, in_string);
         result.push_str(&tail[..taken]);
@@ -62,7 +62,7 @@ fn push(result: &mut String, piece: &str, in_string: bool) {
     }
 }
 
-/// Pretty JSON with `NaN` for null.
+/// Pretty-printed JSON with `NaN` for null.
 struct NanFormatter(PrettyFormatter<'static>);
 
 impl Formatter for NanFormatter {

@@ -1,9 +1,9 @@
-//! Predicted label maps against the true ones: overlap, surfaces, volumes and rates per case and class.
+//! Evaluation of predicted label maps against references: overlap, surface, volume and rate metrics per case and class.
 //!
-//! Dice, IoU, voxel counts, means and `summary.json` are those of nnU-Net v2 (`evaluation/evaluate_predictions.py`), so
-//! that tools made for its results read ours; [`Measures`] asks for more. [`evaluate_folder`] pairs two folders by file
-//! name; [`evaluate_files`] takes the pairs and the classes from its caller. A case is read once, and of two label maps
-//! the table of [`Confusion`] is all that counting needs; [`SurfaceDistances`] look at one class at a time.
+//! Dice, IoU, voxel counts, means and `summary.json` match nnU-Net v2 (`evaluation/evaluate_predictions.py`), so that
+//! existing tools can read the results; [`Measures`] adds further metrics. [`evaluate_folder`] pairs two folders by
+//! file name; [`evaluate_files`] takes the pairs and the classes from the caller. A case is read once: overlap metrics
+//! follow from the counts of [`Confusion`], and [`SurfaceDistances`] are computed one class at a time.
 
 mod classes;
 mod confidence;

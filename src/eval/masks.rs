@@ -1,4 +1,4 @@
-//! Masks of one class at a time, no larger than they need be.
+//! Binary masks of one class at a time, cropped to its bounding box.
 
 use std::collections::HashMap;
 
@@ -6,20 +6,21 @@ use ndarray::{Array3, ArrayView3, Zip, s};
 
 use nnunet_data::dataset::LabelValue;
 
-/// `[first, past the last]` voxel along each axis.
+/// `[start, end)` voxel along each axis.
 type Bounds = [[usize; 2]; 3];
 
-/// A case's two label maps, and where each label lies.
+/// The two label maps of a case and the bounding box of each label.
 pub struct ClassMasks<'a> {
     prediction: ArrayView3<'a, i16>,
     reference: ArrayView3<'a, i16>,
     ignore_label: Option<i16>,
-    /// Of each label in either map.
+    /// Bounding box of each label in either map.
     bounds: HashMap<i16, Bounds>,
 }
 
 impl<'a> ClassMasks<'a> {
-    /// For maps of the same shape. Where the true label is `ignore_label`, neither has any class.
+    /// Finds the bounding boxes of two maps of the same shape. Voxels with reference label `ignore_label` belong to no
+    /// class in either map.
     pub fn new(prediction: ArrayView3<'a, i16>, reference: ArrayView3<'a, i16>, ignore_label: Option<i16>) -> Self {
         let mut bounds = HashMap::new();
         find_bounds(prediction, &mut bounds);
@@ -27,12 +28,12 @@ impl<'a> ClassMasks<'a> {
         Self { prediction, reference, ignore_label, bounds }
     }
 
-    /// Voxels of the whole image along each axis.
+    /// Shape of the whole image, `(z, y, x)`.
     pub fn extent(&self) -> [usize; 3] {
         self.reference.dim().into()
     }
 
-    /// Where the prediction and the reference have this class or region, both cropped to the box around either.
+    /// Masks of a class or region in the prediction and the reference, both cropped to the bounding box of their union.
     pub fn of(&self, class: &LabelValue) -> [Array3<bool>; 2] {
         let boxes = class.members().iter().filter_map(|label| self.bounds.get(label));
         let [z, y, x] = boxes.copied().reduce(around).unwrap_or([[0, 0]; 3]);
@@ -51,7 +52,7 @@ impl<'a> ClassMasks<'a> {
     }
 }
 
-/// Widens the box of each label in a map, which may be new.
+/// Extends the bounding box of each label by a map.
 fn find_bounds(map: ArrayView3<i16>, bounds: &mut HashMap<i16, Bounds>) {
     let rows = map.len_of(ndarray::Axis(1));
     for (row, labels) in map.rows().into_iter().enumerate() {
@@ -68,7 +69,7 @@ fn find_bounds(map: ArrayView3<i16>, bounds: &mut HashMap<i16, Bounds>) {
     }
 }
 
-/// The box around two boxes.
+/// Bounding box of two boxes.
 fn around(one: Bounds, other: Bounds) -> Bounds {
     std::array::from_fn(|axis| [one[axis][0].min(other[axis][0]), one[axis][1].max(other[axis][1])])
 }

@@ -1,13 +1,13 @@
-//! Which metrics are computed beyond nnU-Net's own, and how they are kept.
+//! Optional metrics in addition to nnU-Net's.
 
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-/// A metric of a class in a case that nnU-Net's `summary.json` does not have.
+/// A metric per class and case that nnU-Net's `summary.json` does not have.
 ///
-/// Surface metrics are in mm and between the surfaces' voxels, see [`super::SurfaceDistances`]. Each is NaN where it is not
-/// defined, and then left out of means, as nnU-Net does with Dice.
+/// Surface metrics are in mm between the centers of surface voxels, see [`super::SurfaceDistances`]. A value is NaN if
+/// undefined, and then excluded from means, as nnU-Net does for Dice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Measure {
@@ -19,9 +19,9 @@ pub enum Measure {
     Specificity,
     /// Absolute volume difference, mm³.
     Avd,
-    /// Relative volume difference, `(predicted - true) / true`: above 0 too much was predicted.
+    /// Relative volume difference, `(predicted - true) / true`; positive for over-segmentation.
     Rvd,
-    /// Normalised surface Dice at a tolerance.
+    /// Normalized surface Dice at a tolerance.
     Nsd,
     /// 95th percentile of the Hausdorff distance, mm.
     Hd95,
@@ -30,7 +30,7 @@ pub enum Measure {
 }
 
 impl Measure {
-    /// All of them, in the order of files and tables.
+    /// All measures, in the order used in files and tables.
     pub const ALL: [Self; 8] = [
         Self::Sensitivity,
         Self::Precision,
@@ -42,7 +42,7 @@ impl Measure {
         Self::Assd,
     ];
 
-    /// Its name in files and tables.
+    /// Name in files and tables.
     pub fn key(self) -> &'static str {
         match self {
             Self::Sensitivity => "Sensitivity",
@@ -56,34 +56,34 @@ impl Measure {
         }
     }
 
-    /// Whether distances between surfaces are needed for it, which take longer than counting voxels.
+    /// Whether it needs surface distances, which take longer than counting voxels.
     pub fn is_of_surfaces(self) -> bool {
         matches!(self, Self::Nsd | Self::Hd95 | Self::Assd)
     }
 }
 
-/// What to compute of each class beyond nnU-Net's metrics.
+/// Measures to compute per class in addition to nnU-Net's metrics.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Measures {
-    /// Which.
+    /// Measures to compute.
     pub chosen: Vec<Measure>,
-    /// Of [`Measure::Nsd`].
+    /// Tolerance of [`Measure::Nsd`].
     pub tolerance: Tolerance,
 }
 
 impl Measures {
-    /// Whether any of them needs surfaces.
+    /// Whether any measure needs surface distances.
     pub fn need_surfaces(&self) -> bool {
         self.chosen.iter().any(|measure| measure.is_of_surfaces())
     }
 }
 
-/// How far two surfaces may be from each other to count as the same, mm.
+/// Tolerance of the normalized surface Dice, in mm.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tolerance {
-    /// Of classes not named below.
+    /// Tolerance of classes without an own entry.
     pub general: f64,
-    /// By the class's or region's key in `summary.json`.
+    /// Tolerances by the key of the class or region in `summary.json`.
     pub of_class: Vec<(String, f64)>,
 }
 
@@ -95,7 +95,7 @@ impl Default for Tolerance {
 }
 
 impl Tolerance {
-    /// That of a class; blanks in its key do not matter.
+    /// Tolerance of a class; white space in its key is ignored.
     pub fn of(&self, class: &str) -> f64 {
         let plain = |key: &str| key.split_whitespace().collect::<String>();
         let found = self.of_class.iter().rev().find(|(key, _)| plain(key) == plain(class));
@@ -103,12 +103,12 @@ impl Tolerance {
     }
 }
 
-/// The values of those measures that were computed.
+/// Values of the measures that were computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Measured([Option<f64>; Measure::ALL.len()]);
 
 impl Measured {
-    /// Computes each member that `others` have.
+    /// Computes each measure that any of `others` has.
     pub(super) fn combine(others: &[Self], f: impl Fn(&dyn Fn(&Self) -> f64) -> f64) -> Self {
         let mut combined = Self::default();
         for measure in Measure::ALL {
@@ -119,7 +119,7 @@ impl Measured {
         combined
     }
 
-    /// The value, if it was computed; NaN where it is not defined.
+    /// Value of a measure: `None` if not computed, NaN if undefined.
     pub fn get(&self, measure: Measure) -> Option<f64> {
         self.0[measure as usize]
     }
@@ -128,7 +128,7 @@ impl Measured {
         self.0[measure as usize] = Some(value);
     }
 
-    /// What was computed.
+    /// The computed measures and their values.
     pub fn iter(&self) -> impl Iterator<Item = (Measure, f64)> + '_ {
         Measure::ALL.into_iter().filter_map(|measure| Some((measure, self.get(measure)?)))
     }
@@ -145,7 +145,7 @@ impl Serialize for Measured {
 }
 
 impl<'de> Deserialize<'de> for Measured {
-    /// Keys that are no measure's are passed over; null is NaN.
+    /// Unknown keys are ignored; null is NaN.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let map = Map::<String, Value>::deserialize(deserializer)?;
         let mut measured = Self::default();

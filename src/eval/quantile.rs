@@ -1,7 +1,7 @@
 //! Quantiles.
 
-/// The value below which the part `part` of the values lies, interpolated linearly between two of them (NumPy's
-/// `quantile`); NaN of none. The values are reordered.
+/// The quantile `part` (`0.0..=1.0`) with linear interpolation (NumPy's `quantile`); NaN if there are no values.
+/// Reorders the values.
 pub(super) fn quantile(values: &mut [f64], part: f64) -> f64 {
     let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
     let position = part * last as f64;

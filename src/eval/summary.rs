@@ -1,4 +1,4 @@
-//! The result of an evaluation.
+//! Results of an evaluation.
 
 use std::path::{Path, PathBuf};
 
@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 
 use super::{Confidence, EvalError, Measured, json};
 
-/// Where it is evaluated as a class, the background does not count in means over classes, as in nnU-Net.
+/// Key of the background class, which is excluded from means over classes, as in nnU-Net.
 pub(super) const BACKGROUND: &str = "0";
 
-/// Contents of nnU-Net v2's `summary.json`, and of ours what was asked for beyond it.
+/// Contents of nnU-Net v2's `summary.json`, plus optional measures and confidence intervals.
 ///
-/// Classes are keyed by their number, regions as Python writes a tuple (`"(1, 2)"`).
+/// Classes are keyed by their number, regions by a tuple as Python prints it (`"(1, 2)"`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Plain mean of [`Summary::mean`] over classes: NaN where a class occurs in no case.
+    /// Mean of [`Summary::mean`] over classes: NaN if a class occurs in no case.
     pub foreground_mean: Metrics<f64>,
     /// Mean of each class over the cases in which the metric is defined.
     pub mean: IndexMap<String, Metrics<f64>>,
-    /// Each case by itself.
+    /// Results of each case.
     pub metric_per_case: Vec<CaseResult>,
-    /// How far the means may be trusted, if asked for.
+    /// Confidence intervals of the means, if requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidence: Option<Confidence>,
 }
@@ -29,46 +29,46 @@ pub struct Summary {
 /// Metrics of one case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CaseResult {
-    /// Per class or region.
+    /// Metrics per class or region.
     pub metrics: IndexMap<String, Metrics<u64>>,
-    /// The predicted label map.
+    /// Path of the predicted label map.
     pub prediction_file: PathBuf,
-    /// The true label map.
+    /// Path of the reference label map.
     pub reference_file: PathBuf,
 }
 
-/// Overlap and voxel counts of one class: `Count` is `u64` for a case and `f64` for a mean over cases.
+/// Overlap metrics and voxel counts of one class. `Count` is `u64` for a case and `f64` for a mean over cases.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics<Count> {
-    /// `2 TP / (2 TP + FP + FN)`; NaN where the class is in neither label map.
+    /// `2 TP / (2 TP + FP + FN)`; NaN if the class is in neither label map.
     #[serde(rename = "Dice", deserialize_with = "json::null_is_nan")]
     pub dice: f64,
-    /// Voxels of the class that were not predicted.
+    /// False negative voxels.
     #[serde(rename = "FN")]
     pub fn_: Count,
-    /// Predicted voxels that are not of the class.
+    /// False positive voxels.
     #[serde(rename = "FP")]
     pub fp: Count,
-    /// `TP / (TP + FP + FN)`; NaN where the class is in neither label map.
+    /// `TP / (TP + FP + FN)`; NaN if the class is in neither label map.
     #[serde(rename = "IoU", deserialize_with = "json::null_is_nan")]
     pub iou: f64,
-    /// Voxels rightly not predicted.
+    /// True negative voxels.
     #[serde(rename = "TN")]
     pub tn: Count,
-    /// Voxels rightly predicted.
+    /// True positive voxels.
     #[serde(rename = "TP")]
     pub tp: Count,
-    /// `TP + FP`
+    /// Predicted voxels, `TP + FP`.
     pub n_pred: Count,
-    /// `TP + FN`
+    /// Reference voxels, `TP + FN`.
     pub n_ref: Count,
-    /// What was asked for beyond nnU-Net's metrics.
+    /// Values of the optional measures.
     #[serde(flatten)]
     pub measured: Measured,
 }
 
 impl Summary {
-    /// Adds the means to the results of the cases, all of which have the same classes.
+    /// Computes the means over the cases, all of which must have the same classes.
     pub fn new(metric_per_case: Vec<CaseResult>) -> Self {
         let classes = metric_per_case.first().map(|case| case.metrics.keys().cloned().collect()).unwrap_or_default();
         let mean: IndexMap<String, _> = Vec::into_iter(classes)
@@ -83,19 +83,19 @@ impl Summary {
         Self { foreground_mean, mean, metric_per_case, confidence: None }
     }
 
-    /// Reads a `summary.json`, of ours or of nnU-Net.
+    /// Reads a `summary.json` written by this program or by nnU-Net.
     ///
     /// # Errors
-    /// Where the file cannot be read or is not a summary.
+    /// Returns an error if the file cannot be read or is not a summary.
     pub fn load(path: &Path) -> Result<Self, EvalError> {
         let text = std::fs::read_to_string(path).map_err(EvalError::io(path))?;
         json::from_str(&text).map_err(|error| EvalError::invalid(path, error))
     }
 
-    /// Writes a `summary.json` (wholly or not at all).
+    /// Writes a `summary.json` atomically.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), EvalError> {
         json::to_file(path, self)
     }
@@ -108,9 +108,9 @@ impl Summary {
 }
 
 impl Metrics<u64> {
-    /// The metrics of a class with these numbers of voxels.
+    /// Metrics of a class with these voxel counts.
     pub fn from_counts(tp: u64, fp: u64, fn_: u64, tn: u64) -> Self {
-        // 0 / 0 is the NaN that nnU-Net writes for a class in neither label map.
+        // 0 / 0 gives the NaN that nnU-Net writes for a class in neither label map.
         let errors = (fp + fn_) as f64;
         let hits = tp as f64;
         let (dice, iou) = (2.0 * hits / (2.0 * hits + errors), hits / (hits + errors));
@@ -145,7 +145,7 @@ impl Metrics<f64> {
 }
 
 impl<Count> Metrics<Count> {
-    /// Everything that is not a count, by its name in `summary.json`.
+    /// All metrics except counts, by their name in `summary.json`.
     pub fn scores(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
         let measured = self.measured.iter().map(|(measure, value)| (measure.key(), value));
         [("Dice", self.dice), ("IoU", self.iou)].into_iter().chain(measured)
@@ -209,7 +209,7 @@ mod tests {
             Summary::new(vec![case("a", Metrics::from_counts(2, 1, 0, 8), Metrics::from_counts(0, 0, 0, 11))]);
         summary.save(&path).unwrap();
         let read = Summary::load(&path).unwrap();
-        // NaN is not equal to itself, its text is.
+        // NaN is not equal to itself, so the debug texts are compared.
         assert_eq!(format!("{read:?}"), format!("{summary:?}"));
         std::fs::write(&path, "[]").unwrap();
         assert!(matches!(Summary::load(&path), Err(EvalError::Invalid { .. })));

@@ -1,36 +1,38 @@
-//! Distances between the surfaces of two masks.
+//! Surface distances between two masks.
 
 use ndarray::{Array3, ArrayView3, Zip};
 
 use super::distance::squared_distances;
 use super::quantile::quantile;
 
-/// A distance that exceeds the tolerance by no more than rounding does is within it.
+/// Relative slack of the tolerance for rounding errors.
 const ROUNDING: f64 = 1e-6;
 
-/// How far each voxel of one mask's surface is from the nearest voxel of the other's, in mm between centres, both ways.
+/// Distance from each surface voxel of one mask to the nearest surface voxel of the other, in mm between centers, in
+/// both directions.
 ///
-/// The surface are the mask's voxels of which a neighbour along an axis is not in the mask; what lies outside the image is
-/// not. An axis along which the image has a single voxel has no neighbours, so that in 2D the surface is the outline. These
-/// are the definitions of MONAI (`monai/metrics/utils.py`, `get_mask_edges` and `get_surface_distance`) and of MedPy.
-/// DeepMind's surface-distance puts triangles between the voxels and weighs distances by their areas instead, which gives
-/// slightly different values.
+/// Surface voxels are voxels of the mask with a neighbor along an axis that is not in the mask; voxels outside of the
+/// image are not in the mask. An axis with a single voxel has no neighbors, so that in 2D the surface is the outline.
+/// These definitions are those of MONAI (`monai/metrics/utils.py`, `get_mask_edges` and `get_surface_distance`) and of
+/// MedPy. DeepMind's surface-distance builds triangles between the voxels and weights distances by their areas, which
+/// gives slightly different values.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SurfaceDistances {
-    /// Of the predicted surface from the true one; empty where either mask is.
+    /// Distances of the predicted surface to the reference surface, mm; empty if either mask is empty.
     pub from_prediction: Vec<f64>,
-    /// Of the true surface from the predicted one; empty where either mask is.
+    /// Distances of the reference surface to the predicted surface, mm; empty if either mask is empty.
     pub from_reference: Vec<f64>,
     /// Whether exactly one of the masks is empty.
     is_one_empty: bool,
 }
 
 impl SurfaceDistances {
-    /// Between two masks of the same image, cropped alike or not at all: a mask has nothing outside the crop. `extent` is
-    /// the image's, `spacing` in mm, both `(z, y, x)`.
+    /// Computes the distances between two masks `(z, y, x)` of the same image, cropped to the same box or not at all;
+    /// all voxels outside of the crop are unset. `extent` is the shape of the image, `spacing` is in mm, both `(z, y,
+    /// x)`.
     ///
     /// # Panics
-    /// If the masks differ in shape.
+    /// Panics if the masks differ in shape.
     pub fn new(
         prediction: ArrayView3<bool>,
         reference: ArrayView3<bool>,
@@ -50,8 +52,8 @@ impl SurfaceDistances {
         }
     }
 
-    /// The part of both surfaces that lies within `tolerance` mm of the other one: normalised surface Dice (Nikolov et al.
-    /// 2021; MONAI, `compute_surface_dice`). 0 where one mask is empty, NaN where both are.
+    /// Normalized surface Dice: the fraction of both surfaces within `tolerance` mm of the other one (Nikolov et al.
+    /// 2021; MONAI, `compute_surface_dice`). 0 if one mask is empty, NaN if both are.
     pub fn normalised_dice(&self, tolerance: f64) -> f64 {
         if self.is_one_empty {
             return 0.0;
@@ -60,15 +62,15 @@ impl SurfaceDistances {
         self.both().filter(|distance| *distance <= bound).count() as f64 / self.both().count() as f64
     }
 
-    /// The larger of the two directions' 95th percentiles, mm (MONAI, `compute_hausdorff_distance`, percentile 95;
-    /// percentiles are interpolated as NumPy does). NaN where a mask is empty.
+    /// The larger of the 95th percentiles of both directions, mm (MONAI, `compute_hausdorff_distance`, percentile 95;
+    /// percentiles are interpolated as in NumPy). NaN if a mask is empty.
     pub fn hausdorff_95(&self) -> f64 {
-        // Both are empty or none is.
+        // Either both are empty or neither.
         quantile(&mut self.from_prediction.clone(), 0.95).max(quantile(&mut self.from_reference.clone(), 0.95))
     }
 
-    /// The mean over the voxels of both surfaces, mm (MONAI, `compute_average_surface_distance`, symmetric). NaN where a
-    /// mask is empty.
+    /// Mean distance over the voxels of both surfaces, mm (MONAI, `compute_average_surface_distance`, symmetric). NaN
+    /// if a mask is empty.
     pub fn average(&self) -> f64 {
         self.both().sum::<f64>() / self.both().count() as f64
     }
@@ -78,7 +80,7 @@ impl SurfaceDistances {
     }
 }
 
-/// The voxels of the mask with a neighbour outside it.
+/// Voxels of the mask with a neighbor outside of it.
 fn surface(mask: ArrayView3<bool>, extent: [usize; 3]) -> Array3<bool> {
     let shape: [usize; 3] = mask.dim().into();
     let axes: Vec<usize> = (0..3).filter(|axis| extent[*axis] > 1).collect();
@@ -121,7 +123,7 @@ mod tests {
         reference.slice_mut(s![2..5, 2..5, 2..5]).fill(true);
         prediction.slice_mut(s![4..7, 2..5, 2..5]).fill(true);
         let distances = SurfaceDistances::new(prediction.view(), reference.view(), [10; 3], [0.7, 1.0, 1.0]);
-        // All 26 voxels but the middle one are surface; the faces that face away are two steps of 0.7 mm away.
+        // All 26 voxels but the center are surface; those of the far faces are two steps of 0.7 mm away.
         assert_eq!((distances.from_prediction.len(), distances.from_reference.len()), (26, 26));
         assert!((distances.hausdorff_95() - 1.4).abs() < 1e-6);
         assert_eq!(distances.normalised_dice(1.4), 1.0);
@@ -136,7 +138,7 @@ mod tests {
         prediction.slice_mut(s![0, 2..7, 2..7]).fill(true);
         let distances = SurfaceDistances::new(prediction.view(), reference.view(), [1, 9, 9], [5.0, 1.0, 1.0]);
         assert_eq!((distances.from_prediction.len(), distances.from_reference.len()), (16, 24));
-        // The same in a single slice of a volume: there all voxels have neighbours above and below that are outside.
+        // The same in a single slice of a volume: all voxels have unset neighbors above and below.
         let distances = SurfaceDistances::new(prediction.view(), reference.view(), [3, 9, 9], [5.0, 1.0, 1.0]);
         assert_eq!((distances.from_prediction.len(), distances.from_reference.len()), (25, 49));
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Confidence, Measure, Metrics, Summary};
 
 impl Summary {
-    /// A line per case and class and one per mean, in aligned columns.
+    /// One line per case and class and one per mean, in aligned columns.
     pub fn table(&self) -> String {
         let scores: Vec<&str> = self.foreground_mean.scores().map(|(name, _)| name).collect();
         let header = ["case", "class"].into_iter().chain(scores).chain(["TP", "FP", "FN", "TN"]);
@@ -20,8 +20,8 @@ impl Summary {
         align(&rows, 2)
     }
 
-    /// A line per class and metric with its mean, its confidence interval and the number of cases in which it is defined;
-    /// empty where there are no intervals.
+    /// One line per class and metric with its mean, its confidence interval and the number of cases in which it is
+    /// defined; empty if there are no intervals.
     pub fn confidence_table(&self) -> String {
         let Some(Confidence { level, foreground_mean, mean, .. }) = &self.confidence else { return String::new() };
         let heading = format!("{:.0} % interval", level * 100.0);
@@ -42,7 +42,7 @@ impl Summary {
     }
 }
 
-/// The file's name without its ending (`.nii.gz` is one ending).
+/// File name without its ending (`.nii.gz` is one ending).
 pub fn case_name(file: &Path) -> String {
     let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
     let name = name.strip_suffix(".gz").unwrap_or(&name);
@@ -56,7 +56,7 @@ fn row<Count>(case: &str, class: &str, metrics: &Metrics<Count>, count: impl Fn(
     names.into_iter().chain(scores).chain(counts).collect()
 }
 
-/// A score with as many digits as are of use.
+/// Formats a value with the precision of its metric.
 fn number(metric: &str, score: f64) -> String {
     match metric {
         _ if score.is_nan() => "-".to_owned(),
@@ -66,7 +66,7 @@ fn number(metric: &str, score: f64) -> String {
     }
 }
 
-/// Names, the first columns, flush left, numbers flush right.
+/// Aligns columns: the first `names` columns to the left, numbers to the right.
 fn align(rows: &[Vec<String>], names: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max().unwrap_or(0);

@@ -1,8 +1,9 @@
-//! The part of an image that holds anything (nnU-Net v2, `cropping.py`).
+//! Cropping to the nonzero region of an image (nnU-Net v2, `cropping.py`).
 
 use ndarray::{Array3, ArrayView4, Zip};
 
-/// Voxels where any channel is not 0, holes filled: a hole is what no path along voxel faces joins to the border.
+/// Mask `(z, y, x)` of the voxels where any channel of the `(channel, z, y, x)` image is not 0, with holes filled. A
+/// hole is a region of zeros that is not connected to the border through voxel faces.
 pub fn nonzero_mask(image: ArrayView4<f32>) -> Array3<bool> {
     let (_, z, y, x) = image.dim();
     let mut mask = Array3::from_elem((z, y, x), false);
@@ -13,7 +14,7 @@ pub fn nonzero_mask(image: ArrayView4<f32>) -> Array3<bool> {
     mask
 }
 
-/// `[first, past the last]` set voxel of each axis; the whole array if none is set.
+/// Bounding box of the set voxels as `[start, end)` per axis; the whole array if no voxel is set.
 pub fn bounding_box(mask: &Array3<bool>) -> [[usize; 2]; 3] {
     let (z, y, x) = mask.dim();
     let mut bounds = [[usize::MAX, 0]; 3];
@@ -27,7 +28,7 @@ pub fn bounding_box(mask: &Array3<bool>) -> [[usize; 2]; 3] {
     if bounds[0][1] == 0 { [[0, z], [0, y], [0, x]] } else { bounds }
 }
 
-/// Sets every unset voxel that the outside does not reach.
+/// Sets every unset voxel that is not connected to the border (flood fill from the border).
 fn fill_holes(mask: &mut Array3<bool>) {
     let (z, y, x) = mask.dim();
     let inside = mask.as_slice_mut().expect("the mask is made in C order");
@@ -79,10 +80,10 @@ mod tests {
         let mut image = Array4::<f32>::zeros((2, 7, 7, 7));
         image.slice_mut(s![0, 1..6, 1..6, 1..6]).fill(3.0);
         image.slice_mut(s![0, 2..4, 2..4, 2..4]).fill(0.0); // a hole
-        image.slice_mut(s![0, 3, 3, 4..6]).fill(0.0); // that opens to the right
+        image.slice_mut(s![0, 3, 3, 4..6]).fill(0.0); // opens the hole to the right
         let dented = nonzero_mask(image.view());
         assert!(!dented[[2, 2, 2]] && !dented[[3, 3, 5]]);
-        image[[1, 3, 3, 5]] = -1.0; // closed by the other channel
+        image[[1, 3, 3, 5]] = -1.0; // closed by the second channel
         let closed = nonzero_mask(image.view());
         assert!(closed.slice(s![1..6, 1..6, 1..6]).iter().all(|inside| *inside));
         assert_eq!(closed.iter().filter(|inside| **inside).count(), 125);

@@ -1,19 +1,19 @@
-//! Image files that cannot be used.
+//! Error type for image files.
 
 use std::path::{Path, PathBuf};
 
-/// A file that cannot be read or written, and why.
+/// An image file that cannot be read or written, with the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {defect}")]
 pub struct ImageError {
-    /// The file in question.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// Description of the problem.
     pub defect: String,
 }
 
 impl ImageError {
-    /// A defect of the file at `path`.
+    /// Error for the file at `path`.
     pub fn new(path: &Path, defect: impl std::fmt::Display) -> Self {
         Self { path: path.to_owned(), defect: defect.to_string() }
     }

@@ -1,4 +1,4 @@
-//! Which file format reads and writes a file.
+//! Selection of the file format by file name.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use super::{ImageError, LabelMap, Volume};
 trait Format: ImageReader + ImageWriter {}
 impl<T: ImageReader + ImageWriter> Format for T {}
 
-/// Endings with the format behind each.
+/// File name endings and their formats.
 const FORMATS: [(&str, &dyn Format); 14] = [
     (".nii", &Nifti),
     (".nii.gz", &Nifti),
@@ -53,22 +53,22 @@ fn writer_of(path: &Path) -> Result<&'static dyn ImageWriter, ImageError> {
 
 fn unknown(path: &Path) -> ImageError {
     let known: Vec<_> = FORMATS.iter().map(|(ending, _)| *ending).collect();
-    ImageError::new(path, format!("unknown file type; known are {}, and DICOM is read", known.join(", ")))
+    ImageError::new(path, format!("unknown file type; supported are {}, and DICOM for reading", known.join(", ")))
 }
 
-/// Reads extent and geometry of an image.
+/// Reads shape and geometry of an image.
 ///
 /// # Errors
-/// The type is unknown, or the file is missing or damaged.
+/// Returns an error if the type is unknown, or the file is missing or damaged.
 pub fn read_header(path: &Path) -> Result<ImageHeader, ImageError> {
     reader_of(path)?.read_header(path)
 }
 
-/// Reads an image, or a folder with the DICOM files of one series. Axes beyond the third become channels, as do the
-/// components of a voxel and the colours of a raster image.
+/// Reads an image, or a folder with the DICOM files of one series. Axes beyond the third, components of a voxel and
+/// colors of a raster image become channels.
 ///
 /// # Errors
-/// The type is unknown, or the file is missing or damaged.
+/// Returns an error if the type is unknown, or the file is missing or damaged.
 pub fn read_volume(path: &Path) -> Result<Volume, ImageError> {
     reader_of(path)?.read_volume(path)
 }
@@ -76,39 +76,40 @@ pub fn read_volume(path: &Path) -> Result<Volume, ImageError> {
 /// Reads a label map.
 ///
 /// # Errors
-/// As [`read_volume`], or the file has several channels, or a value is no integer or out of the range of labels.
+/// Returns an error as [`read_volume`] does, and if the file has several channels or a value is not an integer in the
+/// range of `i16`.
 pub fn read_labels(path: &Path) -> Result<LabelMap, ImageError> {
     let Volume { data, geometry } = reader_of(path)?.read_label_values(path)?;
     Ok(LabelMap { data: to_labels(data).map_err(|defect| ImageError::new(path, defect))?, geometry })
 }
 
-/// Writes a label map. Raster images keep only its pixels, and a TIFF file its spacing beside it.
+/// Writes a label map. Raster formats keep only the pixels; a TIFF file has its spacing in a JSON file beside it.
 ///
 /// # Errors
-/// The type is unknown or cannot hold the labels, or the file cannot be written.
+/// Returns an error if the type is unknown or cannot hold the labels, or the file cannot be written.
 pub fn write_labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
     writer_of(path)?.write_labels(path, labels)
 }
 
-/// Writes an image; several channels become a fourth axis, the components of a voxel or the colours of a raster image.
+/// Writes an image. Channels become a fourth axis, the components of a voxel or the colors of a raster image.
 ///
 /// # Errors
-/// As [`write_labels`].
+/// Returns an error in the cases of [`write_labels`].
 pub fn write_volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
     writer_of(path)?.write_volume(path, volume)
 }
 
-/// Labels stored as floating point, or scaled, are off by rounding at most.
+/// Maximum rounding error of labels stored as floating point or with a scale factor.
 const TOLERANCE: f32 = 1e-3;
 
 fn to_labels(data: Array4<f32>) -> Result<Array3<i16>, String> {
     let channels = data.len_of(Axis(0));
     if channels != 1 {
-        return Err(format!("a label map has one channel, this file {channels}"));
+        return Err(format!("has {channels} channels; a label map has one"));
     }
     let data = data.index_axis_move(Axis(0), 0);
     let to_label = |value: f32| {
-        // Nearly all are whole numbers in range, which the first test finds without rounding.
+        // Fast path without rounding: nearly all values are integers in range.
         let label = value as i16;
         if f32::from(label) == value {
             return Some(label);
@@ -123,6 +124,6 @@ fn to_labels(data: Array4<f32>) -> Result<Array3<i16>, String> {
         return Ok(Array3::from_shape_vec(data.raw_dim(), labels).expect("one label per voxel"));
     }
     let strange = data.indexed_iter().find(|(_, value)| to_label(**value).is_none());
-    let ((z, y, x), value) = strange.expect("one was found just now");
-    Err(format!("{value} at voxel (x, y, z) = ({x}, {y}, {z}) is not a label: labels are integers"))
+    let ((z, y, x), value) = strange.expect("an invalid value exists");
+    Err(format!("{value} at voxel (x, y, z) = ({x}, {y}, {z}) is not a label (an integer of 16 bits)"))
 }

@@ -1,7 +1,7 @@
-//! Images: voxels with a place in the world, their files, and resampling.
+//! Image types, image file formats and resampling.
 //!
-//! [`read_volume`], [`read_labels`] and [`write_labels`] pick the format from the file's name; everything else in the
-//! crate sees only [`Volume`] and [`LabelMap`]. A file that is damaged in any way is an error that names it.
+//! [`read_volume`], [`read_labels`] and [`write_labels`] select the format by file name; the rest of the crate only
+//! sees [`Volume`] and [`LabelMap`]. A damaged file results in an error that names the file.
 
 mod convert;
 mod crop;

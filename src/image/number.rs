@@ -1,13 +1,13 @@
-//! How files store a number.
+//! Scalar types of image files, and their conversion from and to bytes.
 
 use std::io::{self, Write};
 
 use ndarray::Array4;
 
-/// Numbers converted at a time.
+/// Number of scalars converted at a time.
 const BLOCK: usize = 1 << 16;
 
-/// The type of the numbers in a file.
+/// Scalar type of the voxels in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Number {
     U8,
@@ -23,7 +23,7 @@ pub enum Number {
 }
 
 impl Number {
-    /// Bytes of one number.
+    /// Size of one scalar in bytes.
     pub fn size(self) -> usize {
         match self {
             Self::U8 | Self::I8 => 1,
@@ -33,7 +33,7 @@ impl Number {
         }
     }
 
-    /// As numpy calls it.
+    /// Name of the type in NumPy.
     pub fn name(self) -> &'static str {
         match self {
             Self::U8 => "uint8",
@@ -64,7 +64,7 @@ impl Number {
         }
     }
 
-    /// Appends the numbers stored in `bytes`, scaled by slope and intercept in double precision, as nibabel does.
+    /// Decodes `bytes` and appends the values, scaled by slope and intercept in double precision, as nibabel does.
     pub(super) fn decode(self, bytes: &[u8], big_endian: bool, scaling: Option<(f64, f64)>, numbers: &mut Vec<f32>) {
         macro_rules! of {
             ($type:ty) => {{
@@ -97,7 +97,7 @@ impl Number {
     }
 }
 
-/// Numbers to be written, little-endian, in the smallest type that holds them.
+/// Values to write, little-endian, in the smallest type that holds them.
 pub(super) enum Numbers<'a> {
     Labels(&'a [i16]),
     Intensities(&'a [f32], Number),
@@ -112,7 +112,7 @@ impl<'a> Numbers<'a> {
         Self::Intensities(values, Number::smallest(values))
     }
 
-    /// One of `uint8`, `int16`, `uint16` and `float32`.
+    /// Scalar type to write: one of `uint8`, `int16`, `uint16` and `float32`.
     pub fn number(&self) -> Number {
         match self {
             Self::Labels(labels) if labels.iter().all(|label| u8::try_from(*label).is_ok()) => Number::U8,
@@ -151,8 +151,8 @@ fn write_numbers<T: Copy, const N: usize>(
     Ok(())
 }
 
-/// Numbers that belong to a voxel lie side by side in many files; here each is a channel. `channels` of the result is a
-/// multiple of `components`: whole images may follow one another in the file.
+/// De-interleaves voxel components into channels. The result has a multiple of `components` channels if the file holds
+/// several images, one after the other.
 pub(super) fn components_first(numbers: Vec<f32>, components: usize, voxels: usize) -> Vec<f32> {
     if components == 1 {
         return numbers;

@@ -1,54 +1,54 @@
-//! What a file format has to do: the seam behind which a new one is added.
+//! Reader and writer traits that a file format implements.
 
 use std::path::Path;
 
 use super::{Geometry, ImageError, LabelMap, Number, Volume};
 
-/// Extent and place of an image, without its voxels.
+/// Shape and geometry of an image, without its voxels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageHeader {
     /// `(channel, z, y, x)`.
     pub shape: [usize; 4],
-    /// How the file stores a number.
+    /// Scalar type of the voxels in the file.
     pub number: Number,
-    /// Where the voxels lie.
+    /// Physical position of the voxels.
     pub geometry: Geometry,
 }
 
 /// Reads one file format.
 pub trait ImageReader: Sync {
-    /// Reads extent and geometry only.
+    /// Reads shape and geometry only.
     ///
     /// # Errors
-    /// The file is missing, damaged, or shorter than its header claims.
+    /// Returns an error if the file is missing, damaged, or shorter than its header declares.
     fn read_header(&self, path: &Path) -> Result<ImageHeader, ImageError>;
 
-    /// Reads intensities.
+    /// Reads intensities, `(channel, z, y, x)`.
     ///
     /// # Errors
-    /// As [`ImageReader::read_header`], or the voxels are damaged.
+    /// Returns an error in the cases of [`ImageReader::read_header`], and if the voxels are damaged.
     fn read_volume(&self, path: &Path) -> Result<Volume, ImageError>;
 
-    /// Reads the numbers that stand in the file, before any conversion that only makes sense for intensities.
+    /// Reads the stored values, without conversions that only apply to intensities.
     ///
     /// # Errors
-    /// As [`ImageReader::read_volume`].
+    /// Returns an error in the cases of [`ImageReader::read_volume`].
     fn read_label_values(&self, path: &Path) -> Result<Volume, ImageError> {
         self.read_volume(path)
     }
 }
 
-/// Writes one file format; a file is there wholly or not at all.
+/// Writes one file format. Writes are atomic: the file is complete or absent.
 pub trait ImageWriter: Sync {
     /// Writes a label map in the smallest integer type that holds it.
     ///
     /// # Errors
-    /// The file cannot be written, or the format cannot hold the labels.
+    /// Returns an error if the file cannot be written, or the format cannot hold the labels.
     fn write_labels(&self, path: &Path, labels: &LabelMap) -> Result<(), ImageError>;
 
-    /// Writes intensities, in 8-bit or 16-bit integers where these hold all values.
+    /// Writes intensities, as 8-bit or 16-bit integers if these hold all values.
     ///
     /// # Errors
-    /// As [`ImageWriter::write_labels`].
+    /// Returns an error in the cases of [`ImageWriter::write_labels`].
     fn write_volume(&self, path: &Path, volume: &Volume) -> Result<(), ImageError>;
 }

@@ -1,5 +1,5 @@
-//! From the bytes of a file to its numbers, trusting nothing: a header's claim is held against the size of the file before
-//! memory is asked for.
+//! Reads the scalars of a file. The input is not trusted: the size declared by the header is checked against the file
+//! size before allocating.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -10,30 +10,30 @@ use flate2::read::MultiGzDecoder;
 
 use super::{ImageError, Number};
 
-/// No deflate stream grows by more than this (RFC 1951: 258 bytes from 2 bits).
+/// Maximum expansion factor of a deflate stream (RFC 1951: 258 bytes from 2 bits).
 const MAX_INFLATION: u64 = 1032;
-/// What may follow the voxels in a compressed file.
+/// Maximum number of bytes after the voxels in a compressed file.
 const MAX_EXCESS: u64 = 1 << 20;
 /// Bytes converted at a time.
 const BLOCK: usize = 1 << 18;
 
-/// How the bytes of the numbers are packed.
+/// Encoding of the voxel data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
     Raw,
     Gzip,
     Zlib,
-    /// Decimal numbers with white space between.
+    /// Decimal numbers separated by white space.
     Text,
 }
 
-/// Numbers in a file.
+/// Location and format of the voxel data in a file.
 #[derive(Clone, Debug)]
 pub struct Stored {
     pub path: PathBuf,
-    /// Byte at which the (packed) numbers begin.
+    /// Byte offset of the (compressed) data.
     pub begin: u64,
-    /// Bytes to leave out after unpacking.
+    /// Bytes to skip after decompression.
     pub skip: u64,
     pub packing: Packing,
     pub number: Number,
@@ -44,25 +44,25 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Whether the file can hold as many numbers.
+    /// Checks that the file is large enough for `count` scalars.
     pub fn check(&self) -> Result<(), ImageError> {
         let packed = file_len(&self.path)?.saturating_sub(self.begin);
         let bytes = (self.count as u64).saturating_mul(self.number.size() as u64).saturating_add(self.skip);
         let (claimed, most) = match self.packing {
             Packing::Raw => (bytes, packed),
             Packing::Gzip | Packing::Zlib => (bytes, packed.saturating_mul(MAX_INFLATION)),
-            // A digit and a space each, but for the last.
+            // A digit and a space each, except for the last.
             Packing::Text => ((self.count as u64).saturating_mul(2).saturating_sub(1), packed),
         };
         match claimed > most {
             true => {
-                Err(self.fail(format!("is cut short: its header claims {claimed} bytes, there are {most} at most")))
+                Err(self.fail(format!("is truncated: its header declares {claimed} bytes, there are at most {most}")))
             }
             false => Ok(()),
         }
     }
 
-    /// Reads the numbers in the order of the file.
+    /// Reads the scalars in file order.
     pub fn read(&self) -> Result<Vec<f32>, ImageError> {
         self.check()?;
         let fail = |error: io::Error| self.fail(describe(&error));
@@ -91,11 +91,11 @@ impl Stored {
     fn parse(&self, text: &str, numbers: &mut Vec<f32>) -> Result<(), ImageError> {
         let (slope, intercept) = self.scaling.unwrap_or((1.0, 0.0));
         for word in text.split_ascii_whitespace().take(self.count) {
-            let number: f64 = word.parse().map_err(|_| self.fail(format!("{word:?} among its voxels is no number")))?;
+            let number: f64 = word.parse().map_err(|_| self.fail(format!("{word:?} in its voxels is not a number")))?;
             numbers.push((number * slope + intercept) as f32);
         }
         match numbers.len() < self.count {
-            true => Err(self.fail(format!("is cut short: {} numbers of {}", numbers.len(), self.count))),
+            true => Err(self.fail(format!("is truncated: {} of {} numbers", numbers.len(), self.count))),
             false => Ok(()),
         }
     }
@@ -105,7 +105,7 @@ impl Stored {
     }
 }
 
-/// Bytes of a file, unpacked.
+/// Decompressed bytes of a file.
 pub enum Source {
     Plain(BufReader<File>),
     Gzip(Box<MultiGzDecoder<BufReader<File>>>),
@@ -113,7 +113,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// From byte `begin` of the file on.
+    /// Opens the file at byte `begin`.
     pub fn open(path: &Path, begin: u64, packing: Packing) -> io::Result<Self> {
         let mut file = File::open(path)?;
         file.seek(SeekFrom::Start(begin))?;
@@ -135,13 +135,13 @@ impl Source {
         }
     }
 
-    /// Reads what follows the voxels, because a compressed file's checksum stands at its end.
+    /// Reads past the voxels to the end of the stream, where a compressed file has its checksum.
     fn finish(&mut self) -> io::Result<()> {
         if matches!(self, Self::Plain(_)) {
             return Ok(());
         }
         match io::copy(&mut self.take(MAX_EXCESS + 1), &mut io::sink())? > MAX_EXCESS {
-            true => Err(io::Error::new(io::ErrorKind::InvalidData, "unpacks to more than its header says")),
+            true => Err(io::Error::new(io::ErrorKind::InvalidData, "decompresses to more than its header declares")),
             false => Ok(()),
         }
     }
@@ -157,7 +157,7 @@ impl Read for Source {
     }
 }
 
-/// Whether the bytes from `begin` on are compressed by gzip, whatever the file's name says.
+/// Whether the bytes from `begin` on are gzip-compressed, regardless of the file name.
 pub fn is_gzip(path: &Path, begin: u64) -> io::Result<bool> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(begin))?;
@@ -168,25 +168,25 @@ pub fn is_gzip(path: &Path, begin: u64) -> io::Result<bool> {
 
 pub fn file_len(path: &Path) -> Result<u64, ImageError> {
     let metadata = std::fs::metadata(path).map_err(|error| ImageError::new(path, error))?;
-    // Opening a pipe would wait for ever.
+    // Opening a pipe would block.
     if metadata.is_file() { Ok(metadata.len()) } else { Err(ImageError::new(path, "is not a file")) }
 }
 
-/// The file that the header at `header` names in `field`: in the header's folder or below.
+/// Path of the data file named in `field` of the header; it must be in the header's folder or below.
 pub fn beside(header: &Path, field: &str, name: &str) -> Result<PathBuf, ImageError> {
     let parts = || Path::new(name).components();
     let inside = parts().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if !inside || name.contains('\0') || !parts().any(|part| matches!(part, Component::Normal(_))) {
-        let defect = format!("{field} is {name:?}; the voxels must be in a file beside the header");
+        let defect = format!("{field} is {name:?}; the data file must be in the folder of the header");
         return Err(ImageError::new(header, defect));
     }
     Ok(header.with_file_name("").join(name))
 }
 
-/// An error as a defect of the file.
+/// Describes an I/O error as a defect of the file.
 pub fn describe(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => "is cut short: the file ends within its data".into(),
+        io::ErrorKind::UnexpectedEof => "is truncated: the file ends within its data".into(),
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => format!("is damaged: {error}"),
         _ => error.to_string(),
     }
@@ -228,8 +228,8 @@ mod tests {
             scaling: None,
         };
         assert_eq!(stored(8 << 20).read().unwrap().len(), 8 << 20);
-        assert!(stored(100).read().unwrap_err().to_string().contains("more than its header says"));
-        assert!(stored(9 << 20).read().unwrap_err().to_string().contains("cut short"));
-        assert!(stored(usize::MAX).read().unwrap_err().to_string().contains("header claims"));
+        assert!(stored(100).read().unwrap_err().to_string().contains("more than its header declares"));
+        assert!(stored(9 << 20).read().unwrap_err().to_string().contains("truncated"));
+        assert!(stored(usize::MAX).read().unwrap_err().to_string().contains("header declares"));
     }
 }

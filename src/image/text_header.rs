@@ -1,4 +1,4 @@
-//! Headers that are lines of text before the voxels, or in a file of their own.
+//! Text headers, in front of the voxels or in a separate file.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -7,17 +7,17 @@ use std::path::Path;
 use super::ImageError;
 use super::stored::file_len;
 
-/// No header is longer: some programs keep a segmentation's history in it.
+/// Maximum header length. Some programs store the history of a segmentation in the header.
 const MAX_LEN: u64 = 16 << 20;
 
-/// The lines of a header and the number of bytes they take.
+/// The lines of a header and its length in bytes.
 pub struct TextHeader {
     pub lines: Vec<String>,
     pub len: u64,
 }
 
 impl TextHeader {
-    /// Reads lines up to and with the one that is the last, or to the end of the file.
+    /// Reads lines up to and including the one for which `is_last` is true, or to the end of the file.
     pub fn read(path: &Path, is_last: impl Fn(&str) -> bool) -> Result<Self, ImageError> {
         let fail = |error: std::io::Error| ImageError::new(path, error);
         let most = file_len(path)?.min(MAX_LEN);
@@ -40,13 +40,13 @@ impl TextHeader {
     }
 }
 
-/// The numbers of a field.
+/// Parses the numbers of a field.
 pub fn numbers<T: std::str::FromStr>(field: &str, value: &str) -> Result<Vec<T>, String> {
-    let number = |word: &str| word.parse().map_err(|_| format!("{field} is {value:?}: {word:?} is no such number"));
+    let number = |word: &str| word.parse().map_err(|_| format!("{field} is {value:?}: {word:?} is not a valid number"));
     value.split_ascii_whitespace().map(number).collect()
 }
 
-/// The extents of a field as file axes, fastest first; none is 0, and the voxels can be counted.
+/// Parses the extents of a field, fastest axis first. None may be 0, and the total size must be addressable.
 pub fn extents(field: &str, value: &str, axes: usize) -> Result<Vec<usize>, String> {
     let extents: Vec<usize> = numbers(field, value)?;
     if extents.len() != axes {
@@ -55,10 +55,10 @@ pub fn extents(field: &str, value: &str, axes: usize) -> Result<Vec<usize>, Stri
     if extents.contains(&0) {
         return Err(format!("{field} is {value:?}; an axis has at least one voxel"));
     }
-    // 8 bytes is the largest number.
+    // 8 bytes is the largest scalar.
     let bytes = extents.iter().try_fold(8usize, |product, extent| product.checked_mul(*extent));
     bytes
         .filter(|bytes| *bytes <= isize::MAX as usize)
-        .ok_or_else(|| format!("{field} is {value:?}, more than memory can hold"))?;
+        .ok_or_else(|| format!("{field} is {value:?}, over the addressable size"))?;
     Ok(extents)
 }

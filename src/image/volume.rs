@@ -1,18 +1,18 @@
-//! Voxels with a place in the world.
+//! Image and label map types with their geometry.
 
 use ndarray::{Array3, Array4};
 
-/// Where an image lies in the world, in ITK's convention (LPS, mm), as nnU-Net stores it in a case's properties.
+/// Physical position of an image in ITK's convention (LPS, mm), as nnU-Net stores it in a case's properties.
 ///
-/// The array axes are `(z, y, x)`; `origin` and the columns of `direction` belong to the axes `(x, y, z)`, as ITK's do.
-/// The centre of the voxel `(k, j, i)` lies at `origin + direction * (i * sx, j * sy, k * sz)`.
+/// The array axes are `(z, y, x)`; `origin` and the columns of `direction` use the order `(x, y, z)`, as in ITK. The
+/// center of the voxel `(k, j, i)` is at `origin + direction * (i * sx, j * sy, k * sz)`.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Geometry {
     /// Voxel size in mm along `(z, y, x)`.
     pub spacing: [f64; 3],
-    /// Centre of voxel `(0, 0, 0)` in mm, `(x, y, z)`.
+    /// Center of voxel `(0, 0, 0)` in mm, `(x, y, z)`.
     pub origin: [f64; 3],
-    /// Direction cosines, row-major; column `a` is the world direction of array axis x, y, z for `a` = 0, 1, 2.
+    /// Direction cosines, row-major; column `a` is the physical direction of array axis x, y, z for `a` = 0, 1, 2.
     pub direction: [[f64; 3]; 3],
 }
 
@@ -23,23 +23,23 @@ impl Default for Geometry {
     }
 }
 
-/// nnU-Net's spacing across a 2D image: so many times the one within (`simpleitk_reader_writer.py`,
-/// `natural_image_reader_writer.py`).
+/// Factor of the spacing along z of a 2D image to the larger spacing in the plane, as in nnU-Net
+/// (`simpleitk_reader_writer.py`, `natural_image_reader_writer.py`).
 const ACROSS: f64 = 999.0;
 
-/// Where a 2D image lies in its plane, all in the order `(x, y)`.
+/// Geometry of a 2D image, in the order `(x, y)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plane {
     /// Pixel size in mm.
     pub spacing: [f64; 2],
-    /// Centre of the first pixel in mm.
+    /// Center of the first pixel in mm.
     pub origin: [f64; 2],
     /// Direction cosines, row-major.
     pub direction: [[f64; 2]; 2],
 }
 
 impl Geometry {
-    /// A 2D image as 3D with one slice.
+    /// Geometry of a 2D image as 3D with one slice.
     pub fn of_plane(plane: &Plane) -> Self {
         let Plane { spacing: [x, y], origin, direction: [a, b] } = plane;
         Self {
@@ -49,7 +49,7 @@ impl Geometry {
         }
     }
 
-    /// The inverse of [`Geometry::of_plane`]; `None` where the image is not a 2D one.
+    /// The inverse of [`Geometry::of_plane`]; `None` if the image is not 2D.
     pub fn plane(&self) -> Option<Plane> {
         let [z, y, x] = self.spacing;
         let [[a, b, _], [c, d, _], _] = self.direction;
@@ -60,8 +60,8 @@ impl Geometry {
         is_plane.then_some(plane)
     }
 
-    /// The letters of the directions in which x, y and z grow: `LPS` where direction is the identity. An oblique axis has
-    /// the letter of the nearest one.
+    /// Letters of the directions of increasing x, y and z, e.g. `LPS` for the identity. An oblique axis has the letter
+    /// of the nearest direction.
     pub fn orientation(&self) -> String {
         let letter = |axis: usize| {
             let component = |row: usize| self.direction[row][axis];
@@ -72,7 +72,7 @@ impl Geometry {
         (0..3).map(letter).collect()
     }
 
-    /// What cannot be of a geometry that a file states.
+    /// Description of the first invalid value of a geometry read from a file.
     pub(super) fn defect(&self) -> Option<String> {
         if let Some(mm) = self.spacing.iter().find(|mm| !(mm.is_finite() && **mm > 0.0)) {
             return Some(format!("a spacing of {mm} mm"));
@@ -87,20 +87,20 @@ impl Geometry {
     }
 }
 
-/// An image: `(channel, z, y, x)` intensities and their geometry.
+/// An image: intensities `(channel, z, y, x)` and their geometry.
 #[derive(Clone, Debug)]
 pub struct Volume {
     /// Intensities after the file's slope and intercept, `(channel, z, y, x)`, C order. A 2D image has z extent 1.
     pub data: Array4<f32>,
-    /// Where the voxels lie.
+    /// Physical position of the voxels.
     pub geometry: Geometry,
 }
 
-/// A label map: `(z, y, x)` class indices and their geometry.
+/// A label map: class indices `(z, y, x)` and their geometry.
 #[derive(Clone, Debug)]
 pub struct LabelMap {
     /// Class of each voxel, `(z, y, x)`, C order.
     pub data: Array3<i16>,
-    /// Where the voxels lie.
+    /// Physical position of the voxels.
     pub geometry: Geometry,
 }

@@ -1,53 +1,53 @@
-//! Curves over epochs as SVG.
+//! SVG charts of values over epochs.
 
 use super::html::{Html, join, tag, text};
 use super::text::number;
 
-/// Of the picture, and of the room for numbers at its edges, in units of the SVG.
+/// Size of the chart and margins for axis labels, in SVG units.
 const SIZE: [f64; 2] = [560.0, 230.0];
 const LEFT: f64 = 58.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 26.0;
-/// Epochs up to which each has a point that says its value.
+/// Maximum number of epochs for which each value has a marker with a tooltip.
 const POINTS: usize = 60;
-/// Colours of the style sheet.
+/// Color classes of the style sheet.
 const COLOURS: [&str; 8] = ["c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7"];
 
 /// Curves in one coordinate system.
 pub struct Chart {
-    /// For references within the page.
+    /// Anchor within the page.
     pub id: &'static str,
     pub title: String,
     pub unit: &'static str,
-    /// Numbers of the epochs, from 1.
+    /// Epoch numbers, from 1.
     pub epochs: Vec<usize>,
     pub curves: Vec<Curve>,
     pub scale: Scale,
-    /// Areas one above the other rather than lines.
+    /// Draw stacked areas instead of lines.
     pub is_stacked: bool,
 }
 
-/// A value per epoch; where there is none, the line has a gap.
+/// One value per epoch; the line has a gap where there is none.
 pub struct Curve {
     pub name: String,
     pub values: Vec<Option<f64>>,
-    /// Drawn stronger than others.
+    /// Drawn with a thicker line.
     pub is_main: bool,
 }
 
-/// Where the values' axis begins and ends.
+/// Range of the value axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scale {
-    /// Around the values.
+    /// Range of the values.
     Tight,
-    /// From 0.
+    /// From 0 to the maximum.
     FromZero,
     /// From 0 to 1.
     Unit,
 }
 
-/// An axis: its ends, and the distance of its lines.
+/// Range of an axis and the distance of its ticks.
 struct Axis {
     low: f64,
     high: f64,
@@ -55,7 +55,7 @@ struct Axis {
 }
 
 impl Chart {
-    /// Title, legend with the last values, and the picture.
+    /// Title, legend with the last values, and the chart.
     pub fn figure(&self) -> Html {
         let entry = |(index, curve): (usize, &Curve)| {
             let last = curve.last().map_or("-".to_owned(), number);
@@ -87,17 +87,17 @@ impl Chart {
         tag("svg", &[("viewBox", &view), ("role", "img"), ("aria-labelledby", &title_id)], inside)
     }
 
-    /// What those hear who do not see the picture.
+    /// Description for screen readers.
     fn description(&self) -> String {
         let last = |curve: &Curve| Some(format!("{} {}", curve.name, number(curve.last()?)));
         let lasts: Vec<String> = self.curves.iter().filter_map(last).collect();
-        format!("{} over {} epoch(s), at last {}", self.title, self.epochs.len(), lasts.join(", "))
+        format!("{} over {} epoch(s), last values {}", self.title, self.epochs.len(), lasts.join(", "))
     }
 
     fn x_axis(&self) -> Axis {
         let (first, last) =
             (self.epochs.first().copied().unwrap_or(1) as f64, self.epochs.last().copied().unwrap_or(1) as f64);
-        // An area is as wide as its epoch; a single point stands in the middle.
+        // An area is as wide as its epoch; a single point is centered.
         let air = if self.is_stacked || first == last { 0.5 } else { 0.0 };
         Axis { low: first - air, high: last + air, step: step((last - first) / 6.0).max(1.0) }
     }
@@ -122,7 +122,7 @@ impl Chart {
         }
     }
 
-    /// Sums of the curves up to each.
+    /// Cumulative sums of the curves.
     fn layers(&self) -> Vec<Vec<f64>> {
         let mut sums = vec![0.0; self.epochs.len()];
         let layer = |curve: &Curve| {
@@ -134,7 +134,7 @@ impl Chart {
         self.curves.iter().map(layer).collect()
     }
 
-    /// A layer of a stack, in steps as wide as an epoch.
+    /// A layer of the stack, drawn in steps as wide as an epoch.
     fn area(&self, index: usize, layers: &[Vec<f64>], x: &Axis, y: &Axis) -> Html {
         let nothing = vec![0.0; self.epochs.len()];
         let (lower, upper) = (if index == 0 { &nothing } else { &layers[index - 1] }, &layers[index]);
@@ -181,7 +181,7 @@ impl Chart {
 }
 
 impl Curve {
-    /// The last value that is there.
+    /// Last finite value.
     fn last(&self) -> Option<f64> {
         self.values.iter().rev().find_map(|value| value.filter(|value| value.is_finite()))
     }
@@ -203,7 +203,7 @@ impl Axis {
         (first..=last).map(|tick| tick as f64 * self.step)
     }
 
-    /// A tick with as many digits as the step has.
+    /// Formats a tick with the number of decimals of the step.
     fn label(&self, tick: f64) -> String {
         let digits = (-(self.step.log10() + 1e-9).floor()).max(0.0) as usize;
         if digits > 5 && tick != 0.0 {
@@ -214,7 +214,7 @@ impl Axis {
     }
 }
 
-/// The next larger of 1, 2, 5, 10, 20, ...
+/// Smallest of 1, 2, 5, 10, 20, ... that is not below `least`.
 fn step(least: f64) -> f64 {
     let power = 10f64.powf(least.max(1e-12).log10().floor());
     [1.0, 2.0, 5.0]

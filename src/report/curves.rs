@@ -1,4 +1,4 @@
-//! What an epoch's record has, as curves and as a table.
+//! Curves and table of the epoch records.
 
 use super::Run;
 use super::chart::{Chart, Curve, Scale};
@@ -6,17 +6,17 @@ use super::html::{Html, folded, scrolling, table, tag, text};
 use super::text::{number, score};
 use nnunet_train::telemetry::EpochRecord;
 
-/// Classes whose pseudo Dice is drawn; of more, the lowest.
+/// Maximum number of classes whose pseudo Dice is drawn; if there are more, those with the lowest.
 const CLASSES: usize = 6;
 
-/// All curves, and the numbers they are made of.
+/// All curves and a table of their values.
 pub fn curves(run: &Run) -> Html {
     if run.log.is_empty() {
-        return tag("p", &[], [text("No epoch is finished yet.")]);
+        return tag("p", &[], [text("No epoch has finished yet.")]);
     }
     let charts = [loss(run), pseudo_dice(run), times(run), speed(run), learning_rate(run), gradient_norm(run)];
     let figures = tag("div", &[("class", "charts")], charts.iter().map(Chart::figure));
-    tag("div", &[], [figures, folded("The same in numbers", numbers(run))])
+    tag("div", &[], [figures, folded("Values", numbers(run))])
 }
 
 fn loss(run: &Run) -> Chart {
@@ -35,7 +35,7 @@ fn pseudo_dice(run: &Run) -> Chart {
     if classes.len() > CLASSES {
         classes.sort_by(|&a, &b| last[a].unwrap_or(f64::INFINITY).total_cmp(&last[b].unwrap_or(f64::INFINITY)));
         classes.truncate(CLASSES);
-        title = format!("{title}, the lowest {CLASSES} of {} classes", last.len());
+        title = format!("{title}, lowest {CLASSES} of {} classes", last.len());
     }
     let ema = Curve { is_main: true, ..curve(run, "moving average", |record| record.ema_pseudo_dice) };
     let of_class = |class: usize| curve(run, &names[class], |record| record.pseudo_dice.get(class).copied().flatten());
@@ -52,7 +52,7 @@ fn times(run: &Run) -> Chart {
         curve(run, "waiting for data", |record| Some(wait(record))),
         curve(run, "communicating", |record| Some(comm(record))),
     ];
-    Chart { is_stacked: true, ..chart(run, "step", "A step's time", "s", curves, Scale::FromZero) }
+    Chart { is_stacked: true, ..chart(run, "step", "Step time", "s", curves, Scale::FromZero) }
 }
 
 fn speed(run: &Run) -> Chart {
@@ -66,7 +66,7 @@ fn learning_rate(run: &Run) -> Chart {
 
 fn gradient_norm(run: &Run) -> Chart {
     let curves = vec![curve(run, "before clipping", |record| Some(record.gradient_norm))];
-    chart(run, "gradient", "Norm of the gradient", "", curves, Scale::FromZero)
+    chart(run, "gradient", "Gradient norm", "", curves, Scale::FromZero)
 }
 
 fn chart(run: &Run, id: &'static str, title: &str, unit: &'static str, curves: Vec<Curve>, scale: Scale) -> Chart {
@@ -78,7 +78,7 @@ fn curve(run: &Run, name: &str, value: impl Fn(&EpochRecord) -> Option<f64>) -> 
     Curve { name: name.to_owned(), values: run.log.iter().map(value).collect(), is_main: false }
 }
 
-/// A row per epoch, the last first.
+/// One row per epoch, latest first.
 fn numbers(run: &Run) -> Html {
     let classes = run.log.iter().map(|record| record.pseudo_dice.len()).max().unwrap_or(0);
     let names = run.class_names(classes);

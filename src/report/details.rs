@@ -1,4 +1,4 @@
-//! What a run was told, where it was computed, what happened to it, and what it has kept.
+//! Configuration, environment, incidents and checkpoints of a run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::{ReportError, Run, Standing};
 use nnunet_nn::checkpoint::Listed;
 use nnunet_train::{Incident, incidents};
 
-/// `config.toml`, folded.
+/// Collapsible `config.toml`.
 pub fn configuration(run: &Run) -> Html {
     let path = run.dir.config();
     match fs::read_to_string(&path) {
@@ -18,7 +18,7 @@ pub fn configuration(run: &Run) -> Html {
     }
 }
 
-/// By whom and on what it was trained.
+/// Program version, hardware and settings of the training.
 pub fn environment(run: &Run, standing: &Standing) -> Html {
     let mut pairs: Vec<(String, String)> = Vec::new();
     let mut add = |name: &str, value: Option<String>| pairs.extend(value.map(|value| (name.to_owned(), value)));
@@ -40,23 +40,23 @@ pub fn environment(run: &Run, standing: &Standing) -> Html {
     definitions("facts", pairs.into_iter().map(|(name, value)| (name, text(value))))
 }
 
-/// Steps whose loss was no number.
+/// Steps with a NaN or infinite loss or gradient.
 ///
 /// # Errors
-/// One is damaged.
+/// Returns an error if a record is damaged.
 pub fn incident_list(run: &Run, standing: &Standing) -> Result<Html, ReportError> {
     let kept = incidents(&run.dir).map_err(|error| ReportError::new(&run.dir.incidents(), error))?;
     if kept.is_empty() {
         let line = match standing.skipped_steps {
-            0 => "None: every step had a loss and a gradient.".to_owned(),
+            0 => "None: loss and gradient were finite in all steps.".to_owned(),
             steps => {
-                format!("{steps} step(s) without an update, for a gradient was not finite; nothing is kept of them.")
+                format!("{steps} step(s) skipped because a gradient was not finite; no dumps were kept.")
             }
         };
         return Ok(tag("p", &[], [text(line)]));
     }
     let row = |(folder, incident): &(PathBuf, Incident)| {
-        let value = |value: Option<f64>| value.map_or("no number".to_owned(), number);
+        let value = |value: Option<f64>| value.map_or("not finite".to_owned(), number);
         let cells = [
             format!("epoch {}, step {}", incident.epoch + 1, incident.iteration + 1),
             value(incident.loss),
@@ -66,14 +66,14 @@ pub fn incident_list(run: &Run, standing: &Standing) -> Result<Html, ReportError
         let replay = tag("code", &[], [text(format!("nnunet-dist replay {}", folder.display()))]);
         cells.into_iter().map(text).chain([replay]).collect()
     };
-    let heads = ["step", "loss", "norm of the gradient", "cases of the batch", "to repeat it"];
+    let heads = ["step", "loss", "gradient norm", "cases of the batch", "replay with"];
     Ok(scrolling("Incidents", table(&heads, kept.iter().map(row))))
 }
 
-/// The checkpoints that are there, newest first.
+/// Existing checkpoints, newest first.
 pub fn checkpoints(run: &Run) -> Html {
     if run.checkpoints.is_empty() {
-        return tag("p", &[], [text("There is none yet.")]);
+        return tag("p", &[], [text("No checkpoint has been written yet.")]);
     }
     let row = |listed: &Listed| {
         let training = listed.contents.as_ref().and_then(|contents| contents.training.as_ref());
@@ -98,37 +98,38 @@ pub fn checkpoints(run: &Run) -> Html {
         ];
         cells.into_iter().map(text).collect()
     };
-    let heads = ["checkpoint", "is the", "steps", "epochs", "EMA of the pseudo Dice", "size", "written"];
+    let heads = ["checkpoint", "marked", "steps", "epochs", "EMA of the pseudo Dice", "size", "written"];
     scrolling("Checkpoints", table(&heads, run.checkpoints.iter().rev().map(row)))
 }
 
-/// How much of a run's steps made no progress, and what may be wrong with it: for the top of the page.
+/// Warnings about a run, shown at the top of the page.
 pub fn warnings(run: &Run, standing: &Standing) -> Vec<String> {
     let mut warnings = Vec::new();
     if standing.is_silent {
         warnings.push(format!(
-            "The run was at work and has given {}: it may be dead. --resume goes on.",
+            "The run should be active but shows {}; it may have died. Continue with --resume.",
             standing.state_text()
         ));
     }
     if standing.skipped_steps > 0 {
-        warnings.push(format!("{} step(s) made no update; see the incidents.", standing.skipped_steps));
+        warnings.push(format!("{} step(s) were skipped without an update; see the incidents.", standing.skipped_steps));
     }
     if let Some(wait) = standing.data_wait.filter(|wait| *wait > 0.2) {
-        warnings.push(format!("In the last epoch steps waited for data {} of their time.", percent(wait)));
+        warnings.push(format!("In the last epoch, {} of the step time was waiting for data.", percent(wait)));
     }
     if let Some(comm) = standing.communication.filter(|comm| *comm > 0.3) {
-        warnings.push(format!("In the last epoch steps waited for other processes {} of their time.", percent(comm)));
+        warnings
+            .push(format!("In the last epoch, {} of the step time was waiting for other processes.", percent(comm)));
     }
     let never = standing.validated.iter().flat_map(|validated| &validated.dice).filter(|(_, dice)| **dice == 0.0);
-    warnings.extend(never.map(|(name, _)| format!("{name} is found in no held-out case.")));
+    warnings.extend(never.map(|(name, _)| format!("{name} has a mean Dice of 0 in the held-out cases.")));
     if run.checkpoints.is_empty() && standing.epochs_done > 0 {
         warnings.push("There is no checkpoint.".to_owned());
     }
     warnings
 }
 
-/// As it stands in TOML.
+/// Spelling in TOML.
 fn toml_word(value: &impl serde::Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or(NONE.to_owned())
 }

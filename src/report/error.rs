@@ -1,19 +1,19 @@
-//! A run that cannot be read.
+//! Error type of reports.
 
 use std::path::{Path, PathBuf};
 
-/// A file of a run that is damaged, or no run at all.
+/// A folder that is not a run directory, or a damaged file of a run.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {defect}")]
 pub struct ReportError {
-    /// The file or folder.
+    /// Path of the file or folder.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// Description of the problem.
     pub defect: String,
 }
 
 impl ReportError {
-    /// A defect of what is at `path`.
+    /// Error for the file or folder at `path`.
     pub fn new(path: &Path, defect: impl std::fmt::Display) -> Self {
         Self { path: path.to_owned(), defect: defect.to_string() }
     }

@@ -1,11 +1,11 @@
-//! What a reader wants to know first.
+//! Head of the page: the most important figures.
 
 use super::html::{Html, definitions, tag, text};
 use super::tables::dice_bar;
 use super::text::{NONE, count, duration, number, percent, score};
 use super::{Run, Standing, details};
 
-/// Configuration, fold and state; how far it is; how good it is, by class.
+/// Configuration, fold, state, progress, Dice by class and warnings.
 pub fn headline(run: &Run, standing: &Standing) -> Html {
     let state = if standing.is_silent { "silent" } else { "state" };
     let title = tag(
@@ -27,10 +27,10 @@ fn figures(run: &Run, standing: &Standing) -> Html {
     let left = standing.left_s.map_or(String::new(), |left| format!(", {} left", duration(left)));
     let mut pairs = vec![match &standing.validated {
         Some(validated) => {
-            let cases = format!("of {}", count(validated.cases, "held-out case"));
+            let cases = format!("over {}", count(validated.cases, "held-out case"));
             ("mean validation Dice", [score(Some(validated.mean_dice)), cases])
         }
-        None => ("mean validation Dice", [NONE.to_owned(), "held-out cases are not predicted yet".to_owned()]),
+        None => ("mean validation Dice", [NONE.to_owned(), "held-out cases not predicted yet".to_owned()]),
     }];
     let best = standing
         .best_epoch
@@ -42,7 +42,7 @@ fn figures(run: &Run, standing: &Standing) -> Html {
     ));
     pairs.push((
         "time",
-        [duration(took), standing.step_s.map_or(String::new(), |step| format!("{} s a step", number(step)))],
+        [duration(took), standing.step_s.map_or(String::new(), |step| format!("{} s per step", number(step)))],
     ));
     let processes = standing
         .world_size
@@ -55,7 +55,7 @@ fn figures(run: &Run, standing: &Standing) -> Html {
     definitions("figures", pairs.into_iter().map(pair))
 }
 
-/// Dice by class: of held-out cases, or as long as there is none, of patches.
+/// Dice by class: of the held-out cases if they are predicted, else the pseudo Dice.
 fn classes(standing: &Standing) -> Html {
     let (what, dice): (_, Vec<(&String, Option<f64>)>) = match &standing.validated {
         Some(validated) => ("Dice by class", validated.dice.iter().map(|(name, dice)| (name, Some(*dice))).collect()),

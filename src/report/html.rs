@@ -1,45 +1,45 @@
-//! HTML that is well formed by the way it is made: text is escaped where it comes in, and every element is closed.
+//! HTML builder: text is escaped and every element is closed, so that pages are well-formed.
 
 use std::fmt::Display;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-/// A piece of a page.
+/// An HTML fragment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Html(String);
 
-/// Names and values of attributes; values are escaped.
+/// Attribute names and values; values are escaped.
 pub type Attributes<'a> = &'a [(&'static str, &'a str)];
 
-/// Text, escaped.
+/// Escaped text.
 pub fn text(text: impl Display) -> Html {
     Html(escape(&text.to_string()))
 }
 
-/// An element with what is inside of it.
+/// An element with its contents.
 pub fn tag(name: &'static str, attributes: Attributes, inside: impl IntoIterator<Item = Html>) -> Html {
     let Html(inside) = join(inside);
     Html(format!("{}{inside}</{name}>", opening(name, attributes)))
 }
 
-/// An element that has nothing inside and is not closed, such as `meta`.
+/// An element without contents or closing tag, such as `meta`.
 pub fn void(name: &'static str, attributes: Attributes) -> Html {
     Html(opening(name, attributes))
 }
 
-/// A PNG file as a picture within the page.
+/// A PNG file, embedded in the page.
 pub fn picture(png: &[u8], description: &str) -> Html {
     let data = format!("data:image/png;base64,{}", STANDARD.encode(png));
     void("img", &[("src", &data), ("alt", description)])
 }
 
-/// One after the other.
+/// Concatenates fragments.
 pub fn join(parts: impl IntoIterator<Item = Html>) -> Html {
     Html(parts.into_iter().map(|Html(part)| part).collect())
 }
 
-/// A table with a heading for each column; its first column names the rows.
+/// A table with column headings; the first column has the row headings.
 pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<Html>>) -> Html {
     let head = headings.iter().map(|heading| tag("th", &[("scope", "col")], [text(heading)]));
     let row = |cells: Vec<Html>| {
@@ -53,23 +53,23 @@ pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<Html>>) -> Ht
     tag("table", &[], [tag("thead", &[], [tag("tr", &[], head)]), body])
 }
 
-/// What may be wider or longer than the page, and then scrolls.
+/// Scrollable container for contents that may exceed the page.
 pub fn scrolling(name: &str, inside: Html) -> Html {
     tag("div", &[("class", "scroll"), ("role", "region"), ("aria-label", name), ("tabindex", "0")], [inside])
 }
 
-/// Names with what they stand for.
+/// Definition list.
 pub fn definitions(class: &str, pairs: impl IntoIterator<Item = (String, Html)>) -> Html {
     let pair = |(name, value)| tag("div", &[], [tag("dt", &[], [text(name)]), tag("dd", &[], [value])]);
     tag("dl", &[("class", class)], pairs.into_iter().map(pair))
 }
 
-/// What opens on a click.
+/// Collapsible section.
 pub fn folded(heading: &str, inside: Html) -> Html {
     tag("details", &[], [tag("summary", &[], [text(heading)]), inside])
 }
 
-/// A whole page, with a style sheet of ours. It may fetch nothing.
+/// A complete page with a style sheet. Its policy forbids loading external resources.
 pub fn document(title: &str, style: &'static str, body: impl IntoIterator<Item = Html>) -> String {
     let policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'";
     let head = [
@@ -98,7 +98,7 @@ fn escape(text: &str) -> String {
             '>' => escaped += "&gt;",
             '"' => escaped += "&quot;",
             '\'' => escaped += "&#39;",
-            // Control characters have no place in HTML.
+            // Control characters are not allowed in HTML.
             letter if letter.is_control() && !letter.is_whitespace() => escaped.push('\u{fffd}'),
             letter => escaped.push(letter),
         }

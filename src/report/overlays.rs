@@ -1,4 +1,4 @@
-//! The worst of the held-out cases, seen: what was predicted beside what is there.
+//! Pictures of the worst held-out cases: prediction and reference.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use nnunet_eval::{CaseResult, Metrics, Summary, case_name, class_key};
 use nnunet_image::read_labels;
 use nnunet_viz::inspect::{Subject, comparison, label_colour};
 
-/// Pictures of so many cases with the lowest Dice. Where images are not there any more, it says so instead.
+/// Pictures of the `number` cases with the lowest Dice; if images are missing, a note with the reason.
 pub fn overlays(run: &Run, summary: &Summary, number: usize) -> Html {
     let cases: Vec<&CaseResult> =
         worst_first(summary).into_iter().filter(|case| mean_dice(case).is_some()).take(number).collect();
@@ -28,11 +28,11 @@ pub fn overlays(run: &Run, summary: &Summary, number: usize) -> Html {
         figure(run, case, &name, &raw, targets)
             .unwrap_or_else(|reason| note(format!("No picture of {name}: {reason}.")))
     });
-    let explained = "Slices through the largest true area; what is right in the patient is at the left.";
+    let explained = "Slices through the largest reference area; patient right is at the left.";
     join([note(explained.to_owned())].into_iter().chain(figures))
 }
 
-/// The raw dataset of the work folder, else that which the summary's label maps are of.
+/// Raw dataset of the work folder, else the one that contains the reference label maps of the summary.
 fn raw_dataset(run: &Run, summary: &Summary) -> Result<Dataset, String> {
     let of_work = run.work.as_ref().map(|work| Source::load(work).map(|source| source.dataset));
     let root = match of_work {
@@ -41,7 +41,7 @@ fn raw_dataset(run: &Run, summary: &Summary) -> Result<Dataset, String> {
             let truth = summary.metric_per_case.first().map(|case| case.reference_file.as_path());
             let root =
                 truth.and_then(|truth| truth.parent()?.parent()).filter(|root| root.join("dataset.json").is_file());
-            root.ok_or("the run is in no work folder; name it by -w WORK")?.to_owned()
+            root.ok_or("the run is not in a work folder; pass it with -w WORK")?.to_owned()
         }
     };
     Dataset::open(&root).map_err(|error| format!("the raw dataset cannot be read: {error}"))
@@ -49,12 +49,12 @@ fn raw_dataset(run: &Run, summary: &Summary) -> Result<Dataset, String> {
 
 fn figure(run: &Run, case: &CaseResult, name: &str, raw: &Dataset, targets: &DatasetJson) -> Result<Html, String> {
     let mut subject = Subject::of_dataset(raw, name).map_err(|error| error.to_string())?;
-    // The first channel is what is shown.
+    // Only the first channel is displayed.
     subject.images.truncate(1);
     let (_, mut view) = subject.inspect().map_err(|error| error.to_string())?;
-    let file = case.prediction_file.file_name().ok_or("the summary does not name its prediction")?;
+    let file = case.prediction_file.file_name().ok_or("the summary does not name the prediction file")?;
     let prediction = read_labels(&run.dir.validation().join(file)).map_err(|error| error.to_string())?.data;
-    // Of regions, both as they are predicted: a voxel has the label of the last that it is in.
+    // Regions: show both as predicted, where a voxel has the label of the last region that contains it.
     let truth = view.labels.take().unwrap_or(Array3::zeros(prediction.raw_dim()));
     let [truth, prediction] = [truth, prediction].map(|labels| as_predicted(labels, targets));
     view.labels = Some(truth);
@@ -66,25 +66,25 @@ fn figure(run: &Run, case: &CaseResult, name: &str, raw: &Dataset, targets: &Dat
         let style = format!("--c:rgb({red},{green},{blue})");
         let numbers = metrics_of(case, class.members).map_or(String::new(), |metrics| {
             let [truth, predicted] = [metrics.n_ref, metrics.n_pred].map(|voxels| voxels as f64 * voxel_ml);
-            format!(": Dice {}, {truth:.1} ml, predicted {predicted:.1} ml", score(Some(metrics.dice)))
+            format!(": Dice {}, reference {truth:.1} ml, predicted {predicted:.1} ml", score(Some(metrics.dice)))
         });
         tag("li", &[("style", &style)], [tag("b", &[], [text(class.name)]), text(numbers)])
     };
     let legend = tag("ul", &[("class", "legend")], targets.foreground().iter().map(entry));
     let dice = format!("mean Dice {}", score(mean_dice(case)));
     let heading = tag("h3", &[], [text(name), text(", "), text(&dice)]);
-    let description = format!("{name}: the true labels above the predicted ones, in slices of the image; {dice}");
+    let description = format!("{name}: reference labels above predicted labels, in slices of the image; {dice}");
     Ok(tag("figure", &[("class", "case")], [tag("figcaption", &[], [heading, legend]), picture(&png, &description)]))
 }
 
-/// Of a class, or of a region with these members, as `summary.json` names it.
+/// Metrics of a class, or of a region with these members, by its key in `summary.json`.
 fn metrics_of<'a>(case: &'a CaseResult, members: &[i16]) -> Option<&'a Metrics<u64>> {
     let class = members.first().filter(|_| members.len() == 1).map(|label| class_key(&LabelValue::Class(*label)));
     let region = class_key(&LabelValue::Region(members.to_vec()));
     case.metrics.get(&region).or_else(|| case.metrics.get(&class?))
 }
 
-/// A label map with the labels that a prediction has.
+/// Maps labels to the labels of predictions.
 fn as_predicted(labels: Array3<i16>, targets: &DatasetJson) -> Array3<i16> {
     let targets = targets.foreground();
     let outputs: BTreeMap<i16, i16> =

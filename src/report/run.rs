@@ -1,4 +1,4 @@
-//! All that a run has left in its folder.
+//! All files of a run directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,36 +12,36 @@ use nnunet_nn::checkpoint::{self, Listed};
 use nnunet_train::config::RunConfig;
 use nnunet_train::telemetry::{EpochRecord, RunState, Status, read_log};
 
-/// Folders that are gone through, one within the other, in search of runs: those of a work folder are at `runs/CONFIG/fold_FOLD`.
+/// Maximum depth of the search for runs: a work folder has them at `runs/CONFIG/fold_FOLD`.
 const DEPTH: usize = 3;
 
-/// The files of a run. Whatever is not there yet is left out.
+/// The files of a run. Missing files are `None` or empty.
 #[derive(Clone, Debug)]
 pub struct Run {
     pub dir: RunDir,
-    /// The work folder it was trained from, where it is known.
+    /// Work folder of the run, if known.
     pub work: Option<WorkDir>,
-    /// Its labels have the names of the classes.
+    /// Dataset description with the class names.
     pub dataset: Option<DatasetJson>,
     pub config: Option<RunConfig>,
     pub status: Option<Status>,
     /// One record per epoch.
     pub log: Vec<EpochRecord>,
-    /// Oldest first.
+    /// Checkpoints, oldest first.
     pub checkpoints: Vec<Listed>,
-    /// Of the held-out cases.
+    /// Metrics of the held-out cases.
     pub summary: Option<Summary>,
 }
 
 impl Run {
-    /// Reads a run. The work folder is that which the run directory is in, unless one is given.
+    /// Reads a run. `work` defaults to the work folder that contains the run directory.
     ///
     /// # Errors
-    /// The folder is no run directory, or one of its files is damaged.
+    /// Returns an error if the folder is not a run directory, or one of its files is damaged.
     pub fn read(folder: &Path, work: Option<&WorkDir>) -> Result<Self, ReportError> {
         if !is_run(folder) {
             let defect =
-                if folder.is_dir() { "is no run directory: no config.toml, no log.jsonl" } else { "is not there" };
+                if folder.is_dir() { "is not a run directory: no config.toml or log.jsonl" } else { "does not exist" };
             return Err(ReportError::new(folder, defect));
         }
         let dir = RunDir::new(folder);
@@ -61,7 +61,7 @@ impl Run {
         Ok(Self { dir, work, dataset, config, status, log, checkpoints, summary })
     }
 
-    /// Configuration and fold; the folder's name where they are not known.
+    /// Configuration and fold; the folder name if they are unknown.
     pub fn name(&self) -> String {
         match &self.config {
             Some(config) => format!("{}, fold {}", config.configuration, config.fold),
@@ -69,20 +69,20 @@ impl Run {
         }
     }
 
-    /// Steps of an epoch.
+    /// Steps per epoch.
     pub fn steps_per_epoch(&self) -> Option<usize> {
         let status = self.status.as_ref().map(|status| status.iterations_per_epoch);
         status.or(self.config.as_ref().map(|config| config.training.iterations_per_epoch))
     }
 
-    /// Names for the classes or regions of a pseudo Dice, of which there are so many.
+    /// Class or region names for a pseudo Dice with this number of classes.
     pub fn class_names(&self, classes: usize) -> Vec<String> {
         let named: Vec<String> =
             self.dataset.iter().flat_map(|dataset| dataset.foreground()).map(|class| class.name.to_owned()).collect();
         if named.len() == classes { named } else { (1..=classes).map(|class| format!("class {class}")).collect() }
     }
 
-    /// The name of a class or region by its key in `summary.json`.
+    /// Name of a class or region by its key in `summary.json`.
     pub fn class_name(&self, key: &str) -> String {
         let labels = self.dataset.iter().flat_map(|dataset| &dataset.labels);
         // A region of one label is the same as the class, in either spelling.
@@ -97,27 +97,27 @@ impl Run {
             .unwrap_or_else(|| format!("class {key}"))
     }
 
-    /// When the run has last written something, as far as its state says where to look.
+    /// Time of the last write by the run.
     pub fn last_sign(&self) -> Option<SystemTime> {
         let status = self.status.as_ref()?;
         let updated = UNIX_EPOCH + Duration::from_secs(status.updated_unix);
-        // Held-out cases take their time, and their label maps are all that is written meanwhile.
+        // Predicting held-out cases takes long and only writes label maps.
         let written = fs::metadata(self.dir.validation()).and_then(|metadata| metadata.modified()).ok();
         Some(written.filter(|_| status.state == RunState::Predicting).map_or(updated, |written| written.max(updated)))
     }
 }
 
-/// The run directories among some folders, and those that lie in the others.
+/// The run directories among some folders, and those inside the other folders.
 ///
 /// # Errors
-/// A folder is neither.
+/// Returns an error if a folder is not a run directory and contains none.
 pub fn find_runs(folders: &[PathBuf]) -> Result<Vec<PathBuf>, ReportError> {
     let mut runs = Vec::new();
     for folder in folders {
         let before = runs.len();
         gather(folder, DEPTH, &mut runs);
         if runs.len() == before {
-            let defect = if folder.is_dir() { "holds no run: no config.toml, no log.jsonl" } else { "is not there" };
+            let defect = if folder.is_dir() { "has no run: no config.toml or log.jsonl" } else { "does not exist" };
             return Err(ReportError::new(folder, defect));
         }
     }
@@ -140,7 +140,7 @@ fn is_run(folder: &Path) -> bool {
     [run.config(), run.log(), run.status(), run.checkpoint_latest()].iter().any(|path| path.exists())
 }
 
-/// The work folder that a run directory is in.
+/// The work folder that contains a run directory.
 fn work_around(run: &Path) -> Option<WorkDir> {
     let run = fs::canonicalize(run).ok()?;
     run.ancestors().skip(1).map(WorkDir::new).find(|work| work.source().is_file())

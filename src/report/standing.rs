@@ -1,4 +1,4 @@
-//! Where a run stands.
+//! Status of a run.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -10,53 +10,53 @@ use super::Run;
 use super::text;
 use nnunet_train::telemetry::{EpochRecord, RunState};
 
-/// A run that is at work and has written nothing for so long may be dead: usually it writes every second.
+/// Time without a write after which an active run is considered silent; normally a run writes every second.
 const SILENCE: Duration = Duration::from_secs(300);
-/// Epochs of which the mean time says how long the rest will take.
+/// Number of recent epochs used to estimate the remaining time.
 const RECENT: usize = 5;
 
-/// Where a run stands, in numbers.
+/// Status of a run, in numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Standing {
     pub run: PathBuf,
     /// Configuration and fold.
     pub name: String,
-    /// `None` where no step has been made yet.
+    /// `None` before the first step.
     pub state: Option<RunState>,
-    /// Seconds since the run has last written something.
+    /// Seconds since the last write by the run.
     pub silent_s: Option<u64>,
-    /// At work by its state, but silent for more than five minutes.
+    /// Active according to its state, but without a write for more than five minutes.
     pub is_silent: bool,
-    /// Epochs that are done, and all.
+    /// Finished epochs, and the total.
     pub epochs_done: usize,
     pub epochs: Option<usize>,
-    /// Steps that are done, and all.
+    /// Finished steps, and the total.
     pub step: u64,
     pub steps: Option<u64>,
-    /// Seconds to the end of the last epoch, at the speed of the last five.
+    /// Estimated seconds to the end of the last epoch, at the speed of the last five.
     pub left_s: Option<f64>,
-    /// Of the last epoch, as is what follows.
+    /// Values of the last epoch, up to `communication`.
     pub train_loss: Option<f64>,
     pub val_loss: Option<f64>,
-    /// By class.
+    /// Pseudo Dice by class.
     pub pseudo_dice: IndexMap<String, Option<f64>>,
     pub ema_pseudo_dice: Option<f64>,
-    /// The best so far, and the number of finished epochs then.
+    /// Best so far, and the number of epochs finished at that time.
     pub best_ema_pseudo_dice: Option<f64>,
     pub best_epoch: Option<usize>,
     pub lr: Option<f64>,
     pub samples_per_s: Option<f64>,
     pub step_s: Option<f64>,
-    /// Parts of the time of the steps, 0 to 1.
+    /// Fractions of the step time, 0 to 1.
     pub data_wait: Option<f64>,
     pub communication: Option<f64>,
     pub world_size: Option<usize>,
-    /// Steps without an update, since the beginning.
+    /// Steps without an update, since the start.
     pub skipped_steps: usize,
     pub checkpoint: Option<LastCheckpoint>,
-    /// Of the held-out cases; `None` as long as they are not predicted.
+    /// Dice of the held-out cases; `None` until they are predicted.
     pub validated: Option<Validated>,
-    /// Over the epochs: validation loss, or training loss where there is none, and the moving average of the pseudo Dice.
+    /// Per epoch: validation loss (training loss if there is none), and the moving average of the pseudo Dice.
     #[serde(skip)]
     pub losses: Vec<f64>,
     #[serde(skip)]
@@ -67,7 +67,7 @@ pub struct Standing {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LastCheckpoint {
     pub path: PathBuf,
-    /// Since the beginning of the run.
+    /// Steps since the start of the run.
     pub step: Option<u64>,
     pub age_s: Option<u64>,
 }
@@ -76,13 +76,13 @@ pub struct LastCheckpoint {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Validated {
     pub cases: usize,
-    /// Over the classes.
+    /// Mean over the classes.
     pub mean_dice: f64,
     pub dice: IndexMap<String, f64>,
 }
 
 impl Standing {
-    /// As of `now`.
+    /// Status as of `now`.
     pub fn of(run: &Run, now: SystemTime) -> Self {
         let status = run.status.as_ref();
         let last = run.log.last();
@@ -146,31 +146,31 @@ impl Standing {
         }
     }
 
-    /// What the run is at, in words.
+    /// State in words.
     pub fn state_text(&self) -> String {
         match self.state {
-            _ if self.is_silent => format!("no sign of life for {}", text::duration(self.silent_s.unwrap_or(0) as f64)),
+            _ if self.is_silent => format!("no update for {}", text::duration(self.silent_s.unwrap_or(0) as f64)),
             Some(RunState::Training) => "training".to_owned(),
             Some(RunState::Predicting) => "predicting the held-out cases".to_owned(),
             Some(RunState::Finished) => "finished".to_owned(),
-            Some(RunState::Stopped) => "stopped, to be resumed".to_owned(),
+            Some(RunState::Stopped) => "stopped, can be resumed".to_owned(),
             None if self.epochs_done > 0 => "unknown: no status.json".to_owned(),
-            None => "no step yet".to_owned(),
+            None => "not started".to_owned(),
         }
     }
 
-    /// Part of the steps that are done.
+    /// Fraction of the steps that are finished.
     pub fn part_done(&self) -> f64 {
         self.steps.filter(|steps| *steps > 0).map_or(0.0, |steps| (self.step as f64 / steps as f64).min(1.0))
     }
 
-    /// Whether there may be more to see later.
+    /// Whether the run has finished or stopped.
     pub fn is_over(&self) -> bool {
         matches!(self.state, Some(RunState::Finished | RunState::Stopped))
     }
 }
 
-/// Of the classes of an epoch, by name.
+/// Pseudo Dice of an epoch by class name.
 fn pseudo_dice(run: &Run, record: &EpochRecord) -> IndexMap<String, Option<f64>> {
     run.class_names(record.pseudo_dice.len()).into_iter().zip(record.pseudo_dice.iter().copied()).collect()
 }

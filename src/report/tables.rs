@@ -5,15 +5,15 @@ use super::html::{Html, scrolling, table, tag, text};
 use super::text::{count, number, score};
 use nnunet_eval::{self as eval, CaseResult, Summary};
 
-/// The table of the classes, and that of the cases, worst first.
+/// Tables of the classes and of the cases, worst first.
 pub fn validation(run: &Run, summary: &Summary) -> Html {
     let cases = worst_first(summary);
-    let [classes_title, cases_title] = ["Classes", "Cases, the worst first"].map(|title| tag("h3", &[], [text(title)]));
+    let [classes_title, cases_title] = ["Classes", "Cases, worst first"].map(|title| tag("h3", &[], [text(title)]));
     let cases = scrolling("Dice of each case", case_table(run, summary, &cases));
     tag("div", &[], [classes_title, scrolling("Classes", class_table(run, summary)), cases_title, cases])
 }
 
-/// Cases by their mean Dice over the classes that are in them, the lowest first; those without any class last.
+/// Cases in ascending order of their mean Dice; cases without any class last.
 pub fn worst_first(summary: &Summary) -> Vec<&CaseResult> {
     let mut cases: Vec<&CaseResult> = summary.metric_per_case.iter().collect();
     let rank = |case: &CaseResult| mean_dice(case).unwrap_or(f64::INFINITY);
@@ -21,13 +21,13 @@ pub fn worst_first(summary: &Summary) -> Vec<&CaseResult> {
     cases
 }
 
-/// Over the classes that are in the case or predicted in it.
+/// Mean Dice over the classes in the reference or the prediction of the case.
 pub fn mean_dice(case: &CaseResult) -> Option<f64> {
     let defined: Vec<f64> = case.metrics.values().map(|metrics| metrics.dice).filter(|dice| !dice.is_nan()).collect();
     (!defined.is_empty()).then(|| defined.iter().sum::<f64>() / defined.len() as f64)
 }
 
-/// A Dice with a bar behind it.
+/// A Dice with a bar in the background.
 pub fn dice_bar(dice: Option<f64>) -> Html {
     let part = dice.filter(|dice| dice.is_finite()).map_or(0.0, |dice| dice.clamp(0.0, 1.0));
     let style = format!("--part:{:.1}%", 100.0 * part);
@@ -37,8 +37,8 @@ pub fn dice_bar(dice: Option<f64>) -> Html {
 fn class_table(run: &Run, summary: &Summary) -> Html {
     let further: Vec<&str> =
         summary.foreground_mean.scores().map(|(name, _)| name).filter(|name| *name != "Dice").collect();
-    let heads = ["class", "mean Dice", "lowest", "median", "cases with it"].into_iter().chain(further.iter().copied());
-    let heads: Vec<&str> = heads.chain(["true voxels", "predicted", "missed", "too many"]).collect();
+    let heads = ["class", "mean Dice", "lowest", "median", "cases"].into_iter().chain(further.iter().copied());
+    let heads: Vec<&str> = heads.chain(["reference voxels", "predicted", "FN", "FP"]).collect();
     let row = |(key, metrics): (&String, &eval::Metrics<f64>)| {
         let dice = summary.metric_per_case.iter().filter_map(|case| Some(case.metrics.get(key)?.dice));
         let mut dice: Vec<f64> = dice.filter(|dice| !dice.is_nan()).collect();

@@ -1,15 +1,15 @@
-//! Where runs stand, on a terminal.
+//! Status of runs as text.
 
 use super::Standing;
 use super::text::{NONE, count, duration, number, percent, score};
 
-/// Characters of a progress bar.
+/// Length of a progress bar in characters.
 const BAR: usize = 30;
-/// Characters of a sparkline at most.
+/// Maximum length of a sparkline in characters.
 const SPARK: usize = 40;
 const SPARKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// A run in several lines.
+/// Status of a run in several lines.
 pub fn lines(standing: &Standing) -> String {
     let mut text = format!("{}   {}   {}\n", standing.name, standing.state_text(), standing.run.display());
     let mut line = |name: &str, parts: &[String]| {
@@ -45,7 +45,7 @@ pub fn lines(standing: &Standing) -> String {
             "speed",
             &[
                 rate(standing.samples_per_s, "samples/s"),
-                rate(standing.step_s, "s a step"),
+                rate(standing.step_s, "s per step"),
                 part(standing.data_wait, "data wait"),
                 part(standing.communication, "communication"),
                 processes,
@@ -69,7 +69,7 @@ pub fn lines(standing: &Standing) -> String {
     text
 }
 
-/// One line for each of several runs, below a heading.
+/// One line per run, below a heading.
 pub fn line_per_run(standings: &[Standing]) -> String {
     let heading = [
         "run",
@@ -114,7 +114,7 @@ pub fn line_per_run(standings: &[Standing]) -> String {
     let widths: Vec<usize> = (0..heading.len()).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
-            // Names flush left, numbers flush right.
+            // Names to the left, numbers to the right.
             0 | 1 => format!("{cell:<width$}"),
             _ => format!("{cell:>width$}"),
         });
@@ -146,7 +146,7 @@ fn bar(part: f64) -> String {
     "█".repeat(full) + &"░".repeat(BAR - full)
 }
 
-/// Values as a row of columns, lowest to highest; of many, means of neighbours.
+/// Sparkline of values; averages neighbors if there are more values than columns.
 fn spark(values: &[f64]) -> String {
     let values: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
     if values.len() < 2 {

@@ -1,13 +1,13 @@
-//! Numbers as people read them.
+//! Formatting of numbers.
 
 use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
 
-/// What stands for a number that is not there.
+/// Placeholder for a missing number.
 pub const NONE: &str = "-";
 
-/// `42 s`, `1 min 46 s`, `12 min`, `4 h 12 min`, `3 d 4 h`.
+/// Formats a duration: `42 s`, `1 min 46 s`, `12 min`, `4 h 12 min`, `3 d 4 h`.
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.max(0.0).round() as u64;
     let (minutes, hours, days) = (whole / 60, whole / 3600, whole / 86400);
@@ -21,12 +21,12 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A Dice or a loss.
+/// Formats a Dice or a loss.
 pub fn score(value: Option<f64>) -> String {
     value.filter(|value| value.is_finite()).map_or(NONE.to_owned(), |value| format!("{value:.4}"))
 }
 
-/// A rate, a time or a norm: three digits that count.
+/// Formats a rate, a time or a norm with three significant digits.
 pub fn number(value: f64) -> String {
     let digits = if value == 0.0 { 0.0 } else { 2.0 - value.abs().log10().floor() };
     match digits {
@@ -36,12 +36,12 @@ pub fn number(value: f64) -> String {
     }
 }
 
-/// A part of 1.
+/// Formats a fraction as a percentage.
 pub fn percent(part: f64) -> String {
     if part.is_finite() { format!("{:.1} %", 100.0 * part) } else { NONE.to_owned() }
 }
 
-/// `8.3 MB`.
+/// Formats a size, e.g. `8.3 MB`.
 pub fn bytes(bytes: u64) -> String {
     match bytes as f64 {
         few if few < 1e6 => format!("{:.1} kB", few / 1e3),
@@ -50,14 +50,14 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// A day and a time of day.
+/// Formats a date and time of day (UTC).
 pub fn time(time: SystemTime) -> String {
     let seconds = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let time = i64::try_from(seconds).ok().and_then(|seconds| DateTime::<Utc>::from_timestamp(seconds, 0));
     time.map_or(NONE.to_owned(), |time| time.format("%Y-%m-%d %H:%M UTC").to_string())
 }
 
-/// `1 case`, `2 cases`.
+/// Formats a count, e.g. `1 case`, `2 cases`.
 pub fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -1,15 +1,15 @@
-//! Where the time of a run went.
+//! Time breakdown of a run.
 
 use super::Run;
 use super::html::{Html, join, table, tag, text};
 use super::text::{duration, percent};
 
-/// The parts of the time of all epochs, as a bar and as a table.
+/// Parts of the total time of all epochs, as a bar and as a table.
 pub fn times(run: &Run) -> Html {
     let parts = Parts::of(run);
     let total = parts.total();
     if total <= 0.0 {
-        return tag("p", &[], [text("No epoch is finished yet.")]);
+        return tag("p", &[], [text("No epoch has finished yet.")]);
     }
     let named = parts.named();
     let piece = |(colour, (name, seconds)): (usize, &(&str, f64))| {
@@ -24,7 +24,7 @@ pub fn times(run: &Run) -> Html {
     let rows = named.iter().enumerate().map(row);
     let all = vec![text("all epochs"), text(duration(total)), text(percent(1.0))];
     let table = table(&["part", "time", "share"], rows.chain([all]));
-    let note = "The prediction of the held-out cases after the last epoch is not in it.";
+    let note = "The prediction of the held-out cases after the last epoch is not included.";
     join([bar, table, tag("p", &[("class", "note")], [text(note)])])
 }
 
@@ -33,7 +33,7 @@ pub fn times(run: &Run) -> Html {
 struct Parts {
     computing: f64,
     data: f64,
-    /// Without the waiting for others.
+    /// Without waiting for slower processes.
     communicating: f64,
     stragglers: f64,
     checkpoints: f64,
@@ -57,7 +57,7 @@ impl Parts {
         parts
     }
 
-    /// In the order of the colours of the chart of a step's time.
+    /// Names and seconds, in the color order of the step time chart.
     fn named(&self) -> [(&'static str, f64); 6] {
         [
             ("computing", self.computing),
@@ -65,7 +65,7 @@ impl Parts {
             ("communicating", self.communicating),
             ("waiting for slower processes", self.stragglers),
             ("waiting for checkpoints", self.checkpoints),
-            ("validation on patches, and the rest", self.rest),
+            ("patch validation and other", self.rest),
         ]
     }
 

@@ -1,4 +1,4 @@
-//! One job per number of ranks, started by the launcher.
+//! Runs one job per number of ranks with the launcher.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use clap::ValueEnum;
 
 use super::Measurement;
 
-/// What stays the same while the number of ranks grows.
+/// Quantity that is kept constant while the number of ranks grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// The batch of a rank.
+    /// Batch size per rank.
     Weak,
-    /// The batch of all ranks together.
+    /// Global batch size over all ranks.
     Strong,
 }
 
@@ -23,61 +23,61 @@ pub struct Experiment {
     pub mode: Mode,
     /// Numbers of ranks.
     pub ranks: Vec<usize>,
-    /// Samples per rank, or over all ranks, as `mode` says.
+    /// Samples per rank or over all ranks, depending on `mode`.
     pub batch_size: usize,
-    /// Threads of a rank on the CPU, the same in all jobs; 0 leaves the cores to be divided.
+    /// Threads per rank on the CPU, the same in all jobs; 0 divides the cores among the ranks.
     pub threads: usize,
     /// Arguments of `nnunet-dist` for one rank, without its batch size.
     pub arguments: Vec<String>,
-    /// More arguments of the launcher: hosts, Slurm.
+    /// Additional arguments of the launcher, such as hosts or Slurm.
     pub launcher_arguments: Vec<String>,
 }
 
-/// An experiment that could not be made.
+/// An experiment that cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum ScalingError {
-    /// The numbers do not fit together.
+    /// The settings are inconsistent.
     #[error("{0}")]
     Setting(String),
     /// The launcher is missing.
-    #[error("{}: {source}; it is built with nnunet-dist and belongs beside it", path.display())]
+    #[error("{}: {source}; the launcher must be in the same folder as nnunet-dist", path.display())]
     Launcher { path: PathBuf, source: io::Error },
-    /// A job has failed; its ranks have said why.
-    #[error("the job of {ranks} rank(s) ended with {status}")]
+    /// A job failed; its ranks have printed the reason.
+    #[error("the job with {ranks} rank(s) failed with {status}")]
     Job { ranks: usize, status: std::process::ExitStatus },
-    /// A job has not said what it measured.
-    #[error("the job of {ranks} rank(s) printed no measurement")]
+    /// A job printed no measurement.
+    #[error("the job with {ranks} rank(s) printed no measurement")]
     Silent { ranks: usize },
     /// A result cannot be written.
     #[error("{}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
 }
 
-/// What a job's measurement is printed after.
+/// Prefix of the line with a job's measurement.
 pub(super) const MARK: &str = "measurement: ";
 
 impl Experiment {
-    /// Checks the numbers before the first job.
+    /// Checks the settings before the first job.
     ///
     /// # Errors
-    /// No number of ranks, or one that does not divide the batch.
+    /// Returns an error if there is no number of ranks, or if one does not divide the global batch of [`Mode::Strong`].
     pub fn check(&self) -> Result<(), ScalingError> {
         if self.ranks.is_empty() || self.ranks.contains(&0) {
-            return Err(ScalingError::Setting("--np needs numbers of ranks above 0".into()));
+            return Err(ScalingError::Setting("--np: the numbers of ranks must be at least 1".into()));
         }
         match self.ranks.iter().find(|ranks| !self.batch_size.is_multiple_of(**ranks)) {
             Some(ranks) if self.mode == Mode::Strong => Err(ScalingError::Setting(format!(
-                "a global batch of {} cannot be divided over {ranks} ranks; give --batch-size a multiple of every --np",
+                "global batch {} cannot be divided over {ranks} ranks; --batch-size must be a multiple of every --np",
                 self.batch_size
             ))),
             _ => Ok(()),
         }
     }
 
-    /// Runs one job with `launcher` and gives what it has measured. What the job says goes to standard error.
+    /// Runs one job with `launcher` and returns its measurement. The standard error of the job is passed through.
     ///
     /// # Errors
-    /// The launcher is missing, or the job fails.
+    /// Returns an error if the launcher is missing or the job fails.
     pub fn run(&self, launcher: &Path, program: &Path, ranks: usize) -> Result<Measurement, ScalingError> {
         let per_rank = match self.mode {
             Mode::Weak => self.batch_size,

@@ -1,4 +1,4 @@
-//! What the ranks of one job measure.
+//! Measurements on the ranks of one job.
 
 use std::time::Instant;
 
@@ -10,26 +10,26 @@ use nnunet_data::work::WorkDir;
 use nnunet_train::config::RunConfig;
 use nnunet_train::{TrainError, measure_steps};
 
-/// A number of ranks, measured.
+/// Measurement of one job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     pub ranks: usize,
-    /// Samples of a step over all ranks.
+    /// Samples per step over all ranks.
     pub global_batch_size: usize,
     pub steps: usize,
-    /// A step, and its parts: means over steps and ranks in seconds.
+    /// Step time and its parts: means over steps and ranks, in seconds.
     pub step_s: f64,
     pub compute_s: f64,
     /// Waiting for data.
     pub data_wait_s: f64,
     /// Waiting for the slowest rank.
     pub straggler_s: f64,
-    /// Communication that was not hidden behind the computation.
+    /// Communication that is not overlapped with computation.
     pub exposed_s: f64,
-    /// Bytes of the gradients on the wire, and of the last bucket.
+    /// Bytes of all gradients, and of the last bucket, in communication precision.
     pub gradient_bytes: usize,
     pub last_bucket_bytes: usize,
-    /// All-reduces of several sizes by themselves.
+    /// Standalone all-reduces of several sizes.
     pub all_reduces: Vec<AllReduceTime>,
 }
 
@@ -44,10 +44,10 @@ impl Measurement {
 const SIZES: [usize; 5] = [1 << 10, 1 << 16, 1 << 20, 1 << 22, 1 << 24];
 const REPETITIONS: usize = 7;
 
-/// Measures this job. A collective; all ranks get the same.
+/// Measures this job. Collective: must be called on all ranks; all return the same result.
 ///
 /// # Errors
-/// As a training.
+/// Returns an error in the cases of training.
 pub fn measure(
     config: &RunConfig,
     work: &WorkDir,
@@ -73,7 +73,7 @@ pub fn measure(
     })
 }
 
-/// The median time of an all-reduce as gradients take it.
+/// Median time of an all-reduce with the reducer that gradients use.
 fn time_all_reduce(bytes: usize, comm: &dyn Communicator) -> Result<AllReduceTime, TrainError> {
     let (reducer, mut seconds) = (comm.reducer(), Vec::new());
     let mut data = vec![0.0f32; bytes / size_of::<f32>()];

@@ -1,8 +1,8 @@
-//! How training scales with the number of ranks: measured on this machine or cluster, and predicted beyond it.
+//! Scaling of training with the number of ranks: measured on this machine or cluster, and predicted beyond it.
 //!
-//! [`measure`] is what the ranks of one job do: training steps, and all-reduces of several sizes. [`Experiment`] starts
-//! such a job for each number of ranks. [`Link`] is the alpha-beta model of the all-reduce, fitted to the measurements or
-//! given by a network's rating, and [`predict`] says what efficiency it allows.
+//! [`measure`] runs on the ranks of one job: training steps, and all-reduces of several sizes. [`Experiment`] starts
+//! such a job for each number of ranks. [`Link`] is the alpha-beta model of the all-reduce, fitted to the measurements
+//! or given by the nominal bandwidth of a network; [`predict`] computes the resulting efficiency.
 
 mod experiment;
 mod measure;

@@ -1,8 +1,8 @@
-//! The alpha-beta model of the all-reduce, and the efficiency it allows.
+//! Alpha-beta model of the all-reduce, and the resulting parallel efficiency.
 
 use serde::{Deserialize, Serialize};
 
-/// How long an all-reduce took.
+/// Measured time of an all-reduce.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AllReduceTime {
     pub ranks: usize,
@@ -15,46 +15,47 @@ pub struct AllReduceTime {
 pub struct Link {
     pub name: String,
     pub latency_s: f64,
-    /// Of one rank, in each direction.
+    /// Bandwidth of one rank, in each direction.
     pub bytes_per_s: f64,
 }
 
-/// What a step of one rank is made of.
+/// Time and communication volume of a step of one rank.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
-    /// All but communication.
+    /// Time of everything except communication.
     pub busy_s: f64,
-    /// Bytes of all gradients on the wire.
+    /// Bytes of all gradients in communication precision.
     pub gradient_bytes: usize,
-    /// Bytes of the last bucket: nothing is left to hide it behind.
+    /// Bytes of the last bucket, which no computation overlaps.
     pub last_bucket_bytes: usize,
 }
 
-/// What a number of ranks is expected to do.
+/// Predicted efficiency of a number of ranks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {
     pub ranks: usize,
     /// Time of the all-reduce.
     pub all_reduce_s: f64,
-    /// The part of it that the backward pass does not hide.
+    /// The part of it that the backward pass does not overlap.
     pub exposed_s: f64,
-    /// Throughput per rank relative to a single one.
+    /// Throughput per rank relative to a single rank.
     pub efficiency: f64,
 }
 
-/// The part of a step that buckets can hide behind: the backward pass, which computes twice what the forward pass does.
+/// Fraction of a step that can overlap with buckets: the backward pass, which takes twice the computation of the
+/// forward pass.
 const BACKWARD: f64 = 2.0 / 3.0;
 
-/// Ranks of a node, joined by NVLink whatever joins the nodes.
+/// Ranks per node, connected by NVLink regardless of the network between nodes.
 const RANKS_PER_NODE: usize = 8;
 
-/// How much of a link's rating collectives reach.
+/// Fraction of the nominal bandwidth that collectives reach.
 const REACHED: f64 = 0.8;
 
 impl Link {
-    /// Links by their rating: NVLink 4 of an H100 (450 GB/s each way) and networks with one port per GPU. Latencies are
-    /// those of NCCL's tuning model (`src/graph/tuning.cc`: some microseconds a hop within a node, more than ten between
-    /// nodes).
+    /// Links by their nominal bandwidth: NVLink 4 of an H100 (450 GB/s each way) and networks with one port per GPU.
+    /// Latencies are those of NCCL's tuning model (`src/graph/tuning.cc`: some microseconds a hop within a node, more
+    /// than ten between nodes).
     pub fn presets() -> [Self; 3] {
         let link = |name: &str, latency_s, gigabits: f64| Self {
             name: name.into(),
@@ -64,8 +65,8 @@ impl Link {
         [link("NVLink", 3e-6, 3600.0), link("400 Gb/s", 15e-6, 400.0), link("100 Gb/s", 15e-6, 100.0)]
     }
 
-    /// The link that explains the times best, by least squares of the relative errors; `None` without two sizes measured
-    /// on two ranks or more.
+    /// Fits a link to measured times by least squares of the relative errors; `None` without at least two sizes on two
+    /// or more ranks.
     pub fn fit(times: &[AllReduceTime]) -> Option<Self> {
         let (mut aa, mut ab, mut bb, mut a, mut b) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for time in times.iter().filter(|time| time.ranks > 1 && time.seconds > 0.0) {
@@ -90,7 +91,7 @@ impl Link {
         })
     }
 
-    /// Time of an all-reduce: the faster of a ring and of a double tree, which large jobs take for their short way
+    /// Time of an all-reduce: the faster of a ring and of a double tree, which large jobs use for its logarithmic depth
     /// (Sanders et al. 2009; NCCL 2.4).
     pub fn all_reduce_s(&self, ranks: usize, bytes: usize) -> f64 {
         let (messages, ring_bytes) = ring(ranks, bytes);
@@ -101,17 +102,19 @@ impl Link {
     }
 }
 
-/// Messages and bytes that each rank of a ring sends one after the other.
+/// Number of messages and bytes that each rank of a ring sends sequentially.
 fn ring(ranks: usize, bytes: usize) -> (f64, f64) {
     let steps = 2.0 * (ranks as f64 - 1.0);
     (steps, steps / ranks as f64 * bytes as f64)
 }
 
-/// The efficiency of `ranks` ranks. Where `within_node` is given, it joins the ranks of a node, and `link` the nodes.
+/// Predicted efficiency of `ranks` ranks. If `within_node` is given, it connects the ranks of a node, and `link`
+/// connects the nodes.
 pub fn predict(step: Step, ranks: usize, link: &Link, within_node: Option<&Link>) -> Prediction {
     let all_reduce = |bytes: usize| match within_node {
         Some(node) if ranks <= RANKS_PER_NODE => node.all_reduce_s(ranks, bytes),
-        // Reduced within the node, then each rank its share between the nodes, then gathered within the node.
+        // Hierarchical: reduce-scatter within the node, all-reduce of each rank's share between nodes, all-gather
+        // within the node.
         Some(node) => {
             let nodes = ranks.div_ceil(RANKS_PER_NODE);
             node.all_reduce_s(RANKS_PER_NODE, bytes) + link.all_reduce_s(nodes, bytes / RANKS_PER_NODE)

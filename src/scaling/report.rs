@@ -1,24 +1,24 @@
-//! Measurements and predictions as a table, as CSV and as a picture.
+//! Measurements and predictions as a table, as CSV and as a plot.
 
 use plotters::prelude::RGBColor;
 
 use super::{Link, Measurement, Mode, Step, predict};
 use nnunet_viz::chart::{self, Curve};
 
-/// Numbers of GPUs that are predicted.
+/// Numbers of GPUs to predict.
 const PREDICTED: [usize; 8] = [8, 16, 32, 64, 128, 256, 512, 1024];
 
 const MEASURED: RGBColor = RGBColor(31, 78, 180);
 const IDEAL: RGBColor = RGBColor(160, 160, 160);
 const EFFICIENCY: RGBColor = RGBColor(0, 120, 40);
 
-/// Throughput per rank relative to the first measurement's.
+/// Throughput per rank relative to that of the first measurement.
 fn efficiency(measurements: &[Measurement], measurement: &Measurement) -> f64 {
     let per_rank = |measurement: &Measurement| measurement.samples_per_s() / measurement.ranks as f64;
     per_rank(measurement) / per_rank(&measurements[0])
 }
 
-/// The measurements, the fitted link, and what efficiency to expect of larger jobs, as text.
+/// Measurements, the fitted link, and the predicted efficiency of larger jobs, as text.
 pub fn table(mode: Mode, measurements: &[Measurement]) -> String {
     let Some(first) = measurements.first() else { return String::new() };
     let mut text = format!(
@@ -42,17 +42,17 @@ pub fn table(mode: Mode, measurements: &[Measurement]) -> String {
     match &fitted {
         Some(link) => {
             text += &format!(
-                "\nall-reduce as measured: latency {:.1} us, {:.3} GB/s\n",
+                "\nmeasured all-reduce: latency {:.1} us, {:.3} GB/s\n",
                 1e6 * link.latency_s,
                 link.bytes_per_s / 1e9
             );
         }
-        None => text += "\nno all-reduce was measured: that takes two ranks\n",
+        None => text += "\nno all-reduce was measured; that requires at least two ranks\n",
     }
     text + &predictions(first, fitted)
 }
 
-/// What the alpha-beta model expects of larger jobs with the step of the first measurement.
+/// Predictions of the alpha-beta model for larger jobs with the step of the first measurement.
 fn predictions(first: &Measurement, fitted: Option<Link>) -> String {
     let step = Step {
         busy_s: first.compute_s + first.data_wait_s,
@@ -62,7 +62,7 @@ fn predictions(first: &Measurement, fitted: Option<Link>) -> String {
     let [nvlink, fast, slow] = Link::presets();
     let mut text = format!(
         "\nPREDICTED efficiency, not measured: a step of {:.4} s, {:.1} MB of gradients, alpha-beta model of the \
-         all-reduce,\nhidden behind the backward pass but for the last bucket; 8 ranks per node joined by NVLink\n",
+         all-reduce,\noverlapped with the backward pass except for the last bucket; NVLink between 8 ranks per node\n",
         step.busy_s,
         step.gradient_bytes as f64 / 1e6,
     );
@@ -73,7 +73,7 @@ fn predictions(first: &Measurement, fitted: Option<Link>) -> String {
     text.push('\n');
     let links = [(&fast, Some(&nvlink)), (&slow, Some(&nvlink))];
     for (link, within_node) in links.into_iter().chain(fitted.as_ref().map(|link| (link, None))) {
-        text += &format!("{}\n    ", if within_node.is_some() { &link.name } else { "as measured, all ranks alike" });
+        text += &format!("{}\n    ", if within_node.is_some() { &link.name } else { "measured link for all ranks" });
         for ranks in PREDICTED {
             text += &format!("  {:>5.1} %", 100.0 * predict(step, ranks, link, within_node).efficiency);
         }
@@ -100,10 +100,10 @@ pub fn csv(measurements: &[Measurement]) -> String {
     text
 }
 
-/// Throughput, measured and ideal, and efficiency over the number of ranks, as a PNG file.
+/// Plots measured and ideal throughput and efficiency over the number of ranks, as a PNG file.
 ///
 /// # Errors
-/// The drawing library's.
+/// Returns the error of the plotting library.
 pub fn plot(measurements: &[Measurement]) -> Result<Vec<u8>, String> {
     let curve = |name, colour, is_part, value: &dyn Fn(&Measurement) -> f64| Curve {
         name,
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn the_table_has_efficiency_link_and_predictions() {
         let text = table(Mode::Weak, &measurements());
-        for words in ["weak scaling", "80.0 %", "all-reduce as measured: latency", "PREDICTED", "1024", "100 Gb/s"] {
+        for words in ["weak scaling", "80.0 %", "measured all-reduce: latency", "PREDICTED", "1024", "100 Gb/s"] {
             assert!(text.contains(words), "no `{words}` in\n{text}");
         }
     }

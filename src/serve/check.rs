@@ -1,4 +1,4 @@
-//! Images that are looked at before memory is asked for.
+//! Checks images before memory is allocated for them.
 
 use super::refusal::Refusal;
 use nnunet_data::dataset::{CaseFiles, DatasetError};
@@ -6,11 +6,11 @@ use nnunet_data::preprocess::Preprocessor;
 use nnunet_image::read_header;
 use nnunet_infer::InferError;
 
-/// Whether an image has as many channels as the networks take, and fits into `image_bytes` as it is and as the networks
-/// see it: with few voxels of a claimed size of metres, resampled to one of millimetres, it may be larger than any memory.
+/// Checks that an image has the channels of the networks, and fits into `image_bytes` both as stored and after
+/// resampling. A file with few voxels and a spacing of meters may exceed any memory after resampling to millimeters.
 ///
 /// # Errors
-/// What about it does not suit.
+/// Returns an [unusable](Refusal::unusable) or [too large](Refusal::too_large) refusal.
 pub fn check(
     files: &CaseFiles,
     channels: usize,
@@ -35,7 +35,7 @@ pub fn check(
         for (shape, where_) in [([z, y, x], "")].into_iter().chain(resampled) {
             if bytes(shape) > image_bytes {
                 return Err(Refusal::too_large(format!(
-                    "an image of {shape:?} voxels{where_} takes {} MiB, the server allows {}",
+                    "an image of {shape:?} voxels{where_} takes {} MiB, over the limit of {} MiB",
                     bytes(shape) >> 20,
                     image_bytes >> 20
                 )));

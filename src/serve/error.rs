@@ -1,4 +1,4 @@
-//! Why there is no server.
+//! Error type of server startup.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,13 +12,13 @@ pub enum ServeError {
     /// The networks cannot be read.
     #[error("{0}")]
     Infer(#[from] InferError),
-    /// The build or the machine lacks the device.
+    /// The build or the machine does not support the device.
     #[error("{0}")]
     Device(#[from] DeviceError),
-    /// The address is taken, or not this machine's.
+    /// The address is in use or not local.
     #[error("--listen {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
-    /// The system refuses threads or signals.
+    /// The system cannot create threads or register signal handlers.
     #[error("the server cannot be started: {0}")]
     System(io::Error),
 }

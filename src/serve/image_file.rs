@@ -1,4 +1,4 @@
-//! An image that is written as it comes, decompressed, and no further than a limit.
+//! Streams an image to disk, decompressed and up to a size limit.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,35 +8,35 @@ use flate2::write::MultiGzDecoder;
 
 use super::refusal::Refusal;
 
-/// Bytes that an image's files may take once they are decompressed.
+/// Remaining bytes for the decompressed files of an image.
 pub struct Room {
     left: u64,
     limit: u64,
 }
 
 impl Room {
-    /// All of it.
+    /// Nothing used yet.
     pub fn new(limit: u64) -> Self {
         Self { left: limit, limit }
     }
 }
 
-/// An image on its way to the disk.
+/// An image file being written.
 pub struct ImageFile {
-    /// Without its ending.
+    /// Without the file ending.
     path: PathBuf,
     file_ending: String,
     to: To,
 }
 
 enum To {
-    /// Nowhere yet: it takes two bytes to tell what they are.
+    /// Not opened yet: two bytes are needed to detect compression.
     Begin(Vec<u8>),
     Plain(Limited),
     Gzip(Box<MultiGzDecoder<Limited>>),
 }
 
-/// A file that takes no more than so many bytes.
+/// A file with a maximum number of bytes.
 struct Limited {
     file: File,
     left: u64,
@@ -60,15 +60,15 @@ impl Write for Limited {
 }
 
 impl ImageFile {
-    /// To be written to `folder` under this name, as a file of the kind that the networks were trained with.
+    /// An image to be written to `folder` under this name, with the file ending the networks were trained with.
     pub fn new(folder: &Path, name: &str, file_ending: &str) -> Self {
         Self { path: folder.join(name), file_ending: file_ending.to_owned(), to: To::Begin(Vec::new()) }
     }
 
-    /// Appends what has come.
+    /// Appends received bytes.
     ///
     /// # Errors
-    /// The image is larger than the room, or damaged, or the disk is full.
+    /// Returns an error if the image exceeds the limit, is damaged, or cannot be written.
     pub fn write(&mut self, chunk: &[u8], room: &mut Room) -> Result<(), Refusal> {
         let written = match &mut self.to {
             To::Plain(file) => file.write_all(chunk),
@@ -86,7 +86,7 @@ impl ImageFile {
         written.map_err(|error| self.describe(error, room))
     }
 
-    /// Begins the file; its first bytes tell whether it is compressed.
+    /// Opens the file; its first bytes show whether it is compressed.
     fn open(&mut self, begin: &[u8], room: &Room) -> Result<(), Refusal> {
         let is_nifti = self.file_ending.ends_with(".nii") || self.file_ending.ends_with(".nii.gz");
         let ending = if is_nifti { ".nii" } else { &self.file_ending };
@@ -99,15 +99,15 @@ impl ImageFile {
         Ok(())
     }
 
-    /// The whole file, which takes some of the room.
+    /// Completes the file and deducts its size from the room.
     ///
     /// # Errors
-    /// As those of [`ImageFile::write`], or the image does not come to its end.
+    /// Returns an error in the cases of [`ImageFile::write`], and if the compressed data is truncated.
     pub fn finish(mut self, room: &mut Room) -> Result<PathBuf, Refusal> {
         let finished = match &mut self.to {
             To::Begin(_) => return Err(Refusal::unusable(format!("{} is empty", self.name()))),
             To::Plain(file) => Ok(file.left),
-            // Its checksum stands at its end.
+            // The checksum is at the end.
             To::Gzip(decoder) => decoder.try_finish().map(|()| decoder.get_ref().left),
         };
         room.left = finished.map_err(|error| self.describe(error, room))?;
@@ -117,7 +117,7 @@ impl ImageFile {
     fn describe(&self, error: io::Error, room: &Room) -> Refusal {
         if error.get_ref().is_some_and(|inner| inner.is::<TooLarge>()) {
             return Refusal::too_large(format!(
-                "the image's files are larger than {} MiB when decompressed, which the server allows",
+                "the decompressed image files are larger than {} MiB, the limit of this server",
                 room.limit >> 20
             ));
         }
@@ -134,7 +134,7 @@ impl ImageFile {
     }
 }
 
-/// The disk is full, or no disk.
+/// Refusal if writing to the disk fails.
 pub fn no_space(error: io::Error) -> Refusal {
     Refusal::internal(format!("the image cannot be stored: {error}"))
 }

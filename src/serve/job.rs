@@ -1,4 +1,4 @@
-//! What a request asks for, and its answer.
+//! A queued request and its answer.
 
 use std::path::PathBuf;
 
@@ -13,26 +13,26 @@ pub struct Job {
     pub upload: Upload,
     /// Whether the answer is an npz with the probabilities.
     pub with_probabilities: bool,
-    /// Closed by a client that has gone.
+    /// Closed when the client has disconnected.
     pub reply: oneshot::Sender<Result<Answer, Refusal>>,
-    /// Given back with the answer.
+    /// Slot in the queue, returned with the answer.
     pub slot: OwnedSemaphorePermit,
-    /// Once it is worked on.
+    /// Set when the job is started.
     pub _begun: Option<InProgress>,
 }
 
-/// A file with what was found, in the folder of what was sent.
+/// A result file, in the folder of the upload.
 pub struct Answer {
     pub path: PathBuf,
-    /// Removed with everything in it when this is dropped.
+    /// The folder is deleted when this is dropped.
     pub upload: Upload,
     pub slot: OwnedSemaphorePermit,
 }
 
 impl Job {
-    /// Ends it without an answer.
+    /// Ends the job with an error response.
     pub fn refuse(self, refusal: Refusal) {
-        // The client may have gone.
+        // The client may have disconnected.
         let _ = self.reply.send(Err(refusal));
     }
 }

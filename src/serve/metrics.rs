@@ -1,4 +1,4 @@
-//! What Prometheus may know.
+//! Prometheus metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use prometheus_client::metrics::{
 };
 use prometheus_client::registry::Registry;
 
-/// Counts, the queue, and times.
+/// Counters, the queue length, and times.
 pub struct Metrics {
     registry: Registry,
     requests: Family<Code, Counter>,
@@ -20,7 +20,7 @@ pub struct Metrics {
     queue: Gauge,
     in_progress: Gauge,
     seconds: Histogram,
-    /// Milliseconds that the last case has taken in the slower of the two threads.
+    /// Milliseconds of the last case, in the slower of the two threads.
     last_case: AtomicU64,
 }
 
@@ -29,30 +29,30 @@ struct Code {
     code: String,
 }
 
-/// What stands for a request whose client has gone.
+/// Code label of a request whose client has disconnected.
 const ABORTED: &str = "aborted";
 
 impl Metrics {
-    /// All 0.
+    /// All metrics at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("nnunet");
         let requests = Family::default();
-        registry.register("requests", "Requests by status code; aborted: the client has gone", requests.clone());
+        registry.register("requests", "Requests by status code; aborted: the client disconnected", requests.clone());
         let cases = Counter::default();
         registry.register("cases_predicted", "Images that were segmented", cases.clone());
         let queue = Gauge::default();
-        registry.register("queue_depth", "Images taken on and not answered yet", queue.clone());
+        registry.register("queue_depth", "Images accepted and not answered yet", queue.clone());
         let in_progress = Gauge::default();
         let help = "Images being preprocessed or predicted";
         registry.register("images_in_progress", help, in_progress.clone());
-        // From 50 ms to almost 14 minutes.
+        // Buckets from 50 ms to almost 14 minutes.
         let seconds = Histogram::new(exponential_buckets(0.05, 2.0, 15));
-        let help = "From the request for a segmentation to its answer";
+        let help = "Time from the request for a segmentation to its answer";
         registry.register("request_seconds", help, seconds.clone());
         Self { registry, requests, cases, queue, in_progress, seconds, last_case: AtomicU64::new(1000) }
     }
 
-    /// Counts a request when it has ended, however it does.
+    /// Counts a request when the result is dropped, also if it is aborted.
     pub fn request(&self) -> Request<'_> {
         Request { metrics: self, code: None }
     }
@@ -63,32 +63,32 @@ impl Metrics {
         InProgress(self.in_progress.clone())
     }
 
-    /// A segmentation was sent off.
+    /// Records the time of a segmentation that was answered.
     pub fn answered(&self, after: Duration) {
         self.seconds.observe(after.as_secs_f64());
     }
 
-    /// An image was segmented.
+    /// Counts a predicted image and records its time.
     pub fn predicted(&self, within: Duration) {
         self.cases.inc();
         self.last_case.store(within.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// Seconds that so many images will take, if they are like the last: between 1 and 600.
+    /// Expected seconds for this number of images, based on the last one: between 1 and 600.
     pub fn expected_seconds(&self, images: usize) -> u64 {
         (self.last_case.load(Ordering::Relaxed).saturating_mul(images as u64) / 1000).clamp(1, 600)
     }
 
-    /// In the text format of OpenMetrics, with so many images taken on.
+    /// OpenMetrics text format, with `queue` images accepted.
     pub fn text(&self, queue: usize) -> String {
         self.queue.set(queue as i64);
         let mut text = String::new();
-        text::encode(&mut text, &self.registry).expect("a string takes any text");
+        text::encode(&mut text, &self.registry).expect("writing to a string cannot fail");
         text
     }
 }
 
-/// An image that is worked on.
+/// Guard that counts an image in progress.
 pub struct InProgress(Gauge);
 
 impl Drop for InProgress {
@@ -97,14 +97,14 @@ impl Drop for InProgress {
     }
 }
 
-/// A request under way.
+/// Guard that counts a request.
 pub struct Request<'m> {
     metrics: &'m Metrics,
     code: Option<u16>,
 }
 
 impl Request<'_> {
-    /// With this status code it ends.
+    /// Sets the status code of the response.
     pub fn ends_with(&mut self, code: u16) {
         self.code = Some(code);
     }

@@ -1,11 +1,11 @@
-//! Segmentation over HTTP, for programs that send images: long running, and bounded in all that it holds.
+//! HTTP server for segmentation, long-running and with bounded memory.
 //!
-//! An image is received into a folder of its own on disk (`upload`), looked at before any memory is asked for
-//! (`check`), and waits in a queue of bounded length. One thread reads and preprocesses it, another owns the device and
-//! predicts (`worker`), in a cascade by both stages; both go on with the next while the answer is sent from a file
-//! (`routes`). So memory holds two images at most, however many clients there are and however slow they are.
+//! An image is received into its own folder on disk (`upload`), checked before memory is allocated (`check`), and
+//! queued in a bounded queue. One thread reads and preprocesses it, another owns the device and predicts (`worker`), in
+//! both stages for a cascade; both continue with the next image while the answer is streamed from a file (`routes`).
+//! Memory therefore holds at most two images, regardless of the number and speed of the clients.
 //!
-//! Whoever asks for too much, or for nonsense, gets a status code and one line (`refusal`).
+//! Invalid or too large requests get a status code and a one-line message (`refusal`).
 
 mod check;
 mod error;

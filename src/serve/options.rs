@@ -1,4 +1,4 @@
-//! What a server is told.
+//! Server options.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,31 +6,31 @@ use std::time::Duration;
 
 use nnunet_infer::PredictOptions;
 
-/// A server.
+/// Options of [`super::serve`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServeOptions {
-    /// Where it listens; with port 0 the system chooses one.
+    /// Address to listen on; with port 0 the system chooses one.
     pub listen: SocketAddr,
-    /// Which networks answer, and how.
+    /// Networks and prediction options.
     pub predict: PredictOptions,
-    /// If they are the second stage of a cascade, the checkpoints of the first; otherwise none.
+    /// Checkpoints of the first stage for a cascade; otherwise empty.
     pub first_stage: Vec<PathBuf>,
     pub limits: ServeLimits,
-    /// Where images lie while they are worked on.
+    /// Folder for images in progress.
     pub spool: PathBuf,
 }
 
-/// What clients may ask for.
+/// Limits of client requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServeLimits {
-    /// Images taken on at a time, those being received and the one being predicted included.
+    /// Maximum number of images accepted at a time, including those being received and the one being predicted.
     pub queue: usize,
-    /// Bytes of a request's body.
+    /// Maximum bytes of a request body.
     pub upload_bytes: u64,
-    /// Bytes of an image in memory, 4 per voxel and channel, as it comes and as the networks see it; and of its files once
-    /// they are decompressed.
+    /// Maximum bytes of an image in memory (4 per voxel and channel), as stored and after resampling; also the limit of
+    /// its decompressed files.
     pub image_bytes: u64,
-    /// From the beginning of a request to the end of its body.
+    /// Maximum time from the start of a request to the end of its body.
     pub upload_time: Duration,
 }
 

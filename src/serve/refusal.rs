@@ -1,4 +1,4 @@
-//! What is said to a client that gets no segmentation.
+//! Error responses.
 
 use std::path::Path;
 
@@ -7,13 +7,13 @@ use axum::response::{IntoResponse, Response};
 
 use nnunet_infer::InferError;
 
-/// A status code and one line that says why.
+/// An error response: a status code and a one-line message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{line}")]
 pub struct Refusal {
     pub status: StatusCode,
     pub line: String,
-    /// Seconds after which trying again makes sense.
+    /// Seconds after which the client may retry.
     pub retry_after: Option<u64>,
 }
 
@@ -22,12 +22,12 @@ impl Refusal {
         Self { status, line: line.into(), retry_after: None }
     }
 
-    /// The request is none (400).
+    /// The request is malformed (400).
     pub fn bad_request(line: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, line)
     }
 
-    /// The request is one, but its image is none, or not one for these networks (422).
+    /// The image is invalid or not suitable for these networks (422).
     pub fn unusable(line: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, line)
     }
@@ -37,26 +37,26 @@ impl Refusal {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, line)
     }
 
-    /// It is our fault (500).
+    /// An internal error (500).
     pub fn internal(line: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, line)
     }
 
-    /// There is too much to do (503).
+    /// The queue is full (503).
     pub fn busy(retry_after: u64) -> Self {
-        let line = "as many images as the server takes on are waiting";
+        let line = "the queue of the server is full";
         Self { retry_after: Some(retry_after), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, line) }
     }
 
-    /// There will be no more answers from this process (503).
+    /// The server is shutting down (503).
     pub fn stopping() -> Self {
-        let line = "the server is about to stop";
+        let line = "the server is shutting down";
         Self { retry_after: Some(10), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, line) }
     }
 
-    /// What an image in `folder` could not be predicted for.
+    /// Response for an inference error of an image in `folder`.
     pub fn of(error: &InferError, folder: &Path) -> Self {
-        // Clients know the names of what they have sent, but not where it lies.
+        // Clients know the names of their files, but not the folder on the server.
         let line = error.to_string().replace(&format!("{}/", folder.display()), "");
         match error {
             InferError::Dataset(_) | InferError::Preprocess(_) | InferError::Array(_) => Self::unusable(line),

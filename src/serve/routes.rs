@@ -1,4 +1,4 @@
-//! What the server answers to.
+//! HTTP routes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,12 +25,12 @@ use super::refusal::Refusal;
 use super::state::State;
 use super::upload::{Upload, too_large_upload};
 
-/// How long the rest of a refused body is read: a client that is still sending would not read the answer.
+/// Time during which the rest of a rejected body is read: a client that is still sending would not read the response.
 const LINGER: Duration = Duration::from_secs(5);
-/// Bytes of it that are read at most.
+/// Maximum bytes of a rejected body to read.
 const LINGER_BYTES: usize = 64 << 20;
 
-/// All routes, counted.
+/// All routes, with request counting.
 pub fn router(state: Arc<State>) -> Router {
     Router::new()
         .route("/", get(help))
@@ -38,9 +38,9 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/readyz", get(is_ready))
         .route("/metrics", get(metrics))
         .route("/predict", post(predict))
-        .fallback(|| async { Refusal::new(StatusCode::NOT_FOUND, "there is no such page; GET / says what there is") })
+        .fallback(|| async { Refusal::new(StatusCode::NOT_FOUND, "not found; GET / lists the endpoints") })
         .method_not_allowed_fallback(|| async {
-            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "POST /predict takes images, all else is read by GET")
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "use POST /predict for images and GET for all other endpoints")
         })
         .layer(middleware::from_fn_with_state(state.clone(), count))
         .with_state(state)
@@ -66,7 +66,7 @@ async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
     ([(header::CONTENT_TYPE, open_metrics)], state.metrics.text(state.taken_on())).into_response()
 }
 
-/// The query of `POST /predict`.
+/// Query parameters of `POST /predict`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Asked {
@@ -78,7 +78,7 @@ impl Asked {
         match self.probabilities.as_deref() {
             Some("1" | "true") => Ok(true),
             Some("0" | "false") | None => Ok(false),
-            Some(other) => Err(Refusal::bad_request(format!("?probabilities is 1 or 0, not {other:?}"))),
+            Some(other) => Err(Refusal::bad_request(format!("?probabilities must be 0 or 1, not {other:?}"))),
         }
     }
 }
@@ -95,16 +95,17 @@ async fn predict(
         Ok(Query(asked)) => answer(&state, &asked, &head.headers, &mut body).await,
         Err(rejection) => Err(Refusal::bad_request(rejection.body_text())),
     };
-    // A client that waits to be asked for the body will not send it.
+    // A client that waits for `100 Continue` will not send the body.
     if answer.is_err() && !head.headers.contains_key(header::EXPECT) {
         tokio::spawn(linger(body));
     }
-    let response = send(answer?).await.map_err(|error| Refusal::internal(format!("the answer is lost: {error}")))?;
+    let response =
+        send(answer?).await.map_err(|error| Refusal::internal(format!("cannot read the result: {error}")))?;
     state.metrics.answered(began.elapsed());
     Ok(response)
 }
 
-/// Receives an image, has it segmented, and waits for that.
+/// Receives an image, submits it, and waits for the answer.
 async fn answer(
     state: &State,
     asked: &Asked,
@@ -123,7 +124,7 @@ async fn answer(
     let upload = tokio::select! {
         () = state.stopping.cancelled() => return Err(Refusal::stopping()),
         received = timeout(limits.upload_time, receiving) => received.map_err(|_| {
-            let line = format!("the body has not come within {} s", limits.upload_time.as_secs_f64());
+            let line = format!("the body was not received within {} s", limits.upload_time.as_secs_f64());
             Refusal::new(StatusCode::REQUEST_TIMEOUT, line)
         })??,
     };
@@ -131,11 +132,11 @@ async fn answer(
     block_in_place(|| check(&upload.files, channels, limits.image_bytes, &state.preprocessors))?;
     let (reply, answer) = oneshot::channel();
     state.submit(Job { upload, with_probabilities, reply, slot, _begun: None })?;
-    // The threads always reply, unless they are gone.
+    // The worker threads always reply unless they have ended.
     answer.await.unwrap_or_else(|_| Err(Refusal::stopping()))
 }
 
-/// The file as a response. Nobody but the response needs it any more.
+/// Streams the result file as the response. The open file remains readable after its folder is deleted.
 async fn send(answer: Answer) -> std::io::Result<Response> {
     let Answer { path, upload, slot } = answer;
     let file = File::open(&path).await?;
@@ -166,6 +167,6 @@ async fn linger(mut body: BodyDataStream) {
             }
         }
     };
-    // Whatever it was, it is over.
+    // The outcome does not matter.
     let _ = timeout(LINGER, rest).await;
 }

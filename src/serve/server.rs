@@ -1,4 +1,4 @@
-//! From a model to a server, and to its end.
+//! Server startup and shutdown.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,22 +27,22 @@ use nnunet_nn::ops::NnOps;
 use nnunet_train::http::{Limits, accept_all};
 
 const CONNECTIONS: usize = 1024;
-/// An image may wait for many others, and be large; who reads for longer than this has gone.
+/// Maximum time of a connection: an image may wait for many others and be large; a client that takes longer is gone.
 const CONNECTION_TIME: Duration = Duration::from_secs(24 * 3600);
-/// How long a stopping server waits for clients to read their answers.
+/// Time that a stopping server waits for clients to read their answers.
 const READING_TIME: Duration = Duration::from_secs(10);
-/// How often it looks whether it is to stop.
+/// Interval for checking the stop flag.
 const LOOK: Duration = Duration::from_millis(50);
-/// Threads for the network: they only move bytes.
+/// Network threads; they only move bytes.
 const THREADS: usize = 2;
 
-/// Answers requests until SIGTERM or SIGINT comes. `announce` is told the address once it takes connections.
+/// Answers requests until SIGTERM or SIGINT. Calls `announce` with the address when connections are accepted.
 ///
-/// The first signal ends it gracefully: what is being preprocessed or predicted is finished and answered, all else is
-/// refused with 503. A second one ends the process at once.
+/// The first signal starts a graceful shutdown: images being preprocessed or predicted are finished and answered, all
+/// others are refused with 503. A second signal ends the process immediately.
 ///
 /// # Errors
-/// The networks cannot be read, or the address cannot be listened on.
+/// Returns an error if the networks cannot be read, or the address cannot be listened on.
 pub fn serve(options: &ServeOptions, announce: impl FnOnce(SocketAddr)) -> Result<(), ServeError> {
     let predict = &options.predict;
     on_device(predict.device, predict.precision, &Single, Serve { options, announce })?
@@ -80,20 +80,20 @@ impl<F: FnOnce(SocketAddr)> Serve<'_, F> {
             scope.spawn(move || preprocess_all(&queue, predictor, state, &preprocessed));
             scope.spawn(move || run(runtime, listener, state, stop));
             announce(address);
-            // On this thread, which has brought the weights to the device.
+            // On this thread, which has loaded the weights to the device.
             predict_all(&ready, predictor, state);
         });
-        // Connections that are left have had their time.
+        // Remaining connections have exceeded their time.
         runtime.shutdown_background();
         Ok(())
     }
 }
 
-/// Is set by the first signal; the second does what it does by default.
+/// Registers a flag that the first signal sets; the second signal has its default action.
 fn listen_to_signals() -> io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
-        // In this order: the first signal finds the flag not set yet.
+        // In this order, so that the first signal does not see the flag set.
         flag::register_conditional_default(signal, stop.clone())?;
         flag::register(signal, stop.clone())?;
     }
@@ -108,7 +108,7 @@ fn run(runtime: &Runtime, listener: TcpListener, state: &Arc<State>, stop: &Atom
             () = accept_all(listener, router(state.clone()), limits, &open) => {}
             () = is_set(stop) => {}
         }
-        tracing::info!("stopping: {} images are taken on", state.taken_on());
+        tracing::info!("stopping: {} images in the queue", state.taken_on());
         state.stop();
         tokio::select! {
             () = open.shutdown() => {}

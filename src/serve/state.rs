@@ -1,4 +1,4 @@
-//! What all requests share.
+//! State shared by all requests.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,25 +16,25 @@ use nnunet_data::dataset::DatasetJson;
 use nnunet_data::preprocess::Preprocessor;
 use nnunet_nn::model::ModelDescription;
 
-/// The networks as far as requests are concerned, the queue, and what is counted.
+/// Model description, queue and metrics.
 pub struct State {
     pub dataset: DatasetJson,
-    /// Of the networks, of each stage of a cascade.
+    /// Preprocessors of the networks, one per stage of a cascade.
     pub preprocessors: Vec<Preprocessor>,
     pub limits: ServeLimits,
     pub spool: PathBuf,
     pub metrics: Metrics,
-    /// What `GET /` says.
+    /// Response of `GET /`.
     pub help: Value,
-    /// Set when the server is to stop.
+    /// Cancelled when the server stops.
     pub stopping: CancellationToken,
     slots: Arc<Semaphore>,
-    /// `None` once nothing more is taken on.
+    /// `None` after shutdown has started.
     jobs: Mutex<Option<Sender<Job>>>,
 }
 
 impl State {
-    /// With an empty queue, which holds at least as many jobs as are taken on.
+    /// With an empty queue. The capacity of `jobs` must be at least `options.limits.queue`.
     pub fn new(
         model: &ModelDescription,
         preprocessors: Vec<Preprocessor>,
@@ -54,10 +54,10 @@ impl State {
         }
     }
 
-    /// A place in the queue, to be kept until the answer is there.
+    /// Reserves a slot in the queue, to be held until the request is answered.
     ///
     /// # Errors
-    /// There is none.
+    /// Returns an error if the queue is full or the server is shutting down.
     pub fn take_on(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         if self.stopping.is_cancelled() {
             return Err(Refusal::stopping());
@@ -66,28 +66,28 @@ impl State {
         slot.map_err(|_| Refusal::busy(self.metrics.expected_seconds(self.limits.queue)))
     }
 
-    /// Images taken on and not answered yet.
+    /// Number of images accepted and not answered yet.
     pub fn taken_on(&self) -> usize {
         self.limits.queue - self.slots.available_permits()
     }
 
-    /// Waits until all that was taken on is answered.
+    /// Waits until all accepted images are answered.
     pub async fn is_idle(&self) {
-        // Nothing is waited for but the number of free places; whoever takes them all gives them back.
+        // All slots can only be acquired when all are released.
         let _ = self.slots.acquire_many(self.limits.queue as u32).await;
     }
 
-    /// Hands a job to the threads that do it.
+    /// Submits a job to the worker threads.
     ///
     /// # Errors
-    /// The server is about to stop.
+    /// Returns an error if the server is shutting down.
     pub fn submit(&self, job: Job) -> Result<(), Refusal> {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        // It does not wait: there are no more jobs than places.
+        // Does not block: there are no more jobs than slots.
         jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or_else(Refusal::stopping)
     }
 
-    /// Takes on nothing more. What has not begun is refused, what has is finished.
+    /// Starts the shutdown: accepts no more jobs, refuses queued ones, and finishes those in progress.
     pub fn stop(&self) {
         self.stopping.cancel();
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -1,4 +1,4 @@
-//! From the body of a request to image files in a folder of their own.
+//! Receives the body of a request into image files in a folder of their own.
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -18,8 +18,8 @@ use super::options::ServeLimits;
 use super::refusal::Refusal;
 use nnunet_data::dataset::{CaseFiles, DatasetJson};
 
-/// Media types of an image by itself. Clients that do not say, say one of these; what curl says of `--data-binary` is the
-/// last.
+/// Media types accepted for a plain image body. Clients that do not specify a type send one of these; the last is what
+/// curl sends with `--data-binary`.
 const IMAGE_TYPES: [&str; 6] = [
     "application/octet-stream",
     "application/gzip",
@@ -28,24 +28,23 @@ const IMAGE_TYPES: [&str; 6] = [
     "application/nifti",
     "application/x-www-form-urlencoded",
 ];
-/// Bytes of a multipart body that may pass without any of them being of an image.
+/// Maximum bytes of a multipart body between image data.
 const MOST_BETWEEN_PARTS: usize = 64 << 10;
 
-/// An image as files. Its folder is removed when this is dropped.
+/// A received image as files. The folder is deleted when this is dropped.
 pub struct Upload {
     pub folder: TempDir,
     pub files: CaseFiles,
 }
 
 impl Upload {
-    /// Receives an image for networks trained on `dataset` into a folder below `spool`: the body itself, or of a
-    /// `multipart/form-data` body one part for each channel, named by its number or name in `dataset.json`.
+    /// Receives an image for networks trained on `dataset` into a folder below `spool`. The body is the image itself,
+    /// or `multipart/form-data` with one part per channel, named by its number or name in `dataset.json`.
     ///
-    /// NIfTI is decompressed on the way, so that what it is compressed to does not matter, and what it is decompressed to
-    /// is bounded by `limits.image_bytes`.
+    /// NIfTI is decompressed while it is received, so that `limits.image_bytes` bounds the decompressed size.
     ///
     /// # Errors
-    /// The body is of a kind that is not taken, does not come to its end, or exceeds a limit.
+    /// Returns an error if the media type is not supported, the body is truncated, or a limit is exceeded.
     pub async fn receive(
         body: &mut BodyDataStream,
         content_type: Option<&str>,
@@ -70,7 +69,7 @@ impl Upload {
                 receive_parts(body, boundary, dataset, room, folder.path()).await?
             }
             Some(other) if !IMAGE_TYPES.contains(&other) => {
-                let line = format!("{other} is not taken; send an image as {} or multipart/form-data", IMAGE_TYPES[0]);
+                let line = format!("{other} is not supported; send {} or multipart/form-data", IMAGE_TYPES[0]);
                 return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, line));
             }
             _ => vec![receive_image(body, &dataset.file_ending, room, folder.path()).await?],
@@ -116,7 +115,7 @@ async fn receive_parts(
             return Err(Refusal::bad_request(format!("there are two parts for channel {channel}")));
         }
     }
-    // A lone part may hold all channels, as a lone file may.
+    // A single part may hold all channels, as a single file may.
     if let [Some(all), rest @ ..] = images.as_slice()
         && rest.iter().all(Option::is_none)
     {
@@ -128,7 +127,7 @@ async fn receive_parts(
     images.into_iter().enumerate().map(with_number).collect()
 }
 
-/// Parts are named by a channel's number, or by its name.
+/// Index of the channel with this number or name.
 fn channel_of(name: Option<&str>, dataset: &DatasetJson) -> Result<usize, Refusal> {
     let name = name.unwrap_or_default();
     let found = dataset.channel_names.iter().enumerate().find(|(_, (key, channel))| *key == name || *channel == name);
@@ -138,7 +137,7 @@ fn channel_of(name: Option<&str>, dataset: &DatasetJson) -> Result<usize, Refusa
     })
 }
 
-/// What our own stream has said, or what multer says of the body.
+/// Converts a multipart error; errors of [`Bounded`] are passed through.
 fn broken(error: multer::Error) -> Refusal {
     match error {
         multer::Error::StreamReadFailed(error) => match error.downcast::<Refusal>() {
@@ -149,15 +148,15 @@ fn broken(error: multer::Error) -> Refusal {
     }
 }
 
-/// A request's body, of no more bytes than are allowed, and one chunk at a time: multer reads on until there is nothing to
-/// be had, and would hold in memory what comes faster than it is written.
+/// A request body with a maximum size that yields one chunk at a time. Multer reads as long as data is available and
+/// would otherwise buffer data that arrives faster than it is written.
 struct Bounded<'b> {
     body: &'b mut BodyDataStream,
     left: u64,
     limit: u64,
-    /// Bytes since the last that was of an image.
+    /// Bytes since the last image data.
     passed: Arc<AtomicUsize>,
-    /// Whether to make a pause before the next chunk.
+    /// Whether to return `Pending` before the next chunk.
     rest: bool,
 }
 
@@ -191,7 +190,7 @@ impl Stream for Bounded<'_> {
     }
 }
 
-/// A body is larger than the limit, as it says or as it turns out.
+/// Refusal of a body that is larger than the limit, by its Content-Length or as received.
 pub fn too_large_upload(limit: u64) -> Refusal {
-    Refusal::too_large(format!("the body is larger than {} MiB, which the server allows", limit >> 20))
+    Refusal::too_large(format!("the body is larger than {} MiB, the limit of this server", limit >> 20))
 }

@@ -1,4 +1,4 @@
-//! The threads that do what requests ask for: one preprocesses, one owns the device.
+//! Worker threads: one preprocesses, one owns the device.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +16,7 @@ use nnunet_image::write_labels;
 use nnunet_infer::{InferError, PreparedImage, Segmentation, StagedPredictor, load};
 use nnunet_nn::ops::NnOps;
 
-/// Reads and preprocesses images, the next while the last is predicted, until no more can come.
+/// Reads and preprocesses images, one while the previous one is predicted, until the job channel is closed.
 pub fn preprocess_all<B: NnOps>(
     jobs: &Receiver<Job>,
     predictor: &StagedPredictor<B>,
@@ -31,7 +31,7 @@ pub fn preprocess_all<B: NnOps>(
         });
         match prepared {
             Ok(image) => {
-                // The receiver is gone only if it panicked.
+                // The receiver only disconnects if it panicked.
                 if to.send((job, image, began)).is_err() {
                     return;
                 }
@@ -41,7 +41,7 @@ pub fn preprocess_all<B: NnOps>(
     }
 }
 
-/// Counts a job as begun if it is worth to be; if not, it ends here.
+/// Marks a job as in progress; `None` if the client has disconnected or the server is shutting down.
 fn begin(job: Job, state: &State) -> Option<Job> {
     if job.reply.is_closed() {
         return None;
@@ -53,8 +53,8 @@ fn begin(job: Job, state: &State) -> Option<Job> {
     Some(Job { _begun: Some(state.metrics.begin()), ..job })
 }
 
-/// Predicts what was preprocessed, until no more can come. What the second stage of a cascade needs of the first is made
-/// here, too, between the two.
+/// Predicts preprocessed images until the channel is closed. The inputs of the second stage of a cascade are also
+/// computed here, between the stages.
 pub fn predict_all<B: NnOps>(
     from: &Receiver<(Job, PreparedImage, Instant)>,
     predictor: &StagedPredictor<B>,
@@ -82,7 +82,7 @@ pub fn predict_all<B: NnOps>(
     }
 }
 
-/// The result, or what is said instead. A bug that some image brings to light ends that image's request and no other's.
+/// Runs `work` and converts errors to refusals. A panic ends only the request of this image.
 fn guarded<T>(folder: &Path, work: impl FnOnce() -> Result<T, InferError>) -> Result<T, Refusal> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|error| {
@@ -90,11 +90,11 @@ fn guarded<T>(folder: &Path, work: impl FnOnce() -> Result<T, InferError>) -> Re
             tracing::info!("refused, {}: {refusal}", refusal.status);
             refusal
         }),
-        Err(_) => Err(Refusal::internal("a bug: the server's log has the message; please report it")),
+        Err(_) => Err(Refusal::internal("internal error (a bug); please report the message in the server's log")),
     }
 }
 
-/// Writes what was found beside what was sent: the label map, or an npz with the probabilities too.
+/// Writes the result to the upload folder: the label map, or an npz with labels and probabilities.
 fn write(folder: &Path, found: &Segmentation, file_ending: &str) -> Result<PathBuf, InferError> {
     let Some(probabilities) = &found.probabilities else {
         let path = folder.join(format!("labels{file_ending}"));

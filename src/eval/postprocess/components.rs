@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use ndarray::{ArrayView3, ArrayViewMut3};
 
-/// Sets to `background` all voxels of `members`' union that are not in its largest connected component.
+/// Sets to `background` all voxels of the union of `members` that are not in its largest connected component.
 ///
-/// Voxels are neighbours where they share a face, an edge or a corner, as scikit-image's `label` takes them by default, and
-/// so nnU-Net (`acvl_utils/morphology/morphology_helper.py`, `remove_all_but_largest_component`). Components of equal size
-/// that are the largest are all kept.
+/// Connectivity includes faces, edges and corners, the default of scikit-image's `label` and therefore of nnU-Net
+/// (`acvl_utils/morphology/morphology_helper.py`, `remove_all_but_largest_component`). If several components share the
+/// largest size, all of them are kept.
 pub fn keep_largest(mut labels: ArrayViewMut3<i16>, members: &[i16], background: i16) {
     let mut runs = Runs::find(labels.view(), members);
     let is_kept = runs.in_largest();
@@ -19,19 +19,19 @@ pub fn keep_largest(mut labels: ArrayViewMut3<i16>, members: &[i16], background:
     }
 }
 
-/// A row's voxels of a mask that follow each other.
+/// A run of consecutive mask voxels in a row.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     z: usize,
     y: usize,
     first: usize,
-    /// Past the last.
+    /// Exclusive end.
     end: usize,
 }
 
-/// A mask as runs, and which of them are connected: a forest in which each tree is a component.
+/// A mask as runs, with a union-find forest of the connected components.
 struct Runs {
-    /// In the order of their voxels.
+    /// In voxel order.
     runs: Vec<Run>,
     parents: Vec<usize>,
 }
@@ -40,7 +40,7 @@ impl Runs {
     fn find(labels: ArrayView3<i16>, members: &[i16]) -> Self {
         let (_, rows, _) = labels.dim();
         let mut found = Self { runs: Vec::new(), parents: Vec::new() };
-        // Where the runs of each row begin in the list.
+        // Index of the first run of each row.
         let mut begins = vec![0];
         for (row, values) in labels.rows().into_iter().enumerate() {
             let (z, y) = (row / rows, row % rows);
@@ -71,7 +71,7 @@ impl Runs {
         self.runs.push(run);
     }
 
-    /// Joins the runs of two rows that touch, be it by a corner.
+    /// Joins the runs of two rows that touch, including at a corner.
     fn connect(&mut self, row: Range<usize>, other: Range<usize>) {
         let (mut one, mut two) = (row.start, other.start);
         while one < row.end && two < other.end {
@@ -79,7 +79,7 @@ impl Runs {
             if a.first <= b.end && b.first <= a.end {
                 self.join(one, two);
             }
-            // The next of the other row may still touch the one that ends later.
+            // Advance past the run that ends first; the other may touch the next run.
             if a.end < b.end { one += 1 } else { two += 1 }
         }
     }
@@ -91,14 +91,14 @@ impl Runs {
 
     fn root(&mut self, mut run: usize) -> usize {
         while self.parents[run] != run {
-            // Halve the way for those who come later.
+            // Path halving.
             self.parents[run] = self.parents[self.parents[run]];
             run = self.parents[run];
         }
         run
     }
 
-    /// Of each run, whether it belongs to a component of the largest size.
+    /// For each run, whether its component has the largest size.
     fn in_largest(&mut self) -> Vec<bool> {
         let roots: Vec<usize> = (0..self.runs.len()).map(|run| self.root(run)).collect();
         let mut sizes = vec![0; self.runs.len()];
@@ -110,7 +110,7 @@ impl Runs {
     }
 }
 
-/// The numbers of the rows next to row `y` of plane `z` that come before it.
+/// Indices of the neighboring rows of row `y` in plane `z` that come before it.
 fn neighbours_before(z: usize, y: usize, rows: usize) -> impl Iterator<Item = usize> {
     let beside = y.checked_sub(1).map(|y| z * rows + y);
     let below = z.checked_sub(1).map(|z| (y.saturating_sub(1)..(y + 2).min(rows)).map(move |y| z * rows + y));

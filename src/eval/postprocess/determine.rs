@@ -1,4 +1,4 @@
-//! Which postprocessing helps.
+//! Determines which postprocessing steps improve the Dice.
 
 use std::fs;
 use std::path::Path;
@@ -15,36 +15,36 @@ use crate::{
 };
 use nnunet_data::dataset::{DatasetJson, LabelValue};
 
-/// How a postprocessing is determined.
+/// Options of [`determine`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DetermineOptions {
-    /// Do not leave the postprocessed label maps behind.
+    /// Delete the postprocessed label maps afterwards.
     pub discard_postprocessed: bool,
 }
 
-/// What was found.
+/// Result of [`determine`].
 #[derive(Clone, Debug)]
 pub struct Determined {
-    /// What to do to predictions.
+    /// The selected postprocessing.
     pub postprocessing: Postprocessing,
-    /// Everything that was tried.
+    /// All steps that were tried.
     pub trials: Vec<Trial>,
-    /// Of the predictions as they were.
+    /// Metrics of the predictions before postprocessing.
     pub before: Summary,
-    /// Of the postprocessed predictions.
+    /// Metrics of the postprocessed predictions.
     pub after: Summary,
 }
 
-/// A step that was tried.
+/// A postprocessing step that was tried.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trial {
-    /// `all foreground`, or the class or region as in `summary.json`.
+    /// `all foreground`, or the key of the class or region in `summary.json`.
     pub of: String,
-    /// Mean Dice without it: over the classes, or of the class.
+    /// Dice without the step: mean over the classes, or of the class.
     pub before: f64,
-    /// And with it.
+    /// Dice with the step.
     pub after: f64,
-    /// Whether it is part of the postprocessing.
+    /// Whether the step is part of the selected postprocessing.
     pub is_kept: bool,
 }
 
@@ -63,18 +63,18 @@ struct Means<'a> {
     mean: &'a IndexMap<String, Metrics<f64>>,
 }
 
-/// Finds out what raises the Dice of the predictions in `folder`, whose truth `pairs` know: `postprocessing.json`,
-/// `summary.json` and the label maps in `postprocessed/` are left in the folder.
+/// Selects the postprocessing steps that improve the Dice of the predictions in `folder` against the references in
+/// `pairs`. Writes `postprocessing.json`, `summary.json` and the label maps in `postprocessed/` to the folder.
 ///
-/// By nnU-Net's rules: all but the largest component of all foreground together is removed if that raises the mean Dice and
-/// lowers that of no class. Where there are several classes or regions, the same is then tried with each, in the order of
-/// the dataset, on top of what was kept before, and kept where it raises its own Dice.
+/// nnU-Net's rules: keeping only the largest component of all foreground together is selected if it raises the mean
+/// Dice and lowers that of no class. If there are several classes or regions, the same is then tried for each, in the
+/// order of the dataset and on top of the steps selected so far, and selected if it raises the Dice of that class.
 ///
-/// Classes do not overlap, so that what is done to one changes no other, and all are tried in one pass over the files;
-/// regions take a pass each.
+/// Classes are disjoint, so a step for one class does not change another, and all are tried in one pass over the files.
+/// Regions overlap and take one pass each.
 ///
 /// # Errors
-/// A file cannot be read or written, or a prediction does not match its reference.
+/// Returns an error if a file cannot be read or written, or a prediction does not match its reference.
 pub fn determine(
     folder: &Path,
     pairs: &[Pair],
@@ -127,12 +127,12 @@ pub fn determine(
     Ok(Determined { postprocessing, trials, before, after })
 }
 
-/// As [`determine`], with the truth in a folder of label maps of the same names, of which those without a prediction are
-/// passed over with a warning. The dataset's description is `dataset_json`, by default that beside the predictions, else
-/// that in or beside the folder of the truth.
+/// Same as [`determine`], with the references in a folder of label maps with the same names. References without a
+/// prediction are ignored with a warning. `dataset_json` defaults to the file in the prediction folder, else in or
+/// beside the reference folder.
 ///
 /// # Errors
-/// As [`determine`]; or there is no description, or a prediction has no counterpart.
+/// Returns an error in the cases of [`determine`], and if there is no `dataset.json` or a prediction has no reference.
 pub fn determine_folder(
     folder: &Path,
     truth: &Path,
@@ -142,17 +142,17 @@ pub fn determine_folder(
     let pairs = pair_folders(folder, truth, true)?;
     let missing = label_maps(truth)?.len() - pairs.len();
     if missing > 0 {
-        tracing::warn!("{}: nothing of {missing} cases; postprocessing should be determined on all", folder.display());
+        tracing::warn!("{}: {missing} cases have no prediction; postprocessing should use all", folder.display());
     }
     let places = [folder.join("dataset.json"), truth.join("dataset.json"), truth.join("../dataset.json")];
     let found = dataset_json.map(Path::to_owned).or_else(|| places.into_iter().find(|path| path.is_file()));
-    let path = found.ok_or_else(|| EvalError::invalid(folder, "no dataset.json; name it with --dataset-json"))?;
+    let path = found.ok_or_else(|| EvalError::invalid(folder, "has no dataset.json; pass one with --dataset-json"))?;
     let dataset = DatasetJson::load(&path).map_err(|error| EvalError::invalid(&path, error))?;
     determine(folder, &pairs, &dataset, options)
 }
 
 impl Determined {
-    /// A line per trial, and what has come of it.
+    /// One line per trial, and the mean Dice before and after.
     pub fn table(&self) -> String {
         let name = |trial: &Trial| format!("largest component of {}", trial.of);
         let width = self.trials.iter().map(|trial| name(trial).chars().count()).max().unwrap_or(0);
@@ -173,7 +173,7 @@ fn improves(before: &Summary, after: &Summary) -> bool {
     after.foreground_mean.dice > before.foreground_mean.dice && !after.mean.iter().any(is_worse)
 }
 
-/// The evaluation of postprocessed predictions, in memory.
+/// Evaluates postprocessed predictions in memory.
 fn evaluate_with(pairs: &[Pair], postprocessing: &Postprocessing, classes: &Classes) -> Result<Summary, EvalError> {
     let case = |pair: &Pair| {
         let [mut prediction, reference] = read_pair(pair)?;
@@ -189,7 +189,7 @@ fn evaluate_with(pairs: &[Pair], postprocessing: &Postprocessing, classes: &Clas
     Ok(Summary::new(in_parallel(pairs, case)?))
 }
 
-/// Mean Dice of each class of `group` after the steps so far and then the same for this class.
+/// Mean Dice of each class of `group` after `postprocessing` followed by the same step for this class.
 fn dice_after_each(
     pairs: &[Pair],
     postprocessing: &Postprocessing,
@@ -199,7 +199,7 @@ fn dice_after_each(
     let case = |pair: &Pair| {
         let [mut prediction, reference] = read_pair(pair)?;
         postprocessing.apply(&mut prediction.data);
-        // What is done to one of several does not change the others: they are classes, as regions come one at a time.
+        // Steps of one group do not interfere: classes are disjoint, and regions come in groups of one.
         Postprocessing { steps: group.iter().map(KeepLargest::of).collect() }.apply(&mut prediction.data);
         let counts = Confusion::new(&reference.data, &prediction.data);
         let metrics = group.iter().map(|class| (class_key(class), counts.metrics(class, classes.ignore_label)));
@@ -213,7 +213,7 @@ fn dice_after_each(
     Ok(group.iter().map(|class| summary.mean.get(&class_key(class)).map_or(f64::NAN, |mean| mean.dice)).collect())
 }
 
-/// The first error, in the order given, or all results.
+/// Runs `of` on all pairs in parallel; returns all results, or the first error in input order.
 fn in_parallel<T: Send>(
     pairs: &[Pair],
     of: impl Fn(&Pair) -> Result<T, EvalError> + Send + Sync,
@@ -222,7 +222,7 @@ fn in_parallel<T: Send>(
     results.into_iter().collect()
 }
 
-/// Leaves the result in the folder of the predictions; gives the evaluation of the postprocessed ones.
+/// Writes the results to the prediction folder; returns the metrics of the postprocessed predictions.
 fn write(
     folder: &Path,
     pairs: &[Pair],

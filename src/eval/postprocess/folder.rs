@@ -1,4 +1,4 @@
-//! A folder of predictions, postprocessed.
+//! Postprocessing of a folder of predictions.
 
 use std::fs;
 use std::path::Path;
@@ -10,17 +10,17 @@ use crate::{EvalError, label_maps};
 use nnunet_core::fsio;
 use nnunet_image::{read_labels, write_labels};
 
-/// Writes every label map of `input`, postprocessed, into `output` under its own name, and the `dataset.json` beside them
-/// where there is one; gives the number of label maps.
+/// Writes every label map of `input`, postprocessed, to `output` under the same name, and a copy of `dataset.json` if
+/// there is one. Returns the number of label maps.
 ///
 /// # Errors
-/// A file cannot be read or written, or the folders are the same.
+/// Returns an error if a file cannot be read or written, or if both folders are the same.
 pub fn apply_to_folder(postprocessing: &Postprocessing, input: &Path, output: &Path) -> Result<usize, EvalError> {
     let maps = label_maps(input)?;
     fs::create_dir_all(output).map_err(EvalError::io(output))?;
     let is_same = fs::canonicalize(input).ok() == fs::canonicalize(output).ok();
     if is_same {
-        return Err(EvalError::invalid(output, "is the folder of the input, which would be overwritten"));
+        return Err(EvalError::invalid(output, "is the input folder, which would be overwritten"));
     }
     let paths: Vec<_> = maps.values().collect();
     let written: Vec<_> = paths

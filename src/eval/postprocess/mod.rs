@@ -1,8 +1,9 @@
-//! Postprocessing: keeping the largest connected component, where cross-validation shows that this helps.
+//! Postprocessing: keeping only the largest connected component where cross-validation shows an improvement.
 //!
-//! [`determine`] tries it on predictions with known truth, first for all foreground together, then for each class or region,
-//! and keeps what raises the Dice, by the rules of nnU-Net v2 (`postprocessing/remove_connected_components.py`). The result,
-//! [`Postprocessing`], is applied to new predictions by [`apply_to_folder`].
+//! [`determine`] tries it on predictions with known reference, first for all foreground together, then for each class
+//! or region, and selects the steps that raise the Dice, by the rules of nnU-Net v2
+//! (`postprocessing/remove_connected_components.py`). [`apply_to_folder`] applies the resulting [`Postprocessing`] to
+//! new predictions.
 
 mod components;
 mod determine;

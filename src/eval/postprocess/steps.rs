@@ -1,4 +1,4 @@
-//! What is done to predictions, and the file that says so.
+//! Postprocessing steps and their file format.
 
 use std::path::Path;
 
@@ -10,34 +10,35 @@ use super::components::keep_largest;
 use crate::EvalError;
 use nnunet_data::dataset::LabelValue;
 
-/// nnU-Net's name of the only thing it ever does.
+/// Name of the only postprocessing function of nnU-Net.
 const KEEP_LARGEST: &str = "remove_all_but_largest_component_from_segmentation";
 
-/// The steps of a postprocessing, in their order; there may be none.
+/// An ordered list of postprocessing steps; may be empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Postprocessing {
     pub steps: Vec<KeepLargest>,
 }
 
-/// Makes background of what is not in the largest connected component of some labels together, see [`keep_largest`].
+/// Sets to background everything outside of the largest connected component of the union of some labels, see
+/// [`keep_largest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeepLargest {
-    /// The labels whose union is looked at.
+    /// Labels whose union is considered.
     #[serde(rename = "labels_or_regions", deserialize_with = "flat")]
     pub labels: Vec<i16>,
-    /// What the rest becomes.
+    /// Label assigned to the removed voxels.
     #[serde(default)]
     pub background_label: i16,
 }
 
 impl KeepLargest {
-    /// For a class, or the union of a region's.
+    /// Step for a class, or for the union of the classes of a region.
     pub fn of(class: &LabelValue) -> Self {
         Self { labels: class.members().to_vec(), background_label: 0 }
     }
 }
 
-/// The part of nnU-Net's `postprocessing.json` that says what to do.
+/// The part of nnU-Net's `postprocessing.json` that describes the steps.
 #[derive(Serialize, Deserialize)]
 pub(super) struct StepsFile {
     postprocessing_fns: Vec<String>,
@@ -52,16 +53,16 @@ impl From<&Postprocessing> for StepsFile {
 }
 
 impl Postprocessing {
-    /// Reads a `postprocessing.json` that [`super::determine`] or nnU-Net v2 wrote.
+    /// Reads a `postprocessing.json` written by [`super::determine`] or by nnU-Net v2.
     ///
     /// # Errors
-    /// The file cannot be read, or asks for something that is not known.
+    /// Returns an error if the file cannot be read or contains an unknown function.
     pub fn load(path: &Path) -> Result<Self, EvalError> {
         let text = std::fs::read_to_string(path).map_err(EvalError::io(path))?;
         let StepsFile { postprocessing_fns: names, postprocessing_kwargs: steps } =
             crate::from_json(&text).map_err(|error| EvalError::invalid(path, error))?;
         if let Some(name) = names.iter().find(|name| *name != KEEP_LARGEST) {
-            return Err(EvalError::invalid(path, format!("`{name}` is not known; only `{KEEP_LARGEST}` is")));
+            return Err(EvalError::invalid(path, format!("unknown function `{name}`; supported is `{KEEP_LARGEST}`")));
         }
         if names.len() != steps.len() {
             let defect = format!("has {} postprocessing_fns, but {} postprocessing_kwargs", names.len(), steps.len());
@@ -70,7 +71,7 @@ impl Postprocessing {
         Ok(Self { steps })
     }
 
-    /// Applies all steps, one after the other.
+    /// Applies all steps in order.
     pub fn apply(&self, labels: &mut Array3<i16>) {
         for KeepLargest { labels: members, background_label } in &self.steps {
             keep_largest(labels.view_mut(), members, *background_label);
@@ -78,7 +79,7 @@ impl Postprocessing {
     }
 }
 
-/// A label, a list of labels, or a list of labels and regions, of which only the union matters.
+/// Deserializes a label, a list of labels, or a list of labels and regions to their union.
 fn flat<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<i16>, D::Error> {
     fn add(value: &Value, labels: &mut Vec<i16>) -> Result<(), String> {
         match value {

@@ -1,4 +1,5 @@
-//! What a file claims of its elements' lengths, compared with what it has: the parser takes memory for what it is told.
+//! Checks the element lengths that a DICOM file declares against the size of the file, because the parser allocates the
+//! declared length before it reads.
 
 use std::error::Error;
 use std::fs::File;
@@ -16,13 +17,13 @@ use dicom_transfer_syntax_registry::TransferSyntaxRegistry;
 const MAGIC: &[u8] = b"DICM";
 const META_LENGTH: Tag = Tag(0x0002, 0x0000);
 const PIXEL_DATA: Tag = Tag(0x7FE0, 0x0010);
-/// Sequences within sequences. Real files have a handful, and the parser recurses.
+/// Maximum nesting of sequences. Real files nest a few levels deep, and the parser recurses.
 const DEPTH: usize = 64;
 
-/// Says which element claims more than the file has, of all that the parser may read.
+/// Checks that no element the parser may read declares more bytes than the file has.
 ///
 /// # Errors
-/// One line without the path. What is no DICOM file is left to the parser.
+/// Returns a one-line message without the path. Files that are not DICOM pass; the parser rejects them.
 pub fn check_lengths(path: &Path) -> Result<(), String> {
     let mut file = BufReader::new(File::open(path).map_err(line)?);
     let length = file.get_ref().metadata().map_err(line)?.len();
@@ -32,27 +33,28 @@ pub fn check_lengths(path: &Path) -> Result<(), String> {
     file.seek(SeekFrom::Start(start)).map_err(line)?;
     let meta = FileMetaTable::from_reader(&mut file).map_err(line)?;
     match TransferSyntaxRegistry.get(meta.transfer_syntax()) {
-        // Compression, where there is any, is within the pixels (DICOM PS3.5, annex A).
+        // Encapsulated syntaxes compress only the pixel data, not the data set (DICOM PS3.5, annex A).
         Some(syntax) if !matches!(syntax.codec(), Codec::Dataset(_)) => check_data_set(file, length, syntax),
-        // What the parser refuses.
+        // The parser rejects unknown and deflated syntaxes.
         _ => Ok(()),
     }
 }
 
-/// Where `DICM` is, which has a preamble before it or not.
+/// Byte offset of `DICM`, which stands after a 128-byte preamble or at the start of the file.
 fn start_of(file: &mut impl Read) -> std::io::Result<Option<u64>> {
     let mut head = Vec::new();
     file.take(132).read_to_end(&mut head)?;
     Ok([128, 0].into_iter().find(|at| head[*at.min(&head.len())..].starts_with(MAGIC)).map(|at| at as u64))
 }
 
-/// Goes through what stands before the data set, which is as long as its first element says, whatever is in it.
+/// Checks the file meta group, which precedes the data set. Its first element declares its length, whatever elements
+/// follow.
 fn check_meta(file: &mut BufReader<File>, length: u64) -> Result<(), String> {
     let decoder = file_header_decoder();
     let header = |file: &mut BufReader<File>| decoder.decode_header(file).map_err(line);
     let (first, _) = header(file)?;
     if first.tag != META_LENGTH || first.len.0 != 4 {
-        return Err("does not begin with the length of its meta group".into());
+        return Err("does not start with the length of its file meta group (0002,0000)".into());
     }
     let mut group = [0; 4];
     file.read_exact(&mut group).map_err(line)?;
@@ -69,21 +71,21 @@ fn check_meta(file: &mut BufReader<File>, length: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// What has begun and not ended.
+/// A sequence or item whose end has not been read.
 #[derive(PartialEq)]
 enum Open {
     Sequence,
     Item,
 }
 
-/// Goes through the data set by the parser's own steps, which stop before each value.
+/// Checks the data set with the parser's own token reader, which stops before each value.
 fn check_data_set(file: BufReader<File>, length: u64, syntax: &TransferSyntax) -> Result<(), String> {
     let mut reader = LazyDataSetReader::new_with_ts(file, syntax).map_err(line)?;
     let mut open = Vec::new();
     let mut items = 0;
     while let Some(token) = reader.advance() {
         match token.map_err(line)? {
-            // Here the parser stops as well: not behind the pixels, but at what may only follow them.
+            // Same stop condition as the parser: the first element with a tag after PixelData.
             LazyDataToken::ElementHeader(header) if open.is_empty() && header.tag > PIXEL_DATA => return Ok(()),
             LazyDataToken::SequenceStart { tag, .. } if open.is_empty() && tag > PIXEL_DATA => return Ok(()),
             LazyDataToken::SequenceStart { .. } => open.push(Open::Sequence),
@@ -95,9 +97,9 @@ fn check_data_set(file: BufReader<File>, length: u64, syntax: &TransferSyntax) -
                 open.push(Open::Item);
                 items += 1;
             }
-            // The parser's steps panic where an item follows outside of a sequence.
+            // The parser panics on an item end outside of an item.
             LazyDataToken::ItemEnd if open.pop() != Some(Open::Item) => {
-                return Err("ends an item where none has begun".into());
+                return Err("has an item end (FFFE,E00D) outside of an item".into());
             }
             LazyDataToken::SequenceEnd => drop(open.pop()),
             LazyDataToken::LazyValue { header, decoder } => {
@@ -105,7 +107,7 @@ fn check_data_set(file: BufReader<File>, length: u64, syntax: &TransferSyntax) -
                 if u64::from(claimed) > left {
                     return Err(claim(header.tag, claimed, left));
                 }
-                // Not skipped: of a length that its numbers do not divide the parser reads less.
+                // Parsed, not skipped: if the length is not a multiple of the value size, the parser reads fewer bytes.
                 LazyDataToken::LazyValue { header, decoder }.into_value().map_err(line)?;
             }
             LazyDataToken::LazyItemValue { len, decoder } => {
@@ -114,25 +116,25 @@ fn check_data_set(file: BufReader<File>, length: u64, syntax: &TransferSyntax) -
                     return Err(claim(PIXEL_DATA, len, left));
                 }
                 if items == 1 && len % 4 > 0 {
-                    return Err(format!("has {len} bytes of offsets to its pixels, of 4 each"));
+                    return Err(format!("has a basic offset table of {len} bytes, not a multiple of 4"));
                 }
                 LazyDataToken::LazyItemValue { len, decoder }.skip().map_err(line)?;
             }
             _ => {}
         }
-        // A sequence and its item each.
+        // Each level counts twice: the sequence and its item.
         if open.len() > 2 * DEPTH {
-            return Err(format!("has sequences within sequences, more than {DEPTH} deep"));
+            return Err(format!("nests sequences more than {DEPTH} levels deep"));
         }
     }
     Ok(())
 }
 
 fn claim(Tag(group, element): Tag, claimed: u32, left: u64) -> String {
-    format!("({group:04X},{element:04X}) claims {claimed} bytes, of which {left} are there")
+    format!("({group:04X},{element:04X}) declares {claimed} bytes, but the file has only {left} left")
 }
 
-/// With its causes: the parser's errors only say where they were met.
+/// One line with the error's causes: the parser's own message only says where parsing stopped.
 fn line(error: impl Error + Send + Sync + 'static) -> String {
     format!("{:#}", anyhow::Error::new(error))
 }
@@ -141,12 +143,12 @@ fn line(error: impl Error + Send + Sync + 'static) -> String {
 mod tests {
     use super::*;
 
-    /// A file of a transfer syntax.
+    /// Checks a file with the given transfer syntax and elements.
     fn file(syntax: &[u8], elements: &[&[u8]]) -> Result<(), String> {
         file_with(syntax, &[], elements)
     }
 
-    /// One with more in its meta group.
+    /// Same, with more elements in the file meta group.
     fn file_with(syntax: &[u8], more: &[u8], elements: &[&[u8]]) -> Result<(), String> {
         let meta = [b"\x02\0\x10\0UI".as_slice(), &(syntax.len() as u16).to_le_bytes(), syntax, more].concat();
         let length = [b"\x02\0\0\0UL\x04\0".as_slice(), &(meta.len() as u32).to_le_bytes()].concat();
@@ -166,9 +168,9 @@ mod tests {
         assert_eq!(file(EXPLICIT, &[b"\x28\0\x10\0US\x02\0\x01\0"]), Ok(()));
         let implicit: &[u8] = b"\x28\0\x10\0\x02\0\0\0\x01\0";
         assert_eq!(file(IMPLICIT, &[implicit]), Ok(()));
-        // The parser overlooks whatever space follows the name.
+        // The parser ignores white space after the UID.
         assert_eq!(file(b"1.2.840.10008.1.2\t\0 ", &[implicit]), Ok(()));
-        let claim = "(0028,0010) claims 1610613760 bytes, of which 2 are there".to_owned();
+        let claim = "(0028,0010) declares 1610613760 bytes, but the file has only 2 left".to_owned();
         assert_eq!(file(IMPLICIT, &[b"\x28\0\x10\0\0\x04\0\x60\x01\0"]), Err(claim.clone()));
         assert_eq!(file(EXPLICIT, &[b"\x28\0\x10\0OB\0\0\0\x04\0\x60\x01\0"]), Err(claim));
     }
@@ -177,7 +179,7 @@ mod tests {
     fn what_is_in_the_meta_group_does_not_end_it() {
         let stray: &[u8] = b"\x02\x80\x02\0UI\x02\0\x31\0";
         let claim: &[u8] = b"\x28\0\x10\0OB\0\0\0\x04\0\x60\x01\0";
-        assert!(file_with(EXPLICIT, stray, &[claim]).unwrap_err().contains("(0028,0010) claims"));
+        assert!(file_with(EXPLICIT, stray, &[claim]).unwrap_err().contains("(0028,0010) declares"));
     }
 
     #[test]
@@ -185,12 +187,12 @@ mod tests {
         let rows: &[u8] = b"\0\x28\0\x10US\0\x02\0\x01";
         let claim: &[u8] = b"\0\x28\0\x11OB\0\0\0\0\x04\0\x01";
         assert_eq!(file(b"1.2.840.10008.1.2.2\0", &[rows]), Ok(()));
-        assert!(file(b"1.2.840.10008.1.2.2\0", &[rows, claim]).unwrap_err().contains("(0028,0011) claims 1024 bytes"));
+        assert!(file(b"1.2.840.10008.1.2.2\0", &[rows, claim]).unwrap_err().contains("(0028,0011) declares 1024"));
     }
 
     #[test]
     fn claims_within_sequences_are_met_and_their_ends_found() {
-        // Of unsaid length, and of a stated one.
+        // Sequences of undefined and of defined length.
         let short: &[u8] = b"\x08\0\x60\0CS\x02\0CT";
         let open: &[u8] = b"\x08\0\x40\x11SQ\0\0\xFF\xFF\xFF\xFF";
         let closed: &[u8] = b"\x08\0\x40\x11SQ\0\0\x12\0\0\0\xFE\xFF\0\xE0\x0A\0\0\0";
@@ -201,7 +203,7 @@ mod tests {
             let mut elements = sound;
             elements[place] = too_long;
             let elements = &elements[..=place];
-            assert!(file(EXPLICIT, elements).unwrap_err().contains("(0008,0060) claims 32 bytes"), "{place}");
+            assert!(file(EXPLICIT, elements).unwrap_err().contains("(0008,0060) declares 32 bytes"), "{place}");
         }
         assert!(file(EXPLICIT, &[&[open, ITEM_OF_ANY].concat().repeat(80)]).unwrap_err().contains("deep"));
     }
@@ -210,7 +212,7 @@ mod tests {
     fn an_item_ends_within_a_sequence() {
         let (item_ends, sequence) = (&ENDS[..8], b"\x08\0\x40\x11SQ\0\0\xFF\xFF\xFF\xFF");
         for elements in [[item_ends, ITEM_OF_ANY].as_slice(), &[sequence, item_ends, ITEM_OF_ANY]] {
-            assert!(file(EXPLICIT, elements).unwrap_err().contains("where none has begun"));
+            assert!(file(EXPLICIT, elements).unwrap_err().contains("outside of an item"));
         }
     }
 
@@ -221,7 +223,7 @@ mod tests {
         let bad: &[u8] = b"\xFC\xFF\xFC\xFFOB\0\0\0\x04\0\x60\x01\0";
         assert_eq!(file(EXPLICIT, &[pixels, bad]), Ok(()));
         let misplaced: &[u8] = b"\x28\0\x10\0OB\0\0\0\x04\0\x60\x01\0";
-        assert!(file(EXPLICIT, &[pixels, misplaced]).unwrap_err().contains("(0028,0010) claims"));
+        assert!(file(EXPLICIT, &[pixels, misplaced]).unwrap_err().contains("(0028,0010) declares"));
         assert!(file(EXPLICIT, &[icon, ITEM_OF_ANY, pixels, ENDS, misplaced]).is_err());
         let pieces: &[u8] = b"\xE0\x7F\x10\0OB\0\0\xFF\xFF\xFF\xFF\xFE\xFF\0\xE0\x02\0\0\0\xFF\xFF";
         assert!(file(EXPLICIT, &[icon, ITEM_OF_ANY, pieces, &ENDS[8..], ENDS, misplaced]).is_err());

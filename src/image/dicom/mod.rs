@@ -1,9 +1,8 @@
-//! A series of DICOM files, one slice each, as one image.
+//! DICOM series with one file per slice, read as one image.
 //!
-//! Slices are sorted along their normal and must lie at equal distances. Intensities are the stored numbers after rescale
-//! slope and intercept, as pydicom has them: `MONOCHROME1` asks for another display, not for other numbers. ITK turns the
-//! numbers round there.
-//! What cannot be read, compressed and multi-frame files, is refused with the command that converts it.
+//! Slices are sorted along their normal and must be equidistant. Intensities are the stored values after rescale slope
+//! and intercept, as in pydicom: `MONOCHROME1` only affects display and does not invert the values (ITK inverts them).
+//! Compressed and multi-frame files are not supported; the error names the command that converts them.
 
 mod lengths;
 mod series;
@@ -17,7 +16,7 @@ use self::series::Series;
 use super::seam::{ImageHeader, ImageReader};
 use super::{ImageError, Volume};
 
-/// The format: a folder with the files of one series, or a single file of one slice.
+/// Reader for a folder with the files of one series, or for a single file with one slice.
 pub struct DicomSeries;
 
 impl ImageReader for DicomSeries {
@@ -30,22 +29,22 @@ impl ImageReader for DicomSeries {
     }
 }
 
-/// Reads a series out of a folder of DICOM files by its SeriesInstanceUID, which only need be given where there are
-/// several.
+/// Reads one series from a folder of DICOM files by its SeriesInstanceUID. `uid` is optional if the folder holds a
+/// single series.
 ///
 /// # Errors
-/// There is no such series, or several to choose from, all of which the error lists; or its files are damaged, of a kind
-/// that cannot be read, or no stack of slices at equal distances.
+/// Returns an error if the series does not exist, if `uid` is `None` and the folder holds several series (the error
+/// lists them), if a file is damaged or unsupported, or if the slices are not an equidistant stack.
 pub fn read_series(folder: &Path, uid: Option<&str>) -> Result<Volume, ImageError> {
     Series::find(folder, uid)?.read()
 }
 
-/// Whether a folder holds DICOM files, by their magic number.
+/// Whether a folder contains DICOM files, detected by their magic number.
 pub fn holds_dicom(folder: &Path) -> bool {
     folder.is_dir() && files(folder).is_ok_and(|files| files.iter().any(|path| is_dicom(path)))
 }
 
-/// Whether this is a DICOM file: `DICM` stands after a preamble of 128 bytes.
+/// Whether this is a DICOM file: `DICM` after a preamble of 128 bytes.
 pub fn is_dicom(path: &Path) -> bool {
     let begin = || -> std::io::Result<[u8; 132]> {
         let mut bytes = [0; 132];
@@ -55,7 +54,7 @@ pub fn is_dicom(path: &Path) -> bool {
     path.is_file() && begin().is_ok_and(|bytes| bytes.ends_with(b"DICM"))
 }
 
-/// The files of a folder that are not hidden, by name; or the file itself.
+/// The non-hidden files of a folder, sorted by name; or the file itself.
 fn files(path: &Path) -> Result<Vec<PathBuf>, ImageError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);

@@ -1,4 +1,4 @@
-//! Slices that belong together, in their order.
+//! Groups slices into series and sorts them into a stack.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,14 @@ use super::{files, is_dicom};
 use crate::seam::ImageHeader;
 use crate::{Geometry, ImageError, Volume};
 
-/// Part of the distance between slices by which one may be off its place: positions are rounded in the files.
+/// Maximum deviation of a slice from its expected position, as a fraction of the slice distance: positions in files are
+/// rounded.
 const MAX_OFFSET: f64 = 0.1;
-/// Tangent of the angle by which the stack may lean: half a degree.
+/// Maximum tangent of the angle between the stack and the slice normal: about half a degree.
 const MAX_TILT: f64 = 0.01;
-/// By which direction cosines and pixel sizes of a series may differ.
+/// Maximum difference of direction cosines and pixel sizes within a series.
 const TOLERANCE: f64 = 1e-4;
-/// How many missing slices, and how many series, an error names.
+/// Maximum number of missing slices, or of series, that an error lists.
 const LISTED: usize = 10;
 
 /// A stack of slices in ascending order along their normal.
@@ -27,7 +28,7 @@ pub struct Series {
 }
 
 impl Series {
-    /// Reads all but the pixels of the series `uid` at `folder`, or of the only one there.
+    /// Reads everything but the pixels of series `uid` in `folder`, or of its only series if `uid` is `None`.
     pub fn find(folder: &Path, uid: Option<&str>) -> Result<Self, ImageError> {
         let fail = |defect: String| ImageError::new(folder, defect);
         let paths: Vec<PathBuf> = files(folder)?.into_iter().filter(|path| is_dicom(path)).collect();
@@ -40,13 +41,13 @@ impl Series {
             Some(uid) => {
                 let known = list(&by_series);
                 let chosen = by_series.remove(uid);
-                chosen.ok_or_else(|| fail(format!("holds no series {uid}, but {known}")))?
+                chosen.ok_or_else(|| fail(format!("has no series {uid}; available: {known}")))?
             }
             None if by_series.len() > 1 => {
                 let list = list(&by_series);
-                return Err(fail(format!("holds {} series, choose by --series: {list}", by_series.len())));
+                return Err(fail(format!("has {} series, select one with --series: {list}", by_series.len())));
             }
-            None => by_series.into_values().next().ok_or_else(|| fail("holds no DICOM image".into()))?,
+            None => by_series.into_values().next().ok_or_else(|| fail("has no DICOM image".into()))?,
         };
         let slices = chosen.into_iter().map(|file| file.slice).collect::<Result<Vec<_>, _>>()?;
         Self::of(folder, slices)
@@ -60,19 +61,20 @@ impl Series {
 
     pub fn read(&self) -> Result<Volume, ImageError> {
         let [y, x] = self.slices[0].extents;
-        // Each slice's file is as long as its pixels, so this is less than the files are together, but for the type.
+        // Each file is at least as long as its pixels, so this allocation is bounded by the files' size up to the
+        // factor of the element type.
         let mut data = Array4::zeros((1, self.slices.len(), y, x));
         let planes = data.as_slice_mut().expect("standard layout").par_chunks_exact_mut(y * x);
         planes.zip(&self.slices).try_for_each(|(plane, slice)| slice.read(plane))?;
         Ok(Volume { data, geometry: self.geometry.clone() })
     }
 
-    /// Sorts slices, which must be a stack.
+    /// Sorts slices into a stack and checks that they are one.
     fn of(folder: &Path, mut slices: Vec<Slice>) -> Result<Self, ImageError> {
         let first = &slices[0];
         let normal = unit(cross(first.x, first.y)).filter(|_| dot(first.x, first.y).abs() < 1e-3);
         let Some(normal) = normal else {
-            return Err(ImageError::new(&first.path, "ImageOrientationPatient is no pair of perpendicular directions"));
+            return Err(ImageError::new(&first.path, "ImageOrientationPatient is not two perpendicular directions"));
         };
         if let Some(defect) = slices.iter().find_map(|slice| differs(slice, first).map(|what| (&slice.path, what))) {
             let (path, what) = defect;
@@ -87,7 +89,7 @@ impl Series {
         let aside = (dot(way, way) - along * along).max(0.0).sqrt();
         if aside > MAX_TILT * along && aside > MAX_OFFSET * gap {
             let degrees = (aside / along).atan().to_degrees();
-            let defect = format!("the stack leans by {degrees:.1} degrees (gantry tilt); straighten it by `dcm2niix`");
+            let defect = format!("has a gantry tilt of {degrees:.1} degrees; correct it with `dcm2niix`");
             return Err(ImageError::new(folder, defect));
         }
         let geometry = Geometry {
@@ -102,14 +104,14 @@ impl Series {
     }
 }
 
-/// The distance between slices, whose places along the normal ascend.
+/// Distance between slices in mm; `places` are the ascending positions along the normal.
 fn check_places(slices: &[Slice], places: &[f64]) -> Result<f64, String> {
     let name = |index: usize| slices[index].path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut gaps: Vec<f64> = places.windows(2).map(|pair| pair[1] - pair[0]).collect();
     let Some(last) = gaps.len().checked_sub(1) else { return Ok(slices[0].thickness.unwrap_or(1.0)) };
     if let Some(index) = gaps.iter().position(|gap| *gap < 1e-4) {
         let (first, second) = (name(index), name(index + 1));
-        return Err(format!("{first} and {second} are at the same place: several images of one slice"));
+        return Err(format!("{first} and {second} have the same position: several images of one slice"));
     }
     let mean = (places[last + 1] - places[0]) / (last + 1) as f64;
     let is_off = |(index, place): (usize, &f64)| (place - places[0] - mean * index as f64).abs() > MAX_OFFSET * mean;
@@ -125,7 +127,7 @@ fn check_places(slices: &[Slice], places: &[f64]) -> Result<f64, String> {
         if (gap - steps * median).abs() > MAX_OFFSET * median || steps < 1.0 {
             let (first, second) = (name(index), name(index + 1));
             return Err(format!(
-                "slices are at unequal distances: {gap:.3} mm from {first} to {second}, else {median:.3}"
+                "slices are not equidistant: {gap:.3} mm from {first} to {second}, median {median:.3} mm"
             ));
         }
         if steps > 1.0 {
@@ -134,13 +136,13 @@ fn check_places(slices: &[Slice], places: &[f64]) -> Result<f64, String> {
         }
     }
     match holes.is_empty() {
-        // Rounding adds up, but each distance is like the others.
+        // The total deviation is accumulated rounding; each single distance is within tolerance.
         true => Ok(mean),
         false => Err(format!("slices are missing: {}", shortened(&holes))),
     }
 }
 
-/// The attribute in which two slices of a series may not differ, but do.
+/// The first attribute in which two slices of a series differ but must agree.
 fn differs(slice: &Slice, first: &Slice) -> Option<&'static str> {
     let far = |a: &[f64], b: &[f64]| a.iter().zip(b).any(|(a, b)| (a - b).abs() > TOLERANCE * b.abs().max(1.0));
     match () {
@@ -151,7 +153,7 @@ fn differs(slice: &Slice, first: &Slice) -> Option<&'static str> {
     }
 }
 
-/// Each series with what tells it from the others.
+/// One entry per series with the attributes that distinguish it.
 fn list(by_series: &BTreeMap<String, Vec<Found>>) -> String {
     let line = |(uid, files): (&String, &Vec<Found>)| {
         let Found { modality, description, path, .. } = &files[0];

@@ -1,4 +1,4 @@
-//! One DICOM file: what it says of its slice, and its pixels.
+//! One DICOM file: the attributes of its slice, and its pixels.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use super::lengths::check_lengths;
 use crate::stored::file_len;
 use crate::{ImageError, Number};
 
-/// Attributes used here (DICOM PS3.6), with their keywords.
+/// Attributes read here (DICOM PS3.6), with their keywords.
 const MODALITY: (Tag, &str) = (Tag(0x0008, 0x0060), "Modality");
 const SERIES_DESCRIPTION: (Tag, &str) = (Tag(0x0008, 0x103E), "SeriesDescription");
 const SLICE_THICKNESS: (Tag, &str) = (Tag(0x0018, 0x0050), "SliceThickness");
@@ -30,7 +30,7 @@ const RESCALE_INTERCEPT: (Tag, &str) = (Tag(0x0028, 0x1052), "RescaleIntercept")
 const RESCALE_SLOPE: (Tag, &str) = (Tag(0x0028, 0x1053), "RescaleSlope");
 const PIXEL_DATA: (Tag, &str) = (Tag(0x7FE0, 0x0010), "PixelData");
 
-/// Implicit and explicit VR, little-endian: the transfer syntaxes whose pixels are as they are.
+/// Implicit and explicit VR little-endian: the transfer syntaxes with uncompressed pixels.
 const NATIVE: [&str; 2] = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"];
 
 /// A file of a series.
@@ -40,11 +40,11 @@ pub struct Found {
     pub series: String,
     pub modality: String,
     pub description: String,
-    /// The slice, or why it cannot be read: of interest only if the series is the one that is wanted.
+    /// The slice, or the reason it cannot be read; the error matters only if this series is selected.
     pub slice: Result<Slice, ImageError>,
 }
 
-/// What a file says of its slice.
+/// The attributes of one slice.
 #[derive(Clone, Debug)]
 pub struct Slice {
     pub path: PathBuf,
@@ -52,18 +52,18 @@ pub struct Slice {
     pub extents: [usize; 2],
     /// Pixel size in mm along `(y, x)`.
     pub spacing: [f64; 2],
-    /// What the file says of the distance to the next slice, in mm.
+    /// Distance to the next slice in mm, as stated by the file.
     pub thickness: Option<f64>,
-    /// Centre of the first pixel, LPS, mm.
+    /// Center of the first pixel, LPS, mm.
     pub position: [f64; 3],
-    /// Directions in which x and y grow.
+    /// Directions of increasing x and y.
     pub x: [f64; 3],
     pub y: [f64; 3],
     bits: Bits,
     scaling: (f64, f64),
 }
 
-/// How a pixel is stored.
+/// Bit layout of a pixel.
 #[derive(Clone, Copy, Debug)]
 struct Bits {
     allocated: usize,
@@ -73,9 +73,9 @@ struct Bits {
 }
 
 impl Found {
-    /// Reads all but the pixels; `None` for an object without any, such as a report or a DICOMDIR.
+    /// Reads everything but the pixels; `None` for an object without pixels, such as a report or a DICOMDIR.
     pub fn read(path: &Path) -> Result<Option<Self>, ImageError> {
-        let not_whole = |defect: String| ImageError::new(path, format!("is not a whole DICOM file: {defect}"));
+        let not_whole = |defect: String| ImageError::new(path, format!("is not a valid DICOM file: {defect}"));
         check_lengths(path).map_err(not_whole)?;
         let object = OpenFileOptions::new().read_until(PIXEL_DATA.0).open_file(path);
         let object = object.map_err(|error| not_whole(error.to_string()))?;
@@ -94,16 +94,16 @@ impl Slice {
     fn of(path: &Path, attributes: &Attributes) -> Result<Self, String> {
         let syntax = attributes.0.meta().transfer_syntax();
         if !NATIVE.contains(&syntax) {
-            return Err(format!("is compressed ({}); unpack it by `gdcmconv --raw IN OUT`", syntax_name(syntax)));
+            return Err(format!("is compressed ({}); decompress it with `gdcmconv --raw IN OUT`", syntax_name(syntax)));
         }
         let frames: usize = attributes.number(NUMBER_OF_FRAMES)?.unwrap_or(1);
         if frames > 1 {
-            return Err(format!("holds {frames} frames; convert the series by `dcm2niix`"));
+            return Err(format!("has {frames} frames; convert the series with `dcm2niix`"));
         }
         let samples: usize = attributes.number(SAMPLES_PER_PIXEL)?.unwrap_or(1);
         let photometric = attributes.text(PHOTOMETRIC).unwrap_or_else(|| "MONOCHROME2".into());
         if samples != 1 || !photometric.starts_with("MONOCHROME") {
-            return Err(format!("is no grey image: {samples} samples per pixel, {photometric}"));
+            return Err(format!("is not grayscale: {samples} samples per pixel, {photometric}"));
         }
         let extents = [attributes.needed(ROWS)?, attributes.needed(COLUMNS)?];
         let allocated = attributes.needed(BITS_ALLOCATED)?;
@@ -112,13 +112,13 @@ impl Slice {
         let signed = attributes.number(PIXEL_REPRESENTATION)?.unwrap_or(0usize) == 1;
         let bits = Bits { allocated, stored, high, signed };
         if ![8, 16, 32].contains(&allocated) || stored == 0 || high >= allocated || high + 1 < stored {
-            return Err(format!("has pixels of {stored} bits, the highest {high}, in {allocated}, which cannot be"));
+            return Err(format!("is invalid: BitsStored {stored}, HighBit {high}, BitsAllocated {allocated}"));
         }
         let length = file_len(path).map_err(|error| error.defect)?;
         let bytes = extents[0].saturating_mul(extents[1]).saturating_mul(allocated / 8);
         if bytes == 0 || bytes as u64 > length {
             let [rows, columns] = extents;
-            return Err(format!("Rows and Columns claim {rows} x {columns} pixels in a file of {length} bytes"));
+            return Err(format!("Rows and Columns declare {rows} x {columns} pixels in a file of {length} bytes"));
         }
         let [dx, dy, dz, ex, ey, ez] = attributes.vector(IMAGE_ORIENTATION)?;
         let spacing: [f64; 2] = attributes.vector(PIXEL_SPACING)?;
@@ -141,7 +141,7 @@ impl Slice {
         })
     }
 
-    /// The type that holds the stored numbers.
+    /// Scalar type of the stored values.
     pub fn number(&self) -> Number {
         match (self.bits.allocated, self.bits.signed) {
             (8, false) => Number::U8,
@@ -157,7 +157,7 @@ impl Slice {
     pub fn read(&self, pixels: &mut [f32]) -> Result<(), ImageError> {
         let fail = |defect: String| ImageError::new(&self.path, defect);
         let object = OpenFileOptions::new().read_to(PIXEL_DATA.0).open_file(&self.path);
-        let object = object.map_err(|error| fail(format!("is not a whole DICOM file: {error}")))?;
+        let object = object.map_err(|error| fail(format!("is not a valid DICOM file: {error}")))?;
         let element = object.get(PIXEL_DATA.0).ok_or_else(|| fail("has no PixelData".into()))?;
         let bytes = element.to_bytes().map_err(|error| fail(format!("PixelData: {error}")))?;
         let size = self.bits.allocated / 8;
@@ -166,7 +166,7 @@ impl Slice {
         }
         let (slope, intercept) = self.scaling;
         for (pixel, bytes) in pixels.iter_mut().zip(bytes.chunks_exact(size)) {
-            // The parser has brought words into the machine's order.
+            // The parser has already converted words to native byte order.
             let word = match *bytes {
                 [a] => u32::from(a),
                 [a, b] => u32::from(u16::from_ne_bytes([a, b])),
@@ -180,7 +180,7 @@ impl Slice {
 }
 
 impl Bits {
-    /// The number in a word, of which other bits may hold anything.
+    /// Extracts the value from a word; bits outside of it may be set to anything.
     fn value(self, word: u32) -> i64 {
         let value = i64::from(word >> (self.high + 1 - self.stored)) & ((1 << self.stored) - 1);
         match self.signed && value >> (self.stored - 1) & 1 == 1 {
@@ -190,7 +190,7 @@ impl Bits {
     }
 }
 
-/// The attributes of a file, with errors that name them.
+/// Typed access to a file's attributes; errors name the attribute.
 struct Attributes<'a>(&'a DefaultDicomObject);
 
 impl Attributes<'_> {
@@ -200,7 +200,7 @@ impl Attributes<'_> {
     }
 
     fn number(&self, attribute: (Tag, &str)) -> Result<Option<usize>, String> {
-        let parse = |text: String| text.parse().map_err(|_| format!("{} is {text:?}, no such number", attribute.1));
+        let parse = |text: String| text.parse().map_err(|_| format!("{} is {text:?}, not a valid number", attribute.1));
         self.text(attribute).map(parse).transpose()
     }
 
@@ -213,7 +213,7 @@ impl Attributes<'_> {
             None => Ok(None),
             Some(text) => match text.parse() {
                 Ok(number) if f64::is_finite(number) => Ok(Some(number)),
-                _ => Err(format!("{} is {text:?}, no number", attribute.1)),
+                _ => Err(format!("{} is {text:?}, not a number", attribute.1)),
             },
         }
     }
@@ -231,7 +231,7 @@ fn missing((tag, keyword): (Tag, &str)) -> String {
     format!("has no {keyword} ({:04X},{:04X})", tag.0, tag.1)
 }
 
-/// The common ones by name (DICOM PS3.6, annex A).
+/// Transfer syntax UID with the name of its compression (DICOM PS3.6, annex A).
 fn syntax_name(uid: &str) -> String {
     let name = match uid {
         "1.2.840.10008.1.2.1.99" => "deflate",

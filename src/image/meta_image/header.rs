@@ -1,4 +1,4 @@
-//! What the header of a MetaImage says.
+//! Parsing of MetaImage headers.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,11 +11,11 @@ use crate::{Geometry, ImageError, Number};
 /// The field that ends a header.
 const LAST: &str = "ElementDataFile";
 
-/// A header, checked.
+/// A validated header.
 pub struct Header {
-    /// `(image, z, y, x)`, where images follow one another along a fourth axis.
+    /// `(image, z, y, x)`; `image` is the fourth axis of the file.
     pub shape: [usize; 4],
-    /// Numbers per voxel.
+    /// Scalars per voxel.
     pub components: usize,
     pub stored: Stored,
     pub geometry: Geometry,
@@ -30,11 +30,11 @@ impl Header {
     }
 }
 
-/// The fields of a header by name.
+/// Header fields by name.
 struct Fields<'a>(HashMap<&'a str, &'a str>);
 
 impl Fields<'_> {
-    /// The outer error is a defect of the header, the inner one that of a file.
+    /// The outer error is a defect of the header, the inner one a defect of a file.
     fn header(&self, path: &Path, len: u64) -> Result<Result<Header, ImageError>, String> {
         let data_file = self.get(&[LAST]).ok_or("is not a MetaImage file: its header has no ElementDataFile")?;
         if let Some(kind) = self.get(&["ObjectType"]).filter(|kind| *kind != "Image") {
@@ -42,7 +42,7 @@ impl Fields<'_> {
         }
         let axes: usize = self.one("NDims")?.ok_or("its header has no NDims")?;
         if !(2..=4).contains(&axes) {
-            return Err(format!("NDims is {axes}; images of 2 or 3 axes, and one of channels, can be read"));
+            return Err(format!("NDims is {axes}; supported are 2 or 3 spatial axes and one channel axis"));
         }
         let size = extents("DimSize", self.get(&["DimSize"]).ok_or("its header has no DimSize")?, axes)?;
         let extent = |axis: usize| size.get(axis).copied().unwrap_or(1);
@@ -72,7 +72,7 @@ impl Fields<'_> {
     ) -> Result<Stored, ImageError> {
         let fail = |defect: String| ImageError::new(path, defect);
         if data_file.starts_with("LIST") || data_file.contains('%') {
-            let remedy = "a file for each slice; write it as one, by SimpleITK or `c3d IN -o OUT.mha`";
+            let remedy = "one file per slice is not supported; convert it with SimpleITK or `c3d IN -o OUT.mha`";
             return Err(fail(format!("{LAST} is {data_file}: {remedy}")));
         }
         let (file, mut begin) = match data_file {
@@ -90,7 +90,7 @@ impl Fields<'_> {
         };
         match self.one::<i64>("HeaderSize").map_err(fail)?.unwrap_or(0) {
             0 => {}
-            // The voxels are what the file ends with.
+            // The voxels are the last bytes of the file.
             -1 if packing == Packing::Raw => {
                 begin = file_len(&file)?.saturating_sub((count as u64).saturating_mul(number.size() as u64)).max(begin);
             }
@@ -116,7 +116,7 @@ impl Fields<'_> {
         let origin = list(&["Offset", "Position", "Origin"], axes, &|_| 0.0)?;
         let one = |entry: usize| f64::from(u8::from(entry.is_multiple_of(axes + 1)));
         let matrix = list(&["TransformMatrix", "Rotation", "Orientation"], axes * axes, &one)?;
-        // The file has the axes one after the other, `direction` has them as columns.
+        // The file lists the directions axis by axis; `direction` has them as columns.
         let cosine = |row: usize, axis: usize| {
             let cosine = matrix[axis * axes + row];
             if spacing[axis] < 0.0 { -cosine } else { cosine }
@@ -139,13 +139,13 @@ impl Fields<'_> {
         }
     }
 
-    /// The value of the first of these fields that is there.
+    /// Value of the first of these fields that is present.
     fn get(&self, names: &[&str]) -> Option<&str> {
         names.iter().find_map(|name| self.0.get(name).copied())
     }
 
     fn one<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, String> {
-        let parse = |value: &str| value.parse().map_err(|_| format!("{name} is {value:?}, no such number"));
+        let parse = |value: &str| value.parse().map_err(|_| format!("{name} is {value:?}, not a valid number"));
         self.get(&[name]).map(parse).transpose()
     }
 
@@ -159,7 +159,7 @@ impl Fields<'_> {
     }
 }
 
-/// `MET_LONG` has 4 bytes, whatever a C compiler's has.
+/// `MET_LONG` has 4 bytes, regardless of the size of `long` in C.
 fn element_type(name: &str) -> Result<Number, String> {
     Ok(match name.strip_suffix("_ARRAY").unwrap_or(name) {
         "MET_CHAR" | "MET_ASCII_CHAR" => Number::I8,
@@ -172,6 +172,6 @@ fn element_type(name: &str) -> Result<Number, String> {
         "MET_ULONG_LONG" => Number::U64,
         "MET_FLOAT" => Number::F32,
         "MET_DOUBLE" => Number::F64,
-        _ => return Err(format!("ElementType is {name}, not one that can be read")),
+        _ => return Err(format!("ElementType {name} is not supported")),
     })
 }

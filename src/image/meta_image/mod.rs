@@ -1,7 +1,7 @@
-//! MetaImage: `.mha`, or `.mhd` with its voxels in a file beside it (`.raw`, `.zraw`).
+//! MetaImage: `.mha`, or `.mhd` with its voxels in a separate file (`.raw`, `.zraw`).
 //!
-//! Read as ITK does: `TransformMatrix` holds the direction of one axis after the other, a negative spacing turns its axis,
-//! and `ElementToIntensityFunction…` is left alone. Components of a voxel and a fourth axis are channels.
+//! Follows ITK: `TransformMatrix` lists the axis directions one after the other, a negative spacing flips its axis, and
+//! `ElementToIntensityFunction...` is ignored. Voxel components and a fourth axis become channels.
 
 mod header;
 mod write;
@@ -15,7 +15,7 @@ use super::number::components_first;
 use super::seam::{ImageHeader, ImageReader, ImageWriter};
 use super::{ImageError, LabelMap, Volume};
 
-/// The format.
+/// Reader and writer of MetaImage files.
 pub struct MetaImage;
 
 impl ImageReader for MetaImage {
@@ -29,7 +29,7 @@ impl ImageReader for MetaImage {
         let Header { shape: [images, z, y, x], components, stored, geometry } = Header::read(path)?;
         let numbers = components_first(stored.read()?, components, z * y * x);
         let data = Array4::from_shape_vec((images * components, z, y, x), numbers);
-        Ok(Volume { data: data.expect("as many numbers as the header says"), geometry })
+        Ok(Volume { data: data.expect("length matches the header"), geometry })
     }
 }
 

@@ -1,4 +1,4 @@
-//! To `.mha`, and to `.mhd` with `.zraw`; compressed, as nnU-Net writes.
+//! Writes `.mha`, and `.mhd` with `.zraw`, compressed with zlib as nnU-Net does.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -15,7 +15,7 @@ pub fn labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
     write(path, [1, z, y, x], &labels.geometry, &Numbers::of_labels(values.as_slice().expect("standard layout")))
 }
 
-/// Several channels become the components of a voxel.
+/// Writes a volume; channels become the components of a voxel.
 pub fn volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
     let (c, z, y, x) = volume.data.dim();
     let values = components_last(&volume.data);
@@ -30,7 +30,7 @@ fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) 
     let header = |data_file: &str| header(shape, voxels.number(), geometry, packed.len(), data_file);
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("mhd")) {
         let data = path.with_extension("zraw");
-        // The header is there only when its voxels are.
+        // Written after the voxels, so that a header never exists without its data file.
         fsio::write_bytes(&data, &packed).map_err(|error| ImageError::new(&data, error))?;
         let name = data.file_name().unwrap_or_default().to_string_lossy();
         return fsio::write_bytes(path, header(&name).as_bytes()).map_err(fail);

@@ -1,15 +1,15 @@
-//! Between NIfTI's affines (RAS, mm) and [`Geometry`] (LPS, mm).
+//! Conversion between NIfTI affines (RAS, mm) and [`Geometry`] (LPS, mm).
 
 use crate::Geometry;
 
-/// Three rows of a 4 x 4 affine from voxel `(i, j, k)` = (x, y, z) to RAS millimetres.
+/// First three rows of a 4 x 4 affine from voxel `(i, j, k)` = (x, y, z) to RAS in mm.
 pub type Affine = [[f64; 4]; 3];
 
-/// The rotation of a unit quaternion given by its last three components, times voxel size and, along z, `qfac`
+/// Affine of a unit quaternion, given by its last three components, and the voxel sizes; z is also multiplied by `qfac`
 /// (nifti1.h, method 2).
 pub fn from_quaternion([b, c, d]: [f64; 3], offset: [f64; 3], size: [f64; 3], qfac: f64) -> Affine {
     let squares = b * b + c * c + d * d;
-    // Rounding may push the norm above 1: then it is a rotation by 180 degrees.
+    // Rounding may push the norm above 1; the rotation is then by 180 degrees.
     let (a, b, c, d) = if squares > 1.0 {
         let norm = squares.sqrt();
         (0.0, b / norm, c / norm, d / norm)
@@ -28,7 +28,7 @@ pub fn from_quaternion([b, c, d]: [f64; 3], offset: [f64; 3], size: [f64; 3], qf
     })
 }
 
-/// The last three components of the quaternion of a proper rotation, and `qfac`: -1 if the z axis must be flipped first.
+/// Last three components of the quaternion of a rotation, and `qfac`: -1 if the z axis must be flipped first.
 pub fn to_quaternion(direction: [[f64; 3]; 3]) -> ([f64; 3], f64) {
     let mut m = direction;
     let qfac = if determinant(m) < 0.0 { -1.0 } else { 1.0 };
@@ -56,16 +56,16 @@ pub fn to_quaternion(direction: [[f64; 3]; 3]) -> ([f64; 3], f64) {
     ([q[0] * sign, q[1] * sign, q[2] * sign], qfac)
 }
 
-/// Whether the columns are of unit length and perpendicular, so that a quaternion can stand for them.
+/// Whether the columns are orthonormal, so that a quaternion can represent them.
 pub fn is_orthonormal(direction: [[f64; 3]; 3]) -> bool {
     let column = |c: usize| direction.map(|row| row[c]);
     let dot = |a: [f64; 3], b: [f64; 3]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     (0..3).all(|a| (0..3).all(|b| (dot(column(a), column(b)) - f64::from(u8::from(a == b))).abs() < 1e-4))
 }
 
-/// The geometry an affine describes; voxel sizes are the lengths of its columns. Shear stays in the direction.
+/// Geometry of an affine; voxel sizes are the lengths of its columns. Shear stays in the direction.
 ///
-/// `None` if an entry is not finite. An axis without extent counts as 1 mm along itself.
+/// Returns `None` if an entry is not finite. A column of length 0 counts as 1 mm along its own axis.
 pub fn to_geometry(affine: Affine) -> Option<Geometry> {
     if affine.iter().flatten().any(|entry| !entry.is_finite()) {
         return None;
@@ -92,7 +92,7 @@ pub fn from_geometry(geometry: &Geometry) -> Affine {
     })
 }
 
-/// RAS and LPS differ in the sign of the first two coordinates.
+/// Sign of a coordinate between RAS and LPS, which differ in the first two coordinates.
 pub fn to_lps(row: usize) -> f64 {
     if row < 2 { -1.0 } else { 1.0 }
 }

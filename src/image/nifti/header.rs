@@ -1,37 +1,37 @@
-//! The three headers as one: which bytes mean what, and which values cannot be.
+//! Parsing and validation of NIfTI-1, NIfTI-2 and ANALYZE headers.
 
 use super::affine::{self, Affine};
 use crate::{Geometry, Number};
 
-/// Bytes to have in hand before parsing: those of the longer header.
+/// Number of bytes to read before parsing: the length of the longer header.
 pub const MAX_LEN: usize = 540;
 /// Length of the NIfTI-1 and ANALYZE headers.
 const LEN_1: usize = 348;
 
-/// What a header says, checked.
+/// A validated header.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
-    /// `(channel, z, y, x)`; components of a voxel are not yet counted as channels.
+    /// `(channel, z, y, x)`; voxel components are not included in the channels.
     pub shape: [usize; 4],
     pub voxel: VoxelType,
     pub big_endian: bool,
-    /// First byte of the voxels in their file.
+    /// Byte offset of the voxels in their file.
     pub offset: u64,
-    /// Slope and intercept, where intensities are scaled.
+    /// Slope and intercept, if intensities are scaled.
     pub scaling: Option<(f64, f64)>,
     pub geometry: Geometry,
 }
 
-/// How a voxel is stored.
+/// Storage format of a voxel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VoxelType {
     pub number: Number,
-    /// Numbers per voxel: 3 for RGB, 2 for complex.
+    /// Scalars per voxel: 3 for RGB, 2 for complex.
     pub components: usize,
 }
 
 impl VoxelType {
-    /// NIFTI_TYPE_* of nifti1.h.
+    /// Looks up a NIFTI_TYPE_* code of nifti1.h.
     fn from_code(code: i64) -> Result<Self, String> {
         let (number, components) = match code {
             2 => (Number::U8, 1),
@@ -48,18 +48,18 @@ impl VoxelType {
             1280 => (Number::U64, 1),
             1792 => (Number::F64, 2),
             2304 => (Number::U8, 4),
-            _ => return Err(format!("datatype {code} is not one that can be read")),
+            _ => return Err(format!("datatype {code} is not supported")),
         };
         Ok(Self { number, components })
     }
 }
 
 impl Header {
-    /// Reads a header from the first [`MAX_LEN`] bytes of a file, or from all if there are fewer. `is_pair` says that
-    /// the voxels are in another file.
+    /// Parses a header from the first [`MAX_LEN`] bytes of a file, or fewer if the file is shorter. `is_pair`: the
+    /// voxels are in a separate file.
     ///
     /// # Errors
-    /// What about it cannot be.
+    /// Returns a message that names the invalid field.
     pub fn parse(bytes: &[u8], is_pair: bool) -> Result<Self, String> {
         let word: [u8; 4] = bytes.get(..4).and_then(|b| b.try_into().ok()).ok_or("is too short for a NIfTI header")?;
         let (version, big_endian) = match (u32::from_le_bytes(word), u32::from_be_bytes(word)) {
@@ -77,7 +77,7 @@ impl Header {
         raw.check(kind, big_endian)
     }
 
-    /// Numbers in the file.
+    /// Number of scalars in the file.
     pub fn numbers(&self) -> usize {
         self.shape.iter().product::<usize>() * self.voxel.components
     }
@@ -98,13 +98,13 @@ fn kind(bytes: &[u8], version: u8, is_pair: bool) -> Result<Kind, String> {
     match is_pair {
         false if magic == single => Ok(Kind::Single),
         true if magic == pair || magic == single => Ok(Kind::Pair),
-        // ANALYZE has other fields where NIfTI has its magic number.
+        // ANALYZE stores other fields in place of the NIfTI magic number.
         true if version == 1 => Ok(Kind::Analyze),
         _ => Err("is not a NIfTI file: wrong magic number".into()),
     }
 }
 
-/// The fields used here, as they stand in either header.
+/// Header fields used here, common to both versions.
 struct Raw {
     dim: [i64; 8],
     datatype: i64,
@@ -119,7 +119,7 @@ struct Raw {
 }
 
 impl Raw {
-    /// Byte offsets of nifti1.h.
+    /// Reads a NIfTI-1 header; byte offsets from nifti1.h.
     fn nifti1(f: Fields) -> Self {
         Self {
             dim: std::array::from_fn(|i| f.i16(40 + 2 * i)),
@@ -135,7 +135,7 @@ impl Raw {
         }
     }
 
-    /// Byte offsets of nifti2.h.
+    /// Reads a NIfTI-2 header; byte offsets from nifti2.h.
     fn nifti2(f: Fields) -> Self {
         Self {
             dim: std::array::from_fn(|i| f.i64(16 + 8 * i)),
@@ -167,7 +167,7 @@ impl Raw {
 
     fn shape(&self) -> Result<[usize; 4], String> {
         let count = usize::try_from(self.dim[0]).ok().filter(|count| (1..=7).contains(count));
-        let count = count.ok_or_else(|| format!("dim[0] is {}, not a number of axes", self.dim[0]))?;
+        let count = count.ok_or_else(|| format!("dim[0] is {}; the number of axes must be 1 to 7", self.dim[0]))?;
         let mut extents = [1usize; 7];
         for (axis, extent) in extents.iter_mut().enumerate().take(count) {
             let dim = self.dim[axis + 1];
@@ -177,24 +177,24 @@ impl Raw {
                 .ok_or_else(|| format!("dim[{}] is {dim}; an axis has at least one voxel", axis + 1))?;
         }
         let channels = extents[3..].iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
-        let too_large = || format!("claims {extents:?} voxels, more than memory can hold");
+        let too_large = || format!("declares {extents:?} voxels, over the addressable size");
         let shape = [channels.ok_or_else(too_large)?, extents[2], extents[1], extents[0]];
         let voxels = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
-        // 16 bytes is the largest voxel.
+        // 16 bytes is the largest voxel size.
         voxels.and_then(|voxels| voxels.checked_mul(16)).ok_or_else(too_large)?;
         Ok(shape)
     }
 
     fn offset(&self, kind: Kind) -> Result<u64, String> {
         let smallest = if kind == Kind::Single { LEN_1 as f64 + 4.0 } else { 0.0 };
-        // Pairs, unlike single files, may state 0; both must state something.
+        // Pairs may have an offset of 0, single files may not; neither may be NaN.
         if self.vox_offset.is_nan() || self.vox_offset < smallest || self.vox_offset > 1e15 {
-            return Err(format!("vox_offset is {}; the voxels begin at {smallest} or later", self.vox_offset));
+            return Err(format!("vox_offset is {}; must be at least {smallest}", self.vox_offset));
         }
         Ok(self.vox_offset as u64)
     }
 
-    /// A slope of 0, or one that is not finite, means that the numbers are the intensities.
+    /// Slope and intercept; `None` if the slope is 0 or not finite, which means no scaling.
     fn scaling(&self) -> Result<Option<(f64, f64)>, String> {
         let (slope, intercept) = self.scl;
         if slope == 0.0 || !slope.is_finite() {
@@ -218,7 +218,7 @@ impl Raw {
             let qfac = if self.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
             return affine::from_quaternion(self.quaternion, self.qoffset, size, qfac);
         }
-        // As nibabel: the origin is the centre, and the x axis points to the left.
+        // Same as nibabel: the origin is the center, and the x axis points to the left.
         let extent = [x, y, z];
         std::array::from_fn(|row| {
             let size = if row == 0 { -size[row] } else { size[row] };
@@ -230,7 +230,7 @@ impl Raw {
     }
 }
 
-/// Access to numbers of a header by byte offset; every offset used lies inside, as its length was checked.
+/// Reads scalars of a header by byte offset; the length was checked, so that all offsets are in bounds.
 #[derive(Clone, Copy)]
 struct Fields<'a> {
     bytes: &'a [u8],

@@ -1,8 +1,8 @@
-//! NIfTI-1, NIfTI-2 and ANALYZE 7.5, compressed or not, in one file or in two.
+//! NIfTI-1, NIfTI-2 and ANALYZE 7.5, compressed or not, in one file or as a header/image pair.
 //!
-//! Where readers differ, this one does as nibabel: the sform goes before the qform, a scl_slope of 0 or NaN means no
-//! scaling, axes beyond the third are channels. Unlike most it takes nothing on trust: a short file, an impossible
-//! header or a failed checksum is an error, before any memory is asked for.
+//! Follows nibabel: the sform takes precedence over the qform, a scl_slope of 0 or NaN means no scaling, and axes
+//! beyond the third become channels. A truncated file, an invalid header or a checksum mismatch is an error, and sizes
+//! are checked before any allocation.
 
 mod affine;
 mod header;
@@ -14,7 +14,7 @@ use std::path::Path;
 use super::seam::{ImageHeader, ImageReader, ImageWriter};
 use super::{ImageError, LabelMap, Volume};
 
-/// The format.
+/// Reader and writer of NIfTI files.
 pub struct Nifti;
 
 impl ImageReader for Nifti {

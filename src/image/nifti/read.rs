@@ -1,4 +1,4 @@
-//! From files to headers and voxels.
+//! Reading of headers and voxels.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::seam::ImageHeader;
 use crate::stored::{Packing, Source, Stored, describe, is_gzip};
 use crate::{ImageError, Volume};
 
-/// Reads extent and geometry.
+/// Reads shape and geometry.
 pub fn header(path: &Path) -> Result<ImageHeader, ImageError> {
     let files = Files::of(path);
     let header = files.read_header()?;
@@ -21,7 +21,7 @@ pub fn header(path: &Path) -> Result<ImageHeader, ImageError> {
     Ok(ImageHeader { shape, number: header.voxel.number, geometry: header.geometry })
 }
 
-/// Reads everything.
+/// Reads the image.
 pub fn volume(path: &Path) -> Result<Volume, ImageError> {
     let files = Files::of(path);
     let header = files.read_header()?;
@@ -30,10 +30,10 @@ pub fn volume(path: &Path) -> Result<Volume, ImageError> {
     let components = header.voxel.components;
     let numbers = components_first(numbers, components, z * y * x);
     let data = Array4::from_shape_vec((channels * components, z, y, x), numbers);
-    Ok(Volume { data: data.expect("as many numbers as the header says"), geometry: header.geometry })
+    Ok(Volume { data: data.expect("length matches the header"), geometry: header.geometry })
 }
 
-/// The file or files of an image.
+/// The file or the two files of an image.
 struct Files {
     header: PathBuf,
     voxels: PathBuf,
@@ -67,7 +67,7 @@ impl Files {
         Header::parse(&bytes, self.is_pair()).map_err(|defect| ImageError::new(&self.header, defect))
     }
 
-    /// Where the voxels are. A compressed file is compressed as a whole.
+    /// Location and encoding of the voxels. A compressed file is compressed as a whole.
     fn stored(&self, header: &Header) -> Result<Stored, ImageError> {
         Ok(Stored {
             path: self.voxels.clone(),

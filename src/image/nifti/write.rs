@@ -1,4 +1,4 @@
-//! NIfTI-1 in one file, compressed if its name ends in `.gz`.
+//! Writes single-file NIfTI-1, compressed if the name ends in `.gz`.
 
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -10,18 +10,18 @@ use crate::number::Numbers;
 use crate::{Geometry, ImageError, LabelMap, Number, Volume};
 use nnunet_core::fsio;
 
-/// Header and the four bytes that say there is no extension.
+/// Header and the four bytes that state that there is no extension.
 const VOX_OFFSET: usize = 352;
 
-/// Writes 8-bit labels where that is enough, 16-bit ones where not.
+/// Writes labels as `uint8` if all fit, else as `int16`.
 pub fn labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
     let (z, y, x) = labels.data.dim();
     let values = labels.data.as_standard_layout();
     write(path, [1, z, y, x], &labels.geometry, &Numbers::of_labels(values.as_slice().expect("standard layout")))
 }
 
-/// Writes 8-bit or 16-bit integers where they hold all values, 32-bit floating point where not; several channels become
-/// the fourth axis.
+/// Writes the smallest of 8-bit integers, 16-bit integers and 32-bit floats that holds all values exactly; channels
+/// become the fourth axis.
 pub fn volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
     let (c, z, y, x) = volume.data.dim();
     let values = volume.data.as_standard_layout();
@@ -32,7 +32,7 @@ pub fn volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
 fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) -> Result<(), ImageError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if !name.ends_with(".nii") && !name.ends_with(".nii.gz") {
-        return Err(ImageError::new(path, "cannot be written: NIfTI is written to .nii or .nii.gz"));
+        return Err(ImageError::new(path, "cannot be written: the name of a NIfTI file must end in .nii or .nii.gz"));
     }
     let header = header(shape, voxels.number(), geometry).map_err(|defect| ImageError::new(path, defect))?;
     let result = fsio::write_atomically(path, |file| {
@@ -49,7 +49,7 @@ fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) 
     result.map_err(|error| ImageError::new(path, format!("cannot be written: {error}")))
 }
 
-/// NIFTI_TYPE_* of nifti1.h.
+/// NIFTI_TYPE_* code of nifti1.h.
 fn datatype(number: Number) -> i16 {
     match number {
         Number::U8 => 2,
@@ -59,14 +59,15 @@ fn datatype(number: Number) -> i16 {
     }
 }
 
-/// Header and empty extension. The sform always holds the geometry, the qform where a quaternion can.
+/// Header and empty extension. The sform always holds the geometry; the qform holds it if the directions are
+/// orthonormal.
 fn header([c, z, y, x]: [usize; 4], number: Number, geometry: &Geometry) -> Result<Vec<u8>, String> {
     let mut header = Bytes(vec![0; VOX_OFFSET]);
     let axes: &[usize] = if c == 1 { &[x, y, z] } else { &[x, y, z, c] };
     header.i16(40, axes.len() as i16);
     for axis in 0..7 {
         let extent = axes.get(axis).copied().unwrap_or(1);
-        let extent = i16::try_from(extent).map_err(|_| format!("cannot be written: an extent of {extent} voxels"))?;
+        let extent = i16::try_from(extent).map_err(|_| format!("cannot be written: extent {extent} is over 32767"))?;
         header.i16(42 + 2 * axis, extent);
     }
     header.i32(0, 348);

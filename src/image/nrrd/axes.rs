@@ -1,13 +1,13 @@
-//! Which axes of an NRRD file are of space, and where they lie in it.
+//! Classifies the axes of an NRRD file as spatial or channel and derives the geometry.
 
 use super::fields::Fields;
 use crate::Geometry;
 use crate::text_header::numbers;
 use crate::volume::Plane;
 
-/// The meaning of a file's axes.
+/// Meaning of the axes of a file.
 pub struct Axes {
-    /// The axes x, y and, if there is one, z.
+    /// File indices of the axes x, y and, for 3D, z.
     pub spatial: Vec<usize>,
     pub channel: Option<usize>,
     pub geometry: Geometry,
@@ -30,7 +30,7 @@ impl Axes {
         }
         if others.len() > 1 || spatial.len() < 2 {
             let (all, of_space) = (size.len(), spatial.len());
-            return Err(format!("kinds: {of_space} of {all} axes are of space, and one at most may be of channels"));
+            return Err(format!("kinds: {of_space} of {all} axes are spatial; at most one axis may hold channels"));
         }
         let geometry = match &vectors {
             Some(vectors) => oriented(fields, &spatial, vectors)?,
@@ -43,10 +43,10 @@ impl Axes {
     }
 }
 
-/// `space directions`: a vector for each axis, or none.
+/// Parses `space directions`: one vector or `none` per axis.
 fn vectors(fields: &Fields, axes: usize) -> Result<Option<Vec<Option<Vec<f64>>>>, String> {
     let Some(text) = fields.get(&["space directions"]) else { return Ok(None) };
-    // Vectors may have spaces within.
+    // Vectors may contain spaces.
     let mut vectors = Vec::new();
     let mut rest = text.trim();
     while !rest.is_empty() {
@@ -66,13 +66,13 @@ fn vectors(fields: &Fields, axes: usize) -> Result<Option<Vec<Option<Vec<f64>>>>
     }
 }
 
-/// `(1, 2, 3)`.
+/// Parses a vector, e.g. `(1, 2, 3)`.
 fn vector_of(field: &str, text: &str) -> Result<Vec<f64>, String> {
     let inner = text.trim().strip_prefix('(').and_then(|inner| inner.strip_suffix(')'));
-    numbers(field, &inner.ok_or_else(|| format!("{field} is {text:?}, no vector"))?.replace(',', " "))
+    numbers(field, &inner.ok_or_else(|| format!("{field} is {text:?}, not a vector"))?.replace(',', " "))
 }
 
-/// The geometry by `space directions` and `space origin`.
+/// Geometry from `space directions` and `space origin`.
 fn oriented(fields: &Fields, spatial: &[usize], vectors: &[Option<Vec<f64>>]) -> Result<Geometry, String> {
     let axes = spatial.len();
     let signs = to_lps(fields.get(&["space"]).unwrap_or_default())?;
@@ -81,10 +81,10 @@ fn oriented(fields: &Fields, spatial: &[usize], vectors: &[Option<Vec<f64>>]) ->
         Some(origin) => vector_of("space origin", origin)?,
         None => vec![0.0; columns.first().map_or(0, |column| column.len())],
     };
-    // A fourth component belongs to a fourth axis, which is one of channels here.
+    // A fourth component belongs to a fourth axis, which is read as channels.
     let fits = |vector: &[f64]| vector.len() == axes || (axes == 3 && vector.len() == 4);
     if !columns.iter().all(|column| fits(column)) || !fits(&origin) {
-        return Err(format!("space directions: vectors of another length than the {axes} axes of space"));
+        return Err(format!("space directions: the vectors must have {axes} components, one per spatial axis"));
     }
     let length = |axis: usize| columns[axis][..axes].iter().map(|mm| mm * mm).sum::<f64>().sqrt();
     let cosine = |row: usize, axis: usize| columns[axis][row] / length(axis) * signs[row];
@@ -102,25 +102,25 @@ fn oriented(fields: &Fields, spatial: &[usize], vectors: &[Option<Vec<f64>>]) ->
     })
 }
 
-/// Signs of x, y and z that turn the space into LPS.
+/// Signs of x, y and z that convert the space to LPS.
 fn to_lps(space: &str) -> Result<[f64; 3], String> {
     match space.to_ascii_lowercase().as_str() {
         "right-anterior-superior" | "ras" => Ok([-1.0, -1.0, 1.0]),
         "left-anterior-superior" | "las" => Ok([1.0, -1.0, 1.0]),
         "" | "left-posterior-superior" | "lps" => Ok([1.0; 3]),
-        // ITK takes them for LPS.
+        // Treated as LPS, as in ITK.
         "scanner-xyz" | "3d-right-handed" | "3d-left-handed" => Ok([1.0; 3]),
-        _ => Err(format!("space is {space}, not one that can be read")),
+        _ => Err(format!("space {space} is not supported")),
     }
 }
 
-/// The geometry by `spacings` and `axis mins`, where nothing says how the axes lie.
+/// Geometry from `spacings` and `axis mins`, for files without `space directions`.
 fn upright(fields: &Fields, spatial: &[usize], axes: usize) -> Result<Geometry, String> {
     let list = |name: &str, default: f64| -> Result<Vec<f64>, String> {
         let Some(value) = fields.get(&[name, &name.replace(' ', "")]) else { return Ok(vec![default; axes]) };
         let values: Vec<f64> = numbers(name, value)?;
         match values.len() == axes {
-            // Axes that are not of space have NaN.
+            // Entries of non-spatial axes are NaN.
             true => {
                 Ok(spatial.iter().map(|axis| if values[*axis].is_nan() { default } else { values[*axis] }).collect())
             }
@@ -133,7 +133,7 @@ fn upright(fields: &Fields, spatial: &[usize], axes: usize) -> Result<Geometry, 
         .get(&["centers", "centerings"])
         .map(|centers| centers.split_ascii_whitespace().collect())
         .unwrap_or_default();
-    // The minimum is the edge of the first voxel, unless samples are nodes.
+    // The minimum is the edge of the first voxel, unless the axis is node-centered.
     let origin = |axis: usize| match mins[axis] {
         min if min.is_nan() => 0.0,
         min if centers.get(spatial[axis]) == Some(&"node") => min,

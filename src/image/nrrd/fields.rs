@@ -1,4 +1,4 @@
-//! The fields of an NRRD header.
+//! Fields of an NRRD header.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,18 +7,18 @@ use crate::stored::{Packing, Stored, beside, file_len};
 use crate::text_header::extents;
 use crate::{ImageError, Number};
 
-/// The fields of a header by name, in small letters.
+/// Header fields by lower-case name.
 pub struct Fields<'a>(HashMap<String, &'a str>);
 
 impl<'a> Fields<'a> {
-    /// Comments and `key:=value` pairs, which describe no voxels, are left out.
+    /// Parses header lines. Comments and `key:=value` pairs are ignored; they do not describe the voxels.
     pub fn of(lines: &'a [String]) -> Self {
         let fields = lines.iter().skip(1).filter(|line| !line.starts_with('#') && !line.contains(":="));
         let pairs = fields.filter_map(|line| line.split_once(':'));
         Self(pairs.map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim())).collect())
     }
 
-    /// The value of the first of these fields that is there.
+    /// Value of the first of these fields that is present.
     pub fn get(&self, names: &[&str]) -> Option<&'a str> {
         names.iter().find_map(|name| self.0.get(*name).copied())
     }
@@ -27,7 +27,7 @@ impl<'a> Fields<'a> {
         let dimension = self.get(&["dimension"]).ok_or("its header has no dimension")?;
         let axes = dimension.parse::<usize>().ok().filter(|axes| (2..=4).contains(axes));
         let axes = axes.ok_or_else(|| {
-            format!("dimension is {dimension}; images of 2 or 3 axes, and one of channels, can be read")
+            format!("dimension is {dimension}; supported are 2 or 3 spatial axes and one channel axis")
         })?;
         extents("sizes", self.get(&["sizes"]).ok_or("its header has no sizes")?, axes)
     }
@@ -35,13 +35,13 @@ impl<'a> Fields<'a> {
     pub fn stored(&self, path: &Path, len: u64, count: usize) -> Result<Stored, ImageError> {
         let fail = |defect: String| ImageError::new(path, defect);
         let kind = self.get(&["type"]).ok_or_else(|| fail("its header has no type".into()))?;
-        let number = number_type(kind).ok_or_else(|| fail(format!("type is {kind}, not one that can be read")))?;
+        let number = number_type(kind).ok_or_else(|| fail(format!("type {kind} is not supported")))?;
         let encoding = self.get(&["encoding"]).ok_or_else(|| fail("its header has no encoding".into()))?;
         let packing = match encoding.to_ascii_lowercase().as_str() {
             "raw" => Packing::Raw,
             "gzip" | "gz" => Packing::Gzip,
             "ascii" | "text" | "txt" => Packing::Text,
-            _ => return Err(fail(format!("encoding is {encoding}; raw, gzip and ascii can be read"))),
+            _ => return Err(fail(format!("encoding {encoding} is not supported; supported are raw, gzip and ascii"))),
         };
         let big_endian = match self.get(&["endian"]) {
             Some("little") => false,
@@ -54,18 +54,18 @@ impl<'a> Fields<'a> {
         let (file, mut begin) = match self.get(&["data file", "datafile"]) {
             None => (path.to_owned(), len),
             Some(name) if name.starts_with("LIST") || name.contains('%') => {
-                let remedy = "a file for each slice; write it as one, by SimpleITK or `unu save -f nrrd`";
+                let remedy = "one file per slice is not supported; convert it with SimpleITK or `unu save -f nrrd`";
                 return Err(fail(format!("data file is {name}: {remedy}")));
             }
             Some(name) => (beside(path, "data file", name)?, 0),
         };
         if let Some(lines) = self.get(&["line skip", "lineskip"]).filter(|lines| *lines != "0") {
-            return Err(fail(format!("line skip is {lines}; only voxels that begin with their file can be read")));
+            return Err(fail(format!("line skip is {lines}; only 0 is supported")));
         }
         let mut skip = 0;
         match self.get(&["byte skip", "byteskip"]) {
             None => {}
-            // The voxels are what the file ends with.
+            // The voxels are the last bytes of the file.
             Some("-1") if packing == Packing::Raw => {
                 begin = file_len(&file)?.saturating_sub((count as u64).saturating_mul(number.size() as u64)).max(begin);
             }
@@ -75,7 +75,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The names of the format's definition, section 5, which are C's in all spellings.
+/// Type names of the format definition, section 5: all spellings of the C types.
 fn number_type(name: &str) -> Option<Number> {
     let words: Vec<_> = name.split_ascii_whitespace().filter(|word| !["int", "signed"].contains(word)).collect();
     Some(match (words.join(" ").as_str(), name) {

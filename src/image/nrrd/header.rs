@@ -1,4 +1,4 @@
-//! What the header of an NRRD file says.
+//! Parsing of NRRD headers.
 
 use std::path::Path;
 
@@ -8,9 +8,9 @@ use crate::ImageError;
 use crate::stored::Stored;
 use crate::text_header::TextHeader;
 
-/// A header, checked.
+/// A validated header.
 pub struct Header {
-    /// Extents in the order of the file, the fastest axis first.
+    /// Extents in file order, fastest axis first.
     pub size: Vec<usize>,
     pub axes: Axes,
     pub stored: Stored,
@@ -21,7 +21,7 @@ impl Header {
         let text = TextHeader::read(path, str::is_empty)?;
         let fail = |defect: String| ImageError::new(path, defect);
         if !text.lines.first().is_some_and(|magic| magic.starts_with("NRRD000")) {
-            return Err(fail("is not an NRRD file: it does not begin with NRRD000".into()));
+            return Err(fail("is not an NRRD file: it does not start with NRRD000".into()));
         }
         let fields = Fields::of(&text.lines);
         let size = fields.size().map_err(fail)?;
@@ -30,7 +30,7 @@ impl Header {
         Ok(Self { size, axes, stored })
     }
 
-    /// The file's axes of channels, z, y and x, where there are such.
+    /// File indices of the axes `(channel, z, y, x)`; `None` for an axis the file does not have.
     pub fn order(&self) -> [Option<usize>; 4] {
         let spatial = |axis: usize| self.axes.spatial.get(axis).copied();
         [self.axes.channel, spatial(2), spatial(1), spatial(0)]

@@ -1,7 +1,7 @@
-//! NRRD: `.nrrd`, or `.nhdr` with its voxels in a file beside it.
+//! NRRD: `.nrrd`, or `.nhdr` with its voxels in a separate file.
 //!
-//! Read as ITK does: `space` is turned into LPS, an unknown space is taken for it, and axes that are not of space (`list`,
-//! `vector`, `RGB-color`) are channels wherever they stand.
+//! Follows ITK: `space` is converted to LPS, an unknown space is treated as LPS, and non-spatial axes (`list`,
+//! `vector`, `RGB-color`) become channels at any position.
 
 mod axes;
 mod fields;
@@ -16,7 +16,7 @@ use self::header::Header;
 use super::seam::{ImageHeader, ImageReader, ImageWriter};
 use super::{ImageError, LabelMap, Volume};
 
-/// The format.
+/// Reader and writer of NRRD files.
 pub struct Nrrd;
 
 impl ImageReader for Nrrd {
@@ -31,10 +31,10 @@ impl ImageReader for Nrrd {
         let header = Header::read(path)?;
         let numbers = header.stored.read()?;
         let mut order = header.order();
-        // The file's fastest axis comes first there and last here.
+        // The file lists the fastest axis first, ndarray last.
         let count = header.size.len();
         let shape: Vec<usize> = header.size.iter().rev().copied().collect();
-        let mut data = ArrayD::from_shape_vec(shape, numbers).expect("as many numbers as the header says");
+        let mut data = ArrayD::from_shape_vec(shape, numbers).expect("length matches the header");
         for axis in order.iter_mut().filter(|axis| axis.is_none()) {
             data.insert_axis_inplace(Axis(data.ndim()));
             *axis = Some(data.ndim() - 1);

@@ -1,4 +1,4 @@
-//! To `.nrrd`, and to `.nhdr` with `.raw.gz`; compressed by gzip.
+//! Writes `.nrrd`, and `.nhdr` with `.raw.gz`, compressed with gzip.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -15,7 +15,7 @@ pub fn labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
     write(path, [1, z, y, x], &labels.geometry, &Numbers::of_labels(values.as_slice().expect("standard layout")))
 }
 
-/// Several channels become an axis of kind `list`, the slowest.
+/// Writes a volume; channels become the slowest axis, of kind `list`.
 pub fn volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
     let (c, z, y, x) = volume.data.dim();
     let values = volume.data.as_standard_layout();
@@ -33,7 +33,7 @@ fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) 
     let header = header(shape, voxels.number(), geometry);
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("nhdr")) {
         let data = path.with_extension("raw.gz");
-        // The header is there only when its voxels are.
+        // Written after the voxels, so that a header never exists without its data file.
         fsio::write_atomically(&data, |file| pack(file)).map_err(|error| fail(&data, error))?;
         let name = data.file_name().unwrap_or_default().to_string_lossy();
         let header = format!("{header}data file: {name}\n");
@@ -46,7 +46,7 @@ fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) 
     written.map_err(|error| fail(path, error))
 }
 
-/// Without the empty line that ends it.
+/// Header fields without the empty line that ends the header.
 fn header([c, z, y, x]: [usize; 4], number: Number, geometry: &Geometry) -> String {
     let Geometry { spacing, origin, direction } = geometry;
     let (space, mut sizes, mut directions, origin) = match geometry.plane().filter(|_| z == 1) {

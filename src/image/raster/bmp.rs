@@ -1,4 +1,4 @@
-//! BMP: grey, colour or palette, 8 bits.
+//! BMP: 8-bit grayscale, color or palette.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
@@ -12,13 +12,13 @@ use crate::seam::{ImageHeader, ImageReader, ImageWriter};
 use crate::{ImageError, LabelMap, Number, Volume};
 use nnunet_core::fsio;
 
-/// BMP files.
+/// Reader and writer of BMP files.
 pub struct Bmp;
 
-/// A file, as far as its header.
+/// A file with its header read.
 struct Picture {
     decoder: BmpDecoder<BufReader<File>>,
-    /// Of a file whose pixels are indices.
+    /// Palette, if the pixels are indices.
     palette: Option<Vec<[u8; 3]>>,
 }
 
@@ -26,7 +26,7 @@ impl Picture {
     fn open(path: &Path) -> Result<Self, ImageError> {
         let mut file = File::open(path).map_err(|error| ImageError::new(path, error))?;
         if is_run_length_encoded(&mut file).map_err(|error| ImageError::new(path, error))? {
-            return Err(ImageError::new(path, "is run-length encoded, which is not read; save it without compression"));
+            return Err(ImageError::new(path, "has unsupported run-length encoding; save it without compression"));
         }
         let mut decoder = BmpDecoder::new(BufReader::new(file)).map_err(|error| damaged(path, &error))?;
         let palette = decoder.get_palette().map(<[_]>::to_vec);
@@ -34,7 +34,7 @@ impl Picture {
         Ok(Self { decoder, palette })
     }
 
-    /// Whether all that the indices stand for is grey.
+    /// Whether all palette entries are gray.
     fn is_grey(&self) -> bool {
         self.palette.as_ref().is_some_and(|palette| palette.iter().all(|[r, g, b]| r == g && g == b))
     }
@@ -45,7 +45,7 @@ impl Picture {
         [height as usize, width as usize]
     }
 
-    /// Numbers in a pixel of the file: 1 for an index, 3 or 4 for a colour.
+    /// Samples per pixel in the file: 1 for an index, 3 or 4 for a color.
     fn samples(&self) -> usize {
         if self.palette.is_some() { 1 } else { usize::from(self.decoder.color_type().channel_count()) }
     }
@@ -54,7 +54,7 @@ impl Picture {
         if self.palette.is_some() && !self.is_grey() { 3 } else { self.samples() }
     }
 
-    /// Indices or colours, `(y, x, sample)`.
+    /// Indices or colors, `(y, x, sample)`.
     fn read(self, path: &Path) -> Result<Vec<u8>, ImageError> {
         let [height, width] = self.extents();
         let claimed = (height as u64).saturating_mul(width as u64).saturating_mul(self.samples() as u64);
@@ -65,10 +65,12 @@ impl Picture {
     }
 }
 
-/// Whether pixels are stored as runs (`BI_RLE8`, `BI_RLE4`). The decoder panics where one names a colour beyond the palette.
+/// Whether the pixels are run-length encoded (`BI_RLE8`, `BI_RLE4`). The decoder panics if a run names a color beyond
+/// the palette.
 fn is_run_length_encoded(file: &mut File) -> io::Result<bool> {
     const RUNS: [u32; 2] = [1, 2];
-    // File header, and of the image's header size (an old one of 12 bytes has no compression), extents, planes, bits.
+    // File header, then the image header up to its compression field. An image header of 12 bytes (the old format) has
+    // no such field.
     let mut start = [0; 34];
     let is_short = file.read_exact(&mut start).is_err();
     file.rewind()?;
@@ -77,7 +79,7 @@ fn is_run_length_encoded(file: &mut File) -> io::Result<bool> {
 }
 
 fn damaged(path: &Path, error: &image::ImageError) -> ImageError {
-    ImageError::new(path, format!("is not a whole BMP file: {error}"))
+    ImageError::new(path, format!("is not a valid BMP file: {error}"))
 }
 
 impl ImageReader for Bmp {
@@ -100,10 +102,10 @@ impl ImageReader for Bmp {
             }
         };
         volume_of(&pixels, [height, width, channels])
-            .ok_or_else(|| ImageError::new(path, "has rows of differing length"))
+            .ok_or_else(|| ImageError::new(path, "has rows of different lengths"))
     }
 
-    /// The labels are what grey stands for, or the indices of a palette of colours.
+    /// Reads labels: gray values, or the indices of a color palette.
     fn read_label_values(&self, path: &Path) -> Result<Volume, ImageError> {
         let picture = Picture::open(path)?;
         if picture.palette.is_none() || picture.is_grey() {
@@ -111,7 +113,7 @@ impl ImageReader for Bmp {
         }
         let [height, width] = picture.extents();
         let pixels: Vec<f32> = picture.read(path)?.into_iter().map(f32::from).collect();
-        volume_of(&pixels, [height, width, 1]).ok_or_else(|| ImageError::new(path, "has rows of differing length"))
+        volume_of(&pixels, [height, width, 1]).ok_or_else(|| ImageError::new(path, "has rows of different lengths"))
     }
 }
 
@@ -124,10 +126,10 @@ impl ImageWriter for Bmp {
         let fail = |error: &dyn std::fmt::Display| ImageError::new(path, format!("cannot be written: {error}"));
         let (channels, z, height, width) = volume.data.dim();
         let Pixels::Bits8(pixels) = Pixels::of(&volume.data).map_err(|defect| fail(&defect))? else {
-            return Err(fail(&"BMP holds integers from 0 to 255 only"));
+            return Err(fail(&"BMP can only hold integers from 0 to 255"));
         };
         if z != 1 {
-            return Err(fail(&format_args!("BMP holds one slice, not {z}")));
+            return Err(fail(&format_args!("BMP can hold one slice, not {z}")));
         }
         let colour = if channels == 1 { ColorType::L8 } else { ColorType::Rgb8 };
         let mut bytes = Vec::new();

@@ -1,7 +1,7 @@
-//! Raster images, PNG, TIFF and BMP, grey or colour.
+//! Raster images: PNG, TIFF and BMP, grayscale or color.
 //!
-//! They know no millimetres: spacing is 1 in the plane and, as nnU-Net has it, 999 across. A TIFF file with several pages
-//! is a 3D image, whose spacing stands in a JSON file beside it.
+//! These formats have no physical size: the in-plane spacing is 1 and, as in nnU-Net, the spacing along z is 999. A
+//! TIFF file with several pages is a 3D image with its spacing in a JSON file beside it.
 
 mod bmp;
 mod png;
@@ -20,31 +20,31 @@ use super::stored::file_len;
 use super::volume::Plane;
 use super::{Geometry, ImageError, LabelMap, Volume};
 
-/// No file grows by more than this when decompressed.
+/// Maximum expansion factor when decompressing a file.
 const MAX_INFLATION: u64 = 4096;
 
-/// Of a 2D image.
+/// Geometry of a 2D image.
 fn geometry() -> Geometry {
     Geometry::of_plane(&Plane { spacing: [1.0; 2], origin: [0.0; 2], direction: [[1.0, 0.0], [0.0, 1.0]] })
 }
 
-/// Holds the header's claim against the size of the file, before memory is asked for.
+/// Checks the size declared by the header against the size of the file, before allocating.
 fn check_claim(path: &Path, claimed: u64) -> Result<(), ImageError> {
     let length = file_len(path)?;
     match claimed > length.saturating_mul(MAX_INFLATION) {
-        true => Err(ImageError::new(path, format!("claims {claimed} bytes of pixels in a file of {length}"))),
+        true => Err(ImageError::new(path, format!("declares {claimed} bytes of pixels in a file of {length} bytes"))),
         false => Ok(()),
     }
 }
 
-/// Pixels `(y, x, channel)` as a volume `(channel, 1, y, x)`.
+/// Converts pixels `(y, x, channel)` to a volume `(channel, 1, y, x)`.
 fn volume_of(pixels: &[f32], [height, width, channels]: [usize; 3]) -> Option<Volume> {
     let pixels = ArrayView3::from_shape((height, width, channels), pixels).ok()?;
     let data = Array4::from_shape_fn((channels, 1, height, width), |(c, _, y, x)| pixels[[y, x, c]]);
     Some(Volume { data, geometry: geometry() })
 }
 
-/// Grey or colour pixels to be written.
+/// Grayscale or color pixels to write.
 enum Pixels {
     Bits8(Vec<u8>),
     Bits16(Vec<u16>),
@@ -55,7 +55,7 @@ impl Pixels {
     fn of(data: &Array4<f32>) -> Result<Self, String> {
         let channels = data.len_of(Axis(0));
         if !matches!(channels, 1 | 3) {
-            return Err(format!("cannot hold {channels} channels, only grey or colour"));
+            return Err(format!("cannot hold {channels} channels, only 1 (grayscale) or 3 (RGB)"));
         }
         let largest = data.iter().copied().fold(0.0, f32::max);
         if let Some(value) = data.iter().find(|value| value.fract() != 0.0 || **value < 0.0 || **value > 65535.0) {

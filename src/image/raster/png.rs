@@ -1,4 +1,4 @@
-//! PNG: grey, colour or palette, 1 to 16 bits.
+//! PNG: grayscale, color or palette, 1 to 16 bits.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
@@ -9,7 +9,7 @@ use crate::seam::{ImageHeader, ImageReader, ImageWriter};
 use crate::{ImageError, LabelMap, Number, Volume};
 use nnunet_core::fsio;
 
-/// PNG files.
+/// Reader and writer of PNG files.
 pub struct Png;
 
 impl Png {
@@ -18,9 +18,9 @@ impl Png {
         Ok(png::Decoder::new(BufReader::new(file)))
     }
 
-    /// Reads samples after `transformations`: `(y, x, channel)`.
+    /// Reads samples after `transformations`, `(channel, 1, y, x)`.
     fn read(path: &Path, transformations: png::Transformations) -> Result<Volume, ImageError> {
-        let fail = |error: png::DecodingError| ImageError::new(path, format!("is not a whole PNG file: {error}"));
+        let fail = |error: png::DecodingError| ImageError::new(path, format!("is not a valid PNG file: {error}"));
         let mut decoder = Self::open(path)?;
         decoder.set_transformations(transformations);
         let mut reader = decoder.read_info().map_err(fail)?;
@@ -38,11 +38,11 @@ impl Png {
             }
             depth => rows.flat_map(|row| unpack(row, depth as usize).take(row_samples)).collect(),
         };
-        volume_of(&samples, shape).ok_or_else(|| ImageError::new(path, "has rows of differing length"))
+        volume_of(&samples, shape).ok_or_else(|| ImageError::new(path, "has rows of different lengths"))
     }
 }
 
-/// Samples of 1, 2, 4 or 8 bits, the first in the highest bits.
+/// Unpacks samples of 1, 2, 4 or 8 bits, most significant bits first.
 fn unpack(row: &[u8], bits: usize) -> impl Iterator<Item = f32> {
     let per_byte = 8 / bits;
     let mask = (1u16 << bits) - 1;
@@ -52,7 +52,7 @@ fn unpack(row: &[u8], bits: usize) -> impl Iterator<Item = f32> {
 
 impl ImageReader for Png {
     fn read_header(&self, path: &Path) -> Result<ImageHeader, ImageError> {
-        let fail = |error: png::DecodingError| ImageError::new(path, format!("is not a whole PNG file: {error}"));
+        let fail = |error: png::DecodingError| ImageError::new(path, format!("is not a valid PNG file: {error}"));
         let mut decoder = Self::open(path)?;
         decoder.set_transformations(png::Transformations::EXPAND);
         let reader = decoder.read_info().map_err(fail)?;
@@ -66,7 +66,7 @@ impl ImageReader for Png {
         Self::read(path, png::Transformations::EXPAND)
     }
 
-    /// The palette's indices and the unscaled bits are the labels, not the colours they stand for.
+    /// Reads labels: palette indices and unscaled samples, not colors.
     fn read_label_values(&self, path: &Path) -> Result<Volume, ImageError> {
         Self::read(path, png::Transformations::IDENTITY)
     }
@@ -82,7 +82,7 @@ impl ImageWriter for Png {
         let pixels = Pixels::of(&volume.data).map_err(|defect| fail(&defect))?;
         let (channels, z, height, width) = volume.data.dim();
         if z != 1 {
-            return Err(fail(&format_args!("PNG holds one slice, not {z}")));
+            return Err(fail(&format_args!("PNG can hold one slice, not {z}")));
         }
         let write = |file: &mut BufWriter<&mut File>| -> Result<(), png::EncodingError> {
             let mut encoder = png::Encoder::new(file, width as u32, height as u32);

@@ -1,4 +1,4 @@
-//! The JSON file beside a TIFF file that has its spacing (nnU-Net v2, `tif_reader_writer.py`): `{"spacing": [z, y, x]}`.
+//! JSON file with the spacing of a TIFF file (nnU-Net v2, `tif_reader_writer.py`): `{"spacing": [z, y, x]}`.
 
 use std::path::{Path, PathBuf};
 
@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use crate::ImageError;
 use nnunet_core::fsio;
 
-/// Reads the spacing of an image, in mm along `(z, y, x)`; `None` where there is no such file.
+/// Reads the spacing of an image, in mm along `(z, y, x)`; `None` if there is no such file.
 ///
-/// `case.tif` and `case_0000.tif` both have theirs in `case.json`.
+/// `case.tif` and `case_0000.tif` both use `case.json`.
 pub fn read(image: &Path) -> Result<Option<[f64; 3]>, ImageError> {
     let candidates = [image.with_extension("json"), without_channel(image)];
     let Some(path) = candidates.into_iter().find(|path| path.is_file()) else { return Ok(None) };
@@ -23,13 +23,13 @@ pub fn read(image: &Path) -> Result<Option<[f64; 3]>, ImageError> {
     }
 }
 
-/// Writes the spacing of an image, or of a label map, whose name has no channel number to leave out.
+/// Writes the spacing of an image. `has_channel`: the name ends in a channel number to strip (false for label maps).
 pub fn write(image: &Path, spacing: [f64; 3], has_channel: bool) -> Result<(), ImageError> {
     let path = if has_channel { without_channel(image) } else { image.with_extension("json") };
     fsio::write_json(&path, &json!({ "spacing": spacing })).map_err(|error| ImageError::new(&path, error))
 }
 
-/// `case_0000.tif` as `case.json`.
+/// `case.json` for `case_0000.tif`.
 fn without_channel(image: &Path) -> PathBuf {
     let stem = image.file_stem().unwrap_or_default().to_string_lossy();
     let digits = |digits: &str| digits.len() == 4 && digits.bytes().all(|digit| digit.is_ascii_digit());

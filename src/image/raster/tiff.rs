@@ -1,4 +1,4 @@
-//! TIFF: one page is a 2D image, several are the slices of a 3D one.
+//! TIFF: one page is a 2D image, several pages are the slices of a 3D image.
 
 use std::fs::File;
 use std::io::{BufReader, Cursor, Write};
@@ -17,10 +17,10 @@ use crate::seam::{ImageHeader, ImageReader, ImageWriter};
 use crate::{Geometry, ImageError, LabelMap, Number, Volume};
 use nnunet_core::fsio;
 
-/// TIFF files.
+/// Reader and writer of TIFF files.
 pub struct Tiff;
 
-/// A file open at its first page.
+/// An open file with its current page.
 struct Pages<'a> {
     path: &'a Path,
     decoder: Decoder<BufReader<File>>,
@@ -49,7 +49,7 @@ impl<'a> Pages<'a> {
             ColorType::RGB(_) => 3,
             ColorType::RGBA(_) => 4,
             other => {
-                return Err(ImageError::new(self.path, format!("has pixels of type {other:?}, not grey or RGB")));
+                return Err(ImageError::new(self.path, format!("has pixels of type {other:?}, not grayscale or RGB")));
             }
         };
         Ok([height as usize, width as usize, channels])
@@ -73,7 +73,7 @@ impl<'a> Pages<'a> {
         })
     }
 
-    /// Goes to the next page, which must be like the first; `false` where there is none.
+    /// Advances to the next page, which must have the shape of the first; `false` if there is none.
     fn next(&mut self) -> Result<bool, ImageError> {
         if !self.decoder.more_images() {
             return Ok(false);
@@ -88,7 +88,7 @@ impl<'a> Pages<'a> {
         }
     }
 
-    /// The samples of the page, `(y, x, channel)`.
+    /// Samples of the current page, `(y, x, channel)`.
     fn samples(&mut self) -> Result<Vec<f32>, ImageError> {
         macro_rules! floats {
             ($values:expr) => {
@@ -106,25 +106,25 @@ impl<'a> Pages<'a> {
             DecodingResult::I64(values) => floats!(values),
             DecodingResult::F32(values) => values,
             DecodingResult::F64(values) => floats!(values),
-            _ => return Err(ImageError::new(self.path, "has numbers of a type that cannot be read")),
+            _ => return Err(ImageError::new(self.path, "has samples of an unsupported type")),
         };
         match samples.len() == self.shape.iter().product::<usize>() {
             true => Ok(samples),
-            false => Err(ImageError::new(self.path, "has rows of differing length")),
+            false => Err(ImageError::new(self.path, "has rows of different lengths")),
         }
     }
 }
 
 fn damaged(path: &Path, error: &tiff::TiffError) -> ImageError {
-    ImageError::new(path, format!("is not a whole TIFF file: {error}"))
+    ImageError::new(path, format!("is not a valid TIFF file: {error}"))
 }
 
-/// A single page without a spacing is a 2D image; several have 1 mm where nothing else is said.
+/// Geometry: 2D for a single page without a spacing file; 1 mm for several pages without one.
 fn geometry_of(path: &Path, pages: usize) -> Result<Geometry, ImageError> {
     let spacing = spacing_file::read(path)?;
     if spacing.is_none() && pages > 1 {
         let json = path.with_extension("json");
-        tracing::warn!("{}: no spacing in {}, which counts as 1 mm", path.display(), json.display());
+        tracing::warn!("{}: no spacing in {}, assuming 1 mm", path.display(), json.display());
     }
     Ok(match spacing {
         Some(spacing) => Geometry { spacing, ..Geometry::default() },
@@ -169,12 +169,12 @@ impl ImageWriter for Tiff {
     }
 }
 
-/// Writes a page for each slice, and the spacing beside them where the image is no 2D one.
+/// Writes one page per slice, and a spacing file unless the image is 2D.
 fn write(path: &Path, volume: &Volume, is_image: bool) -> Result<(), ImageError> {
     let fail = |error: &dyn std::fmt::Display| ImageError::new(path, format!("cannot be written: {error}"));
     let pixels = Pixels::of(&volume.data).map_err(|defect| fail(&defect))?;
     let bytes = encode(&pixels, volume.data.dim()).map_err(|error| fail(&error))?;
-    // The image is there only when its spacing is.
+    // The spacing is written first, so that an image never exists without it.
     if volume.geometry.plane().is_none() {
         spacing_file::write(path, volume.geometry.spacing, is_image)?;
     }

@@ -1,4 +1,4 @@
-//! Resampling of label maps: each class on its own, linearly, then back to one label per voxel.
+//! Resampling of label maps: linear interpolation of each class indicator, then back to one label per voxel.
 
 use ndarray::{Array3, ArrayView3, Axis, s};
 use rayon::prelude::*;
@@ -8,9 +8,9 @@ use super::taps::{linear, nearest, positions};
 
 /// Resamples labels `(z, y, x)` to `new_shape` (`resize_segmentation` of batchgenerators).
 ///
-/// With order 1 a voxel gets the label whose interpolated indicator reaches one half, the largest if two do, and 0 if
-/// none does. Other orders are read as nearest neighbour. The spacings, in mm, only decide whether an axis is resampled
-/// on its own.
+/// With order 1 a voxel gets the label whose interpolated indicator is at least 0.5, the largest if there are two, and
+/// 0 if there is none. Other orders use nearest neighbor. The spacings, in mm, only determine whether an axis is
+/// resampled separately.
 pub fn resample_labels(
     labels: ArrayView3<i16>,
     new_shape: [usize; 3],
@@ -29,7 +29,8 @@ pub fn resample_labels(
         let (from, to) = (shape[axis], new_shape[axis]);
         positions(from, to).map(|position| Source::at(position, from, order)).collect()
     });
-    // Two separate roundings to one half are not one: in the plane first, then along the axis left out.
+    // Two passes, each with its own threshold at 0.5, are not equal to one: first in the plane, then along the separate
+    // axis.
     match separate {
         Some(axis) if resampling.order_z == 1 => {
             let identity = |axis: usize| (0..shape[axis]).map(Source::exactly).collect::<Vec<_>>();
@@ -45,7 +46,7 @@ pub fn resample_labels(
     }
 }
 
-/// Where a new sample along one axis comes from: two neighbours and the weight of the second.
+/// Source of a new sample along one axis: two neighbors and the weight of the second.
 #[derive(Clone, Copy)]
 struct Source {
     first: usize,
@@ -67,7 +68,7 @@ impl Source {
     }
 }
 
-/// Stands for rows that differ at a voxel; no label is as large.
+/// Marks positions where the neighboring rows differ; larger than any label.
 const MIXED: i32 = i32::MAX;
 
 fn interpolate(labels: ArrayView3<i16>, [zs, ys, xs]: &[Vec<Source>; 3]) -> Array3<i16> {
@@ -78,7 +79,7 @@ fn interpolate(labels: ArrayView3<i16>, [zs, ys, xs]: &[Vec<Source>; 3]) -> Arra
         for (mut row, y) in plane.outer_iter_mut().zip(ys) {
             agree(labels, z, y, agreed);
             for (label, x) in row.iter_mut().zip(xs) {
-                // Nearly everywhere all neighbours are alike.
+                // Fast path: nearly everywhere all neighbors have the same label.
                 let one = agreed[x.first];
                 *label = match one != MIXED && one == agreed[x.second] {
                     true => one as i16,
@@ -90,7 +91,7 @@ fn interpolate(labels: ArrayView3<i16>, [zs, ys, xs]: &[Vec<Source>; 3]) -> Arra
     out
 }
 
-/// For each x the label that the four neighbouring rows have in common there, or [`MIXED`].
+/// For each x the label common to the four neighboring rows, or [`MIXED`].
 fn agree(labels: ArrayView3<i16>, z: &Source, y: &Source, agreed: &mut Vec<i32>) {
     let row = |k: usize, j: usize| labels.slice_move(s![k, j, ..]).to_slice().expect("in C order");
     let [a, b] = [row(z.first, y.first), row(z.first, y.second)];
@@ -100,7 +101,7 @@ fn agree(labels: ArrayView3<i16>, z: &Source, y: &Source, agreed: &mut Vec<i32>)
     agreed.extend(both.map(|((a, b), (c, d))| if a == b && a == c && a == d { i32::from(*a) } else { MIXED }));
 }
 
-/// The largest label that half of the weight of the eight neighbours goes to.
+/// The largest label that has at least half of the weight of the eight neighbors.
 fn vote(labels: ArrayView3<i16>, [z, y, x]: [&Source; 3]) -> i16 {
     let mut corners = [(0i16, 0f64); 8];
     for (index, corner) in corners.iter_mut().enumerate() {

@@ -1,10 +1,10 @@
-//! Resampling to another voxel size, as nnU-Net v2 does it (`default_resampling.py`).
+//! Resampling to another voxel size, as in nnU-Net v2 (`default_resampling.py`).
 //!
-//! Its reference is `skimage.transform.resize(mode='edge', anti_aliasing=False)`: spline interpolation between voxel
-//! centres with the border voxels continued outward, clipped to the range of the input. Splines are separable, so an
-//! image is resampled axis by axis: along z between whole planes ([`volume`]), then within each plane ([`plane`]). Where
-//! voxels are far longer along one axis than along the others, that axis is resampled on its own, usually to the nearest
-//! slice.
+//! The reference is `skimage.transform.resize(mode='edge', anti_aliasing=False)`: spline interpolation between voxel
+//! centers with the border voxels extended outward, clipped to the range of the input. Splines are separable, so an
+//! image is resampled axis by axis: along z between whole planes ([`volume`]), then within each plane ([`plane`]). If
+//! the voxels are far longer along one axis than along the others, that axis is resampled separately, usually to the
+//! nearest slice.
 
 mod labels;
 mod plane;
@@ -17,23 +17,22 @@ use ndarray::{Array3, Array4, ArrayView3, ArrayView4, ArrayViewMut3};
 pub use self::labels::resample_labels;
 pub use self::taps::{linear, nearest, positions};
 
-/// Voxels this many times longer along one axis than along another make that axis a case of its own
-/// (`ANISO_THRESHOLD`).
+/// Ratio of largest to smallest spacing above which the coarse axis is resampled separately (`ANISO_THRESHOLD`).
 const ANISOTROPY_THRESHOLD: f64 = 3.0;
 
-/// How to resample.
+/// Interpolation orders of a resampling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resampling {
     /// Spline order: 0 nearest, 1 linear, 3 cubic.
     pub order: usize,
-    /// Spline order along an axis that is resampled on its own.
+    /// Spline order along an axis that is resampled separately.
     pub order_z: usize,
-    /// Whether the axis of the largest voxel extent is resampled on its own; `None` decides by anisotropy.
+    /// Whether the axis of the largest spacing is resampled separately; `None` decides by anisotropy.
     pub force_separate_z: Option<bool>,
 }
 
 impl Resampling {
-    /// The axis to be resampled on its own, if any; spacings in mm.
+    /// The axis to resample separately, if any; spacings in mm.
     pub fn separate_axis(&self, current_spacing: [f64; 3], new_spacing: [f64; 3]) -> Option<usize> {
         let decisive = match self.force_separate_z {
             Some(false) => return None,
@@ -44,7 +43,7 @@ impl Resampling {
         };
         let largest = decisive.into_iter().fold(f64::NEG_INFINITY, f64::max);
         let mut axes = (0..3).filter(|axis| decisive[*axis] == largest);
-        // Two axes of the same large extent leave no plane to resample in.
+        // If two axes share the largest spacing, there is no single axis to separate.
         axes.next().filter(|_| axes.next().is_none())
     }
 }
@@ -55,7 +54,7 @@ fn is_anisotropic(spacing: [f64; 3]) -> bool {
     largest / smallest > ANISOTROPY_THRESHOLD
 }
 
-/// Extent of an image after resampling, rounded half to even as Python does.
+/// Shape of an image after resampling, rounded half to even as Python does.
 pub fn compute_new_shape(shape: [usize; 3], current_spacing: [f64; 3], new_spacing: [f64; 3]) -> [usize; 3] {
     std::array::from_fn(|axis| {
         (current_spacing[axis] / new_spacing[axis] * shape[axis] as f64).round_ties_even() as usize
@@ -64,7 +63,7 @@ pub fn compute_new_shape(shape: [usize; 3], current_spacing: [f64; 3], new_spaci
 
 /// Resamples intensities `(channel, z, y, x)` to `new_shape`.
 ///
-/// The spacings, in mm, only decide whether an axis is resampled on its own.
+/// The spacings, in mm, only determine whether an axis is resampled separately.
 pub fn resample_data(
     data: ArrayView4<f32>,
     new_shape: [usize; 3],
@@ -87,7 +86,7 @@ pub fn resample_data(
     resampled
 }
 
-/// Resamples an axis on its own: those that are not the first change places with it.
+/// Resamples `axis` separately, after swapping it with the first axis.
 fn resample_separately(image: ArrayView3<f32>, mut out: ArrayViewMut3<f32>, axis: usize, resampling: &Resampling) {
     let Resampling { order, order_z, .. } = *resampling;
     if axis == 0 {

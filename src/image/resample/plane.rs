@@ -1,30 +1,30 @@
-//! Resampling within a plane, which fits into a core's cache.
+//! Resampling within a plane, which fits into the cache of a core.
 
 use multiversion::multiversion;
 
 use super::rows::{extend_edges, to_coefficients, weighted_sum};
 use super::taps::Taps;
 
-/// Rows that are resampled along themselves at once, side by side.
+/// Number of rows interpolated along x at once.
 const BLOCK: usize = 16;
 
-/// Resamples planes of one extent to another, along both axes.
+/// Resamples planes from one `[y, x]` size to another.
 pub struct PlaneResampler<'a> {
     from: [usize; 2],
     to: [usize; 2],
-    /// Along y and x; `None` where the extent stays.
+    /// Along y and x; `None` if the size does not change.
     taps: [Option<&'a Taps>; 2],
-    /// The plane, with its margins along y.
+    /// The plane, with margins along y.
     plane: Vec<f32>,
     /// Rows resampled along y.
     rows: Vec<f32>,
-    /// The same transposed, with their margins along x, and resampled along x.
+    /// `rows` transposed, with margins along x; and the same resampled along x.
     columns: Vec<[f32; BLOCK]>,
     resampled: Vec<[f32; BLOCK]>,
 }
 
 impl<'a> PlaneResampler<'a> {
-    /// Resamples `from` to `to` samples `[y, x]`.
+    /// Resamples planes of `from` samples `[y, x]` to `to` samples.
     pub fn new(from: [usize; 2], to: [usize; 2], taps: [Option<&'a Taps>; 2]) -> Self {
         let [margin_y, margin_x] = taps.map(|taps| taps.map_or(0, |taps| taps.margin));
         Self {
@@ -38,15 +38,15 @@ impl<'a> PlaneResampler<'a> {
         }
     }
 
-    /// Fills `out`, of the new extent, from the plane that `load` puts into the buffer it is given, of the old one.
-    /// Values beyond `range` are clipped to it.
+    /// Fills `out` with the resampled plane. `load` writes the input plane into the buffer it gets. Values are clipped
+    /// to `range`.
     pub fn resample(&mut self, load: impl FnOnce(&mut [f32]), out: &mut [f32], range: [f32; 2]) {
         let margin = self.taps[0].map_or(0, |taps| taps.margin);
         load(&mut self.plane[margin * self.from[1]..][..self.from[0] * self.from[1]]);
         resample_loaded(self, out, range);
     }
 
-    /// Resamples the plane along y into `rows`, for the output rows from `first` on.
+    /// Resamples `count` output rows, starting with row `first`, along y into `rows`.
     #[inline(always)]
     fn interpolate_y(&mut self, first: usize, count: usize) {
         let width = self.from[1];
@@ -111,7 +111,7 @@ fn resample_loaded(resampler: &mut PlaneResampler, out: &mut [f32], range: [f32;
     }
 }
 
-/// As `f32::clamp`, without its demand that the range be one: that of an image without any number is not.
+/// Like `f32::clamp`, but does not panic if `low > high`, the range of an image that is all NaN.
 #[inline(always)]
 fn clip(value: f32, low: f32, high: f32) -> f32 {
     let value = if value < low { low } else { value };

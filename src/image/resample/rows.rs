@@ -1,9 +1,10 @@
-//! The arithmetic of splines, on lines that lie side by side: sample `k` of all lines is row `k` of a buffer.
+//! Spline arithmetic on interleaved lines: sample `k` of all lines is row `k` of a buffer.
 //!
-//! Every loop runs along a row, over contiguous memory. All functions are inlined into functions that are compiled for several widths of vectors; the
-//! loops are plain ones, as the closures of iterators need not be inlined with them.
+//! Every loop runs along a row, over contiguous memory. All functions are inlined into functions that are compiled for
+//! several vector widths. The loops are plain loops because iterator closures are not guaranteed to be inlined with
+//! them.
 
-/// Fills the margins of `rows`, which are `width` wide, with copies of the first and the last row between them.
+/// Fills the margins of `rows`, which are `width` wide, with copies of the first and the last inner row.
 #[inline(always)]
 pub fn extend_edges(rows: &mut [f32], width: usize, margin: usize) {
     let len = rows.len() / width;
@@ -20,7 +21,7 @@ pub fn weighted_sum(rows: &[f32], width: usize, weights: &[f32; 4], support: usi
     weighted_sum_of([rows, &rows[b..], &rows[c..], &rows[d..]], weights, support, out);
 }
 
-/// [`weighted_sum`] of rows that lie anywhere, each from the begin of its slice.
+/// [`weighted_sum`] of rows at arbitrary addresses, each at the start of its slice.
 #[inline(always)]
 pub fn weighted_sum_of(rows: [&[f32]; 4], weights: &[f32; 4], support: usize, out: &mut [f32]) {
     let len = out.len();
@@ -42,10 +43,10 @@ pub fn weighted_sum_of(rows: [&[f32]; 4], weights: &[f32; 4], support: usize, ou
     }
 }
 
-/// Turns samples, with margins of at least two rows, into the coefficients of the cubic spline through them.
+/// Converts samples, with margins of at least two rows, to the coefficients of the interpolating cubic spline.
 ///
-/// The recursive filter of Unser et al. 1993, for a signal whose first and last sample go on for ever: its start and
-/// end are those of a constant, known in closed form.
+/// Recursive filter of Unser et al. 1993 for a signal whose first and last sample extend to infinity: the initial
+/// values of both passes are those of a constant signal, in closed form.
 #[inline(always)]
 pub fn to_coefficients(rows: &mut [f32], width: usize) {
     let pole = 3f32.sqrt() - 2.0;
@@ -60,7 +61,7 @@ pub fn to_coefficients(rows: &mut [f32], width: usize) {
             *value = 6.0 * *value + pole * *before;
         }
     }
-    // The last samples are the margin's, all alike: there the causal filter nears `steady` geometrically.
+    // The last samples are the margin's, all equal; there the causal filter converges to `steady` geometrically.
     let (before, last) = rows[(len - 2) * width..].split_at_mut(width);
     for (last, before) in last.iter_mut().zip(before) {
         let sample = (*last - pole * *before) / 6.0;

@@ -1,8 +1,8 @@
 //! Resampling of one channel, plane by plane.
 //!
-//! Nothing larger than a plane is held between the axes but the spline coefficients along z, which take as much memory
-//! as the image: each new plane is made of four planes of coefficients, resampled along y and x while it is in the cache,
-//! and written once.
+//! The only intermediate larger than a plane is the spline coefficients along z, which take as much memory as the
+//! image. Each new plane is computed from four planes of coefficients, resampled along y and x while it is in the
+//! cache, and written once.
 
 use multiversion::multiversion;
 use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut3, Axis, CowArray, Ix3};
@@ -12,12 +12,12 @@ use super::plane::PlaneResampler;
 use super::rows::{extend_edges, to_coefficients, weighted_sum_of};
 use super::taps::Taps;
 
-/// Lines along z whose coefficients are computed at once, side by side: few enough for a core's cache.
+/// Lines along z processed at once; few enough for the cache of a core.
 const TILE: usize = 128;
-/// What clips nothing.
+/// Range that clips nothing.
 const EVERYTHING: [f32; 2] = [f32::NEG_INFINITY, f32::INFINITY];
 
-/// Resamples `image` into `out` along all axes alike.
+/// Resamples `image` into `out` with the same order along all axes.
 ///
 /// Splines of order 3 overshoot; they are clipped to the range of the image.
 pub fn resample(image: ArrayView3<f32>, mut out: ArrayViewMut3<f32>, order: usize) {
@@ -39,9 +39,9 @@ pub fn resample(image: ArrayView3<f32>, mut out: ArrayViewMut3<f32>, order: usiz
     );
 }
 
-/// Resamples `image` into `out` slice by slice in the plane, and then along z by a spline of another order.
+/// Resamples `image` into `out` slice by slice in the plane, then along z with a spline of order `order_z`.
 ///
-/// Slices are clipped to their own range, each.
+/// Each slice is clipped to its own range.
 pub fn resample_slices(image: ArrayView3<f32>, mut out: ArrayViewMut3<f32>, order: usize, order_z: usize) {
     let image = image.as_standard_layout();
     let [z, y, x] = taps_of(&image, &out, order);
@@ -68,16 +68,16 @@ pub fn resample_slices(image: ArrayView3<f32>, mut out: ArrayViewMut3<f32>, orde
     out.enumerate().for_each(|(k, out)| planes.interpolate(k, out));
 }
 
-/// The taps along each axis; `None` where the extent stays.
+/// Taps along each axis; `None` if the size does not change.
 fn taps_of(image: &CowArray<f32, Ix3>, out: &ArrayViewMut3<f32>, order: usize) -> [Option<Taps>; 3] {
     let extents = |axis: usize| (image.shape()[axis], out.shape()[axis]);
     std::array::from_fn(|axis| Some(extents(axis)).filter(|(from, to)| from != to))
         .map(|extents| extents.map(|(from, to)| Taps::new(order, from, to)))
 }
 
-/// What the planes of a new image are made of.
+/// Interpolation along z: source planes and taps.
 struct Planes<'a> {
-    /// Planes along the rows: coefficients with their margins, or the image without.
+    /// One plane per row: coefficients with margins, or the image without margins.
     source: CowArray<'a, f32, ndarray::Ix2>,
     taps: &'a Taps,
 }
@@ -108,12 +108,12 @@ impl<'a> Planes<'a> {
         Self { source: coefficients.into(), taps }
     }
 
-    /// Plane `k` of the new image.
+    /// Computes plane `k` of the new image.
     fn interpolate(&self, k: usize, out: &mut [f32]) {
         let (first, weights) = &self.taps.taps[k];
         let has_margin = self.taps.of_coefficients();
         let rows = [0, 1, 2, 3].map(|tap| {
-            // Without a margin of its own the source goes on as its first and last planes.
+            // A source without margins is extended by its first and last planes.
             let row = if has_margin { first + tap } else { (first + tap).saturating_sub(self.taps.margin) };
             let row = self.source.row(row.min(self.source.nrows() - 1));
             row.to_slice().expect("planes are contiguous")

@@ -1,4 +1,4 @@
-//! Why an ensemble cannot be made.
+//! Error type of ensembles.
 
 use std::path::PathBuf;
 
@@ -6,32 +6,32 @@ use crate::ProbabilityError;
 use nnunet_data::dataset::DatasetError;
 use nnunet_image::ImageError;
 
-/// Predictions that cannot be averaged.
+/// Predictions that cannot be ensembled.
 #[derive(Debug, thiserror::Error)]
 pub enum EnsembleError {
-    /// Probabilities that cannot be read or written.
+    /// Probabilities cannot be read or written.
     #[error("{0}")]
     Probabilities(#[from] ProbabilityError),
-    /// A label map that cannot be read or written.
+    /// A label map cannot be read or written.
     #[error("{0}")]
     Image(#[from] ImageError),
-    /// The dataset's description cannot be read.
+    /// The `dataset.json` cannot be read.
     #[error("{0}")]
     Dataset(#[from] DatasetError),
-    /// Predictions that do not belong together, or are not there.
+    /// Predictions are missing or do not match.
     #[error("{}: {defect}", path.display())]
     Invalid {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the problem.
         defect: String,
     },
-    /// A folder that cannot be read or written.
+    /// A folder cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
-        /// The operating system's reason.
+        /// Error of the operating system.
         source: std::io::Error,
     },
 }

@@ -1,4 +1,4 @@
-//! Folders of predictions.
+//! Ensembling of prediction folders.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,23 +7,23 @@ use super::{EnsembleError, Members, merge_cases};
 use nnunet_core::fsio;
 use nnunet_data::dataset::DatasetJson;
 
-/// Of how many cases an error names.
+/// Maximum number of cases an error lists.
 const LISTED: usize = 10;
 
-/// How folders are made into one.
+/// Options of [`ensemble_folders`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EnsembleOptions {
-    /// The dataset's description; by default `dataset.json` in the first folder.
+    /// Path of the `dataset.json`; by default the one in the first folder.
     pub dataset_json: Option<PathBuf>,
-    /// Write the mean probabilities too, for ensembles of ensembles.
+    /// Also write the mean probabilities, e.g. for ensembles of ensembles.
     pub save_probabilities: bool,
 }
 
-/// Merges the cases of `inputs`, folders with `CASE.npz` and a label map for each, into `output`, with the dataset's
-/// description beside them; gives their number.
+/// Averages the cases of `inputs`, folders with `CASE.npz` and a label map for each case, and writes the label maps and
+/// `dataset.json` to `output`. Returns the number of cases.
 ///
 /// # Errors
-/// The folders do not have the same cases, or one cannot be merged.
+/// Returns an error if the folders do not have the same cases, or a case cannot be merged.
 pub fn ensemble_folders(inputs: &[PathBuf], output: &Path, options: &EnsembleOptions) -> Result<usize, EnsembleError> {
     let cases = find_members(inputs)?;
     let dataset = read_dataset(inputs, options)?;
@@ -40,7 +40,7 @@ fn read_dataset(inputs: &[PathBuf], options: &EnsembleOptions) -> Result<Dataset
         (None, None) => PathBuf::from("dataset.json"),
     };
     if !path.is_file() {
-        let defect = "is not there; name the dataset's with --dataset-json".to_owned();
+        let defect = "does not exist; pass the dataset's file with --dataset-json".to_owned();
         return Err(EnsembleError::Invalid { path, defect });
     }
     let dataset = DatasetJson::load(&path)?;
@@ -50,7 +50,7 @@ fn read_dataset(inputs: &[PathBuf], options: &EnsembleOptions) -> Result<Dataset
     }
 }
 
-/// The cases that all folders have.
+/// Finds the cases, which must be the same in all folders.
 fn find_members(inputs: &[PathBuf]) -> Result<Vec<Members>, EnsembleError> {
     let folders = inputs.iter().map(|folder| cases_of(folder)).collect::<Result<Vec<_>, _>>()?;
     let all: BTreeSet<&String> = folders.iter().flatten().collect();
@@ -59,7 +59,7 @@ fn find_members(inputs: &[PathBuf]) -> Result<Vec<Members>, EnsembleError> {
         if !missing.is_empty() {
             let more = if missing.len() > LISTED { ", …" } else { "" };
             let listed = missing[..missing.len().min(LISTED)].join(", ");
-            let defect = format!("no probabilities of {} case(s) that others have: {listed}{more}", missing.len());
+            let defect = format!("lacks probabilities of {} case(s) that others have: {listed}{more}", missing.len());
             return Err(EnsembleError::Invalid { path: folder.clone(), defect });
         }
     }
@@ -70,7 +70,7 @@ fn find_members(inputs: &[PathBuf]) -> Result<Vec<Members>, EnsembleError> {
     Ok(all.into_iter().map(members).collect())
 }
 
-/// The cases of which a folder has probabilities, hidden files passed over.
+/// Cases with probabilities (`*.npz`) in a folder; hidden files are ignored.
 fn cases_of(folder: &Path) -> Result<BTreeSet<String>, EnsembleError> {
     let io = |source| EnsembleError::Io { path: folder.to_owned(), source };
     let mut cases = BTreeSet::new();
@@ -80,7 +80,7 @@ fn cases_of(folder: &Path) -> Result<BTreeSet<String>, EnsembleError> {
         cases.extend(case.map(str::to_owned));
     }
     if cases.is_empty() {
-        let defect = "no probabilities (*.npz); predict with --save-probabilities".to_owned();
+        let defect = "has no probabilities (*.npz); run predict with --save-probabilities".to_owned();
         return Err(EnsembleError::Invalid { path: folder.to_owned(), defect });
     }
     Ok(cases)

@@ -1,4 +1,4 @@
-//! One case: probabilities averaged and decided on, class by class.
+//! Averages the probabilities of one case, class by class, and derives the label map.
 
 use std::path::{Path, PathBuf};
 
@@ -10,22 +10,22 @@ use crate::{ProbabilityArchive, ProbabilityError, ProbabilityMaps, stream_probab
 use nnunet_data::dataset::DatasetJson;
 use nnunet_image::{LabelMap, read_header, write_labels};
 
-/// A region is where its probability exceeds this (nnU-Net v2, `convert_probabilities_to_segmentation`).
+/// A region is segmented where its probability exceeds this (nnU-Net v2, `convert_probabilities_to_segmentation`).
 const REGION_THRESHOLD: f32 = 0.5;
 
-/// The predictions of a case that are to become one.
+/// The predictions of one case to be averaged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Members {
-    /// The case's name.
+    /// Case name.
     pub case: String,
-    /// Probabilities `CASE.npz`, the label map of each beside it.
+    /// Probability files `CASE.npz`, each with its label map beside it.
     pub probabilities: Vec<PathBuf>,
 }
 
-/// Merges several cases at a time, see [`merge_case`].
+/// Merges several cases in parallel, see [`merge_case`].
 ///
 /// # Errors
-/// The first case, in the order given, that cannot be merged.
+/// Returns the error of the first case, in input order, that cannot be merged.
 pub fn merge_cases(
     cases: &[Members],
     output: &Path,
@@ -36,15 +36,15 @@ pub fn merge_cases(
     merged.into_iter().collect()
 }
 
-/// Writes the label map of a case's mean probabilities into `output`, and on demand these themselves.
+/// Writes the label map of a case's mean probabilities to `output`, and optionally the mean probabilities.
 ///
-/// The mean is the sum in f32 in the order of the members, divided by their number. Of classes the first of the most
-/// probable ones is taken; regions are entered one after the other in the order of the dataset's `regions_class_order`
-/// where they are more probable than 0.5. The geometry is that of the first member's label map.
+/// The mean is the f32 sum in the order of the members, divided by their number. Classes: argmax, the first of equal
+/// maxima. Regions: written one after the other in the order of the dataset's `regions_class_order` where the
+/// probability exceeds 0.5. The geometry is that of the first member's label map.
 ///
 /// # Errors
-/// A member cannot be read, has another shape than the others, or other classes than the dataset; or a result cannot be
-/// written.
+/// Returns an error if a member cannot be read or its shape `(class, z, y, x)` does not match the dataset and the first
+/// label map, or if a result cannot be written.
 pub fn merge_case(
     members: &Members,
     output: &Path,
@@ -53,7 +53,7 @@ pub fn merge_case(
 ) -> Result<(), EnsembleError> {
     let Members { case, probabilities: paths } = members;
     let Some(first) = paths.first() else {
-        let defect = "no predictions to average".to_owned();
+        let defect = "has no predictions to average".to_owned();
         return Err(EnsembleError::Invalid { path: case.into(), defect });
     };
     let mut archives =
@@ -88,13 +88,13 @@ pub fn merge_case(
 fn check_shapes(paths: &[PathBuf], maps: &[ProbabilityMaps], expected: [usize; 4]) -> Result<(), EnsembleError> {
     let Some((path, maps)) = paths.iter().zip(maps).find(|(_, maps)| maps.shape() != expected) else { return Ok(()) };
     let defect = format!(
-        "has probabilities of shape {:?} (class, z, y, x), where dataset.json and the first label map ask for {expected:?}",
+        "has probabilities of shape {:?} (class, z, y, x), dataset.json and the first label map require {expected:?}",
         maps.shape()
     );
     Err(EnsembleError::Invalid { path: path.clone(), defect })
 }
 
-/// Hands the mean of each class to `take`.
+/// Calls `take` with the class index and mean probabilities of each class.
 fn average(
     maps: &mut [ProbabilityMaps],
     shape: [usize; 3],
@@ -119,12 +119,12 @@ fn average(
     Ok(())
 }
 
-/// Labels of the classes seen so far.
+/// Label map derived from the classes processed so far.
 struct Decision {
-    /// The label of each region; `None` for classes, whose labels are their numbers.
+    /// Label of each region; `None` for classes, whose labels are their indices.
     regions: Option<Vec<i16>>,
     labels: Vec<i16>,
-    /// The highest probability so far, of classes only.
+    /// Highest probability so far; used for classes only.
     highest: Vec<f32>,
 }
 

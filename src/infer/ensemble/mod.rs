@@ -1,8 +1,9 @@
-//! Ensembles: the label maps that the mean of several predictions' class probabilities gives.
+//! Ensembles: label maps from the mean of the class probabilities of several predictions.
 //!
-//! Numbers and decisions are those of nnU-Net v2 (`ensembling/ensemble.py`). [`ensemble_folders`] takes what `predict
-//! --save-probabilities` has left in several folders; [`merge_case`] takes the files of one case. Probabilities are many
-//! times larger than label maps and are read class by class, so that memory holds one class, whatever their number.
+//! Matches nnU-Net v2 (`ensembling/ensemble.py`). [`ensemble_folders`] reads the output of `predict
+//! --save-probabilities` from several folders; [`merge_case`] reads the files of one case. Probabilities are many times
+//! larger than label maps and are read class by class, so that only one class is in memory, regardless of the number of
+//! members.
 
 mod error;
 mod folder;

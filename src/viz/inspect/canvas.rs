@@ -1,15 +1,15 @@
-//! A picture in memory.
+//! An in-memory RGB image with drawing functions.
 
 use crate::{chart, glyphs};
 
 pub type Colour = [u8; 3];
 
-/// Pixels per point of a letter.
+/// Pixels per glyph point.
 const SCALE: usize = 2;
 /// Height of a letter in pixels.
 pub const LETTER: usize = glyphs::HEIGHT * SCALE;
 
-/// Pixels in rows, three bytes each. What is drawn outside is not drawn.
+/// RGB pixels in row-major order. Drawing outside of the image is ignored.
 pub struct Canvas {
     width: usize,
     height: usize,
@@ -34,7 +34,7 @@ impl Canvas {
         }
     }
 
-    /// Writes with the upper left corner at `(x, y)`.
+    /// Draws text with its upper left corner at `(x, y)`.
     pub fn text(&mut self, [x, y]: [usize; 2], text: &str, colour: Colour) {
         for (index, letter) in text.chars().enumerate() {
             for (row, bits) in glyphs::rows(letter).into_iter().enumerate() {
@@ -46,13 +46,13 @@ impl Canvas {
         }
     }
 
-    /// As a PNG file.
+    /// Encodes the image as PNG.
     pub fn png(&self) -> Result<Vec<u8>, String> {
         chart::encode(&self.pixels, self.width as u32, self.height as u32)
     }
 }
 
-/// Pixels that a text takes along x.
+/// Width of a text in pixels.
 pub fn text_width(text: &str) -> usize {
     text.chars().count() * (glyphs::WIDTH + 1) * SCALE
 }

@@ -7,11 +7,12 @@ use super::canvas::Canvas;
 use super::montage::{BACKGROUND, INK, LINE, MARGIN, Panel};
 use super::view::Turn;
 
-/// The true label map of a case above a prediction of the same shape, over the same slices, as a PNG file: those with the
-/// largest true area, or the largest predicted one where nothing is labelled.
+/// Renders the reference label map of a case above a prediction of the same shape, on the same slices, as a PNG file.
+/// The slices are those with the largest labeled reference area, or the largest predicted area if the reference is
+/// empty.
 ///
 /// # Errors
-/// The shapes differ, or the encoder fails.
+/// Returns an error if the shapes differ or the encoder fails.
 pub fn comparison(view: &View, prediction: &Array3<i16>) -> Result<Vec<u8>, String> {
     let shape = view.image.shape();
     if prediction.shape() != shape {
@@ -19,7 +20,7 @@ pub fn comparison(view: &View, prediction: &Array3<i16>) -> Result<Vec<u8>, Stri
     }
     let nothing = Array3::zeros(prediction.raw_dim());
     let truth = view.labels.as_ref().unwrap_or(&nothing);
-    // What is predicted far from the truth would lead to slices that show nothing of it.
+    // Slices chosen by a prediction far from the reference would show nothing of the reference.
     let leading = if truth.iter().any(|label| *label > 0) { truth } else { prediction };
 
     let turn = Turn::of(&view.geometry);
@@ -58,7 +59,7 @@ mod tests {
         let (mut truth, mut prediction) = (Array3::zeros(shape), Array3::zeros(shape));
         truth.slice_mut(s![4..10, 4..10, 4..10]).fill(1);
         prediction.slice_mut(s![4..12, 4..12, 4..12]).fill(2);
-        // Larger than all that is true.
+        // Larger than the whole reference.
         prediction.slice_mut(s![11..20, 11..20, 11..20]).fill(2);
         let view = View {
             name: "case".into(),

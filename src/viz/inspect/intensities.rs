@@ -1,18 +1,18 @@
-//! Statistics of intensities.
+//! Intensity statistics.
 
 use rayon::prelude::*;
 use serde::Serialize;
 
-/// Bars of a histogram.
+/// Number of histogram bins.
 const BARS: usize = 16;
-/// Characters of the longest bar.
+/// Length of the longest bar in characters.
 const WIDTH: usize = 50;
 
-/// Statistics of the finite ones among some intensities.
+/// Statistics of the finite intensities.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Intensities {
     pub voxels: usize,
-    /// NaN and infinite ones, which count in nothing else.
+    /// Number of NaN and infinite voxels, which are excluded from the statistics.
     pub not_finite: usize,
     pub min: f32,
     pub max: f32,
@@ -24,7 +24,7 @@ pub struct Intensities {
     pub histogram: Histogram,
 }
 
-/// Counts of intensities in bars of equal width. What lies outside counts in the first and the last bar.
+/// Histogram with bins of equal width. Values outside of the range count in the first and the last bin.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Histogram {
     pub low: f64,
@@ -33,7 +33,7 @@ pub struct Histogram {
 }
 
 impl Intensities {
-    /// `None` where no intensity is finite.
+    /// Computes the statistics; `None` if no intensity is finite.
     pub fn of(intensities: impl Iterator<Item = f32>) -> Option<Self> {
         let mut voxels = 0;
         let mut values: Vec<f32> = intensities.inspect(|_| voxels += 1).filter(|value| value.is_finite()).collect();
@@ -58,7 +58,7 @@ impl Intensities {
         })
     }
 
-    /// What is shown as black and as white.
+    /// Intensities displayed as black and white.
     pub fn window(&self) -> [f32; 2] {
         [self.percentile_00_5 as f32, self.percentile_99_5 as f32]
     }
@@ -75,7 +75,7 @@ impl Histogram {
         Self { low, high: low + width * BARS as f64, counts }
     }
 
-    /// A line for each bar: where it begins, and what part of the voxels is in it.
+    /// One line per bin: its lower bound, a bar, and the percentage of the voxels.
     pub fn lines(&self) -> Vec<String> {
         let most = self.counts.iter().copied().max().unwrap_or(0).max(1) as f64;
         let all = self.counts.iter().sum::<u64>().max(1) as f64;
@@ -89,7 +89,7 @@ impl Histogram {
     }
 }
 
-/// As `numpy.percentile`: linear between the two nearest of the sorted values.
+/// Linear interpolation between the two nearest sorted values, as in `numpy.percentile`.
 fn percentile(sorted: &[f32], part: f64) -> f64 {
     let position = part * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[position.floor() as usize], sorted[position.ceil() as usize]);
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn statistics_are_numpys() {
-        // numpy.percentile(numpy.arange(101.0) ** 2, [0.5, 50, 99.5]) and so on.
+        // Expected values from numpy.percentile(numpy.arange(101.0) ** 2, [0.5, 50, 99.5]) etc.
         let squares = (0..101).map(|number| (number * number) as f32).chain([f32::NAN, f32::INFINITY]);
         let found = Intensities::of(squares).unwrap();
         assert_eq!((found.voxels, found.not_finite), (103, 2));

@@ -1,6 +1,6 @@
-//! What is in a case: header, intensities, label volumes, and a picture of it.
+//! Inspection of a case: header, intensities, label volumes, and a picture.
 //!
-//! For people who want to see their data before they train on it, and what a network made of it after.
+//! Used to look at data before training and at predictions afterwards.
 
 mod canvas;
 mod comparison;
@@ -31,17 +31,17 @@ pub struct Subject {
     pub name: String,
     pub images: Vec<PathBuf>,
     pub label: Option<PathBuf>,
-    /// Names of the classes, where they are known.
+    /// Names of the classes, as far as known.
     pub classes: BTreeMap<i16, String>,
 }
 
-/// What a picture of a case is made of.
+/// The data of a case that its picture shows.
 #[derive(Clone, Debug)]
 pub struct View {
     pub name: String,
-    /// The first channel, `(z, y, x)`.
+    /// First channel, `(z, y, x)`.
     pub image: Array3<f32>,
-    /// Intensities that are black and white.
+    /// Intensities displayed as black and white.
     pub window: [f32; 2],
     pub labels: Option<Array3<i16>>,
     pub geometry: Geometry,
@@ -50,7 +50,7 @@ pub struct View {
 }
 
 impl Subject {
-    /// A single image, or a folder of DICOM files, with or without a label map.
+    /// A single image or a folder of DICOM files, with an optional label map.
     pub fn file(image: &Path, label: Option<&Path>) -> Self {
         Self {
             name: image.file_name().unwrap_or(image.as_os_str()).to_string_lossy().into_owned(),
@@ -63,11 +63,11 @@ impl Subject {
     /// A training case of a raw dataset.
     ///
     /// # Errors
-    /// The dataset has no such case.
+    /// Returns an error if the dataset has no such case.
     pub fn of_dataset(dataset: &Dataset, id: &str) -> Result<Self, DatasetError> {
         let case = dataset.cases.iter().find(|case| case.id == id).ok_or_else(|| {
             let some: Vec<_> = dataset.cases.iter().take(3).map(|case| case.id.as_str()).collect();
-            DatasetError::invalid(&dataset.root, format_args!("has no case {id}; it has {}, ...", some.join(", ")))
+            DatasetError::invalid(&dataset.root, format_args!("has no case {id}; available: {}, ...", some.join(", ")))
         })?;
         let named = dataset.json.labels.iter().filter_map(|(name, value)| match value {
             LabelValue::Class(label) => Some((*label, name.clone())),
@@ -81,10 +81,10 @@ impl Subject {
         })
     }
 
-    /// Reads the case and sums it up.
+    /// Reads the case and computes its report.
     ///
     /// # Errors
-    /// A file cannot be read, or image and label map differ in shape.
+    /// Returns an error if a file cannot be read, or if image and label map differ in shape.
     pub fn inspect(&self) -> Result<(CaseReport, View), ImageError> {
         let labels = self.label.as_ref().map(|path| Ok::<_, ImageError>((path, read_labels(path)?))).transpose()?;
         let mut images = Vec::new();
@@ -96,7 +96,7 @@ impl Subject {
                 && labels.data.shape() != &volume.data.shape()[1..]
             {
                 let (found, expected) = (labels.data.shape(), &volume.data.shape()[1..]);
-                return Err(ImageError::new(path, format!("shape {found:?} differs from the image's, {expected:?}")));
+                return Err(ImageError::new(path, format!("shape {found:?} differs from {expected:?} of the image")));
             }
             let labels = labels.as_ref().map(|(_, labels)| &labels.data);
             images.push(ImageReport::of(path, &header, &volume, labels));
@@ -104,7 +104,8 @@ impl Subject {
                 first = Some((volume.data.index_axis_move(Axis(0), 0), volume.geometry));
             }
         }
-        let (image, geometry) = first.ok_or_else(|| ImageError::new(Path::new(&self.name), "a case without images"))?;
+        let (image, geometry) =
+            first.ok_or_else(|| ImageError::new(Path::new(&self.name), "the case has no images"))?;
         let report = LabelReport::of(&labels, &self.classes);
         let window = images[0].channels.first().map_or([0.0, 1.0], Intensities::window);
         let view = View {

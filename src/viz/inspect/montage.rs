@@ -1,4 +1,4 @@
-//! Slices of cases with their labels over them, as a picture.
+//! Picture of slices of cases with label overlays.
 
 use ndarray::{ArrayView2, ArrayView3};
 
@@ -13,9 +13,9 @@ pub(super) const MARGIN: usize = 14;
 pub(super) const LINE: usize = LETTER + 10;
 pub(super) const BACKGROUND: Colour = [18, 18, 18];
 pub(super) const INK: Colour = [230, 230, 230];
-/// What a label's colour counts inside; its border counts whole.
+/// Opacity of a label's interior; its border is opaque.
 const OPACITY: f32 = 0.35;
-/// Of classes 1, 2, ...; then again from the first.
+/// Colors of classes 1, 2, ...; repeated cyclically.
 const COLOURS: [Colour; 12] = [
     [230, 60, 60],
     [70, 190, 90],
@@ -31,14 +31,14 @@ const COLOURS: [Colour; 12] = [
     [240, 240, 120],
 ];
 
-/// An axial, a coronal and a sagittal slice of each case through the largest labelled area, one case below the other, as a
-/// PNG file.
+/// Renders an axial, a coronal and a sagittal slice of each case through the largest labeled area, one case per row, as
+/// a PNG file.
 ///
-/// Slices are turned as a radiologist looks at them, right at the left, and in true proportions. Each case has the grey
-/// values between its percentiles 0.5 and 99.5, and a legend.
+/// Slices are in radiological orientation (patient right at the left) and in true proportions. Each case has a
+/// gray-value window from percentile 0.5 to 99.5, and a legend.
 ///
 /// # Errors
-/// The encoder's.
+/// Returns the error of the PNG encoder.
 pub fn montage(views: &[View]) -> Result<Vec<u8>, String> {
     let rows: Vec<Row> = views.iter().map(Row::of).collect();
     let width = rows.iter().map(Row::width).max().unwrap_or(0).max(1);
@@ -52,18 +52,18 @@ pub fn montage(views: &[View]) -> Result<Vec<u8>, String> {
     canvas.png()
 }
 
-/// A case.
+/// One row of the picture: a case.
 struct Row<'a> {
     view: &'a View,
     turn: Turn,
     panels: Vec<Panel>,
 }
 
-/// A slice.
+/// One slice.
 pub(super) struct Panel {
     plane: Plane,
     index: usize,
-    /// In pixels, `(x, y)`.
+    /// Size in pixels, `(x, y)`.
     pub size: [usize; 2],
 }
 
@@ -93,7 +93,7 @@ impl<'a> Row<'a> {
         MARGIN + LINE + self.panels_height() + MARGIN + self.legend(width).last().map_or(0, |(at, _)| at[1] + LINE)
     }
 
-    /// Where each entry of the legend stands below the panels.
+    /// Position of each legend entry relative to the bottom of the panels.
     fn legend(&self, width: usize) -> Vec<([usize; 2], &LabelVolume)> {
         let mut at = [MARGIN, 0];
         let place = |class| {
@@ -126,9 +126,9 @@ impl<'a> Row<'a> {
 }
 
 impl Panel {
-    /// The slices of a turned image through the largest labelled area.
+    /// Slices of a reoriented image through the largest labeled area.
     pub fn all(turn: &Turn, image: &ArrayView3<f32>, labels: Option<&ArrayView3<i16>>) -> Vec<Self> {
-        // Of a 2D image there is one plane to see.
+        // A 2D image has one plane.
         let is_flat = image.shape().contains(&1);
         let planes = Plane::ALL.into_iter().filter(|plane| !is_flat || image.len_of(plane.across()) == 1);
         let mut panels: Vec<Self> = planes
@@ -146,7 +146,7 @@ impl Panel {
         panels
     }
 
-    /// Draws the slice of a turned image, and of the label map over it, with its upper left corner at `(left, top)`.
+    /// Draws the slice of a reoriented image with its label overlay, upper left corner at `(left, top)`.
     pub fn draw(
         &self,
         canvas: &mut Canvas,
@@ -159,7 +159,7 @@ impl Panel {
         let labels = labels.map(|labels| self.plane.slice(labels, self.index));
         let [width, height] = self.size;
         let (rows, columns) = image.dim();
-        // Of a pixel's middle, in voxels.
+        // Pixel center in voxel coordinates.
         let row = |v: usize| (v as f64 + 0.5) / height as f64 * rows as f64;
         let column = |u: usize| (u as f64 + 0.5) / width as f64 * columns as f64;
         let label = |u: usize, v: usize| labels.map_or(0, |labels| labels[[row(v) as usize, column(u) as usize]]);
@@ -193,7 +193,7 @@ impl Panel {
     }
 }
 
-/// Linear between the four nearest voxels; the outermost go on.
+/// Bilinear interpolation with edge extension.
 fn blend(image: &ArrayView2<f32>, row: f64, column: f64) -> f32 {
     let (rows, columns) = image.dim();
     let pair = |position: f64, len: usize| {
@@ -206,7 +206,7 @@ fn blend(image: &ArrayView2<f32>, row: f64, column: f64) -> f32 {
     upper * (1.0 - v) + lower * v
 }
 
-/// The colour of a label in pictures.
+/// Display color of a label.
 pub fn label_colour(label: i16) -> Colour {
     COLOURS[(i32::from(label) - 1).rem_euclid(COLOURS.len() as i32) as usize]
 }

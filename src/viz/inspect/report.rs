@@ -1,4 +1,4 @@
-//! What was found in a case, as text and as JSON.
+//! Report of a case, as text and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Intensities;
 use nnunet_image::{ImageHeader, LabelMap, Volume};
 
-/// A case.
+/// Report of a case.
 #[derive(Clone, Debug, Serialize)]
 pub struct CaseReport {
     pub case: String,
@@ -18,37 +18,37 @@ pub struct CaseReport {
     pub labels: Option<LabelReport>,
 }
 
-/// An image file.
+/// Report of an image file.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImageReport {
     pub file: PathBuf,
     /// `(channel, z, y, x)`.
     pub shape: [usize; 4],
-    /// How the file stores a number.
+    /// Scalar type of the file, by its NumPy name.
     pub number: &'static str,
-    /// In mm, `(z, y, x)`.
+    /// Voxel size in mm, `(z, y, x)`.
     pub spacing: [f64; 3],
-    /// In mm, `(x, y, z)`, LPS.
+    /// Origin in mm, `(x, y, z)`, LPS.
     pub origin: [f64; 3],
-    /// Row-major, LPS; its columns belong to x, y and z.
+    /// Direction cosines, row-major, LPS; the columns belong to x, y and z.
     pub direction: [[f64; 3]; 3],
-    /// The directions in which x, y and z grow.
+    /// Anatomical directions of increasing x, y and z.
     pub orientation: String,
-    /// Of each channel.
+    /// Statistics of each channel.
     pub channels: Vec<Intensities>,
-    /// Of each channel, where the label is above 0.
+    /// Statistics of each channel over voxels with a label above 0.
     pub foreground: Vec<Intensities>,
 }
 
-/// A label map.
+/// Report of a label map.
 #[derive(Clone, Debug, Serialize)]
 pub struct LabelReport {
     pub file: PathBuf,
-    /// Without the background, by label.
+    /// Classes without the background, by label.
     pub classes: Vec<LabelVolume>,
 }
 
-/// How much of a case a class takes.
+/// Volume of a class.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LabelVolume {
     pub label: i16,
@@ -131,12 +131,12 @@ impl fmt::Display for ImageReport {
         writeln!(f, "    origin       {} mm (x, y, z; LPS)", list(&self.origin, ", "))?;
         let rows = self.direction.map(|row| list(&row, " "));
         writeln!(f, "    direction    {}", rows.join(" | "))?;
-        writeln!(f, "    orientation  {} (where x, y, z grow to)", self.orientation)?;
+        writeln!(f, "    orientation  {} (directions of increasing x, y, z)", self.orientation)?;
         for (channel, intensities) in self.channels.iter().enumerate() {
             let of = if c == 1 { String::new() } else { format!(" of channel {channel}") };
             writeln!(f, "    intensities{of}: {}", summary(intensities))?;
             if let Some(foreground) = self.foreground.get(channel) {
-                writeln!(f, "    where labelled: {}", summary(foreground))?;
+                writeln!(f, "    foreground: {}", summary(foreground))?;
             }
             for line in intensities.histogram.lines() {
                 writeln!(f, "    {line}")?;
@@ -154,7 +154,7 @@ fn summary(of: &Intensities) -> String {
     )
 }
 
-/// As `f32`, which most headers hold: `1.1` instead of `1.100000023841858`; and 0 without a sign.
+/// Formats values as `f32`, the precision of most headers: `1.1` instead of `1.100000023841858`, and 0 without a sign.
 fn list(values: &[f64], between: &str) -> String {
     values.iter().map(|value| (*value as f32 + 0.0).to_string()).collect::<Vec<_>>().join(between)
 }

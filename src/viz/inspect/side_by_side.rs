@@ -5,17 +5,17 @@ use ndarray::{ArrayView2, Zip};
 use super::canvas::Canvas;
 use super::montage::{BACKGROUND, INK, LINE, MARGIN, label_colour};
 
-/// Pixels along the longer side of the slice, at least, unless its voxels are enlarged to more.
+/// Minimum length of the longer side of the slice in pixels.
 const SIDE: usize = 256;
-/// What a label's colour counts inside; its border counts whole.
+/// Opacity of a label's interior; its border is opaque.
 const OPACITY: f32 = 0.35;
 
-/// A slice `(y, x)` once for each of the label maps, which are drawn over it under their names, as a PNG file with its width
-/// and height. A voxel is a square of whole pixels; labels of 0 and less are not drawn. Grey values are those between the
-/// slice's smallest and largest.
+/// Renders a slice `(y, x)` once per label map, with the labels as overlay and the name as title. Returns a PNG file
+/// with its width and height. A voxel is a square of whole pixels; labels of 0 and below are not drawn. Gray values are
+/// scaled to the range of the slice.
 ///
 /// # Errors
-/// The encoder's.
+/// Returns the error of the PNG encoder.
 pub fn side_by_side(image: ArrayView2<f32>, labels: &[(&str, ArrayView2<i16>)]) -> Result<(Vec<u8>, [u32; 2]), String> {
     let (rows, columns) = image.dim();
     let scale = SIDE.div_ceil(rows.max(columns).max(1)).max(1);
@@ -41,7 +41,7 @@ pub fn side_by_side(image: ArrayView2<f32>, labels: &[(&str, ArrayView2<i16>)]) 
     Ok((canvas.png()?, size.map(|pixels| pixels as u32)))
 }
 
-/// What makes grey of a value: 0 to 255 over all that there are.
+/// Mapping of intensities to gray values 0 to 255 over the range of the slice.
 fn greys(image: ArrayView2<f32>) -> impl Fn(f32) -> f32 {
     let finite = image.iter().copied().filter(|value| value.is_finite());
     let (low, high) = finite.fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
@@ -49,7 +49,7 @@ fn greys(image: ArrayView2<f32>) -> impl Fn(f32) -> f32 {
     move |value| if value.is_finite() { 255.0 * ((value - low) / range).clamp(0.0, 1.0) } else { 0.0 }
 }
 
-/// Whether a neighbour within the slice has another label.
+/// Whether a neighbor within the slice has another label.
 fn is_border(labels: &ArrayView2<i16>, row: usize, column: usize) -> bool {
     let neighbours =
         [(row.wrapping_sub(1), column), (row + 1, column), (row, column.wrapping_sub(1)), (row, column + 1)];
@@ -73,7 +73,7 @@ mod tests {
         prediction.slice_mut(s![5..15, 5..10]).fill(2);
         let (png, [width, height]) =
             side_by_side(image.view(), &[("truth", truth.view()), ("prediction", prediction.view())]).unwrap();
-        // Nine pixels for a voxel.
+        // Nine pixels per voxel.
         assert_eq!([width, height], [MARGIN + 2 * (270 + MARGIN), 2 * MARGIN + LINE + 180].map(|pixels| pixels as u32));
         let mut reader = png::Decoder::new(Cursor::new(png)).read_info().unwrap();
         let mut pixels = vec![0; reader.output_buffer_size()];

@@ -1,19 +1,20 @@
-//! A volume turned as a radiologist looks at it.
+//! Reorientation of volumes for display.
 
 use ndarray::{ArrayView2, ArrayView3, Axis};
 
 use nnunet_image::Geometry;
 
-/// How to turn a volume so that its axes `(z, y, x)` grow to superior, posterior and left, as nearly as whole axes can.
+/// Reorientation of a volume so that its axes `(z, y, x)` increase toward superior, posterior and left, by the nearest
+/// permutation and flips of axes.
 pub struct Turn {
-    /// The axis of `(x, y, z)` that becomes x, y and z.
+    /// Source axis, in the order `(x, y, z)`, of x, y and z.
     axes: [usize; 3],
     flipped: [bool; 3],
-    /// In mm, `(x, y, z)`, after turning.
+    /// In mm, `(x, y, z)`, after reorientation.
     spacing: [f64; 3],
 }
 
-/// One of the three planes.
+/// Anatomical plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plane {
     Axial,
@@ -35,7 +36,7 @@ impl Turn {
         }
     }
 
-    /// The turned view, `(z, y, x)`.
+    /// Reoriented view, `(z, y, x)`.
     pub fn view<'a, T>(&self, volume: ArrayView3<'a, T>) -> ArrayView3<'a, T> {
         let [x, y, z] = self.axes.map(|axis| 2 - axis);
         let mut view = volume.permuted_axes([z, y, x]);
@@ -51,7 +52,7 @@ impl Turn {
 impl Plane {
     pub const ALL: [Self; 3] = [Self::Axial, Self::Coronal, Self::Sagittal];
 
-    /// What stands at the left, right, upper and lower edge.
+    /// Direction labels of the left, right, upper and lower edge.
     pub fn edges(self) -> [&'static str; 4] {
         match self {
             Self::Axial => ["R", "L", "A", "P"],
@@ -60,7 +61,7 @@ impl Plane {
         }
     }
 
-    /// The axis of a turned view, `(z, y, x)`, across the plane.
+    /// Axis of a reoriented view `(z, y, x)` perpendicular to the plane.
     pub fn across(self) -> Axis {
         match self {
             Self::Axial => Axis(0),
@@ -69,7 +70,7 @@ impl Plane {
         }
     }
 
-    /// A slice of a turned view, its first row at the top.
+    /// A slice of a reoriented view, first row at the top.
     pub fn slice<'a, T>(self, view: &ArrayView3<'a, T>, index: usize) -> ArrayView2<'a, T> {
         let mut slice = view.index_axis_move(self.across(), index);
         if self != Self::Axial {
@@ -78,7 +79,7 @@ impl Plane {
         slice
     }
 
-    /// Size of a pixel of a slice in mm, `(row, column)`.
+    /// Pixel size of a slice in mm, `(row, column)`.
     pub fn spacing(self, turn: &Turn) -> [f64; 2] {
         let [x, y, z] = turn.spacing;
         match self {
@@ -88,7 +89,7 @@ impl Plane {
         }
     }
 
-    /// The slice with the largest labelled area; the middle where nothing is labelled.
+    /// Index of the slice with the largest labeled area; the middle slice if nothing is labeled.
     pub fn fullest(self, labels: Option<&ArrayView3<i16>>, slices: usize) -> usize {
         let area = |slice: ArrayView2<i16>| slice.iter().filter(|label| **label > 0).count();
         let areas = labels.into_iter().flat_map(|labels| labels.axis_iter(self.across()).map(area).enumerate());
@@ -105,12 +106,12 @@ mod tests {
 
     #[test]
     fn an_image_of_any_orientation_is_seen_alike() {
-        // Voxels hold their place: 100 S + 10 P + L.
+        // Voxel values encode the position: 100 S + 10 P + L.
         let upright = Array3::from_shape_fn((2, 3, 4), |(z, y, x)| (100 * z + 10 * y + x) as i16);
         let turn = Turn::of(&Geometry::default());
         assert_eq!(turn.view(upright.view()), upright);
 
-        // x grows to the right, y to superior, z to anterior: `RSA`.
+        // x increases to the right, y to superior, z to anterior: `RSA`.
         let direction = [[-1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]];
         let geometry = Geometry { direction, spacing: [3.0, 2.0, 1.0], ..Geometry::default() };
         assert_eq!(geometry.orientation(), "RSA");
