@@ -210,7 +210,7 @@ impl Grid {
     #[inline(always)]
     unsafe fn neighbours<T: Copy>(&self, values: &[T], first: u32) -> [[T; 2]; 4] {
         let [a, b, c, d] = self.steps;
-        // An array of two values needs the same alignment as one value.
+        // SAFETY: the caller guarantees both values; an array of two values needs the same alignment as one value.
         let pair = |step: usize| unsafe { values.as_ptr().add(first as usize + step).cast::<[T; 2]>().read() };
         [pair(a), pair(b), pair(c), pair(d)]
     }

@@ -8,8 +8,8 @@ use super::bits::{BitVolume, tail};
 
 /// A ball of voxels with a diameter of `size`, the structuring element of [`Morphology`]; a disk in a single slice.
 ///
-/// Its offsets along each axis are `k - floor((size - 1) / 2)` for `k` in `0..size`, limited to points at most `(size -
-/// 1) / 2` from the center. A ball of even size has its center between voxels and therefore shifts its operand by half
+/// Its offsets along each axis are `k - floor((size - 1) / 2)` for `k` in `0..size`, limited to points at most
+/// `(size - 1) / 2` from the center. A ball of even size has its center between voxels and therefore shifts its operand by half
 /// a voxel, as in nnU-Net: there a radius is any real number, from which scikit-image's `ball` makes a grid of `int(2 *
 /// radius + 1)` points. (On that grid, rounding decides points exactly at the radius; here they belong to the ball.
 /// scikit-image's `disk` differs in the last column.)
