@@ -226,7 +226,7 @@ fn two_processes_under_mpirun_train_and_predict_a_cascade_as_one() {
     };
     succeed(train(&one, "2", &[]));
     let disk = cascade.path("disk");
-    run(train(&two, "1", &["--cache-gb", "0.1", "--stage-dir", disk.to_str().unwrap()]));
+    run(train(&two, "1", &["--cache-gb", "0.1", "--local-cache-dir", disk.to_str().unwrap()]));
     let losses = |run: &RunDir| -> Vec<f64> {
         let log = fs::read_to_string(run.log()).unwrap();
         let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());

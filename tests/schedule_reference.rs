@@ -22,8 +22,8 @@ fn poly_learning_rates_are_identical() {
             kind: ScheduleKind::Poly,
             warmup_steps: 0,
             power: 0.9,
-            end_lr: 0.0,
-            first_cycle_steps: 1,
+            min_lr: 0.0,
+            t_0: 1,
             peak_decay: 1.0,
         };
         let schedule = Schedule::new(&config, base.parse().unwrap(), epochs.parse().unwrap(), 250);

@@ -158,7 +158,7 @@ fn two_processes_under_mpirun_train_as_one_with_twice_the_batch() {
 /// More processes than this machine has cores, in two batches per step.
 #[test]
 fn eight_processes_under_mpirun_train_as_one_with_sixteen_times_the_batch() {
-    trains_as_one(&Workshop::new(), 8, &["--accumulate", "2", "--epochs", "2", "--val-iters", "1"]);
+    trains_as_one(&Workshop::new(), 8, &["--gradient-accumulation-steps", "2", "--epochs", "2", "--val-iters", "1"]);
 }
 
 /// Each process keeps its part of the cases in memory, read from copies that the processes have made together.
@@ -166,7 +166,7 @@ fn eight_processes_under_mpirun_train_as_one_with_sixteen_times_the_batch() {
 fn cases_dealt_out_cached_and_staged_train_as_one() {
     let shop = Workshop::new();
     let disk = shop.path("disk");
-    let stage_dir = format!("--stage-dir={}", disk.display());
+    let stage_dir = format!("--local-cache-dir={}", disk.display());
     trains_as_one(&shop, 2, &["--shard", "epoch", "--cache-gb", "0.5", &stage_dir]);
     let staged = fs::read_dir(&disk).unwrap().next().unwrap().unwrap().path();
     assert_eq!(names(&staged), names(&shop.store()));

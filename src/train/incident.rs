@@ -69,7 +69,9 @@ impl Job<'_> {
             ..Progress::default()
         };
         let mut loader = self.loader(Purpose::TrainSample, &at)?;
-        let batches = (0..self.config.training.accumulate).map(|_| loader.next()).collect::<Result<Vec<_>, _>>()?;
+        let batches = (0..self.config.training.gradient_accumulation_steps)
+            .map(|_| loader.next())
+            .collect::<Result<Vec<_>, _>>()?;
         let own: Vec<&str> =
             batches.iter().flat_map(|batch| &batch.samples).map(|sample| sample.case.as_str()).collect();
         let all = self.comm.all_gather_bytes(own.join("\n").as_bytes(), WHAT)?;

@@ -46,7 +46,7 @@ pub fn loss(config: &LossConfig, dataset: &DatasetJson) -> Result<SegmentationLo
 
 /// The optimiser without history.
 pub fn optimizer<B: NnOps>(config: &OptimizerConfig) -> Optimizer<B> {
-    let optimizer = Optimizer::new(rule(config), (config.clip > 0.0).then_some(config.clip));
+    let optimizer = Optimizer::new(rule(config), (config.max_grad_norm > 0.0).then_some(config.max_grad_norm));
     if config.lookahead { optimizer.with_lookahead() } else { optimizer }
 }
 

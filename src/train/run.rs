@@ -257,7 +257,7 @@ fn outputs(job: &Job, resume: bool, training: &Training) -> Result<Outputs, Trai
     config.save().map_err(|error| TelemetryError::io(&run.config(), error))?;
     let saver = job.saver(resume, training)?;
     let training = &config.training;
-    let global_batch_size = training.batch_size * training.accumulate * comm.world_size();
+    let global_batch_size = training.batch_size * training.gradient_accumulation_steps * comm.world_size();
     let (epochs, iterations) = (training.epochs, training.iterations_per_epoch);
     let status = StatusFile::new(&run.status(), epochs, iterations, comm.world_size());
     let log = JsonLines::open(&run.log(), progress.next_epoch)?;
@@ -286,7 +286,8 @@ fn announce(job: &Job, progress: &Progress) {
     if comm.rank() > 0 {
         return;
     }
-    let (per_rank, ranks) = (config.training.batch_size * config.training.accumulate, comm.world_size());
+    let (per_rank, ranks) =
+        (config.training.batch_size * config.training.gradient_accumulation_steps, comm.world_size());
     tracing::info!(
         "fold {}: {} training and {} validation cases; batch {per_rank} per rank on {ranks} rank(s), {} in all",
         config.fold,

@@ -101,7 +101,7 @@ impl<'a> Job<'a> {
         };
         let next_stages = next_stages(config, &plans, &configuration)?;
         let listing = format!("{previous:?}");
-        let (folder, store) = match config.data.stage_dir.as_os_str().is_empty() {
+        let (folder, store) = match config.data.local_cache_dir.as_os_str().is_empty() {
             true => (folder, store.with_previous_stage(&previous)?),
             false => stage_cases(&folder, &cases, &previous, config, comm)?,
         };
@@ -255,7 +255,7 @@ impl<'a> Job<'a> {
             (Some(_), AugmentationPreset::None) => pipeline.with_previous_stage(PreviousStage::new(classes())),
             (Some(_), _) => pipeline.with_previous_stage(PreviousStage::nnunet(classes())),
         });
-        let accumulate = if is_training { config.training.accumulate } else { 1 };
+        let accumulate = if is_training { config.training.gradient_accumulation_steps } else { 1 };
         let cases = if is_training { &self.train_cases } else { &self.validation_cases };
         let sampler = SamplerOptions {
             seed: if is_training { seed_of_samples(config.seed, progress.rollbacks) } else { config.seed },
@@ -321,8 +321,8 @@ fn stage_cases(
     config: &RunConfig,
     comm: &dyn Communicator,
 ) -> Result<(PathBuf, NativeStore), TrainError> {
-    let staged = stage(folder, cases, &config.data.stage_dir, comm)?;
-    let previous = stage_label_maps(previous, &config.data.stage_dir, comm)?;
+    let staged = stage(folder, cases, &config.data.local_cache_dir, comm)?;
+    let previous = stage_label_maps(previous, &config.data.local_cache_dir, comm)?;
     let store = NativeStore::open(&staged)?.with_previous_stage(&previous)?;
     Ok((staged, store))
 }
@@ -374,7 +374,7 @@ pub(super) fn exchange_options(config: &RunConfig) -> ExchangeOptions {
     let DistConfig { bucket_mb, compression, overlap, .. } = config.dist;
     // A bucket holds f32 whatever travels.
     let bucket_len = (bucket_mb * f64::from(1 << 20) / size_of::<f32>() as f64) as usize;
-    ExchangeOptions { bucket_len, wire: compression, overlap, accumulate: config.training.accumulate }
+    ExchangeOptions { bucket_len, wire: compression, overlap, accumulate: config.training.gradient_accumulation_steps }
 }
 
 /// The weights of a loss without deep supervision.

@@ -133,7 +133,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             self.profile.after_step(self.comm)?;
             self.progress.next_iteration = iteration + 1;
             let steps = (epoch * iterations + iteration + 1) as u64;
-            let every = self.config.dist.compare_every as u64;
+            let every = self.config.dist.weight_check_interval as u64;
             if every > 0 && steps.is_multiple_of(every) {
                 compare_weights(&self.step.network, steps, self.comm)?;
             }
@@ -153,7 +153,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     pub(super) fn train_step(&mut self, epoch: usize, iteration: usize) -> Result<(), TrainError> {
         let _span = trace::span_of(STEP, || format!("epoch {}, step {}", epoch + 1, iteration + 1));
         self.step.stop_requested = self.stop_request.has_come();
-        for _ in 0..self.config.training.accumulate {
+        for _ in 0..self.config.training.gradient_accumulation_steps {
             self.step.add(self.train_batches.next()?, self.comm)?;
         }
         self.step.update(self.schedule.lr(epoch, iteration))?;
@@ -396,7 +396,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     ) -> EpochRecord {
         let training = &self.config.training;
         let steps = training.iterations_per_epoch as f64;
-        let samples = (training.batch_size * training.accumulate * self.comm.world_size()) as f64;
+        let samples = (training.batch_size * training.gradient_accumulation_steps * self.comm.world_size()) as f64;
         EpochRecord {
             epoch,
             train_loss: self.progress.loss_sum / (steps - self.progress.nan_steps as f64).max(1.0),

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
+use super::renamed;
+
 use nnunet_data::work::{ConfigError, one_line};
 
 /// A partial configuration: the keys that one source (plans, file, flags) states, and what the source is called.
@@ -30,7 +32,9 @@ impl Layer {
             let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
             ConfigError::new(format!("{origin}:{line}"), one_line(error.message()))
         })?;
-        Ok(Self { origin, table })
+        let mut layer = Self { origin, table };
+        renamed::update(&mut layer.table).map_err(|defect| ConfigError::new(&layer.origin, defect))?;
+        Ok(layer)
     }
 
     /// States `section.key` (or a top-level `key`); `None` leaves it to the layers below.

@@ -62,7 +62,7 @@ pub struct TrainingConfig {
     /// Samples per rank and step; the plans' value unless overridden.
     pub batch_size: usize,
     /// Batches per rank whose gradients make one step.
-    pub accumulate: usize,
+    pub gradient_accumulation_steps: usize,
     /// Keep the activations between the network's stages only, and compute those within once more on the way back.
     pub gradient_checkpointing: bool,
     /// Epochs between two checkpoints.
@@ -93,7 +93,7 @@ pub struct DataConfig {
     /// GB of cases that each rank keeps in memory; 0 for none.
     pub cache_gb: f64,
     /// Folder on a local disk of each host for copies of the cases; empty for none.
-    pub stage_dir: PathBuf,
+    pub local_cache_dir: PathBuf,
     /// For the second stage of a cascade: run directories of the first; empty for all in the work folder.
     pub previous_stage: Vec<PathBuf>,
 }
@@ -130,7 +130,7 @@ pub struct DistConfig {
     /// Seconds that a collective may take up to the end of the first step: ranks start and tune at different speeds.
     pub first_timeout_s: f64,
     /// Steps between two comparisons of the weights of all ranks; 0: never.
-    pub compare_every: usize,
+    pub weight_check_interval: usize,
 }
 
 /// The optimiser and its constants.
@@ -148,7 +148,7 @@ pub struct OptimizerConfig {
     /// Slow weights that follow the optimiser's (`nnunet_nn::optim::Lookahead`).
     pub lookahead: bool,
     /// Largest L2 norm of all gradients together; 0 turns clipping off.
-    pub clip: f64,
+    pub max_grad_norm: f64,
 }
 
 /// What a run does when loss or gradient are no numbers.

@@ -15,11 +15,11 @@ impl RunConfig {
             ("training.epochs", training.epochs),
             ("training.iterations_per_epoch", training.iterations_per_epoch),
             ("training.batch_size", training.batch_size),
-            ("training.accumulate", training.accumulate),
+            ("training.gradient_accumulation_steps", training.gradient_accumulation_steps),
             ("training.checkpoint_every", training.checkpoint_every),
             ("training.keep_checkpoints", training.keep_checkpoints),
             ("data.workers", data.workers),
-            ("schedule.first_cycle_steps", schedule.first_cycle_steps),
+            ("schedule.t_0", schedule.t_0),
         ];
         for (key, value) in at_least_one {
             require(value >= 1, key, value, "at least 1")?;
@@ -64,10 +64,10 @@ impl RunConfig {
         }
         let not_negative = [
             ("optimizer.weight_decay", optimizer.weight_decay),
-            ("optimizer.clip", optimizer.clip),
+            ("optimizer.max_grad_norm", optimizer.max_grad_norm),
             ("schedule.power", schedule.power),
             ("data.cache_gb", data.cache_gb),
-            ("schedule.end_lr", schedule.end_lr),
+            ("schedule.min_lr", schedule.min_lr),
         ];
         for (key, value) in not_negative {
             require(value >= 0.0 && value.is_finite(), key, value, "0 or more")?;

@@ -102,7 +102,7 @@ fn facts(config: &RunConfig, classes: Vec<String>, comm: &dyn Communicator) -> F
     Facts {
         epochs: training.epochs,
         steps_per_epoch: training.iterations_per_epoch,
-        global_batch_size: training.batch_size * training.accumulate * comm.world_size(),
+        global_batch_size: training.batch_size * training.gradient_accumulation_steps * comm.world_size(),
         classes,
         restarts: env::var(RESTARTS).ok().and_then(|number| number.parse().ok()).unwrap_or(0),
     }
