@@ -76,7 +76,7 @@ fn a_rank_with_other_weights_is_named() {
 fn ranks_with_other_buckets_are_named() {
     let Some(job) = run("mismatch", 3) else { return };
     job.failed_with(3);
-    job.says("agreement on layout of the gradient buckets failed");
+    job.says("consistency check of layout of the gradient buckets failed");
     job.says("rank 2 differs from the other 2");
 }
 

@@ -140,7 +140,7 @@ fn a_training_that_is_restarted_ends_as_if_nothing_had_happened() {
 
 /// Words of the ranks that are left.
 fn silence(host: &str) -> [String; 2] {
-    ["error: rank 0: ".into(), format!("no sign of life from rank 1 on {host} for ")]
+    ["error: rank 0: ".into(), format!("no heartbeat from rank 1 on {host} for ")]
 }
 
 /// Words of mpirun.
