@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Which cases are held out: those of one fold of `splits_final.json`, or none.
+/// The held-out cases: those of one fold of `splits_final.json`, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum FoldId {
@@ -30,9 +30,10 @@ impl FromStr for FoldId {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "all" => Ok(Self::All),
-            _ => {
-                text.parse().map(Self::Number).map_err(|_| format!("a fold is `all` or a number from 0, not `{text}`"))
-            }
+            _ => text
+                .parse()
+                .map(Self::Number)
+                .map_err(|_| format!("the fold must be `all` or a number from 0, not `{text}`")),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! What a run is told: the resolved configuration, and where its files lie.
+//! Resolved configuration of a run, and the locations of its files.
 //!
-//! [`RunConfig`] is resolved from four layers, each overriding the one before: built-in defaults, the plans, a TOML
-//! file, the command line's flags. The result is validated, printed and saved with the run, so `config.toml` alone says
-//! what was trained. [`WorkDir`] and [`RunDir`] are the only places that know the names of the files in a work folder.
+//! [`RunConfig`] is resolved from four layers, each overriding the previous one: built-in defaults, the plans, a TOML
+//! file, and the command-line flags. The result is validated, printed and saved with the run, so `config.toml` alone
+//! documents what was trained. [`WorkDir`] and [`RunDir`] are the only types that know the file names in a work folder.
 
 mod defaults;
 mod fold;
@@ -23,18 +23,18 @@ pub use source::Source;
 pub use telemetry::TelemetryConfig;
 pub use workdir::{DEFAULT_PLANS, RunDir, WorkDir, check_plans_name};
 
-/// A configuration that cannot be used: an unknown key, a value of the wrong type or out of its range, a missing file.
+/// An invalid configuration: an unknown key, a value of the wrong type or out of range, or a missing file.
 #[derive(Debug, thiserror::Error)]
 #[error("{origin}: {defect}")]
 pub struct ConfigError {
-    /// The file, or the layer, that states the value.
+    /// File or layer that sets the value.
     pub origin: String,
-    /// What is wrong with it and what would be right.
+    /// Description of the error and of valid values.
     pub defect: String,
 }
 
 impl ConfigError {
-    /// A defect found in `origin`.
+    /// Creates an error for a defect in `origin`.
     pub fn new(origin: impl std::fmt::Display, defect: impl std::fmt::Display) -> Self {
         Self { origin: origin.to_string(), defect: defect.to_string() }
     }

@@ -54,8 +54,8 @@ fn is_memory(info: &PanicHookInfo<'_>) -> bool {
 
 fn memory_message(who: &str) -> String {
     format!(
-        "error: {who}the GPU's memory is full: lower --batch-size (training.batch_size), use --amp or --gradient-checkpointing, or plan \
-         for a smaller GPU with `nnunet-dist plan --gpu-memory`"
+        "error: {who}the GPU's memory is full: lower --batch-size (training.batch_size), use --amp or --gradient-checkpointing, or \
+         plan for a smaller GPU with `nnunet-dist plan --gpu-memory`"
     )
 }
 

@@ -134,7 +134,7 @@ impl Contact {
             Some((address, stream))
         }) else {
             tracing::warn!(
-                "heartbeat disabled: none of the addresses {:?} of {} is reachable from {}; errors cannot name a lost rank",
+                "heartbeat disabled: none of the addresses {:?} of {} is reachable from {}; a lost rank cannot be named",
                 invitation.addresses,
                 invitation.host,
                 host_name()
