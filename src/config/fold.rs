@@ -30,10 +30,9 @@ impl FromStr for FoldId {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "all" => Ok(Self::All),
-            _ => text
-                .parse()
-                .map(Self::Number)
-                .map_err(|_| format!("the fold must be `all` or a number from 0, not `{text}`")),
+            _ => {
+                text.parse().map(Self::Number).map_err(|_| format!("a fold is `all` or a number from 0, not `{text}`"))
+            }
         }
     }
 }
