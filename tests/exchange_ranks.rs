@@ -68,7 +68,7 @@ fn gradient_checkpointing_trains_the_same() {
 fn a_rank_with_other_weights_is_named() {
     let Some(job) = run("desync", 3) else { return };
     job.failed_with(75);
-    job.says("comparison of the weights after step 4 failed");
+    job.says("weight check after step 4 failed");
     job.says("rank 1 differs in its weights from the other 2");
 }
 

@@ -115,7 +115,7 @@ fn other_weights_on_one_host_are_named() {
     let Some(cluster) = Cluster::up(HOSTS) else { return };
     let job = Running::start(cluster.mpirun(&me(crate::PART, "differ"))).ends_within(PATIENCE);
     assert_eq!(job.status.code(), Some(RETRY), "{}", job.output);
-    job.says("comparison of the weights after step 4 failed");
+    job.says("weight check after step 4 failed");
     job.says("rank 1 differs in its weights from the other 2");
 }
 
