@@ -184,7 +184,7 @@ pub enum OnNan {
     Stop,
     /// Skip the step and continue; at most 20 times in a row.
     Skip,
-    /// Return to the last checkpoint and continue with different samples; at most three times.
+    /// Return to the last checkpoint and continue with different samples; at most three times for the same step.
     Rollback,
 }
 

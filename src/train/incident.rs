@@ -15,7 +15,7 @@ use crate::rng::Purpose;
 
 /// Maximum number of consecutive skipped steps before the run ends.
 pub(super) const SKIPS: usize = 20;
-/// Maximum number of rollbacks before the run ends.
+/// Maximum number of rollbacks caused by the same step before the run ends.
 pub(super) const ROLLBACKS: u64 = 3;
 /// Maximum number of skipped steps that are dumped for a replay.
 pub(super) const KEPT: usize = 3;
