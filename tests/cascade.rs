@@ -124,7 +124,7 @@ fn both_stages_are_trained_resumed_and_predicted() {
     let second = cascade.run_dir(SECOND, "0");
     refused(
         cascade.train(SECOND, "0", &[]),
-        &["3d_lowres has left no segmentations of 5 of 5 cases", "-c 3d_lowres -f 0", "-c 3d_lowres -f 1"],
+        &["no segmentations from 3d_lowres for 5 of 5 cases", "-c 3d_lowres -f 0", "-c 3d_lowres -f 1"],
     );
     succeed(cascade.train(FIRST, "0", &[]));
     refused(cascade.train(SECOND, "0", &[]), &["3 of 5 cases: phantom_000, phantom_001, phantom_002;", "-f 1"]);
@@ -353,7 +353,7 @@ fn stages_that_the_plans_lack_are_named_before_the_training() {
     });
     let plans = Plans::load(&cascade.work.plans()).unwrap();
     assert_eq!(plans.configuration("3d_half").unwrap().next_stage_names(), [SECOND]);
-    refused(cascade.train(SECOND, "0", &[]), &["3d_half has left no segmentations", "-c 3d_half -f 0"]);
+    refused(cascade.train(SECOND, "0", &[]), &["no segmentations from 3d_half", "-c 3d_half -f 0"]);
 }
 
 /// Runs a command that must succeed, and gives what it prints.

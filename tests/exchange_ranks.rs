@@ -68,7 +68,7 @@ fn gradient_checkpointing_trains_the_same() {
 fn a_rank_with_other_weights_is_named() {
     let Some(job) = run("desync", 3) else { return };
     job.failed_with(75);
-    job.says("comparison of the weights after step 4 failed");
+    job.says("weight check after step 4 failed");
     job.says("rank 1 differs in its weights from the other 2");
 }
 
@@ -76,7 +76,7 @@ fn a_rank_with_other_weights_is_named() {
 fn ranks_with_other_buckets_are_named() {
     let Some(job) = run("mismatch", 3) else { return };
     job.failed_with(3);
-    job.says("agreement on layout of the gradient buckets failed");
+    job.says("consistency check of layout of the gradient buckets failed");
     job.says("rank 2 differs from the other 2");
 }
 

@@ -51,7 +51,7 @@ fn a_rank_with_other_settings_is_named() {
     other.args(["--lr", "0.5"]);
     let Some(job) = observe_ranks(&[shop.train(&run), other]) else { return };
     job.failed_with(3);
-    job.says(": agreement on configuration, plans or cases failed");
+    job.says(": consistency check of configuration, plans or cases failed");
     job.says("rank 1 differs from the other 1");
     assert!(!job.output.contains("rank 1: rank 1: "), "{}", job.output);
 }

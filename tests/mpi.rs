@@ -310,7 +310,7 @@ fn a_frozen_rank_is_named_and_ends_the_job() {
     let Some(job) = run("frozen", 3, &[]) else { return };
     job.failed_with(75);
     job.says("error: rank 0: all-reduce of bucket 3 of 4, at step 2, failed after 8.");
-    job.says("no sign of life from rank 2 on ");
+    job.says("no heartbeat from rank 2 on ");
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn rank_0_is_named_too() {
     let Some(job) = run("frozen-first", 2, &[]) else { return };
     job.failed_with(75);
     job.says("error: rank 1: barrier of the end that never comes, at step 1, failed after ");
-    job.says("no sign of life from rank 0 on ");
+    job.says("no heartbeat from rank 0 on ");
 }
 
 #[test]
@@ -326,7 +326,7 @@ fn a_rank_that_lives_but_hangs_is_named() {
     let Some(job) = run("hanging", 3, &[]) else { return };
     job.failed_with(75);
     job.says("rank 2 on ");
-    job.says("is alive but has hung for ");
+    job.says("is alive but has made no progress for ");
     job.says("in an endless loop");
 }
 
@@ -366,7 +366,7 @@ fn the_rank_with_other_settings_is_named_by_all() {
     let Some(job) = run("disagreement", 3, &[]) else { return };
     job.succeeded(3);
     for rank in 0..3 {
-        job.says(&format!("rank {rank}: agreement on settings failed"));
+        job.says(&format!("rank {rank}: consistency check of settings failed"));
     }
     assert_eq!(job.output.matches("rank 1 differs from the other 2").count(), 3, "{}", job.output);
 }
@@ -418,7 +418,7 @@ fn the_launcher_of_another_mpi_is_refused() {
     }
     let job = observe(in_parallel(stranger, 2, &[], &me(PART, "places")));
     assert!(!job.status.success(), "{}", job.output);
-    job.says("it started 2 processes but");
+    job.says("the launcher started 2 processes, but");
     job.says(ours);
 }
 

@@ -116,7 +116,7 @@ fn a_reduction_that_never_ends_is_aborted_once() {
     let job = machine.run("fail", &[("MOCK_NCCL", "hangs")]);
     job.succeeded(1);
     job.says("Lost: rank 0: NCCL all-reduce of bucket 0 failed after");
-    job.says("the deadline has passed: another rank is lost or hangs");
+    job.says("timeout: another rank is lost or hung");
     was_left_in_order(&machine, 1);
     machine.was_called("ncclCommDestroy", 0);
 }
@@ -135,7 +135,7 @@ fn a_call_that_does_not_come_back_ends_the_process() {
     let Some(machine) = machine() else { return };
     let job = machine.run("fail", &[("MOCK_NCCL", "stuck")]);
     job.failed_with(75);
-    job.says("error: rank 0: a call of NCCL or the CUDA driver has hung for");
+    job.says("error: rank 0: a call to NCCL or the CUDA driver has hung for");
     // The thread is still inside NCCL.
     was_left_in_order(&machine, 0);
 }
@@ -144,8 +144,8 @@ fn a_call_that_does_not_come_back_ends_the_process() {
 fn joining_has_a_deadline() {
     let Some(machine) = machine() else { return };
     let job = machine.run("join", &[("MOCK_NCCL", "never-joins")]);
-    job.says("Lost: rank 0: joining the GPUs by NCCL failed after");
-    job.says("another rank has not come");
+    job.says("Lost: rank 0: NCCL initialization failed after");
+    job.says("another rank did not join");
     was_left_in_order(&machine, 1);
 }
 
@@ -153,7 +153,7 @@ fn joining_has_a_deadline() {
 fn a_refusal_of_nccl_is_told_in_its_words() {
     let Some(machine) = machine() else { return };
     let job = machine.run("join", &[("MOCK_NCCL", "refuses")]);
-    job.says("Unavailable: rank 0: joining the GPUs by NCCL failed after");
+    job.says("Unavailable: rank 0: NCCL initialization failed after");
     job.says("ncclCommInitRankConfig: invalid usage (mocked)");
     was_left_in_order(&machine, 1);
 }
@@ -166,7 +166,7 @@ fn without_the_library_there_is_a_line_that_says_how_to_get_it() {
         return;
     }
     let job = machine.run("join", &[]);
-    job.says("Unavailable: rank 0: joining the GPUs by NCCL failed after");
+    job.says("Unavailable: rank 0: NCCL initialization failed after");
     job.says("libnccl.so.2 is not found: install it with `apt-get install libnccl2`");
     assert!(!job.output.contains("panicked"), "{}", job.output);
 }
@@ -191,7 +191,7 @@ fn without_the_driver_or_a_gpu_there_is_a_line_that_says_so() {
     }
     fs::remove_file(machine.folder.path().join("libcuda.so.1")).unwrap();
     let job = machine.run("join", &[]);
-    job.says("Unavailable: rank 0: joining the GPUs by NCCL failed after");
+    job.says("Unavailable: rank 0: NCCL initialization failed after");
     job.says("there is no CUDA driver: libcuda.so.1 is not found");
     assert!(!job.output.contains("panicked"), "{}", job.output);
 }

@@ -302,7 +302,7 @@ fn training_begins_with_given_weights_and_says_which_heads_do_not() {
         .arg(&other_classes);
     let output = train.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("begun anew") && said.contains("decoder.seg_layers.0.weight"), "{said}");
+    assert!(said.contains("reinitialized") && said.contains("decoder.seg_layers.0.weight"), "{said}");
     succeed(output);
     let begun = SavedModel::read(&run.checkpoint_latest()).unwrap().weights;
     for (begun, trained) in begun.iter().zip(&trained.weights) {

@@ -59,7 +59,7 @@ fn a_run_ends_at_the_step_and_the_replay_names_the_sample() {
     let (code, stderr) = run_of(train(&shop, &run, "stop"));
     assert_eq!(code, Some(3), "{stderr}");
     let error = stderr.lines().last().unwrap();
-    assert!(error.contains(&case) && error.contains("the loss is no number"), "{error}");
+    assert!(error.contains(&case) && error.contains("the loss is NaN or infinite"), "{error}");
     let [incident] = &incidents(&run)[..] else { panic!("one incident: {:?}", incidents(&run)) };
     assert!(error.contains(incident.to_str().unwrap()), "{error}");
 
@@ -79,7 +79,7 @@ fn a_step_is_left_out_and_under_mpirun_on_all_ranks_alike() {
     let run = shop.run_dir("run");
     let (code, stderr) = run_of(train(&shop, &run, "skip"));
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.contains("the step is left out") && stderr.contains(&case), "{stderr}");
+    assert!(stderr.contains("the step is skipped") && stderr.contains(&case), "{stderr}");
     let log = losses(&run);
     assert_eq!(log.len(), 6);
     assert!(log.iter().all(|epoch| epoch["train_loss"].is_f64()), "{log:?}");
@@ -103,7 +103,7 @@ fn a_run_goes_back_with_other_samples_and_not_for_ever() {
     spoil(&shop);
     let run = shop.run_dir("run");
     let (code, stderr) = run_of(train(&shop, &run, "rollback"));
-    let goes_back = stderr.matches("going back to the beginning of epoch").count();
+    let goes_back = stderr.matches("rolling back to the start of epoch").count();
     assert!(goes_back > 0, "{stderr}");
     // Whether other samples avoid the slice is up to the seed; both ends are right.
     match code {
@@ -121,7 +121,7 @@ fn a_run_goes_back_with_other_samples_and_not_for_ever() {
     let run = shop.run_dir("hopeless");
     let (code, stderr) = run_of(train(&shop, &run, "rollback"));
     assert_eq!(code, Some(3), "{stderr}");
-    assert_eq!(stderr.matches("going back to the beginning of epoch 1").count(), 3, "{stderr}");
+    assert_eq!(stderr.matches("rolling back to the start of epoch 1").count(), 3, "{stderr}");
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn ranks_under_mpirun_go_back_together_and_for_the_same_steps() {
     rank.args(["--batch-size", "1"]);
     let job = job::observe(job::in_parallel(launcher, 2, &[], &rank));
     // The batches of two ranks are together those of one, so the same steps are met, and the same lie behind them.
-    let returns = |output: &str| output.matches("going back to the beginning of epoch").count();
+    let returns = |output: &str| output.matches("rolling back to the start of epoch").count();
     assert!(returns(&alone) > 0, "{alone}");
     assert_eq!(returns(&job.output), returns(&alone), "{}\n{alone}", job.output);
     assert_eq!(job.status.success(), code == Some(0), "{}\n{}", job.status, job.output);

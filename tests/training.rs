@@ -135,11 +135,11 @@ fn only_a_checkpoint_of_the_same_plans_is_resumed() {
     let before = fs::read(run.log()).unwrap();
     let plans = fs::read(shop.work.plans()).unwrap();
     shop.edit_plans(|plans| plans["architecture"]["arch_kwargs"]["features_per_stage"] = json!([8, 16, 24]));
-    refused(resume(), 3, &[&path, "another dataset or configuration"]);
+    refused(resume(), 3, &[&path, "this dataset and configuration"]);
     // The weights would fit.
     fs::write(shop.work.plans(), &plans).unwrap();
     shop.edit_plans(|plans| plans["patch_size"] = json!([16, 20, 16]));
-    refused(resume(), 3, &[&path, "another dataset or configuration"]);
+    refused(resume(), 3, &[&path, "this dataset and configuration"]);
     assert!(fs::read(run.log()).unwrap() == before, "a run that is refused leaves the log alone");
 
     // How many samples a step has is for each run to say.

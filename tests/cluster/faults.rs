@@ -115,7 +115,7 @@ fn other_weights_on_one_host_are_named() {
     let Some(cluster) = Cluster::up(HOSTS) else { return };
     let job = Running::start(cluster.mpirun(&me(crate::PART, "differ"))).ends_within(PATIENCE);
     assert_eq!(job.status.code(), Some(RETRY), "{}", job.output);
-    job.says("comparison of the weights after step 4 failed");
+    job.says("weight check after step 4 failed");
     job.says("rank 1 differs in its weights from the other 2");
 }
 
@@ -140,7 +140,7 @@ fn a_training_that_is_restarted_ends_as_if_nothing_had_happened() {
 
 /// Words of the ranks that are left.
 fn silence(host: &str) -> [String; 2] {
-    ["error: rank 0: ".into(), format!("no sign of life from rank 1 on {host} for ")]
+    ["error: rank 0: ".into(), format!("no heartbeat from rank 1 on {host} for ")]
 }
 
 /// Words of mpirun.

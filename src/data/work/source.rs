@@ -7,22 +7,22 @@ use serde::{Deserialize, Serialize};
 use super::{ConfigError, WorkDir, one_line};
 use nnunet_core::fsio;
 
-/// Where the raw dataset of a work folder lies; preprocessing and validation read images and labels from there.
+/// Location of the raw dataset of a work folder. Preprocessing and validation read images and labels from there.
 ///
-/// It is a file of its own because `dataset.json` is nnU-Net's and is copied into released models. After moving a dataset, edit
-/// this file or run `plan` again.
+/// It is a separate file because `dataset.json` has nnU-Net's format and is copied into released models. After moving a
+/// dataset, edit this file or run `plan` again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// The raw dataset's folder, absolute.
+    /// Absolute path of the raw dataset's folder.
     pub dataset: PathBuf,
 }
 
 impl Source {
-    /// A link to `dataset`, made absolute so that it holds from any current directory.
+    /// Creates a link to `dataset`, made absolute so that it is valid from any current directory.
     ///
     /// # Errors
-    /// Where the folder does not exist.
+    /// Returns an error if the folder does not exist.
     pub fn new(dataset: &Path) -> Result<Self, ConfigError> {
         let dataset = dataset.canonicalize().map_err(|error| ConfigError::new(dataset.display(), error))?;
         Ok(Self { dataset })
@@ -31,7 +31,7 @@ impl Source {
     /// Reads the link of a work folder.
     ///
     /// # Errors
-    /// Where the work folder was not planned, or the link is damaged.
+    /// Returns an error if the work folder has not been planned, or the file is invalid.
     pub fn load(work: &WorkDir) -> Result<Self, ConfigError> {
         let path = work.source();
         let text = std::fs::read_to_string(&path).map_err(|error| {
@@ -44,7 +44,7 @@ impl Source {
     /// Writes the link into a work folder.
     ///
     /// # Errors
-    /// Where the folder cannot be written.
+    /// Returns an error if the folder cannot be written.
     pub fn save(&self, work: &WorkDir) -> Result<(), ConfigError> {
         let path = work.source();
         let text = toml::to_string(self).map_err(|error| ConfigError::new(path.display(), error))?;

@@ -4,24 +4,24 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate falls. Keys that the kind does not use are ignored.
+/// Learning rate schedule. Keys that the kind does not use are ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleConfig {
     pub kind: ScheduleKind,
-    /// Steps in which the rate rises to the initial one, before the schedule begins.
+    /// Warm-up steps, in which the rate rises to the initial one before the schedule starts.
     pub warmup_steps: usize,
     /// Exponent of `poly`.
     pub power: f64,
-    /// Where `cosine` and `cosine_annealing` end.
+    /// Final rate of `cosine` and `cosine_annealing`.
     pub min_lr: f64,
     /// Steps of the first cycle of `cosine_annealing`; each later cycle is twice as long.
     pub t_0: usize,
-    /// Factor from the peak of one cycle of `cosine_annealing` to the next.
+    /// Ratio of the peak rates of two successive cycles of `cosine_annealing`.
     pub peak_decay: f64,
 }
 
-/// Shape of the learning rate over the run.
+/// Shape of the learning rate schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "snake_case")]

@@ -1,4 +1,4 @@
-//! The lowest layer: nnU-Net v2's defaults, and NVIDIA's nnU-Net's where one of its optimisers is chosen.
+//! Default configuration: nnU-Net v2's values, and the values of NVIDIA's nnU-Net for its optimizers.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use nnunet_nn::Device;
 use nnunet_nn::ops::Precision;
 use nnunet_nn::optim::{ScheduleConfig, ScheduleKind};
 
-/// Every key with its default.
+/// Returns all keys with their defaults, which depend on the given values.
 pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, precision: Option<Precision>) -> Table {
     let device = device.unwrap_or(Device::Cpu);
     let config = RunConfig {
@@ -85,7 +85,8 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
     }
 }
 
-/// GPUs exchange gradients in the format that they compute them in; in the host's memory rounding them would be more work.
+/// Returns the default transfer format of gradients. GPUs exchange gradients in the precision of the computation; in
+/// host memory, rounding would be extra work.
 fn wire(device: Device, precision: Precision) -> Wire {
     match (device, precision) {
         (Device::Cuda, Precision::AmpBf16) => Wire::Bf16,
@@ -95,8 +96,8 @@ fn wire(device: Device, precision: Precision) -> Wire {
 }
 
 impl OptimizerConfig {
-    /// The published constants of each kind: nnU-Net v2's for SGD and AdamW (`nnUNetTrainerAdam3en4`), NVIDIA's nnU-Net's
-    /// for Adam and RAdam.
+    /// Returns the published constants of each kind: nnU-Net v2's for SGD and AdamW (`nnUNetTrainerAdam3en4`), NVIDIA's
+    /// nnU-Net's for Adam and RAdam.
     pub fn default_of(kind: OptimizerKind) -> Self {
         let (lr, weight_decay) = match kind {
             OptimizerKind::Sgd => (1e-2, 3e-5),

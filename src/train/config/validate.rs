@@ -1,4 +1,4 @@
-//! The ranges of a configuration's values.
+//! Validation of configuration values.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use super::{OptimizerKind, RunConfig};
 use nnunet_data::work::check_plans_name;
 
 impl RunConfig {
-    /// Checks every value against its range; the error is one line that names the key.
+    /// Checks every value against its range. The error is one line that names the key.
     pub(super) fn validate(&self) -> Result<(), String> {
         let Self { training, data, loss, optimizer, schedule, dist, telemetry, .. } = self;
         check_plans_name(&self.plans).map_err(|defect| format!("`plans`: {defect}"))?;
@@ -46,13 +46,13 @@ impl RunConfig {
             require(false, "loss.class_weights", weight, "0 to 1e6 for each class")?;
         }
         if !loss.class_weights.is_empty() && !loss.kind.has_cross_entropy() {
-            return Err("`loss.class_weights` are for a `loss.kind` with a cross-entropy".into());
+            return Err("`loss.class_weights` requires a `loss.kind` with cross-entropy".into());
         }
         require(
             schedule.warmup_steps < training.epochs.saturating_mul(training.iterations_per_epoch),
             "schedule.warmup_steps",
             schedule.warmup_steps,
-            "fewer than the run has",
+            "less than the total number of steps of the run",
         )?;
         let above_zero = [
             ("dist.bucket_mb", dist.bucket_mb),
