@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_dashboard_asks_for_what_there_is() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/grafana/nnunet-dist.json");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/grafana/nnunet-dist.json");
         let dashboard: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
         let mut found = Vec::new();
         queries(&dashboard, &mut found);
