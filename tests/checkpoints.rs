@@ -90,7 +90,7 @@ fn survives_kills(shop: &Workshop, command: impl Fn(&RunDir) -> Command) {
     for path in [RunDir::checkpoint_latest, RunDir::checkpoint_best] {
         assert!(tensors_of(&path(&whole)) == tensors_of(&path(&killed)), "{:?}", path(&killed));
     }
-    assert!(!has_partial(&killed.checkpoints()) && !has_partial(killed.root()), "nothing half-written is left");
+    assert!(!has_partial(&killed.checkpoints()) && !has_partial(killed.root()), "no partial files remain");
 }
 
 fn kill_group(process: &mut Child) {
@@ -239,7 +239,7 @@ fn a_run_goes_on_from_its_checkpoint_on_a_full_disk() {
     let mut process = process.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
     let is_full = |line: &String| line.contains("No space left on device") && line.contains("the training goes on");
-    assert!(lines.any(|line| is_full(&line)), "it has not met the full disk");
+    assert!(lines.any(|line| is_full(&line)), "the disk was never full");
     assert_eq!(latest(&run), before);
     fs::remove_file(filler).unwrap();
     let rest: Vec<String> = lines.collect();
@@ -268,7 +268,7 @@ fn a_training_that_cannot_save_anything_fails_at_its_end() {
 fn wait_for(what: &str, is_there: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_there() {
-        assert!(began.elapsed() < Duration::from_secs(60), "{what} never comes");
+        assert!(began.elapsed() < Duration::from_secs(60), "timed out waiting for {what}");
         thread::sleep(Duration::from_millis(2));
     }
 }

@@ -107,7 +107,7 @@ fn part_of_a_rank() {
         ["mismatch"] => {
             let bucket_len = if comm.rank() == 2 { 1000 } else { 2000 };
             let Err(error) = small::network().connect(ExchangeOptions { bucket_len, ..PLAIN }, &*comm) else {
-                panic!("the ranks do not notice")
+                panic!("the ranks do not detect it")
             };
             comm.abort(3, &error.to_string());
         }

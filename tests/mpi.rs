@@ -243,7 +243,7 @@ mod parts {
 
     pub fn panic(comm: &dyn Communicator) {
         if comm.rank() == 1 {
-            panic!("the sky falls");
+            panic!("injected panic");
         }
         comm.barrier("the end that never comes").unwrap();
     }
@@ -252,7 +252,7 @@ mod parts {
         if comm.rank() == 1 {
             thread::spawn(|| {
                 thread::sleep(Duration::from_millis(200));
-                panic!("a worker fell")
+                panic!("injected worker panic")
             });
             // Meanwhile this rank itself waits in MPI.
             comm.barrier("without the others").unwrap();
@@ -376,14 +376,14 @@ fn the_rank_with_other_settings_is_named_by_all() {
 fn a_panic_on_one_rank_ends_the_job() {
     let Some(job) = run("panic", 3, &[]) else { return };
     job.failed_with(101);
-    job.says("rank 1: panic: the sky falls at tests/mpi.rs:");
+    job.says("rank 1: panic: injected panic at tests/mpi.rs:");
 }
 
 #[test]
 fn a_panic_in_a_thread_of_one_rank_ends_the_job() {
     let Some(job) = run("panic-in-thread", 2, &[]) else { return };
     job.failed_with(101);
-    job.says("rank 1: panic: a worker fell at tests/mpi.rs:");
+    job.says("rank 1: panic: injected worker panic at tests/mpi.rs:");
 }
 
 #[test]

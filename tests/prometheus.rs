@@ -138,7 +138,7 @@ fn get(port: u16, path: &str) -> std::io::Result<Response> {
 fn wait_for(train: &mut Running, port: u16) {
     let began = Instant::now();
     while get(port, "/metrics").is_err() {
-        assert!(!train.is_over() && began.elapsed() < PATIENCE, "nobody answers at {port}\n{}", train.output());
+        assert!(!train.is_over() && began.elapsed() < PATIENCE, "no answer at port {port}\n{}", train.output());
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -152,7 +152,7 @@ fn of_a_whole_epoch(train: &mut Running, port: u16, rank: u16) -> Samples {
         if samples.contains_key("last_epoch") {
             return samples;
         }
-        assert!(!train.is_over() && began.elapsed() < PATIENCE, "no epoch ends\n{}", train.output());
+        assert!(!train.is_over() && began.elapsed() < PATIENCE, "no epoch finished in time\n{}", train.output());
         thread::sleep(Duration::from_millis(10));
     }
 }

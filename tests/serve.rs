@@ -101,7 +101,7 @@ fn fifty_clients_get_what_predict_writes() {
                     let sent = if client % 2 == 0 { image.clone() } else { gzip(image) };
                     let response = server.predict(&sent);
                     assert_eq!(response.status, 200, "{}", response.text());
-                    assert!(response.body == expected[client % 5], "client {client} got another label map");
+                    assert!(response.body == expected[client % 5], "client {client} got a different label map");
                 })
             })
             .collect();
@@ -213,7 +213,7 @@ fn a_cascade_answers_with_both_stages() {
     for _ in 0..2 {
         let response = server.predict(&image);
         assert_eq!(response.status, 200, "{}", response.text());
-        assert!(response.body == expected, "another label map than that of predict");
+        assert!(response.body == expected, "a different label map from that of predict");
     }
     // Each network by itself is refused, and so is a wrong one in its place.
     let refused = |model: &Path, flags: &[&Path], part: &str| {
@@ -305,7 +305,7 @@ fn invalid_uploads_are_refused_with_one_line() {
     let chunked = format!("POST /predict HTTP/1.1\r\nContent-Type: {any}\r\nTransfer-Encoding: chunked\r\n");
     server.send(&chunked, &chunk.repeat(17)).refuses(413, "larger than 16 MiB");
 
-    assert!(server.predict(&good).body == expected, "it goes on as before");
+    assert!(server.predict(&good).body == expected, "still serves as before");
     let grown = server.memory().saturating_sub(before) >> 20;
     assert!(grown < 150, "{grown} MiB more than before");
     server.wait_for_empty_spool();

@@ -139,7 +139,7 @@ fn only_a_checkpoint_of_the_same_plans_is_resumed() {
     fs::write(shop.work.plans(), &plans).unwrap();
     shop.edit_plans(|plans| plans["patch_size"] = json!([16, 20, 16]));
     refused(resume(), 3, &[&path, "another dataset or configuration"]);
-    assert!(fs::read(run.log()).unwrap() == before, "a run that is refused leaves the log alone");
+    assert!(fs::read(run.log()).unwrap() == before, "a refused run does not change the log");
 
     // The number of samples per step may change when a run is resumed.
     fs::write(shop.work.plans(), &plans).unwrap();
@@ -185,7 +185,7 @@ fn trains_as_one(shop: &Workshop, processes: usize, flags: &[&str]) {
     rank.args(flags).args(["--batch-size", "1"]);
     let job = job::observe(job::in_parallel(launcher, processes, &[], &rank));
     assert!(job.status.success(), "{}\n{}", job.status, job.output);
-    assert_eq!(job.output.matches("run directory: ").count(), 1, "only one rank speaks\n{}", job.output);
+    assert_eq!(job.output.matches("run directory: ").count(), 1, "only one rank prints\n{}", job.output);
 
     let (one, many) = (log(&one), log(&many));
     assert_eq!(one.len(), many.len());

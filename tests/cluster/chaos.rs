@@ -80,7 +80,7 @@ fn a_training_under_chaos_ends_with_the_same_weights() {
             starts += 1;
             job = launch(&cluster, &shop, &run, epochs).unwrap();
         }
-        assert!(began.elapsed() < limit * 4 + Duration::from_secs(300), "it never ends\n{}", job.output());
+        assert!(began.elapsed() < limit * 4 + Duration::from_secs(300), "the job does not end\n{}", job.output());
         if began.elapsed() < limit {
             chaos.strike(&run, &mut job);
         } else {
@@ -92,14 +92,14 @@ fn a_training_under_chaos_ends_with_the_same_weights() {
         began.elapsed().as_secs_f64(),
         chaos.done
     );
-    assert!(tensors_of(&whole.checkpoint_latest()) == tensors_of(&run.checkpoint_latest()), "other weights");
-    assert!(tensors_of(&whole.checkpoint_best()) == tensors_of(&run.checkpoint_best()), "another best");
+    assert!(tensors_of(&whole.checkpoint_latest()) == tensors_of(&run.checkpoint_latest()), "the weights differ");
+    assert!(tensors_of(&whole.checkpoint_best()) == tensors_of(&run.checkpoint_best()), "the best checkpoints differ");
     let lines = |run: &RunDir| fs::read_to_string(run.log()).unwrap().lines().count();
     assert_eq!((lines(&whole), lines(&run)), (epochs, epochs), "the log has every epoch once");
     let left = |folder: &Path| {
         fs::read_dir(folder).unwrap().flatten().any(|e| e.file_name().to_string_lossy().starts_with(".partial-"))
     };
-    assert!(!left(run.root()) && !left(&run.checkpoints()), "something half-written is left");
+    assert!(!left(run.root()) && !left(&run.checkpoints()), "partial files remain");
 }
 
 struct Chaos<'a> {

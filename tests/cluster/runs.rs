@@ -50,7 +50,7 @@ fn train(shop: &Workshop, run: &RunDir, batch_size: usize, steps: usize) -> Comm
 pub fn wait_for_steps(job: &mut Running, run: &RunDir, steps: usize) {
     let began = Instant::now();
     while count_steps(run) < steps {
-        assert!(!job.is_over() && began.elapsed() < PATIENCE, "{steps} steps never come\n{}", job.output());
+        assert!(!job.is_over() && began.elapsed() < PATIENCE, "not {steps} steps in time\n{}", job.output());
         thread::sleep(Duration::from_millis(10));
     }
 }

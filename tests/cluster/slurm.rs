@@ -253,7 +253,7 @@ fn logs(shop: &Workshop) -> Vec<std::path::PathBuf> {
 fn wait_for(what: &str, is_there: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_there() {
-        assert!(began.elapsed() < PATIENCE, "{what} never comes");
+        assert!(began.elapsed() < PATIENCE, "timed out waiting for {what}");
         thread::sleep(Duration::from_millis(20));
     }
 }

@@ -111,7 +111,7 @@ impl Drop for Server {
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < PATIENCE, "never: {what}");
+        assert!(began.elapsed() < PATIENCE, "timed out: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }

@@ -142,6 +142,7 @@ impl Drop for Running {
         }
         // A launcher that gets SIGTERM ends its ranks.
         // SAFETY: the process has not been waited for, so its id is still valid.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
         let began = Instant::now();
         while !self.is_over() && began.elapsed() < Duration::from_secs(5) {
             thread::sleep(Duration::from_millis(10));
