@@ -1,4 +1,4 @@
-//! What each transform does to a patch: its geometry, its distribution and what it leaves alone.
+//! Each transform's effect on a patch: geometry, distribution of its parameters, and the voxels it must not change.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ fn rng(index: u64) -> Stream {
     stream(11, Purpose::Augment, 0, index)
 }
 
-/// Two channels of smooth texture; labels by the voxel's number.
+/// Two channels of smooth texture, with labels that follow from the voxel's index.
 fn textured([z, y, x]: [usize; 3]) -> Patch {
     let wave = |c: usize, z: usize, y: usize, x: usize| {
         ((c + 1) as f32 * 0.9 * z as f32).sin() + (0.7 * y as f32).cos() - (0.4 * x as f32).sin() + c as f32
@@ -46,7 +46,7 @@ fn std(values: ndarray::ArrayView3<f32>) -> f64 {
     (values.iter().map(|&value| (f64::from(value) - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
 }
 
-/// Asserts that draws fill `lo..hi` with the given mean.
+/// Asserts that the draws cover `lo..hi` and have the given mean.
 fn assert_spread(draws: &[f64], lo: f64, hi: f64, expected_mean: f64) {
     let (edge, tolerance) = ((hi - lo) * 0.05, (hi - lo) * 0.03);
     let (low, high) = draws.iter().fold((f64::MAX, f64::MIN), |(low, high), &draw| (low.min(draw), high.max(draw)));
@@ -102,7 +102,7 @@ fn mirrored(patch: &Patch, flips: [bool; 3]) -> Patch {
 
 #[test]
 fn zoom_scales_about_the_centre_in_the_documented_range() {
-    // Channel 0 is a ball, as are the labels; the slope of channel 1 tells the scale.
+    // Channel 0 and the labels hold a ball; the slope of channel 1 gives the scale.
     let spatial = Spatial::nvidia([24, 24, 24]);
     let [z, y, x] = spatial.read_patch_size();
     let centre = (z as f64 - 1.0) / 2.0;
@@ -140,7 +140,7 @@ fn zoom_scales_about_the_centre_in_the_documented_range() {
 
 #[test]
 fn in_plane_patches_keep_their_slices_apart() {
-    // A constant per slice survives any rotation and scaling within the planes, away from the padding.
+    // A constant per slice survives any rotation and scaling in the plane, away from the padding.
     for size in [[1, 32, 32], [4, 32, 32]] {
         let spatial = Spatial::nnunet(size);
         let [z, y, x] = spatial.read_patch_size();
@@ -176,7 +176,8 @@ fn noise_is_normal_with_a_uniform_strength() {
             };
             GaussianNoise { std: 0.0..0.1 }.apply(&mut patch, &mut rng(index));
             let [first, second] = [0, 1].map(|channel| std(patch.data.index_axis(Axis(0), channel)));
-            // One strength for both channels: they agree within the error of a deviation from 6400 voxels.
+            // Both channels have the same strength: they agree within the standard error of a deviation from 6400
+            // voxels.
             assert!((first - second).abs() < 0.06 * first + 1e-6, "{first} and {second}");
             assert_ne!(patch.data[[0, 0, 0, 0]], patch.data[[1, 0, 0, 0]]);
             assert!((mean(patch.data.index_axis(Axis(0), 0)) - 3.0).abs() < 0.06 * first + 1e-6);
@@ -219,7 +220,7 @@ fn contrast_keeps_the_range_and_the_mean() {
             assert!(low >= low_before && high <= high_before);
             let gain = std(after) / std(before);
             assert!((0.74..1.26).contains(&gain) && gain != 1.0, "{gain}");
-            // Weaker contrast clips nothing, so the mean stays.
+            // Weaker contrast clips nothing, so the mean does not change.
             assert!(gain > 1.0 || (mean(after) - mean(before)).abs() < 1e-4);
         }
     }
@@ -276,7 +277,7 @@ fn blur_smooths_half_of_the_channels_and_keeps_constants() {
 }
 
 #[test]
-fn low_resolution_loses_detail_but_not_the_slices_it_is_to_keep() {
+fn low_resolution_loses_detail_but_keeps_the_slices_apart() {
     let mut noisy = constant(0.0);
     GaussianNoise { std: 1.0..1.0 }.apply(&mut noisy, &mut rng(0));
     let mut changed = 0;
@@ -288,7 +289,7 @@ fn low_resolution_loses_detail_but_not_the_slices_it_is_to_keep() {
             assert!(std(after) <= std(before) * 1.15);
         }
     }
-    // Half of 1200, less those few whose scale rounds to the full size.
+    // Half of 1200, minus the few whose scale rounds to the full size.
     assert!((480..660).contains(&changed), "{changed}");
 
     let [z, y, x] = SHAPE;
@@ -306,7 +307,7 @@ fn low_resolution_loses_detail_but_not_the_slices_it_is_to_keep() {
 }
 
 #[test]
-fn quarter_turns_and_exchanged_axes_permute_data_and_labels_alike() {
+fn rot90_and_transpose_permute_data_and_labels_alike() {
     let original = textured([5, 7, 7]);
     let (turn, exchange) = (QuarterTurn { axes: vec![1, 2] }, ExchangeAxes { axes: vec![1, 2] });
     let mut seen = BTreeMap::<Vec<i16>, usize>::new();
@@ -385,7 +386,7 @@ fn strong_contrast_may_leave_the_range_of_a_channel() {
         }
     }
     assert!((1370..1630).contains(&gains.len()), "{} of 3000", gains.len());
-    // Below 1 half of the time, uniform on either side.
+    // Below 1 half of the time; uniform on either side of 1.
     assert_spread(&gains, 0.5, 2.0, 1.125);
 }
 
@@ -424,7 +425,7 @@ fn blank_rectangles_have_the_sizes_and_number_of_the_reference() {
         assert!(changed.len() <= extents.iter().product());
         assert!(changed.iter().all(|(_, value)| **value == *changed[0].1), "a box has one value");
         extents.into_iter().for_each(|extent| *sizes.entry(extent).or_default() += 1);
-        // Small boxes seldom overlap, so that they can be counted.
+        // Small boxes rarely overlap, so they can be counted.
         let mut speckled = textured(size);
         let dots = BlankRectangle { count: 1..5, size: [2..3, 2..3, 2..3], per_channel: 1.0 };
         dots.apply(&mut speckled, &mut rng(index));
@@ -456,7 +457,7 @@ fn a_brightness_gradient_adds_up_to_its_height_up_or_down() {
 }
 
 #[test]
-fn local_gamma_keeps_the_range_and_acts_here_more_than_there() {
+fn local_gamma_keeps_the_range_and_is_uneven() {
     let gamma = LocalGamma { exponents: [0.01..0.8, 1.5..4.0], per_channel: 1.0 };
     let (mut brighter, mut uneven) = (0, 0);
     for index in 0..400 {
@@ -503,7 +504,7 @@ fn masking_blanks_the_outside_of_masked_channels_only() {
 }
 
 #[test]
-fn a_step_runs_as_often_as_its_probability_says() {
+fn a_transform_runs_with_its_probability() {
     let runs = Arc::new([const { AtomicUsize::new(0) }; 2]);
     let (rare, frequent) = (runs.clone(), runs.clone());
     let pipeline = Pipeline::none(SHAPE)

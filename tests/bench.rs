@@ -1,4 +1,4 @@
-//! `nnunet-dist bench` and the comparison with other programs.
+//! `nnunet-dist bench` and its comparison with other programs.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +16,7 @@ fn names(report: &Value) -> Vec<&str> {
     report["rows"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect()
 }
 
-/// The names of rows that `benches/peers/compare.py` reads.
+/// Checks the row names that `benches/peers/compare.py` reads.
 #[test]
 fn every_bench_prints_the_rows_that_comparisons_read() {
     let small = ["--patch", "8,8,8", "--batch-size", "2", "--features", "4,8"];
@@ -51,7 +51,7 @@ fn every_bench_prints_the_rows_that_comparisons_read() {
     }
 }
 
-/// What is computed twice need not be kept.
+/// Recomputed activations are not kept in memory.
 #[test]
 fn gradient_checkpointing_takes_less_memory() {
     let network = ["memory", "--patch", "64,64,64", "--batch-size", "1", "--features", "16,32,64"];
@@ -60,9 +60,9 @@ fn gradient_checkpointing_takes_less_memory() {
     assert!(computed < 0.85 * kept, "{computed} bytes and {kept}");
 }
 
-/// A row whose ratio is no longer the recorded one is named, and a record keeps what was not measured.
+/// Rows whose ratio differs from the recorded one are listed, and a record keeps rows that were not measured again.
 #[test]
-fn ratios_that_moved_are_named() {
+fn changed_ratios_are_listed() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/compare.py");
     let folder = tempfile::tempdir().unwrap();
     let (recorded, measured) = (folder.path().join("ratios.json"), folder.path().join("lines"));

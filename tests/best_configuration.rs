@@ -1,5 +1,5 @@
-//! From cross-validated configurations to predictions with the best of them: averages of probabilities, the comparison, the
-//! postprocessing, and the commands that are written down.
+//! From cross-validated configurations to predictions with the best of them: ensembles of probabilities, the
+//! comparison, postprocessing, and the inference instructions.
 
 #[path = "common/plans.rs"]
 mod plans;
@@ -31,7 +31,7 @@ fn program(subcommand: &str) -> Command {
     command
 }
 
-/// Runs a command that must succeed, and gives what it prints.
+/// Runs a command that must succeed, and returns its standard output.
 #[track_caller]
 fn succeed(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -39,7 +39,7 @@ fn succeed(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs a command that must end with this code and say all of `words`.
+/// Runs a command that must exit with this code and print all of `words`.
 #[track_caller]
 fn refused(command: &mut Command, code: i32, words: &[&str]) {
     let output = command.output().unwrap();
@@ -54,10 +54,10 @@ fn write(path: &Path, data: Array3<i16>, geometry: &Geometry) {
     write_labels(path, &LabelMap { data, geometry: geometry.clone() }).unwrap();
 }
 
-/// What nnU-Net v2.8 makes of three predictions of four classes, or of four regions (`average_probabilities`,
-/// `convert_probabilities_to_segmentation`).
+/// Compares with nnU-Net v2.8's results for three predictions of four classes, or of four regions
+/// (`average_probabilities`, `convert_probabilities_to_segmentation`).
 #[test]
-fn ensembles_are_nnunets() {
+fn ensembles_equal_nnunets() {
     let folder = TempDir::new().unwrap();
     let geometry = Geometry { spacing: [2.0, 0.5, 0.7], origin: [1.0, -2.0, 3.0], ..Geometry::default() };
     let probability = |member: usize, (c, z, y, x): (usize, usize, usize, usize)| {
@@ -97,7 +97,7 @@ fn ensembles_are_nnunets() {
         assert_eq!(text, expected, "{name}");
         assert!((found.geometry.spacing[2] - 0.7).abs() < 1e-6 && found.geometry.origin == geometry.origin);
 
-        // The mean itself, from which another ensemble may be made: of one member it is that member.
+        // The averaged probabilities, as input of another ensemble: an ensemble of one member equals that member.
         let again = folder.path().join(format!("{name} again"));
         ensemble_folders(std::slice::from_ref(&output), &again, &EnsembleOptions::default()).unwrap();
         assert_eq!(read_labels(&again.join("case.nii.gz")).unwrap().data, found.data);
@@ -109,7 +109,7 @@ fn ensembles_are_nnunets() {
 }
 
 #[test]
-fn predictions_that_do_not_belong_together_are_refused() {
+fn incompatible_predictions_are_refused() {
     let folder = TempDir::new().unwrap();
     let inputs = ["a", "b"].map(|name| folder.path().join(name));
     for (input, classes) in inputs.iter().zip([2, 3]) {
@@ -135,14 +135,14 @@ fn predictions_that_do_not_belong_together_are_refused() {
     assert!(!output.join("case.nii.gz").exists());
 }
 
-/// A work folder with the validation results of two folds of two configurations, made without training.
+/// A work folder with the validation results of two folds of two configurations, written without training.
 struct Crossval {
     folder: TempDir,
     work: WorkDir,
 }
 
 impl Crossval {
-    /// Four cases of a cube, and predictions that `predict` makes of configuration, case and the true labels.
+    /// Four cases with a cube each; `predict` returns the prediction for a configuration, a case and its true labels.
     fn new(predict: impl Fn(&str, usize, &Array3<i16>) -> Array4<f32>) -> Self {
         let folder = TempDir::new().unwrap();
         let (raw, work) = (folder.path().join("raw"), WorkDir::new(folder.path().join("work")));
@@ -189,7 +189,7 @@ fn decide(probabilities: &Array4<f32>) -> Array3<i16> {
     })
 }
 
-/// Sure of the truth, but for what `wrong` says of a voxel: how sure of background instead.
+/// Probabilities that are certain of the truth, except where `wrong` returns a voxel's probability of background.
 fn believe(truth: &Array3<i16>, wrong: impl Fn(usize, usize, usize) -> Option<f32>) -> Array4<f32> {
     let (z, y, x) = truth.dim();
     let mut probabilities = Array4::zeros((3, z, y, x));
@@ -202,14 +202,15 @@ fn believe(truth: &Array3<i16>, wrong: impl Fn(usize, usize, usize) -> Option<f3
 }
 
 #[test]
-fn the_best_configuration_is_found_and_what_to_do_written_down() {
-    // Each is wrong, though not quite sure, in rows of a plane that the other has right: together they are right everywhere.
+fn the_best_configuration_is_found_and_its_instructions_are_written() {
+    // Each configuration is wrong, with low confidence, in rows of a plane that the other has right: the ensemble is
+    // right everywhere.
     let crossval = Crossval::new(|configuration, _, truth| {
         let middle = truth.dim().0 / 2;
         let plane = if configuration == "2d" { middle } else { middle + 1 };
         let mut probabilities = believe(truth, |z, y, _| (z == plane && y.is_multiple_of(2)).then_some(0.7));
         if configuration == "3d_fullres" {
-            // A spot far away, of which the other knows nothing.
+            // A distant spot that only one of them predicts.
             probabilities.slice_mut(s![0, 0, 0, 0]).fill(0.3);
             probabilities.slice_mut(s![1, 0, 0, 0]).fill(0.7);
         }
@@ -239,7 +240,7 @@ fn the_best_configuration_is_found_and_what_to_do_written_down() {
     let saved: Information = serde_json::from_slice(&fs::read(crossval.work.inference_information()).unwrap()).unwrap();
     assert_eq!(saved, information);
 
-    // Alone, 3d_fullres gains by postprocessing.
+    // By itself, 3d_fullres improves with postprocessing.
     let alone =
         BestOptions { configurations: vec!["3d_fullres".into()], without_ensembles: true, ..Default::default() };
     let (information, text) = crossval.find(&alone).unwrap();
@@ -249,7 +250,7 @@ fn the_best_configuration_is_found_and_what_to_do_written_down() {
 }
 
 #[test]
-fn of_equal_configurations_the_simpler_is_best_and_folds_can_be_chosen() {
+fn ties_go_to_the_simpler_configuration_and_folds_can_be_chosen() {
     let crossval = Crossval::new(|_, _, truth| believe(truth, |z, _, _| z.is_multiple_of(3).then_some(0.9)));
     let (information, _) = crossval.find(&BestOptions { folds: vec![1], ..Default::default() }).unwrap();
     assert_eq!(information.best_model_or_ensemble.selected_model_or_models[0].configuration, "2d");
@@ -263,7 +264,7 @@ fn of_equal_configurations_the_simpler_is_best_and_folds_can_be_chosen() {
 }
 
 #[test]
-fn what_is_missing_is_named_with_the_command_that_makes_it() {
+fn missing_inputs_are_named_with_the_command_that_makes_them() {
     let crossval = Crossval::new(|_, _, truth| believe(truth, |_, _, _| None));
     let find = |flags: &[&str]| {
         let mut command = program("find-best-configuration");
@@ -334,7 +335,7 @@ fn from_training_to_the_postprocessed_prediction_of_an_ensemble() {
         succeed(&mut train(configuration, "0", &["--npz"]));
     }
     for configuration in configurations {
-        // Without --npz at first; --val makes up for it, and changes nothing else.
+        // Trained without --npz; --val with --npz adds the probabilities and changes nothing else.
         succeed(&mut train(configuration, "1", &[]));
         let summary = validation(configuration, 1).join("summary.json");
         let before = fs::read(&summary).unwrap();
@@ -343,7 +344,8 @@ fn from_training_to_the_postprocessed_prediction_of_an_ensemble() {
         assert_eq!(fs::read(&summary).unwrap(), before);
         assert!(validation(configuration, 1).join("phantom_002.npz").exists());
     }
-    // The only epoch is the best, too. A validation without --npz takes away probabilities that may be of other weights.
+    // The only epoch is also the best. A validation without --npz removes probabilities that may belong to other
+    // weights.
     let said = succeed(&mut train("2d", "0", &["--val", "--val-best", "--npz"]));
     assert!(said.contains("mean Dice"), "{said}");
     succeed(&mut train("2d", "1", &["--val"]));

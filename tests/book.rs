@@ -1,4 +1,4 @@
-//! The book and the README: every command in them is one that the program understands, and no link leads nowhere.
+//! Checks the book and the README: the program accepts every command in them, and every link has a target.
 
 #[path = "common/book.rs"]
 mod pages;
@@ -10,7 +10,7 @@ use nnunet_dist::cli::Cli;
 
 use self::pages::{Block, pages, shell_blocks};
 
-/// The lines of all blocks of shell commands, with those that a backslash continues in one.
+/// The lines of all shell blocks, with lines that end in a backslash joined.
 fn shell_lines(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut continued = String::new();
@@ -23,7 +23,8 @@ fn shell_lines(text: &str) -> Vec<String> {
     lines
 }
 
-/// The words of a line as a shell would split it, up to a comment; of `for` loops any value of the variable will do.
+/// Splits a line into words as a shell does, up to a comment. The variable of a `for` loop is replaced by one possible
+/// value.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     for letter in line.chars() {
@@ -39,7 +40,7 @@ fn words(line: &str) -> Vec<String> {
         }
     }
     words.extend(word);
-    // Such as `$fold;` of a loop.
+    // For example `$fold;` of a loop.
     let value = |word: String| match word.strip_prefix('$') {
         Some(name) => "0".to_owned() + if name.ends_with(';') { ";" } else { "" },
         None => word,
@@ -47,12 +48,12 @@ fn words(line: &str) -> Vec<String> {
     words.into_iter().map(value).collect()
 }
 
-/// The commands of ours in a line: behind a launcher, or several with `;` between them.
+/// The commands of this project in a line: after a launcher, or several separated by `;`.
 fn commands(line: &str) -> Vec<Vec<String>> {
     let words = words(line);
     let parts = words.split(|word| [";", "do", "&&", "|"].contains(&word.as_str()));
     let ours = parts.filter_map(|part| {
-        // A module of the environment has the program's name.
+        // The environment module has the same name as the program.
         let from = part.iter().position(|word| word == "nnunet-dist").filter(|_| part[0] != "module")?;
         let mut command = Vec::new();
         for word in part[from..].iter().take_while(|word| *word != ">") {
@@ -67,7 +68,7 @@ fn commands(line: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn every_command_is_one_that_the_program_understands() {
+fn the_program_accepts_every_command() {
     let mut count = 0;
     for page in pages() {
         for line in shell_lines(&fs::read_to_string(&page).unwrap()) {
@@ -104,7 +105,7 @@ fn every_link_within_the_project_leads_somewhere() {
     }
 }
 
-/// What a heading is linked by.
+/// The anchor that GitHub makes of a heading.
 fn anchor_of(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = text.chars().filter(|letter| letter.is_alphanumeric() || [' ', '-', '_'].contains(letter));
@@ -120,7 +121,7 @@ fn commands_are_found_in_lines_of_a_shell() {
 }
 
 #[test]
-fn a_block_may_say_why_it_is_not_run() {
+fn a_block_may_have_a_reason_for_not_being_run() {
     let page = "<!-- docs-test: needs a GPU -->\n\n```sh\na\n```\n\n1. text\n\n   ```sh\n   b\n     c\n   ```\n";
     let block = |lines: &[(usize, &str)], skipped: Option<&str>| Block {
         lines: lines.iter().map(|(number, line)| (*number, (*line).to_owned())).collect(),

@@ -1,4 +1,4 @@
-//! The cascade: a first stage at low resolution, whose segmentations a second stage at full resolution is given.
+//! The cascade: a first stage at low resolution, whose segmentations are an input of a second stage at full resolution.
 
 #[path = "common/job.rs"]
 mod job;
@@ -30,7 +30,7 @@ use tempfile::TempDir;
 const FIRST: &str = "3d_lowres";
 const SECOND: &str = "3d_cascade_fullres";
 
-/// Seconds of training in one process. Flags override it.
+/// Settings of a training of a few seconds in one process. Flags override them.
 const SETTINGS: &str = r#"
 [training]
 epochs = 1
@@ -39,7 +39,7 @@ validation_iterations = 1
 batch_size = 2
 "#;
 
-/// Five phantoms in two folds, with plans for a cascade of networks that train in no time, preprocessed for both stages.
+/// Five phantoms in two folds, with plans for a cascade of small networks, preprocessed for both stages.
 struct Cascade {
     folder: TempDir,
     work: WorkDir,
@@ -96,7 +96,7 @@ impl Cascade {
         self.work.run(stage, fold.parse().unwrap())
     }
 
-    /// `nnunet-dist predict` of the test images with a run of the second stage, or of another.
+    /// `nnunet-dist predict` on the test images with a run of either stage.
     fn predict(&self, run: &RunDir, output: &str, flags: &[&str]) -> Command {
         let mut command = work::program();
         command.arg("predict").arg("-r").arg(run.root()).arg("-i").arg(self.path("dataset/imagesTs"));
@@ -104,12 +104,12 @@ impl Cascade {
         command
     }
 
-    /// The preprocessed cases of the second stage.
+    /// The folder with the preprocessed cases of the second stage.
     fn store(&self) -> PathBuf {
         self.work.preprocessed("nnUNetPlans_3d_fullres")
     }
 
-    /// Files that say what the true labels of each case are, as if the first stage had found them.
+    /// Writes the true labels of each case as predictions of the first stage.
     fn truth(&self) -> BTreeMap<String, PathBuf> {
         (0..5)
             .map(|number| format!("phantom_{number:03}"))
@@ -131,7 +131,7 @@ fn both_stages_are_trained_resumed_and_predicted() {
     assert!(!second.root().exists(), "a run that never began leaves no folder");
     succeed(cascade.train(FIRST, "1", &[]));
 
-    // What the first stage leaves lies in the folds that have held the cases out, with the second's voxels.
+    // The predictions of the first stage are in the folds that hold the cases out, at the second stage's spacing.
     let store = NativeStore::open(&cascade.store()).unwrap();
     let left =
         |fold: &str, case: &str| cascade.run_dir(FIRST, fold).predicted_next_stage(SECOND).join(format!("{case}.npy"));
@@ -152,7 +152,7 @@ fn both_stages_are_trained_resumed_and_predicted() {
     let summary = Summary::load(&second.validation().join("summary.json")).unwrap();
     assert_eq!(summary.metric_per_case.len(), 2);
 
-    // The first stage's label maps may be given, or the run that makes them.
+    // The input can be the first stage's label maps or the run that predicts them.
     let first = cascade.run_dir(FIRST, "0");
     succeed(cascade.predict(&first, "first", &[]));
     let given = cascade.path("first");
@@ -176,7 +176,7 @@ fn both_stages_are_trained_resumed_and_predicted() {
     assert!(!cascade.path("none").exists());
 }
 
-/// A first stage that is always right makes the second one right after a few steps; without its help it is lost.
+/// With a perfect first stage, the second stage learns in a few steps; without its input, it fails.
 #[test]
 fn the_second_stage_learns_to_use_the_first_ones_segmentation() {
     let cascade = Cascade::new();
@@ -217,7 +217,7 @@ fn two_processes_under_mpirun_train_and_predict_a_cascade_as_one() {
     };
     run(cascade.train(FIRST, "all", &["--batch-size", "1"]));
     let left = cascade.run_dir(FIRST, "all").predicted_next_stage(SECOND);
-    assert_eq!(fs::read_dir(left).unwrap().count(), 5, "each rank has left its part");
+    assert_eq!(fs::read_dir(left).unwrap().count(), 5, "each rank has written its part");
 
     let [one, two] = ["one", "two"].map(|name| RunDir::new(cascade.path(name)));
     let train = |run: &RunDir, batch: &str, flags: &[&str]| {
@@ -258,7 +258,7 @@ fn any_number_of_ranks_draws_the_same_samples_with_the_same_channels() {
     let (one, two): (Vec<_>, Vec<_>) = (one.collect(), two.collect());
     assert_eq!(one.len(), 24);
     assert!(one == two);
-    // The channels are the classes of the labels, but where they are augmented.
+    // The channels are the classes of the labels, except where they are augmented.
     let is_class = |sample: &(Array4<f32>, Array3<i16>), class: i16| {
         let channel = sample.0.index_axis(ndarray::Axis(0), class as usize);
         channel.iter().zip(&sample.1).all(|(value, label)| *value == f32::from(u8::from(*label == class)))
@@ -267,7 +267,7 @@ fn any_number_of_ranks_draws_the_same_samples_with_the_same_channels() {
     assert!((8..24).contains(&same), "{same} of 24");
 }
 
-/// Twelve steps of a global batch of two.
+/// Twelve steps with a global batch of two.
 fn batches(store: &Arc<NativeStore>, world_size: usize, rank: usize) -> Vec<Batch> {
     let pipeline = Pipeline::nnunet([16; 3], &[0, 1, 2], &[false]);
     let pipeline = Arc::new(pipeline.with_previous_stage(PreviousStage::nnunet(vec![1, 2])));
@@ -337,7 +337,7 @@ fn the_previous_stage_is_read_cached_and_staged_with_its_case() {
 }
 
 #[test]
-fn stages_that_the_plans_lack_are_named_before_the_training() {
+fn stages_missing_from_the_plans_are_named_before_the_training() {
     let cascade = Cascade::new();
     cascade.edit_plans(|configurations| configurations[FIRST]["next_stage"] = json!(["3d_highres"]));
     refused(cascade.train(FIRST, "0", &[]), &["\"3d_highres\"", "available: 3d_lowres, 3d_fullres"]);
@@ -356,7 +356,7 @@ fn stages_that_the_plans_lack_are_named_before_the_training() {
     refused(cascade.train(SECOND, "0", &[]), &["no segmentations from 3d_half", "-c 3d_half -f 0"]);
 }
 
-/// Runs a command that must succeed, and gives what it prints.
+/// Runs a command that must succeed, and returns its standard output.
 #[track_caller]
 fn succeed(mut command: Command) -> String {
     let output = command.output().unwrap();
@@ -364,7 +364,7 @@ fn succeed(mut command: Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs a command that must end with code 3 and one line of error with all of `words`.
+/// Runs a command that must exit with code 3 and one error line with all of `words`.
 #[track_caller]
 fn refused(mut command: Command, words: &[&str]) {
     let output = command.output().unwrap();

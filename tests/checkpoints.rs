@@ -1,4 +1,4 @@
-//! What is left of a run whatever happens: processes killed at any moment, damaged files, full disks.
+//! Checkpoints survive processes killed at any moment, damaged files and full disks.
 
 #[path = "common/disk.rs"]
 mod disk;
@@ -24,7 +24,7 @@ use self::work::{Workshop, tensors_of};
 
 /// Epochs of a run, with a checkpoint after each.
 const EPOCHS: usize = 80;
-/// How often a run is killed.
+/// Number of times that a run is killed.
 const KILLS: usize = 20;
 
 fn train(shop: &Workshop, run: &RunDir, epochs: usize, flags: &[&str]) -> Command {
@@ -35,7 +35,7 @@ fn train(shop: &Workshop, run: &RunDir, epochs: usize, flags: &[&str]) -> Comman
     command
 }
 
-/// The output of a command that must succeed.
+/// Returns the output of a command that must succeed.
 #[track_caller]
 fn succeed(mut command: Command) -> String {
     let output = command.output().unwrap();
@@ -45,13 +45,13 @@ fn succeed(mut command: Command) -> String {
 }
 
 #[test]
-fn a_run_killed_at_any_moment_ends_as_if_it_had_not_been() {
+fn a_run_killed_at_any_moment_ends_with_the_same_weights() {
     let shop = Workshop::new();
     survives_kills(&shop, |run| train(&shop, run, EPOCHS, &["--resume=auto"]));
 }
 
 #[test]
-fn a_run_under_mpirun_killed_at_any_moment_ends_as_if_it_had_not_been() {
+fn a_run_under_mpirun_killed_at_any_moment_ends_with_the_same_weights() {
     let Some(launcher) = job::launcher() else { return };
     let shop = Workshop::new();
     survives_kills(&shop, |run| {
@@ -59,7 +59,7 @@ fn a_run_under_mpirun_killed_at_any_moment_ends_as_if_it_had_not_been() {
     });
 }
 
-/// Kills all processes of a run without warning, again and again, at moments that a seed gives.
+/// Kills all processes of a run with SIGKILL, repeatedly, at moments drawn from a seed.
 fn survives_kills(shop: &Workshop, command: impl Fn(&RunDir) -> Command) {
     let [whole, killed] = ["whole", "killed"].map(|name| shop.run_dir(name));
     let began = Instant::now();
@@ -69,7 +69,7 @@ fn survives_kills(shop: &Workshop, command: impl Fn(&RunDir) -> Command) {
     let mut newest = None;
     let mut while_writing = 0;
     for number in 0..KILLS {
-        // From the first moments to later than the next checkpoint, so that the run comes further now and then.
+        // From the start to after the next checkpoint, so that the run makes progress in some rounds.
         let delay = usual.mul_f64(0.2 * moments.random::<f64>());
         let mut process = command(&killed);
         process.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -80,7 +80,7 @@ fn survives_kills(shop: &Workshop, command: impl Fn(&RunDir) -> Command) {
         let now = latest(&killed);
         assert!(now >= newest, "kill {number}: {now:?} after {newest:?}");
         newest = now;
-        // What was complete is whole.
+        // A complete checkpoint is readable.
         if newest.is_some() {
             tensors_of(&killed.checkpoint_latest());
         }
@@ -90,18 +90,18 @@ fn survives_kills(shop: &Workshop, command: impl Fn(&RunDir) -> Command) {
     for path in [RunDir::checkpoint_latest, RunDir::checkpoint_best] {
         assert!(tensors_of(&path(&whole)) == tensors_of(&path(&killed)), "{:?}", path(&killed));
     }
-    assert!(!has_partial(&killed.checkpoints()) && !has_partial(killed.root()), "nothing half-written is left");
+    assert!(!has_partial(&killed.checkpoints()) && !has_partial(killed.root()), "no partial files remain");
 }
 
 fn kill_group(process: &mut Child) {
-    // SAFETY: the group is the child's own, which has not been waited for.
+    // SAFETY: the process group belongs to the child, which has not been waited for.
     unsafe { libc::kill(-(process.id() as libc::pid_t), libc::SIGKILL) };
     process.wait().unwrap();
-    // Of `mpirun` the ranks are in groups of their own, and end when they find it gone.
+    // The ranks of `mpirun` have process groups of their own, and end when they notice that it is gone.
     thread::sleep(Duration::from_millis(300));
 }
 
-/// Where the newest checkpoint lies.
+/// Path of the newest checkpoint.
 fn latest(run: &RunDir) -> Option<PathBuf> {
     fs::read_link(run.checkpoint_latest()).ok()
 }
@@ -112,7 +112,7 @@ fn has_partial(folder: &Path) -> bool {
 }
 
 #[test]
-fn of_a_damaged_checkpoint_the_one_before_is_used_and_the_damage_named() {
+fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
     let shop = Workshop::new();
     let run = shop.run_dir("run");
     succeed(train(&shop, &run, 4, &[]));
@@ -153,7 +153,7 @@ fn of_a_damaged_checkpoint_the_one_before_is_used_and_the_damage_named() {
         assert!(tensors_of(&newest) == tensors_of(&whole.join("checkpoint_latest")), "{words}");
     }
 
-    // The others read the same way.
+    // The other files are read by the same code.
     flip("network.safetensors");
     let mut predict = work::program();
     predict.args(["predict", "--no-tta", "-r"]).arg(run.root()).arg("-i").arg(shop.dataset().join("imagesTr"));
@@ -178,12 +178,12 @@ fn succeed_with(command: &mut Command) -> String {
 }
 
 #[test]
-fn the_newest_the_best_and_every_so_many_are_kept() {
+fn the_newest_the_best_and_every_nth_are_kept() {
     let shop = Workshop::new();
     let run = shop.run_dir("run");
     let settings = fs::read_to_string(shop.settings()).unwrap();
     fs::write(shop.settings(), settings + "keep_checkpoints = 3\nkeep_every = 4\n").unwrap();
-    // A run that was here before.
+    // Checkpoints of an earlier run.
     succeed(train(&shop, &run, 12, &[]));
     succeed(train(&shop, &run, 10, &[]));
     let mut kept: Vec<String> =
@@ -210,7 +210,7 @@ fn a_full_disk_does_not_end_a_training_and_the_next_checkpoint_is_written() {
     let filler = disk.fill();
     let before = latest(&run);
     thread::sleep(Duration::from_millis(1500));
-    // Perhaps one that was begun before.
+    // Possibly a checkpoint whose write began earlier.
     let full = latest(&run);
     fs::remove_file(filler).unwrap();
     wait_for("a checkpoint after the disk was full", || latest(&run) > full);
@@ -244,7 +244,7 @@ fn a_run_goes_on_from_its_checkpoint_on_a_full_disk() {
     let is_full = |line: &String| {
         line.contains("No space left on device") && line.contains("training continues and the write is retried")
     };
-    assert!(lines.any(|line| is_full(&line)), "it has not met the full disk");
+    assert!(lines.any(|line| is_full(&line)), "the disk was never full");
     assert_eq!(latest(&run), before);
     fs::remove_file(filler).unwrap();
     let rest: Vec<String> = lines.collect();
@@ -254,7 +254,7 @@ fn a_run_goes_on_from_its_checkpoint_on_a_full_disk() {
 }
 
 #[test]
-fn a_training_that_can_save_nothing_fails_in_the_end() {
+fn a_training_that_cannot_save_anything_fails_at_its_end() {
     let shop = Workshop::new();
     let Some(disk) = SmallDisk::mount(shop.path("disk"), 4 << 20) else { return };
     let run = RunDir::new(disk.folder.join("run"));
@@ -273,7 +273,7 @@ fn a_training_that_can_save_nothing_fails_in_the_end() {
 fn wait_for(what: &str, is_there: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_there() {
-        assert!(began.elapsed() < Duration::from_secs(60), "{what} never comes");
+        assert!(began.elapsed() < Duration::from_secs(60), "timed out waiting for {what}");
         thread::sleep(Duration::from_millis(2));
     }
 }

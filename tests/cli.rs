@@ -1,4 +1,4 @@
-//! What the command line promises: help, exit codes, one-line errors, nothing half-written.
+//! The command line: help, exit codes, one-line errors, no partial output.
 
 #[path = "common/plans.rs"]
 mod plans;
@@ -25,7 +25,7 @@ fn nnunet_dist<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {
     command
 }
 
-/// A raw dataset and the place for its work folder.
+/// A raw dataset and the path of its work folder.
 struct Folders {
     folder: TempDir,
 }
@@ -93,7 +93,7 @@ fn every_command_explains_itself_with_an_example() {
     nnunet_dist(["train", "-w", "x", "-c", "2d", "-f", "first"]).assert().code(2).stderr(contains("first"));
 }
 
-/// Options that take a value, may be left out, and do not say what then happens.
+/// Options that take a value, are not required and do not document their default.
 fn undocumented_defaults(command: &clap::Command) -> Vec<String> {
     let options = command.get_subcommands().flat_map(|subcommand| {
         let options = subcommand.get_arguments().filter(|option| option.get_action().takes_values());
@@ -105,7 +105,7 @@ fn undocumented_defaults(command: &clap::Command) -> Vec<String> {
         help.is_empty() || !(option.is_required_set() || says_default)
     });
     let silent = silent.map(|(subcommand, option)| format!("{subcommand} {}", option.get_id()));
-    // Without a file of settings there are none.
+    // Without a settings file there are no defaults from one.
     silent.filter(|option| !option.ends_with(" config")).collect()
 }
 
@@ -183,7 +183,7 @@ fn evaluation_prints_the_dice_and_writes_the_summary() {
 }
 
 #[test]
-fn what_is_missing_is_named_with_what_to_do() {
+fn missing_inputs_are_named_with_a_remedy() {
     let folders = Folders::with_phantoms(2);
     nnunet_dist(["plan", "-d", "/nowhere", "-w", "x"]).assert().code(3).stderr(contains("/nowhere"));
     folders.run("preprocess", &[]).assert().code(3).stderr(contains("plan"));
@@ -196,9 +196,9 @@ fn what_is_missing_is_named_with_what_to_do() {
     }
 }
 
-/// From a raw dataset whose targets are regions to the Dice of predictions, each step the program's own.
+/// Plan, preprocess, train, predict and evaluate a raw dataset with region targets.
 #[test]
-fn regions_go_all_the_way() {
+fn regions_work_from_dataset_to_evaluation() {
     let folders = Folders { folder: tempfile::tempdir().unwrap() };
     let options = PhantomOptions { train_cases: 3, test_cases: 1, shape: [18, 20, 18], seed: 11 };
     options.generate(&folders.raw()).unwrap();
@@ -225,14 +225,14 @@ fn regions_go_all_the_way() {
     predict("latest").code(3).stderr(contains("checkpoint_latest"));
 }
 
-/// Changes a JSON file as a user would.
+/// Edits a JSON file as a user would.
 fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
     let mut value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     change(&mut value);
     fs::write(path, value.to_string()).unwrap();
 }
 
-/// Natural images: one file per case, colours as channels, no geometry.
+/// Natural images: one file per case, colors as channels, no geometry.
 #[test]
 fn raster_images_are_a_dataset_too() {
     for (ending, channels) in [(".png", 3), (".png", 1), (".tif", 1)] {

@@ -1,4 +1,4 @@
-//! `docs/reference/cli.md` says of every command what the program itself says. `NNUNET_UPDATE_DOCS=1` writes it anew.
+//! Compares `docs/reference/cli.md` with the program's help texts. `NNUNET_UPDATE_DOCS=1` rewrites the page.
 
 #[path = "common/generated.rs"]
 mod generated;
@@ -11,13 +11,13 @@ use nnunet_dist::cli::Cli;
 const PAGE: &str = "docs/reference/cli.md";
 
 #[test]
-fn the_reference_is_what_the_program_understands() {
+fn the_reference_matches_the_program() {
     let mut cli = Cli::command();
     cli.build();
     generated::check(PAGE, &page(&cli));
 }
 
-/// Every command is there, and nothing of it is left out.
+/// Every command and option is on the page.
 #[test]
 fn the_page_has_all_commands_and_options() {
     let mut cli = Cli::command();
@@ -48,7 +48,7 @@ fn page(cli: &Command) -> String {
     page
 }
 
-/// A command, or those that it consists of.
+/// A command, or its subcommands.
 fn leaves(command: &Command) -> Vec<&Command> {
     if command.get_name() == "help" {
         return Vec::new();
@@ -81,7 +81,7 @@ fn section(command: &Command) -> String {
     text + &examples(command)
 }
 
-/// What stands below the options in `--help`: examples.
+/// The text below the options in `--help`: examples.
 fn examples(command: &Command) -> String {
     let Some(help) = command.get_after_help().map(ToString::to_string) else { return String::new() };
     let (examples, rest) = help.split_once("\n\n").unwrap_or((&help, ""));
@@ -122,7 +122,7 @@ fn names(argument: &Arg) -> String {
     }
 }
 
-/// The help, with the choices, and what holds where the option is not given.
+/// The help with the possible values, and the default.
 fn text_and_default(argument: &Arg) -> (String, String) {
     let help = argument.get_long_help().or(argument.get_help()).map(ToString::to_string).unwrap_or_default();
     let (mut text, mut default) = match help.split_once("[default: ") {
@@ -158,7 +158,7 @@ fn name(command: &Command) -> String {
 
 fn about(command: &Command) -> String {
     let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
-    // clap takes the full stop from a single sentence.
+    // clap removes the full stop of a single sentence.
     if about.ends_with('.') { about } else { about + "." }
 }
 
@@ -166,7 +166,7 @@ fn first_line(command: &Command) -> String {
     command.get_about().map(ToString::to_string).unwrap_or_default()
 }
 
-/// Text that stands in a cell: what has a meaning in Markdown or HTML has none.
+/// Escapes the characters with a meaning in Markdown or HTML, for use in a table cell.
 fn cell(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', r"\|").replace('<', "&lt;").replace('*', r"\*")
 }

@@ -1,5 +1,5 @@
-//! Several hosts, made of network namespaces: that training over them is the same training, that it ends by itself and
-//! names the cause when something breaks, and that the scripts for Slurm do what they say.
+//! Several hosts made of network namespaces: training over them gives the same result as on one host, faults end it in
+//! time and are named, and the Slurm scripts work.
 //!
 //! A short form runs with all other tests; `make test-cluster` runs everything.
 #![cfg(feature = "mpi")]
@@ -27,10 +27,10 @@ mod small;
 #[path = "common/work.rs"]
 mod work;
 
-/// Of a process that is a rank with other weights than the rest.
+/// The environment variable of a rank that must have different weights from the others.
 const PART: &str = "NNUNET_TEST_PART";
 
-/// Not a test of its own: what each rank of [`faults`] runs that must differ from the others.
+/// Not a test: run by each rank of [`faults`] that must differ from the others.
 #[test]
 fn part_of_a_rank() {
     if std::env::var_os(PART).is_some() {

@@ -1,4 +1,4 @@
-//! `convert` takes images from format to format and raw datasets from layout to layout, and overwrites nothing unasked.
+//! `convert` converts images between formats and raw datasets between layouts, and overwrites nothing unless asked to.
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +27,7 @@ fn labels() -> LabelMap {
     LabelMap { data, geometry: image(1, 0).geometry }
 }
 
-/// A dataset of the Decathlon with two channels.
+/// A Decathlon dataset with two channels.
 fn decathlon(root: &Path) {
     for (case, seed) in [("a", 1), ("b", 2)] {
         write_volume(&root.join(format!("imagesTr/{case}.nii.gz")), &image(2, seed)).unwrap();
@@ -111,12 +111,12 @@ fn a_dataset_goes_to_nnunets_layout_and_back() {
     assert_eq!(read_volume(&back.join("imagesTr/a.nii.gz")).unwrap().data, image(2, 1).data);
     assert_eq!(read_volume(&back.join("imagesTs/c.nii.gz")).unwrap().data.len_of(Axis(0)), 2);
     assert_eq!(validate(&Dataset::open(&back).unwrap()), [""; 0]);
-    // Nothing unfinished stays.
+    // No temporary output remains.
     assert_eq!(names(folder.path()), ["Dataset099_Example", "Task98_Back", "Task99_Example"]);
 }
 
 #[test]
-fn nothing_is_replaced_unasked_or_by_halves() {
+fn nothing_is_replaced_unasked_or_partially() {
     let folder = tempfile::tempdir().unwrap();
     let [msd, v2] = ["Task99_Example", "Dataset099_Example"].map(|name| folder.path().join(name));
     decathlon(&msd);
@@ -133,7 +133,7 @@ fn nothing_is_replaced_unasked_or_by_halves() {
     let error = convert_dataset(&msd, &precious, Layout::NnUnet, true).unwrap_err().to_string();
     assert!(error.contains("is not a dataset") && precious.join("thesis.tex").is_file(), "{error}");
 
-    // A case that cannot be read leaves nothing behind, and what was there stays.
+    // A case that cannot be read leaves no partial output, and the existing output stays.
     fs::write(msd.join("imagesTr/b.nii.gz"), "broken").unwrap();
     let error = convert_dataset(&msd, &v2, Layout::NnUnet, true).unwrap_err().to_string();
     assert!(error.contains("b.nii.gz"), "{error}");

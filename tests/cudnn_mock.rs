@@ -1,5 +1,6 @@
-//! Convolutions by cuDNN, on a mocked cuDNN and a mocked CUDA driver (tests/mock), which are compiled here and found as the
-//! real ones are: the mock computes them by the strides that it is told, checks every descriptor, and fails on demand.
+//! Convolutions by cuDNN, on a mocked cuDNN and a mocked CUDA driver (tests/mock), which are compiled here and loaded
+//! like the real ones. The mock computes the convolutions from the given strides, checks every descriptor, and fails on
+//! demand.
 #![cfg(feature = "nccl")]
 
 #[path = "common/job.rs"]
@@ -37,7 +38,7 @@ fn problem(pass: Pass, tf32: bool) -> Problem {
     }
 }
 
-/// A 2D one too, and one without padding whose kernel is its stride, as a transposed convolution is.
+/// Includes a 2D one, and one without padding whose kernel equals its stride, as in a transposed convolution.
 fn problems() -> Vec<Problem> {
     let all = [Pass::Forward, Pass::BackwardInput, Pass::BackwardWeights].map(|pass| {
         let solid = problem(pass, true);
@@ -55,7 +56,7 @@ fn problems() -> Vec<Problem> {
     all.concat()
 }
 
-/// Input, weights and output, channels last; the one that the pass computes by its definition.
+/// Input, weights and output, channels last; the output of the pass is computed by its definition.
 fn tensors(problem: &Problem) -> [Vec<f32>; 3] {
     let Problem { n, input, c_in, c_out, kernel, stride, padding, .. } = *problem;
     let output = problem.output();
@@ -100,7 +101,7 @@ fn tensors(problem: &Problem) -> [Vec<f32>; 3] {
     }
 }
 
-/// Runs a problem, and compares.
+/// Runs a problem and compares its output.
 fn check(convolutions: &Convolutions, problem: &Problem) -> Result<(), ConvError> {
     let expected = tensors(problem);
     let mut given = expected.clone();
@@ -111,7 +112,7 @@ fn check(convolutions: &Convolutions, problem: &Problem) -> Result<(), ConvError
     };
     given[computed].fill(f32::NAN);
     let addresses = given.each_mut().map(|tensor| tensor.as_mut_ptr().expose_provenance() as u64);
-    // SAFETY: the mock's device memory is the host's.
+    // SAFETY: the mock's device memory is host memory.
     unsafe { convolutions.run(problem, addresses) }?;
     for (place, (ours, expected)) in given[computed].iter().zip(&expected[computed]).enumerate() {
         assert!((ours - expected).abs() < 1e-4, "{problem}: {ours} for {expected} at {place}");
@@ -119,7 +120,7 @@ fn check(convolutions: &Convolutions, problem: &Problem) -> Result<(), ConvError
     Ok(())
 }
 
-/// What a process of the tests below does.
+/// Run by a process of the tests below.
 #[test]
 fn part_of_a_rank() {
     let Ok(part) = env::var(PART) else { return };
@@ -155,20 +156,21 @@ fn part_of_a_rank() {
 }
 
 #[test]
-fn all_passes_compute_what_they_should() {
+fn all_passes_compute_their_definition() {
     let Some(machine) = machine() else { return };
     let table = tempfile::tempdir().unwrap();
     let settings = [(TABLE, table.path().to_str().unwrap()), ("MOCK_LIVE", "1")];
     let job = machine.run("all", &settings);
     job.succeeded(1);
     job.says("with cuDNN 9.10.2");
-    // Engine 7 is not welcome, 12 has no plan; of the others 11 is faster, and each is run four times to find that out.
+    // Engine 7 is not allowed and 12 has no plan; of the others 11 is the fastest, and each runs four times in the
+    // measurement.
     machine.was_called("cudnnBackendExecute engine=7", 0);
     machine.was_called("cudnnBackendExecute engine=10", 9 * 4);
     machine.was_called("cudnnBackendExecute engine=11", 9 * 4 + 9);
     machine.was_called("live descriptors: 0", 1);
 
-    // The next process knows.
+    // The next process uses the recorded choice.
     machine.forget_calls();
     machine.run("all", &settings).succeeded(1);
     machine.was_called("cudnnBackendExecute engine=10", 0);
@@ -203,7 +205,7 @@ fn exact_arithmetic_leaves_tensor_cores_out() {
 }
 
 #[test]
-fn what_cudnn_cannot_do_is_left_to_others() {
+fn unsupported_convolutions_use_another_implementation() {
     let Some(machine) = machine() else { return };
     for failure in ["graph", "heuristics-empty"] {
         let table = tempfile::tempdir().unwrap();

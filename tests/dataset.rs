@@ -1,4 +1,4 @@
-//! Raw datasets: every defect is reported at once, and both layouts give the same cases.
+//! Raw datasets: all defects are reported at once, and both layouts give the same cases.
 
 mod common;
 
@@ -95,7 +95,7 @@ fn the_layouts_of_nnunet_and_the_decathlon_give_the_same_cases() {
             Nifti::default().with(&[(5, 1.0)]).write(&folder.path("labelsTr", case));
         }
     }
-    // Not listed, hence no case.
+    // Not listed in dataset.json, so it is not a case.
     Nifti::default().write(&decathlon.path("imagesTr", "c"));
 
     let (v2_set, decathlon_set) = (v2.open(), decathlon.open());
@@ -137,7 +137,7 @@ fn cases_may_be_listed_by_name_with_files_anywhere() {
 }
 
 #[test]
-fn what_is_no_dataset_is_an_error_that_names_the_file() {
+fn an_invalid_dataset_is_an_error_that_names_the_file() {
     let folder = Folder::new("{");
     let message = |error: DatasetError| error.to_string();
     let open = || Dataset::open(folder.0.path()).map_err(message).unwrap_err();
@@ -150,7 +150,7 @@ fn what_is_no_dataset_is_an_error_that_names_the_file() {
     assert!(open().contains("dataset.json: No such file"), "{}", open());
 }
 
-/// Without any foreground there is nothing to plan from.
+/// There is nothing to plan from without any foreground.
 #[test]
 fn a_dataset_without_foreground_has_no_fingerprint() {
     let folder = Folder::new(V2);
@@ -197,12 +197,12 @@ impl Folder {
     }
 }
 
-/// A NIfTI-1 file of `f32`, byte by byte, so that defects can be planted that no writer would write.
+/// A NIfTI-1 file of `f32`, written byte by byte, so that it can contain defects that a library would not write.
 #[derive(Clone)]
 struct Nifti {
     /// `(channel, z, y, x)`
     shape: [usize; 4],
-    /// The rest by `(x, y, z)`.
+    /// The other fields are `(x, y, z)`.
     spacing: [f32; 3],
     origin: [f32; 3],
     /// The diagonal.

@@ -24,7 +24,7 @@ use nnunet_dist::train::{ExchangeOptions, TrainStep};
 
 use self::network::{Fixture, assert_close, is_rounding};
 
-/// The environment variable with the fixture that a rank has to follow.
+/// The environment variable with the fixture that a rank reads.
 const FIXTURE: &str = "NNUNET_TEST_FIXTURE";
 const RANKS: usize = 2;
 
@@ -37,13 +37,13 @@ fn two_processes_agree_with_pytorchs() {
     }
 }
 
-/// Not a test of its own: what each rank runs.
+/// Not a test: run by each rank.
 #[test]
 fn part_of_a_rank() {
     let Some(path) = env::var_os(FIXTURE) else { return };
     let comm = distributed::init().unwrap();
     assert_eq!(comm.world_size(), RANKS);
-    // A bucket per parameter, some buckets, one for all; behind the backward pass and after it.
+    // One bucket per parameter, several buckets, one for all; with and without overlap of the backward pass.
     for (bucket_len, overlap) in [(1, true), (50_000, true), (50_000, false), (usize::MAX, true)] {
         let options = ExchangeOptions { bucket_len, wire: Wire::F32, overlap, accumulate: 1 };
         for batch_dice in [false, true] {
@@ -55,7 +55,7 @@ fn part_of_a_rank() {
 
 /// Three steps from the fixture's weights on this rank's half of its batch.
 fn follow(path: &Path, batch_dice: bool, options: ExchangeOptions, comm: &dyn Communicator) {
-    // `ddp2_NAME.npz` begins with the weights of `net/NAME.npz`.
+    // `ddp2_NAME.npz` starts from the weights of `net/NAME.npz`.
     let name = path.file_name().unwrap().to_str().unwrap().split_once('_').unwrap().1;
     let mut initial = Fixture::open(&path.parent().unwrap().with_file_name("net").join(name));
     let device = Default::default();
@@ -101,7 +101,7 @@ fn follow(path: &Path, batch_dice: bool, options: ExchangeOptions, comm: &dyn Co
     let (losses, norms) = (of_ranks("losses"), of_ranks("gradnorms"));
     for iteration in 0..losses[0].len() {
         let metrics = step.run(images.view(), &targets, 1e-2, comm).unwrap();
-        // A rank of PyTorch reports the cross-entropy of its own samples; here it is the global batch's.
+        // A PyTorch rank reports the cross-entropy of its own samples; here it is the mean over the global batch.
         let mean = losses.iter().map(|losses| losses[iteration]).sum::<f64>() / RANKS as f64;
         assert!((metrics.loss - mean).abs() < 1e-4, "{set}: loss {} for {mean}", metrics.loss);
         let norm = norms[0][iteration];

@@ -1,5 +1,5 @@
-//! The files under `configs/deploy` and what packages: they name files that exist and commands that the program understands,
-//! and agree with each other. What runs them (Docker, Apptainer, Kubernetes) is not needed here.
+//! Checks the files under `configs/deploy` and the packaging script: they name existing files and commands that the
+//! program accepts, and they agree with each other. Docker, Apptainer and Kubernetes are not needed.
 
 use std::fs;
 use std::io::Write;
@@ -20,7 +20,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Asserts that the program understands a command, `nnunet-dist` at its beginning.
+/// Asserts that the program accepts a command that starts with `nnunet-dist`.
 #[track_caller]
 fn understood(command: &[String]) {
     use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
@@ -29,7 +29,7 @@ fn understood(command: &[String]) {
     }
 }
 
-/// The commands of ours in a text of shell lines, whatever stands before them.
+/// The commands of this project in a text of shell lines, after any other words.
 fn commands(text: &str) -> Vec<Vec<String>> {
     let joined = text.replace("\\\n", " ");
     let lines = joined.lines().filter_map(|line| {
@@ -43,7 +43,7 @@ fn commands(text: &str) -> Vec<Vec<String>> {
     lines.filter(|command| command.len() > 1).collect()
 }
 
-/// Asserts that a shell accepts a script, without running it.
+/// Asserts that a shell parses a script, without running it.
 #[track_caller]
 fn is_shell(shell: &str, script: &str) {
     let mut child = Command::new(shell).arg("-n").stdin(Stdio::piped()).spawn().unwrap();
@@ -68,7 +68,7 @@ fn instructions() -> Vec<String> {
 }
 
 #[test]
-fn what_the_dockerfile_copies_is_there() {
+fn the_dockerfile_copies_existing_files() {
     let ignored = read("configs/deploy/docker/Dockerfile.dockerignore");
     let kept: Vec<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
     assert!(kept.len() > 5 && kept.iter().all(|path| root().join(path).exists()), "{kept:?}");
@@ -85,13 +85,13 @@ fn what_the_dockerfile_copies_is_there() {
         }
     }
     assert!(count > 5, "only {count} files are copied");
-    // What a build needs of a workspace is each of its members and what their Cargo.toml name.
+    // A build of a workspace needs each of its members and the files that their Cargo.toml names.
     for path in ["Cargo.lock", "Cargo.toml", "benches", "launcher", "rust-toolchain.toml", "src", "tests/gpu"] {
         assert!(kept.contains(&path), "{path} is ignored");
     }
 }
 
-/// The files of the repository that a path with at most one `*` names.
+/// The files of the repository that match a path with at most one `*`.
 fn matching(pattern: &str) -> Vec<PathBuf> {
     let Some((before, after)) = pattern.split_once('*') else {
         let path = root().join(pattern);
@@ -107,7 +107,7 @@ fn matching(pattern: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn the_image_is_not_roots_and_its_stages_exist() {
+fn the_image_does_not_run_as_root_and_its_stages_exist() {
     let instructions = instructions();
     let of = |kind: &'static str| instructions.iter().filter_map(move |line| line.strip_prefix(kind));
     assert!(of("USER ").next_back().is_some_and(|user| user.starts_with("1000")), "{instructions:?}");
@@ -173,7 +173,7 @@ fn strings(list: &Yaml) -> Vec<String> {
     list.as_vec().unwrap().iter().map(|item| item.as_str().unwrap_or_else(|| panic!("{item:?}")).to_owned()).collect()
 }
 
-/// What every pod promises: not root, no more rights later, the volume mounted, images named.
+/// Asserts the common properties of a pod: not root, no privilege escalation, the volume mounted, a placeholder image.
 fn is_modest(pod: &Yaml) {
     assert_eq!(pod["securityContext"]["runAsNonRoot"].as_bool(), Some(true));
     assert_eq!(pod["securityContext"]["runAsUser"].as_i64(), Some(1000));
@@ -191,7 +191,7 @@ fn is_modest(pod: &Yaml) {
 }
 
 #[test]
-fn kubernetes_prepares_what_it_trains() {
+fn the_kubernetes_jobs_prepare_and_train_the_same_data() {
     let prepare = documents("configs/deploy/kubernetes/prepare.yaml");
     let [volume, job] = prepare.as_slice() else { panic!("{prepare:?}") };
     assert_eq!(volume["spec"]["accessModes"][0].as_str(), Some("ReadWriteMany"));
@@ -207,7 +207,7 @@ fn kubernetes_prepares_what_it_trains() {
     assert_eq!(work(&commands[1]), work(&training()));
 }
 
-/// What the launcher's pod starts, as words.
+/// The command of the launcher's pod, as words.
 fn training() -> Vec<String> {
     let job = documents("configs/deploy/kubernetes/train.yaml").remove(0);
     let container = &job["spec"]["mpiReplicaSpecs"]["Launcher"]["template"]["spec"]["containers"][0];
@@ -244,7 +244,7 @@ fn the_mpi_job_survives_lost_workers() {
     let memory = volumes.iter().find(|volume| volume["name"] == shared["name"]).unwrap();
     assert_eq!(memory["emptyDir"]["medium"].as_str(), Some("Memory"));
 
-    // The image's sshd, its clients and the probe speak of the same port and the same key.
+    // The image's sshd, its clients and the probe use the same port and the same key.
     let server = read("configs/deploy/docker/sshd_config");
     let port = worker["readinessProbe"]["tcpSocket"]["port"].as_i64().unwrap();
     for text in [&server, &read("configs/deploy/docker/ssh_config")] {
@@ -256,14 +256,14 @@ fn the_mpi_job_survives_lost_workers() {
     assert!(instructions().iter().any(|line| line.starts_with("COPY") && line.ends_with(&config)), "no {config}");
 }
 
-/// The folder below the root of a module that a variable names, from the calls of both kinds of module file.
+/// The folder, relative to the root of a module, that is prepended to a variable; reads both kinds of module file.
 fn prepended(calls: &str, variable: &str) -> String {
     let line = calls.lines().find(|line| line.split_whitespace().nth(1) == Some(variable));
     let line = line.unwrap_or_else(|| panic!("no {variable} in\n{calls}"));
     line.split_whitespace().nth(2).unwrap().to_owned()
 }
 
-/// Asserts that the calls set what `scripts/package` lays out.
+/// Asserts that the calls refer to the folders that `scripts/package` makes.
 fn leads_to_the_package(calls: &str) {
     assert_eq!(prepended(calls, "PATH"), "/opt/test/bin");
     assert_eq!(prepended(calls, "NNUNET_DIST_HOME"), "/opt/test/share/nnunet-dist");
@@ -273,7 +273,8 @@ fn leads_to_the_package(calls: &str) {
     }
 }
 
-/// What an interpreter prints for a module file behind `prelude`, or `None`, with a line that says so, where it is missing.
+/// The output of an interpreter for a module file after `prelude`; `None`, with a printed line, if no interpreter is
+/// installed.
 fn interpreted(interpreters: &[&str], prelude: &str, module: &str) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("module");
@@ -285,7 +286,7 @@ fn interpreted(interpreters: &[&str], prelude: &str, module: &str) -> Option<Str
         assert!(output.status.success(), "{module}: {}", String::from_utf8_lossy(&output.stderr));
         return Some(String::from_utf8(output.stdout).unwrap());
     }
-    println!("skipped: none of {} is here to run {module}", interpreters.join(", "));
+    println!("skipped: {module} needs one of {}", interpreters.join(", "));
     None
 }
 
@@ -315,7 +316,7 @@ for _, name in ipairs({'help', 'whatis', 'conflict', 'depends_on'}) do _ENV[name
 }
 
 #[test]
-fn the_debian_package_installs_what_is_laid_out() {
+fn the_debian_package_installs_the_staging_tree() {
     let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
     let package = &manifest["package"]["metadata"]["deb"];
     let dependencies = package["depends"].as_str().unwrap();
@@ -326,7 +327,7 @@ fn the_debian_package_installs_what_is_laid_out() {
     for asset in package["assets"].as_array().unwrap() {
         let source = asset[0].as_str().unwrap();
         match source.strip_prefix("dist/package/") {
-            // Each folder of the staged tree is made by the script.
+            // The script makes each folder of the staging tree.
             Some(path) => {
                 let names = path.trim_end_matches(['*', '/']).split('/').filter(|name| *name != "share");
                 names.for_each(|name| assert!(script.contains(name), "scripts/package makes no {name}"));

@@ -1,5 +1,5 @@
-//! A folder with a series of DICOM files is an image: its slices are sorted and in their place, or it is refused with what
-//! is wrong and what to do.
+//! A folder with a series of DICOM files is read as an image with sorted slices in the right position, or refused with
+//! the defect and a remedy.
 
 #[path = "common/dicom.rs"]
 mod series;
@@ -19,7 +19,7 @@ use self::series::{IMPLICIT, Series};
 fn folder(series: &Series) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     series.write(folder.path());
-    // As exports have them: neither is a slice.
+    // As in exports; neither file is a slice.
     std::fs::write(folder.path().join("readme.txt"), "from the scanner").unwrap();
     std::fs::write(folder.path().join(".hidden"), "x").unwrap();
     folder
@@ -37,7 +37,7 @@ fn slices_are_sorted_and_in_their_place() {
     let series = Series::default();
     let folder = folder(&series);
     let volume = read_volume(folder.path()).unwrap();
-    // The last written is the lowest, and comes first.
+    // The last file written is the lowest slice, and comes first.
     assert_eq!(volume.data.dim(), (1, 4, 2, 3));
     assert_eq!(volume.data[[0, 0, 0, 0]], 300.0 - 1024.0);
     assert_eq!(volume.data[[0, 3, 1, 2]], 5.0 - 1024.0);
@@ -49,11 +49,11 @@ fn slices_are_sorted_and_in_their_place() {
     assert_eq!((header.shape, header.number), ([1, 4, 2, 3], Number::U16));
     assert_eq!(&header.geometry, geometry);
 
-    // Coronal slices from the back to the front, without explicit types.
+    // Coronal slices from back to front, in implicit VR.
     let positions = (0..3).map(|k| [0.0, 30.0 - 3.0 * f64::from(k), 0.0]).collect();
     let coronal = Series { orientation: "1\\0\\0\\0\\0\\-1", syntax: IMPLICIT, positions, ..series };
     let volume = read_volume(self::folder(&coronal).path()).unwrap();
-    // Rows go down, so that the normal, x to the left and y down, points to the back.
+    // Rows run downwards, so the normal (x to the left, y down) points to the back.
     assert_eq!(volume.geometry.direction, [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]]);
     assert_eq!(volume.geometry.origin, [0.0, 24.0, 0.0]);
     assert_eq!(volume.geometry.spacing[0], 3.0);
@@ -61,7 +61,7 @@ fn slices_are_sorted_and_in_their_place() {
 }
 
 #[test]
-fn pixels_are_what_bits_sign_and_rescaling_make_them() {
+fn pixels_follow_from_bits_sign_and_rescaling() {
     let signed = Series { bits: [16, 16, 15], signed: true, rescale: ["2", "10"], ..Series::default() };
     let volume = read_volume(folder(&signed).path()).unwrap();
     assert_eq!(volume.data[[0, 3, 0, 1]], 2.0 * -299.0 + 10.0);
@@ -75,7 +75,7 @@ fn pixels_are_what_bits_sign_and_rescaling_make_them() {
 }
 
 #[test]
-fn a_stack_that_is_none_is_refused() {
+fn slices_that_form_no_regular_stack_are_refused() {
     let at = |z: &[f64]| -> Vec<[f64; 3]> { z.iter().map(|z| [0.0, 0.0, *z]).collect() };
     let of = |positions| Series { positions, ..Series::default() };
     let missing = error(&of(at(&[0.0, 2.0, 4.0, 10.0, 12.0])));
@@ -86,14 +86,14 @@ fn a_stack_that_is_none_is_refused() {
     assert!(twice.contains("have the same position"), "{twice}");
     let tilted = error(&of((0..4).map(|k| [0.0, f64::from(k), 3.0 * f64::from(k)]).collect()));
     assert!(tilted.contains("gantry tilt") && tilted.contains("18.4 degrees"), "{tilted}");
-    // Rounding to a tenth of a millimetre is no unequal distance.
+    // Rounding to a tenth of a millimeter is tolerated.
     let rounded = of((0..40).map(|k| [0.0, 0.0, (f64::from(k) * 6.25).round() / 10.0]).collect());
     let spacing = read_volume(folder(&rounded).path()).unwrap().geometry.spacing[0];
     assert!((spacing - 0.625).abs() < 0.002, "{spacing}");
 }
 
 #[test]
-fn what_cannot_be_read_is_refused_with_a_remedy() {
+fn unreadable_files_are_refused_with_a_remedy() {
     for (series, defect) in [
         (Series { frames: Some("30"), ..Series::default() }, "has 30 frames; convert the series with `dcm2niix`"),
         (Series { photometric: "RGB", ..Series::default() }, "is not grayscale"),
@@ -105,7 +105,7 @@ fn what_cannot_be_read_is_refused_with_a_remedy() {
         let error = error(&series);
         assert!(error.contains("1.2.3.1_0") && error.contains(defect), "{defect}: {error}");
     }
-    // The name of a compressed transfer syntax in the place of the plain one.
+    // The file claims a compressed transfer syntax.
     let folder = folder(&Series { positions: vec![[0.0; 3]], ..Series::default() });
     let path = folder.path().join("1.2.3.1_00.dcm");
     let bytes = std::fs::read(&path).unwrap();
@@ -123,7 +123,7 @@ fn what_cannot_be_read_is_refused_with_a_remedy() {
 }
 
 #[test]
-fn of_several_series_one_is_chosen() {
+fn one_of_several_series_is_chosen() {
     let folder = folder(&Series::default());
     Series { uid: "1.2.3.2", positions: vec![[0.0; 3]], ..Series::default() }.write(folder.path());
     let error = read_volume(folder.path()).unwrap_err().to_string();
@@ -156,7 +156,7 @@ fn folders_of_dicom_files_are_cases_to_predict() {
     let names: Vec<_> = found.iter().map(|case| case.id.as_str()).collect();
     assert_eq!(names, ["a", "b"]);
     assert_eq!(found[0].load(1).unwrap().image.data.dim(), (1, 4, 2, 3));
-    // A folder of slices is a case itself.
+    // A folder of slices is itself a case.
     let found = find_images(&cases.path().join("a"), ".nii.gz", 1).unwrap();
     assert_eq!(
         found.iter().map(|case| (case.id.clone(), case.images.clone())).collect::<Vec<_>>(),
@@ -164,7 +164,7 @@ fn folders_of_dicom_files_are_cases_to_predict() {
     );
 }
 
-/// Found by fuzzing: the parser would take memory for what an element claims, before it finds that it is not there.
+/// Found by fuzzing: the parser allocated the claimed length of an element before checking that the data exist.
 #[test]
 fn an_element_longer_than_its_file_is_refused_before_it_is_read() {
     let findings = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/findings");

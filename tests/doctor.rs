@@ -1,4 +1,4 @@
-//! `nnunet-dist doctor` reports on any machine, whatever is missing there.
+//! `nnunet-dist doctor` runs on any machine, also if parts are missing.
 
 use assert_cmd::Command;
 use predicates::prelude::{PredicateBooleanExt, predicate::str::contains};

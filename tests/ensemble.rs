@@ -1,4 +1,4 @@
-//! Networks of several folds answer as one.
+//! The networks of several folds predict together.
 
 #[path = "common/plans.rs"]
 mod plans;
@@ -26,7 +26,7 @@ use self::tiny_model::{image, model, network, write_checkpoint};
 const CONFIGURATION: &str = "3d_fullres";
 const SPACING: [f64; 3] = [1.0; 3];
 
-/// A model that shows its networks images of [`SPACING`] as they are.
+/// A model that passes images of [`SPACING`] to its networks unchanged.
 fn plain_model(edit: impl FnOnce(&mut Value)) -> ModelDescription {
     model(CONFIGURATION, |plans, _| {
         plans["transpose_forward"] = json!([0, 1, 2]);
@@ -36,7 +36,7 @@ fn plain_model(edit: impl FnOnce(&mut Value)) -> ModelDescription {
     })
 }
 
-/// A work folder with a run for each fold, whose network is drawn from the fold's number, and an image.
+/// A work folder with a run per fold, each with a network seeded by the fold number, and an image.
 struct Folds {
     folder: TempDir,
     model: ModelDescription,
@@ -81,7 +81,7 @@ impl Folds {
         NpzReader::new(File::open(path).unwrap()).unwrap().by_name("probabilities").unwrap()
     }
 
-    /// Logits `(class, z, y, x)` of each fold's network by itself.
+    /// Logits `(class, z, y, x)` of each fold's network.
     fn logits(&self, folds: usize) -> Vec<Array4<f32>> {
         let networks: Vec<_> = (0..folds as u64).map(|seed| network(&self.model, seed)).collect();
         let device = Default::default();
@@ -133,7 +133,7 @@ fn logits_of_all_folds_are_averaged() {
 }
 
 #[test]
-fn folds_are_named_in_every_way() {
+fn folds_can_be_given_in_every_way() {
     let folds = Folds::new(5);
     folds.add(FoldId::All, 9);
     folds.by_work("default", &[]).assert().success();
@@ -159,7 +159,7 @@ fn folds_are_named_in_every_way() {
 }
 
 #[test]
-fn networks_that_do_not_belong_together_are_refused() {
+fn incompatible_networks_are_refused() {
     let folds = Folds::new(2);
     let alien = |name: &str, model: ModelDescription| {
         let path = folds.folder.path().join(name);

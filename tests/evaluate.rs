@@ -1,4 +1,4 @@
-//! Folders of label maps are evaluated as nnU-Net does, from files to `summary.json` and the command's output.
+//! Evaluates folders of label maps as nnU-Net does, from files to `summary.json` and the command's output.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 const SHAPE: [usize; 3] = [2, 3, 4];
 
-/// A folder of a dataset with its `labelsTr`, and predictions beside it.
+/// A dataset folder with `labelsTr`, and predictions next to it.
 struct Folders {
     root: TempDir,
 }
@@ -32,7 +32,7 @@ impl Folders {
         self.root.path().join("dataset/labelsTr")
     }
 
-    /// A case by the labels of its first voxels; the rest is background.
+    /// Adds a case by the labels of its first voxels; the others are background.
     fn case(self, name: &str, truth: &[i16], predicted: &[i16]) -> Self {
         write(&self.truth().join(name), SHAPE, truth);
         write(&self.predictions().join(name), SHAPE, predicted);
@@ -90,7 +90,7 @@ fn the_summary_has_nnunets_schema_and_numbers() {
     });
     assert_eq!(case["metrics"]["1"], expected);
     assert_eq!(json["metric_per_case"][0]["metrics"]["2"]["Dice"], Value::Null);
-    // A case without the class does not count in its Dice, but in its voxel counts.
+    // A case without the class does not count in its mean Dice, but counts in its mean voxel counts.
     assert_eq!(json["mean"]["2"]["Dice"], 0.5);
     assert_eq!(json["mean"]["2"]["n_ref"], 1.0);
     assert_eq!(json["mean"]["3"]["Dice"], Value::Null);
@@ -127,7 +127,7 @@ fn regions_and_the_ignore_label_come_from_the_dataset() {
 }
 
 #[test]
-fn without_a_dataset_all_labels_seen_are_classes() {
+fn all_labels_found_are_classes_without_a_dataset() {
     let summary = Folders::new().case("a.nii.gz", &[1, 7], &[1, 5]).evaluate().unwrap();
     assert_eq!(summary.mean.keys().collect::<Vec<_>>(), ["1", "5", "7"]);
 }

@@ -1,5 +1,5 @@
-//! How real MPI processes average their gradients: in several batches per step, with 16 bits on the wire, and what they
-//! say when they no longer agree.
+//! Gradient averaging by real MPI processes: several batches per step, 16 bits on the wire, and errors when the ranks
+//! differ.
 #![cfg(feature = "mpi")]
 
 #[path = "common/job.rs"]
@@ -19,12 +19,12 @@ use tempfile::NamedTempFile;
 use self::job::{Job, me, observe};
 use self::small::{PLAIN, SAMPLES};
 
-/// Environment variables: what a rank has to do, and the file for what it has come to.
+/// Environment variables: the task of a rank, and its output file.
 const PART: &str = "NNUNET_TEST_PART";
 const OUTPUT: &str = "NNUNET_TEST_OUTPUT";
 
 #[test]
-fn the_mean_is_that_of_the_whole_batch_however_it_is_divided() {
+fn the_mean_does_not_depend_on_the_division_of_the_batch() {
     let whole = train(PLAIN, &Single);
     for ranks in [1, 2, 4] {
         for accumulate in [1, 2] {
@@ -44,7 +44,7 @@ fn the_mean_is_that_of_the_whole_batch_however_it_is_divided() {
 }
 
 #[test]
-fn sixteen_bits_on_the_wire_train_nearly_the_same() {
+fn sixteen_bit_communication_trains_nearly_the_same() {
     let whole = train(PLAIN, &Single);
     for (wire, tolerance) in [("fp16", 2e-3), ("bf16", 2e-2)] {
         let Some(weights) = train_in_parallel(1, wire, false, 2) else { return };
@@ -80,7 +80,7 @@ fn ranks_with_other_buckets_are_named() {
     job.says("rank 2 differs from the other 2");
 }
 
-/// Not a test of its own: what each rank runs.
+/// Not a test: run by each rank.
 #[test]
 fn part_of_a_rank() {
     let Ok(part) = env::var(PART) else { return };
@@ -107,7 +107,7 @@ fn part_of_a_rank() {
         ["mismatch"] => {
             let bucket_len = if comm.rank() == 2 { 1000 } else { 2000 };
             let Err(error) = small::network().connect(ExchangeOptions { bucket_len, ..PLAIN }, &*comm) else {
-                panic!("the ranks do not notice")
+                panic!("the ranks do not detect it")
             };
             comm.abort(3, &error.to_string());
         }
@@ -127,7 +127,7 @@ fn weights(step: &TrainStep<Cpu>) -> Vec<f32> {
     step.network.state().into_iter().flat_map(|state| state.values).collect()
 }
 
-/// The weights that a job of several processes comes to.
+/// The weights of a job of several processes.
 fn train_in_parallel(accumulate: usize, wire: &str, checkpointing: bool, ranks: usize) -> Option<Vec<f32>> {
     let output = NamedTempFile::new().unwrap();
     let mut rank = me(PART, &format!("train {accumulate} {wire} {checkpointing}"));

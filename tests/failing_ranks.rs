@@ -1,4 +1,4 @@
-//! Training under mpirun when one rank fails: the job ends by itself, in error, and says which rank and why.
+//! Training under mpirun when one rank fails: the job ends with an error that names the rank and the cause.
 #![cfg(feature = "mpi")]
 
 #[path = "common/job.rs"]
@@ -20,10 +20,10 @@ use nnunet_dist::work::WorkDir;
 use self::job::{Job, is_open_mpi, observe};
 use self::work::{Workshop, wait_for_epochs};
 
-/// The environment variable with the folders of the part that a rank has to play: work folder and run folder.
+/// The environment variable with the work folder and the run folder of a rank.
 const FOLDERS: &str = "NNUNET_TEST_FOLDERS";
 
-/// Training does not come to an end in the patience of a test.
+/// Longer than any time limit of a test.
 const FOR_EVER: [&str; 2] = ["--epochs", "100000"];
 
 #[test]
@@ -65,7 +65,7 @@ fn a_rank_that_is_killed_ends_the_training() {
         command.args(FOR_EVER);
         command
     };
-    // The rank leaves its number to be killed by.
+    // The rank writes its process id, to be killed by.
     let id = shop.path("id");
     let mut victim = Command::new("sh");
     victim.args(["-c", r#"echo $$ > "$0"; exec "$@""#]).arg(&id).arg(rank().get_program()).args(rank().get_args());
@@ -76,30 +76,30 @@ fn a_rank_that_is_killed_ends_the_training() {
         if job::launcher().is_some() {
             wait_for_epochs(&run, 1);
             let id: libc::pid_t = fs::read_to_string(&id).unwrap().trim().parse().unwrap();
-            // SAFETY: no preconditions; the rank trains until it is killed, so that the number is its own.
+            // SAFETY: no preconditions; the rank trains until it is killed, so its process id is valid.
             unsafe { libc::kill(id, libc::SIGKILL) };
         }
         job.join().unwrap()
     });
     let Some(job) = job else { return };
     assert!(!job.status.success(), "{}", job.output);
-    // The words are the launcher's.
+    // Messages of the launcher.
     job.says(if is_open_mpi() { "process rank 1 with PID" } else { "BAD TERMINATION" });
     assert!(!job.output.contains("run directory: "), "{}", job.output);
 }
 
 #[test]
-fn a_panic_beside_the_training_of_one_rank_ends_it() {
+fn a_panic_in_another_thread_of_one_rank_ends_the_training() {
     let Some(launcher) = job::launcher() else { return };
     let shop = Workshop::new();
     let folders = env::join_paths([shop.work.root(), shop.run_dir("run").root(), &shop.settings()]).unwrap();
     let rank = job::me(FOLDERS, folders.to_str().unwrap());
     let job = observe(job::in_parallel(launcher, 2, &[], &rank));
     job.failed_with(101);
-    job.says("rank 1: panic: the sky falls at tests/failing_ranks.rs:");
+    job.says("rank 1: panic: injected panic at tests/failing_ranks.rs:");
 }
 
-/// Not a test of its own: a rank whose number 1 panics once the first epoch is over.
+/// Not a test: a rank that panics after the first epoch if it is rank 1.
 #[test]
 fn part_of_a_rank() {
     let Some(folders) = env::var_os(FOLDERS) else { return };
@@ -112,14 +112,14 @@ fn part_of_a_rank() {
         let run = config.run_dir();
         thread::spawn(move || {
             wait_for_epochs(&run, 1);
-            panic!("the sky falls")
+            panic!("injected panic")
         });
     }
     train::run(&config, &WorkDir::new(work), &*comm, RunOptions::default()).unwrap();
     println!("rank {} of {} is done", comm.rank(), comm.world_size());
 }
 
-/// Runs a job of which each rank has a command of its own; `None` without a launcher.
+/// Runs a job with a different command for each rank; `None` without a launcher.
 fn observe_ranks([first, second]: &[Command; 2]) -> Option<Job> {
     let mut job = job::in_parallel(job::launcher()?, 1, &[], first);
     job.args([":", "-np", "1"]).arg(second.get_program()).args(second.get_args());

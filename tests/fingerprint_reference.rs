@@ -1,4 +1,4 @@
-//! Fingerprints and splits against those that nnU-Net v2 made of the same data.
+//! Compares fingerprints and splits with those of nnU-Net v2 for the same data.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nnunet_dist::dataset::{Dataset, Fingerprint, IntensityProperties, Splits, extract_fingerprint};
 
 #[test]
-fn fingerprints_are_nnunets() {
+fn fingerprints_equal_nnunets() {
     for (reference, dataset) in fixtures_with_data("dataset_fingerprint.json") {
         let expected: Fingerprint = read(&reference);
         let found = extract_fingerprint(&Dataset::open(&dataset).unwrap()).unwrap();
@@ -22,14 +22,14 @@ fn fingerprints_are_nnunets() {
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
         for (channel, expected) in expected {
             println!("{name} channel {channel}\n  nnU-Net {expected:?}\n  ours    {:?}", found[channel]);
-            // The sample is nnU-Net's own, so only the rounding of its f32 sums is between us.
+            // The sample is nnU-Net's own, so only the rounding of its f32 sums differs.
             values(&found[channel]).into_iter().zip(values(expected)).for_each(|(a, b)| close(a, b, 1e-5));
         }
     }
 }
 
 #[test]
-fn generated_splits_are_nnunets() {
+fn generated_splits_equal_nnunets() {
     for (reference, dataset) in fixtures_with_data("splits_final.json") {
         let cases: Vec<String> = Dataset::open(&dataset).unwrap().cases.into_iter().map(|case| case.id).collect();
         let splits = Splits::generate(&cases).unwrap();
@@ -38,9 +38,9 @@ fn generated_splits_are_nnunets() {
     }
 }
 
-/// `{"N": [[index, ..]; 5], ..}`: the validation cases of each fold among N cases.
+/// Reads `{"N": [[index, ..]; 5], ..}`: the validation cases of each fold among N cases.
 #[test]
-fn folds_are_scikit_learns_for_any_number_of_cases() {
+fn folds_equal_scikit_learns_for_any_number_of_cases() {
     for path in common::fixtures("fixtures/misc", "kfold_indices.json") {
         let by_count: BTreeMap<String, Vec<Vec<usize>>> = read(&path);
         for (count, folds) in by_count {
@@ -58,7 +58,7 @@ fn folds_are_scikit_learns_for_any_number_of_cases() {
     }
 }
 
-/// Every fixture of this name, with the raw dataset it was made of; those without one are skipped.
+/// All fixtures of this name, with the raw dataset they were made from; those without one are skipped.
 fn fixtures_with_data(name: &str) -> Vec<(PathBuf, PathBuf)> {
     let Some(root) = common::shared() else { return Vec::new() };
     let datasets: Vec<_> =

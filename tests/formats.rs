@@ -1,5 +1,5 @@
-//! MetaImage, NRRD, BMP and stacks of TIFF pages are read with the numbers and in the place that SimpleITK, Pillow and
-//! tifffile have them, come back as they were written, and are refused by name where they are damaged.
+//! MetaImage, NRRD, BMP and stacks of TIFF pages: values and geometry equal those of SimpleITK, Pillow and tifffile,
+//! writing round-trips, and damaged files are refused with an error that names them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use nnunet_dist::image::{
 };
 use tempfile::TempDir;
 
-/// Files made by `tests/images/make.py`.
+/// A file made by `tests/images/make.py`.
 fn made(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images").join(name)
 }
 
-/// `x + 4 y + 12 z`, and 100 more in each channel.
+/// `x + 4 y + 12 z`, plus 100 per channel.
 fn ramp(channels: usize, z: usize) -> Array4<f32> {
     Array4::from_shape_fn((channels, z, 3, 4), |(c, z, y, x)| (100 * c + 12 * z + 4 * y + x) as f32)
 }
@@ -37,7 +37,7 @@ fn assert_near(ours: &Geometry, theirs: &Geometry, name: &str) {
 }
 
 #[test]
-fn files_of_other_programs_are_read_as_these_read_them() {
+fn files_of_other_programs_are_read_as_those_programs_do() {
     let (c, s) = (0.3f64.cos(), 0.3f64.sin());
     let turned = geometry([0.5, 0.75, 2.0], [1.0, -2.0, 3.0], [c, 0.0, s, s, 0.0, -c, 0.0, 1.0, 0.0]);
     let upright = Geometry::default();
@@ -75,7 +75,7 @@ fn files_of_other_programs_are_read_as_these_read_them() {
     assert_eq!(read_labels(&made("grey.bmp")).unwrap().data[[0, 2, 3]], 11);
 }
 
-/// A folder with a file that is put together by hand.
+/// A folder for files written by hand.
 struct Made(TempDir);
 
 impl Made {
@@ -112,9 +112,9 @@ fn flat(volume: &Volume) -> Vec<f32> {
     volume.data.iter().copied().collect()
 }
 
-/// What is expected is what SimpleITK 2.5 says of the same files.
+/// Expected values are SimpleITK 2.5's for the same files.
 #[test]
-fn fields_of_a_metaimage_mean_what_they_mean_to_itk() {
+fn fields_of_a_metaimage_mean_the_same_as_in_itk() {
     let made = Made::new();
     let first: Vec<f32> = (0..8).map(|number| number as f32).collect();
     let longs: Vec<u8> = (0..8i32).flat_map(i32::to_le_bytes).collect();
@@ -143,9 +143,9 @@ fn fields_of_a_metaimage_mean_what_they_mean_to_itk() {
     }
 }
 
-/// What is expected is what SimpleITK 2.5 says of the same files.
+/// Expected values are SimpleITK 2.5's for the same files.
 #[test]
-fn fields_of_an_nrrd_file_mean_what_they_mean_to_itk() {
+fn fields_of_an_nrrd_file_mean_the_same_as_in_itk() {
     let made = Made::new();
     let basis = "type: short\ndimension: 3\nsizes: 2 2 2\nendian: little\nencoding: raw\n";
     let place = "space directions: (1,0,0) (0, 2, 0) (0,0,3)\nspace origin: (1,2,3)\n";
@@ -166,7 +166,7 @@ fn fields_of_an_nrrd_file_mean_what_they_mean_to_itk() {
         assert_eq!(flat(&volume), (0..8).map(|number| number as f32).collect::<Vec<_>>(), "{fields}");
         assert_near(&volume.geometry, &expected, &fields);
     }
-    // Channels may be the slowest axis, or in the middle.
+    // The channel axis may be the slowest one, or in the middle.
     let list = "type: short\ndimension: 4\nsizes: 2 2 2 2\nendian: big\nencoding: raw\nspace: LPS\n";
     let slowest = format!("{list}space directions: (1,0,0) (0,2,0) (0,0,3) none\nkinds: domain domain domain list\n");
     let volume = read_volume(&made.nrrd(&slowest, &big(0..16))).unwrap();
@@ -181,7 +181,7 @@ fn fields_of_an_nrrd_file_mean_what_they_mean_to_itk() {
 }
 
 #[test]
-fn what_is_written_comes_back() {
+fn written_images_are_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let (c, s) = (0.6, 0.8);
     let turned = geometry([0.7, 1.1, 2.5], [-3.25, 4.0, 1e-3], [c, -s, 0.0, 0.0, 0.0, -1.0, s, c, 0.0]);
@@ -232,7 +232,8 @@ fn what_is_written_comes_back() {
             assert_near(&back.geometry, geometry, name);
         }
     }
-    // The header of a 2D file has two axes, and a channel's file has its spacing where nnU-Net looks for it.
+    // The header of a 2D file has two axes, and the spacing of a channel's TIFF file is in `case.json`, where nnU-Net
+    // expects it.
     assert!(fs::read_to_string(folder.path().join("a.mhd")).unwrap().contains("NDims = 3\n"));
     assert!(fs::read(folder.path().join("b.mha")).unwrap().windows(10).any(|field| field == b"NDims = 2\n"));
     let channel = folder.path().join("case_0001.tif");
@@ -315,7 +316,7 @@ fn damaged_files_are_refused_by_name_and_field() {
     let no_magic = read_volume(&made.write("b.nrrd", "PNG\n", &[])).unwrap_err().to_string();
     assert!(no_magic.contains("b.nrrd: is not an NRRD file"), "{no_magic}");
 
-    // The pixels of BMP and TIFF files are cut off.
+    // The pixels of BMP and TIFF files are truncated.
     for (name, kept) in [("grey.bmp", 900), ("colour.bmp", 60), ("stack_0000.tif", 200)] {
         let bytes = fs::read(self::made(name)).unwrap();
         let path = made.write(name, "", &bytes[..kept.min(bytes.len() - 1)]);

@@ -1,8 +1,8 @@
-//! Files that are damaged, or made to do harm: whatever they hold, a reader ends with an error or a value, without a panic and
-//! without taking memory that the file does not account for.
+//! Damaged and malicious files: a reader returns an error or a value, without a panic and without allocating memory
+//! that the size of the file does not justify.
 //!
-//! Each kind of file is read again and again with a few bytes changed. How often is up to `NNUNET_FUZZ_SECONDS` (a second for
-//! each kind, if it is not set); the seed is fixed, so that a failure comes again. `cargo fuzz` in `tests/fuzz` looks deeper.
+//! Each kind of file is read repeatedly with a few bytes changed, for `NNUNET_FUZZ_SECONDS` per kind (one second by
+//! default). The seed is fixed, so that failures are reproducible. `cargo fuzz` in `tests/fuzz` searches deeper.
 
 #[path = "common/counting.rs"]
 mod counting;
@@ -37,7 +37,7 @@ use tempfile::TempDir;
 
 use self::counting::{MEMORY, peak_of};
 
-/// Reads files like `original`, changed at random, with a reader that may only fail by an error.
+/// Reads randomly changed copies of `original` with a reader that may fail only with an error.
 #[track_caller]
 fn survives(name: &str, original: &[u8], read: impl Fn(&Path)) {
     let seconds = std::env::var("NNUNET_FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(1.0);
@@ -62,14 +62,14 @@ fn survives(name: &str, original: &[u8], read: impl Fn(&Path)) {
     println!("{name}: {count} files");
 }
 
-/// A few changes of the kinds that find the most: bits, extreme numbers, cuts, repetitions.
+/// Makes a few changes of the most effective kinds: bits, extreme numbers, truncations, repetitions.
 fn change(original: &[u8], random: &mut Xoshiro256PlusPlus) -> Vec<u8> {
     let mut bytes = original.to_vec();
     for _ in 0..random.random_range(1..=4) {
         if bytes.is_empty() {
             break;
         }
-        // Headers are where most can go wrong.
+        // Changes in headers find the most defects.
         let reach = if random.random_bool(0.6) { bytes.len().min(512) } else { bytes.len() };
         let at = random.random_range(0..reach);
         match random.random_range(0..8) {
@@ -124,7 +124,7 @@ fn read_image(path: &Path) {
     let _ = read_labels(path);
 }
 
-/// The file that `write` leaves.
+/// The file that `write` makes.
 fn made(name: &str, write: impl FnOnce(&Path)) -> Vec<u8> {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join(name);
@@ -154,7 +154,7 @@ fn images() {
     for name in ["colour.bmp", "grey.bmp", "packed.mha", "packed.nrrd", "long.nrrd", "vector.mha", "stack_0000.tif"] {
         survives(name, &fs::read(images.join(name)).unwrap(), read_image);
     }
-    // Headers that point to other files.
+    // Headers that refer to other files.
     for (name, data) in [("packed.nhdr", "packed.raw.gz"), ("plain.mhd", "plain.raw")] {
         survives(name, &fs::read(images.join(name)).unwrap(), |path| {
             fs::copy(images.join(data), path.with_file_name(data)).unwrap();
@@ -233,7 +233,7 @@ fn networks_and_arrays() {
             .unwrap();
         fs::copy(path.with_extension("folder").join("checkpoint.json"), path).unwrap();
     });
-    // Its checksums are right: whoever means harm computes them.
+    // The checksums are valid, as an attacker can compute them.
     survives("checkpoint.json", &header, |path| {
         let folder = path.with_extension("folder");
         SavedModel { description: model.clone(), weights: weights.clone() }.write(&folder).unwrap();
@@ -257,13 +257,13 @@ fn networks_and_arrays() {
     });
 }
 
-/// The one checkpoint below a model folder.
+/// The only checkpoint below a model folder.
 fn pth(model: &Path) -> PathBuf {
     let fold = fs::read_dir(model).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
     fold.join("checkpoint_final.pth")
 }
 
-/// Writes SHA256SUMS anew.
+/// Rewrites SHA256SUMS.
 fn sign(folder: &Path) {
     use sha2::{Digest, Sha256};
     let mut sums = fs::File::create(folder.join("SHA256SUMS")).unwrap();

@@ -1,4 +1,4 @@
-//! Importance maps and sliding-window logits agree with nnU-Net v2's (`fixtures/infer`).
+//! Compares importance maps and sliding-window logits with nnU-Net v2's (`fixtures/infer`).
 
 mod common;
 #[path = "common/network.rs"]
@@ -38,8 +38,9 @@ fn importance_maps_agree() {
     }
 }
 
-/// The reference weighs and adds up in half precision. Weights, which it scales by 10, lose their digits below this, the
-/// smallest normal number: near the corners and edges of the image its logits are rounding errors.
+/// The reference multiplies by weights and accumulates in half precision. Its weights, which are scaled by 10, lose
+/// precision below this value, the smallest normal number: near the corners and edges of the image its logits are
+/// rounding errors.
 const SMALLEST_WEIGHT: f32 = 6.2e-5;
 
 /// The sum of the windows' weights along each axis.
@@ -55,7 +56,7 @@ fn total_weights(image: [usize; 3], sliding: &SlidingWindow) -> [Vec<f32>; 3] {
     })
 }
 
-/// A trained network, and what nnU-Net says of an image with it.
+/// A trained network, and nnU-Net's logits of it for an image.
 struct Reference {
     network: UNet<Flex>,
     npz: NpzReader<File>,
@@ -88,7 +89,7 @@ impl Reference {
     }
 }
 
-/// Visits every `sliding_*.npz`.
+/// Calls `check` for every `sliding_*.npz`.
 fn for_each_reference(check: impl Fn(Reference)) {
     let paths = common::fixtures("fixtures/infer", ".npz");
     let references: Vec<_> = paths.iter().filter(|path| path.to_string_lossy().contains("sliding_")).collect();
@@ -100,14 +101,14 @@ fn largest(logits: impl IntoIterator<Item = f32>) -> f32 {
     logits.into_iter().fold(0f32, |largest, logit| largest.max(logit.abs()))
 }
 
-/// A single window without blending is the network itself, in full precision.
+/// A single window without blending equals the network's output, in full precision.
 #[test]
 fn one_window_is_the_network() {
     for_each_reference(|mut reference| {
         let tile: Array4<f32> = reference.npz.by_name("single_tile_in").unwrap();
         let expected: Array5<f32> = reference.npz.by_name("single_tile_logits").unwrap();
         let expected = expected.index_axis(Axis(0), 0);
-        // Blending one window with nothing changes nothing either.
+        // Blending a single window changes nothing either.
         for blend in [Blend::Constant, Blend::Gaussian] {
             let ours = reference.logits(&reference.sliding(blend, &[]), tile.view());
             assert_eq!(ours.dim(), expected.dim());
@@ -146,9 +147,9 @@ fn sliding_window_logits_agree() {
     });
 }
 
-/// Among these voxels are those at the corners, where the reference says nothing.
+/// This includes the voxels at the corners, where the reference has no precision.
 #[test]
-fn blending_changes_nothing_where_one_window_reaches() {
+fn blending_changes_nothing_in_voxels_of_a_single_window() {
     for_each_reference(|mut reference| {
         let image: Array4<f32> = reference.npz.by_name("x").unwrap();
         let (_, z, y, x) = image.dim();
@@ -164,7 +165,7 @@ fn blending_changes_nothing_where_one_window_reaches() {
     });
 }
 
-/// nnU-Net pads with zeros on both sides, by one more at the end where the difference is odd.
+/// nnU-Net pads with zeros on both sides, with one more at the end if the difference is odd.
 #[test]
 fn an_image_smaller_than_the_window_lies_in_its_middle() {
     for_each_reference(|mut reference| {

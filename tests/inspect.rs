@@ -1,4 +1,4 @@
-//! `inspect` says what is in a case, as text and as JSON, and draws it.
+//! `inspect` describes a case as text and as JSON, and draws it.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -47,7 +47,7 @@ fn cases_of_a_dataset_are_described_and_drawn() {
     let mut reader = png::Decoder::new(BufReader::new(File::open(&picture).unwrap())).read_info().unwrap();
     let mut pixels = vec![0; reader.output_buffer_size()];
     reader.next_frame(&mut pixels).unwrap();
-    // The whole colours of both classes, at their borders and in the legend.
+    // The unmixed colors of both classes, at their borders and in the legend.
     for colour in [[230, 60, 60], [70, 190, 90]] {
         let count = pixels.as_chunks::<3>().0.iter().filter(|pixel| **pixel == colour).count();
         assert!(count > 500, "{colour:?}: {count}");

@@ -1,4 +1,4 @@
-//! Losses and gradients agree with nnU-Net's (`fixtures/loss`), and those of every kind with values of PyTorch.
+//! Compares losses and gradients with nnU-Net's (`fixtures/loss`), and every kind of loss with PyTorch's values.
 
 mod common;
 
@@ -8,7 +8,7 @@ use ndarray::{Array, ArrayD, Axis, Dimension};
 use ndarray_npy::NpzReader;
 use nnunet_dist::loss::{GlobalSums, SegmentationLoss, Target, VoxelLoss, select_hardest};
 
-/// `(n, c, voxels…)` to `(n, voxels…, c)` values.
+/// Values of `(n, c, voxels…)` as `(n, voxels…, c)`.
 fn channels_last<T: Copy, D: Dimension>(array: &Array<T, D>) -> Vec<T> {
     let mut axes: Vec<usize> = (0..array.ndim()).collect();
     axes.remove(1);
@@ -32,13 +32,13 @@ impl Fixture {
 }
 
 #[test]
-fn losses_and_gradients_agree_with_nnunets() {
+fn losses_and_gradients_agree_with_nnunet() {
     for path in common::fixtures("fixtures/loss", ".npz") {
         let mut fixture = Fixture { npz: NpzReader::new(File::open(&path).unwrap()).unwrap() };
         let logits = fixture.floats("logits").unwrap();
         let (n, channels) = (logits.shape()[0], logits.shape()[1]);
         let mut checked = 0;
-        // Regions come as one mask per channel; a label whose bits are the masks says the same.
+        // Regions are stored as one mask per channel; the equivalent label has the masks as its bits.
         let (target, labels) = match fixture.npz.by_name::<ndarray::OwnedRepr<i16>, ndarray::IxDyn>("target.npy") {
             Ok(labels) => (Target::Classes, labels.iter().copied().collect::<Vec<_>>()),
             Err(_) => {
@@ -82,14 +82,14 @@ fn losses_and_gradients_agree_with_nnunets() {
     }
 }
 
-/// A loss with its value, the norm of its gradient, and the gradient at [`PLACES`].
+/// A loss with its expected value, the norm of its gradient, and its gradient at [`PLACES`].
 type Expected = (SegmentationLoss, f64, f64, [f64; 8]);
 
 const PLACES: [usize; 8] = [0, 1, 2, 31, 59, 60, 88, 119];
 
 /// Values of nnunetv2 2.8.1 (`DC_and_topk_loss`, `RobustCrossEntropyLoss`, `DC_and_CE_loss`, `DC_and_BCE_loss`,
-/// `MemoryEfficientSoftDiceLoss`) on logits `3 sin(1.7 i)` of 2 samples, 20 voxels and 3 channels. The focal losses are
-/// MONAI's, written with `binary_cross_entropy_with_logits`.
+/// `MemoryEfficientSoftDiceLoss`) for logits `3 sin(1.7 i)` of 2 samples, 20 voxels and 3 channels. The focal losses
+/// are MONAI's, written with `binary_cross_entropy_with_logits`.
 fn expected() -> Vec<Expected> {
     let classes = |batch_dice, ignore_label| SegmentationLoss::new(Target::Classes, batch_dice, ignore_label);
     let regions = |ignore_label| {
@@ -208,7 +208,7 @@ fn expected() -> Vec<Expected> {
 }
 
 #[test]
-fn every_kind_of_loss_is_that_of_pytorch() {
+fn every_kind_of_loss_agrees_with_pytorch() {
     let (samples, voxels, channels) = (2, 20, 3);
     let logits: Vec<f32> =
         (0..samples * voxels * channels).map(|i| (3.0 * (1.7 * f64::from(i as u32)).sin()) as f32).collect();

@@ -1,4 +1,4 @@
-//! README says what becomes of every command and flag of the programs that users come from.
+//! The README documents every command and flag of nnU-Net and of NVIDIA's nnU-Net.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,8 @@ const COMMANDS: &str = "accumulate_crossval_results apply_postprocessing convert
     move_plans_between_datasets plan_and_preprocess plan_experiment plot_overlay_pngs predict \
     predict_from_modelfolder preprocess train";
 
-/// What these understand (their `argparse` parsers), without those whose meaning is the same everywhere (`-i`, `-o`, `-h`).
+/// Flags of these commands (their `argparse` parsers), without the ones with the same meaning everywhere (`-i`, `-o`,
+/// `-h`).
 const FLAGS: &str = "-channel_idx -chk -c -d -device -djfile -dataset_json -f -fpe -gpu_memory_target -il -l -m -np -npfp -npp \
     -nps -num_gpus -num_parts -overlay_intensity -overwrite_id -overwrite_plans_name -overwrite_target_spacing -p -part_id \
     -pfile -pl -plans_json -plans_name -pp_pkl_file -preprocessor_name -pretrained_weights -prev_stage_predictions -ref -s -sp \
@@ -17,7 +18,8 @@ const FLAGS: &str = "-channel_idx -chk -c -d -device -djfile -dataset_json -f -f
     --disable_progress_bar --disable_tta --exp_cv_preds --no_overwrite --no_pbar --no_pp --not_on_device --not_strict --npz \
     --remove_postprocessed --save_npz --save_probabilities --use_raw --val --val_best --verbose --verify_dataset_integrity";
 
-/// Of NVIDIA's nnU-Net for TensorFlow 2 (`runtime/args.py`, `preprocess.py`), and what its PyTorch edition adds.
+/// Flags of NVIDIA's nnU-Net for TensorFlow 2 (`runtime/args.py`, `preprocess.py`), and the additional ones of its
+/// PyTorch edition.
 const NVIDIA: &str = "--affinity --amp --batch-size --bench-steps --benchmark --blend --brats --ckpt-dir --ckpt-strategy \
     --ckpt_path --ckpt_store_dir --cosine-annealing-first-cycle-steps --cosine-annealing-peak-decay --data \
     --deep-supervision --deep_supr_num --depth --dim --end-learning-rate --epochs --exec-mode --filters --focal --fold --gpus \
@@ -28,10 +30,10 @@ const NVIDIA: &str = "--affinity --amp --batch-size --bench-steps --benchmark --
     --train_batches --tta --use-dllogger --val_batch_size --validate --warmup-steps --weight-decay --xla";
 
 #[test]
-fn readme_names_all_that_users_of_the_other_programs_know() {
+fn readme_has_every_command_and_flag_of_the_other_programs() {
     let readme = include_str!("../README.md");
     let table: Vec<&str> = readme.lines().filter(|line| line.starts_with("| ")).collect();
-    // Of each row the first column is of nnU-Net, the second NVIDIA's.
+    // The first column of each row is for nnU-Net, the second for NVIDIA.
     let words = |column: usize| -> BTreeSet<&str> {
         let cells = table.iter().filter_map(|row| row.split(" | ").nth(column));
         cells.flat_map(|cell| cell.split(|letter: char| letter.is_whitespace() || "`,|\\".contains(letter))).collect()

@@ -1,4 +1,4 @@
-//! Surface metrics have the values that SciPy computes of the same masks (`binary_erosion`, `distance_transform_edt`,
+//! Surface metrics equal the values that SciPy computes for the same masks (`binary_erosion`, `distance_transform_edt`,
 //! `percentile`), through files and the command line.
 
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 const SHAPE: [usize; 3] = [14, 22, 18];
 const SPACING: [f64; 3] = [3.0, 0.8, 1.1];
 
-/// Sets the voxels of an ellipsoid; in integers, so that every language has the same.
+/// Sets the voxels of an ellipsoid, computed in integers so that Python gives the same mask.
 fn ellipsoid(labels: &mut Array3<i16>, centre: [i64; 3], radii: [i64; 3], label: i16) {
     let [a, b, c] = radii;
     let scale = [b * c, a * c, a * b];
@@ -32,7 +32,7 @@ fn fill(labels: &mut Array3<i16>, [z, y, x]: [std::ops::Range<usize>; 3], label:
     labels.slice_mut(ndarray::s![z, y, x]).fill(label);
 }
 
-/// Prediction and truth: an organ (1) with a core (2), a false spot, and a corner that is to be ignored (9).
+/// Prediction and truth: an organ (1) with a core (2), a false spot, and an ignored corner (9).
 fn volumes() -> [Array3<i16>; 2] {
     let mut truth = Array3::zeros(SHAPE);
     ellipsoid(&mut truth, [6, 10, 8], [5, 8, 6], 1);
@@ -78,7 +78,7 @@ fn assert_near(metrics: &Metrics<u64>, measure: Measure, expected: f64) {
 }
 
 #[test]
-fn surfaces_in_a_volume_of_long_voxels_are_scipys() {
+fn surfaces_in_anisotropic_volumes_equal_scipys() {
     let folder = TempDir::new().unwrap();
     let pair = write(folder.path(), volumes(), SPACING);
     let classes = || vec![LabelValue::Class(1), LabelValue::Class(2), LabelValue::Region(vec![1, 2])];
@@ -109,7 +109,7 @@ fn ignored_voxels_have_no_surface() {
     let [mut predicted, truth] = volumes();
     let clean = write(folder.path(), [predicted.clone(), truth.clone()], SPACING);
     let expected = evaluate(&clean, vec![LabelValue::Class(1)], Some(9), 1.0);
-    // Whatever is predicted where the truth is not known changes nothing.
+    // Predictions in ignored voxels change nothing.
     predicted.iter_mut().zip(&truth).filter(|(_, truth)| **truth == 9).for_each(|(voxel, _)| *voxel = 1);
     let spoiled = write(&folder.path().join("spoiled"), [predicted, truth], SPACING);
     let found = evaluate(&spoiled, vec![LabelValue::Class(1)], Some(9), 1.0);
@@ -119,7 +119,7 @@ fn ignored_voxels_have_no_surface() {
 }
 
 #[test]
-fn outlines_in_a_plane_are_scipys() {
+fn outlines_in_a_plane_equal_scipys() {
     let folder = TempDir::new().unwrap();
     let pair = write(folder.path(), plane(), [999.0, 0.5, 0.7]);
     let summary = evaluate(&pair, vec![LabelValue::Class(1)], None, 1.0);
@@ -149,7 +149,7 @@ fn cases_without_a_class_count_as_documented() {
     assert!(nan(&of("neither", [empty.clone(), empty])));
 }
 
-/// The command, on a folder with `predictions` and `labels`.
+/// The command for a folder with `predictions` and `labels`.
 fn command(folder: &Path, flags: &[&str]) -> Command {
     let mut command = Command::cargo_bin("nnunet-dist").unwrap();
     let [predictions, labels]: [PathBuf; 2] = ["predictions", "labels"].map(|name| folder.join(name));
@@ -158,7 +158,7 @@ fn command(folder: &Path, flags: &[&str]) -> Command {
 }
 
 #[test]
-fn the_command_computes_what_is_asked_for_and_writes_it_down() {
+fn the_command_computes_and_writes_the_requested_metrics() {
     let folder = TempDir::new().unwrap();
     write(folder.path(), volumes(), SPACING);
     let csv = folder.path().join("cases.csv");
@@ -180,7 +180,7 @@ fn the_command_computes_what_is_asked_for_and_writes_it_down() {
 }
 
 #[test]
-fn missing_predictions_are_passed_over_if_so_wished() {
+fn missing_predictions_are_skipped_if_requested() {
     let folder = TempDir::new().unwrap();
     let pair = write(folder.path(), volumes(), SPACING);
     std::fs::copy(&pair.reference, pair.reference.with_file_name("other.nii.gz")).unwrap();

@@ -1,6 +1,6 @@
-//! Real MPI jobs: what the ranks exchange, and how a job ends when one of them fails.
+//! Real MPI jobs: collectives, and the end of a job when one of its ranks fails.
 //!
-//! The processes of a job are this very test program, told by an environment variable which part to play.
+//! The processes of a job run this test program; an environment variable selects their task.
 #![cfg(feature = "mpi")]
 
 #[path = "common/job.rs"]
@@ -13,10 +13,10 @@ use std::time::Duration;
 use self::job::{Job, PATIENCE, in_parallel, is_installed, is_open_mpi, me, observe};
 use nnunet_dist::distributed::{self, CommError, Communicator, ReduceOp, Wire};
 
-/// The environment variable with the part that a process has to play.
+/// The environment variable with the task of a process.
 const PART: &str = "NNUNET_TEST_PART";
 
-/// Not a test of its own: what each process of a job runs.
+/// Not a test: run by each process of a job.
 #[test]
 fn part_of_a_rank() {
     let Ok(part) = env::var(PART) else { return };
@@ -49,7 +49,7 @@ fn part_of_a_rank() {
     println!("rank {} of {} is done", comm.rank(), comm.world_size());
 }
 
-/// What the ranks do.
+/// The tasks of the ranks.
 mod parts {
     use super::*;
 
@@ -66,7 +66,7 @@ mod parts {
             assert_eq!(bytes, vec![root as u8; 3]);
         }
 
-        // Rank 0 has nothing to say, each other one more than the one before.
+        // Rank 0 sends nothing, each other rank more than the one before.
         let message = |rank: usize| (0..rank * 1000).map(|i| (i * 7 + rank) as u8).collect::<Vec<_>>();
         let messages = comm.all_gather_bytes(&message(rank), "names").unwrap();
         assert_eq!(messages, (0..size).map(message).collect::<Vec<_>>());
@@ -95,7 +95,7 @@ mod parts {
         }
     }
 
-    /// More than goes into one call of MPI (2²⁴ elements, 2²⁶ gathered bytes), with an odd rest.
+    /// More than fits into one MPI call (2²⁴ elements, 2²⁶ gathered bytes), with an odd remainder.
     pub fn large(comm: &dyn Communicator) {
         let (rank, size) = (comm.rank() as f32, comm.world_size() as f32);
         let value = |i: usize| (i % 1009) as f32;
@@ -113,10 +113,11 @@ mod parts {
         assert!(messages == (0..comm.world_size()).map(message).collect::<Vec<_>>());
     }
 
-    /// Buckets of many sizes, several under way at a time, waited for in another order, with other collectives between.
+    /// Buckets of many sizes, several in flight at a time, waited for in another order, with other collectives in
+    /// between.
     pub fn buckets(comm: &dyn Communicator) {
         let (rank, size, reducer) = (comm.rank(), comm.world_size(), comm.reducer());
-        // Whole numbers, so that no order of summing up rounds.
+        // Integers, so that no order of additions rounds.
         let value = |rank: usize, i: usize| ((i * 31 + rank * 17) % 211) as f32 - 100.0;
         let lengths = [0, 1, size - 1, size, 1000, 65_536 * size, 65_536 * size + 1, 1_234_567];
         for op in [ReduceOp::Sum, ReduceOp::Mean, ReduceOp::Max] {
@@ -126,7 +127,7 @@ mod parts {
             };
             let mut under_way: Vec<_> = lengths.into_iter().map(start).collect();
             comm.barrier("between").unwrap();
-            // The last is waited for first.
+            // Waited for in reverse order.
             for length in lengths.into_iter().rev() {
                 let reduced = under_way.pop().unwrap().wait().unwrap();
                 let expected = (0..length).map(|i| {
@@ -143,7 +144,7 @@ mod parts {
         rounded_buckets(comm);
     }
 
-    /// 16 bits on the wire lose bits, but no rank gets others than the rest.
+    /// 16 bits on the wire lose precision, but all ranks get the same values.
     fn rounded_buckets(comm: &dyn Communicator) {
         let (rank, size) = (comm.rank(), comm.world_size());
         let value = |rank: usize, i: usize| ((i * 7 + rank * 3) as f32 * 0.37).sin() * 1000.0;
@@ -164,12 +165,12 @@ mod parts {
         unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
     }
 
-    /// The last rank stops, as under a debugger or on a host that swaps itself to death.
+    /// The last rank stops, as under a debugger or on a host that is swapping heavily.
     pub fn frozen(comm: &dyn Communicator) {
         comm.set_timeout(Duration::from_secs(8));
         comm.enter("step 1");
         comm.barrier("all have begun").unwrap();
-        // Long enough for its first sign of life.
+        // Long enough for its first heartbeat.
         thread::sleep(Duration::from_millis(2500));
         comm.enter("step 2");
         if comm.rank() + 1 == comm.world_size() {
@@ -181,7 +182,7 @@ mod parts {
         comm.abort(75, &error.to_string());
     }
 
-    /// Rank 0, which keeps the board, stops.
+    /// Rank 0, which runs the heartbeat server, stops.
     pub fn frozen_first(comm: &dyn Communicator) {
         comm.set_timeout(Duration::from_secs(8));
         comm.enter("step 1");
@@ -195,7 +196,7 @@ mod parts {
         comm.abort(75, &error.to_string());
     }
 
-    /// The process of the last rank lives, but its training does not go on.
+    /// The process of the last rank is alive, but its training makes no progress.
     pub fn hanging(comm: &dyn Communicator) {
         comm.set_timeout(Duration::from_secs(3));
         comm.barrier("all have begun").unwrap();
@@ -208,7 +209,7 @@ mod parts {
         comm.abort(75, &error.to_string());
     }
 
-    /// The last rank takes longer than the timeout, but says that it goes on.
+    /// The last rank takes longer than the timeout, but reports progress.
     pub fn slow(comm: &dyn Communicator) {
         comm.set_timeout(Duration::from_secs(2));
         comm.barrier("all have begun").unwrap();
@@ -221,7 +222,7 @@ mod parts {
         comm.barrier("the cases").unwrap();
     }
 
-    /// Prints what the test outside compares with what it knows of this machine.
+    /// Prints values that the test compares with properties of this machine.
     pub fn places(comm: &dyn Communicator) {
         let variable = |name| env::var(name).unwrap_or_default();
         println!(
@@ -242,7 +243,7 @@ mod parts {
 
     pub fn panic(comm: &dyn Communicator) {
         if comm.rank() == 1 {
-            panic!("the sky falls");
+            panic!("injected panic");
         }
         comm.barrier("the end that never comes").unwrap();
     }
@@ -251,9 +252,9 @@ mod parts {
         if comm.rank() == 1 {
             thread::spawn(|| {
                 thread::sleep(Duration::from_millis(200));
-                panic!("a worker fell")
+                panic!("injected worker panic")
             });
-            // This rank itself waits in MPI meanwhile.
+            // Meanwhile this rank itself waits in MPI.
             comm.barrier("without the others").unwrap();
         }
         thread::sleep(2 * PATIENCE);
@@ -298,7 +299,7 @@ fn buffers_of_any_length_are_exchanged() {
 }
 
 #[test]
-fn buckets_are_reduced_behind_other_work_to_the_same_bits_everywhere() {
+fn buckets_are_reduced_asynchronously_to_the_same_bits_on_all_ranks() {
     for ranks in [2, 3, 5] {
         let Some(job) = run("buckets", ranks, &[]) else { return };
         job.succeeded(ranks);
@@ -314,7 +315,7 @@ fn a_frozen_rank_is_named_and_ends_the_job() {
 }
 
 #[test]
-fn rank_0_is_named_too() {
+fn a_frozen_rank_0_is_named() {
     let Some(job) = run("frozen-first", 2, &[]) else { return };
     job.failed_with(75);
     job.says("error: rank 1: barrier of the end that never comes, at step 1, failed after ");
@@ -322,7 +323,7 @@ fn rank_0_is_named_too() {
 }
 
 #[test]
-fn a_rank_that_lives_but_hangs_is_named() {
+fn a_hanging_rank_is_named() {
     let Some(job) = run("hanging", 3, &[]) else { return };
     job.failed_with(75);
     job.says("rank 2 on ");
@@ -375,14 +376,14 @@ fn the_rank_with_other_settings_is_named_by_all() {
 fn a_panic_on_one_rank_ends_the_job() {
     let Some(job) = run("panic", 3, &[]) else { return };
     job.failed_with(101);
-    job.says("rank 1: panic: the sky falls at tests/mpi.rs:");
+    job.says("rank 1: panic: injected panic at tests/mpi.rs:");
 }
 
 #[test]
 fn a_panic_in_a_thread_of_one_rank_ends_the_job() {
     let Some(job) = run("panic-in-thread", 2, &[]) else { return };
     job.failed_with(101);
-    job.says("rank 1: panic: a worker fell at tests/mpi.rs:");
+    job.says("rank 1: panic: injected worker panic at tests/mpi.rs:");
 }
 
 #[test]
@@ -392,7 +393,7 @@ fn an_error_on_one_rank_ends_the_job_with_its_code() {
     job.says("error: rank 1: case_7.nii.gz: unreadable");
 }
 
-/// The rank must not wait for the others when it gives the communicator up.
+/// The rank must not wait for the others when it drops the communicator.
 #[test]
 fn a_collective_that_fails_on_one_rank_is_an_error_and_ends_the_job() {
     let Some(job) = run("failure", 3, &[]) else { return };
@@ -404,11 +405,11 @@ fn a_collective_that_fails_on_one_rank_is_an_error_and_ends_the_job() {
 fn a_rank_that_is_killed_ends_the_job() {
     let Some(job) = run("killed", 3, &[]) else { return };
     assert!(!job.status.success(), "{}", job.output);
-    // The words are the launcher's.
+    // Messages of the launcher.
     job.says(if is_open_mpi() { "process rank 1 with PID" } else { "BAD TERMINATION" });
 }
 
-/// Each process would be a job of its own, and all would write to the same files.
+/// Otherwise each process would be a job of its own, and all would write to the same files.
 #[test]
 fn the_launcher_of_another_mpi_is_refused() {
     let (stranger, ours) = if is_open_mpi() { ("mpirun.mpich", "Open MPI") } else { ("mpirun.openmpi", "MPICH") };
@@ -428,7 +429,7 @@ fn a_process_by_itself_needs_no_launcher() {
     job.succeeded(1);
 }
 
-/// Runs a job under the launcher that belongs to the MPI of this build; `None` without one.
+/// Runs a job under the launcher of this build's MPI library; `None` without one.
 fn run(part: &str, ranks: usize, open_mpi_flags: &[&str]) -> Option<Job> {
     let launcher = job::launcher()?;
     if is_open_mpi() && is_installed("mpirun.mpich") {

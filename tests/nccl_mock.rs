@@ -1,5 +1,5 @@
-//! All-reduces between GPUs by NCCL, on a mocked NCCL and a mocked CUDA driver (tests/mock), which are compiled here and
-//! found as the real ones are: what is called in which order, and what becomes of every way to fail.
+//! All-reduces between GPUs by NCCL, on a mocked NCCL and a mocked CUDA driver (tests/mock), which are compiled here
+//! and loaded like the real ones: the order of calls, and the handling of every kind of failure.
 #![cfg(feature = "nccl")]
 
 #[path = "common/job.rs"]
@@ -19,7 +19,7 @@ use nnunet_dist::distributed::{
 use self::job::{Job, observe};
 use self::machine::{Machine, PART};
 
-/// With everything; `None`, with a line that says so, without a C compiler.
+/// All mocks; returns `None` and prints a line if there is no C compiler.
 fn machine() -> Option<Machine> {
     Machine::with(&[("cuda.c", "libcuda.so.1", &[]), ("nccl.c", "libnccl.so.2", &[])])
 }
@@ -33,7 +33,7 @@ fn run_two(machine: &Machine, part: &str, settings: &[(&str, &str)]) -> Option<J
     Some(observe(job::in_parallel(job::launcher()?, 2, &[], &machine.rank(part, settings))))
 }
 
-/// Nothing was asked of a communicator after its end.
+/// Asserts that no call used a communicator after its end.
 #[track_caller]
 fn was_left_in_order(machine: &Machine, aborts: usize) {
     machine.was_called("ncclCommAbort", aborts);
@@ -64,7 +64,7 @@ fn reductions_are_ordered_by_events() {
 }
 
 #[test]
-fn two_ranks_meet_by_the_id_of_the_first() {
+fn two_ranks_connect_with_the_id_of_the_first() {
     let Some(machine) = machine() else { return };
     let Some(job) = run_two(&machine, "train", &[("MOCK_GPUS", "2")]) else { return };
     job.succeeded(2);
@@ -75,7 +75,7 @@ fn two_ranks_meet_by_the_id_of_the_first() {
 }
 
 #[test]
-fn what_is_in_progress_is_waited_for() {
+fn calls_in_progress_are_waited_for() {
     let Some(machine) = machine() else { return };
     machine.run("train", &[("MOCK_NCCL", "slow")]).succeeded(1);
     machine.was_called("ncclCommDestroy", 1);
@@ -83,7 +83,7 @@ fn what_is_in_progress_is_waited_for() {
 }
 
 #[test]
-fn an_old_driver_stops_the_host_instead() {
+fn an_old_driver_blocks_the_host_instead() {
     let libraries: [(&str, &str, &[&str]); 2] =
         [("cuda.c", "libcuda.so.1", &["-DOLD_DRIVER"]), ("nccl.c", "libnccl.so.2", &[])];
     let Some(machine) = Machine::with(&libraries) else { return };
@@ -92,7 +92,7 @@ fn an_old_driver_stops_the_host_instead() {
     machine.was_called("cuStreamWaitEvent", 0);
     was_left_in_order(&machine, 0);
     machine.forget_calls();
-    // The host waits for a reduction that never ends, until it is aborted.
+    // The host waits for a reduction that never completes, until it is aborted.
     let job = machine.run("fail", &[("MOCK_NCCL", "hangs")]);
     job.succeeded(1);
     job.says("NCCL all-reduce of bucket 0 failed after");
@@ -100,7 +100,7 @@ fn an_old_driver_stops_the_host_instead() {
 }
 
 #[test]
-fn an_error_behind_the_hosts_back_is_told_by_the_next_call() {
+fn an_asynchronous_error_is_reported_by_the_next_call() {
     let Some(machine) = machine() else { return };
     let job = machine.run("fail", &[("MOCK_NCCL", "loses-peer")]);
     job.succeeded(1);
@@ -122,7 +122,7 @@ fn a_reduction_that_never_ends_is_aborted_once() {
 }
 
 #[test]
-fn a_device_that_fails_is_told() {
+fn a_device_failure_is_reported() {
     let Some(machine) = machine() else { return };
     let job = machine.run("fail", &[("MOCK_UNHEALTHY", "1")]);
     job.succeeded(1);
@@ -150,7 +150,7 @@ fn joining_has_a_deadline() {
 }
 
 #[test]
-fn a_refusal_of_nccl_is_told_in_its_words() {
+fn an_nccl_error_is_reported_with_its_message() {
     let Some(machine) = machine() else { return };
     let job = machine.run("join", &[("MOCK_NCCL", "refuses")]);
     job.says("Unavailable: rank 0: NCCL initialization failed after");
@@ -159,7 +159,7 @@ fn a_refusal_of_nccl_is_told_in_its_words() {
 }
 
 #[test]
-fn without_the_library_there_is_a_line_that_says_how_to_get_it() {
+fn a_missing_library_is_reported_with_a_remedy() {
     let Some(machine) = Machine::with(&[("cuda.c", "libcuda.so.1", &[])]) else { return };
     if is_there("libnccl.so.2") {
         println!("skipped: this machine has NCCL");
@@ -181,7 +181,7 @@ fn the_library_is_found_where_the_user_says() {
 }
 
 #[test]
-fn without_the_driver_or_a_gpu_there_is_a_line_that_says_so() {
+fn a_missing_driver_or_gpu_is_reported() {
     let Some(machine) = machine() else { return };
     let job = machine.run("join", &[("MOCK_GPUS", "0")]);
     job.says("the CUDA driver finds no GPU (cuInit: CUDA_ERROR_NO_DEVICE");
@@ -207,12 +207,12 @@ fn two_ranks_on_one_gpu_are_refused_unless_asked_for() {
     job.succeeded(2);
 }
 
-/// Not a test of its own: what a rank does that another test has started.
+/// Not a test: run by a rank that another test has started.
 #[test]
 fn part_of_a_rank() {
     let Ok(part) = env::var(PART) else { return };
     let host = distributed::init().unwrap();
-    // Only a failure takes its whole time, so the others may be long.
+    // Only a failure takes as long as the limit, so the limit of the others may be long.
     let limit = Duration::from_millis(if part == "train" { 20_000 } else { 400 });
     let link = match NcclLink::join(&*host, Timeouts { first: limit, later: limit }) {
         Ok(link) => link,
@@ -246,14 +246,14 @@ fn train(comm: &NcclComm) {
         let expected = [sum.map(|value| value / ranks), sum, values(comm.world_size() - 1)];
         assert_eq!(buckets.map(|(_, bucket)| bucket), expected);
     }
-    // What is on the host goes the host's way.
+    // Values in host memory are reduced on the host.
     let mut losses = [1.0];
     comm.all_reduce(&mut losses, ReduceOp::Sum, "losses").unwrap();
     let sums = comm.reducer().start(vec![1.0], ReduceOp::Sum, Wire::F32, "sums").wait().unwrap();
     assert_eq!((losses, sums), ([ranks], vec![ranks]));
 }
 
-/// A reduction that fails behind the host's back: everything that comes after it says so.
+/// An asynchronous failure of a reduction: every later call returns it.
 fn fail(comm: &NcclComm) {
     let device = comm.device_collectives().unwrap();
     let mut bucket = [1.0, 2.0];
@@ -279,8 +279,8 @@ fn buffer(values: &mut [f32]) -> DeviceBuffer {
     DeviceBuffer { pointer, len: values.len(), element: Element::F32 }
 }
 
-/// Whether the loader finds a library outside of the mocks.
+/// True if the loader finds a library that is not a mock.
 fn is_there(library: &str) -> bool {
-    // SAFETY: vendors' libraries, whose initialisers may be run by any process.
+    // SAFETY: vendors' libraries, whose initializers any process may run.
     unsafe { libloading::Library::new(library) }.is_ok()
 }

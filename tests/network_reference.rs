@@ -1,4 +1,4 @@
-//! Networks, their gradients and optimisation steps agree with PyTorch's: ten steps of nnU-Net's plain U-Net
+//! Networks, their gradients and optimization steps agree with PyTorch's: ten steps of nnU-Net's plain U-Net
 //! (`fixtures/net`), one of its residual-encoder U-Net (`tests/fixtures`).
 
 mod common;
@@ -23,7 +23,7 @@ fn outputs_gradients_and_ten_steps_agree_with_pytorchs() {
     }
 }
 
-/// Within what its digits allow.
+/// Within the precision of the format.
 #[test]
 fn bfloat16_agrees_too() {
     for path in common::fixtures("fixtures/net", ".npz") {

@@ -1,4 +1,5 @@
-//! Odd and broken NIfTI files (`data/nifti_odd`) are read as nibabel reads them, or refused by name.
+//! Unusual and broken NIfTI files (`data/nifti_odd`) are read as nibabel reads them, or refused with an error that
+//! names them.
 
 mod common;
 
@@ -25,7 +26,7 @@ struct Entry {
 }
 
 #[test]
-fn every_file_behaves_as_the_manifest_says() {
+fn every_file_is_read_as_the_manifest_expects() {
     let Some(root) = common::shared() else { return };
     let folder = root.join("data/nifti_odd");
     let manifest = std::fs::read_to_string(folder.join("manifest.json")).unwrap();
@@ -62,7 +63,7 @@ fn compare(entry: &Entry, volume: &Volume, folder: &Path) {
         assert!((volume.geometry.origin[row] * sign - theirs[3]).abs() < 1e-4, "{name}");
     }
 
-    // Complex and colour files: one channel per component, of which the manifest has no statistics.
+    // Complex and color files: one channel per component; the manifest has no statistics of them.
     let (Some(min), Some(max), Some(mean)) = (entry.min, entry.max, entry.mean) else { return };
     assert_eq!(c, shape.iter().skip(3).product::<usize>(), "{name}");
     let values: Vec<f64> = volume.data.iter().map(|value| f64::from(*value)).collect();
@@ -97,7 +98,7 @@ fn assert_same_place(a: &Geometry, b: &Geometry) {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn written_images_are_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let data = Array4::from_shape_fn((2, 3, 4, 5), |(c, z, y, x)| (c * 60 + z * 20 + y * 5 + x) as f32 - 7.25);
     let volume = Volume { data, geometry: oblique() };
@@ -119,7 +120,7 @@ fn what_is_written_is_read() {
     }
     let colours = Array4::from_shape_fn((3, 1, 4, 5), |(c, _, y, x)| (c * 20 + y * 5 + x) as f32);
     let volume = Volume { data: colours, geometry: Geometry::default() };
-    // A TIFF file has its spacing beside it.
+    // A TIFF file has its spacing in a JSON file.
     for (name, spacing) in [("c.png", [999.0, 1.0, 1.0]), ("c.tiff", [1.0; 3])] {
         let path = folder.path().join(name);
         image::write_volume(&path, &volume).unwrap();
@@ -131,7 +132,7 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn labels_that_are_none_are_refused() {
+fn values_that_are_not_labels_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("labels.nii.gz");
     let mut data = Array4::<f32>::zeros((1, 2, 3, 4));
@@ -141,7 +142,7 @@ fn labels_that_are_none_are_refused() {
     assert!(error.contains("labels.nii.gz") && error.contains("(3, 2, 1)"), "{error}");
 }
 
-/// Whatever a header says, reading ends in a value or an error, and soon.
+/// Any header leads to a value or an error, quickly.
 #[test]
 fn a_damaged_file_never_panics() {
     let folder = tempfile::tempdir().unwrap();

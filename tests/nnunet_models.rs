@@ -1,4 +1,5 @@
-//! Networks of nnU-Net v2 come in and go out again; weights of either begin a training; preprocessed cases are taken over.
+//! Import and export of nnU-Net v2 models; training from pretrained weights of either program; import of preprocessed
+//! cases.
 //!
 //! `nnunet_files/` was written by nnU-Net itself, see `make.py` there.
 
@@ -33,7 +34,7 @@ fn checkpoint(model: &str) -> PathBuf {
     files().join(model).join("fold_0/checkpoint_final.pth")
 }
 
-/// Logits `(class, z, y, x)` of the input that `make.py` gave its network.
+/// Logits `(class, z, y, x)` for the input that `make.py` gave its network.
 fn logits(model: SavedModel) -> ArrayD<f32> {
     let network =
         UNet::<Cpu>::with_state(model.description.network_spec().unwrap(), &model.weights, &Default::default());
@@ -57,14 +58,14 @@ fn assert_close(ours: &ArrayD<f32>, theirs: &ArrayD<f32>) {
     }
 }
 
-/// What a command prints on standard output.
+/// The standard output of a command that must succeed.
 #[track_caller]
 fn succeed(output: Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The one line of a command that fails for its input.
+/// The error line of a command that must exit with code 3.
 #[track_caller]
 fn fail(output: Output) -> String {
     let message = String::from_utf8(output.stderr).unwrap();
@@ -74,7 +75,7 @@ fn fail(output: Output) -> String {
 }
 
 #[test]
-fn an_imported_network_has_nnunets_logits() {
+fn an_imported_network_has_the_logits_of_nnunet() {
     for (name, mirror_axes) in [("3d_fullres", vec![0, 1, 2]), ("2d", vec![1, 2])] {
         let model = interop::read_checkpoint(&checkpoint(name)).unwrap();
         assert_eq!((model.description.configuration.as_str(), &model.description.mirror_axes), (name, &mirror_axes));
@@ -84,7 +85,7 @@ fn an_imported_network_has_nnunets_logits() {
 }
 
 #[test]
-fn a_checkpoint_away_from_its_folder_brings_its_own_plans() {
+fn a_checkpoint_outside_its_folder_has_its_own_plans() {
     let folder = tempfile::tempdir().unwrap();
     let alone = folder.path().join("a.pth");
     fs::copy(checkpoint("2d"), &alone).unwrap();
@@ -143,7 +144,7 @@ fn an_exported_model_folder_is_the_imported_one_again() {
         let path = interop::export(&model, "3", &exported).unwrap();
         assert_eq!(path, exported.join("fold_3/checkpoint_final.pth"));
         assert_eq!(interop::read_checkpoint(&path).unwrap(), model);
-        // Without the folder too.
+        // Also without the folder.
         let alone = folder.path().join("alone.pth");
         fs::copy(&path, &alone).unwrap();
         assert_eq!(interop::read_checkpoint(&alone).unwrap(), model);
@@ -193,7 +194,7 @@ fn onnx_contents(bytes: &[u8]) -> (Vec<String>, usize) {
     (operators, weights)
 }
 
-/// The fields of a protocol buffer; empty where they are numbers.
+/// The fields of a protocol buffer; empty for numbers.
 fn fields(mut bytes: &[u8]) -> Vec<(u64, &[u8])> {
     fn varint(bytes: &mut &[u8]) -> u64 {
         let mut value = 0;
@@ -225,7 +226,7 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, &[u8])> {
     fields
 }
 
-/// That a runtime computes the same logits is what `benches/peers/roundtrip.py` shows.
+/// `benches/peers/roundtrip.py` checks that a runtime computes the same logits.
 #[test]
 fn an_onnx_file_has_all_layers_and_weights() {
     let folder = tempfile::tempdir().unwrap();
@@ -255,7 +256,7 @@ fn a_damaged_checkpoint_is_an_error_that_names_it() {
         let error = read(&whole[..length]).unwrap_err().to_string();
         assert!(error.contains("broken.pth: "), "{error}");
     }
-    // Whatever is changed, nothing panics; the storages and the pickle have checksums.
+    // No change leads to a panic; the storages and the pickle have checksums.
     for at in (0..whole.len()).step_by(97) {
         let mut bytes = whole.clone();
         bytes[at] ^= 0x55;
@@ -271,7 +272,7 @@ fn a_damaged_checkpoint_is_an_error_that_names_it() {
 }
 
 #[test]
-fn training_begins_with_given_weights_and_says_which_heads_do_not() {
+fn training_begins_with_given_weights_and_names_reinitialized_heads() {
     let workshop = Workshop::new();
     let first = workshop.run_dir("first");
     succeed(workshop.train(&first).args(["--epochs", "1"]).output().unwrap());
@@ -279,7 +280,7 @@ fn training_begins_with_given_weights_and_says_which_heads_do_not() {
     let model_folder = workshop.path("model");
     let pth = interop::export(&trained, "0", &model_folder).unwrap();
 
-    // A step of length 0 leaves them as they were given.
+    // A step of length 0 does not change the given weights.
     for (name, file) in [("own", first.checkpoint_latest()), ("pth", pth.clone())] {
         let second = workshop.run_dir(name);
         let mut train = workshop.train(&second);
@@ -306,7 +307,7 @@ fn training_begins_with_given_weights_and_says_which_heads_do_not() {
     succeed(output);
     let begun = SavedModel::read(&run.checkpoint_latest()).unwrap().weights;
     for (begun, trained) in begun.iter().zip(&trained.weights) {
-        // The lowest head is not trained, and so is what the same seed began with.
+        // The lowest head is not trained, so its weights are still those of the seed.
         let is_head = begun.spec.name.contains("seg_layers");
         if !is_head || begun.spec.name == "decoder.seg_layers.1.weight" {
             assert_eq!(begun.values == trained.values, !is_head, "{}", begun.spec.name);
@@ -338,7 +339,7 @@ fn training_begins_with_given_weights_and_says_which_heads_do_not() {
 }
 
 #[test]
-fn preprocessed_cases_are_those_we_make_ourselves() {
+fn imported_preprocessed_cases_equal_our_own() {
     let folder = tempfile::tempdir().unwrap();
     let work = WorkDir::new(folder.path().join("work"));
     let source = files().join("preprocessed");
@@ -376,7 +377,7 @@ fn preprocessed_cases_are_those_we_make_ourselves() {
     let label = labels.cases[0].label.as_ref().unwrap();
     assert_eq!(fs::read(label).unwrap(), fs::read(files().join("raw/labelsTr/case.nii.gz")).unwrap());
 
-    // What is given as the raw dataset is taken for it.
+    // The given raw dataset is used.
     let source = Source { folder: &source, plans: "nnUNetPlans", raw: Some(&files().join("raw")) };
     interop::import_preprocessed(&source, &work, &|_| ()).unwrap();
     let link = nnunet_dist::work::Source::load(&work).unwrap().dataset;

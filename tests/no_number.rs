@@ -1,4 +1,4 @@
-//! Runs whose loss is no number at some step: they end, leave it out or go back, and what the step was made of is kept.
+//! Runs with a NaN loss at some step: they stop, skip the step or roll back, and the inputs of the step are dumped.
 
 #[path = "common/job.rs"]
 mod job;
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use self::work::Workshop;
 
-/// Fills the outermost slice of a case that fold 0 is trained on with what is no number: only some patches have it. Gives the
+/// Fills the outermost slice of a training case of fold 0 with NaN, so that only some patches contain it. Returns the
 /// case's name.
 fn spoil(shop: &Workshop) -> String {
     let splits = Splits::load(&shop.work.splits()).unwrap();
@@ -73,7 +73,7 @@ fn a_run_ends_at_the_step_and_the_replay_names_the_sample() {
 }
 
 #[test]
-fn a_step_is_left_out_and_under_mpirun_on_all_ranks_alike() {
+fn a_step_is_skipped_and_under_mpirun_on_all_ranks() {
     let shop = Workshop::new();
     let case = spoil(&shop);
     let run = shop.run_dir("run");
@@ -98,21 +98,21 @@ fn a_step_is_left_out_and_under_mpirun_on_all_ranks_alike() {
 }
 
 #[test]
-fn a_run_goes_back_with_other_samples_and_not_for_ever() {
+fn a_run_rolls_back_with_other_samples_a_limited_number_of_times() {
     let shop = Workshop::new();
     spoil(&shop);
     let run = shop.run_dir("run");
     let (code, stderr) = run_of(train(&shop, &run, "rollback"));
     let goes_back = stderr.matches("rolling back to the start of epoch").count();
     assert!(goes_back > 0, "{stderr}");
-    // Whether other samples avoid the slice is up to the seed; both ends are right.
+    // It depends on the seed whether other samples avoid the slice; both results are correct.
     match code {
         Some(0) => assert!(losses(&run).len() == 6 && losses(&run).iter().all(|epoch| epoch["train_loss"].is_f64())),
         Some(3) => assert!(goes_back >= 3, "{stderr}"),
         other => panic!("{other:?}: {stderr}"),
     }
 
-    // Every patch has it.
+    // Every patch contains it.
     for case in Splits::load(&shop.work.splits()).unwrap().fold(0).unwrap().0 {
         let path = shop.store().join(format!("{case}.npy"));
         let data: Array4<f32> = read_npy(&path).unwrap();
@@ -125,7 +125,7 @@ fn a_run_goes_back_with_other_samples_and_not_for_ever() {
 }
 
 #[test]
-fn ranks_under_mpirun_go_back_together_and_for_the_same_steps() {
+fn ranks_under_mpirun_roll_back_together_at_the_same_steps() {
     let Some(launcher) = job::launcher() else { return };
     let shop = Workshop::new();
     spoil(&shop);
@@ -134,7 +134,7 @@ fn ranks_under_mpirun_go_back_together_and_for_the_same_steps() {
     let mut rank = train(&shop, &two, "rollback");
     rank.args(["--batch-size", "1"]);
     let job = job::observe(job::in_parallel(launcher, 2, &[], &rank));
-    // The batches of two ranks are together those of one, so the same steps are met, and the same lie behind them.
+    // The batches of two ranks together are those of one rank, so both runs roll back at the same steps.
     let returns = |output: &str| output.matches("rolling back to the start of epoch").count();
     assert!(returns(&alone) > 0, "{alone}");
     assert_eq!(returns(&job.output), returns(&alone), "{}\n{alone}", job.output);

@@ -1,5 +1,5 @@
-//! What the metrics tell of a GPU, on a mocked NVML and a mocked CUDA driver (tests/mock), which are compiled here and found
-//! as the real ones are.
+//! GPU metrics on a mocked NVML and a mocked CUDA driver (tests/mock), which are compiled here and loaded like the real
+//! ones.
 #![cfg(feature = "nccl")]
 
 #[path = "common/job.rs"]
@@ -27,16 +27,16 @@ fn memory_and_load_are_those_of_the_ranks_own_gpu() {
 }
 
 #[test]
-fn what_nvml_does_not_tell_is_left_out() {
+fn values_that_nvml_does_not_report_are_omitted() {
     let Some(machine) = Machine::with(&[DRIVER, NVML]) else { return };
     let job = machine.run("1", &[("MOCK_GPUS", "2"), ("MOCK_NVML", "old")]);
     job.says("GpuReading { memory: None, utilization: None }");
 }
 
 #[test]
-fn without_the_library_there_is_a_line_that_says_so() {
+fn a_missing_library_is_reported() {
     let Some(machine) = Machine::with(&[DRIVER]) else { return };
-    // SAFETY: it is opened and forgotten.
+    // SAFETY: it is opened and not used.
     if unsafe { libloading::Library::new("libnvidia-ml.so.1") }.is_ok() {
         println!("skipped: this machine has NVML");
         return;
@@ -46,7 +46,7 @@ fn without_the_library_there_is_a_line_that_says_so() {
     assert!(!job.output.contains("panicked"), "{}", job.output);
 }
 
-/// Not a test of its own: what a rank does that another test has started.
+/// Not a test: run by a rank that another test has started.
 #[test]
 fn part_of_a_rank() {
     let Ok(gpu) = env::var(PART) else { return };

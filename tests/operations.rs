@@ -1,5 +1,5 @@
-//! Every operation's kernel on the CPU agrees with its reference implementation, forward and backward, on random shapes,
-//! for f32 and bf16 activations.
+//! Compares every operation's kernel on the CPU with its reference implementation, forward and backward, on random
+//! shapes, for f32 and bf16 activations.
 
 #[path = "common/operations.rs"]
 mod operations;
@@ -15,12 +15,12 @@ type Cpu = Autodiff<Flex>;
 const CPU: fn() -> Subject<Flex> = || Subject { device: Default::default(), formats: vec![F32, BF16] };
 
 #[test]
-fn convolution_agrees_with_burns() {
+fn convolution_agrees_with_burn() {
     CPU().convolution_agrees();
 }
 
 #[test]
-fn transposed_convolution_agrees_with_burns() {
+fn transposed_convolution_agrees_with_burn() {
     CPU().transposed_convolution_agrees();
 }
 
@@ -63,7 +63,7 @@ fn random<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
     Tensor::random(shape, Distribution::Normal(0.3, 1.0), &Default::default())
 }
 
-/// Largest difference relative to the largest value.
+/// Asserts the largest difference relative to the largest value.
 #[track_caller]
 fn assert_close(what: &str, ours: burn_flex::FlexTensor, reference: burn_flex::FlexTensor) {
     let values = |t: burn_flex::FlexTensor| t.into_data().iter::<f32>().collect::<Vec<f32>>();
@@ -75,7 +75,8 @@ fn assert_close(what: &str, ours: burn_flex::FlexTensor, reference: burn_flex::F
     }
 }
 
-/// Differentiating through our backward steps gives what Burn's own autodiff gives through its own operations.
+/// Differentiating through this backend's backward functions gives the result of Burn's autodiff through its own
+/// operations.
 #[test]
 fn autodiff_of_a_small_network_agrees_with_burns_own() {
     let device = Default::default();
@@ -112,7 +113,7 @@ fn autodiff_of_a_small_network_agrees_with_burns_own() {
         let grads = out.clone().powf_scalar(2.0).sum().backward();
         let mut gradients = vec![out.inner().into_primitive().tensor()];
         gradients.extend([&x, &w1, &w2, &w3].map(|t| t.grad(&grads).expect("used").into_primitive().tensor()));
-        // Not b1: a bias before a norm has no gradient but rounding errors.
+        // Not b1: the gradient of a bias before a norm is only rounding error.
         let vectors = [&b2, &b3, &gamma, &beta];
         gradients.extend(vectors.map(|t| t.grad(&grads).expect("used").into_primitive().tensor()));
         gradients

@@ -1,4 +1,4 @@
-//! Optimisers move weights as PyTorch's do, and go on from a saved state as if they had never stopped.
+//! Optimizers update weights as PyTorch's do, and continue from a saved state without a difference.
 
 use nnunet_dist::backend::Cpu;
 use nnunet_dist::model::{Parameter, ParameterSpec};
@@ -25,8 +25,8 @@ fn advance(optimizer: &mut CpuOptimizer, weights: &mut Weights, steps: std::ops:
     }
 }
 
-/// Each rule with what it does, from torch 2 (`SGD`, `Adam`, `AdamW`, `RAdam`, weight decay 0.1, 14 steps; for Lookahead
-/// every sixth step half the way, as TensorFlow Addons does).
+/// Each optimizer with the expected weights from torch 2 (`SGD`, `Adam`, `AdamW`, `RAdam`, weight decay 0.1, 14 steps;
+/// for Lookahead a slow step with factor 0.5 every sixth step, as in TensorFlow Addons).
 fn rules() -> Vec<(CpuOptimizer, [f32; 4])> {
     let sgd = Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.1 };
     let adam = Adam { weight_decay: 0.1, ..Adam::default() };
@@ -41,7 +41,7 @@ fn rules() -> Vec<(CpuOptimizer, [f32; 4])> {
 }
 
 #[test]
-fn weights_are_those_of_pytorch() {
+fn weights_equal_pytorchs() {
     for (mut optimizer, expected) in rules() {
         let mut weights = start();
         advance(&mut optimizer, &mut weights, 0..STEPS);
@@ -52,12 +52,12 @@ fn weights_are_those_of_pytorch() {
 }
 
 #[test]
-fn a_saved_state_goes_on_as_if_it_had_never_stopped() {
+fn a_restored_state_continues_identically() {
     let fresh = || rules().into_iter().map(|(optimizer, _)| optimizer);
     for ((mut whole, mut first), mut second) in fresh().zip(fresh()).zip(fresh()) {
         let (mut expected, mut weights) = (start(), start());
         advance(&mut whole, &mut expected, 0..STEPS);
-        // Between two of Lookahead's steps, and before RAdam's first rectified one.
+        // Between two of Lookahead's slow steps, and before RAdam's first rectified one.
         advance(&mut first, &mut weights, 0..4);
         let specs: Vec<_> = weights.iter().map(|weight| weight.spec.clone()).collect();
         second.load_state(&specs, &first.state(&specs), &Default::default()).unwrap();

@@ -1,4 +1,4 @@
-//! Phantoms are the same for the same seed, and brightness alone does not segment them.
+//! Phantoms are deterministic in the seed, and intensity alone does not segment them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -76,7 +76,7 @@ fn no_threshold_finds_a_class() {
     let cases = 6;
     phantom::generate(folder.path(), cases, 0, 1).unwrap();
     for class in [1, 2] {
-        // Even a threshold of its own for each case, chosen by its truth, does not.
+        // Not even with the best threshold for each case, chosen with its truth.
         let dice: Vec<f64> = (0..cases)
             .map(|index| {
                 let (image, labels) = case(folder.path(), index);
@@ -88,7 +88,7 @@ fn no_threshold_finds_a_class() {
     }
 }
 
-/// The best Dice that any threshold, with the class above or below it, reaches.
+/// The best Dice of any threshold, with the class above or below it.
 fn best_threshold_dice<'a>(voxels: impl Iterator<Item = (&'a f32, bool)>) -> f64 {
     let mut voxels: Vec<_> = voxels.collect();
     voxels.sort_by(|a, b| a.0.total_cmp(b.0));

@@ -1,4 +1,4 @@
-//! Plans agree with nnU-Net v2's (`fixtures/planner`, `fixtures/real_plans`, `fixtures/hippocampus`).
+//! Compares plans with nnU-Net v2's (`fixtures/planner`, `fixtures/real_plans`, `fixtures/hippocampus`).
 
 mod common;
 
@@ -11,7 +11,7 @@ use nnunet_dist::plan::{self, PlanError, Planner, PlannerOptions, Plans, Topolog
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
-/// Relative tolerance of all numbers with a fraction.
+/// Relative tolerance of all non-integer numbers.
 const TOLERANCE: f64 = 1e-4;
 
 #[derive(Deserialize)]
@@ -21,7 +21,7 @@ struct Task {
     plans: Map<String, Value>,
 }
 
-/// The tasks of `fixtures/planner`; the tables beside them are lists.
+/// The tasks of `fixtures/planner`; the other files there are tables (lists).
 fn tasks() -> Vec<(PathBuf, Task)> {
     let files = common::fixtures("fixtures/planner", ".json").into_iter();
     let tasks = files.filter(|path| read::<Value>(path).is_object()).map(|path| (path.clone(), read(&path)));
@@ -37,7 +37,7 @@ fn tables(key: &str) -> Vec<Vec<Value>> {
     tables
 }
 
-/// What reference plans of this name were made with.
+/// The planner options of the reference plans with this name.
 fn options(plans: &str) -> PlannerOptions {
     let (planner, gpu_memory_gb) = match plans.strip_suffix("GB").and_then(|name| name.rsplit_once('_')) {
         Some((planner, memory)) => (planner, Some(memory.parse().unwrap())),
@@ -49,7 +49,7 @@ fn options(plans: &str) -> PlannerOptions {
 }
 
 #[test]
-fn plans_of_every_task_are_nnunets() {
+fn plans_of_every_task_equal_nnunets() {
     for (path, task) in tasks() {
         for (name, expected) in &task.plans {
             let options = PlannerOptions { plans_name: text(&expected["plans_name"]).to_owned(), ..options(name) };
@@ -59,10 +59,10 @@ fn plans_of_every_task_are_nnunets() {
     }
 }
 
-/// What nnU-Net 2.8.1 plans for the same tasks with its other planners, another GPU and another spacing
-/// (`tests/fixtures/planners.json`).
+/// Expected values are nnU-Net 2.8.1's for the same tasks with its other planners, another GPU memory and another
+/// spacing (`tests/fixtures/planners.json`).
 #[test]
-fn patches_and_batches_of_the_other_planners_are_nnunets() {
+fn patches_and_batches_of_the_other_planners_equal_nnunets() {
     let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/planners.json");
     let table: Map<String, Value> = read(&table);
     for (path, task) in tasks() {
@@ -83,7 +83,7 @@ fn patches_and_batches_of_the_other_planners_are_nnunets() {
     }
 }
 
-/// What the table of planners has of a configuration.
+/// The entry of a configuration in the table of planners.
 fn in_short(plans: &Plans, name: &str) -> Value {
     let configuration = plans.configuration(name).unwrap();
     json!({
@@ -95,7 +95,7 @@ fn in_short(plans: &Plans, name: &str) -> Value {
 }
 
 #[test]
-fn plans_of_real_datasets_are_nnunets() {
+fn plans_of_real_datasets_equal_nnunets() {
     let Some(shared) = common::shared() else { return };
     let folders = fs::read_dir(shared.join("fixtures/real_plans")).unwrap().map(|entry| entry.unwrap().path());
     let folders: Vec<_> = folders.chain([shared.join("fixtures/hippocampus")]).filter(|path| path.is_dir()).collect();
@@ -110,7 +110,7 @@ fn plans_of_real_datasets_are_nnunets() {
 }
 
 #[test]
-fn topologies_are_nnunets() {
+fn topologies_equal_nnunets() {
     for row in tables("patch_in").into_iter().flatten() {
         let numbers = |key: &str| -> Vec<f64> { serde_json::from_value(row[key].clone()).unwrap() };
         let topology = Topology::new(&numbers("spacing"), &numbers("patch_in"));
@@ -128,7 +128,7 @@ fn topologies_are_nnunets() {
 }
 
 #[test]
-fn memory_estimates_are_nnunets() {
+fn memory_estimates_equal_nnunets() {
     let tasks = tasks();
     for row in tables("estimate").into_iter().flatten() {
         let (name, plans, configuration) = (text(&row["task"]), text(&row["plans"]), text(&row["config"]));
@@ -155,7 +155,7 @@ fn a_plans_file_of_nnunet_survives_reading_and_writing() {
         assert_eq!(Plans::load(&copy).unwrap(), plans);
         let written: Value = read(&copy);
         assert_alike(&written, &reference, "");
-        // Keys in nnU-Net's order, so that a diff of the two shows what differs.
+        // Keys in nnU-Net's order, so that a diff of the two files shows only real differences.
         assert_eq!(keys(&written), keys(&reference));
     }
 }
@@ -175,7 +175,7 @@ fn the_cascade_inherits_what_it_does_not_state() {
     assert!(checked > 0 || common::shared().is_none());
 }
 
-/// Everything is the same but for the last digits of fractions.
+/// Asserts that everything is equal up to the last digits of non-integer numbers.
 fn assert_same(planned: &Plans, expected: &Value, place: &str) {
     let planned = serde_json::to_value(planned).unwrap();
     assert_alike(&planned, expected, place);
@@ -197,7 +197,7 @@ fn assert_alike(found: &Value, expected: &Value, place: &str) {
                 assert_alike(found, expected, &format!("{place}[{index}]"));
             }
         }
-        // nnU-Net writes the low resolution's median shape as integers, and those of others with a fraction.
+        // nnU-Net writes the low resolution's median shape as integers, and the others as floats.
         (Value::Number(found), Value::Number(expected)) if found.is_f64() || expected.is_f64() => {
             let (found, expected) = (found.as_f64().unwrap(), expected.as_f64().unwrap());
             assert!((found - expected).abs() <= TOLERANCE * expected.abs(), "{place}: {found}, expected {expected}");
@@ -216,7 +216,7 @@ fn keys(value: &Value) -> Vec<String> {
     }
 }
 
-/// Options with the name of reference plans.
+/// Options with the name of the reference plans.
 fn options_of(plans: &Value) -> PlannerOptions {
     PlannerOptions { plans_name: text(&plans["plans_name"]).to_owned(), ..PlannerOptions::default() }
 }
@@ -230,7 +230,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> T {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Plans of a made-up dataset: what can be asked for, and what is refused.
+/// Plans of synthetic datasets: options and errors.
 mod made_up {
     use super::*;
 
@@ -276,7 +276,7 @@ mod made_up {
         assert_eq!(lowres.configuration("3d_lowres").unwrap().next_stage, None);
     }
 
-    /// nnU-Net plans no low resolution here, as a patch shows all of the image.
+    /// nnU-Net plans no low resolution here, as a patch covers the whole image.
     #[test]
     fn a_cascade_can_be_forced_on_small_images() {
         let options = PlannerOptions { force_lowres: true, ..PlannerOptions::default() };
@@ -297,7 +297,7 @@ mod made_up {
             cascade.num_input_channels(&dataset()),
             dataset().num_channels() + dataset().foreground_classes().len()
         );
-        // Where nnU-Net plans one itself nothing changes.
+        // If nnU-Net plans a cascade itself, the option changes nothing.
         let large = plan([400, 500, 500], &options).unwrap();
         assert_eq!(large.configurations, planned(&[]).unwrap().configurations);
         assert!(plan([1, 56, 40], &options).unwrap_err().to_string().contains("more than one slice"));
@@ -311,7 +311,7 @@ mod made_up {
     }
 
     #[test]
-    fn what_cannot_be_planned_says_why() {
+    fn impossible_plans_are_errors_with_a_reason() {
         let plan = |fingerprint: &Fingerprint, gpu_memory_gb: f64| {
             let options = PlannerOptions { gpu_memory_gb, ..PlannerOptions::default() };
             plan::plan("Dataset001", &dataset(), fingerprint, &options).unwrap_err().to_string()
@@ -386,7 +386,7 @@ mod made_up {
     }
 
     #[test]
-    fn inheritance_overrides_follows_chains_and_refuses_circles() {
+    fn inheritance_overrides_follows_chains_and_refuses_cycles() {
         let mut plans = serde_json::to_value(planned(&[]).unwrap()).unwrap();
         plans["configurations"]["small"] =
             json!({"inherits_from": "3d_fullres", "batch_size": 3, "patch_size": [64, 64, 64]});
@@ -401,9 +401,9 @@ mod made_up {
         assert!(plans.configuration("egg").unwrap_err().to_string().contains("\"egg\": inherits from itself"));
     }
 
-    /// Plans that were edited by hand are refused in one line that names the file, the configuration and the key.
+    /// Errors in edited plans are one line with the file, the configuration and the key.
     #[test]
-    fn what_an_edited_file_gets_wrong_is_named() {
+    fn errors_in_an_edited_file_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine.json");
         let options = PlannerOptions { configurations: vec!["2d".into()], ..PlannerOptions::of(Planner::ResEncM) };
@@ -444,13 +444,13 @@ mod made_up {
     }
 
     #[test]
-    fn a_given_spacing_is_planned_for_and_has_data_of_its_own() {
+    fn a_given_spacing_is_planned_and_has_its_own_data_identifier() {
         let fingerprint = fingerprint([100, 120, 140], [1.0; 3]);
         let planned = |planner, target_spacing| {
             let options = PlannerOptions { target_spacing, ..PlannerOptions::of(planner) };
             plan::plan("Dataset001", &dataset(), &fingerprint, &options)
         };
-        // The coarsest axis comes first, whichever it is.
+        // The coarsest axis comes first, in any order of the axes.
         let plans = planned(Planner::ResEncL, Some([0.5, 2.0, 1.0])).unwrap();
         assert_eq!(plans.transpose_forward, [1, 0, 2]);
         let configuration = plans.configuration("3d_fullres").unwrap();

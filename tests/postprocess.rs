@@ -1,5 +1,5 @@
-//! Postprocessing is determined as nnU-Net determines it, and does to new predictions what it did to the old ones. Expected
-//! values are those of nnU-Net v2.8 (`determine_postprocessing`) and of acvl_utils (`remove_all_but_largest_component`).
+//! Postprocessing is determined as nnU-Net determines it, and applied to new predictions. Expected values are those of
+//! nnU-Net v2.8 (`determine_postprocessing`) and of acvl_utils (`remove_all_but_largest_component`).
 
 use std::path::{Path, PathBuf};
 
@@ -18,22 +18,22 @@ fn fill(labels: &mut Array3<i16>, [z, y, x]: Box3, label: i16) {
     labels.slice_mut(s![z.0..z.1, y.0..y.1, x.0..x.1]).fill(label);
 }
 
-/// What is wrong with a prediction, beyond that a face of class 1 is missing.
+/// Defects of a prediction, in addition to a missing face of class 1.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
-    /// A far component of class 1.
+    /// A distant component of class 1.
     Spot1,
     /// Components of class 2: one inside class 1, one outside.
     Spots2,
-    /// Both.
+    /// Both `Spot1` and `Spots2`.
     Both,
-    /// Class 3 is in two pieces, both right.
+    /// Class 3 is in two components, both correct.
     Split3,
     None,
 }
 use Fault::{Both, Split3, Spot1, Spots2};
 
-/// Three organs, of which `joined` makes one component.
+/// Three organs, made into a single component if `joined`.
 fn truth(case: usize, joined: bool) -> Array3<i16> {
     let mut labels = Array3::zeros((10, 16, 20));
     if joined {
@@ -97,7 +97,7 @@ impl Folders {
     }
 }
 
-/// Labels of each step, and Dice of each class before and after.
+/// Asserts the labels of each step, and each class's Dice before and after.
 #[track_caller]
 fn assert_determined(determined: &Determined, steps: &[&[i16]], dice: &[(&str, f64, f64)]) {
     let found: Vec<&[i16]> = determined.postprocessing.steps.iter().map(|step| step.labels.as_slice()).collect();
@@ -115,7 +115,7 @@ const REGIONS: &str =
     r#"{"background": 0, "whole": [1, 2, 3], "ab": [1, 2], "b": 2}, "regions_class_order": [1, 2, 3]"#;
 
 #[test]
-fn classes_are_postprocessed_where_it_helps_them() {
+fn classes_are_postprocessed_if_their_dice_improves() {
     let spots = Folders::new(CLASSES, false, &[Spot1, Spots2, Fault::None]).determine();
     let expected = [("1", 0.909669559501904, 0.9151631703475377), ("2", 0.9629629629629629, 1.0), ("3", 1.0, 1.0)];
     assert_determined(&spots, &[&[1], &[2]], &expected);
@@ -129,7 +129,7 @@ fn classes_are_postprocessed_where_it_helps_them() {
 }
 
 #[test]
-fn all_foreground_is_one_component_where_that_harms_no_class() {
+fn all_foreground_is_one_component_if_no_class_gets_worse() {
     let joined = Folders::new(CLASSES, true, &[Spot1, Fault::None, Both]).determine();
     let expected = [("1", 0.9062317594681671, 0.9158952942317905), ("2", 0.9629629629629629, 1.0), ("3", 1.0, 1.0)];
     assert_determined(&joined, &[&[1, 2, 3], &[2]], &expected);
@@ -158,12 +158,12 @@ fn regions_are_postprocessed_one_on_top_of_the_other() {
 }
 
 #[test]
-fn the_largest_component_is_acvl_utils() {
+fn the_largest_component_equals_acvl_utils() {
     let hash = |z: usize, y: usize, x: usize| {
         let mixed = (z as u64 * 73_856_093) ^ (y as u64 * 19_349_663) ^ (x as u64 * 83_492_791);
         (mixed.wrapping_mul(2_654_435_761) >> 7) % 100
     };
-    // Voxels of the mask, of its largest components, and the sum of their numbers.
+    // Voxels of the mask, of its largest components, and the sum of their indices.
     for (percent, voxels, kept, sum) in
         [(6, 177, 13, 6408), (9, 261, 47, 29509), (12, 355, 206, 270_362), (20, 551, 531, 681_622)]
     {
@@ -208,7 +208,7 @@ fn the_command_determines_and_applies() {
 }
 
 #[test]
-fn what_cannot_be_done_is_said_before_anything_is() {
+fn invalid_arguments_are_refused_before_any_work() {
     let folders = Folders::new(CLASSES, false, &[Spot1]);
     let with = |flags: &[&str]| {
         let mut command = command(flags);

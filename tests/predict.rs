@@ -1,4 +1,4 @@
-//! A checkpoint and a folder of images become label maps in each image's own geometry.
+//! Prediction from a checkpoint and a folder of images to label maps in each image's own geometry.
 
 #[path = "common/plans.rs"]
 mod plans;
@@ -27,7 +27,7 @@ use tempfile::TempDir;
 
 use self::tiny_model::{image, model, oblique, write_checkpoint};
 
-/// A folder with a checkpoint of an untrained network, and room for images and predictions.
+/// A folder with a checkpoint of an untrained network, images and predictions.
 struct Bench {
     folder: TempDir,
     options: PredictOptions,
@@ -35,7 +35,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Plans for a phantom dataset, changed by `edit`, with a network of two stages and windows of 16 voxels.
+    /// Plans for a phantom dataset, changed by `edit`, with a network of two stages and a patch size of 16 voxels.
     fn new(configuration: &str, edit: impl FnOnce(&mut Value, &mut DatasetJson)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = folder.path().join("checkpoint");
@@ -72,7 +72,7 @@ impl Bench {
         Ok(predicted.cases)
     }
 
-    /// The program, to write to the folder `output`.
+    /// The program, with `output` as its output folder.
     fn command(&self, output: &Path, flags: &[&str]) -> Command {
         let mut command = Command::cargo_bin("nnunet-dist").expect("cargo builds the program before its tests");
         command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE").arg("predict").args(flags);
@@ -85,12 +85,12 @@ impl Bench {
     }
 }
 
-/// `(class, z, y, x)` of an `npz` beside a label map.
+/// Probabilities `(class, z, y, x)` of an `npz` next to a label map.
 fn probabilities(path: &Path) -> Array4<f32> {
     NpzReader::new(File::open(path).unwrap()).unwrap().by_name("probabilities").unwrap()
 }
 
-/// Plans that show the network the image's axes in the order `forward`.
+/// Plans with `forward` as the order of the image axes (`transpose_forward`).
 fn transposed(forward: [usize; 3], backward: [usize; 3]) -> Bench {
     Bench::new("3d_fullres", |plans, _| {
         plans["transpose_forward"] = json!(forward);
@@ -103,7 +103,7 @@ fn found(labels: ArrayView3<i16>) -> usize {
 }
 
 #[test]
-fn the_label_map_lies_where_the_image_lies() {
+fn the_label_map_has_the_geometry_of_the_image() {
     let bench = transposed([2, 0, 1], [1, 2, 0]);
     let inside = s![5..17, 1..27, 2..19];
     let mut lopsided = image([19, 30, 26], 0, oblique());
@@ -144,9 +144,9 @@ fn the_label_map_has_the_format_of_the_images() {
     }
 }
 
-/// A network that is shown the image's axes in another order says the same as of an image stored in that order.
+/// With `transpose_forward`, the prediction equals that of an image stored with transposed axes.
 #[test]
-fn transposed_plans_are_transposed_images() {
+fn transposed_plans_equal_transposed_images() {
     let forward = [2, 0, 1];
     let (transposed, plain) = (transposed(forward, [1, 2, 0]), transposed([0, 1, 2], [0, 1, 2]));
     let spacing = [1.6, 0.8, 1.1];
@@ -185,7 +185,7 @@ fn flags_reach_the_windows() {
     bench.save_probabilities = true;
     bench.add("a", &image([26, 20, 18], 0, Geometry::default()));
     let default = WindowOptions::default();
-    // nnU-Net's flags say the same in other words.
+    // nnU-Net's flags for the same options.
     for (flags, same) in [
         (&["--step-size", "0.75"][..], &["--overlap", "0.25"][..]),
         (&["--step_size", "1", "--disable_tta"], &["--overlap", "0", "--no-tta"]),
@@ -246,9 +246,9 @@ fn a_bad_image_does_not_stop_the_others() {
     assert_eq!(written, ["a.nii.gz", "c.nii.gz", "dataset.json", "plans.json"]);
 }
 
-/// Where there is nothing but background, nothing is cropped and nothing divided by 0.
+/// Without foreground, nothing is cropped and nothing divided by 0.
 #[test]
-fn an_empty_image_is_an_image() {
+fn an_empty_image_is_predicted() {
     let mut bench = Bench::new("3d_fullres", |_, _| {});
     bench.save_probabilities = true;
     bench.add("a", &Volume { data: Array4::zeros((1, 17, 12, 20)), geometry: Geometry::default() });
@@ -282,14 +282,14 @@ fn regions_become_the_labels_of_their_order() {
     let (labels, probabilities) = (bench.labels("a"), probabilities(&bench.output("a.npz")));
     assert_eq!(probabilities.dim(), (2, 20, 20, 20));
     for (label, regions) in labels.iter().zip(probabilities.lanes(Axis(0))) {
-        // The core lies inside the whole, so that it wins.
+        // The core is inside the whole and takes precedence.
         let expected = if regions[1] > 0.5 { 9 } else { 7 * i16::from(regions[0] > 0.5) };
         assert_eq!(*label, expected, "{regions}");
     }
     assert!(labels.iter().any(|label| *label > 0));
 }
 
-/// Colours are the channels of one file, and the label map is a file of the same kind.
+/// Colors are the channels of one file, and the label map is a file of the same kind.
 #[test]
 fn a_photograph_becomes_a_label_map_of_its_kind() {
     let bench = Bench::new("2d", |plans, dataset| {
@@ -310,9 +310,9 @@ fn a_photograph_becomes_a_label_map_of_its_kind() {
     assert!(labels.iter().any(|label| *label > 0) && labels.iter().all(|label| (0..3).contains(label)));
 }
 
-/// What is in a file is predicted as the file is.
+/// The prediction is the same as for the file.
 #[test]
-fn an_array_in_memory_is_an_image() {
+fn an_array_in_memory_is_predicted_like_a_file() {
     let mut bench = Bench::new("3d_fullres", |_, _| {});
     let spacing = [2.0, 0.9, 1.2];
     let volume = image([18, 26, 21], 2, Geometry { spacing, ..Geometry::default() });
@@ -341,7 +341,7 @@ fn assert_names(error: InferError, parts: &[&str]) {
 }
 
 #[test]
-fn what_cannot_be_predicted_is_named() {
+fn errors_name_the_case_or_file() {
     let mut bench = Bench::new("3d_fullres", |_, dataset| {
         dataset.channel_names.insert("1".into(), "T2".into());
     });

@@ -1,4 +1,4 @@
-//! Which cases are predicted, what lies beside their label maps, and what is left as it is.
+//! Selection of cases to predict, files written next to the label maps, and results that are kept.
 
 #[path = "common/plans.rs"]
 mod plans;
@@ -68,7 +68,7 @@ fn modified(path: &Path) -> SystemTime {
 }
 
 #[test]
-fn parts_come_to_the_whole() {
+fn parts_equal_the_whole() {
     let desk = Desk::new();
     desk.predict(&desk.folder(), "whole", &[]).assert().success().stdout(starts_with("4 cases in "));
     desk.predict(&desk.folder(), "parts", &["--part", "0/2"]).assert().success().stdout(starts_with("2 cases in "));
@@ -98,7 +98,7 @@ fn lists_and_files_are_predicted_as_folders_are() {
 }
 
 #[test]
-fn what_is_there_and_whole_is_kept() {
+fn complete_results_are_kept() {
     let desk = Desk::new();
     let keep = ["--save-probabilities", "--continue"];
     desk.predict(&desk.folder(), "out", &keep).assert().success().stdout(starts_with("4 cases in "));
@@ -116,16 +116,16 @@ fn what_is_there_and_whole_is_kept() {
     assert_eq!(desk.results("out"), whole);
     assert_eq!(modified(&path("a.nii.gz")), kept);
 
-    // Without probabilities there is nothing to do, and without the flag everything.
+    // Without probabilities nothing is left to predict; without the flag, everything is predicted again.
     let label_maps = ["--continue_prediction"];
     desk.predict(&desk.folder(), "out", &label_maps).assert().success().stdout(contains("4 of them there before"));
     desk.predict(&desk.folder(), "out", &[]).assert().success();
     assert!(modified(&path("a.nii.gz")) > kept);
 }
 
-/// What nnU-Net's `ensemble` takes from the folder: `dataset.json`, `plans.json`, and a pickle for each `npz`.
+/// Files that nnU-Net's `ensemble` needs in the folder: `dataset.json`, `plans.json`, and a pickle for each `npz`.
 #[test]
-fn what_ensembling_needs_lies_beside_the_label_maps() {
+fn files_for_ensembling_are_written_next_to_the_label_maps() {
     let desk = Desk::new();
     write_volume(&desk.image("a"), &image([18, 20, 19], 1, oblique())).unwrap();
     desk.predict(&desk.folder(), "out", &["--save-probabilities"]).assert().success();

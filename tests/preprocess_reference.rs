@@ -1,4 +1,4 @@
-//! Preprocessing gives the arrays nnU-Net v2 gives.
+//! Compares preprocessed arrays with nnU-Net v2's.
 
 mod common;
 
@@ -17,13 +17,13 @@ use nnunet_dist::preprocess::{Limits, PreprocessedCase, Preprocessor, preprocess
 use nnunet_dist::store::{CaseStore, NativeStore, Patch};
 use serde_json::{Value, json};
 
-/// Normalised intensities may differ by this much.
+/// Largest allowed difference of normalized intensities.
 const TOLERANCE: f32 = 1e-3;
-/// At least this share of labels must be identical.
+/// At least this fraction of labels must be identical.
 const SAME_LABELS: f64 = 0.999;
 
 #[test]
-fn hippocampus_is_as_nnunet_preprocesses_it() {
+fn hippocampus_is_preprocessed_as_by_nnunet() {
     for data_path in common::fixtures("fixtures/hippocampus", "_data.npy") {
         let (plans, dataset) = plans_beside(&data_path);
         let files = case_beside(&data_path);
@@ -45,9 +45,9 @@ fn hippocampus_is_as_nnunet_preprocesses_it() {
     }
 }
 
-/// CT normalisation, several channels, cropping to nonzero, resampling: whatever the folder holds.
+/// CT normalization, several channels, cropping to nonzero, resampling: all references in the folder.
 #[test]
-fn other_modalities_are_as_nnunet_preprocesses_them() {
+fn other_modalities_are_preprocessed_as_by_nnunet() {
     let Some(shared) = common::shared() else { return };
     let plans = read_json(&shared.join("fixtures/hippocampus/nnUNetPlans.json"));
     for npz_path in common::fixtures("fixtures/preproc_other", ".npz") {
@@ -74,7 +74,7 @@ fn other_modalities_are_as_nnunet_preprocesses_them() {
 }
 
 #[test]
-fn a_whole_dataset_ends_in_the_store_and_replaces_what_was_there() {
+fn a_preprocessed_dataset_replaces_the_contents_of_the_store() {
     let references = common::fixtures("fixtures/hippocampus", "_data.npy");
     let Some(first) = references.first() else { return };
     let (plans, json) = plans_beside(first);
@@ -112,7 +112,7 @@ fn a_whole_dataset_ends_in_the_store_and_replaces_what_was_there() {
 }
 
 #[test]
-fn what_is_written_does_not_depend_on_threads_and_memory() {
+fn the_output_does_not_depend_on_threads_and_memory() {
     let folder = tempfile::tempdir().unwrap();
     let raw = folder.path().join("Dataset001_Phantom");
     PhantomOptions { train_cases: 5, test_cases: 0, shape: [20, 24, 28], seed: 7 }.generate(&raw).unwrap();
@@ -130,7 +130,7 @@ fn what_is_written_does_not_depend_on_threads_and_memory() {
     };
     let expected = written(Limits::threads(1));
     assert_eq!(expected.len(), 3 * 5);
-    // One byte: every case alone. A megabyte: some together.
+    // One byte: each case alone. A megabyte: some at the same time.
     for (threads, memory) in [(1, 1), (3, 1), (3, 1_000_000), (3, u64::MAX)] {
         let same = written(Limits { threads, memory: Some(memory) }) == expected;
         assert!(same, "{threads} threads and {memory} bytes write something else");
@@ -173,7 +173,7 @@ fn plans_beside(data_path: &Path) -> (Plans, DatasetJson) {
     (plans, serde_json::from_value(read("dataset.json")).unwrap())
 }
 
-/// The case that a reference was made from, or which of its files is missing.
+/// The case that a reference was made from, or the name of a missing file.
 ///
 /// A reference without labels still has nnU-Net's mask of the outside as its label map; an empty label map gives it.
 fn reference_case(data: &Path, id: &str, settings: &Value) -> Result<Case, String> {
@@ -191,7 +191,7 @@ fn reference_case(data: &Path, id: &str, settings: &Value) -> Result<Case, Strin
     Ok(case)
 }
 
-/// Finds a file of a public set below `data`: by its own name, or by its folder's name in nnU-Net's raw layout.
+/// Finds a file of a public dataset below `data`: by its own name, or by its folder's name in nnU-Net's raw layout.
 fn find(data: &Path, source: &str, channel: &str) -> Result<PathBuf, String> {
     let source = Path::new(source);
     let own_name = source.file_name().unwrap().to_str().unwrap();
@@ -218,7 +218,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Plans whose full resolution does what the reference's settings say, to every channel alike.
+/// Plans whose full resolution has the reference's settings, equal for every channel.
 fn plans_as(mut plans: Value, settings: &Value, channels: usize) -> Value {
     let configuration = &mut plans["configurations"]["3d_fullres"];
     configuration["spacing"] = settings["spacing"].clone();

@@ -1,4 +1,4 @@
-//! `train --profile`: a timeline of some steps of all ranks, on one clock.
+//! `train --profile`: a timeline of some steps of all ranks, with a common clock.
 
 #[path = "common/job.rs"]
 mod job;
@@ -13,11 +13,11 @@ use serde_json::Value;
 
 use self::work::{Workshop, tensors_of};
 
-/// Parts that every step has, whatever is exchanged.
+/// Spans that every step has, with and without communication.
 const PARTS: [&str; 6] = ["wait for data", "forward", "loss", "gradient of the loss", "backward", "update"];
 
 #[test]
-fn steps_are_recorded_from_the_second_on_and_train_as_if_they_were_not() {
+fn steps_are_recorded_from_the_second_on_without_changing_the_training() {
     let shop = Workshop::new();
     let [plain, recorded] = ["plain", "recorded"].map(|name| shop.run_dir(name));
     let train = |run: &RunDir, flags: &[&str]| {
@@ -45,7 +45,7 @@ fn steps_are_recorded_from_the_second_on_and_train_as_if_they_were_not() {
 }
 
 #[test]
-fn all_processes_under_mpirun_are_on_one_clock() {
+fn all_processes_under_mpirun_have_a_common_clock() {
     let Some(launcher) = job::launcher() else { return };
     let shop = Workshop::new();
     let run = shop.run_dir("run");
@@ -59,19 +59,19 @@ fn all_processes_under_mpirun_are_on_one_clock() {
     for rank in 0..2 {
         trace.steps_have(&PARTS, rank);
         trace.steps_have(&["sum of losses over ranks", "wait for gradients"], rank);
-        // Of one bucket at least, per step.
+        // At least one bucket per step.
         let begun = trace.of("b").filter(|entry| entry["pid"] == rank).count();
         assert!(begun >= 3, "{begun}");
     }
     assert_eq!(trace.of("b").count(), trace.of("e").count());
-    // A step's collectives let no rank leave it before the other has come to it.
+    // Collectives keep every rank in a step until the other one has entered it.
     let [first, second] = [0, 1].map(|rank| trace.spans("step", rank));
     for (a, b) in first.iter().zip(&second) {
         assert!(begin(a) < end(b) && begin(b) < end(a), "{a} {b}");
     }
 }
 
-/// A file as it was written.
+/// A trace file.
 struct Trace(Vec<Value>);
 
 impl Trace {
@@ -85,14 +85,14 @@ impl Trace {
         self.0.iter().filter(move |entry| entry["ph"] == phase)
     }
 
-    /// The spans of a name, of a rank.
+    /// The spans with a name, of a rank.
     fn spans(&self, name: &str, rank: usize) -> Vec<&Value> {
         let mut spans: Vec<_> = self.of("X").filter(|entry| entry["name"] == name && entry["pid"] == rank).collect();
         spans.sort_by(|a, b| begin(a).total_cmp(&begin(b)));
         spans
     }
 
-    /// Each step of a rank has each of these parts once, on its own thread.
+    /// Asserts that each step of a rank has each of these spans once, on its own thread.
     fn steps_have(&self, parts: &[&str], rank: usize) {
         for step in self.spans("step", rank) {
             for part in parts {
@@ -109,6 +109,6 @@ fn begin(entry: &Value) -> f64 {
 }
 
 fn end(entry: &Value) -> f64 {
-    // Rounding of a sum.
+    // Tolerance for the rounding of a sum.
     begin(entry) + entry["dur"].as_f64().unwrap() + 1e-3
 }

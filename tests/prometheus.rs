@@ -1,4 +1,4 @@
-//! What a training tells Prometheus over HTTP: the numbers of its log, from every process.
+//! Prometheus metrics of a training over HTTP: the values of its log, from every process.
 
 #[path = "common/http.rs"]
 mod http;
@@ -21,19 +21,19 @@ use self::http::Response;
 use self::job::{PATIENCE, Running};
 use self::work::{Workshop, wait_for_epochs};
 
-/// Epochs of a run that is looked at and then ended.
+/// Epochs of a run that is stopped by the test.
 const ENDLESS: [&str; 2] = ["--epochs", "100000"];
 
-/// Samples by what stands before their value, without the labels that tell the ranks apart.
+/// Values by metric name and labels, without the labels that distinguish the ranks.
 type Samples = BTreeMap<String, f64>;
 
 #[test]
-fn the_metrics_are_the_numbers_of_the_log() {
+fn the_metrics_equal_the_log() {
     let shop = Workshop::new();
     let run = shop.run_dir("run");
     let port = free_ports(1);
     let mut train = shop.train(&run);
-    // A port alone is of the loopback interface.
+    // A port without an address is on the loopback interface.
     train.args(ENDLESS).args(["--metrics-addr", &port.to_string()]);
     let mut train = Running::start(train);
     wait_for(&mut train, port);
@@ -57,7 +57,7 @@ fn the_metrics_are_the_numbers_of_the_log() {
     assert_eq!((samples["restarts_total"], samples["rollbacks_total"]), (0.0, 0.0));
     let info = samples.keys().find(|name| name.starts_with("run_info")).unwrap();
     assert!(info.contains("configuration=\"3d_fullres\",fold=\"0\""), "{info}");
-    // There is no GPU to tell of.
+    // There are no GPU metrics on a machine without a GPU.
     assert!(!samples.keys().any(|name| name.starts_with("gpu")), "{samples:?}");
 }
 
@@ -105,7 +105,7 @@ fn a_port_in_use_is_named_and_the_run_goes_on_under_mpirun() {
 }
 
 #[test]
-fn what_is_no_address_is_refused() {
+fn an_invalid_address_is_refused() {
     let shop = Workshop::new();
     let run = shop.run_dir("run");
     let output = shop.train(&run).args(["--metrics-addr", "node1"]).output().unwrap();
@@ -114,7 +114,7 @@ fn what_is_no_address_is_refused() {
     assert!(error.contains("`telemetry.metrics_addr` is \"node1\"; it must be ADDRESS:PORT"), "{error}");
 }
 
-/// The first of so many ports that nobody listens on.
+/// The first of `count` consecutive ports that nothing listens on.
 fn free_ports(count: u16) -> u16 {
     loop {
         let first = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -133,17 +133,17 @@ fn get(port: u16, path: &str) -> std::io::Result<Response> {
     Response::try_read(stream)
 }
 
-/// Waits until somebody answers there.
+/// Waits until the port answers.
 #[track_caller]
 fn wait_for(train: &mut Running, port: u16) {
     let began = Instant::now();
     while get(port, "/metrics").is_err() {
-        assert!(!train.is_over() && began.elapsed() < PATIENCE, "nobody answers at {port}\n{}", train.output());
+        assert!(!train.is_over() && began.elapsed() < PATIENCE, "no answer at port {port}\n{}", train.output());
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// The samples of a rank once an epoch is over.
+/// The samples of a rank after its first epoch.
 #[track_caller]
 fn of_a_whole_epoch(train: &mut Running, port: u16, rank: u16) -> Samples {
     let began = Instant::now();
@@ -152,12 +152,12 @@ fn of_a_whole_epoch(train: &mut Running, port: u16, rank: u16) -> Samples {
         if samples.contains_key("last_epoch") {
             return samples;
         }
-        assert!(!train.is_over() && began.elapsed() < PATIENCE, "no epoch ends\n{}", train.output());
+        assert!(!train.is_over() && began.elapsed() < PATIENCE, "no epoch finished in time\n{}", train.output());
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// What a text says, which must all be of this rank.
+/// The samples of a text, all of which must be of this rank.
 fn samples(text: &str, rank: u16) -> Samples {
     let host = Command::new("uname").arg("-n").output().unwrap().stdout;
     let labels = format!("rank=\"{rank}\",host=\"{}\"", String::from_utf8_lossy(&host).trim());
@@ -171,11 +171,11 @@ fn samples(text: &str, rank: u16) -> Samples {
     samples.collect()
 }
 
-/// Compares the samples with the line of the log that they are of.
+/// Compares the samples with the log line of the same epoch.
 #[track_caller]
 fn same_as_in_log(samples: &Samples, run: &RunDir, classes: &[&str]) {
     let epoch = samples["last_epoch"] as usize;
-    // Other ranks know of it before rank 0 has written it.
+    // Other ranks have the values before rank 0 has logged them.
     wait_for_epochs(run, epoch + 1);
     let log = read_log(&run.log()).unwrap();
     let record: &EpochRecord = &log[epoch];
@@ -199,7 +199,7 @@ fn same_as_in_log(samples: &Samples, run: &RunDir, classes: &[&str]) {
     for (name, value) in expected {
         assert_eq!(samples.get(&name), Some(&value), "{name} in {samples:?}");
     }
-    // Of the first step of an epoch, which by nnU-Net's schedule is that of all.
+    // The learning rate of the epoch's first step; with nnU-Net's schedule, of all its steps.
     let lrs: Vec<f64> = log.iter().map(|record| record.lr).collect();
     let lr = samples["learning_rate"];
     assert!(lrs.contains(&lr) || lr < lrs[epoch], "{lr} is not of {lrs:?}");

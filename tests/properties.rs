@@ -1,4 +1,4 @@
-//! What holds for any image, any set of cases and any number of ranks, tried on random ones.
+//! Property tests: invariants for random images, sets of cases and numbers of ranks.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use nnunet_dist::rng::Purpose;
 use nnunet_dist::store::CaseStore;
 use proptest::prelude::*;
 
-/// A rotation by Euler angles, with axes mirrored at will: any direction a scanner may give.
+/// A rotation by Euler angles, with any axes mirrored: any direction that a scanner may give.
 fn direction([a, b, c]: [f64; 3], mirrored: [bool; 3]) -> [[f64; 3]; 3] {
     let ((sa, ca), (sb, cb), (sc, cc)) = (a.sin_cos(), b.sin_cos(), c.sin_cos());
     let mut rows = [
@@ -34,7 +34,7 @@ fn geometries() -> impl Strategy<Value = Geometry> {
     let spacing = prop::array::uniform3(0.1..8.0);
     let origin = prop::array::uniform3(-500.0..500.0);
     let angles = prop_oneof![
-        // Along the world's axes, as most images are, or anyhow.
+        // Parallel to the world's axes, as in most images, or arbitrary.
         prop::array::uniform3((-2..=2i32).prop_map(|quarters| f64::from(quarters) * std::f64::consts::FRAC_PI_2)),
         prop::array::uniform3(-3.0..3.0),
     ];
@@ -53,7 +53,7 @@ fn value(seed: u64, at: (usize, usize, usize, usize)) -> f32 {
     ((number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 24) as f32 - 0.5) * 2000.0
 }
 
-/// Headers of some formats hold single precision.
+/// Equal up to single precision, which some file headers have.
 fn assert_same_place(one: &Geometry, other: &Geometry) -> Result<(), TestCaseError> {
     let close = |one: f64, other: f64, tolerance: f64| (one - other).abs() <= tolerance;
     let pairs = |tolerance: f64, one: &[f64], other: &[f64]| {
@@ -115,7 +115,7 @@ proptest! {
     fn resampling_there_and_back_keeps_smooth_images_and_large_labels(
         [z, y, x] in prop::array::uniform3(8..16usize), factors in prop::array::uniform3(0.5..0.99f64),
     ) {
-        // To smaller voxels, so that nothing is lost.
+        // To smaller voxels, so that no information is lost.
         let (spacing, finer) = ([1.0; 3], factors);
         let smooth = |k: usize, j: usize, i: usize| {
             let part = |at: usize, extent: usize| at as f64 / extent as f64;
@@ -170,7 +170,7 @@ proptest! {
         let draw = |sampler: &Sampler, count: usize| -> Vec<_> {
             (0..count as u64).map(|index| sampler.draw(0, index).unwrap()).collect()
         };
-        // Dealt out, each position of the batch goes through all of its cases before any comes again.
+        // With partitioned cases, each position of the batch goes through all of its cases before any is repeated.
         let dealt = sampler(&store, batch, |options| (options.seed, options.shard) = (seed, Shard::Epoch));
         let turns = cases.div_ceil(batch);
         let seen: BTreeSet<String> = draw(&dealt, batch * turns).into_iter().map(|sample| sample.case).collect();

@@ -1,4 +1,4 @@
-//! `report` makes a page of a run: one file with its numbers and pictures, which fetches nothing.
+//! `report` makes an HTML page of a run: one file with its numbers and images, without external resources.
 
 #[path = "common/work.rs"]
 mod work;
@@ -16,12 +16,12 @@ use nnunet_dist::telemetry::read_log;
 use self::work::{Workshop, program};
 use self::written_run::{EPOCHS, write_run};
 
-/// Names that would be markup if they were not escaped.
+/// A name that would be markup if it were not escaped.
 const CASE: &str = "<img src=x onerror='x()'>&\"";
 const LABEL: &str = "<script>organ";
 
 #[test]
-fn the_page_has_the_numbers_and_pictures_of_a_run_and_fetches_nothing() {
+fn the_page_has_the_numbers_and_images_of_a_run_and_no_external_resources() {
     let shop = Workshop::with(hostile);
     let run = shop.run_dir("run");
     assert!(shop.train(&run).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
@@ -57,7 +57,7 @@ fn the_page_has_the_numbers_and_pictures_of_a_run_and_fetches_nothing() {
     assert!(!page.contains("<img src=x") && !page.contains("<script"));
     assert_eq!(page.matches("<img src=\"data:image/png;base64,").count(), 1, "the one held-out case");
 
-    // Without its images the page says why there is no picture.
+    // Without the raw images the page states why there are none.
     fs::rename(shop.dataset(), shop.path("moved")).unwrap();
     let page = report(run.root(), &["-w", shop.work.root().to_str().unwrap()]);
     check_form(&page);
@@ -66,7 +66,7 @@ fn the_page_has_the_numbers_and_pictures_of_a_run_and_fetches_nothing() {
 }
 
 #[test]
-fn a_run_that_is_not_over_has_a_page_of_what_there_is() {
+fn an_unfinished_run_has_a_page_of_its_partial_results() {
     let folder = tempfile::tempdir().unwrap();
     write_run(folder.path(), 7, "training", 1000);
     let page = report(folder.path(), &[]);
@@ -119,7 +119,7 @@ fn a_browser_shows_the_curves() {
     let info = reader.next_frame(&mut pixels).unwrap();
     let colours = pixels.chunks_exact(info.color_type.samples()).map(|pixel| [pixel[0], pixel[1], pixel[2]]);
     let colours: Vec<[u8; 3]> = colours.collect();
-    // Of the first three colours of curves, in the light or the dark scheme: thin lines, and the areas of a step's time.
+    // Each curve color of the light or the dark scheme: thin lines, and the areas of the step time.
     for either in [
         [[0x23, 0x60, 0xb8], [0x6e, 0xa8, 0xf5]],
         [[0xc8, 0x48, 0x1a], [0xf5, 0x8a, 0x5c]],
@@ -130,7 +130,7 @@ fn a_browser_shows_the_curves() {
     }
 }
 
-/// Writes the page to its default place and reads it.
+/// Writes the page to its default path and reads it.
 fn report(run: &Path, flags: &[&str]) -> String {
     let output = program().arg("report").arg(run).args(flags).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -139,7 +139,7 @@ fn report(run: &Path, flags: &[&str]) -> String {
     fs::read_to_string(path).unwrap()
 }
 
-/// Gives cases and a label names that are markup.
+/// Renames cases and a label to names with markup.
 fn hostile(dataset: &Path) {
     for folder in ["imagesTr", "labelsTr"] {
         for entry in fs::read_dir(dataset.join(folder)).unwrap().map(Result::unwrap) {
@@ -152,7 +152,7 @@ fn hostile(dataset: &Path) {
     fs::write(path, json.replace("\"organ\"", &format!("\"{LABEL}\""))).unwrap();
 }
 
-/// Every element is closed, and nothing comes from elsewhere.
+/// Asserts that every element is closed and no external resource is used.
 fn check_form(page: &str) {
     let mut open: Vec<&str> = Vec::new();
     for piece in page.split('<').skip(1) {
@@ -163,7 +163,7 @@ fn check_form(page: &str) {
             None if ["!DOCTYPE", "meta", "img"].contains(&name) => {}
             None => open.push(name),
         }
-        // Between quotes, which are escaped within values, every second piece is a value.
+        // Split at quotes, which are escaped within values: every second piece is a value.
         let pieces: Vec<&str> = tag.split('"').collect();
         for [attribute, value] in pieces.as_chunks::<2>().0 {
             let is_reference = [" src=", " href=", "xlink:href="].iter().any(|name| attribute.ends_with(name));

@@ -1,4 +1,4 @@
-//! Resampling agrees with nnU-Net v2's (`fixtures/resample`, `fixtures/planner/compute_new_shape.json`).
+//! Compares resampling with nnU-Net v2's (`fixtures/resample`, `fixtures/planner/compute_new_shape.json`).
 
 mod common;
 
@@ -12,7 +12,7 @@ fn triple<T: Copy + std::fmt::Debug>(array: Array1<T>) -> [T; 3] {
     array.to_vec().try_into().unwrap()
 }
 
-/// Spacings are stored as whichever number type they were written in.
+/// Reads a spacing; the fixtures store them as different number types.
 fn spacing(npz: &mut NpzReader<File>, name: &str) -> [f64; 3] {
     match npz.by_name::<ndarray::OwnedRepr<f64>, Ix1>(name) {
         Ok(array) => triple(array),
@@ -47,7 +47,7 @@ fn data_and_labels_agree_with_the_reference() {
         let ours = resample_labels(labels.index_axis(Axis(0), 0), shape, current, new, &resampling);
         let differing = ours.iter().zip(&expected).filter(|(a, b)| a != b).count();
         println!("{}: {differing} of {} labels differ", path.display(), ours.len());
-        // Where a class reaches exactly one half, the last digit of a sum decides.
+        // If a class is at exactly one half, the last digit of a sum decides.
         assert!((differing as f64) < 5e-4 * ours.len() as f64);
     }
 }

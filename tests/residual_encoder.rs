@@ -1,5 +1,5 @@
-//! A residual-encoder U-Net from the planner to predictions: its plans stand beside the default ones and are chosen by name,
-//! and training, resumed or divided over processes, and prediction need nothing else to be said.
+//! A residual-encoder U-Net from planning to prediction: its plans are stored next to the default ones and selected by
+//! name; training, resuming, data parallelism and prediction need no other option.
 
 #[path = "common/job.rs"]
 mod job;
@@ -24,7 +24,7 @@ use self::work::{CONFIGURATION, wait_for_epochs};
 
 const PLANS: &str = "nnUNetResEncUNetMPlans";
 
-/// A few seconds of training in one process. Flags override it.
+/// Settings of a training of a few seconds in one process. Flags override them.
 const SETTINGS: &str = r#"
 plans = "nnUNetResEncUNetMPlans"
 
@@ -95,7 +95,7 @@ impl Shop {
     }
 }
 
-/// Three stages, of which the last halves the patch without more feature maps.
+/// Three stages; the last one halves the patch without more feature maps.
 fn shrink(configuration: &mut Value) {
     configuration["patch_size"] = json!([16, 16, 16]);
     let network = &mut configuration["architecture"]["arch_kwargs"];
@@ -118,7 +118,7 @@ fn it_trains_and_predicts_like_any_other_network() {
     assert_eq!(class(&residual), format!("{module}.ResidualEncoderUNet"));
     assert!(shop.work.preprocessed(&format!("nnUNetPlans_{CONFIGURATION}")).is_dir(), "the data are shared");
 
-    // Its runs lie apart from those of the default plans.
+    // Its runs are in another folder than those of the default plans.
     succeed(&mut shop.train());
     let run = shop.work.clone().with_plans(PLANS).run(CONFIGURATION, FoldId::Number(0));
     assert_eq!(RunConfig::load(&run.config()).unwrap().plans, PLANS);
@@ -141,7 +141,7 @@ fn it_trains_and_predicts_like_any_other_network() {
 }
 
 #[test]
-fn a_run_that_was_killed_goes_on_as_if_it_never_stopped() {
+fn a_killed_run_resumes_with_the_same_weights() {
     let shop = Shop::new();
     let [whole, broken] = ["whole", "broken"].map(|name| RunDir::new(shop.path(name)));
     let train = |run: &RunDir| {
@@ -158,7 +158,7 @@ fn a_run_that_was_killed_goes_on_as_if_it_never_stopped() {
     assert!(weights(&whole) == weights(&broken));
 }
 
-/// Each layer's gradients leave as soon as they are ready, on both ways of a block.
+/// Each layer's gradients are sent as soon as they are ready, in both branches of a block.
 #[test]
 fn two_processes_under_mpirun_train_as_one_with_twice_the_batch() {
     let Some(launcher) = job::launcher() else { return };
@@ -185,7 +185,7 @@ fn plans_that_are_missing_or_do_not_fit_the_data_are_named() {
         "nnUNetResEncUNetLPlans.json: is not there; `nnunet-dist plan` makes it; -p takes nnUNetPlans, {PLANS}"
     );
     assert!(stderr.contains(&known), "{stderr}");
-    // The plans share data with the default ones: another spacing is another matter.
+    // The plans share data with the default ones; with another spacing they may not.
     shop.edit_plans(|configuration| configuration["spacing"][0] = json!(2.5));
     let stderr = refused(&mut shop.train());
     assert!(stderr.contains("the plans say [2.5") && stderr.contains("preprocess again"), "{stderr}");
@@ -208,7 +208,7 @@ fn succeed(command: &mut Command) {
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What a command that is refused for its data says.
+/// The standard error of a command that must exit with code 3.
 #[track_caller]
 fn refused(command: &mut Command) -> String {
     let output = command.output().unwrap();

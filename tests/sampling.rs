@@ -1,4 +1,4 @@
-//! The patches a run trains on: which are drawn, that ranks and threads do not change them, and how failures surface.
+//! The patches that a run trains on: the distribution of patches, independence of ranks and threads, and errors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use nnunet_dist::store::{ANNOTATED, CaseInfo, CaseStore, Patch, StoreError};
 
 const PATCH: [usize; 3] = [6, 10, 8];
 
-/// Cases whose every voxel says where it lies, with small blobs of two classes.
+/// In-memory cases whose voxel values encode their position, with small blobs of two classes.
 struct MemoryStore {
     ids: Vec<String>,
     infos: Vec<CaseInfo>,
     labels: Vec<Array3<i16>>,
-    /// Cases whose voxels cannot be read, and those that make the reader panic.
+    /// Cases whose voxels cannot be read, and cases that make the reader panic.
     unreadable: BTreeSet<String>,
     panicking: BTreeSet<String>,
 }
@@ -67,7 +67,7 @@ fn intensity(case: usize, channel: usize, [z, y, x]: [usize; 3]) -> f32 {
     (case * 100_000 + channel * 50_000 + z * 2_500 + y * 50 + x + 1) as f32
 }
 
-/// The case's voxel at an offset in a box; beyond any volume where it lies below the first voxel.
+/// The case's voxel at an offset in a box; `usize::MAX` on an axis where the index would be negative.
 fn voxel(lo: [isize; 3], offset: [usize; 3]) -> [usize; 3] {
     std::array::from_fn(|axis| usize::try_from(lo[axis] + offset[axis] as isize).unwrap_or(usize::MAX))
 }
@@ -141,7 +141,7 @@ fn start(store: &Arc<MemoryStore>, pipeline: Pipeline, options: LoaderOptions) -
     Loader::start(store.clone(), sampler, Arc::new(pipeline), options)
 }
 
-/// Everything a loader has to deliver.
+/// All batches of a loader.
 fn drain(mut loader: Loader) -> Vec<Batch> {
     let mut batches = Vec::new();
     loop {
@@ -243,7 +243,7 @@ fn each_sample_may_be_forced_by_chance() {
         let samples = (position..6000).step_by(2).map(|index| sampler.draw(0, index).unwrap());
         samples.filter(|sample| sample.class.is_some()).count()
     };
-    // 990 of 3000 in either place, standard deviation 26.
+    // 990 of 3000 in either position, standard deviation 26.
     for count in [forced(0), forced(1)] {
         assert!((890..1090).contains(&count), "{count} of 3000");
     }
@@ -252,7 +252,7 @@ fn each_sample_may_be_forced_by_chance() {
 #[test]
 fn with_an_ignore_label_every_patch_is_centred_on_an_annotated_voxel() {
     let mut store = MemoryStore::new(&[[40, 40, 40], [40, 40, 40]]);
-    // The second case has no foreground, and neither has more than a corner that is annotated.
+    // The second case has no foreground, and in both only a corner is annotated.
     store.infos[1].class_locations.clear();
     for info in &mut store.infos {
         let corner = (0..5).map(|at| [30 + at, 31, 32]).collect();
@@ -279,7 +279,7 @@ fn with_an_ignore_label_every_patch_is_centred_on_an_annotated_voxel() {
 
 #[test]
 fn boxes_cover_exactly_the_range_that_nnunet_allows() {
-    // Without a margin a box stays inside; a shorter axis is padded on both sides. With a margin of m it reaches
+    // Without a margin a box stays inside; a shorter axis is padded on both sides. With a margin of m it extends up to
     // ceil(m / 2) beyond either border.
     let store = Arc::new(MemoryStore::new(&[[12, 20, 7]]));
     for (read, lo, hi) in [([6, 10, 8], [0, 0, -1], [6, 10, 0]), ([9, 14, 12], [-2, -2, -3], [5, 8, -2])] {
@@ -414,7 +414,7 @@ fn waiting_is_counted_and_a_dropped_loader_leaves_no_thread() {
 }
 
 #[test]
-fn cases_dealt_out_give_the_same_global_batches_on_any_number_of_ranks() {
+fn partitioned_cases_give_the_same_global_batches_on_any_number_of_ranks() {
     let store = Arc::new(MemoryStore::new(&[[12, 12, 12]; 8]));
     let samples = |world_size: usize| {
         let drawn = (0..world_size).flat_map(|rank| {
@@ -443,7 +443,7 @@ fn cases_dealt_out_give_the_same_global_batches_on_any_number_of_ranks() {
     let one = samples(1);
     assert_eq!(one, samples(2));
     assert_eq!(one, samples(4));
-    // The cases of a position are neither always forced to foreground nor never.
+    // The cases of a position are neither always nor never forced to foreground.
     let forced: BTreeSet<_> = one.iter().filter(|sample| sample.class.is_some()).map(|sample| &sample.case).collect();
     let free: BTreeSet<_> = one.iter().filter(|sample| sample.class.is_none()).map(|sample| &sample.case).collect();
     assert!(forced.len() > 4 && free.len() > 4, "{forced:?} and {free:?}");

@@ -1,4 +1,4 @@
-//! Learning rates and deep-supervision weights agree with nnU-Net v2's (`fixtures/misc/schedules_steps.json`).
+//! Compares learning rates and deep-supervision weights with nnU-Net v2's (`fixtures/misc/schedules_steps.json`).
 
 mod common;
 
@@ -51,7 +51,8 @@ fn deep_supervision_weights_are_identical() {
     let Some(reference) = reference() else { return };
     let mut compared = 0;
     for (heads, expected) in reference["deep_supervision_weights"].as_object().unwrap() {
-        // The `_ddp` variants give the last head 1e-6 to please PyTorch; a head of weight 0 is not computed here.
+        // The `_ddp` variants give the last head a weight of 1e-6 to satisfy PyTorch DDP; a head of weight 0 is not
+        // computed here.
         let Ok(heads) = heads.parse() else { continue };
         let expected: Vec<f64> = expected.as_array().unwrap().iter().map(|weight| weight.as_f64().unwrap()).collect();
         for (ours, theirs) in weights(heads).iter().zip(&expected) {

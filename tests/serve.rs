@@ -1,4 +1,5 @@
-//! The server: the same label maps as `predict` writes, for many clients at once, whatever some of them send.
+//! The server: the same label maps as `predict` writes, for many clients at once, also if some of them send invalid
+//! data.
 
 #[path = "common/http.rs"]
 mod http;
@@ -26,7 +27,7 @@ use tempfile::TempDir;
 use self::http::{Response, Server, head, multipart, wait_until};
 use self::tiny_model::{image, model, oblique, write_checkpoint};
 
-/// A model, and images with what `predict` makes of them.
+/// A model and images, with `predict`'s results for them.
 struct Desk(TempDir);
 
 impl Desk {
@@ -44,7 +45,7 @@ impl Desk {
         self.0.path().join(name)
     }
 
-    /// Writes an image for `predict`, and gives it uncompressed.
+    /// Writes an image for `predict`, and returns it uncompressed.
     fn file(&self, name: &str, volume: &Volume) -> Vec<u8> {
         let [path, compressed] = ["nii", "nii.gz"].map(|ending| self.path(&format!("{name}.{ending}")));
         write_volume(&compressed, volume).unwrap();
@@ -64,7 +65,7 @@ impl Desk {
     }
 }
 
-/// An image of many voxels with little in it, for the network soon done.
+/// A large image with few nonzero voxels, which the network processes quickly.
 fn mostly_empty(number: usize) -> Volume {
     let mut data = Array4::zeros((1, 60, 128, 128));
     let [z, y, x] = [18 + number, 20, 17];
@@ -85,7 +86,7 @@ fn fifty_clients_get_what_predict_writes() {
     let images: Vec<_> = (0..5).map(|number| desk.file(&format!("c{number}_0000"), &mostly_empty(number))).collect();
     let expected: Vec<_> = (0..5).map(|number| desk.predicted(&[&format!("c{number}_0000")])).collect();
     let server = Server::start(&desk.checkpoint(), &["--queue", "64"]);
-    // Warm: buffers are there, and both threads have had an image.
+    // Warm-up: buffers are allocated, and both threads have processed an image.
     images.iter().take(3).for_each(|image| assert_eq!(server.predict(image).status, 200));
     let warm = server.memory();
 
@@ -95,12 +96,12 @@ fn fifty_clients_get_what_predict_writes() {
             .map(|client| {
                 let (server, images, expected) = (&server, &images, &expected);
                 scope.spawn(move || {
-                    // Compressed or not is all the same.
+                    // Compressed and uncompressed uploads give the same result.
                     let image = &images[client % 5];
                     let sent = if client % 2 == 0 { image.clone() } else { gzip(image) };
                     let response = server.predict(&sent);
                     assert_eq!(response.status, 200, "{}", response.text());
-                    assert!(response.body == expected[client % 5], "client {client} got another label map");
+                    assert!(response.body == expected[client % 5], "client {client} got a different label map");
                 })
             })
             .collect();
@@ -109,7 +110,7 @@ fn fifty_clients_get_what_predict_writes() {
             thread::sleep(std::time::Duration::from_millis(5));
         }
     });
-    // All 50 images take 200 MB as files alone; two are in memory at a time.
+    // The files of all 50 images take 200 MB; two are in memory at a time.
     let grown = most.saturating_sub(warm) >> 20;
     assert!(grown < 100, "{grown} MiB more than the {} of a warm server", warm >> 20);
     assert_eq!(server.metric("nnunet_cases_predicted_total"), 53.0);
@@ -119,7 +120,7 @@ fn fifty_clients_get_what_predict_writes() {
 }
 
 #[test]
-fn channels_are_parts_or_an_axis() {
+fn channels_are_multipart_parts_or_an_axis() {
     let desk = Desk::new(|plans, dataset| {
         dataset.channel_names = [("0", "T1"), ("1", "FLAIR")].map(|(key, name)| (key.into(), name.into())).into();
         let configuration = &mut plans["configurations"]["3d_fullres"];
@@ -180,7 +181,7 @@ fn probabilities_come_with_their_labels() {
     }
 }
 
-/// A coarse stage, and one that is told what it has found.
+/// Adds a coarse stage, and a second stage with its segmentation as input.
 fn add_cascade(plans: &mut Value) {
     let configurations = &mut plans["configurations"];
     configurations["3d_lowres"] = json!({"inherits_from": "3d_fullres", "data_identifier": "nnUNetPlans_3d_lowres",
@@ -212,9 +213,9 @@ fn a_cascade_answers_with_both_stages() {
     for _ in 0..2 {
         let response = server.predict(&image);
         assert_eq!(response.status, 200, "{}", response.text());
-        assert!(response.body == expected, "another label map than that of predict");
+        assert!(response.body == expected, "a different label map from that of predict");
     }
-    // Each network alone is refused, and so are others in its place.
+    // Each network by itself is refused, and so is a wrong one in its place.
     let refused = |model: &Path, flags: &[&Path], part: &str| {
         let mut serve = Command::new(env!("CARGO_BIN_EXE_nnunet-dist"));
         let output = serve.args(["serve", "-r"]).arg(model).args(flags).output().unwrap();
@@ -228,7 +229,7 @@ fn a_cascade_answers_with_both_stages() {
 }
 
 #[test]
-fn it_says_what_it_is_and_how_it_is() {
+fn it_reports_its_model_and_its_health() {
     let desk = Desk::new(|_, _| {});
     let server = Server::start(&desk.checkpoint(), &["--queue", "3"]);
     let help: Value = serde_json::from_slice(&server.get("/").body).unwrap();
@@ -248,7 +249,7 @@ fn it_says_what_it_is_and_how_it_is() {
     }
 }
 
-/// A header that claims what the body does not hold.
+/// A header that claims more data than the body holds.
 fn claiming(file: &[u8], dim: [i16; 3]) -> Vec<u8> {
     let mut file = file.to_vec();
     dim.iter().enumerate().for_each(|(axis, extent)| file[42 + 2 * axis..][..2].copy_from_slice(&extent.to_le_bytes()));
@@ -256,7 +257,7 @@ fn claiming(file: &[u8], dim: [i16; 3]) -> Vec<u8> {
 }
 
 #[test]
-fn nonsense_is_refused_with_a_line() {
+fn invalid_uploads_are_refused_with_one_line() {
     let desk = Desk::new(|_, _| {});
     let volume = image([18, 20, 19], 1, Geometry::default());
     let good = desk.file("a_0000", &volume);
@@ -287,7 +288,7 @@ fn nonsense_is_refused_with_a_line() {
     let two = Volume { data: Array4::zeros((2, 18, 18, 18)), geometry: Geometry::default() };
     server.predict(&desk.file("two", &two)).refuses(422, "has 2 channels, the networks take 1");
 
-    // A few voxels of 20 cm are billions of the networks'.
+    // A few voxels of 20 cm become billions at the network's spacing.
     let coarse = Volume { geometry: Geometry { spacing: [200.0; 3], ..Geometry::default() }, ..volume.clone() };
     server.predict(&desk.file("coarse", &coarse)).refuses(413, "at the networks' spacing takes");
     // Eight bits per voxel in the file, 32 in memory.
@@ -299,12 +300,12 @@ fn nonsense_is_refused_with_a_line() {
     assert!(bomb.len() < 16 << 20);
     server.predict(&bomb).refuses(413, "decompressed image files are larger than 64 MiB");
     server.predict(&[good.as_slice(), &vec![0; 17 << 20]].concat()).refuses(413, "larger than 16 MiB");
-    // As much, without saying so before.
+    // The same amount of data, without a declared length.
     let chunk = [b"100000\r\n".as_slice(), &[0; 1 << 20], b"\r\n"].concat();
     let chunked = format!("POST /predict HTTP/1.1\r\nContent-Type: {any}\r\nTransfer-Encoding: chunked\r\n");
     server.send(&chunked, &chunk.repeat(17)).refuses(413, "larger than 16 MiB");
 
-    assert!(server.predict(&good).body == expected, "it goes on as before");
+    assert!(server.predict(&good).body == expected, "still serves as before");
     let grown = server.memory().saturating_sub(before) >> 20;
     assert!(grown < 150, "{grown} MiB more than before");
     server.wait_for_empty_spool();
@@ -335,7 +336,7 @@ fn a_full_queue_refuses_and_empties_again() {
     waiting[0].write_all(&image[1000..]).unwrap();
     let [first, second] = waiting;
     assert_eq!(Response::read(first).status, 200);
-    // One goes without having said so.
+    // One client closes its connection early.
     second.shutdown(Shutdown::Both).unwrap();
     server.wait_for("nnunet_queue_depth", 0.0);
     assert_eq!(server.get("/readyz").status, 200);
@@ -343,7 +344,7 @@ fn a_full_queue_refuses_and_empties_again() {
 }
 
 #[test]
-fn clients_that_stall_or_leave_hold_nothing_up() {
+fn clients_that_stall_or_disconnect_block_nothing() {
     let desk = Desk::new(|_, _| {});
     let image = desk.file("a_0000", &image([18, 20, 19], 1, Geometry::default()));
     let server = Server::start(&desk.checkpoint(), &["--queue", "4", "--upload-timeout", "2"]);
@@ -356,11 +357,11 @@ fn clients_that_stall_or_leave_hold_nothing_up() {
     }
     let slow = begin(&server, &image, image.len() - 1);
     Response::read(slow).refuses(408, "within 2 s");
-    // This one has sent all, but will not read.
+    // This one has sent everything, but does not read the response.
     drop(begin(&server, &image, image.len()));
     server.wait_for("nnunet_queue_depth", 0.0);
     assert_eq!(server.predict(&image).status, 200);
-    // Some leave before they are told that their image has not come to its end.
+    // Some close before they get the response that their image is incomplete.
     let left = ["aborted", "400"].map(|code| server.metric(&format!("nnunet_requests_total{{code=\"{code}\"}}")));
     assert!(left.iter().sum::<f64>() >= 20.0, "{left:?}");
     server.wait_for_empty_spool();
@@ -373,7 +374,7 @@ fn sigterm_lets_what_runs_finish() {
     let large = desk.file("a_0000", &image([110, 100, 100], 0, Geometry::default()));
     let expected = desk.predicted(&["a_0000"]);
     let mut server = Server::start(&desk.checkpoint(), &["--queue", "8"]);
-    // The first is predicted, the second preprocessed meanwhile, the third waits.
+    // Meanwhile the first is predicted, the second preprocessed, and the third waits.
     let mut clients = Vec::new();
     for number in 1..3 {
         clients.push(begin(&server, &large, large.len()));

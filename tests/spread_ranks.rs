@@ -1,4 +1,4 @@
-//! Cases that real MPI processes divide among themselves: preprocessing, the evaluation of a run, prediction.
+//! Cases partitioned over real MPI processes: preprocessing, the evaluation of a run, prediction.
 #![cfg(feature = "mpi")]
 
 #[path = "common/job.rs"]
@@ -31,7 +31,7 @@ fn three_processes_preprocess_to_the_same_files_as_one() {
 }
 
 #[test]
-fn a_case_that_fails_on_one_process_ends_all() {
+fn a_case_that_fails_on_one_process_ends_all_processes() {
     let Some(launcher) = job::launcher() else { return };
     let shop = Workshop::new();
     let image = fs::read_dir(shop.path("dataset/imagesTr")).unwrap().next().unwrap().unwrap().path();
@@ -47,7 +47,7 @@ fn a_case_that_fails_on_one_process_ends_all() {
 fn two_processes_evaluate_and_predict_as_one() {
     let Some(launcher) = job::launcher() else { return };
     let shop = Workshop::new();
-    // All five cases are held out: two processes have something to divide.
+    // All five cases are held out, so that two processes share the work.
     let [one, two] = ["one", "two"].map(|name| shop.run_dir(name));
     let train = |run: &nnunet_dist::work::RunDir, batch: &str| {
         let mut command = program();
@@ -79,7 +79,7 @@ fn two_processes_evaluate_and_predict_as_one() {
     assert_eq!(job.output.matches("5 cases in ").count(), 1, "{}", job.output);
     assert!(contents(&alone) == contents(&together));
 
-    // One that cannot be read does not stop the others, and is named once.
+    // A case that cannot be read does not stop the others, and is reported once.
     let broken = fs::read_dir(&images).unwrap().next().unwrap().unwrap().path();
     fs::write(&broken, "no image").unwrap();
     fs::remove_dir_all(&together).unwrap();

@@ -1,4 +1,4 @@
-//! `status` says where runs stand, from their files alone.
+//! `status` shows the state of runs, read from their files alone.
 
 #[path = "common/written_run.rs"]
 mod written_run;
@@ -40,21 +40,21 @@ fn a_run_at_work_shows_what_it_has_done_and_what_is_left() {
 }
 
 #[test]
-fn a_run_that_writes_nothing_any_more_is_told_from_one_that_is_over() {
+fn a_stalled_run_is_distinguished_from_a_finished_one() {
     let folder = tempfile::tempdir().unwrap();
     let words = "no update for 12 min";
     write_run(folder.path(), 3, "training", 12 * 60);
     status(folder.path()).assert().success().stdout(contains(words).and(contains("left").not()));
     for (state, words) in [("finished", "fold 0   finished"), ("stopped", "stopped, can be resumed")] {
         write_run(folder.path(), EPOCHS, state, 12 * 60);
-        // It is over, so nothing is waited for.
+        // A finished run has no remaining time.
         status(folder.path())
             .args(["--watch", "3600"])
             .assert()
             .success()
             .stdout(contains(words).and(contains("no update").not()));
     }
-    // While held-out cases are predicted, it is their label maps that are written.
+    // While held-out cases are predicted, the run writes their label maps.
     write_run(folder.path(), EPOCHS, "predicting", 12 * 60);
     status(folder.path()).assert().success().stdout(contains(words));
     fs::create_dir(folder.path().join("validation")).unwrap();
@@ -90,7 +90,7 @@ fn several_runs_have_a_line_each_and_json_has_all_numbers() {
 }
 
 #[test]
-fn what_is_no_run_or_damaged_is_named_in_one_line() {
+fn invalid_and_damaged_runs_are_named_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |run: &Path, words: &'static str| {
         let line = starts_with("error: ").and(contains(words)).and(predicates::str::is_match(r"^[^\n]*\n$").unwrap());

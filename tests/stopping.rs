@@ -1,4 +1,4 @@
-//! Training runs that are asked to stop, and go on as if they had not been.
+//! Training runs that are asked to stop, and resume without a difference.
 
 #[path = "common/job.rs"]
 mod job;
@@ -16,14 +16,14 @@ use serde_json::{Map, Value};
 
 use self::work::{Workshop, tensors_of};
 
-/// What a run that was stopped with nothing lost exits with.
+/// Exit code of a run that was stopped without losing work.
 const STOPPED: i32 = 79;
 
-/// Steps of an epoch: so many that a signal comes in the middle of one.
+/// Steps per epoch, many enough for a signal to come in the middle of an epoch.
 const ITERATIONS: &str = "40";
 
 #[test]
-fn a_run_stopped_within_an_epoch_goes_on_as_if_it_never_stopped() {
+fn a_run_stopped_within_an_epoch_resumes_with_the_same_losses() {
     let shop = Workshop::new();
     let [whole, broken] = ["whole", "broken"].map(|name| shop.run_dir(name));
     let train = |run: &RunDir, flags: &[&str]| {
@@ -41,7 +41,7 @@ fn a_run_stopped_within_an_epoch_goes_on_as_if_it_never_stopped() {
         let status = status(&broken).unwrap();
         assert_eq!(status.state, RunState::Stopped);
         assert!(status.step >= at, "{status:?}");
-        // The next run must not take the status of this one for its own.
+        // The next run must not read the status of this one as its own.
         fs::remove_file(broken.status()).unwrap();
     }
     assert!(train(&broken, &["--resume"]).stdout(Stdio::null()).status().unwrap().success());
@@ -61,10 +61,10 @@ fn all_processes_under_mpirun_stop_at_the_same_step() {
     let mut mpirun = job::in_parallel(launcher, 2, &[], &rank);
     let mut mpirun = mpirun.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_for_a_step_within_an_epoch(&run, &mut mpirun);
-    // Both launchers hand it on to their ranks.
+    // Both launchers forward it to their ranks.
     kill(&mpirun, libc::SIGUSR1);
     let code = mpirun.wait().unwrap().code();
-    // That of MPICH may end with 0 after a signal, whatever the ranks exit with.
+    // MPICH's launcher may exit with 0 after a signal, for any exit code of the ranks.
     assert!(code == Some(STOPPED) || (!job::is_open_mpi() && code == Some(0)), "{code:?}");
     let stopped = status(&run).unwrap();
     assert_eq!(stopped.state, RunState::Stopped);
@@ -77,7 +77,7 @@ fn all_processes_under_mpirun_stop_at_the_same_step() {
     job.says(&format!("resuming at epoch 1, step {}", stopped.iteration + 2));
 }
 
-/// Waits until a run has made some steps of an epoch; gives the number of its last.
+/// Waits until a run has made some steps of an epoch; returns the number of the last one.
 fn wait_for_a_step_within_an_epoch(run: &RunDir, process: &mut Child) -> u64 {
     let began = Instant::now();
     loop {
@@ -95,7 +95,7 @@ fn status(run: &RunDir) -> Option<Status> {
 }
 
 fn kill(process: &Child, signal: i32) {
-    // SAFETY: the process has not been waited for, so that the number is still its own.
+    // SAFETY: the process has not been waited for, so its id is still valid.
     assert_eq!(unsafe { libc::kill(process.id() as libc::pid_t, signal) }, 0);
 }
 

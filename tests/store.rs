@@ -1,4 +1,4 @@
-//! The native store gives back what was written, any box of it, and refuses what is damaged.
+//! The native store returns the written data, for any box, and refuses damaged files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use nnunet_dist::store::{
 
 const SHAPE: [usize; 3] = [5, 7, 6];
 
-/// A case whose every voxel differs.
+/// A case with a different value in every voxel.
 fn case(channels: usize, [z, y, x]: [usize; 3]) -> PreprocessedCase {
     let properties = CaseProperties {
         geometry: Geometry { spacing: [2.5, 1.0, 0.7], origin: [-3.0, 4.5, 1e-3], ..Geometry::default() },
@@ -42,7 +42,7 @@ fn stored(cases: &[(&str, &PreprocessedCase)]) -> tempfile::TempDir {
     folder
 }
 
-/// A patch full of what must be overwritten.
+/// A patch filled with values that must be overwritten.
 fn dirty_patch(channels: usize, [z, y, x]: [usize; 3]) -> Patch {
     Patch {
         data: Array4::from_elem((channels, z, y, x), f32::NAN),
@@ -73,7 +73,7 @@ fn a_case_survives_the_disk() {
 }
 
 #[test]
-fn numpy_files_are_what_numpy_reads() {
+fn numpy_files_have_numpys_format() {
     let case = case(2, SHAPE);
     let folder = stored(&[("a", &case)]);
     let data: Array4<f32> = ndarray_npy::read_npy(folder.path().join("a.npy")).unwrap();
@@ -83,13 +83,13 @@ fn numpy_files_are_what_numpy_reads() {
 }
 
 #[test]
-fn patches_inside_across_every_border_and_outside_are_as_a_naive_loop_reads_them() {
+fn patches_inside_across_and_outside_of_borders_equal_a_naive_loop() {
     let case = case(2, SHAPE);
     let labels = case.labels.as_ref().unwrap();
     let folder = stored(&[("a", &case)]);
     let store = NativeStore::open(folder.path()).unwrap();
-    // Offsets before, across, at, within, across the far border of, and beyond each axis, with a patch that fits
-    // within the image and one that exceeds it.
+    // Offsets before, across, at, within, across the far border of, and beyond each axis, with a patch that fits within
+    // the image and one that exceeds it.
     for size in [[2, 3, 2], [9, 4, 11], [1, 1, 1]] {
         let offsets = |axis: usize| {
             let (extent, size) = (SHAPE[axis] as isize, size[axis] as isize);
@@ -177,14 +177,14 @@ fn an_empty_folder_and_a_missing_one_are_errors() {
 }
 
 #[test]
-fn a_case_that_is_not_whole_is_not_there() {
+fn an_incomplete_case_is_not_listed() {
     let folder = stored(&[("a", &case(1, SHAPE)), ("b", &case(1, SHAPE))]);
     fs::remove_file(folder.path().join("a.json")).unwrap();
     assert_eq!(NativeStore::open(folder.path()).unwrap().case_ids(), ["b"]);
 }
 
 #[test]
-fn what_cannot_be_stored_is_refused_before_anything_is_written() {
+fn invalid_cases_are_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let unlabelled = PreprocessedCase { labels: None, ..case(1, SHAPE) };
     assert!(write_case(folder.path(), "a", &unlabelled).unwrap_err().defect.contains("no labels"));
@@ -204,12 +204,12 @@ fn clearing_removes_cases_and_leftovers_and_nothing_else() {
 }
 
 #[test]
-fn a_cache_gives_what_the_store_gives_and_keeps_to_its_bound() {
+fn a_cache_returns_the_stores_data_within_its_memory_limit() {
     let cases: Vec<_> = (0..4).map(|number| case(2, [5 + number, 7, 6])).collect();
     let folder = stored(&[("a", &cases[0]), ("b", &cases[1]), ("c", &cases[2]), ("d", &cases[3])]);
     let store = Arc::new(NativeStore::open(folder.path()).unwrap());
     let bytes = |number: usize| (5 + number) * 7 * 6 * (2 * 4 + 2);
-    // Room for two of them, for none, for all.
+    // Capacity for two of them, for none, for all.
     for bound in [bytes(3) + bytes(2), 100, 1 << 20] {
         let cached = CachedStore::new(store.clone(), bound);
         std::thread::scope(|scope| {

@@ -1,7 +1,8 @@
-//! What the programs are made of: crates of crates.io under licences that `deny.toml` allows, all of them in the bill of
-//! materials; and no server that others reach unless they are told to.
+//! Dependencies of the programs: only crates from crates.io under licenses that `deny.toml` allows, all of them in the
+//! bill of materials. Servers listen on loopback addresses unless configured otherwise.
 //!
-//! `make deny` asks cargo-deny the same and for known holes, whose list has to be fetched.
+//! `make deny` runs the same checks with cargo-deny, and checks for known vulnerabilities, whose list has to be
+//! downloaded.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -27,7 +28,8 @@ fn strings(value: &toml::Value) -> Vec<String> {
     value.as_array().unwrap().iter().map(|item| item.as_str().unwrap().to_owned()).collect()
 }
 
-/// The crates that are compiled for Linux, tests included, with the features that tests ask for: name with version, licence.
+/// The crates that are compiled for Linux, including those of tests, with the features that tests use: name with
+/// version, license.
 fn compiled() -> Vec<(String, String)> {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--locked", "--workspace", "--features", "nnunet-dist/cuda", "--edges", "normal,build,dev"])
@@ -41,13 +43,13 @@ fn compiled() -> Vec<(String, String)> {
     lines.into_iter().filter_map(|line| line.split_once('|')).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
 }
 
-/// Whether a requirement is one of the allowed, with its exception if it has one.
+/// True if a license requirement, with its exception if any, is allowed.
 fn is_allowed(allowed: &[Licensee], requirement: &LicenseReq) -> bool {
     allowed.iter().any(|licence| licence.satisfies(requirement))
 }
 
 #[test]
-fn every_licence_is_allowed() {
+fn every_license_is_allowed() {
     let deny = table("deny.toml");
     let allowed = strings(&deny["licenses"]["allow"]);
     let allowed: Vec<Licensee> = allowed.iter().map(|licence| Licensee::parse(licence).unwrap()).collect();
@@ -64,7 +66,7 @@ fn every_licence_is_allowed() {
 }
 
 #[test]
-fn a_licence_that_is_not_allowed_is_found() {
+fn a_license_that_is_not_allowed_is_found() {
     let allowed = [Licensee::parse("MIT").unwrap(), Licensee::parse("Apache-2.0").unwrap()];
     let fits =
         |text| Expression::parse_mode(text, ParseMode::LAX).unwrap().evaluate(|wanted| is_allowed(&allowed, wanted));
@@ -95,7 +97,7 @@ fn every_crate_comes_from_crates_io() {
 }
 
 #[test]
-fn the_bill_of_materials_lists_what_the_programs_contain() {
+fn the_bill_of_materials_lists_all_crates_of_the_programs() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bill.json");
     let status = Command::new(root().join("scripts/sbom")).arg(&path).env("CARGO", env!("CARGO")).status().unwrap();
@@ -127,7 +129,7 @@ fn the_bill_of_materials_lists_what_the_programs_contain() {
     for name in ["proptest", "assert_cmd", "bindgen", "burn-cuda", "burn-rocm"] {
         assert!(!names.contains(name), "{name} is in no program");
     }
-    // Each is needed by something that is listed.
+    // Each component is a dependency of a listed one.
     let references: HashSet<&str> = components.iter().map(|component| component["bom-ref"].as_str().unwrap()).collect();
     let needed: HashSet<&str> = bill["dependencies"]
         .as_array()
@@ -153,7 +155,7 @@ fn addresses_to_listen_on_are_loopback_unless_given() {
     assert!(found.contains(&"serve"), "{found:?}");
 }
 
-/// Only the signs of life between hosts are received on all interfaces: from those who know the token of the job.
+/// Only the heartbeat server listens on all interfaces, and accepts only peers with the token of the job.
 #[test]
 fn nothing_else_listens_on_all_interfaces() {
     fn sources(folder: &Path, found: &mut Vec<String>) {

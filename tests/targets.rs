@@ -1,5 +1,5 @@
-//! What a run can be told to optimise works from the raw dataset to its evaluation: regions, voxels to be ignored, both, and
-//! every loss, optimiser, schedule, preset and way of sampling.
+//! Training targets and options, from the raw dataset to the evaluation: regions, ignored voxels, both, and every loss,
+//! optimizer, schedule, preset and sampling mode.
 
 #[path = "common/job.rs"]
 mod job;
@@ -17,10 +17,10 @@ use serde_json::{Map, Value, json};
 
 use self::work::{Workshop, program, tensors_of};
 
-/// The label of voxels to be ignored.
+/// The ignore label.
 const IGNORE: i16 = 3;
 
-/// Replaces a dataset's labels, and marks a corner of every label map to be ignored if there is such a label.
+/// Replaces a dataset's labels, and if there is an ignore label, marks a corner of every label map with it.
 fn declare(dataset: &Path, labels: &Value, regions_class_order: Option<&Value>) {
     let path = dataset.join("dataset.json");
     let mut description: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -81,7 +81,7 @@ fn from_dataset_to_summary(labels: &Value, order: Option<&Value>, classes: &[&st
     assert_summary(&predictions, &shop.dataset().join("labelsTr"), classes);
 }
 
-/// Predictions have foreground labels alone, and each is compared in all voxels that are not to be ignored.
+/// Asserts that predictions have only foreground labels, and that each is evaluated in all voxels that are not ignored.
 #[track_caller]
 fn assert_summary(folder: &Path, truth: &Path, classes: &[&str]) {
     let summary: Value = serde_json::from_slice(&fs::read(folder.join("summary.json")).unwrap()).unwrap();
@@ -103,7 +103,7 @@ fn assert_summary(folder: &Path, truth: &Path, classes: &[&str]) {
 }
 
 #[test]
-fn every_choice_trains_and_is_saved_with_the_run() {
+fn every_option_trains_and_is_saved_with_the_run() {
     let shop = Workshop::new();
     let choices: [(&[&str], [&str; 2]); 9] = [
         (&["--loss", "dice_topk", "--batch-dice", "false"], ["kind = \"dice_topk\"", "batch_dice = false"]),
@@ -142,7 +142,7 @@ fn lookahead_goes_on_from_a_checkpoint() {
     let [whole, broken] = ["whole", "broken"].map(|name| shop.run_dir(name));
     let train = |run: &RunDir, flags: &[&str]| {
         let mut command = shop.train(run);
-        // A checkpoint after four steps, between two of the slow weights.
+        // A checkpoint after four steps, between two updates of the slow weights.
         command.args(["--optimizer", "radam", "--lookahead"]).args(flags);
         succeed(command);
     };
@@ -154,7 +154,7 @@ fn lookahead_goes_on_from_a_checkpoint() {
 }
 
 #[test]
-fn what_does_not_go_together_is_said_in_one_line() {
+fn incompatible_options_are_one_line_errors() {
     let labels = json!({"background": 0, "whole": [1, 2], "core": 2});
     let shop = Workshop::with(|dataset| declare(dataset, &labels, Some(&json!([1, 2]))));
     let run = shop.run_dir("run");
@@ -176,7 +176,7 @@ fn what_does_not_go_together_is_said_in_one_line() {
     refused("[loss]\ntopk_percent = 0\n", &[], &["`loss.topk_percent` is 0"]);
     refused("", &["--warmup-steps", "12"], &["`schedule.warmup_steps` is 12"]);
 
-    // A dataset that has got an ignore label since.
+    // A dataset that has an ignore label since preprocessing.
     let path = shop.work.dataset_json();
     let mut description: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     description["labels"]["ignore"] = json!(IGNORE);
@@ -185,7 +185,7 @@ fn what_does_not_go_together_is_said_in_one_line() {
 }
 
 #[test]
-fn the_hardest_voxels_are_those_of_all_ranks_under_mpirun() {
+fn top_k_voxels_are_those_of_all_ranks_under_mpirun() {
     trains_as_one_under_mpirun(&Workshop::new(), &["--loss", "dice_topk"]);
 }
 
@@ -197,7 +197,7 @@ fn regions_and_ignored_voxels_train_as_one_under_mpirun() {
     trains_as_one_under_mpirun(&shop, &[]);
 }
 
-/// Two processes of one sample train as one of two samples.
+/// Two processes with one sample each train like one process with two samples.
 #[track_caller]
 fn trains_as_one_under_mpirun(shop: &Workshop, flags: &[&str]) {
     let Some(launcher) = job::launcher() else { return };

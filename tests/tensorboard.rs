@@ -1,4 +1,4 @@
-//! What a training writes for TensorBoard: files that read as its format says, with the numbers of the log.
+//! TensorBoard output of a training: valid event files with the numbers of the log.
 
 #[path = "common/disk.rs"]
 mod disk;
@@ -41,7 +41,7 @@ struct Image {
     file: Vec<u8>,
 }
 
-/// Of each tag its steps with their values, as a reader has them that forgets what a restart makes again.
+/// Steps and values of each tag, as read by a reader that discards the events that a restart repeats.
 #[derive(Debug, Default)]
 struct Read {
     scalars: BTreeMap<String, Vec<(u64, f32)>>,
@@ -50,7 +50,7 @@ struct Read {
 }
 
 #[test]
-fn the_events_are_the_numbers_of_the_log_and_pictures() {
+fn the_events_have_the_numbers_of_the_log_and_images() {
     let shop = Workshop::new();
     let run = shop.run_dir("run");
     train(&shop, &run, &[]);
@@ -67,7 +67,7 @@ fn the_events_are_the_numbers_of_the_log_and_pictures() {
     for (epoch, line) in log(&run).into_iter().enumerate() {
         let mean = losses[epoch * 4..][..4].iter().sum::<f32>() / 4.0;
         assert!((f64::from(mean) - line["train_loss"].as_f64().unwrap()).abs() < 1e-5);
-        // An epoch stands at its last step.
+        // An epoch is logged at its last step.
         let step = epoch as u64 * 4 + 3;
         let mut expect = |key: String, value: &Value| {
             if let Some(value) = value.as_f64() {
@@ -88,14 +88,14 @@ fn the_events_are_the_numbers_of_the_log_and_pictures() {
     let of_epochs: BTreeMap<_, _> = read.scalars.iter().filter(|(tag, _)| tag.starts_with("epoch/")).collect();
     assert_eq!(of_epochs, expected.iter().collect());
 
-    // Of the first epoch there always is one.
+    // The first epoch always has one.
     let (step, tag, image) = &read.images[0];
     assert_eq!((*step, tag.as_str(), image.colorspace), (3, "validation", 3));
     let mut reader = png::Decoder::new(Cursor::new(&image.file)).read_info().unwrap();
     let mut pixels = vec![0; reader.output_buffer_size()];
     let info = reader.next_frame(&mut pixels).unwrap();
     assert_eq!((u64::from(info.width), u64::from(info.height)), (image.width, image.height));
-    // The first class's colour, at the border of the truth.
+    // The first class's color, at the border of the truth.
     assert!(pixels.as_chunks::<3>().0.contains(&nnunet_dist::inspect::label_colour(1)));
 }
 
@@ -105,7 +105,7 @@ fn a_run_that_was_killed_has_every_step_once() {
     let run = shop.run_dir("run");
     let mut command = command(&shop, &run, &["--epochs", "8"]);
     let mut killed = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    // The last checkpoint is of epoch 2 then, so that the events are ahead of it.
+    // The last checkpoint is then that of epoch 2, so the events are ahead of it.
     wait_for_epochs(&run, 3);
     killed.kill().unwrap();
     killed.wait().unwrap();
@@ -120,7 +120,7 @@ fn a_run_that_was_killed_has_every_step_once() {
     let losses: Vec<f32> = log(&run).iter().map(|line| line["train_loss"].as_f64().unwrap() as f32).collect();
     assert_eq!(found.scalars["epoch/train_loss"].iter().map(|(_, loss)| *loss).collect::<Vec<_>>(), losses);
 
-    // A run that begins anew has nothing to do with them.
+    // A new run does not keep them.
     train(&shop, &run, &["--epochs", "1"]);
     assert_eq!((files(&run).len(), read(&run).scalars["step/loss"].len()), (1, 4));
 }
@@ -139,24 +139,24 @@ fn only_the_first_process_writes_under_mpirun() {
 }
 
 #[test]
-fn a_full_disk_is_told_once_and_the_run_goes_on() {
+fn a_full_disk_is_reported_once_and_the_run_continues() {
     let shop = Workshop::new();
     let run = shop.run_dir("run");
     fs::create_dir_all(run.root()).unwrap();
-    // Room for a few hundred bytes of events.
+    // Space for a few hundred bytes of events.
     let Some(disk) = SmallDisk::mount(run.root().join("tensorboard"), 1 << 16) else { return };
     let output = command(&shop, &run, &["--epochs", "60", "--val-iters", "1"]).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{errors}");
     let warnings = errors.lines().filter(|line| line.contains("events are not written")).count();
     assert_eq!(warnings, 1, "{errors}");
-    // What is there is whole, and an event that found no room left no trace.
+    // The existing events are complete, and an event without space left no trace.
     let read = read(&run);
     assert!(!read.scalars["step/loss"].is_empty());
     assert_eq!(log(&run).len(), 60);
     drop(disk);
 
-    // Where nothing can be written at all, it is the same.
+    // The same if nothing can be written at all.
     fs::remove_dir_all(run.root().join("tensorboard")).unwrap();
     fs::write(run.root().join("tensorboard"), "in the way").unwrap();
     let output = command(&shop, &run, &["--epochs", "1"]).output().unwrap();
@@ -180,7 +180,7 @@ fn log(run: &RunDir) -> Vec<Map<String, Value>> {
     fs::read_to_string(run.log()).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The event files of a run, in the order in which they are read.
+/// The event files of a run, in reading order.
 fn files(run: &RunDir) -> Vec<PathBuf> {
     let folder = run.root().join("tensorboard");
     let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -213,7 +213,7 @@ fn read(run: &RunDir) -> Read {
     read
 }
 
-/// The messages of a file, whose frames must be sound to the last byte.
+/// The messages of a file; all frames must be complete and have valid checksums.
 fn messages(mut bytes: &[u8]) -> Vec<&[u8]> {
     let masked = |bytes: &[u8]| {
         let sum = crc32c::crc32c(bytes);
@@ -254,7 +254,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// The fields of a message of protocol buffers, by their numbers.
+/// The fields of a protocol buffer message, by their numbers.
 fn fields(mut bytes: &[u8]) -> Vec<(u64, Field<'_>)> {
     let mut fields = Vec::new();
     while !bytes.is_empty() {

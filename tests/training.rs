@@ -1,5 +1,5 @@
-//! Whole training runs of the built program: what they leave behind, and that they can be repeated, divided over
-//! processes, interrupted and resumed.
+//! Whole training runs of the built program: their output files, reproducibility, data parallelism, interruption and
+//! resuming.
 
 #[path = "common/job.rs"]
 mod job;
@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 
 use self::work::{CONFIGURATION, Workshop, tensors_of, wait_for_epochs};
 
-/// What `docs/reference/files.md` promises of a line of the log, in this order.
+/// Keys of a log line as documented in `docs/reference/files.md`, in this order.
 const LOG_KEYS: [&str; 17] = [
     "epoch",
     "train_loss",
@@ -45,12 +45,12 @@ const LOG_KEYS: [&str; 17] = [
     "world_size",
 ];
 
-/// Those of them that differ from run to run.
+/// Keys whose values differ from run to run.
 const TIMINGS: [&str; 7] =
     ["samples_per_s", "step_s", "data_wait_s", "comm_s", "straggler_s", "checkpoint_s", "epoch_s"];
 
 #[test]
-fn a_run_without_a_launcher_is_one_process_and_leaves_all_its_files() {
+fn a_run_without_a_launcher_is_one_process_and_writes_all_its_files() {
     let shop = Workshop::new();
     let run = shop.run_dir("run");
     let stdout = succeed(shop.train(&run));
@@ -95,7 +95,7 @@ fn the_same_run_twice_is_the_same() {
 }
 
 #[test]
-fn a_run_that_was_killed_goes_on_as_if_it_never_stopped() {
+fn a_killed_run_resumes_with_the_same_results() {
     let shop = Workshop::new();
     let [whole, broken] = ["whole", "broken"].map(|name| shop.run_dir(name));
     let train = |run: &RunDir, flags: &[&str]| {
@@ -105,7 +105,7 @@ fn a_run_that_was_killed_goes_on_as_if_it_never_stopped() {
     };
     succeed(train(&whole, &[]));
 
-    // The last checkpoint is of epoch 2 then, so that the log is ahead of it.
+    // The last checkpoint is then that of epoch 2, so the log is ahead of it.
     let mut killed = train(&broken, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_for_epochs(&broken, 3);
     killed.kill().unwrap();
@@ -113,7 +113,7 @@ fn a_run_that_was_killed_goes_on_as_if_it_never_stopped() {
     succeed(train(&broken, &["--resume"]));
     assert_same_runs(&whole, &broken);
 
-    // A run that is over has nothing left to train.
+    // A finished run has nothing left to train.
     let before = fs::read(broken.log()).unwrap();
     succeed(train(&broken, &["--resume"]));
     assert!(fs::read(broken.log()).unwrap() == before);
@@ -140,9 +140,9 @@ fn only_a_checkpoint_of_the_same_plans_is_resumed() {
     fs::write(shop.work.plans(), &plans).unwrap();
     shop.edit_plans(|plans| plans["patch_size"] = json!([16, 20, 16]));
     refused(resume(), 3, &[&path, "this dataset and configuration"]);
-    assert!(fs::read(run.log()).unwrap() == before, "a run that is refused leaves the log alone");
+    assert!(fs::read(run.log()).unwrap() == before, "a refused run does not change the log");
 
-    // How many samples a step has is for each run to say.
+    // The number of samples per step may change when a run is resumed.
     fs::write(shop.work.plans(), &plans).unwrap();
     shop.edit_plans(|plans| plans["batch_size"] = json!(9));
     succeed(resume());
@@ -161,9 +161,9 @@ fn eight_processes_under_mpirun_train_as_one_with_sixteen_times_the_batch() {
     trains_as_one(&Workshop::new(), 8, &["--gradient-accumulation-steps", "2", "--epochs", "2", "--val-iters", "1"]);
 }
 
-/// Each process keeps its part of the cases in memory, read from copies that the processes have made together.
+/// Each process caches its part of the cases in memory, read from local copies that the processes made together.
 #[test]
-fn cases_dealt_out_cached_and_staged_train_as_one() {
+fn partitioned_cached_and_staged_cases_train_as_one() {
     let shop = Workshop::new();
     let disk = shop.path("disk");
     let stage_dir = format!("--local-cache-dir={}", disk.display());
@@ -178,7 +178,7 @@ fn cases_dealt_out_cached_and_staged_train_as_one() {
 fn trains_as_one(shop: &Workshop, processes: usize, flags: &[&str]) {
     let Some(launcher) = job::launcher() else { return };
     let [one, many] = ["one", "many"].map(|name| shop.run_dir(name));
-    // A batch of one process must hold all samples of a step, for batch Dice is the whole batch's.
+    // A batch of one process must hold all samples of a step, as batch Dice is over the whole batch.
     let mut rank = shop.train(&one);
     rank.args(flags).args(["--batch-size", &processes.to_string()]);
     succeed(rank);
@@ -186,7 +186,7 @@ fn trains_as_one(shop: &Workshop, processes: usize, flags: &[&str]) {
     rank.args(flags).args(["--batch-size", "1"]);
     let job = job::observe(job::in_parallel(launcher, processes, &[], &rank));
     assert!(job.status.success(), "{}\n{}", job.status, job.output);
-    assert_eq!(job.output.matches("run directory: ").count(), 1, "only one rank speaks\n{}", job.output);
+    assert_eq!(job.output.matches("run directory: ").count(), 1, "only one rank prints\n{}", job.output);
 
     let (one, many) = (log(&one), log(&many));
     assert_eq!(one.len(), many.len());
@@ -200,7 +200,7 @@ fn trains_as_one(shop: &Workshop, processes: usize, flags: &[&str]) {
 }
 
 #[test]
-fn what_is_missing_or_wrong_is_said_in_one_line() {
+fn missing_and_wrong_inputs_are_one_line_errors() {
     let shop = Workshop::new();
     let run = shop.run_dir("run");
     let train = |flags: &[&str]| {
@@ -242,7 +242,7 @@ fn what_is_missing_or_wrong_is_said_in_one_line() {
     assert!(!run.root().exists(), "a run that never began leaves no folder");
 }
 
-/// Runs a command that must succeed, and gives what it prints.
+/// Runs a command that must succeed, and returns its standard output.
 #[track_caller]
 fn succeed(mut command: Command) -> String {
     let output = command.output().unwrap();
@@ -250,7 +250,7 @@ fn succeed(mut command: Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs a command that must end with this code and one line of error with all of `words`.
+/// Runs a command that must exit with this code and one error line with all of `words`.
 #[track_caller]
 fn refused(mut command: Command, code: i32, words: &[&str]) {
     let output = command.output().unwrap();
@@ -263,7 +263,7 @@ fn refused(mut command: Command, code: i32, words: &[&str]) {
     }
 }
 
-/// Runs a command with a flag that must be named as wrong.
+/// Runs a command whose error must name this flag.
 #[track_caller]
 fn misused(mut command: Command, flag: &str) {
     let output = command.output().unwrap();
@@ -273,7 +273,7 @@ fn misused(mut command: Command, flag: &str) {
     assert!(first.starts_with("error: ") && first.contains(flag), "{stderr}");
 }
 
-/// Logs without timings, weights, optimiser and the evaluation of two runs are the same.
+/// Asserts that logs without timings, weights, optimizer and evaluation of two runs are equal.
 #[track_caller]
 fn assert_same_runs(one: &RunDir, other: &RunDir) {
     let [one_log, other_log] = [one, other].map(|run| {
@@ -339,14 +339,14 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Files below a folder that were begun and not finished.
+/// Temporary files below a folder.
 fn unfinished(folder: &Path) -> Vec<String> {
     let (folders, files): (Vec<_>, Vec<_>) = names(folder).into_iter().partition(|name| folder.join(name).is_dir());
     let here = files.into_iter().filter(|name| name.starts_with(".partial-"));
     here.chain(folders.iter().flat_map(|name| unfinished(&folder.join(name)))).collect()
 }
 
-/// All cases may be trained on; nothing is then validated. Without any there is nothing to train on.
+/// All cases may be training cases; then nothing is validated. Without training cases, training is an error.
 #[test]
 fn a_split_may_hold_nothing_out() {
     let shop = Workshop::new();

@@ -1,6 +1,6 @@
-//! Which commands a page may use, and what becomes of each.
+//! The commands that a page may use, and the treatment of each.
 //!
-//! A page sees nothing but these. A command that is in no table fails its page: put it into one.
+//! A page sees only these. A command that is in no table fails its page: add it to one.
 
 use std::env;
 use std::fs;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::book;
 use super::job;
 
-/// Run as they are. Where one is not installed, its lines are reported as not run.
+/// Run unchanged. If one is not installed, its lines are reported as not run.
 const REAL: &[&str] = &[
     "awk",
     "basename",
@@ -48,10 +48,10 @@ const REAL: &[&str] = &[
     "zip",
 ];
 
-/// Run by a stand-in of the same name in `stand_ins/`, which says what it does otherwise than the command.
+/// Run by a stand-in of the same name in `stand_ins/`, whose head states the differences from the command.
 const STAND_INS: &[&str] = &["curl", "git", "make", "mpirun", "nnunet-dist", "nnunet-launch", "sbatch", "srun"];
 
-/// Run within the folder of the page only, by one stand-in for all.
+/// Run only within the folder of the page, by one stand-in for all.
 const FILES: &[&str] = &["chmod", "cp", "ln", "mkdir", "mv", "rm", "rmdir", "tee", "touch"];
 
 /// Not run, with the reason.
@@ -96,7 +96,7 @@ const ABSENT: &[(&str, &str)] = &[
     ("wget", "asks a service on the network"),
 ];
 
-/// The folder that is a page's PATH.
+/// The folder that is the PATH of a page.
 pub struct Commands {
     pub folder: PathBuf,
 }
@@ -118,7 +118,7 @@ impl Commands {
         Self { folder: folder.to_owned() }
     }
 
-    /// What the stand-ins need to know beside the state of the page.
+    /// Environment variables that the stand-ins need in addition to the state of the page.
     pub fn settings(&self) -> Vec<(&'static str, PathBuf)> {
         let program = program();
         let launcher = program.with_file_name("nnunet-launch");
@@ -133,12 +133,13 @@ impl Commands {
     }
 }
 
-/// The program, or that which `NNUNET_DIST_BIN` names.
+/// The program, or the one that `NNUNET_DIST_BIN` names.
 pub fn program() -> PathBuf {
     env::var_os("NNUNET_DIST_BIN").map_or_else(|| env!("CARGO_BIN_EXE_nnunet-dist").into(), PathBuf::from)
 }
 
-/// What a command of the table above becomes. It reads what comes through a pipe, so that the other end does not fail.
+/// Writes a replacement for a command that is not run. It reads its standard input, so that the other end of a pipe
+/// does not fail.
 fn write_absent(folder: &Path, name: &str, reason: &str) {
     let script = format!(
         "#!/bin/bash\n. \"$BOOK_STAND_INS/common.sh\"\nnote absent \"{name} $*: {reason}\"\n\

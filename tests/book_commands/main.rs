@@ -1,11 +1,11 @@
-//! The book is true: every command in it is run, page by page and in order, as a reader would type it.
+//! Runs every command in the book, page by page and in order, as a reader would type it.
 //!
-//! A page is one shell with `set -e` in a folder of its own, where all is that the page takes for granted (`world.rs`).
-//! Commands that take hours, GPUs, other hosts or root are replaced by stand-ins that do what can be done (`commands.rs`,
-//! `stand_ins/`); what each has changed is printed, and so is every line that was not run.
+//! A page is one shell with `set -e` in a folder of its own that contains everything the page assumes (`world.rs`).
+//! Commands that take hours, or need GPUs, other hosts or root, are replaced by stand-ins that do a smaller version
+//! (`commands.rs`, `stand_ins/`). The test prints each change a stand-in made and each line that was not run.
 //!
-//! `NNUNET_DOCS_TEST=1` (`make docs-test`) runs all pages, otherwise only the README and the tutorial are. `NNUNET_DOCS_PAGE`
-//! chooses pages whose path contains it, `NNUNET_DIST_BIN` another build of the program.
+//! `NNUNET_DOCS_TEST=1` (`make docs-test`) runs all pages; otherwise only the README and the tutorial run.
+//! `NNUNET_DOCS_PAGE` selects pages whose path contains it, `NNUNET_DIST_BIN` another build of the program.
 
 #[path = "../common/book.rs"]
 mod book;
@@ -28,7 +28,7 @@ use self::page::{Done, Page, name_of};
 use self::report::Count;
 use self::world::World;
 
-/// The examples of each command's `--help`, which do not build on each other.
+/// The page with the examples of each command's `--help`, which are independent of each other.
 const EXAMPLES: &str = "docs/reference/cli.md";
 /// Set by `make docs-test`.
 const ALL: &str = "NNUNET_DOCS_TEST";
@@ -65,7 +65,7 @@ fn every_page_runs_also_under_mpirun() {
     }
 }
 
-/// Runs pages and prints what became of them; fails once all have been tried.
+/// Runs pages and prints their results; panics after all have run if any failed.
 #[track_caller]
 fn run_pages(is_chosen: impl Fn(&str) -> bool, world: &World, commands: &Commands) -> Count {
     let (mut done, mut failures): (Vec<Done>, Vec<String>) = Default::default();
@@ -86,7 +86,7 @@ fn run_pages(is_chosen: impl Fn(&str) -> bool, world: &World, commands: &Command
     sum
 }
 
-/// The lines are those of Open MPI, and of a shell that tests have anyway.
+/// The commands on the pages are for Open MPI and for a shell that the other tests need too.
 fn can_run() -> bool {
     let found = job::launcher().is_some();
     if found && !job::is_open_mpi() {
@@ -102,14 +102,14 @@ fn run_text(text: &str) -> Result<Done, String> {
 }
 
 #[test]
-fn a_page_fails_with_the_line_that_does() {
+fn a_failing_page_names_the_line() {
     let failure =
         run_text("text\n```sh\ntrue\n```\n```sh\necho a word >&2\nls nowhere | cat\necho more\n```\n").unwrap_err();
     assert!(failure.starts_with("page.md:7: `ls nowhere | cat` failed"), "{failure}");
     assert!(failure.contains("a word") && failure.contains("nowhere") && !failure.contains("more"), "{failure}");
     let failure = run_text("```sh\nfrobnicate --all   # unknown\n```\n").unwrap_err();
     assert!(failure.contains("frobnicate is in no table"), "{failure}");
-    // The program itself.
+    // The program itself fails.
     let failure = run_text("```sh\nnnunet-dist plan -d nowhere -w work\n```\n").unwrap_err();
     assert!(failure.contains("page.md:2") && failure.contains("nowhere"), "{failure}");
 }

@@ -1,4 +1,4 @@
-//! A page: its statements, and what became of them.
+//! A page: its statements and their results.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -10,37 +10,37 @@ use std::time::{Duration, Instant};
 use super::book::{Block, shell_blocks};
 use super::commands::Commands;
 
-/// A page that is not through by then hangs.
+/// A page that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(20 * 60);
 
-/// One command of a page, of one line or several.
+/// One command of a page, on one or several lines.
 #[derive(Debug, PartialEq)]
 pub struct Statement {
-    /// Where it begins.
+    /// Line number of its first line.
     pub line: usize,
     pub text: String,
-    /// Why it is left out.
+    /// Reason for not running it.
     pub skipped: Option<String>,
 }
 
 #[derive(Debug)]
 pub struct Page {
-    /// Its path within the project.
+    /// Path within the project.
     pub name: String,
     pub statements: Vec<Statement>,
 }
 
-/// What became of a statement, where it was not run as it stands.
+/// The reason that a statement was not run, or was changed.
 #[derive(Debug, PartialEq)]
 pub struct Note {
-    /// Number of the statement in the page.
+    /// Index of the statement in the page.
     pub statement: usize,
-    /// Not run at all, rather than made small.
+    /// True if it was not run at all; false if a smaller version was run.
     pub is_absent: bool,
     pub text: String,
 }
 
-/// A page that came to its end.
+/// A page that ran to its end.
 #[derive(Debug)]
 pub struct Done {
     pub page: Page,
@@ -54,7 +54,7 @@ impl Page {
         Self { name: name.to_owned(), statements }
     }
 
-    /// A page for each section, for one whose sections do not build on each other. Lines keep their numbers.
+    /// Splits a page whose sections are independent into one page per section. Line numbers stay those of the page.
     pub fn sections(name: &str, text: &str) -> Vec<Self> {
         let headings = text.lines().enumerate().filter(|(_, line)| line.starts_with("## "));
         let headings: Vec<(usize, &str)> = headings.collect();
@@ -71,7 +71,7 @@ impl Page {
     /// Runs all statements in `folder`, in order, in one shell.
     ///
     /// # Errors
-    /// The first that fails, with what it said.
+    /// Returns the first statement that fails, with its output.
     pub fn run(self, folder: &Path, commands: &Commands) -> Result<Done, String> {
         let began = Instant::now();
         let state = tempfile::tempdir().unwrap();
@@ -86,7 +86,7 @@ impl Page {
             .stdin(Stdio::null())
             .stdout(stream())
             .stderr(stream());
-        // Its processes can be ended together.
+        // A process group, so that all its processes can be killed together.
         shell.process_group(0);
         let status = wait(shell.settings(state.path(), commands).spawn().unwrap());
         end_servers(state.path());
@@ -98,7 +98,7 @@ impl Page {
         }
     }
 
-    /// Each statement after one that notes its number and shows it.
+    /// The script: before each statement, a command that records its index and prints it.
     fn script(&self) -> String {
         let mut script = String::from(
             "set -eo pipefail\n\
@@ -113,7 +113,7 @@ impl Page {
             let shown = format!("{}:{}: {}", self.name, statement.line, statement.text).replace('\'', r"'\''");
             script += &format!("__statement {number} '{shown}'\n");
             if statement.skipped.is_none() {
-                // `a && b` ends no shell where `a` fails.
+                // `set -e` does not end the shell if `a` fails in `a && b`.
                 script += &format!("{}\n__succeeded $?\n", statement.text);
             }
         }
@@ -152,18 +152,18 @@ impl Settings for Command {
                 self.env_remove(&name);
             }
         }
-        // Test machines are containers, run as root, with few cores.
+        // Test machines are containers that run as root, with few cores.
         for setting in ["ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM", "MCA_rmaps_base_oversubscribe"] {
             self.env(format!("OMPI_{setting}"), "1");
         }
         self.env("OMPI_MCA_mpi_yield_when_idle", "1").env("OMPI_MCA_hwloc_base_binding_policy", "none");
-        // As a module of the environment sets it.
+        // As the environment module sets it.
         self.env("NNUNET_DIST_HOME", super::book::root());
         self.env("BOOK_STATE", state).envs(commands.settings()).env("PATH", &commands.folder)
     }
 }
 
-/// How the shell ended; `None` if it had to be killed.
+/// Waits for the shell; `None` if it had to be killed.
 fn wait(mut shell: Child) -> Option<ExitStatus> {
     let began = Instant::now();
     while began.elapsed() < PATIENCE {
@@ -172,20 +172,20 @@ fn wait(mut shell: Child) -> Option<ExitStatus> {
         }
         thread::sleep(Duration::from_millis(20));
     }
-    // SAFETY: the group is the shell's own, which has not been waited for.
+    // SAFETY: the process group belongs to the shell, which has not been waited for.
     unsafe { libc::kill(-(shell.id() as libc::pid_t), libc::SIGKILL) };
     shell.wait().unwrap();
     None
 }
 
-/// Asks the servers that the page has started to end.
+/// Asks the servers that the page started to stop.
 fn end_servers(state: &Path) {
     for server in fs::read_to_string(state.join("servers")).unwrap_or_default().lines() {
         let _ = Command::new("kill").arg(server).stderr(Stdio::null()).status();
     }
 }
 
-/// The statements of a block: as many lines each as the shell needs to understand them.
+/// The statements of a block: each has as many lines as the shell needs to parse it.
 fn statements(block: &Block) -> Vec<Statement> {
     let mut statements = Vec::new();
     let mut open: Option<Statement> = None;
@@ -202,12 +202,12 @@ fn statements(block: &Block) -> Vec<Statement> {
             open = Some(statement);
         }
     }
-    // What never becomes whole fails when it is run.
+    // An incomplete statement fails when it is run.
     statements.extend(open);
     statements
 }
 
-/// Whether a shell waits for no further line.
+/// True if a shell needs no further line to parse the text.
 fn is_whole(text: &str) -> bool {
     let output = Command::new("bash").args(["-n", "-c", text]).output().unwrap();
     !text.ends_with('\\') && output.status.success() && output.stderr.is_empty()
@@ -220,7 +220,7 @@ pub fn name_of(path: &Path) -> String {
 }
 
 #[test]
-fn statements_are_what_a_shell_takes_as_one() {
+fn statements_are_split_as_a_shell_parses_them() {
     let page = Page::new(
         "page",
         "```sh\n# first\na \\\n    b   # and\n\nfor i in 1 2; do\n    c $i\ndone\ncat <<E\nd\nE\n```\ntext\n```sh\ne\n```\n",

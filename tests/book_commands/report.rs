@@ -1,8 +1,8 @@
-//! What was run, and what was not and why.
+//! A summary of the statements that were run, and of those that were not, with the reasons.
 
 use super::page::{Done, Note};
 
-/// Numbers of statements of a page.
+/// Number of statements of a page, by treatment.
 #[derive(Clone, Copy, Default)]
 pub struct Count {
     pub as_it_stands: usize,
@@ -26,7 +26,7 @@ impl Count {
         count
     }
 
-    /// Those that did something.
+    /// Number of statements that were run.
     pub fn run(&self) -> usize {
         self.as_it_stands + self.small
     }
@@ -44,7 +44,7 @@ impl Count {
     }
 }
 
-/// Prints the reasons and the table; gives the sum over all pages.
+/// Prints the reasons and the table; returns the sum over all pages.
 pub fn print(pages: &[Done]) -> Count {
     for done in pages {
         println!("{}", reasons(done));
@@ -61,7 +61,7 @@ pub fn print(pages: &[Done]) -> Count {
     sum
 }
 
-/// A line for each statement that was not run as it stands.
+/// One line for each statement that was not run unchanged.
 fn reasons(done: &Done) -> String {
     let mut text = String::new();
     for (number, statement) in done.page.statements.iter().enumerate() {

@@ -1,5 +1,4 @@
-//! What a reader has before they come to a page: datasets, images, trained networks. Made once, small, and copied for each
-//! page.
+//! The things a page assumes: datasets, images, trained networks. Made once, small, and copied for each page.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,11 +14,11 @@ use super::commands::program;
 use super::dicom::Series;
 use super::plans::shrink;
 
-/// What a page takes for granted, where it is not listed below.
+/// The things in the folder of a page that is not listed below.
 const USUAL: &[&str] = &["Task04_Hippocampus", "hippocampus", "images", "imagesTs=images", "labels"];
 
-/// The same for pages that take something else: names of things in the folder of the page, `NAME=THING` where a thing of the
-/// world has another name there.
+/// The same for pages that need other things: names in the folder of the page, `NAME=THING` if the thing has another
+/// name in the world.
 const GIVEN: &[(&str, &[&str])] = &[
     ("README.md", &["Task04_Hippocampus"]),
     ("docs/tutorial.md", &[]),
@@ -79,13 +78,13 @@ const GIVEN: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Things that pages may be given, in one folder.
+/// All things that pages may need, in one folder.
 pub struct World {
     folder: TempDir,
 }
 
 impl World {
-    /// The raw datasets and images.
+    /// Makes the raw datasets and images.
     pub fn new() -> Self {
         let world = Self { folder: tempfile::tempdir().unwrap() };
         for (name, channels) in [("Dataset004_Hippocampus", ["MR"].as_slice()), ("Dataset005_Prostate", &["T2", "ADC"])]
@@ -109,7 +108,7 @@ impl World {
         world
     }
 
-    /// Those, and what has been trained on them.
+    /// Makes the raw datasets and images, and trains networks on them.
     pub fn with_networks() -> Self {
         let world = Self::new();
         world.plan("Task04_Hippocampus", "hippocampus", &[], &["2d", "3d_fullres"]);
@@ -136,7 +135,7 @@ impl World {
             }
         }
 
-        // What nnU-Net itself has made.
+        // Files written by nnU-Net itself.
         let files = book::root().join("tests/nnunet_files");
         let name = "Dataset004_Hippocampus";
         copy(&files.join("3d_fullres"), &world.path("nnunet_model"));
@@ -146,14 +145,14 @@ impl World {
         world
     }
 
-    /// A folder for a page, with copies of what it takes for granted, and links to what the checkout has.
+    /// Makes the folder of a page: copies of the things it assumes, and links to files of the checkout.
     pub fn folder_for(&self, page: &str) -> TempDir {
         let folder = tempfile::tempdir().unwrap();
         for entry in ["benches", "configs", "docs", "slurm", "src", "tests"] {
             symlink(book::root().join(entry), folder.path().join(entry)).unwrap();
         }
         let given_to = |page: &str| GIVEN.iter().find(|(name, _)| *name == page).map(|(_, given)| *given);
-        // A section of a page has what its page has, if not told otherwise.
+        // A section has the things of its page, unless listed itself.
         let of_page = || given_to(page.split('#').next().unwrap());
         let given = given_to(page).or_else(of_page).unwrap_or(USUAL);
         for name in given {
@@ -167,7 +166,7 @@ impl World {
         self.folder.path().join(name)
     }
 
-    /// Five cases to train on and two others, in nnU-Net's layout, all channels alike.
+    /// Five training cases and two test cases in nnU-Net's layout; all channels are equal.
     fn dataset(&self, name: &str, channels: &[&str]) {
         let folder = self.path(name);
         let case = name.rsplit('_').next().unwrap().to_lowercase();
@@ -176,7 +175,7 @@ impl World {
             for entry in fs::read_dir(folder.join(part)).unwrap() {
                 let path = entry.unwrap().path();
                 let phantom = path.file_name().unwrap().to_str().unwrap().to_owned();
-                // Counted from 1.
+                // Numbered from 1.
                 let number: usize = phantom["phantom_".len()..][..3].parse().unwrap();
                 let rest = &phantom["phantom_000".len()..];
                 for channel in 1..channels.len() {
@@ -194,11 +193,11 @@ impl World {
         });
     }
 
-    /// Plans networks that compute in no time, and preprocesses for them.
+    /// Plans small networks and preprocesses for them.
     fn plan(&self, dataset: &str, work: &str, more: &[&str], configurations: &[&str]) {
         self.succeeds(&[&["plan", "-d", dataset, "-w", work], more].concat());
         edit(&self.path(work).join("nnUNetPlans.json"), |plans| {
-            // The second stage of a cascade inherits its network.
+            // The second stage of a cascade inherits its architecture.
             let own = |name: &&&str| plans["configurations"][**name].get("architecture").is_some();
             let own: Vec<&&str> = configurations.iter().filter(own).collect();
             own.into_iter().for_each(|name| shrink(&mut plans["configurations"][name]));
@@ -212,7 +211,7 @@ impl World {
         self.succeeds(&[&train[..], &short, more].concat());
     }
 
-    /// Leaves the step of a training whose loss is no number, as if it had been step 123 of a run.
+    /// Writes a dump of a training step with a NaN loss, as if it were step 123 of a run.
     fn incident(&self, run: &str) {
         let train = ["train", "-w", "hippocampus", "-c", "3d_fullres", "-f", "0", "--run-dir", "diverged"];
         let short =
@@ -240,14 +239,14 @@ impl World {
     }
 }
 
-/// Changes a JSON file.
+/// Edits a JSON file.
 fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
     let mut value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     change(&mut value);
     fs::write(path, value.to_string()).unwrap();
 }
 
-/// A file or a folder with all that is in it, links as links.
+/// Copies a file or a folder with its contents; symbolic links stay links.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to.parent().unwrap()).unwrap();
     let status = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();

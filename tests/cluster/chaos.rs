@@ -1,8 +1,8 @@
-//! A supervised training over several hosts, while at random moments ranks are killed, hosts frozen or powered off, cables
-//! pulled and the disk filled: it ends with the weights of the same training undisturbed, to the last bit.
+//! A supervised training over several hosts, disturbed at random moments: ranks are killed, hosts frozen or powered
+//! off, links cut, the disk filled. It ends with the weights of the same training without disturbances, bit for bit.
 //!
-//! `NNUNET_CHAOS_SECONDS` says how long the disturbances go on (two minutes, if it is not set: three in all; `make chaos`:
-//! half an hour), and `NNUNET_CHAOS_SEED` which they are.
+//! `NNUNET_CHAOS_SECONDS` sets the duration of the disturbances (two minutes by default, for a total of three; `make
+//! chaos`: half an hour), and `NNUNET_CHAOS_SEED` selects them.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -23,10 +23,10 @@ use crate::launch::over_all_hosts;
 use crate::runs::{HOSTS, count_steps};
 use crate::work::{Workshop, tensors_of};
 
-/// Of the part of the run that says how fast this machine is.
+/// Epochs of the first part of the run, which measures the speed of this machine.
 const FIRST_EPOCHS: usize = 30;
 
-/// What may happen.
+/// A fault to inject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Disturbance {
     KillRank,
@@ -34,17 +34,18 @@ enum Disturbance {
     Freeze,
     CutLink,
     FillDisk,
-    /// As a batch system does before the time is up.
+    /// As a batch system does before the time limit.
     AskToStop,
 }
 
 #[test]
-fn a_training_under_chaos_ends_as_if_nothing_had_happened() {
+fn a_training_under_chaos_ends_with_the_same_weights() {
     let shop = Workshop::new();
     let number = |name: &str, default: u64| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let (seconds, seed) = (number("NNUNET_CHAOS_SECONDS", 120), number("NNUNET_CHAOS_SEED", 1));
     let limit = Duration::from_secs(seconds);
-    // Before the hosts, so that they see it. The log grows by half a KiB with each epoch, of which there are some dozen a second.
+    // Mounted before the hosts start, so that they see it. The log grows by half a KiB per epoch, at a few dozen epochs
+    // per second.
     let Some(disk) = SmallDisk::mount(shop.path("disk"), (8 << 20) + ((seconds as usize) << 15)) else { return };
     let Some(cluster) = Cluster::up(HOSTS) else { return };
 
@@ -52,11 +53,11 @@ fn a_training_under_chaos_ends_as_if_nothing_had_happened() {
     let began = Instant::now();
     let Some(mut job) = launch(&cluster, &shop, &first, FIRST_EPOCHS) else { return };
     finish(&mut job, Duration::from_secs(120));
-    // Undisturbed it takes half as long as disturbances go on, with them about as long.
+    // Without disturbances the run takes half as long as the disturbances last; with them, about as long.
     let speed = FIRST_EPOCHS as f64 / began.elapsed().as_secs_f64();
     let epochs = ((limit.as_secs_f64() * speed / 2.0) as usize).max(FIRST_EPOCHS);
     let mut job = launch(&cluster, &shop, &whole, epochs).unwrap();
-    // Slower, where other work has come to the machine meanwhile.
+    // Slower, if other processes use the machine meanwhile.
     finish(&mut job, limit * 3 + Duration::from_secs(120));
 
     let run = RunDir::new(disk.folder.join("run"));
@@ -72,14 +73,14 @@ fn a_training_under_chaos_ends_as_if_nothing_had_happened() {
         if let Some(status) = job.finished() {
             match status.code() {
                 Some(0) => break status,
-                // Lost, with no restart left; or asked to stop.
+                // Lost without a restart left, or asked to stop.
                 Some(75 | 79 | 130 | 137 | 143) => {}
                 _ => panic!("{status}\n{}", job.output()),
             }
             starts += 1;
             job = launch(&cluster, &shop, &run, epochs).unwrap();
         }
-        assert!(began.elapsed() < limit * 4 + Duration::from_secs(300), "it never ends\n{}", job.output());
+        assert!(began.elapsed() < limit * 4 + Duration::from_secs(300), "the job does not end\n{}", job.output());
         if began.elapsed() < limit {
             chaos.strike(&run, &mut job);
         } else {
@@ -91,14 +92,14 @@ fn a_training_under_chaos_ends_as_if_nothing_had_happened() {
         began.elapsed().as_secs_f64(),
         chaos.done
     );
-    assert!(tensors_of(&whole.checkpoint_latest()) == tensors_of(&run.checkpoint_latest()), "other weights");
-    assert!(tensors_of(&whole.checkpoint_best()) == tensors_of(&run.checkpoint_best()), "another best");
+    assert!(tensors_of(&whole.checkpoint_latest()) == tensors_of(&run.checkpoint_latest()), "the weights differ");
+    assert!(tensors_of(&whole.checkpoint_best()) == tensors_of(&run.checkpoint_best()), "the best checkpoints differ");
     let lines = |run: &RunDir| fs::read_to_string(run.log()).unwrap().lines().count();
     assert_eq!((lines(&whole), lines(&run)), (epochs, epochs), "the log has every epoch once");
     let left = |folder: &Path| {
         fs::read_dir(folder).unwrap().flatten().any(|e| e.file_name().to_string_lossy().starts_with(".partial-"))
     };
-    assert!(!left(run.root()) && !left(&run.checkpoints()), "something half-written is left");
+    assert!(!left(run.root()) && !left(&run.checkpoints()), "partial files remain");
 }
 
 struct Chaos<'a> {
@@ -109,12 +110,12 @@ struct Chaos<'a> {
 }
 
 impl Chaos<'_> {
-    /// Waits for a while in which the job may come further, and disturbs it.
+    /// Waits for a while in which the job may make progress, then injects a fault.
     fn strike(&mut self, run: &RunDir, job: &mut Running) {
         let before = count_steps(run);
         let pause = Duration::from_secs_f64(self.random.random_range(0.0..3.0));
         let began = Instant::now();
-        // So that it comes to its end one day, but not always.
+        // Long enough for progress in most rounds, not in all.
         while began.elapsed() < Duration::from_secs(20) && (count_steps(run) < before + 2 || began.elapsed() < pause) {
             if job.is_over() {
                 return;
@@ -130,7 +131,7 @@ impl Chaos<'_> {
             Disturbance::AskToStop,
         ];
         let disturbance = all[self.random.random_range(0..all.len())];
-        // The first host has the launcher.
+        // The first host runs the launcher.
         let victim = self.random.random_range(2..=HOSTS);
         let duration = Duration::from_secs_f64(self.random.random_range(0.2..12.0));
         *self.done.entry(disturbance).or_default() += 1;
@@ -157,7 +158,7 @@ impl Chaos<'_> {
     }
 }
 
-/// One rank on each host, supervised, going on from where the run stands.
+/// One rank on each host, supervised, resuming the run.
 fn launch(cluster: &Cluster, shop: &Workshop, run: &RunDir, epochs: usize) -> Option<Running> {
     let mut train: Command = shop.train(run);
     train.args(["--resume=auto", "--batch-size", "1", "--epochs", &epochs.to_string(), "--iters-per-epoch", "2"]);

@@ -1,4 +1,4 @@
-//! Training over several hosts is the same training.
+//! Training over several hosts gives the same result as on one.
 
 use std::process::Command;
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn the_launcher_trains_over_hosts_as_one_process() {
 }
 
 #[test]
-fn slow_and_lossy_links_change_nothing_but_the_time() {
+fn slow_and_lossy_links_change_only_the_time() {
     if !is_full() {
         return;
     }
@@ -38,7 +38,7 @@ fn slow_and_lossy_links_change_nothing_but_the_time() {
     let shop = Workshop::new();
     let run = shop.run_dir("spread");
     let mut command = share(&shop, &run);
-    // Slow is not lost.
+    // A slow link is not a lost one.
     command.args(["--comm-timeout", "10"]);
     cluster.shape("100mbit", "1%");
     finishes(cluster.mpirun(&command), 4 * PATIENCE);
@@ -57,8 +57,8 @@ fn trains_as_one(cluster: &Cluster, shop: &Workshop, run: &RunDir, command: Comm
     }
 }
 
-/// What each host has to send at least, and to receive: an all-reduce of n bytes over N ranks is not to be had for less
-/// than 2 n (N - 1) / N bytes per rank (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69, 2009).
+/// Minimum number of bytes that each host sends, and receives: an all-reduce of n bytes over N ranks takes at least 2 n
+/// (N - 1) / N bytes per rank (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69, 2009).
 fn bytes_to_exchange(run: &RunDir) -> u64 {
     let weights = SavedModel::read(&run.checkpoint_latest()).unwrap().weights;
     let bytes: usize = weights.iter().map(|tensor| size_of_val(tensor.values.as_slice())).sum();

@@ -1,7 +1,7 @@
-//! What becomes of a training when a rank, a host or a link is lost: it ends by itself, in time, and says what was lost.
+//! Training after the loss of a rank, a host or a link: it ends in time and names the fault.
 //!
-//! Under plain mpirun the exit code is that of whoever notices first, the ranks or mpirun itself; `nnunet-launch` makes
-//! it 75. A host that is frozen as a whole takes mpirun along, so that only the launcher ends the job.
+//! Under plain mpirun the exit code comes from the first process to notice, a rank or mpirun itself; `nnunet-launch`
+//! makes it 75. A frozen host that runs mpirun freezes mpirun too, so that only the launcher ends the job.
 
 use std::process::Command;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use crate::launch;
 use crate::runs::{HOSTS, PATIENCE, assert_same_losses, endless_share, share, train_alone, wait_for_steps};
 use crate::work::Workshop;
 
-/// Seconds, of `--comm-timeout`.
+/// `--comm-timeout` in seconds.
 const DEADLINE: u64 = 10;
 
-/// From the fault to the end of the job.
+/// Time limit from the fault to the end of the job.
 const LIMIT: Duration = Duration::from_secs(DEADLINE + 15);
 
-/// The host that meets with the accident, with the rank that runs there.
+/// The host with the fault, and the rank that runs there.
 const VICTIM: usize = 2;
 
-/// Of mpirun where a rank ended by SIGKILL.
+/// Exit code of mpirun when a rank ended by SIGKILL.
 const KILLED: i32 = 128 + libc::SIGKILL;
 
-/// Of mpirun where it has lost one of its daemons.
+/// Exit code of mpirun when it lost one of its daemons.
 const DAEMON_LOST: i32 = 205;
 
-/// Try again.
+/// Exit code: try again.
 const RETRY: i32 = 75;
 
 #[test]
@@ -68,14 +68,14 @@ fn a_host_whose_link_is_cut_is_named() {
 }
 
 #[test]
-fn a_host_that_is_frozen_is_named_and_holds_up_nobody() {
+fn a_host_that_is_frozen_is_named_and_blocks_no_other() {
     if is_full() {
         ends(under_the_launcher, |cluster| cluster.freeze(VICTIM), RETRY, silence);
     }
 }
 
 #[test]
-fn a_link_that_is_down_for_a_moment_does_no_harm() {
+fn a_short_link_outage_does_not_end_the_training() {
     if !is_full() {
         return;
     }
@@ -120,7 +120,7 @@ fn other_weights_on_one_host_are_named() {
 }
 
 #[test]
-fn a_training_that_is_restarted_ends_as_if_nothing_had_happened() {
+fn a_restarted_training_ends_with_the_same_losses() {
     if !is_full() {
         return;
     }
@@ -138,12 +138,12 @@ fn a_training_that_is_restarted_ends_as_if_nothing_had_happened() {
     assert_same_losses(&train_alone(&shop), &run);
 }
 
-/// Words of the ranks that are left.
+/// Messages of the remaining ranks.
 fn silence(host: &str) -> [String; 2] {
     ["error: rank 0: ".into(), format!("no heartbeat from rank 1 on {host} for ")]
 }
 
-/// Words of mpirun.
+/// Messages of mpirun.
 fn lost_daemon(host: &str) -> [String; 2] {
     ["ORTE has lost communication with a remote daemon".into(), format!("on node {host}")]
 }
@@ -158,7 +158,7 @@ fn under_the_launcher(cluster: &Cluster, train: &Command) -> Option<Command> {
     launch::over_all_hosts(cluster, HOSTS, &[], train)
 }
 
-/// Lets a training meet with a fault, which must end it in time, with this exit code and these words.
+/// Injects a fault into a training, which must end in time with this exit code and these messages.
 fn ends(starter: Starter, fault: impl FnOnce(&Cluster), code: i32, words: impl FnOnce(&str) -> [String; 2]) {
     let Some(cluster) = Cluster::up(HOSTS) else { return };
     let shop = Workshop::new();

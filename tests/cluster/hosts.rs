@@ -1,4 +1,4 @@
-//! A cluster of namespaces for the length of a test, made by `hosts.sh`.
+//! A cluster of network namespaces for the duration of a test, made by `hosts.sh`.
 
 use std::env;
 use std::fs::File;
@@ -11,7 +11,7 @@ use crate::job;
 /// The folder with the scripts.
 pub const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster");
 
-/// Whether the long tests are wanted, too; says so where not.
+/// True if the long tests are enabled; prints a line if not.
 pub fn is_full() -> bool {
     let is_full = env::var_os("NNUNET_CLUSTER").is_some_and(|value| value == "full");
     if !is_full {
@@ -20,28 +20,28 @@ pub fn is_full() -> bool {
     is_full
 }
 
-/// What crossed the network interface of a host.
+/// Bytes that crossed the network interface of a host.
 #[derive(Clone, Copy, Debug)]
 pub struct Traffic {
     pub received: u64,
     pub sent: u64,
 }
 
-/// Hosts `1 ..= N`. The cluster goes down when this is dropped, and also when the test is killed.
+/// Hosts `1 ..= N`. The cluster is removed when this is dropped, and also when the test is killed.
 pub struct Cluster {
     prefix: String,
     state: PathBuf,
-    /// Takes the cluster down when its standard input ends.
+    /// Removes the cluster when its standard input closes.
     keeper: Child,
-    /// A checkout has one cluster at a time.
+    /// A lock, so that a checkout has one cluster at a time.
     _lock: File,
 }
 
 impl Cluster {
-    /// `None`, with a line that says why, where there can be none.
+    /// Starts a cluster; returns `None` and prints the reason if that is impossible.
     pub fn up(hosts: usize) -> Option<Self> {
         if !job::is_open_mpi() {
-            println!("skipped: the flags are those of Open MPI");
+            println!("skipped: these tests use flags of Open MPI");
             return None;
         }
         let prefix = prefix();
@@ -52,7 +52,7 @@ impl Cluster {
         if !is_possible(script(&prefix, &state, "check")) {
             return None;
         }
-        // What a machine that lost power may have left.
+        // Remains of an earlier run, for example after a power loss.
         succeed(script(&prefix, &state, "down"));
         let mut hold = script(&prefix, &state, "hold");
         let keeper = hold.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -61,7 +61,7 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// Whether links can be made slow; says why not.
+    /// True if links can be made slow; prints the reason if not.
     pub fn can_shape(&self) -> bool {
         is_possible(self.script(&["check", "shape"]))
     }
@@ -71,7 +71,7 @@ impl Cluster {
         format!("{}{number}", self.prefix)
     }
 
-    /// A script of this folder, told of this cluster.
+    /// A script of this folder, run for this cluster.
     pub fn tool(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = tool(name, &self.prefix, &self.state);
         command.args(arguments);
@@ -92,42 +92,42 @@ impl Cluster {
         append(self.script(&["run", "1"]), command)
     }
 
-    /// What stands in for ssh.
+    /// The replacement for ssh.
     pub fn remote_shell(&self) -> PathBuf {
         self.state.join("rsh")
     }
 
-    /// Kills everything on a host at once.
+    /// Kills all processes of a host at once.
     pub fn power_off(&self, number: usize) {
         succeed(self.script(&["power", &self.host(number)]));
     }
 
-    /// Stops everything on a host.
+    /// Stops all processes of a host.
     pub fn freeze(&self, number: usize) {
         succeed(self.script(&["freeze", &self.host(number)]));
     }
 
-    /// Lets it go on.
+    /// Continues all processes of a host.
     pub fn thaw(&self, number: usize) {
         succeed(self.script(&["thaw", &self.host(number)]));
     }
 
-    /// Pulls the cable of a host.
+    /// Takes the link of a host down.
     pub fn cut_link(&self, number: usize) {
         succeed(self.script(&["link", &self.host(number), "down"]));
     }
 
-    /// Plugs it in again.
+    /// Brings the link of a host up again.
     pub fn mend_link(&self, number: usize) {
         succeed(self.script(&["link", &self.host(number), "up"]));
     }
 
-    /// Sends a signal to the rank of a host.
+    /// Sends a signal to the rank on a host.
     pub fn signal(&self, number: usize, signal: &str) {
         succeed(self.script(&["signal", &self.host(number), signal, "nnunet-dist"]));
     }
 
-    /// The same, where the rank may be gone already.
+    /// Sends a signal to the rank on a host, if it still exists.
     pub fn try_signal(&self, number: usize, signal: &str) {
         let _ = self.script(&["signal", &self.host(number), signal, "nnunet-dist"]).output();
     }
@@ -137,7 +137,7 @@ impl Cluster {
         succeed(self.script(&["shape", rate, loss]));
     }
 
-    /// Of each host.
+    /// Traffic of each host.
     pub fn traffic(&self) -> Vec<Traffic> {
         let lines = succeed(self.script(&["stat"]));
         let numbers = |line: &str| line.split(' ').skip(1).map(|number| number.parse().unwrap()).collect::<Vec<_>>();
@@ -152,7 +152,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Runs a command to its end and gives what it printed.
+/// Runs a command to its end and returns its standard output.
 #[track_caller]
 pub fn succeed(mut command: Command) -> String {
     let output = command.output().unwrap();
@@ -160,7 +160,7 @@ pub fn succeed(mut command: Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs a check, and passes on why it is not possible.
+/// Runs a check; prints its reason if it fails.
 pub fn is_possible(mut check: Command) -> bool {
     let output = check.output().unwrap();
     if !output.status.success() {
@@ -169,7 +169,7 @@ pub fn is_possible(mut check: Command) -> bool {
     output.status.success()
 }
 
-/// Names of hosts and namespaces that another checkout does not have: `t`, four letters and `n`.
+/// A prefix for names of hosts and namespaces that is unique to the checkout: `t`, four letters and `n`.
 fn prefix() -> String {
     let mut hasher = DefaultHasher::new();
     env!("CARGO_MANIFEST_DIR").hash(&mut hasher);
@@ -189,7 +189,7 @@ fn tool(name: &str, prefix: &str, state: &Path) -> Command {
     command
 }
 
-/// The words of one command after those of another, with the environment of both.
+/// Appends the words of one command to those of another, with the environment of both.
 fn append(mut front: Command, command: &Command) -> Command {
     front.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {

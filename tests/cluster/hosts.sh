@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# See usage below. Each host is a network namespace; the cables end at a bridge in a namespace of its own, so that
-# nothing of the machine's own network is touched.
+# See usage below. Each host is a network namespace; the links end at a bridge in a separate namespace, so that
+# the machine's own network is not changed.
 set -euo pipefail
 
 prefix=${NNUNET_CLUSTER_PREFIX:-nnd}
@@ -11,25 +11,25 @@ self=$(readlink -f "$0")
 
 usage() {
     cat <<EOF
-A cluster on one machine: hosts with a network, a host name and a local folder of their own, and everything else shared.
+A cluster on one machine: each host has its own network, host name and local folder; everything else is shared.
 Needs root.
 
-  hosts.sh check [shape]             say in one line why there can be none here (with shape: no slow links); exit code 4
+  hosts.sh check [shape]             print why this machine cannot run it (with shape: no slow links); exit code 4
   hosts.sh up N                      make the hosts ${prefix}1 … ${prefix}N: $network.1 … $network.N on eth0
-  hosts.sh down                      kill what runs on them and remove them, however much of them there is
+  hosts.sh down                      kill their processes and remove them, also after a partial start
   hosts.sh hold                      wait until standard input ends, then go down
   hosts.sh list                      the hosts, one a line
   hosts.sh exec HOST COMMAND…        run a command on a host
-  hosts.sh run SLOTS COMMAND…        mpirun with so many ranks on each host (\$MPIRUN_FLAGS: more flags)
+  hosts.sh run SLOTS COMMAND…        mpirun with SLOTS ranks on each host (\$MPIRUN_FLAGS: more flags)
   hosts.sh shape RATE [LOSS%]        make all links slow and lossy, as in: shape 100mbit 1%
   hosts.sh shape off
-  hosts.sh link HOST up|down         plug in or pull the cable of a host
-  hosts.sh power HOST                kill everything on a host at once
-  hosts.sh freeze|thaw HOST          stop everything on a host, and let it go on
+  hosts.sh link HOST up|down         bring the link of a host up or down
+  hosts.sh power HOST                kill all processes of a host at once
+  hosts.sh freeze|thaw HOST          stop or continue all processes of a host
   hosts.sh signal HOST NAME PROGRAM  send a signal to the processes of one program on a host
   hosts.sh stat                      a line for each host: name, bytes received and bytes sent on eth0
 
-Environment: NNUNET_CLUSTER_PREFIX, of the names of the hosts and of all else (now $prefix); NNUNET_CLUSTER_STATE, a folder
+Environment: NNUNET_CLUSTER_PREFIX, the prefix of all names (now $prefix); NNUNET_CLUSTER_STATE, a folder
 for the cluster's files (now $state).
 EOF
 }
@@ -97,8 +97,8 @@ write_hosts_file() {
     done
 } >"$state/hosts"
 
-# Stands in for ssh where a launcher starts its daemons: AGENT [flags of ssh] HOST COMMAND…
-# As ssh does, it stays behind on the host that calls, and does not hear of it when the other one loses power.
+# Replaces ssh when a launcher starts its daemons: AGENT [flags of ssh] HOST COMMAND…
+# As with ssh, it keeps running on the calling host, and does not notice when the other one loses power.
 write_remote_shell() {
     cat >"$state/rsh" <<EOF
 #!/bin/sh
@@ -131,7 +131,7 @@ add_host() {
     ip -n "$host" link set lo up
 }
 
-# A link carries nothing for a moment after it comes up. Nobody listens at port 1, so an answer is a refusal.
+# A link drops packets for a moment after it comes up. Port 1 is closed, so an answer is a refused connection.
 await_links() {
     local number _
     for number in $(seq 2 "$1"); do
@@ -151,7 +151,7 @@ answer_from() {
 do_down() {
     local host
     for host in $(namespaces | grep -E "^$prefix([0-9]+|switch)$"); do
-        # What is started while the others are killed is found in the next round.
+        # The next round kills processes that were started during this one.
         while kill_all KILL "$host"; do
             sleep 0.05
         done
@@ -174,8 +174,8 @@ namespaces() {
     ip netns list | cut -d ' ' -f 1
 }
 
-# `ip netns exec` would mount another /sys, without the cgroups that slurmd looks for; nsenter does not. The mount
-# namespace gives each host a folder of its own at the same path, which PMIx wants.
+# `ip netns exec` would mount another /sys, without the cgroups that slurmd needs; nsenter does not. The mount
+# namespace gives each host its own folder at the same path, which PMIx needs.
 do_exec() {
     local host=${1:?which host}
     shift
@@ -201,7 +201,7 @@ do_run() {
         --mca mpi_yield_when_idle 1 ${MPIRUN_FLAGS:-} "$@"
 }
 
-# The rate by tbf and the loss by nftables, since netem, which does both, is missing from many kernels.
+# Rate by tbf and loss by nftables, since many kernels lack netem, which does both.
 do_shape() {
     local rate=${1:?a rate, or off} loss=${2:-} host
     for host in $(do_list); do
@@ -218,7 +218,7 @@ limit_rate() {
     tc -n "$1" qdisc add dev "$2" root tbf rate "$3" burst 256kb latency 400ms
 }
 
-# Packets are lost on arrival.
+# Packets are dropped on arrival.
 lose() {
     local per_mille
     per_mille=$(awk -v percent="${3%\%}" 'BEGIN { print int(percent * 10) }')
@@ -248,7 +248,7 @@ do_thaw() {
     kill_all CONT "$1" || true
 }
 
-# False where there was nothing to send the signal to.
+# False if no process received the signal.
 kill_all() {
     local processes
     processes=$(ip netns pids "$2")

@@ -5,11 +5,11 @@ use std::process::Command;
 
 use crate::hosts::Cluster;
 
-/// `command`, which is the program with its arguments, as one rank on each host. `None`, with a line that says so, where
-/// the launcher has not been built.
+/// Runs `command`, the program with its arguments, as one rank on each host. Returns `None` and prints a line if the
+/// launcher has not been built.
 pub fn over_all_hosts(cluster: &Cluster, hosts: usize, flags: &[&str], command: &Command) -> Option<Command> {
     let program = Path::new(env!("CARGO_BIN_EXE_nnunet-dist"));
-    // Of another package, so that only a build of the whole workspace has it.
+    // The launcher is another package, so only a build of the whole workspace makes it.
     let launcher = program.with_file_name("nnunet-launch");
     if !can_launch(&launcher) {
         println!("skipped: no working {}; `cargo build --workspace` makes it", launcher.display());

@@ -1,4 +1,4 @@
-//! The training that the hosts share, and how it would have gone without anything special.
+//! The training that the hosts share, and the same training on one host for comparison.
 
 use std::fs;
 use std::process::Command;
@@ -12,26 +12,26 @@ use crate::hosts::succeed;
 use crate::job::Running;
 use crate::work::Workshop;
 
-/// Each with one rank and one sample per step.
+/// Number of hosts, each with one rank and one sample per step.
 pub const HOSTS: usize = 3;
 
-/// One per epoch, so that the log has the loss of each step.
+/// One step per epoch, so that the log has the loss of each step.
 pub const STEPS: usize = 20;
 
-/// For a job that nothing disturbs.
+/// Time limit of a job without faults.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A rank's part of it.
+/// The command of one rank of the training.
 pub fn share(shop: &Workshop, run: &RunDir) -> Command {
     train(shop, run, 1, STEPS)
 }
 
-/// As [`share`] without an end.
+/// As [`share`], but it does not end.
 pub fn endless_share(shop: &Workshop, run: &RunDir) -> Command {
     train(shop, run, 1, 1_000_000)
 }
 
-/// The whole of it in one process on one host.
+/// The whole training in one process on one host.
 pub fn train_alone(shop: &Workshop) -> RunDir {
     let run = shop.run_dir("alone");
     succeed(train(shop, &run, HOSTS, STEPS));
@@ -45,22 +45,22 @@ fn train(shop: &Workshop, run: &RunDir, batch_size: usize, steps: usize) -> Comm
     command
 }
 
-/// Waits until a job has made so many steps.
+/// Waits until a job has made `steps` steps.
 #[track_caller]
 pub fn wait_for_steps(job: &mut Running, run: &RunDir, steps: usize) {
     let began = Instant::now();
     while count_steps(run) < steps {
-        assert!(!job.is_over() && began.elapsed() < PATIENCE, "{steps} steps never come\n{}", job.output());
+        assert!(!job.is_over() && began.elapsed() < PATIENCE, "not {steps} steps in time\n{}", job.output());
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// How many have been made so far.
+/// Number of steps made so far.
 pub fn count_steps(run: &RunDir) -> usize {
     fs::read_to_string(run.log()).map_or(0, |log| log.lines().count())
 }
 
-/// Every step has been made once, with the same loss: single precision adds in another order.
+/// Asserts that every step was made once, with the same loss up to the order of additions in single precision.
 #[track_caller]
 pub fn assert_same_losses(expected: &RunDir, found: &RunDir) {
     let (expected, found) = (losses(expected), losses(found));

@@ -15,18 +15,18 @@ use crate::hosts::{Cluster, is_full, is_possible, succeed};
 use crate::runs::{HOSTS, assert_same_losses, count_steps, share, train_alone};
 use crate::work::{CONFIGURATION, Workshop, program};
 
-/// Slurm looks at time limits once a minute, and takes half a minute to give up a node.
+/// Slurm checks time limits once a minute, and takes half a minute to declare a node down.
 const PATIENCE: Duration = Duration::from_secs(240);
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/slurm");
 
-/// A node per rank.
+/// One node per rank.
 const SPREAD: [&str; 3] = ["--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=1"];
 
-/// Of all held-out cases of a configuration, within its runs.
+/// The summary over all held-out cases of a configuration, within its runs.
 const CROSSVAL_RESULTS: &str = "crossval_results_folds_0_1_2_3_4/summary.json";
 
-/// The host that meets with the accident; the first has the controller and the batch script.
+/// The host with the fault; the first one runs the controller and the batch script.
 const VICTIM: usize = 2;
 
 #[test]
@@ -43,7 +43,7 @@ fn a_batch_job_trains_over_nodes_with_srun_and_with_mpirun() {
 }
 
 #[test]
-fn a_job_whose_time_is_up_is_requeued_and_ends_as_if_it_had_had_the_time() {
+fn a_job_at_its_time_limit_is_requeued_and_ends_with_the_same_losses() {
     let Some(slurm) = Slurm::up() else { return };
     let shop = Workshop::new();
     let alone = train_alone(&shop);
@@ -52,7 +52,7 @@ fn a_job_whose_time_is_up_is_requeued_and_ends_as_if_it_had_had_the_time() {
         let limits = ["--time=1", "--signal=B:USR1@45"];
         let job = slurm.train(&shop, &run, &[&SPREAD[..], &limits].concat(), &[("LAUNCH", starter)]);
         wait_for("some steps", || count_steps(&run) >= 5);
-        // It would be over long before.
+        // Otherwise the job would finish before its time limit.
         slurm.cluster.signal(VICTIM, "STOP");
         wait_for("the signal", || log(&shop).contains("asked to stop"));
         slurm.cluster.signal(VICTIM, "CONT");
@@ -65,7 +65,7 @@ fn a_job_whose_time_is_up_is_requeued_and_ends_as_if_it_had_had_the_time() {
 }
 
 #[test]
-fn a_job_that_loses_a_node_is_requeued_and_ends_as_if_nothing_had_happened() {
+fn a_job_that_loses_a_node_is_requeued_and_ends_with_the_same_losses() {
     let Some(slurm) = Slurm::up() else { return };
     let shop = Workshop::new();
     let run = shop.run_dir("run");
@@ -80,7 +80,7 @@ fn a_job_that_loses_a_node_is_requeued_and_ends_as_if_nothing_had_happened() {
 }
 
 #[test]
-fn only_a_failure_that_may_pass_is_tried_again_and_not_for_ever() {
+fn only_transient_failures_are_retried_a_limited_number_of_times() {
     let Some(slurm) = Slurm::up() else { return };
     let shop = Workshop::new();
     for (code, attempts) in [(75, 2), (3, 1)] {
@@ -104,7 +104,7 @@ fn cross_validation_trains_an_array_of_folds_and_evaluates_them_together() {
     let runs = shop.work.root().join("runs").join(CONFIGURATION);
     let all = Summary::load(&runs.join(CROSSVAL_RESULTS)).unwrap();
     let folds = (0..5).map(|fold| Summary::load(&runs.join(format!("fold_{fold}/validation/summary.json"))).unwrap());
-    // A case per fold.
+    // One case per fold.
     let mean = folds.map(|summary| summary.mean_dice()).sum::<f64>() / 5.0;
     assert!((all.mean_dice() - mean).abs() < 1e-6, "{} instead of {mean}", all.mean_dice());
 }
@@ -145,17 +145,17 @@ fn a_scaling_experiment_runs_within_one_allocation() {
     let job = succeed(submit);
     slurm.ends(&shop, job.trim(), "COMPLETED");
     let table = fs::read_to_string(results.join("scaling.csv")).unwrap();
-    // With a header; the allocation has two tasks.
+    // A header and one line per number of tasks; the allocation has two tasks.
     assert_eq!(table.lines().count(), 3, "{table}");
 }
 
-/// A controller and a node on each host.
+/// A Slurm controller and a node on each host.
 struct Slurm {
     cluster: Cluster,
 }
 
 impl Slurm {
-    /// `None`, with a line that says why, where there can be none.
+    /// Starts Slurm; returns `None` and prints the reason if that is impossible.
     fn up() -> Option<Self> {
         if !is_full() {
             return None;
@@ -179,7 +179,7 @@ impl Slurm {
         command
     }
 
-    /// Submits a training with the flags of the others; gives its number.
+    /// Submits a training with the flags of the other tests; returns the job number.
     fn train(&self, shop: &Workshop, run: &RunDir, flags: &[&str], environment: &[(&str, &str)]) -> String {
         let mut submit = self.command(shop, &["sbatch", "--parsable"]);
         submit.args(flags).arg(format!("{SCRIPTS}/train.sbatch"));
@@ -188,7 +188,7 @@ impl Slurm {
         succeed(submit).trim().to_owned()
     }
 
-    /// Trains all folds in an array of jobs, and compares them in another.
+    /// Trains all folds in a job array, and compares them in another job.
     fn cross_validate(&self, shop: &Workshop, environment: &[(&str, &str)]) {
         let mut submit = self.command(shop, &[&format!("{SCRIPTS}/submit_cross_validation.sh"), "--cpus-per-task=1"]);
         submit.env("TRAIN_FLAGS", format!("--config {} --batch-size 1", shop.settings().display()));
@@ -198,19 +198,19 @@ impl Slurm {
         jobs.for_each(|job| self.ends(shop, job, "COMPLETED"));
     }
 
-    /// What Slurm knows of a job.
+    /// The output of `scontrol show job` for a job.
     fn show(&self, job: &str) -> String {
         succeed(self.cluster.tool("slurm.sh", &["do", "scontrol", "--oneliner", "show", "job", job]))
     }
 
-    /// Of a job, or of the first of an array that is not over.
+    /// State of a job, or of the first unfinished job of an array.
     fn state(&self, job: &str) -> String {
         let jobs = self.show(job);
         let states = jobs.lines().filter_map(|line| line.split("JobState=").nth(1)?.split(' ').next());
         states.min_by_key(|state| *state == "COMPLETED").unwrap().to_owned()
     }
 
-    /// Waits for the end of a job, which must be this one.
+    /// Waits for the end of a job, which must have this state.
     #[track_caller]
     fn ends(&self, shop: &Workshop, job: &str, state: &str) {
         let unfinished = ["PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED"];
@@ -223,7 +223,7 @@ impl Slurm {
     }
 }
 
-/// The flags of a training that the scripts do not give.
+/// The flags of a training that the scripts do not set.
 fn flags_of(train: &Command) -> String {
     let words: Vec<_> = train.get_args().map(|word| word.to_str().unwrap()).collect();
     let from = words.iter().position(|word| *word == "--config").unwrap();
@@ -233,7 +233,7 @@ fn flags_of(train: &Command) -> String {
     words.join(" ")
 }
 
-/// What all jobs in a workshop have printed.
+/// The output of all jobs in a workshop.
 fn log(shop: &Workshop) -> String {
     let mut logs = logs(shop);
     logs.sort();
@@ -253,7 +253,7 @@ fn logs(shop: &Workshop) -> Vec<std::path::PathBuf> {
 fn wait_for(what: &str, is_there: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_there() {
-        assert!(began.elapsed() < PATIENCE, "{what} never comes");
+        assert!(began.elapsed() < PATIENCE, "timed out waiting for {what}");
         thread::sleep(Duration::from_millis(20));
     }
 }

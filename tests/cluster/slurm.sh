@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# See usage below. No systemd, no cgroups, no accounting; each daemon forks itself away and leaves its number in a file.
+# See usage below. No systemd, no cgroups, no accounting; each daemon forks into the background and writes a PID file.
 set -euo pipefail
 
 here=$(dirname "$(readlink -f "$0")")
 prefix=${NNUNET_CLUSTER_PREFIX:-nnd}
 hosts_state=${NNUNET_CLUSTER_STATE:-${TMPDIR:-/tmp}/$prefix-cluster}
-# Within the hosts' folder, so that it goes with the hosts.
+# Within the hosts' folder, so that it is removed with the hosts.
 state=$hosts_state/slurm
 network=10.77.0
 export SLURM_CONF=$state/slurm.conf
 
 usage() {
     cat <<EOF
-Slurm on the hosts of hosts.sh, which must be up: the controller on the first of them, a node on each.
+Slurm on the hosts of hosts.sh, which must be up: the controller on the first host, a node on each.
 
-  slurm.sh check              say in one line why there can be none here; exit code 4
-  slurm.sh up [CPUS]          start it with so many processors per node (2), and wait until all nodes are idle
+  slurm.sh check              print why this machine cannot run it; exit code 4
+  slurm.sh up [CPUS]          start it with this many processors per node (2), and wait until all nodes are idle
   slurm.sh down               stop it; "hosts.sh down" does, too
   slurm.sh do COMMAND…        run a command of Slurm, or any other, on the first host
   slurm.sh boot HOST          start a node again, after "hosts.sh power HOST"
@@ -55,7 +55,7 @@ do_check() {
 do_up() {
     local cpus=${1:-2} host
     mkdir -p "$state"/{munge,socket,jobs,log}
-    # The key's folder is for munge alone, that of the socket for everybody.
+    # Only munge may read the folder of the key; everybody may read that of the socket.
     chmod 700 "$state/munge"
     chmod 755 "$state" "$state/socket"
     write_configuration "$cpus"
@@ -68,8 +68,8 @@ do_up() {
     await_idle
 }
 
-# What is not obvious: `cred_expire`, without which a requeued job waits for two minutes; `config_overrides`, so that
-# nodes may claim more processors than there are; PMIx's folder, which must be another one on each node.
+# Non-obvious settings: `cred_expire`, without which a requeued job waits for two minutes; `config_overrides`, so that
+# nodes may declare more processors than exist; PMIx's folder, which must differ between nodes.
 write_configuration() {
     local count
     count=$("$here/hosts.sh" list | wc -l)
@@ -111,7 +111,7 @@ EOF
     echo "PMIxCliTmpDirBase=$hosts_state/local" >"$state/mpi.conf"
 }
 
-# One serves all nodes, since a Unix socket knows no network.
+# One daemon serves all nodes, since Unix sockets ignore network namespaces.
 start_munge() {
     (umask 277 && head -c 128 /dev/urandom >"$state/munge/key")
     on "${prefix}1" munged --key-file "$state/munge/key" --seed-file "$state/munge/seed" --socket "$state/socket/munge" \
@@ -146,7 +146,7 @@ do_do() {
     on "${prefix}1" "$@"
 }
 
-# What PMIx has left behind would refuse the next step of the same job. Where a node keeps its folder for temporary files
+# Remains of PMIx would refuse the next step of the same job. If a node keeps its temporary folder
 # and SlurmdSpoolDir in memory, both are empty after a power failure.
 do_boot() {
     find "$hosts_state/local.$1" -mindepth 1 -delete
