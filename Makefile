@@ -53,23 +53,24 @@ test: setup-test
 # `test` has the short form.
 test-cluster:
 	@scripts/setup nextest cluster
-	NNUNET_CLUSTER=full $(CARGO) nextest run $(TESTED) -E 'binary(cluster)'
+	NNUNET_CLUSTER=full $(CARGO) nextest run $(TESTED) -E 'binary(distributed) and test(/^cluster::/)'
 
 # `test` has the README and the tutorial.
 docs-test: setup
 	@scripts/setup nextest book
 	$(CARGO) build --locked --package nnunet-launch
-	NNUNET_DOCS_TEST=1 NNUNET_DOCS_PAGE=$(PAGE) $(CARGO) nextest run $(TESTED) --test book_commands --no-capture
+	NNUNET_DOCS_TEST=1 NNUNET_DOCS_PAGE=$(PAGE) $(CARGO) nextest run $(TESTED) --test cli -E 'test(/^book_commands::/)' --no-capture
 
 docs: setup
 	@scripts/setup nextest
-	NNUNET_UPDATE_DOCS=1 $(CARGO) nextest run $(TESTED) --test cli_reference --test reference
+	NNUNET_UPDATE_DOCS=1 $(CARGO) nextest run $(TESTED) --test cli --test reference \
+		-E 'binary(reference) or test(/^cli_reference::/)'
 
 # `test` has two minutes of it. SEED=2 gives other disturbances.
 chaos:
 	@scripts/setup nextest cluster
 	NNUNET_CHAOS_SECONDS=$(or $(SECONDS),1800) NNUNET_CHAOS_SEED=$(or $(SEED),1) \
-		$(CARGO) nextest run $(TESTED) -E 'binary(cluster) and test(chaos)' --no-capture
+		$(CARGO) nextest run $(TESTED) -E 'binary(distributed) and test(/^cluster::chaos::/)' --no-capture
 
 # Changed files of every kind, for ten minutes each.
 fuzz: setup

@@ -67,10 +67,12 @@ pub fn in_parallel(launcher: &str, ranks: usize, flags: &[&str], command: &Comma
     job
 }
 
-/// This test program, restricted to its test `part_of_a_rank`, which reads its task from an environment variable.
-pub fn me(variable: &str, part: &str) -> Command {
+/// This test program, restricted to the test `part_of_a_rank` of a module (`module_path!()`), which reads its
+/// task from an environment variable.
+pub fn me(module: &str, variable: &str, part: &str) -> Command {
+    let (_, module) = module.split_once("::").expect("tests are in modules");
     let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["part_of_a_rank", "--exact", "--nocapture"]).env(variable, part);
+    command.arg(format!("{module}::part_of_a_rank")).args(["--exact", "--nocapture"]).env(variable, part);
     for variable in ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "RAYON_NUM_THREADS", "RUST_BACKTRACE"] {
         command.env_remove(variable);
     }

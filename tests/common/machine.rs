@@ -16,13 +16,15 @@ const LIBRARIES: &str = "LD_LIBRARY_PATH";
 
 /// A folder with mock libraries.
 pub struct Machine {
+    /// The module of the test that ranks run.
+    module: &'static str,
     pub folder: TempDir,
 }
 
 impl Machine {
     /// Compiles the mocks: source, library name, compiler flags. Returns `None` and prints a line if there is no C
     /// compiler.
-    pub fn with(libraries: &[(&str, &str, &[&str])]) -> Option<Self> {
+    pub fn with(module: &'static str, libraries: &[(&str, &str, &[&str])]) -> Option<Self> {
         if !job::is_installed("cc") {
             println!("skipped: no C compiler for the mocks");
             return None;
@@ -34,12 +36,12 @@ impl Machine {
             cc.args(["-shared", "-fPIC", "-o"]).arg(folder.path().join(library)).args(*flags).arg(source).arg("-ldl");
             assert!(cc.status().unwrap().success(), "{cc:?}");
         }
-        Some(Self { folder })
+        Some(Self { module, folder })
     }
 
     /// One rank that runs `part`.
     pub fn rank(&self, part: &str, settings: &[(&str, &str)]) -> Command {
-        let mut rank = job::me(PART, part);
+        let mut rank = job::me(self.module, PART, part);
         let others = ["NNUNET_DIST_NCCL", "NNUNET_DIST_CUDNN", "NNUNET_DIST_CACHE", "NNUNET_DIST_SHARE_GPUS"];
         for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().chain(others) {
             rank.env_remove(variable);
