@@ -1,4 +1,4 @@
-//! README says what becomes of every command and flag of the programs that users come from.
+//! `docs/reference/coming-from-nnunet.md` lists every command and flag of nnU-Net v2 and NVIDIA's nnU-Net.
 
 use std::collections::BTreeSet;
 
@@ -28,9 +28,9 @@ const NVIDIA: &str = "--affinity --amp --batch-size --bench-steps --benchmark --
     --train_batches --tta --use-dllogger --val_batch_size --validate --warmup-steps --weight-decay --xla";
 
 #[test]
-fn readme_names_all_that_users_of_the_other_programs_know() {
-    let readme = include_str!("../README.md");
-    let table: Vec<&str> = readme.lines().filter(|line| line.starts_with("| ")).collect();
+fn the_page_names_all_that_users_of_the_other_programs_know() {
+    let page = include_str!("../docs/reference/coming-from-nnunet.md");
+    let table: Vec<&str> = page.lines().filter(|line| line.starts_with("| ")).collect();
     // Of each row the first column is of nnU-Net, the second NVIDIA's.
     let words = |column: usize| -> BTreeSet<&str> {
         let cells = table.iter().filter_map(|row| row.split(" | ").nth(column));
@@ -42,5 +42,5 @@ fn readme_names_all_that_users_of_the_other_programs_know() {
     let missing_flags = FLAGS.split_whitespace().filter(|flag| !nnunet.contains(flag));
     let missing_nvidia = NVIDIA.split_whitespace().filter(|flag| !nvidia.contains(flag));
     let missing: Vec<&str> = missing_commands.chain(missing_flags).chain(missing_nvidia).collect();
-    assert!(missing.is_empty(), "README's table lacks {missing:?}");
+    assert!(missing.is_empty(), "docs/reference/coming-from-nnunet.md lacks {missing:?}");
 }
