@@ -33,7 +33,8 @@ pub fn pages() -> Vec<PathBuf> {
             }
         }
     }
-    let mut pages = ["README.md", "CONTRIBUTING.md"].map(|name| root().join(name)).to_vec();
+    let top = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASE.md", "SECURITY.md", "STYLE.md"];
+    let mut pages = top.map(|name| root().join(name)).to_vec();
     add(&root().join("docs"), &mut pages);
     pages
 }

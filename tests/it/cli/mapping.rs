@@ -1,4 +1,4 @@
-//! The README documents every command and flag of nnU-Net and of NVIDIA's nnU-Net.
+//! `docs/reference/coming-from-nnunet.md` lists every command and flag of nnU-Net v2 and NVIDIA's nnU-Net.
 
 use std::collections::BTreeSet;
 
@@ -30,9 +30,9 @@ const NVIDIA: &str = "--affinity --amp --batch-size --bench-steps --benchmark --
     --train_batches --tta --use-dllogger --val_batch_size --validate --warmup-steps --weight-decay --xla";
 
 #[test]
-fn readme_has_every_command_and_flag_of_the_other_programs() {
-    let readme = include_str!("../../../README.md");
-    let table: Vec<&str> = readme.lines().filter(|line| line.starts_with("| ")).collect();
+fn the_page_names_all_that_users_of_the_other_programs_know() {
+    let page = include_str!("../../../docs/reference/coming-from-nnunet.md");
+    let table: Vec<&str> = page.lines().filter(|line| line.starts_with("| ")).collect();
     // The first column of each row is for nnU-Net, the second for NVIDIA.
     let words = |column: usize| -> BTreeSet<&str> {
         let cells = table.iter().filter_map(|row| row.split(" | ").nth(column));
@@ -44,5 +44,5 @@ fn readme_has_every_command_and_flag_of_the_other_programs() {
     let missing_flags = FLAGS.split_whitespace().filter(|flag| !nnunet.contains(flag));
     let missing_nvidia = NVIDIA.split_whitespace().filter(|flag| !nvidia.contains(flag));
     let missing: Vec<&str> = missing_commands.chain(missing_flags).chain(missing_nvidia).collect();
-    assert!(missing.is_empty(), "README's table lacks {missing:?}");
+    assert!(missing.is_empty(), "docs/reference/coming-from-nnunet.md lacks {missing:?}");
 }
