@@ -326,7 +326,7 @@ fn training_begins_with_given_weights_and_says_which_heads_do_not() {
     let error = fail(train(&[], &misfit));
     assert!(error.contains(&name) && error.contains("has shape [9]") && error.contains("requires [8]"), "{error}");
     let error = fail(train(&["--resume"], &pth));
-    assert!(error.contains("--pretrained-weights begins a run"), "{error}");
+    assert!(error.contains("--pretrained-weights starts a new run"), "{error}");
 
     let imported = workshop.run_dir("imported");
     interop::import(&pth, &Destination::Folder(imported.root().to_owned())).unwrap();

@@ -112,13 +112,16 @@ fn what_is_there_and_whole_is_kept() {
     shorten("c.npz");
     fs::remove_file(path("d.pkl")).unwrap();
     let resumed = desk.predict(&desk.folder(), "out", &keep).assert().success();
-    resumed.stdout(predicates::str::ends_with(", 1 of them there before\n"));
+    resumed.stdout(predicates::str::ends_with(", 1 of them kept from an earlier run\n"));
     assert_eq!(desk.results("out"), whole);
     assert_eq!(modified(&path("a.nii.gz")), kept);
 
     // Without probabilities there is nothing to do, and without the flag everything.
     let label_maps = ["--continue_prediction"];
-    desk.predict(&desk.folder(), "out", &label_maps).assert().success().stdout(contains("4 of them there before"));
+    desk.predict(&desk.folder(), "out", &label_maps)
+        .assert()
+        .success()
+        .stdout(contains("4 of them kept from an earlier run"));
     desk.predict(&desk.folder(), "out", &[]).assert().success();
     assert!(modified(&path("a.nii.gz")) > kept);
 }
