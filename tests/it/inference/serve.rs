@@ -218,7 +218,7 @@ fn a_cascade_answers_with_both_stages() {
     let flag = Path::new("--prev-stage");
     refused(&second, &[], "needs the segmentations of 3d_lowres");
     refused(&first, &[flag, &second], "is not the second stage of a cascade");
-    refused(&second, &[flag, &desk.checkpoint()], "was trained as 3d_fullres");
+    refused(&second, &[flag, &desk.checkpoint()], "trained as 3d_fullres");
 }
 
 #[test]
