@@ -11,7 +11,7 @@
 //! 5. [`loader`]: worker threads sample patches from the store, [`augment`] them and assemble batches.
 //! 6. [`model`]: the U-Net, built from the plans on the operations of [`ops`]; [`loss`] computes loss and gradient.
 //! 7. [`interop`]: imports networks and preprocessed cases of nnU-Net v2; exports networks to it and to other programs.
-//! 8. [`dist`]: averages gradients over the ranks; [`optim`] updates the weights.
+//! 8. [`distributed`]: averages gradients over the ranks; [`optim`] updates the weights.
 //! 9. [`train`]: the training loop around 5 to 8, validation and [`checkpoint`]s; [`telemetry`] reports metrics,
 //!    [`trace`] records a timeline of each step.
 //! 10. [`infer`]: predicts a label map in the image's own geometry from a checkpoint and an image.
@@ -22,6 +22,27 @@
 //! 14. [`report`]: reads the files of a run and shows them in a terminal and as an HTML page.
 //! 15. [`scaling`]: measures throughput for several numbers of ranks and predicts it for more.
 //! 16. [`bench`]: benchmarks of single parts, relative to the peak of the machine.
+//!
+//! # From a program
+//!
+//! The package is a facade: each module is a crate of the workspace, or a part of one, under its own name. With
+//! `default-features = false` it predicts, plans, preprocesses and evaluates, without the command line and its dependencies.
+//! The feature `train` adds training, `mpi` data parallelism, `program` (a default) everything else.
+//!
+//! ```no_run
+//! use ndarray::Array4;
+//! use nnunet_dist::Predictor;
+//! use nnunet_dist::backend::CpuInference;
+//! use nnunet_dist::infer::{CheckpointName, WindowOptions, find_checkpoints};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let checkpoints = find_checkpoints(&["hippocampus/runs/3d_fullres".into()], &[], CheckpointName::Latest)?;
+//! let predictor = Predictor::<CpuInference>::open(&checkpoints, WindowOptions::default(), Default::default())?;
+//! let image = Array4::<f32>::zeros((1, 36, 50, 35)); // (channel, z, y, x), raw intensities
+//! let labels = predictor.predict_array(image.view(), [1.0, 1.0, 1.0], false)?.labels; // spacing (z, y, x) in mm
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # Conventions
 //!
@@ -51,6 +72,11 @@ pub use nnunet_image as image;
 pub use nnunet_infer::{self as infer, ensemble};
 pub use nnunet_interop as interop;
 pub use nnunet_nn::{Device, backend, checkpoint, loss, model, ops, optim};
+#[cfg(feature = "train")]
 pub use nnunet_train::{self as train, config, telemetry};
 #[cfg(feature = "program")]
 pub use nnunet_viz::inspect;
+
+pub use nnunet_data::dataset::Dataset;
+pub use nnunet_data::plan::Plans;
+pub use nnunet_infer::Predictor;

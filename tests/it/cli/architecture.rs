@@ -65,3 +65,20 @@ fn every_arrow_leads_to_an_earlier_row() {
         earlier.insert(name.clone());
     }
 }
+
+#[test]
+fn the_library_alone_needs_neither_a_command_line_nor_a_server() {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--package", "nnunet-dist", "--no-default-features", "--edges", "normal"])
+        .args(["--prefix", "none", "--format", "{p}"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("cargo prints UTF-8");
+    let crates: BTreeSet<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(crates.contains("nnunet-infer") && crates.contains("burn"), "{crates:?}");
+    for unwanted in ["axum", "clap", "hyper", "indicatif", "plotters", "tokio", "nnunet-train"] {
+        assert!(!crates.contains(unwanted), "the library needs {unwanted}");
+    }
+}
