@@ -3,13 +3,13 @@
 use burn::tensor::backend::AutodiffBackend;
 
 use crate::Device;
-use crate::ops::{NnOps, Precision, TapGradients};
+use crate::ops::{GradHooks, NnOps, Precision};
 use nnunet_comm::distributed::{CommError, Communicator};
 
 /// Backend requirements of training: automatic differentiation, and this crate's operations with and without it.
-pub trait ComputeBackend: AutodiffBackend<InnerBackend: NnOps> + NnOps + TapGradients {}
+pub trait ComputeBackend: AutodiffBackend<InnerBackend: NnOps> + NnOps + GradHooks {}
 
-impl<B: AutodiffBackend<InnerBackend: NnOps> + NnOps + TapGradients> ComputeBackend for B {}
+impl<B: AutodiffBackend<InnerBackend: NnOps> + NnOps + GradHooks> ComputeBackend for B {}
 
 /// CPU training backend.
 pub type Cpu = burn::backend::Autodiff<burn::backend::Flex>;

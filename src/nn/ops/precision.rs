@@ -49,13 +49,13 @@ impl Precision {
     }
 
     /// Whether CPUs support this format.
-    pub fn is_for_cpus(self) -> bool {
+    pub fn is_supported_on_cpu(self) -> bool {
         matches!(self, Self::Fp32 | Self::AmpBf16)
     }
 
     /// Checks that a device supports this format. The error is a defect to be printed after the setting's name.
     pub fn check(self, device: Device) -> Result<(), String> {
-        if device == Device::Cuda || self.is_for_cpus() {
+        if device == Device::Cuda || self.is_supported_on_cpu() {
             return Ok(());
         }
         let name = self.name();

@@ -1,6 +1,6 @@
 //! From this rank's gradients to their mean over the ranks.
 //!
-//! The backward pass hands over each gradient the moment it is ready ([`GradientSink`]); it goes to its place in a bucket
+//! The backward pass hands over each gradient the moment it is ready ([`GradHook`]); it goes to its place in a bucket
 //! ([`BucketLayout`](nnunet_comm::distributed::BucketLayout)), and a bucket that is full goes out while the pass goes on. At the end
 //! of the step one waits for what is still under way. Where several batches make one step (gradient accumulation), they
 //! are summed up in the buckets and only the last sends them out.
@@ -17,7 +17,7 @@ pub use device::DeviceExchange;
 pub use host::HostExchange;
 
 use nnunet_comm::distributed::{BucketLayout, CommError, Communicator, Wire, check_agreement};
-use nnunet_nn::ops::{GradientSink, NnOps};
+use nnunet_nn::ops::{GradHook, NnOps};
 
 /// How gradients are exchanged.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,7 +40,7 @@ impl ExchangeOptions {
 }
 
 /// Collects the gradients of a step and averages them over its batches and the ranks.
-pub trait Exchange<B: Backend>: GradientSink<B> {
+pub trait Exchange<B: Backend>: GradHook<B> {
     /// Begins with one of the step's batches, `0 .. accumulate`.
     fn begin(&self, batch: usize);
 

@@ -4,7 +4,7 @@ use burn_flex::FlexTensor;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::element::Element;
+use super::element::ActivationElement;
 use super::pool::buffer;
 use super::{contiguous, dims, values};
 
@@ -12,7 +12,7 @@ use super::{contiguous, dims, values};
 const BLOCK: usize = 64 * 1024;
 
 /// Computes `a + b`, in place in `a` if its memory is not shared.
-pub fn add<T: Element>(a: FlexTensor, b: &FlexTensor) -> FlexTensor {
+pub fn add<T: ActivationElement>(a: FlexTensor, b: &FlexTensor) -> FlexTensor {
     let (mut a, b) = (contiguous(a), contiguous(b.clone()));
     let b = values::<T>(&b);
     if a.is_unique() && a.storage::<T>().len() == b.len() {
@@ -32,7 +32,7 @@ pub fn add<T: Element>(a: FlexTensor, b: &FlexTensor) -> FlexTensor {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn add_to<T: Element>(sums: &mut [T], b: &[T]) {
+fn add_to<T: ActivationElement>(sums: &mut [T], b: &[T]) {
     for (sum, b) in sums.iter_mut().zip(b) {
         *sum = T::narrow(sum.widen() + b.widen());
     }

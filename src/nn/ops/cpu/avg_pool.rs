@@ -4,12 +4,12 @@ use burn_flex::FlexTensor;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::element::Element;
+use super::element::ActivationElement;
 use super::pool::buffer;
 use super::{contiguous, dims, values};
 
 /// Pools `(n, z, y, x, c)` to extents divided by `size`.
-pub fn forward<T: Element>(x: &FlexTensor, size: [usize; 3]) -> FlexTensor {
+pub fn forward<T: ActivationElement>(x: &FlexTensor, size: [usize; 3]) -> FlexTensor {
     let x = contiguous(x.clone());
     let [n, z, y, width, c] = dims(&x);
     let [sz, sy, sx] = size;
@@ -32,7 +32,7 @@ pub fn forward<T: Element>(x: &FlexTensor, size: [usize; 3]) -> FlexTensor {
 }
 
 /// Computes the input gradient of [`forward`] from its output gradient.
-pub fn backward<T: Element>(grad: &FlexTensor, size: [usize; 3]) -> FlexTensor {
+pub fn backward<T: ActivationElement>(grad: &FlexTensor, size: [usize; 3]) -> FlexTensor {
     let grad = contiguous(grad.clone());
     let [n, z, y, width, c] = dims(&grad);
     let [sz, sy, sx] = size;
@@ -43,14 +43,14 @@ pub fn backward<T: Element>(grad: &FlexTensor, size: [usize; 3]) -> FlexTensor {
     dx.par_chunks_mut(shape[3] * c).enumerate().for_each(|(number, dx)| {
         let (plane, row) = (number / rows, number % rows);
         let at = (plane / sz * y + row / sy) * line;
-        spread_line(dx, &values::<T>(&grad)[at..at + line], sx, c, factor);
+        broadcast_line(dx, &values::<T>(&grad)[at..at + line], sx, c, factor);
     });
     dx.into_tensor(shape)
 }
 
 /// Adds `sx` neighboring voxels of a line to each sum.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn add_line<T: Element>(sums: &mut [f32], line: &[T], sx: usize, c: usize) {
+fn add_line<T: ActivationElement>(sums: &mut [f32], line: &[T], sx: usize, c: usize) {
     for (sums, block) in sums.chunks_exact_mut(c).zip(line.chunks_exact(sx * c)) {
         for voxel in block.chunks_exact(c) {
             for (sum, value) in sums.iter_mut().zip(voxel) {
@@ -61,7 +61,7 @@ fn add_line<T: Element>(sums: &mut [f32], line: &[T], sx: usize, c: usize) {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn scale<T: Element>(to: &mut [T], from: &[f32], factor: f32) {
+fn scale<T: ActivationElement>(to: &mut [T], from: &[f32], factor: f32) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = T::narrow(from * factor);
     }
@@ -69,7 +69,7 @@ fn scale<T: Element>(to: &mut [T], from: &[f32], factor: f32) {
 
 /// Copies each voxel's values, scaled, to `sx` neighboring voxels.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn spread_line<T: Element>(to: &mut [T], from: &[T], sx: usize, c: usize, factor: f32) {
+fn broadcast_line<T: ActivationElement>(to: &mut [T], from: &[T], sx: usize, c: usize, factor: f32) {
     for (block, from) in to.chunks_exact_mut(sx * c).zip(from.chunks_exact(c)) {
         for voxel in block.chunks_exact_mut(c) {
             for (to, from) in voxel.iter_mut().zip(from) {

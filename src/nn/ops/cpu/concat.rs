@@ -3,7 +3,7 @@
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::element::Element;
+use super::element::ActivationElement;
 use super::pool::buffer;
 use super::{contiguous, dims, values};
 
@@ -11,7 +11,7 @@ use super::{contiguous, dims, values};
 const BLOCK: usize = 4096;
 
 /// Concatenates `(n, z, y, x, ca)` and `(n, z, y, x, cb)` to `(n, z, y, x, ca + cb)`.
-pub fn concat<T: Element>(a: &FlexTensor, b: &FlexTensor) -> FlexTensor {
+pub fn concat<T: ActivationElement>(a: &FlexTensor, b: &FlexTensor) -> FlexTensor {
     let (a, b) = (contiguous(a.clone()), contiguous(b.clone()));
     let [n, z, y, x, ca] = dims(&a);
     let [.., cb] = dims::<5>(&b);
@@ -30,7 +30,7 @@ pub fn concat<T: Element>(a: &FlexTensor, b: &FlexTensor) -> FlexTensor {
 }
 
 /// Inverse of [`concat`]; the first part has `ca` channels.
-pub fn split<T: Element>(joined: &FlexTensor, ca: usize) -> (FlexTensor, FlexTensor) {
+pub fn split<T: ActivationElement>(joined: &FlexTensor, ca: usize) -> (FlexTensor, FlexTensor) {
     let joined = contiguous(joined.clone());
     let [n, z, y, x, c] = dims(&joined);
     let cb = c - ca;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use burn::tensor::DType;
 
-use super::element::Element;
+use super::element::ActivationElement;
 use crate::ops::Precision;
 use crate::ops::profile::in_library;
 
@@ -114,7 +114,7 @@ functions! {
 
 /// Shape of a convolution, for any of its three passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Problem {
+pub struct OneDnnConv {
     /// Type of input, output and their gradients. Weights, bias and their gradients are f32 at the interface.
     pub data: DataType,
     /// Number of samples.
@@ -133,7 +133,7 @@ pub struct Problem {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Step {
+enum ConvPass {
     Forward,
     BackwardInput,
     BackwardWeights,
@@ -145,7 +145,7 @@ pub struct Library {
     engine: Handle,
     stream: Handle,
     /// Compiled primitives. The lock serializes execution: each primitive uses all threads and its own scratch memory.
-    primitives: Mutex<HashMap<(Step, Problem), Arc<Primitive>>>,
+    primitives: Mutex<HashMap<(ConvPass, OneDnnConv), Arc<Primitive>>>,
     /// Keeps the functions above loaded.
     _library: libloading::Library,
 }
@@ -160,7 +160,7 @@ pub fn library() -> Option<&'static Library> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
     LIBRARY
         .get_or_init(|| {
-            if is_switched_off() {
+            if is_disabled() {
                 return None;
             }
             Library::open()
@@ -185,7 +185,7 @@ pub fn has_kernels(precision: Precision) -> bool {
 }
 
 /// Whether the user disabled the library.
-pub fn is_switched_off() -> bool {
+pub fn is_disabled() -> bool {
     std::env::var_os("NNUNET_DIST_ONEDNN").is_some_and(|value| value == "0")
 }
 
@@ -270,24 +270,37 @@ impl Library {
     }
 
     /// Computes `dst = conv(src, weights) + bias`.
-    pub fn forward<T: Element>(&self, problem: Problem, src: &[T], weights: &[f32], bias: &[f32], dst: &mut [T]) {
+    pub fn forward<T: ActivationElement>(
+        &self,
+        problem: OneDnnConv,
+        src: &[T],
+        weights: &[f32],
+        bias: &[f32],
+        dst: &mut [T],
+    ) {
         problem.check::<T>(src.len(), weights.len(), dst.len());
         assert_eq!(bias.len(), problem.c_out);
         let pointers = [(ARG_SRC, address(src)), (ARG_BIAS, address(bias)), (ARG_DST, address(dst))];
-        self.run(Step::Forward, problem, &pointers, address(weights));
+        self.run(ConvPass::Forward, problem, &pointers, address(weights));
     }
 
     /// Computes the input gradient `d_src` from `d_dst` and the weights.
-    pub fn backward_input<T: Element>(&self, problem: Problem, weights: &[f32], d_dst: &[T], d_src: &mut [T]) {
+    pub fn backward_input<T: ActivationElement>(
+        &self,
+        problem: OneDnnConv,
+        weights: &[f32],
+        d_dst: &[T],
+        d_src: &mut [T],
+    ) {
         problem.check::<T>(d_src.len(), weights.len(), d_dst.len());
         let pointers = [(ARG_DIFF_DST, address(d_dst)), (ARG_DIFF_SRC, address(d_src))];
-        self.run(Step::BackwardInput, problem, &pointers, address(weights));
+        self.run(ConvPass::BackwardInput, problem, &pointers, address(weights));
     }
 
     /// Computes the gradients of weights and bias.
-    pub fn backward_weights<T: Element>(
+    pub fn backward_weights<T: ActivationElement>(
         &self,
-        problem: Problem,
+        problem: OneDnnConv,
         src: &[T],
         d_dst: &[T],
         d_weights: &mut [f32],
@@ -296,11 +309,11 @@ impl Library {
         problem.check::<T>(src.len(), d_weights.len(), d_dst.len());
         assert_eq!(d_bias.len(), problem.c_out);
         let pointers = [(ARG_SRC, address(src)), (ARG_DIFF_DST, address(d_dst)), (ARG_DIFF_BIAS, address(d_bias))];
-        self.run(Step::BackwardWeights, problem, &pointers, address(d_weights));
+        self.run(ConvPass::BackwardWeights, problem, &pointers, address(d_weights));
     }
 
     /// Runs a pass on operands whose lengths have been checked.
-    fn run(&self, step: Step, problem: Problem, operands: &[(c_int, *mut c_void)], weights: *mut c_void) {
+    fn run(&self, step: ConvPass, problem: OneDnnConv, operands: &[(c_int, *mut c_void)], weights: *mut c_void) {
         let mut primitives = self.primitives.lock().expect("no panic while the lock is held");
         let primitive = primitives.entry((step, problem)).or_insert_with(|| Arc::new(self.compile(step, problem)));
         // SAFETY: the pointers cover the extents of the memory descriptors (checked by the callers), outputs were
@@ -316,7 +329,7 @@ impl Library {
             let packed = &primitive.weights;
             check((f.dnnl_memory_set_data_handle)(packed.plain, weights), "dnnl_memory_set_data_handle");
             args.push(ExecArg { arg: packed.argument, memory: packed.packed });
-            if step == Step::BackwardWeights {
+            if step == ConvPass::BackwardWeights {
                 in_library(|| self.execute(primitive.handle, &args));
                 self.reorder(packed, packed.packed, packed.plain);
             } else {
@@ -342,7 +355,7 @@ impl Library {
     }
 
     /// Compiles a pass: activations stay channels-last, weights use the layout that oneDNN prefers.
-    fn compile(&self, step: Step, problem: Problem) -> Primitive {
+    fn compile(&self, step: ConvPass, problem: OneDnnConv) -> Primitive {
         let f = &self.functions;
         let rank = problem.spatial_rank();
         let skip = 3 - rank;
@@ -382,11 +395,11 @@ impl Library {
         // SAFETY: as above.
         let (desc, operands, weights_query, weights_argument) = unsafe {
             match step {
-                Step::Forward => {
+                ConvPass::Forward => {
                     let operands = vec![(ARG_SRC, &src), (ARG_BIAS, &bias), (ARG_DST, &dst)];
                     (forward_hint, operands, QUERY_WEIGHTS, ARG_WEIGHTS)
                 }
-                Step::BackwardInput => {
+                ConvPass::BackwardInput => {
                     let status = (f.dnnl_convolution_backward_data_desc_init)(
                         &mut descriptor,
                         ALGORITHM_DIRECT,
@@ -401,7 +414,7 @@ impl Library {
                     let desc = self.primitive_desc(&descriptor, forward_hint);
                     (desc, vec![(ARG_DIFF_DST, &dst), (ARG_DIFF_SRC, &src)], QUERY_WEIGHTS, ARG_WEIGHTS)
                 }
-                Step::BackwardWeights => {
+                ConvPass::BackwardWeights => {
                     let status = (f.dnnl_convolution_backward_weights_desc_init)(
                         &mut descriptor,
                         ALGORITHM_DIRECT,
@@ -424,7 +437,7 @@ impl Library {
         unsafe {
             let packed: Md = (f.dnnl_primitive_desc_query_md)(desc, weights_query, 0);
             let plain: Md = &weights_plain;
-            let (from, to) = if step == Step::BackwardWeights { (packed, plain) } else { (plain, packed) };
+            let (from, to) = if step == ConvPass::BackwardWeights { (packed, plain) } else { (plain, packed) };
             let mut reorder_desc = null_mut();
             let status =
                 (f.dnnl_reorder_primitive_desc_create)(&mut reorder_desc, from, self.engine, to, self.engine, null());
@@ -515,7 +528,7 @@ impl Library {
     }
 }
 
-impl Problem {
+impl OneDnnConv {
     /// Number of spatial axes. If the z axis is trivial, the problem is 2D, for which oneDNN has faster kernels.
     fn spatial_rank(&self) -> usize {
         if self.input[0] == 1 && self.output[0] == 1 && self.kernel[0] == 1 && self.padding[0] == 0 { 2 } else { 3 }
@@ -527,7 +540,7 @@ impl Problem {
         reach as i64 - self.input[axis] as i64 - self.padding[axis] as i64
     }
 
-    fn check<T: Element>(&self, src: usize, weights: usize, dst: usize) {
+    fn check<T: ActivationElement>(&self, src: usize, weights: usize, dst: usize) {
         let volume = |extent: [usize; 3]| extent.iter().product::<usize>();
         assert_eq!(self.data, T::ONEDNN);
         assert_eq!(src, self.n * self.c_in * volume(self.input), "input of {self:?}");

@@ -4,7 +4,7 @@ use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::launch::{Columns, UNITS, allocate, contiguous, elementwise, reuse, vector_size};
+use super::launch::{RowGeometry, UNITS, allocate, contiguous, elementwise, reuse, vector_size};
 
 #[cube(launch)]
 fn add_bias<F: Float, N: Size>(
@@ -101,8 +101,8 @@ pub fn add<R: CubeRuntime>(x: CubeTensor<R>, bias: CubeTensor<R>) -> CubeTensor<
 pub fn gradient<R: CubeRuntime>(grad: CubeTensor<R>) -> Option<CubeTensor<R>> {
     let [n, z, y, x, channels] = grad.shape().dims();
     let size = vector_size(channels, &[grad.dtype, DType::F32]);
-    let geometry = Columns::new(1, n * z * y * x, channels / size)?;
-    let Columns { rows, columns, part, .. } = geometry;
+    let geometry = RowGeometry::new(1, n * z * y * x, channels / size)?;
+    let RowGeometry { rows, columns, part, .. } = geometry;
     let grad = contiguous(grad);
     let partials = allocate(&grad, [geometry.parts(), channels], DType::F32);
     let (count, dim) = geometry.grid();

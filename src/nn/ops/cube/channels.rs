@@ -8,7 +8,7 @@ use super::launch::{allocate, contiguous, elementwise, vector_size};
 
 /// Concatenates the rows of `a` and `b`; one unit per vector.
 #[cube(launch)]
-fn join<F: Float, N: Size>(
+fn concat_kernel<F: Float, N: Size>(
     a: &Array<Vector<F, N>>,
     b: &Array<Vector<F, N>>,
     joined: &mut Array<Vector<F, N>>,
@@ -29,9 +29,9 @@ fn join<F: Float, N: Size>(
     }
 }
 
-/// Inverse of [`join`].
+/// Inverse of [`concat_kernel`].
 #[cube(launch)]
-fn part<F: Float, N: Size>(
+fn split_kernel<F: Float, N: Size>(
     joined: &Array<Vector<F, N>>,
     a: &mut Array<Vector<F, N>>,
     b: &mut Array<Vector<F, N>>,
@@ -61,7 +61,7 @@ pub fn concat<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<
     let joined = allocate(&a, [n, z, y, x, channels_a + channels_b], a.dtype);
     let (count, dim) = elementwise(joined.shape().num_elements() / size);
     let dtype = a.dtype;
-    join::launch::<R>(
+    concat_kernel::launch::<R>(
         &joined.client,
         count,
         dim,
@@ -85,7 +85,7 @@ pub fn split<R: CubeRuntime>(joined: CubeTensor<R>, channels: usize) -> (CubeTen
     let b = allocate(&joined, [n, z, y, x, all - channels], joined.dtype);
     let (count, dim) = elementwise(joined.shape().num_elements() / size);
     let dtype = joined.dtype;
-    part::launch::<R>(
+    split_kernel::launch::<R>(
         &a.client,
         count,
         dim,

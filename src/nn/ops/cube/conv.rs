@@ -3,7 +3,7 @@
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
 
-use super::super::{ConvParams, Pass};
+use super::super::{ConvParams, ConvPass};
 use super::launch::{allocate, contiguous};
 use super::runtime::GpuRuntime;
 use super::weights;
@@ -20,7 +20,7 @@ pub fn forward<R: GpuRuntime>(x: &CubeTensor<R>, weight: &CubeTensor<R>, params:
     let x = contiguous(x.clone());
     let weight = weights::channels_last(weight.clone(), x.dtype);
     let y = allocate(&x, shape, x.dtype);
-    R::convolution(Pass::Forward, [&x, &weight, &y], params).then_some(y)
+    R::convolution(ConvPass::Forward, [&x, &weight, &y], params).then_some(y)
 }
 
 /// Returns `None` if no library supports the problem. `x` is the shape of the input.
@@ -34,7 +34,7 @@ pub fn backward_input<R: GpuRuntime>(
     let grad = contiguous(grad.clone());
     let weight = weights::channels_last(weight.clone(), grad.dtype);
     let d_x = allocate(&grad, x, grad.dtype);
-    R::convolution(Pass::BackwardInput, [&d_x, &weight, &grad], params).then_some(d_x)
+    R::convolution(ConvPass::BackwardInput, [&d_x, &weight, &grad], params).then_some(d_x)
 }
 
 /// Returns `None` if no library supports the problem. `weight` is the shape of the weights.
@@ -50,7 +50,7 @@ pub fn backward_weights<R: GpuRuntime>(
     // Weight gradients are sums over all voxels, so f32 is used if the library supports it.
     [DType::F32, x.dtype].into_iter().find_map(|dtype| {
         let d_weight = allocate(&x, [c_out, kz, ky, kx, c_in], dtype);
-        let is_done = R::convolution(Pass::BackwardWeights, [&x, &d_weight, &grad], params);
+        let is_done = R::convolution(ConvPass::BackwardWeights, [&x, &d_weight, &grad], params);
         is_done.then(|| weights::channels_first(d_weight))
     })
 }

@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 
 use super::launch::elementwise;
 use crate::ops::ConvParams;
-use crate::ops::Pass;
+use crate::ops::ConvPass;
 
 /// Number of values: extents of input, output and kernel, stride and padding `(z, y, x)`, then n, c_in, c_out.
 const GEOMETRY: usize = 18;
@@ -139,7 +139,7 @@ fn backward_weights<X: Float, W: Float, Y: Float>(
 }
 
 /// See [`super::GpuRuntime::convolution`].
-pub fn convolution<R: CubeRuntime>(pass: Pass, [x, w, y]: [&CubeTensor<R>; 3], params: ConvParams) {
+pub fn convolution<R: CubeRuntime>(pass: ConvPass, [x, w, y]: [&CubeTensor<R>; 3], params: ConvParams) {
     let [n, iz, iy, ix, c_in] = x.shape().dims();
     let [c_out, kz, ky, kx, _] = w.shape().dims();
     let [_, oz, oy, ox, _] = y.shape().dims();
@@ -151,9 +151,9 @@ pub fn convolution<R: CubeRuntime>(pass: Pass, [x, w, y]: [&CubeTensor<R>; 3], p
     let result = [y, x, w][pass as usize];
     let (count, dim) = elementwise(result.shape().num_elements());
     let launch = match pass {
-        Pass::Forward => forward::launch::<R>,
-        Pass::BackwardInput => backward_input::launch::<R>,
-        Pass::BackwardWeights => backward_weights::launch::<R>,
+        ConvPass::Forward => forward::launch::<R>,
+        ConvPass::BackwardInput => backward_input::launch::<R>,
+        ConvPass::BackwardWeights => backward_weights::launch::<R>,
     };
     let dtypes = [x, w, y].map(|tensor| tensor.dtype.into());
     let [x_arg, w_arg, y_arg] = [x, w, y].map(|tensor| tensor.clone().into_array_arg());

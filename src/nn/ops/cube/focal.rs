@@ -6,19 +6,19 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 use super::launch::{allocate, elementwise};
-use super::loss::{Target, member, scale_of_voxels};
+use super::loss::{Target, belongs_to, scale_of_voxels};
 
 /// Lower bound of `1 - p`, because powers of 0 differ between devices.
 const LEAST: f32 = 1e-30;
 
 /// Sums each voxel's losses and computes their derivatives with respect to the logits; one unit per voxel.
 #[cube(launch)]
-fn focal_of(
+fn focal_kernel(
     logits: &Array<f32>,
     labels: &Array<i32>,
-    members: &Array<i32>,
+    membership: &Array<i32>,
     losses: &mut Array<f32>,
-    slopes: &mut Array<f32>,
+    focal_derivatives: &mut Array<f32>,
     channels: usize,
     first: usize,
     gamma: f32,
@@ -33,7 +33,7 @@ fn focal_of(
     for channel in 0..channels {
         let mut slope = 0.0f32;
         if channel >= first {
-            let sign = 2.0f32 * member(members, label, channel, channels) - 1.0f32;
+            let sign = 2.0f32 * belongs_to(membership, label, channel, channels) - 1.0f32;
             let right = sign * logits[begin + channel];
             let decay = f32::exp(-f32::abs(right));
             let larger = 1.0f32 / (1.0f32 + decay);
@@ -45,7 +45,7 @@ fn focal_of(
             loss += focus * logarithm;
             slope = -sign * focus * (gamma * p * logarithm + rest);
         }
-        slopes[begin + channel] = slope;
+        focal_derivatives[begin + channel] = slope;
     }
     losses[voxel] = loss;
 }
@@ -53,7 +53,7 @@ fn focal_of(
 /// Adds the focal loss's contribution to a gradient; one unit per voxel.
 #[cube(launch)]
 fn add_scaled(
-    slopes: &Array<f32>,
+    focal_derivatives: &Array<f32>,
     labels: &Array<i32>,
     global: &Array<f32>,
     scaler: &Array<f32>,
@@ -73,7 +73,7 @@ fn add_scaled(
     }
     for channel in 0..channels {
         let place = voxel * channels + channel;
-        gradient[place] += scale * slopes[place];
+        gradient[place] += scale * focal_derivatives[place];
     }
 }
 
@@ -85,28 +85,28 @@ pub fn losses<R: CubeRuntime>(
     gamma: f32,
 ) -> CubeTensor<R> {
     let channels = logits.shape()[4];
-    let slopes = allocate(logits, logits.shape(), logits.dtype);
+    let focal_derivatives = allocate(logits, logits.shape(), logits.dtype);
     let (count, dim) = elementwise(logits.shape().num_elements() / channels);
-    focal_of::launch::<R>(
+    focal_kernel::launch::<R>(
         &logits.client,
         count,
         dim,
         logits.clone().into_array_arg(),
         target.labels.clone().into_array_arg(),
-        target.members.clone().into_array_arg(),
+        target.membership.clone().into_array_arg(),
         losses.clone().into_array_arg(),
-        slopes.clone().into_array_arg(),
+        focal_derivatives.clone().into_array_arg(),
         channels,
-        target.rule.first_channel(),
+        target.params.first_channel(),
         gamma,
     );
-    slopes
+    focal_derivatives
 }
 
 /// Adds the derivatives to `gradient`, scaled by the global sums and the loss scale.
 pub fn add_gradient<R: CubeRuntime>(
     gradient: &CubeTensor<R>,
-    slopes: CubeTensor<R>,
+    focal_derivatives: CubeTensor<R>,
     target: &Target<R>,
     [global, scaler]: [CubeTensor<R>; 2],
     weight: f32,
@@ -117,14 +117,14 @@ pub fn add_gradient<R: CubeRuntime>(
         &gradient.client,
         count,
         dim,
-        slopes.into_array_arg(),
+        focal_derivatives.into_array_arg(),
         target.labels.clone().into_array_arg(),
         global.into_array_arg(),
         scaler.into_array_arg(),
         gradient.clone().into_array_arg(),
         channels,
         weight,
-        target.rule.ignore_label.unwrap_or(0),
-        target.rule.ignore_label.is_some(),
+        target.params.ignore_label.unwrap_or(0),
+        target.params.ignore_label.is_some(),
     );
 }

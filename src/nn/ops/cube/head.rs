@@ -4,7 +4,7 @@ use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::launch::{Columns, UNITS, allocate, contiguous, elementwise, vector_size};
+use super::launch::{RowGeometry, UNITS, allocate, contiguous, elementwise, vector_size};
 
 /// Maximum number of classes for which a unit keeps one sum each in registers.
 pub const MAX_CLASSES: usize = 16;
@@ -188,8 +188,8 @@ pub fn head_backward<R: CubeRuntime>(
     let classes = weight.shape()[0];
     let size = vector_size(c, &[x.dtype, DType::F32]);
     // Samples are contiguous, and the sums are over all of them.
-    let geometry = Columns::new(1, n * z * y * width, c / size)?;
-    let Columns { rows, columns, part, .. } = geometry;
+    let geometry = RowGeometry::new(1, n * z * y * width, c / size)?;
+    let RowGeometry { rows, columns, part, .. } = geometry;
     if classes > MAX_CLASSES {
         return None;
     }

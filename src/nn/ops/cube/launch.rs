@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 pub const UNITS: usize = 256;
 
 /// Number of cubes that fill any GPU several times over.
-const ENOUGH_CUBES: usize = 2048;
+const MAX_CUBES: usize = 2048;
 
 /// Bytes that a unit reads at once.
 const ACCESS: usize = 16;
@@ -53,7 +53,7 @@ pub fn elementwise(len: usize) -> (CubeCount, CubeDim) {
 /// Each unit handles one column, a vector of channels, and strides over the rows of its cube's part of a sample.
 /// Neighboring units read neighboring memory, and per-channel values are read once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Columns {
+pub struct RowGeometry {
     pub samples: usize,
     pub rows: usize,
     pub columns: usize,
@@ -61,7 +61,7 @@ pub struct Columns {
     pub part: usize,
 }
 
-impl Columns {
+impl RowGeometry {
     /// Returns `None` if a row has more columns than a cube has units.
     pub fn new(samples: usize, rows: usize, columns: usize) -> Option<Self> {
         if columns == 0 || columns > UNITS {
@@ -69,7 +69,7 @@ impl Columns {
         }
         let stride = UNITS / columns;
         // At least 16 rows per unit, so that summing the parts is cheap compared to summing the rows.
-        let parts = (rows.div_ceil(16 * stride)).clamp(1, ENOUGH_CUBES.div_ceil(samples));
+        let parts = (rows.div_ceil(16 * stride)).clamp(1, MAX_CUBES.div_ceil(samples));
         let part = rows.div_ceil(parts).max(1);
         Some(Self { samples, rows, columns, part })
     }
@@ -91,11 +91,11 @@ mod tests {
     #[test]
     fn parts_cover_all_rows_and_vectors_divide_the_channels() {
         for (samples, rows, columns) in [(2, 128 * 128 * 128, 4), (1, 1, 1), (3, 27, 40), (1, 1000, 256)] {
-            let columns = Columns::new(samples, rows, columns).unwrap();
+            let columns = RowGeometry::new(samples, rows, columns).unwrap();
             assert!(columns.parts() * columns.part >= rows);
             assert!((columns.parts() - 1) * columns.part < rows);
         }
-        assert_eq!(Columns::new(1, 1, 257), None);
+        assert_eq!(RowGeometry::new(1, 1, 257), None);
         assert_eq!(vector_size(32, &[DType::BF16]), 8);
         assert_eq!(vector_size(32, &[DType::BF16, DType::F32]), 4);
         assert_eq!(vector_size(6, &[DType::F32]), 2);

@@ -6,8 +6,8 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 use super::focal;
-use super::launch::{Columns, UNITS, allocate, contiguous, elementwise, reuse};
-use crate::ops::{LossRule, VoxelRule};
+use super::launch::{RowGeometry, UNITS, allocate, contiguous, elementwise, reuse};
+use crate::ops::{LossParams, VoxelLossTerm};
 
 /// Number of sums per channel: intersection, activation and target; for channel 0 also the per-voxel losses and their
 /// number.
@@ -17,11 +17,11 @@ const MIN_DENOMINATOR: f32 = 1e-8;
 
 /// Returns 1 if the label belongs to the channel, else 0.
 #[cube]
-pub fn member(members: &Array<i32>, label: i32, channel: usize, channels: usize) -> f32 {
+pub fn belongs_to(membership: &Array<i32>, label: i32, channel: usize, channels: usize) -> f32 {
     let place = label as usize * channels + channel;
     let mut result = 0.0f32;
-    if label >= 0 && place < members.len() {
-        result = members[place] as f32;
+    if label >= 0 && place < membership.len() {
+        result = membership[place] as f32;
     }
     result
 }
@@ -48,7 +48,7 @@ pub fn scale_of_voxels(global: &Array<f32>, scaler: &Array<f32>, weight: f32) ->
 fn activate(
     logits: &Array<f32>,
     labels: &Array<i32>,
-    members: &Array<i32>,
+    membership: &Array<i32>,
     weights: &Array<f32>,
     activations: &mut Array<f32>,
     losses: &mut Array<f32>,
@@ -88,7 +88,7 @@ fn activate(
     } else {
         for channel in 0..channels {
             let logit = logits[begin + channel];
-            let y = member(members, label, channel, channels);
+            let y = belongs_to(membership, label, channel, channels);
             let decay = f32::exp(-f32::abs(logit));
             loss += max(logit, 0.0f32) - logit * y + f32::log1p(decay);
             let larger = 1.0f32 / (1.0f32 + decay);
@@ -102,7 +102,7 @@ fn activate(
 
 /// Writes 1 for predicted channels (argmax, or activation above one half), 0 for others; one unit per voxel.
 #[cube(launch)]
-fn decide(activations: &Array<f32>, decisions: &mut Array<f32>, channels: usize, #[comptime] softmax: bool) {
+fn argmax_decisions(activations: &Array<f32>, decisions: &mut Array<f32>, channels: usize, #[comptime] softmax: bool) {
     let begin = ABSOLUTE_POS * channels;
     if begin >= activations.len() {
         terminate!();
@@ -146,7 +146,7 @@ fn sum_of_rows(value: f32, shared: &mut SharedMemory<f32>, channels: usize, stri
 fn partial_sums(
     activations: &Array<f32>,
     labels: &Array<i32>,
-    members: &Array<i32>,
+    membership: &Array<i32>,
     weights: &Array<f32>,
     losses: &Array<f32>,
     partials: &mut Array<f32>,
@@ -179,7 +179,7 @@ fn partial_sums(
                 counts = label != ignore_label;
             }
             if counts {
-                let y = member(members, label, channel, channels);
+                let y = belongs_to(membership, label, channel, channels);
                 let p = activations[voxel * channels + channel];
                 intersection += p * y;
                 activation += p;
@@ -249,10 +249,10 @@ fn dice_slope(sums: &Array<f32>, place: usize, scale: f32, smooth: f32) -> (f32,
 
 /// Computes the gradient with respect to the logits; one unit per voxel.
 #[cube(launch)]
-fn gradient_of(
+fn gradient_kernel(
     activations: &Array<f32>,
     labels: &Array<i32>,
-    members: &Array<i32>,
+    membership: &Array<i32>,
     weights: &Array<f32>,
     dice_sums: &Array<f32>,
     global: &Array<f32>,
@@ -294,12 +294,12 @@ fn gradient_of(
     if comptime!(softmax) {
         for channel in first_dice..channels {
             let (slope, offset) = dice_slope(dice_sums, first + channel * 3, dice_scale, smooth);
-            let y = member(members, label, channel, channels);
+            let y = belongs_to(membership, label, channel, channels);
             projection += (slope * y - offset) * activations[begin + channel];
         }
     }
     for channel in 0..channels {
-        let y = member(members, label, channel, channels);
+        let y = belongs_to(membership, label, channel, channels);
         let p = activations[begin + channel];
         let mut slope = 0.0f32;
         if channel >= first_dice {
@@ -315,22 +315,22 @@ fn gradient_of(
 /// [`crate::ops::LossTarget`] on a CubeCL runtime.
 pub struct Target<R: CubeRuntime> {
     pub labels: CubeTensor<R>,
-    pub members: CubeTensor<R>,
+    pub membership: CubeTensor<R>,
     pub weights: CubeTensor<R>,
-    pub rule: LossRule,
+    pub params: LossParams,
 }
 
 impl<R: CubeRuntime> Target<R> {
     fn contiguous(self) -> Self {
-        let Self { labels, members, weights, rule } = self;
-        Self { labels: contiguous(labels), members: contiguous(members), weights: contiguous(weights), rule }
+        let Self { labels, membership, weights, params } = self;
+        Self { labels: contiguous(labels), membership: contiguous(membership), weights: contiguous(weights), params }
     }
 }
 
 /// [`crate::ops::LossParts`] on a CubeCL runtime.
 pub struct Parts<R: CubeRuntime> {
     pub activations: CubeTensor<R>,
-    pub slopes: Option<CubeTensor<R>>,
+    pub focal_derivatives: Option<CubeTensor<R>>,
     pub sums: CubeTensor<R>,
 }
 
@@ -340,13 +340,13 @@ pub fn parts<R: CubeRuntime>(logits: CubeTensor<R>, target: Target<R>) -> Parts<
     let [samples, z, y, x, channels] = logits.shape().dims();
     let voxels = z * y * x;
     let target = target.contiguous();
-    let rule = target.rule;
+    let params = target.params;
     let logits = contiguous(logits);
     let client = logits.client.clone();
     let losses = allocate(&logits, [samples * voxels], DType::F32);
-    let slopes = match rule.voxels {
-        VoxelRule::Focal { gamma } => Some(focal::losses(&logits, &target, &losses, gamma)),
-        VoxelRule::CrossEntropy | VoxelRule::None => None,
+    let focal_derivatives = match params.voxel_loss {
+        VoxelLossTerm::Focal { gamma } => Some(focal::losses(&logits, &target, &losses, gamma)),
+        VoxelLossTerm::CrossEntropy | VoxelLossTerm::None => None,
     };
     let activations = reuse(&logits);
     let (count, dim) = elementwise(samples * voxels);
@@ -356,17 +356,17 @@ pub fn parts<R: CubeRuntime>(logits: CubeTensor<R>, target: Target<R>) -> Parts<
         dim,
         logits.into_array_arg(),
         target.labels.clone().into_array_arg(),
-        target.members.clone().into_array_arg(),
+        target.membership.clone().into_array_arg(),
         target.weights.clone().into_array_arg(),
         activations.clone().into_array_arg(),
         losses.clone().into_array_arg(),
         channels,
-        rule.softmax,
-        rule.weighted,
-        slopes.is_none(),
+        params.softmax,
+        params.weighted,
+        focal_derivatives.is_none(),
     );
     let sums = totals(activations.clone(), losses, target);
-    Parts { activations, slopes, sums }
+    Parts { activations, focal_derivatives, sums }
 }
 
 /// Computes the sums of decisions instead of activations, see [`crate::ops::DeviceLoss::counts`].
@@ -375,27 +375,27 @@ pub fn counts<R: CubeRuntime>(activations: CubeTensor<R>, target: Target<R>) -> 
     let activations = contiguous(activations);
     let decisions = reuse(&activations);
     let (count, dim) = elementwise(activations.shape().num_elements() / channels);
-    decide::launch::<R>(
+    argmax_decisions::launch::<R>(
         &activations.client.clone(),
         count,
         dim,
         activations.into_array_arg(),
         decisions.clone().into_array_arg(),
         channels,
-        target.rule.softmax,
+        target.params.softmax,
     );
-    let rule = LossRule { batch_dice: true, ..target.rule };
+    let params = LossParams { batch_dice: true, ..target.params };
     // The decisions stand in for the per-voxel losses, whose sum is not used.
-    totals(decisions.clone(), decisions, Target { rule, ..target.contiguous() })
+    totals(decisions.clone(), decisions, Target { params, ..target.contiguous() })
 }
 
 /// Computes the sums per group and channel of contiguous tensors.
 fn totals<R: CubeRuntime>(activations: CubeTensor<R>, losses: CubeTensor<R>, target: Target<R>) -> CubeTensor<R> {
-    let rule = target.rule;
+    let params = target.params;
     let [samples, z, y, x, channels] = activations.shape().dims();
     let voxels = z * y * x;
     let client = activations.client.clone();
-    let geometry = Columns::new(samples, voxels, channels).expect("at most as many channels as units per cube");
+    let geometry = RowGeometry::new(samples, voxels, channels).expect("at most as many channels as units per cube");
     let partials = allocate(&activations, [samples, geometry.parts(), QUANTITIES, channels], DType::F32);
     let (count, dim) = geometry.grid();
     partial_sums::launch::<R>(
@@ -404,19 +404,19 @@ fn totals<R: CubeRuntime>(activations: CubeTensor<R>, losses: CubeTensor<R>, tar
         dim,
         activations.clone().into_array_arg(),
         target.labels.into_array_arg(),
-        target.members.into_array_arg(),
+        target.membership.into_array_arg(),
         target.weights.into_array_arg(),
         losses.into_array_arg(),
         partials.clone().into_array_arg(),
         voxels,
         channels,
         geometry.part,
-        losses_per_voxel(rule, channels) as f32,
-        rule.ignore_label.unwrap_or(0),
-        rule.ignore_label.is_some(),
-        rule.weighted,
+        losses_per_voxel(params, channels) as f32,
+        params.ignore_label.unwrap_or(0),
+        params.ignore_label.is_some(),
+        params.weighted,
     );
-    let groups = if rule.batch_dice { 1 } else { samples };
+    let groups = if params.batch_dice { 1 } else { samples };
     let len = groups * channels * 3 + 2;
     let sums = allocate(&activations, [len], DType::F32);
     total_sums::launch::<R>(
@@ -433,13 +433,13 @@ fn totals<R: CubeRuntime>(activations: CubeTensor<R>, losses: CubeTensor<R>, tar
 }
 
 /// Number of losses per voxel, the divisor of the sum.
-fn losses_per_voxel(rule: LossRule, channels: usize) -> usize {
-    match rule.voxels {
-        VoxelRule::Focal { .. } => channels - rule.first_channel(),
+fn losses_per_voxel(params: LossParams, channels: usize) -> usize {
+    match params.voxel_loss {
+        VoxelLossTerm::Focal { .. } => channels - params.first_channel(),
         // Binary cross-entropy has one loss per channel. With an ignore label the sum is divided by the voxels only, as
         // in nnU-Net's `DC_and_BCE_loss`.
-        VoxelRule::CrossEntropy if !rule.softmax && rule.ignore_label.is_none() => channels,
-        VoxelRule::CrossEntropy | VoxelRule::None => 1,
+        VoxelLossTerm::CrossEntropy if !params.softmax && params.ignore_label.is_none() => channels,
+        VoxelLossTerm::CrossEntropy | VoxelLossTerm::None => 1,
     }
 }
 
@@ -455,24 +455,24 @@ pub struct GradientInput<R: CubeRuntime> {
 /// Computes the gradient with respect to the logits, in place in the activations if their memory is not shared.
 pub fn gradient<R: CubeRuntime>(input: GradientInput<R>, target: Target<R>) -> CubeTensor<R> {
     let GradientInput { parts, global, scaler, weight, world_size } = input;
-    let Parts { activations, slopes, sums: local } = parts;
+    let Parts { activations, focal_derivatives, sums: local } = parts;
     let [samples, z, y, x, channels] = activations.shape().dims();
     let target = target.contiguous();
-    let (rule, global, scaler) = (target.rule, contiguous(global), contiguous(scaler));
+    let (params, global, scaler) = (target.params, contiguous(global), contiguous(scaler));
     let activations = contiguous(activations);
     let gradient = reuse(&activations);
-    let dice_channels = channels - rule.first_channel();
-    let groups = if rule.batch_dice { 1 } else { samples * world_size };
+    let dice_channels = channels - params.first_channel();
+    let groups = if params.batch_dice { 1 } else { samples * world_size };
     let weight = weight * world_size as f32;
-    let dice_sums = if rule.batch_dice { global.clone() } else { local };
+    let dice_sums = if params.batch_dice { global.clone() } else { local };
     let (count, dim) = elementwise(samples * z * y * x);
-    gradient_of::launch::<R>(
+    gradient_kernel::launch::<R>(
         &gradient.client,
         count,
         dim,
         activations.into_array_arg(),
         target.labels.clone().into_array_arg(),
-        target.members.clone().into_array_arg(),
+        target.membership.clone().into_array_arg(),
         target.weights.clone().into_array_arg(),
         contiguous(dice_sums).into_array_arg(),
         global.clone().into_array_arg(),
@@ -480,18 +480,18 @@ pub fn gradient<R: CubeRuntime>(input: GradientInput<R>, target: Target<R>) -> C
         gradient.clone().into_array_arg(),
         z * y * x,
         channels,
-        if rule.voxels == VoxelRule::CrossEntropy { weight } else { 0.0 },
-        if rule.dice { -weight / (groups * dice_channels) as f32 } else { 0.0 },
-        rule.smooth,
-        rule.ignore_label.unwrap_or(0),
-        rule.first_channel(),
-        rule.ignore_label.is_some(),
-        rule.softmax,
-        rule.weighted,
-        rule.batch_dice,
+        if params.voxel_loss == VoxelLossTerm::CrossEntropy { weight } else { 0.0 },
+        if params.dice { -weight / (groups * dice_channels) as f32 } else { 0.0 },
+        params.smooth,
+        params.ignore_label.unwrap_or(0),
+        params.first_channel(),
+        params.ignore_label.is_some(),
+        params.softmax,
+        params.weighted,
+        params.batch_dice,
     );
-    if let Some(slopes) = slopes {
-        focal::add_gradient(&gradient, slopes, &target, [global, scaler], weight);
+    if let Some(focal_derivatives) = focal_derivatives {
+        focal::add_gradient(&gradient, focal_derivatives, &target, [global, scaler], weight);
     }
     gradient
 }

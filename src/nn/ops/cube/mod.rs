@@ -26,12 +26,12 @@ use burn::tensor::{FloatDType, TensorMetadata, backend::ops::FloatTensorOps, ops
 use burn_cubecl::{BoolElement, CubeBackend, tensor::CubeTensor};
 
 #[cfg(feature = "cuda")]
-pub use cuda::note_burns;
+pub use cuda::record_burn_timing;
 pub use runtime::GpuRuntime;
 
 use super::{
-    AdamStep, ControlRule, ConvParams, DeviceBuffer, DeviceLoss, DeviceWindows, HeadGradients, LossGradientInput,
-    LossParts, LossTarget, NnOps, NormGradients, NormParams, SgdStep, WeightGradients, WindowTerms, reference,
+    AdamStep, ConvParams, DecisionParams, DeviceBuffer, DeviceLoss, DeviceWindows, HeadGradients, LossGradientInput,
+    LossParts, LossTarget, NnOps, NormGradients, NormParams, SgdStep, WeightGradients, WindowAccumulateArgs, reference,
 };
 
 impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
@@ -137,12 +137,16 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
         channels::split(x, channels)
     }
 
-    fn add_act(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
-        residual::add_act(a, b, negative_slope)
+    fn add_leaky_relu(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
+        residual::add_leaky_relu(a, b, negative_slope)
     }
 
-    fn add_act_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
-        residual::add_act_backward(y, grad, negative_slope)
+    fn add_leaky_relu_backward(
+        y: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        negative_slope: f32,
+    ) -> FloatTensor<Self> {
+        residual::add_leaky_relu_backward(y, grad, negative_slope)
     }
 
     fn avg_pool(x: FloatTensor<Self>, size: [usize; 3]) -> FloatTensor<Self> {
@@ -167,45 +171,45 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
         }
     }
 
-    fn control(
+    fn update_decision(
         gradients: Vec<FloatTensor<Self>>,
         scaler: FloatTensor<Self>,
-        rule: ControlRule,
+        params: DecisionParams,
     ) -> [FloatTensor<Self>; 2] {
-        update::control(gradients, scaler, rule)
+        update::update_decision(gradients, scaler, params)
     }
 
     fn sgd(
         value: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         velocity: Option<FloatTensor<Self>>,
-        control: FloatTensor<Self>,
+        decision: FloatTensor<Self>,
         step: SgdStep,
     ) -> [FloatTensor<Self>; 2] {
-        update::sgd(value, gradient, velocity, control, step)
+        update::sgd(value, gradient, velocity, decision, step)
     }
 
     fn adam(
         value: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         moments: Option<[FloatTensor<Self>; 2]>,
-        control: FloatTensor<Self>,
+        decision: FloatTensor<Self>,
         step: AdamStep,
     ) -> [FloatTensor<Self>; 3] {
-        update::adam(value, gradient, moments, control, step)
+        update::adam(value, gradient, moments, decision, step)
     }
 
     fn device_loss() -> Option<DeviceLoss<Self>> {
         Some(DeviceLoss {
             parts: |logits, target| {
-                let loss::Parts { activations, slopes, sums } = loss::parts(logits, loss_target(target));
-                LossParts { activations, slopes, sums }
+                let loss::Parts { activations, focal_derivatives, sums } = loss::parts(logits, loss_target(target));
+                LossParts { activations, focal_derivatives, sums }
             },
             counts: |activations, target| loss::counts(activations, loss_target(target)),
             gradient: |input, target| {
                 let LossGradientInput { parts, global, scaler, weight, world_size } = input;
-                let LossParts { activations, slopes, sums } = parts;
-                let parts = loss::Parts { activations, slopes, sums };
+                let LossParts { activations, focal_derivatives, sums } = parts;
+                let parts = loss::Parts { activations, focal_derivatives, sums };
                 let input = loss::GradientInput { parts, global, scaler, weight, world_size };
                 loss::gradient(input, loss_target(target))
             },
@@ -216,8 +220,8 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
         Some(DeviceWindows {
             cut: windows::cut,
             add: |sums, logits, terms| {
-                let WindowTerms { samples, weights, place, share } = terms;
-                windows::add(sums, logits, &samples, &weights, place, share);
+                let WindowAccumulateArgs { samples, weights, position, sample_weight } = terms;
+                windows::add(sums, logits, &samples, &weights, position, sample_weight);
             },
         })
     }
@@ -238,6 +242,6 @@ fn bias_gradient<R: GpuRuntime, BT: BoolElement>(grad: CubeTensor<R>, cancels: b
 }
 
 fn loss_target<R: GpuRuntime, BT: BoolElement>(target: &LossTarget<CubeBackend<R, f32, i32, BT>>) -> loss::Target<R> {
-    let LossTarget { labels, members, weights, rule } = target;
-    loss::Target { labels: labels.clone(), members: members.clone(), weights: weights.clone(), rule: *rule }
+    let LossTarget { labels, membership, weights, params } = target;
+    loss::Target { labels: labels.clone(), membership: membership.clone(), weights: weights.clone(), params: *params }
 }

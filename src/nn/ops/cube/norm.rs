@@ -8,7 +8,7 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 use super::super::NormParams;
-use super::launch::{Columns, UNITS, allocate, contiguous, vector_size};
+use super::launch::{RowGeometry, UNITS, allocate, contiguous, vector_size};
 
 /// Sums two values over the units of one column; the units of the cube's first row have the results.
 #[cube]
@@ -75,7 +75,7 @@ fn moments<F: Float, N: Size>(
 
 /// Computes mean and 1 / standard deviation of a sample from the sums of its parts; one cube per sample.
 #[cube(launch)]
-fn statistics_of<F: Float, N: Size>(
+fn statistics_kernel<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
     partials: &Array<Vector<f32, N>>,
     statistics: &mut Array<Vector<f32, N>>,
@@ -128,7 +128,7 @@ fn sum_of_parts<N: Size>(
 
 /// Computes `leaky_relu((x - mean) * rstd * gamma + beta)`.
 #[cube(launch)]
-fn normalise<F: Float, N: Size>(
+fn normalize_kernel<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
     statistics: &Array<Vector<f32, N>>,
     gamma: &Array<Vector<f32, N>>,
@@ -173,10 +173,10 @@ fn before_activation<F: Float, N: Size>(
     beta: Vector<f32, N>,
     slope: f32,
 ) -> (Vector<f32, N>, Vector<f32, N>) {
-    let normalised = (Vector::<f32, N>::cast_from(x) - mean) * rstd;
+    let normalized = (Vector::<f32, N>::cast_from(x) - mean) * rstd;
     let grad = Vector::<f32, N>::cast_from(grad);
-    let negative = (normalised * gamma + beta).less_than(Vector::<f32, N>::new(0.0));
-    (select_many(negative, grad * Vector::<f32, N>::new(slope), grad), normalised)
+    let negative = (normalized * gamma + beta).less_than(Vector::<f32, N>::new(0.0));
+    (select_many(negative, grad * Vector::<f32, N>::new(slope), grad), normalized)
 }
 
 /// Sums, over the rows of a part, the gradient before the activation, and that gradient times the normalized input.
@@ -213,10 +213,10 @@ fn gradient_sums<F: Float, N: Size>(
         let mut row = begin + first_row;
         while row < end {
             let place = base + row * columns;
-            let (gradient, normalised) =
+            let (gradient, normalized) =
                 before_activation::<F, N>(x[place], grad[place], mean, rstd, gamma, beta, slope);
             sum += gradient;
-            projected += gradient * normalised;
+            projected += gradient * normalized;
             row += stride;
         }
     }
@@ -304,9 +304,9 @@ fn input_gradient<F: Float, N: Size>(
         let mut row = begin + first_row;
         while row < end {
             let place = base + row * columns;
-            let (gradient, normalised) =
+            let (gradient, normalized) =
                 before_activation::<F, N>(x[place], grad[place], mean, rstd, gamma, beta, slope);
-            output[place] = Vector::cast_from((gradient - mean_gradient - normalised * mean_projected) * scale);
+            output[place] = Vector::cast_from((gradient - mean_gradient - normalized * mean_projected) * scale);
             row += stride;
         }
     }
@@ -314,10 +314,10 @@ fn input_gradient<F: Float, N: Size>(
 
 /// Returns the launch geometry of an activation `(n, z, y, x, c)` and its vector size; `None` if it has too many
 /// channels.
-fn columns_of<R: CubeRuntime>(x: &CubeTensor<R>) -> Option<(Columns, usize)> {
+fn launch_geometry<R: CubeRuntime>(x: &CubeTensor<R>) -> Option<(RowGeometry, usize)> {
     let [n, z, y, width, c] = x.shape().dims();
     let size = vector_size(c, &[x.dtype, DType::F32]);
-    Some((Columns::new(n, z * y * width, c / size)?, size))
+    Some((RowGeometry::new(n, z * y * width, c / size)?, size))
 }
 
 /// Returns the result and its statistics `(2, n, c)`; `None` if the activation has too many channels.
@@ -327,8 +327,8 @@ pub fn norm_act<R: CubeRuntime>(
     beta: CubeTensor<R>,
     params: NormParams,
 ) -> Option<(CubeTensor<R>, CubeTensor<R>)> {
-    let (geometry, size) = columns_of(&x)?;
-    let Columns { samples, rows, columns, part } = geometry;
+    let (geometry, size) = launch_geometry(&x)?;
+    let RowGeometry { samples, rows, columns, part } = geometry;
     let (x, gamma, beta) = (contiguous(x), contiguous(gamma), contiguous(beta));
     let channels = columns * size;
     let (client, dtype) = (x.client.clone(), x.dtype);
@@ -347,7 +347,7 @@ pub fn norm_act<R: CubeRuntime>(
         dtype.into(),
     );
     let statistics = allocate(&x, [2, samples, channels], DType::F32);
-    statistics_of::launch::<R>(
+    statistics_kernel::launch::<R>(
         &client,
         CubeCount::Static(samples as u32, 1, 1),
         dim,
@@ -362,7 +362,7 @@ pub fn norm_act<R: CubeRuntime>(
         dtype.into(),
     );
     let y = allocate(&x, x.shape(), dtype);
-    normalise::launch::<R>(
+    normalize_kernel::launch::<R>(
         &client,
         count,
         dim,
@@ -390,8 +390,8 @@ pub fn norm_act_backward<R: CubeRuntime>(
     grad: CubeTensor<R>,
     params: NormParams,
 ) -> Option<[CubeTensor<R>; 3]> {
-    let (geometry, size) = columns_of(&x)?;
-    let Columns { samples, rows, columns, part } = geometry;
+    let (geometry, size) = launch_geometry(&x)?;
+    let RowGeometry { samples, rows, columns, part } = geometry;
     let (x, grad) = (contiguous(x), contiguous(grad));
     let (gamma, beta, statistics) = (contiguous(gamma), contiguous(beta), contiguous(statistics));
     let channels = columns * size;

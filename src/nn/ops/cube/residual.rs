@@ -44,7 +44,7 @@ fn scale_negative<F: Float, N: Size>(
 
 /// Averages over blocks of `sz * sy * sx` voxels; one unit per vector of the output with extents `height` and `width`.
 #[cube(launch)]
-fn means<F: Float, N: Size>(
+fn avg_pool_kernel<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
     output: &mut Array<Vector<F, N>>,
     height: usize,
@@ -81,7 +81,7 @@ fn means<F: Float, N: Size>(
 /// Distributes each voxel's gradient, divided by the block size, to the voxels of its block; one unit per vector of the
 /// output with extents `height` and `width`.
 #[cube(launch)]
-fn spread<F: Float, N: Size>(
+fn avg_pool_backward_kernel<F: Float, N: Size>(
     grad: &Array<Vector<F, N>>,
     output: &mut Array<Vector<F, N>>,
     height: usize,
@@ -107,7 +107,7 @@ fn spread<F: Float, N: Size>(
 }
 
 /// Computes `leaky_relu(a + b)`, in place in `a` if its memory is not shared.
-pub fn add_act<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, slope: f32) -> CubeTensor<R> {
+pub fn add_leaky_relu<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, slope: f32) -> CubeTensor<R> {
     let (a, b) = (contiguous(a), contiguous(b));
     let (len, dtype) = (a.shape().num_elements(), a.dtype);
     let size = vector_size(len, &[dtype]);
@@ -127,8 +127,8 @@ pub fn add_act<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, slope: f32) -
     y
 }
 
-/// Computes the gradient of either operand of [`add_act`], in place in `grad` if its memory is not shared.
-pub fn add_act_backward<R: CubeRuntime>(y: CubeTensor<R>, grad: CubeTensor<R>, slope: f32) -> CubeTensor<R> {
+/// Computes the gradient of either operand of [`add_leaky_relu`], in place in `grad` if its memory is not shared.
+pub fn add_leaky_relu_backward<R: CubeRuntime>(y: CubeTensor<R>, grad: CubeTensor<R>, slope: f32) -> CubeTensor<R> {
     let (y, grad) = (contiguous(y), contiguous(grad));
     let (len, dtype) = (y.shape().num_elements(), y.dtype);
     let size = vector_size(len, &[dtype]);
@@ -156,7 +156,7 @@ pub fn avg_pool<R: CubeRuntime>(x: CubeTensor<R>, size: [usize; 3]) -> CubeTenso
     let output = allocate(&x, shape, x.dtype);
     let (count, dim) = elementwise(output.shape().num_elements() / vector);
     let dtype = x.dtype;
-    means::launch::<R>(
+    avg_pool_kernel::launch::<R>(
         &output.client,
         count,
         dim,
@@ -180,7 +180,7 @@ pub fn avg_pool_backward<R: CubeRuntime>(grad: CubeTensor<R>, size: [usize; 3]) 
     let output = allocate(&grad, shape, grad.dtype);
     let (count, dim) = elementwise(output.shape().num_elements() / vector);
     let dtype = grad.dtype;
-    spread::launch::<R>(
+    avg_pool_backward_kernel::launch::<R>(
         &output.client,
         count,
         dim,

@@ -3,7 +3,7 @@
 use burn::tensor::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 
-use crate::ops::{ConvParams, DeviceBuffer, Element, Pass};
+use crate::ops::{BufferDtype, ConvParams, ConvPass, DeviceBuffer};
 
 /// A CubeCL runtime that supports this crate's operations.
 pub trait GpuRuntime: CubeRuntime {
@@ -20,7 +20,7 @@ pub trait GpuRuntime: CubeRuntime {
     /// Runs a pass of a convolution on input `(n, z, y, x, c_in)`, weights `(c_out, kz, ky, kx, c_in)` and output, or
     /// their gradients. All are contiguous; the pass writes the one it computes. Returns false if the library does not
     /// support the problem or Burn's kernel is faster.
-    fn convolution(_pass: Pass, _tensors: [&CubeTensor<Self>; 3], _params: ConvParams) -> bool {
+    fn convolution(_pass: ConvPass, _tensors: [&CubeTensor<Self>; 3], _params: ConvParams) -> bool {
         false
     }
 }
@@ -31,7 +31,7 @@ impl GpuRuntime for burn::backend::wgpu::WgpuRuntime {
         true
     }
 
-    fn convolution(pass: Pass, tensors: [&CubeTensor<Self>; 3], params: ConvParams) -> bool {
+    fn convolution(pass: ConvPass, tensors: [&CubeTensor<Self>; 3], params: ConvParams) -> bool {
         super::direct::convolution(pass, tensors, params);
         true
     }
@@ -39,20 +39,20 @@ impl GpuRuntime for burn::backend::wgpu::WgpuRuntime {
 
 /// See [`crate::ops::NnOps::device_buffer`].
 pub(super) fn device_buffer<R: GpuRuntime>(tensor: &CubeTensor<R>) -> Option<DeviceBuffer> {
-    let element = element_of(tensor.dtype)?;
+    let dtype = buffer_dtype(tensor.dtype)?;
     if !tensor.is_contiguous() {
         return None;
     }
     let len = tensor.meta.shape().num_elements();
-    Some(DeviceBuffer { pointer: R::address(tensor)?, len, element })
+    Some(DeviceBuffer { pointer: R::address(tensor)?, len, dtype })
 }
 
 /// Returns `None` for types that vendor libraries do not support.
-pub(super) fn element_of(dtype: DType) -> Option<Element> {
+pub(super) fn buffer_dtype(dtype: DType) -> Option<BufferDtype> {
     match dtype {
-        DType::F32 => Some(Element::F32),
-        DType::F16 => Some(Element::F16),
-        DType::BF16 => Some(Element::Bf16),
+        DType::F32 => Some(BufferDtype::F32),
+        DType::F16 => Some(BufferDtype::F16),
+        DType::BF16 => Some(BufferDtype::Bf16),
         _ => None,
     }
 }

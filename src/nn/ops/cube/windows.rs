@@ -5,7 +5,7 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 use super::launch::{allocate, contiguous, elementwise};
-use crate::ops::{SAMPLE_NUMBERS, WindowPlace};
+use crate::ops::{SAMPLE_FIELDS, WindowPosition};
 
 /// Returns a position, mirrored if the bit of the axis is set.
 #[cube]
@@ -30,7 +30,7 @@ fn cut_samples(
     if voxel * channels >= windows.len() {
         terminate!();
     }
-    let numbers = voxel / (z * y * x) * comptime!(SAMPLE_NUMBERS);
+    let numbers = voxel / (z * y * x) * comptime!(SAMPLE_FIELDS);
     let bits = samples[numbers + 3] as u32;
     let k = samples[numbers] as usize + mirrored(voxel / (y * x) % z, z, bits, 0u32);
     let j = samples[numbers + 1] as usize + mirrored(voxel / x % y, y, bits, 1u32);
@@ -62,7 +62,7 @@ fn add_samples(
     weights_x: usize,
     first: usize,
     number: usize,
-    share: f32,
+    sample_weight: f32,
 ) {
     let voxel = ABSOLUTE_POS;
     if voxel >= z * y * x {
@@ -71,12 +71,12 @@ fn add_samples(
     let k = voxel / (y * x);
     let j = voxel / x % y;
     let i = voxel % x;
-    let weight = weights[weights_z + k] * weights[weights_y + j] * weights[weights_x + i] * share;
+    let weight = weights[weights_z + k] * weights[weights_y + j] * weights[weights_x + i] * sample_weight;
     let to = (((origin_z + k) * image_y + origin_y + j) * image_x + origin_x + i) * classes;
     for class in 0..classes {
         let mut sum = 0.0f32;
         for sample in first..first + number {
-            let bits = samples[sample * comptime!(SAMPLE_NUMBERS) + 3] as u32;
+            let bits = samples[sample * comptime!(SAMPLE_FIELDS) + 3] as u32;
             let row = (sample * z + mirrored(k, z, bits, 0u32)) * y + mirrored(j, y, bits, 1u32);
             sum += logits[(row * x + mirrored(i, x, bits, 2u32)) * classes + class];
         }
@@ -113,12 +113,12 @@ pub fn add<R: CubeRuntime>(
     logits: &CubeTensor<R>,
     samples: &CubeTensor<R>,
     weights: &CubeTensor<R>,
-    place: WindowPlace,
-    share: f32,
+    position: WindowPosition,
+    sample_weight: f32,
 ) {
     let [_, image_y, image_x, classes] = sums.shape().dims();
     let [_, z, y, x, _] = logits.shape().dims::<5>();
-    let WindowPlace { origin, weights: along, samples: [first, number] } = place;
+    let WindowPosition { origin, weights: along, samples: [first, number] } = position;
     let (count, dim) = elementwise(z * y * x);
     add_samples::launch::<R>(
         &sums.client,
@@ -142,6 +142,6 @@ pub fn add<R: CubeRuntime>(
         along[2],
         first,
         number,
-        share,
+        sample_weight,
     );
 }

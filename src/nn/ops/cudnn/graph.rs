@@ -4,8 +4,8 @@ use std::ffi::c_int;
 
 use super::descriptor::{Descriptor, Kind, Name, Value};
 use super::library::{CallError, Cudnn, Pointer};
-use super::problem::Problem;
-use crate::ops::{Element, Pass};
+use super::problem::ConvProblem;
+use crate::ops::{BufferDtype, ConvPass};
 
 /// Tensor ids: input, weights and output, or their gradients.
 pub(super) const IDS: [i64; 3] = [1, 2, 3];
@@ -26,19 +26,19 @@ pub(super) struct Graph {
 }
 
 impl Graph {
-    pub(super) fn new(library: &'static Cudnn, handle: Pointer, problem: &Problem) -> Result<Self, CallError> {
-        let Problem { n, c_in, c_out, .. } = *problem;
-        let axes = if problem.is_flat() { 1..3 } else { 0..3 };
+    pub(super) fn new(library: &'static Cudnn, handle: Pointer, problem: &ConvProblem) -> Result<Self, CallError> {
+        let ConvProblem { n, c_in, c_out, .. } = *problem;
+        let axes = if problem.is_2d() { 1..3 } else { 0..3 };
         let along = |values: [usize; 3]| -> Vec<i64> { values[axes.clone()].iter().map(|v| *v as i64).collect() };
-        let tensor = |id, (first, extent, last), element| {
+        let tensor = |id, (first, extent, last), dtype| {
             let extent = along(extent);
             let dimensions: Vec<i64> = [first as i64, last as i64].into_iter().chain(extent).collect();
-            tensor(library, id, &dimensions, element)
+            tensor(library, id, &dimensions, dtype)
         };
         let tensors = [
-            tensor(IDS[0], (n, problem.input, c_in), problem.element)?,
-            tensor(IDS[1], (c_out, problem.kernel, c_in), problem.weight_element)?,
-            tensor(IDS[2], (n, problem.output(), c_out), problem.element)?,
+            tensor(IDS[0], (n, problem.input, c_in), problem.dtype)?,
+            tensor(IDS[1], (c_out, problem.kernel, c_in), problem.weight_dtype)?,
+            tensor(IDS[2], (n, problem.output(), c_out), problem.dtype)?,
         ];
         let (strides, paddings) = (along(problem.stride), along(problem.padding));
         let convolution = Descriptor::with(
@@ -77,7 +77,7 @@ impl Graph {
 }
 
 /// Describes a tensor with cuDNN's dimension order `(first, channels, spatial...)` and channels-last memory.
-fn tensor(library: &'static Cudnn, id: i64, dimensions: &[i64], element: Element) -> Result<Descriptor, CallError> {
+fn tensor(library: &'static Cudnn, id: i64, dimensions: &[i64], dtype: BufferDtype) -> Result<Descriptor, CallError> {
     let mut strides = vec![1; dimensions.len()];
     let mut stride = dimensions[1];
     for axis in (2..dimensions.len()).rev() {
@@ -89,7 +89,7 @@ fn tensor(library: &'static Cudnn, id: i64, dimensions: &[i64], element: Element
         library,
         Kind::Tensor,
         &[
-            (Name::TensorType, Value::DataType(data_type(element))),
+            (Name::TensorType, Value::DataType(data_type(dtype))),
             (Name::TensorDimensions, Value::Ints(dimensions)),
             (Name::TensorStrides, Value::Ints(&strides)),
             (Name::TensorId, Value::Ints(&[id])),
@@ -99,20 +99,22 @@ fn tensor(library: &'static Cudnn, id: i64, dimensions: &[i64], element: Element
 }
 
 /// `cudnnDataType_t`.
-fn data_type(element: Element) -> c_int {
-    match element {
-        Element::F32 => FLOAT,
-        Element::F16 => 2,
-        Element::Bf16 => 9,
+fn data_type(dtype: BufferDtype) -> c_int {
+    match dtype {
+        BufferDtype::F32 => FLOAT,
+        BufferDtype::F16 => 2,
+        BufferDtype::Bf16 => 9,
     }
 }
 
-fn names(pass: Pass) -> (Kind, [Name; 6]) {
+fn names(pass: ConvPass) -> (Kind, [Name; 6]) {
     use Name::*;
     match pass {
-        Pass::Forward => (Kind::Forward, [ForwardAlpha, ForwardBeta, ForwardConvolution, ForwardX, ForwardW, ForwardY]),
-        Pass::BackwardInput => (Kind::BackwardData, [DataAlpha, DataBeta, DataConvolution, DataX, DataW, DataY]),
-        Pass::BackwardWeights => {
+        ConvPass::Forward => {
+            (Kind::Forward, [ForwardAlpha, ForwardBeta, ForwardConvolution, ForwardX, ForwardW, ForwardY])
+        }
+        ConvPass::BackwardInput => (Kind::BackwardData, [DataAlpha, DataBeta, DataConvolution, DataX, DataW, DataY]),
+        ConvPass::BackwardWeights => {
             (Kind::BackwardFilter, [FilterAlpha, FilterBeta, FilterConvolution, FilterX, FilterW, FilterY])
         }
     }

@@ -17,5 +17,5 @@ mod table;
 
 pub use convolutions::{ConvError, Convolutions, Options};
 pub use library::Cudnn;
-pub use problem::Problem;
-pub use table::Choice;
+pub use problem::ConvProblem;
+pub use table::AlgoCacheEntry;
