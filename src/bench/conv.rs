@@ -36,7 +36,7 @@ impl ConvTiming {
     /// Records the time of Burn's kernel on this GPU; where it is faster than cuDNN's, it is used from now on.
     #[cfg(feature = "cuda")]
     pub fn note(&self, gpu: usize) {
-        use nnunet_nn::ops::{BufferDtype, cudnn::ConvProblem, record_burn_timing, tf32};
+        use nnunet_nn::ops::{BufferDtype, cudnn::ConvProblem, is_tf32_allowed, record_burn_timing};
 
         let Some(burns) = &self.burns else { return };
         let dtype = match self.ours.work.precision {
@@ -45,7 +45,7 @@ impl ConvTiming {
             Precision::AmpFp16 => BufferDtype::F16,
         };
         let ConvLayer { n, input, c_in, c_out, kernel, stride } = self.layer;
-        let (padding, tf32) = (self.layer.padding(), tf32::allowed());
+        let (padding, tf32) = (self.layer.padding(), is_tf32_allowed());
         // Weight gradients are f32 where cuDNN supports that.
         for weight_dtype in [BufferDtype::F32, dtype] {
             let pass = self.pass;

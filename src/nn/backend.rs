@@ -85,7 +85,7 @@ type Gpu = burn::backend::Autodiff<burn::backend::Cuda>;
 /// Returns an error if this rank has no GPU of its own, a case in which Burn itself would panic.
 #[cfg(feature = "cuda")]
 pub fn gpu(comm: &dyn Communicator, precision: Precision) -> Result<burn::backend::cuda::CudaDevice, CommError> {
-    crate::ops::tf32::allow(precision == Precision::Tf32);
+    crate::ops::allow_tf32(precision == Precision::Tf32);
     let number = match comm.gpu() {
         Some(number) => number,
         None => nnunet_comm::distributed::own_gpu(comm)?.0,

@@ -17,89 +17,29 @@ mod cube;
 #[cfg(feature = "nccl")]
 pub mod cudnn;
 mod grad_hook;
-mod host;
 mod loss;
 mod precision;
 pub mod profile;
 pub mod reference;
-pub mod tf32;
+mod types;
 mod update;
 mod windows;
-
-pub use grad_hook::{GradHook, GradHooks, grad_hook};
 
 #[cfg(feature = "cubecl")]
 pub use cube::GpuRuntime;
 #[cfg(feature = "cuda")]
 pub use cube::record_burn_timing;
-pub use host::host;
+pub use grad_hook::{GradHook, GradHooks, grad_hook};
 pub use loss::{DeviceLoss, LossGradientInput, LossParams, LossParts, LossTarget, VoxelLossTerm};
 pub use nnunet_comm::{BufferDtype, DeviceBuffer};
-pub use precision::Precision;
+pub use precision::{Precision, allow_tf32, is_tf32_allowed};
+pub use types::{ConvParams, ConvPass, HeadGradients, NormGradients, NormParams, WeightGradients, host};
 pub use update::{AdamStep, DecisionParams, GradScaler, INITIAL_SCALE, SgdStep, UpdateDecision};
 pub use windows::{DeviceWindows, SAMPLE_FIELDS, WindowAccumulateArgs, WindowPosition};
 
-use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
+use burn::tensor::{Tensor, backend::Backend, ops::FloatTensor};
 
-/// Stride and padding of a convolution, `(z, y, x)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ConvParams {
-    /// Stride between output voxels.
-    pub stride: [usize; 3],
-    /// Zero padding on either side of each axis.
-    pub padding: [usize; 3],
-    /// Whether an instance norm follows, which cancels any bias: the bias may then be skipped and its gradient set
-    /// to 0.
-    pub bias_cancels: bool,
-}
-
-/// ConvPass of a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ConvPass {
-    /// Computes the output from input and weights.
-    Forward,
-    /// Computes the input gradient from weights and output gradient.
-    BackwardInput,
-    /// Computes the weight gradient from input and output gradient.
-    BackwardWeights,
-}
-
-/// Parameters of the fused instance norm + leaky ReLU.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct NormParams {
-    /// Added to the variance.
-    pub eps: f32,
-    /// Slope of the leaky ReLU for negative values.
-    pub negative_slope: f32,
-}
-
-/// Gradients of a convolution with respect to its parameters.
-pub struct WeightGradients<B: Backend> {
-    /// Same shape as the weights.
-    pub weight: FloatTensor<B>,
-    /// Shape `(c_out)`.
-    pub bias: FloatTensor<B>,
-}
-
-/// Gradients of the fused norm with respect to its input and parameters.
-pub struct NormGradients<B: Backend> {
-    /// Same shape as the input.
-    pub input: FloatTensor<B>,
-    /// Gradient of the scale, shape `(c)`.
-    pub gamma: FloatTensor<B>,
-    /// Gradient of the shift, shape `(c)`.
-    pub beta: FloatTensor<B>,
-}
-
-/// Gradients of a head with respect to its input and parameters.
-pub struct HeadGradients<B: Backend> {
-    /// Same shape and type as the input.
-    pub input: FloatTensor<B>,
-    /// Same shape as the weights.
-    pub weight: FloatTensor<B>,
-    /// Shape `(k)`.
-    pub bias: FloatTensor<B>,
-}
+use types::{float, primitive};
 
 /// A backend with the forward and backward passes of a U-Net's operations.
 ///
@@ -295,14 +235,6 @@ pub trait NnOps: Backend {
     fn device_buffer(_tensor: &FloatTensor<Self>) -> Option<DeviceBuffer> {
         None
     }
-}
-
-fn float<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
-    Tensor::from_primitive(TensorPrimitive::Float(primitive))
-}
-
-fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
-    tensor.into_primitive().tensor()
 }
 
 /// [`NnOps::conv`] on tensors.

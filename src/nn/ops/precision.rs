@@ -1,4 +1,6 @@
-//! Number format of activations.
+//! Number format of activations, and the process-wide TF32 setting.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
@@ -61,4 +63,18 @@ impl Precision {
         let name = self.name();
         Err(format!("{name} requires a GPU; the CPU supports fp32 or amp-bf16"))
     }
+}
+
+/// Whether f32 convolutions may use TF32.
+static TF32_ALLOWED: AtomicBool = AtomicBool::new(false);
+
+/// Enables or disables rounding the inputs of f32 convolutions to 10-bit mantissas (TF32) in this process, like
+/// PyTorch's `torch.backends.cudnn.allow_tf32`.
+pub fn allow_tf32(allowed: bool) {
+    TF32_ALLOWED.store(allowed, Ordering::Relaxed);
+}
+
+/// Whether TF32 is enabled; false by default.
+pub fn is_tf32_allowed() -> bool {
+    TF32_ALLOWED.load(Ordering::Relaxed)
 }

@@ -1,4 +1,4 @@
-//! Reference implementation of every operation of [`super::NnOps`] with Burn's own operations. Kernels are tested
+//! Reference implementation of every operation of [`NnOps`](super::NnOps) with Burn's own operations. Kernels are tested
 //! against it, and backends without kernels use it.
 
 use burn::tensor::{
@@ -7,10 +7,8 @@ use burn::tensor::{
     ops::{ConvOptions, ConvTransposeOptions, FloatTensor},
 };
 
-use super::{
-    AdamStep, ConvParams, DecisionParams, GradScaler, HeadGradients, NormGradients, NormParams, SgdStep,
-    UpdateDecision, WeightGradients, float, host, primitive,
-};
+use super::types::{ConvParams, HeadGradients, NormGradients, NormParams, WeightGradients, float, host, primitive};
+use super::update::{AdamStep, DecisionParams, GradScaler, SgdStep, UpdateDecision};
 
 /// Permutes `(n, z, y, x, c)` to `(n, c, z, y, x)`.
 fn channels_first<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {

@@ -8,9 +8,9 @@ use burn_flex::FlexTensor;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::buffer_pool::{Buffer, buffer};
 use super::element::ActivationElement;
 use super::onednn::{Library, OneDnnConv};
-use super::pool::{Buffer, buffer};
 use super::{ConvParams, WeightGradients, contiguous, dims, values};
 
 fn problem<T: ActivationElement>(input: [usize; 5], weight: [usize; 5], params: ConvParams) -> OneDnnConv {

@@ -7,8 +7,8 @@ use burn_flex::FlexTensor;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::buffer_pool::{Buffer, buffer};
 use super::element::ActivationElement;
-use super::pool::{Buffer, buffer};
 use super::{HeadGradients, contiguous, dims, values};
 
 /// Number of voxels per task.

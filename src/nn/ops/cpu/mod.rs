@@ -4,16 +4,13 @@
 //! Results do not depend on the number of threads: work is split into blocks of fixed size whose partial sums are added
 //! in order. (The reductions of oneDNN depend on its thread count, which is constant during a run.)
 
-mod accumulate;
-mod add_leaky_relu;
-mod avg_pool;
-mod concat;
+mod buffer_pool;
 mod conv;
 mod element;
 mod head;
 mod norm;
 pub mod onednn;
-mod pool;
+mod pointwise;
 mod update;
 
 use burn::backend::Flex;
@@ -126,27 +123,27 @@ impl NnOps for Flex {
 
     fn add_leaky_relu(a: FlexTensor, b: FlexTensor, negative_slope: f32) -> FlexTensor {
         let _span = span("add_leaky_relu", || (shape_of(&a), 0.0));
-        by_type!(a, T => add_leaky_relu::forward::<T>(a, &b, negative_slope))
+        by_type!(a, T => pointwise::add_leaky_relu::<T>(a, &b, negative_slope))
     }
 
     fn add_leaky_relu_backward(y: FlexTensor, grad: FlexTensor, negative_slope: f32) -> FlexTensor {
         let _span = span("add_leaky_relu_backward", || (shape_of(&y), 0.0));
-        by_type!(y, T => add_leaky_relu::backward::<T>(&y, grad, negative_slope))
+        by_type!(y, T => pointwise::add_leaky_relu_backward::<T>(&y, grad, negative_slope))
     }
 
     fn avg_pool(x: FlexTensor, size: [usize; 3]) -> FlexTensor {
         let _span = span("avg_pool", || (shape_of(&x), 0.0));
-        by_type!(x, T => avg_pool::forward::<T>(&x, size))
+        by_type!(x, T => pointwise::avg_pool::<T>(&x, size))
     }
 
     fn avg_pool_backward(grad: FlexTensor, size: [usize; 3]) -> FlexTensor {
         let _span = span("avg_pool_backward", || (shape_of(&grad), 0.0));
-        by_type!(grad, T => avg_pool::backward::<T>(&grad, size))
+        by_type!(grad, T => pointwise::avg_pool_backward::<T>(&grad, size))
     }
 
     fn accumulate(a: FlexTensor, b: FlexTensor) -> FlexTensor {
         let _span = span("accumulate", || (shape_of(&a), 0.0));
-        by_type!(a, T => accumulate::add::<T>(a, &b))
+        by_type!(a, T => pointwise::accumulate::<T>(a, &b))
     }
 
     fn update_decision(gradients: Vec<FlexTensor>, scaler: FlexTensor, params: DecisionParams) -> [FlexTensor; 2] {
@@ -179,12 +176,12 @@ impl NnOps for Flex {
 
     fn concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         let _span = span("concat", || (shape_of(&a), 0.0));
-        by_type!(a, T => concat::concat::<T>(&a, &b))
+        by_type!(a, T => pointwise::concat::<T>(&a, &b))
     }
 
     fn split(x: FloatTensor<Self>, channels: usize) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let _span = span("split", || (shape_of(&x), 0.0));
-        by_type!(x, T => concat::split::<T>(&x, channels))
+        by_type!(x, T => pointwise::split::<T>(&x, channels))
     }
 }
 

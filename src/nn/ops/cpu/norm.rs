@@ -14,8 +14,8 @@ use burn_flex::FlexTensor;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::buffer_pool::{Buffer, buffer};
 use super::element::ActivationElement;
-use super::pool::{Buffer, buffer};
 use super::{NormGradients, NormParams, contiguous, dims, values};
 
 /// Number of values per task: 64 KiB of f32, which stays in a core's L2 cache.

@@ -5,7 +5,7 @@ use burn_flex::FlexTensor;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::pool::buffer;
+use super::buffer_pool::buffer;
 use super::{contiguous, values};
 use crate::ops::update::{AdamStep, SgdStep, UpdateDecision};
 

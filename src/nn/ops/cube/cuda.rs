@@ -9,7 +9,7 @@ use cubecl::cuda::{CudaDevice, CudaRuntime};
 
 use super::runtime::{GpuRuntime, buffer_dtype};
 use crate::ops::cudnn::{ConvError, ConvProblem, Convolutions, Options};
-use crate::ops::{ConvParams, ConvPass, tf32};
+use crate::ops::{ConvParams, ConvPass, is_tf32_allowed};
 
 /// Alignment in bytes that the fastest cuDNN kernels require.
 const ALIGNMENT: u64 = 16;
@@ -98,6 +98,6 @@ fn problem(pass: ConvPass, [x, w, y]: [&CubeTensor<CudaRuntime>; 3], params: Con
         padding,
         dtype,
         weight_dtype,
-        tf32: tf32::allowed(),
+        tf32: is_tf32_allowed(),
     })
 }

@@ -4,22 +4,19 @@
 //! Kernels read and write memory once where possible, compute 16-bit activations in f32 registers, and launch without
 //! blocking the host.
 
-mod bias;
-mod channels;
 mod conv;
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(feature = "vulkan")]
-mod direct;
 mod focal;
 mod head;
-mod launch;
 mod loss;
+mod loss_target;
 mod norm;
-mod residual;
+mod pointwise;
 mod runtime;
 mod update;
-mod weights;
+#[cfg(feature = "vulkan")]
+mod vulkan;
 mod windows;
 
 use burn::tensor::{FloatDType, TensorMetadata, backend::ops::FloatTensorOps, ops::FloatTensor};
@@ -31,7 +28,7 @@ pub use runtime::GpuRuntime;
 
 use super::{
     AdamStep, ConvParams, DecisionParams, DeviceBuffer, DeviceLoss, DeviceWindows, HeadGradients, LossGradientInput,
-    LossParts, LossTarget, NnOps, NormGradients, NormParams, SgdStep, WeightGradients, WindowAccumulateArgs, reference,
+    NnOps, NormGradients, NormParams, SgdStep, WeightGradients, reference,
 };
 
 impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
@@ -43,7 +40,7 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
     ) -> FloatTensor<Self> {
         match conv::forward(&x, &weight, params) {
             Some(y) if params.bias_cancels => y,
-            Some(y) => bias::add(y, bias),
+            Some(y) => conv::add_bias(y, bias),
             None => reference::conv::<Self>(x, weight, bias, params),
         }
     }
@@ -79,7 +76,7 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
         let params = conv::transposed(weight.shape().dims());
         let shape = [n, z * kz, y * ky, width * kx, c_out];
         match conv::backward_input(shape, &weight, &x, params) {
-            Some(y) => bias::add(y, bias),
+            Some(y) => conv::add_bias(y, bias),
             None => reference::conv_transpose::<Self>(x, weight, bias),
         }
     }
@@ -130,15 +127,15 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
     }
 
     fn concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
-        channels::concat(a, b)
+        pointwise::concat(a, b)
     }
 
     fn split(x: FloatTensor<Self>, channels: usize) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        channels::split(x, channels)
+        pointwise::split(x, channels)
     }
 
     fn add_leaky_relu(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
-        residual::add_leaky_relu(a, b, negative_slope)
+        pointwise::add_leaky_relu(a, b, negative_slope)
     }
 
     fn add_leaky_relu_backward(
@@ -146,15 +143,15 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
         grad: FloatTensor<Self>,
         negative_slope: f32,
     ) -> FloatTensor<Self> {
-        residual::add_leaky_relu_backward(y, grad, negative_slope)
+        pointwise::add_leaky_relu_backward(y, grad, negative_slope)
     }
 
     fn avg_pool(x: FloatTensor<Self>, size: [usize; 3]) -> FloatTensor<Self> {
-        residual::avg_pool(x, size)
+        pointwise::avg_pool(x, size)
     }
 
     fn avg_pool_backward(grad: FloatTensor<Self>, size: [usize; 3]) -> FloatTensor<Self> {
-        residual::avg_pool_backward(grad, size)
+        pointwise::avg_pool_backward(grad, size)
     }
 
     fn head(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -200,30 +197,11 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
     }
 
     fn device_loss() -> Option<DeviceLoss<Self>> {
-        Some(DeviceLoss {
-            parts: |logits, target| {
-                let loss::Parts { activations, focal_derivatives, sums } = loss::parts(logits, loss_target(target));
-                LossParts { activations, focal_derivatives, sums }
-            },
-            counts: |activations, target| loss::counts(activations, loss_target(target)),
-            gradient: |input, target| {
-                let LossGradientInput { parts, global, scaler, weight, world_size } = input;
-                let LossParts { activations, focal_derivatives, sums } = parts;
-                let parts = loss::Parts { activations, focal_derivatives, sums };
-                let input = loss::GradientInput { parts, global, scaler, weight, world_size };
-                loss::gradient(input, loss_target(target))
-            },
-        })
+        Some(DeviceLoss { parts: loss::parts, counts: loss::counts, gradient: loss::gradient })
     }
 
     fn device_windows() -> Option<DeviceWindows<Self>> {
-        Some(DeviceWindows {
-            cut: windows::cut,
-            add: |sums, logits, terms| {
-                let WindowAccumulateArgs { samples, weights, position, sample_weight } = terms;
-                windows::add(sums, logits, &samples, &weights, position, sample_weight);
-            },
-        })
+        Some(DeviceWindows { cut: windows::cut, add: windows::add })
     }
 
     fn device_buffer(tensor: &FloatTensor<Self>) -> Option<DeviceBuffer> {
@@ -238,10 +216,5 @@ fn bias_gradient<R: GpuRuntime, BT: BoolElement>(grad: CubeTensor<R>, cancels: b
     if cancels {
         return B::<R, BT>::float_zeros([channels].into(), &grad.device, FloatDType::F32);
     }
-    bias::gradient(grad.clone()).unwrap_or_else(|| reference::bias_gradient::<B<R, BT>>(grad))
-}
-
-fn loss_target<R: GpuRuntime, BT: BoolElement>(target: &LossTarget<CubeBackend<R, f32, i32, BT>>) -> loss::Target<R> {
-    let LossTarget { labels, membership, weights, params } = target;
-    loss::Target { labels: labels.clone(), membership: membership.clone(), weights: weights.clone(), params: *params }
+    conv::bias_gradient(grad.clone()).unwrap_or_else(|| reference::bias_gradient::<B<R, BT>>(grad))
 }

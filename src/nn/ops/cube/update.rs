@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 
 use super::super::update::{CLIP_EPS, GROWTH_INTERVAL, RECTIFIED_FROM, UpdateDecision};
 use super::super::{AdamStep, DecisionParams, GradScaler, SgdStep};
-use super::launch::{UNITS, allocate, contiguous, elementwise, reuse, vector_size};
+use super::runtime::{UNITS, allocate, contiguous, elementwise, reuse, vector_size};
 
 /// Number of gradients per cube in the sum of squares.
 const PART: usize = 64 * UNITS;

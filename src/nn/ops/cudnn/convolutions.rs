@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::algo_cache::{AlgoCache, AlgoCacheEntry};
+use super::graph::ConvProblem;
 use super::graph::Graph;
 use super::library::{CallError, Cudnn, Pointer};
 use super::plan::{Candidate, Plan, candidates};
-use super::problem::ConvProblem;
-use super::table::{AlgoCache, AlgoCacheEntry};
 use nnunet_comm::cuda::{Context, Driver, DriverError, Event, Memory, Stream};
 
 /// Number of timed runs of a candidate, after one warm-up run.

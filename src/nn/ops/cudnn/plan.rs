@@ -3,9 +3,9 @@
 use std::ffi::c_int;
 
 use super::descriptor::{Descriptor, Kind, Name, Value};
+use super::graph::ConvProblem;
 use super::graph::{Graph, IDS};
 use super::library::{CallError, Cudnn, Pointer};
-use super::problem::ConvProblem;
 use crate::ops::BufferDtype;
 
 /// `CUDNN_HEUR_MODE_A` and `_FALLBACK`: engines ranked by a performance model, then engines that support most problems.

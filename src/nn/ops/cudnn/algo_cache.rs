@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::problem::ConvProblem;
+use super::graph::ConvProblem;
 use nnunet_core::fsio;
 
 /// Environment variable with the cache folder.
