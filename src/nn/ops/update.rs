@@ -139,8 +139,8 @@ impl DecisionParams {
         if length <= RECTIFIED_FROM {
             return 0.0;
         }
-        let of = |length: f32| (length - 4.0) / length * (length - 2.0);
-        (of(length) / of(longest)).sqrt()
+        let term = |length: f32| (length - 4.0) / length * (length - 2.0);
+        (term(length) / term(longest)).sqrt()
     }
 }
 

@@ -27,8 +27,8 @@ pub use cuda::record_burn_timing;
 pub use runtime::GpuRuntime;
 
 use super::{
-    AdamStep, ConvParams, DecisionParams, DeviceBuffer, DeviceLoss, DeviceWindows, HeadGradients, LossGradientInput,
-    NnOps, NormGradients, NormParams, SgdStep, WeightGradients, reference,
+    AdamStep, ConvParams, DecisionParams, DeviceBuffer, DeviceLoss, DeviceWindows, HeadGradients, NnOps, NormGradients,
+    NormParams, SgdStep, WeightGradients, reference,
 };
 
 impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
