@@ -6,7 +6,7 @@ use burn::tensor::{Distribution, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use super::{Row, StepBench, Work, measure};
 use nnunet_data::plan::{Block, ConvNorm, Head, Upwards};
-use nnunet_nn::ops::{ConvParams, NnOps, Pass, Precision, reference};
+use nnunet_nn::ops::{ConvParams, ConvPass, NnOps, Precision, reference};
 
 /// One convolution. A transposed convolution is listed as the convolution whose input gradient it is: from the finer to
 /// the coarser grid.
@@ -25,7 +25,7 @@ pub struct ConvLayer {
 #[derive(Clone, Debug)]
 pub struct ConvTiming {
     pub layer: ConvLayer,
-    pub pass: Pass,
+    pub pass: ConvPass,
     /// Timing of the kernel used in training.
     pub ours: Row,
     /// Timing of Burn's kernel.
@@ -36,22 +36,22 @@ impl ConvTiming {
     /// Records the time of Burn's kernel on this GPU; where it is faster than cuDNN's, it is used from now on.
     #[cfg(feature = "cuda")]
     pub fn note(&self, gpu: usize) {
-        use nnunet_nn::ops::{Element, cudnn::Problem, note_burns, tf32};
+        use nnunet_nn::ops::{BufferDtype, cudnn::ConvProblem, is_tf32_allowed, record_burn_timing};
 
         let Some(burns) = &self.burns else { return };
-        let element = match self.ours.work.precision {
-            Precision::Fp32 | Precision::Tf32 => Element::F32,
-            Precision::AmpBf16 => Element::Bf16,
-            Precision::AmpFp16 => Element::F16,
+        let dtype = match self.ours.work.precision {
+            Precision::Fp32 | Precision::Tf32 => BufferDtype::F32,
+            Precision::AmpBf16 => BufferDtype::Bf16,
+            Precision::AmpFp16 => BufferDtype::F16,
         };
         let ConvLayer { n, input, c_in, c_out, kernel, stride } = self.layer;
-        let (padding, tf32) = (self.layer.padding(), tf32::allowed());
+        let (padding, tf32) = (self.layer.padding(), is_tf32_allowed());
         // Weight gradients are f32 where cuDNN supports that.
-        for weight_element in [Element::F32, element] {
+        for weight_dtype in [BufferDtype::F32, dtype] {
             let pass = self.pass;
             let problem =
-                Problem { pass, n, input, c_in, c_out, kernel, stride, padding, element, weight_element, tf32 };
-            note_burns(gpu, &problem, burns.seconds.median());
+                ConvProblem { pass, n, input, c_in, c_out, kernel, stride, padding, dtype, weight_dtype, tf32 };
+            record_burn_timing(gpu, &problem, burns.seconds.median());
         }
     }
 }
@@ -127,7 +127,7 @@ impl StepBench {
     /// Times all passes of all layers except the heads, which use other kernels.
     pub fn convolutions<B: NnOps>(&self, device: &B::Device, rounds: usize, with_burns: bool) -> Vec<ConvTiming> {
         let layers = counted(self.convolutions_and_heads().0).into_iter();
-        let passes = [Pass::Forward, Pass::BackwardInput, Pass::BackwardWeights];
+        let passes = [ConvPass::Forward, ConvPass::BackwardInput, ConvPass::BackwardWeights];
         layers
             .flat_map(|(layer, _)| passes.map(|pass| self.time::<B>(layer, pass, device, rounds, with_burns)))
             .collect()
@@ -136,7 +136,7 @@ impl StepBench {
     fn time<B: NnOps>(
         &self,
         layer: ConvLayer,
-        pass: Pass,
+        pass: ConvPass,
         device: &B::Device,
         rounds: usize,
         with_burns: bool,
@@ -163,18 +163,18 @@ impl StepBench {
         let ours = timed("ours", &|| {
             let (x, weight, grad) = (x.clone(), weight.clone(), grad.clone());
             match pass {
-                Pass::Forward => B::conv(x, weight, bias.clone(), params),
-                Pass::BackwardInput => B::conv_backward_input(x, weight, grad, params),
-                Pass::BackwardWeights => B::conv_backward_weights(x, weight, grad, params).weight,
+                ConvPass::Forward => B::conv(x, weight, bias.clone(), params),
+                ConvPass::BackwardInput => B::conv_backward_input(x, weight, grad, params),
+                ConvPass::BackwardWeights => B::conv_backward_weights(x, weight, grad, params).weight,
             }
         });
         let burns = with_burns.then(|| {
             timed("Burn's", &|| {
                 let (x, weight, grad) = (x.clone(), weight.clone(), grad.clone());
                 match pass {
-                    Pass::Forward => reference::conv::<B>(x, weight, bias.clone(), params),
-                    Pass::BackwardInput => reference::conv_backward_input::<B>(x, weight, grad, params),
-                    Pass::BackwardWeights => reference::conv_backward_weights::<B>(x, weight, grad, params).weight,
+                    ConvPass::Forward => reference::conv::<B>(x, weight, bias.clone(), params),
+                    ConvPass::BackwardInput => reference::conv_backward_input::<B>(x, weight, grad, params),
+                    ConvPass::BackwardWeights => reference::conv_backward_weights::<B>(x, weight, grad, params).weight,
                 }
             })
         });

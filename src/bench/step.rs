@@ -12,7 +12,7 @@ use nnunet_nn::backend::ComputeBackend;
 use nnunet_nn::loss::{self, SegmentationLoss, Target};
 use nnunet_nn::model::{UNet, UNetSpec};
 use nnunet_nn::ops::Precision;
-use nnunet_nn::ops::profile::{self, Entry, Operation};
+use nnunet_nn::ops::profile::{self, OpStats, Operation};
 use nnunet_nn::optim::{Optimizer, Sgd};
 use nnunet_train::TrainStep;
 
@@ -100,7 +100,7 @@ impl StepBench {
         3.0 * self.layers().iter().map(|(layer, count)| *count as f64 * layer.flops()).sum::<f64>()
     }
 
-    fn rows(&self, entries: BTreeMap<Operation, Entry>, total: Duration) -> Vec<Row> {
+    fn rows(&self, entries: BTreeMap<Operation, OpStats>, total: Duration) -> Vec<Row> {
         let mut entries: Vec<_> = entries.into_iter().collect();
         entries.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.time));
         let known: Duration = entries.iter().map(|(_, entry)| entry.time).sum();
@@ -110,7 +110,7 @@ impl StepBench {
             let work = Work { items: self.batch_size as f64, flops, precision: self.precision, ..Work::default() };
             Row { name, unit: "samples", work, seconds: Timings::new(vec![time.as_secs_f64()]) }
         };
-        let of_operation = |(operation, entry): (Operation, Entry)| {
+        let of_operation = |(operation, entry): (Operation, OpStats)| {
             let Operation { name, shape } = operation;
             let share = 100.0 * entry.in_library.as_secs_f64() / entry.time.as_secs_f64();
             let library = if share > 0.0 { format!(", {share:.0} % oneDNN") } else { String::new() };

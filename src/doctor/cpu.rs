@@ -36,7 +36,7 @@ pub(super) fn onednn() -> Finding {
             };
             Finding::found("oneDNN", format!("{major}.{minor}.{patch}, {formats}"))
         }
-        None if onednn::is_switched_off() => {
+        None if onednn::is_disabled() => {
             let effect = "disabled by NNUNET_DIST_ONEDNN=0; convolutions on the CPU are several times slower";
             Finding::optional("oneDNN", effect, "unset NNUNET_DIST_ONEDNN")
         }

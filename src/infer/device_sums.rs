@@ -9,7 +9,7 @@ use super::accumulator::Mirroring;
 use super::grid::Grid;
 use super::networks::Ensemble;
 use super::sliding_window::{Call, SlidingWindow, Spent};
-use nnunet_nn::ops::{DeviceWindows, NnOps, SAMPLE_NUMBERS, WindowPlace, WindowTerms};
+use nnunet_nn::ops::{DeviceWindows, NnOps, SAMPLE_FIELDS, WindowAccumulateArgs, WindowPosition};
 
 /// Bytes of logits copied to the host at a time.
 const READ_BYTES: usize = 64 << 20;
@@ -36,7 +36,7 @@ impl SlidingWindow {
         let (_, pz, py, px) = image.dim();
         let grid = Grid::new([pz, py, px], self.window, self.step, self.blend);
         let mirrorings = self.mirrorings();
-        let share = 1.0 / mirrorings.len() as f32;
+        let sample_weight = 1.0 / mirrorings.len() as f32;
         let image = upload::<B>(&image, channels, device);
         let sums = Tensor::<B, 4>::zeros([pz, py, px, classes], device).into_primitive().tensor();
         let (weights, weight_begins) = all_weights::<B>(&grid, device);
@@ -47,12 +47,17 @@ impl SlidingWindow {
             let logits = logits.into_primitive().tensor();
             for (number, window) in call.windows.iter().enumerate() {
                 let along = |axis: usize| weight_begins[axis] + window[axis] * self.window[axis];
-                let place = WindowPlace {
+                let position = WindowPosition {
                     origin: grid.origin(*window),
                     weights: [along(0), along(1), along(2)],
                     samples: [number * call.mirrorings.len(), call.mirrorings.len()],
                 };
-                let terms = WindowTerms { samples: samples.clone(), weights: weights.clone(), place, share };
+                let terms = WindowAccumulateArgs {
+                    samples: samples.clone(),
+                    weights: weights.clone(),
+                    position,
+                    sample_weight,
+                };
                 (ops.add)(&sums, &logits, terms);
             }
         }
@@ -104,7 +109,7 @@ fn numbers<B: NnOps>(call: &Call, grid: &Grid, device: &B::Device) -> Tensor<B, 
         let [z, y, x] = grid.origin(window).map(|first| first as i32);
         [z, y, x, bits(mirroring)]
     });
-    Tensor::from_data(TensorData::new(numbers.collect::<Vec<_>>(), [call.len(), SAMPLE_NUMBERS]), device)
+    Tensor::from_data(TensorData::new(numbers.collect::<Vec<_>>(), [call.len(), SAMPLE_FIELDS]), device)
 }
 
 /// Copies a part of the sums to the host.

@@ -3,13 +3,13 @@
 use burn::tensor::backend::AutodiffBackend;
 
 use crate::Device;
-use crate::ops::{NnOps, Precision, TapGradients};
+use crate::ops::{GradHooks, NnOps, Precision};
 use nnunet_comm::distributed::{CommError, Communicator};
 
 /// Backend requirements of training: automatic differentiation, and this crate's operations with and without it.
-pub trait ComputeBackend: AutodiffBackend<InnerBackend: NnOps> + NnOps + TapGradients {}
+pub trait ComputeBackend: AutodiffBackend<InnerBackend: NnOps> + NnOps + GradHooks {}
 
-impl<B: AutodiffBackend<InnerBackend: NnOps> + NnOps + TapGradients> ComputeBackend for B {}
+impl<B: AutodiffBackend<InnerBackend: NnOps> + NnOps + GradHooks> ComputeBackend for B {}
 
 /// CPU training backend.
 pub type Cpu = burn::backend::Autodiff<burn::backend::Flex>;
@@ -85,7 +85,7 @@ type Gpu = burn::backend::Autodiff<burn::backend::Cuda>;
 /// Returns an error if this rank has no GPU of its own, a case in which Burn itself would panic.
 #[cfg(feature = "cuda")]
 pub fn gpu(comm: &dyn Communicator, precision: Precision) -> Result<burn::backend::cuda::CudaDevice, CommError> {
-    crate::ops::tf32::allow(precision == Precision::Tf32);
+    crate::ops::allow_tf32(precision == Precision::Tf32);
     let number = match comm.gpu() {
         Some(number) => number,
         None => nnunet_comm::distributed::own_gpu(comm)?.0,

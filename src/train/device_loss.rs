@@ -5,16 +5,16 @@ use burn::tensor::{Int, Tensor, TensorData, TensorMetadata, TensorPrimitive, bac
 use nnunet_comm::distributed::{CommError, Communicator, ReduceOp};
 use nnunet_nn::loss::{LossSums, SegmentationLoss, Target, VoxelLoss};
 use nnunet_nn::ops::{
-    DeviceLoss as LossOps, LossGradientInput, LossParts, LossRule, LossTarget, NnOps, VoxelRule, host,
+    DeviceLoss as LossOps, LossGradientInput, LossParams, LossParts, LossTarget, NnOps, VoxelLossTerm, host,
 };
 
 /// A loss computed on the device.
 pub struct DeviceLoss<B: NnOps> {
     ops: LossOps<B>,
-    rule: LossRule,
-    /// Membership of labels in channels, `(labels, channels)`.
-    members: Tensor<B, 2, Int>,
-    /// Weights of the classes in the cross-entropy.
+    params: LossParams,
+    /// Which label belongs to which channel.
+    membership: Tensor<B, 2, Int>,
+    /// Factors of the classes' cross-entropies.
     weights: Tensor<B, 1>,
 }
 
@@ -28,36 +28,36 @@ impl<B: NnOps> DeviceLoss<B> {
     /// Returns `None` if the backend computes the loss on the host, or does not support this loss.
     pub fn new(loss: &SegmentationLoss, channels: usize, device: &B::Device) -> Option<Self> {
         let ops = B::device_loss()?;
-        let voxels = match loss.voxels {
-            VoxelLoss::None => VoxelRule::None,
-            VoxelLoss::CrossEntropy => VoxelRule::CrossEntropy,
-            VoxelLoss::Focal { gamma } => VoxelRule::Focal { gamma },
-            // The hardest voxels are selected on the host.
+        let voxel_loss = match loss.voxels {
+            VoxelLoss::None => VoxelLossTerm::None,
+            VoxelLoss::CrossEntropy => VoxelLossTerm::CrossEntropy,
+            VoxelLoss::Focal { gamma } => VoxelLossTerm::Focal { gamma },
+            // The hardest voxels are found on the host.
             VoxelLoss::TopK { .. } => return None,
         };
         let mut weights = loss.class_weights.clone();
         weights.resize(channels, 1.0);
-        let rule = LossRule {
+        let params = LossParams {
             softmax: loss.target == Target::Classes,
             dice: loss.dice,
-            voxels,
+            voxel_loss,
             weighted: !loss.class_weights.is_empty(),
             include_background: loss.include_background,
             ignore_label: loss.ignore_label.map(i32::from),
             batch_dice: loss.batch_dice,
             smooth: loss.smooth as f32,
         };
-        let members = members(&loss.target, channels, device);
-        Some(Self { ops, rule, members, weights: Tensor::from_data(weights.as_slice(), device) })
+        let membership = membership(&loss.target, channels, device);
+        Some(Self { ops, params, membership, weights: Tensor::from_data(weights.as_slice(), device) })
     }
 
     /// Computes the activations and sums of a head's logits.
     pub fn sums(&self, logits: Tensor<B, 5>, labels: Tensor<B, 4, Int>) -> HeadSums<B> {
         let target = LossTarget {
             labels: labels.into_primitive(),
-            members: self.members.clone().into_primitive(),
+            membership: self.membership.clone().into_primitive(),
             weights: self.weights.clone().into_primitive().tensor(),
-            rule: self.rule,
+            params: self.params,
         };
         HeadSums { parts: (self.ops.parts)(logits.into_primitive().tensor(), &target), target }
     }
@@ -117,7 +117,7 @@ impl<B: NnOps> DeviceLoss<B> {
 
     /// Returns the sums for the reported loss: the global sums, or, without batch Dice, with this rank's own Dice sums.
     pub fn logged(&self, head: &HeadSums<B>, global: &FloatTensor<B>) -> FloatTensor<B> {
-        if self.rule.batch_dice {
+        if self.params.batch_dice {
             return global.clone();
         }
         let len = global.shape().num_elements();
@@ -128,14 +128,14 @@ impl<B: NnOps> DeviceLoss<B> {
     /// Converts the values of a tensor to loss sums.
     pub fn loss_sums(&self, values: &[f32], channels: usize) -> LossSums {
         let (dice, rest) = values.split_at(values.len() - 2);
-        let dice = sums_from(self.rule.first_channel(), dice, channels);
+        let dice = sums_from(self.params.first_channel(), dice, channels);
         LossSums { dice, cross_entropy: f64::from(rest[0]), count: f64::from(rest[1]), hardest: None }
     }
 
     /// Returns true positives, predicted positives and actual positives per class (without the background) or region,
     /// from the values of [`DeviceLoss::counts`].
     pub fn counts_of(&self, values: &[f32], channels: usize) -> Vec<[f64; 3]> {
-        sums_from(usize::from(self.rule.softmax), &values[..values.len().saturating_sub(2)], channels)
+        sums_from(usize::from(self.params.softmax), &values[..values.len().saturating_sub(2)], channels)
     }
 }
 
@@ -146,20 +146,20 @@ fn sums_from(first: usize, values: &[f32], channels: usize) -> Vec<[f64; 3]> {
     sums.collect()
 }
 
-/// Returns a `(labels, channels)` tensor with 1 where a label belongs to a channel.
-fn members<B: Backend>(target: &Target, channels: usize, device: &B::Device) -> Tensor<B, 2, Int> {
+/// `(labels, channels)`: 1 where a label belongs to a channel.
+fn membership<B: Backend>(target: &Target, channels: usize, device: &B::Device) -> Tensor<B, 2, Int> {
     let regions: Vec<Vec<i16>> = match target {
         Target::Classes => (0..channels as i16).map(|class| vec![class]).collect(),
         Target::Regions(regions) => regions.clone(),
     };
     let labels = regions.iter().flatten().max().map_or(1, |largest| *largest as usize + 1);
-    let mut members = vec![0i32; labels * channels];
+    let mut membership = vec![0i32; labels * channels];
     for (channel, region) in regions.iter().enumerate() {
         for &label in region.iter().filter(|label| **label >= 0) {
-            members[label as usize * channels + channel] = 1;
+            membership[label as usize * channels + channel] = 1;
         }
     }
-    Tensor::from_data(TensorData::new(members, [labels, channels]), device)
+    Tensor::from_data(TensorData::new(membership, [labels, channels]), device)
 }
 
 /// Copies flat tensors to the host with a single read; waits for the device.

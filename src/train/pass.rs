@@ -7,13 +7,13 @@ use burn::tensor::{Tensor, TensorPrimitive, backend::AutodiffBackend, ops::Float
 use super::batch::Inner;
 use nnunet_nn::backend::ComputeBackend;
 use nnunet_nn::model::UNet;
-use nnunet_nn::ops::{self, GradientSink, NnOps};
+use nnunet_nn::ops::{self, GradHook, NnOps};
 
 /// One gradient per parameter; `None` for parameters without gradient.
 pub(super) type Gradients<B> = Vec<Option<FloatTensor<<B as AutodiffBackend>::InnerBackend>>>;
 
-/// Receives gradients during the backward pass.
-pub(super) type Sink<B> = Arc<dyn GradientSink<Inner<B>>>;
+/// Where gradients go while the backward pass goes on.
+pub(super) type Sink<B> = Arc<dyn GradHook<Inner<B>>>;
 
 /// A forward pass that waits for the gradients of its logits.
 pub(super) struct Pass<'a, B: ComputeBackend> {
@@ -179,7 +179,7 @@ impl<B: ComputeBackend> Default for Roots<B> {
 impl<B: ComputeBackend> Roots<B> {
     /// Adds a tensor with its gradient.
     fn add(&mut self, x: Tensor<B, 5>, gradient: Tensor<Inner<B>, 5>) {
-        let root = ops::seed_gradient(x, Tensor::from_inner(gradient));
+        let root = ops::backward_with_grad(x, Tensor::from_inner(gradient));
         self.0 = Some(match self.0.take() {
             Some(sum) => sum + root,
             None => root,
@@ -201,7 +201,7 @@ fn tapped<B: ComputeBackend>(
 ) -> Tensor<B, 5> {
     let Some(sink) = sink else { return x };
     let parameters = layer.iter().map(|&number| (number, network.parameters()[number].tensor_primitive()));
-    ops::tap(x, parameters.collect(), sink.clone())
+    ops::grad_hook(x, parameters.collect(), sink.clone())
 }
 
 /// Moves the gradients of the parameters from `found` to `gradients`.

@@ -20,7 +20,7 @@ use nnunet_core::trace;
 use nnunet_nn::backend::ComputeBackend;
 use nnunet_nn::loss::{GlobalSums, LossSums, SegmentationLoss};
 use nnunet_nn::model::UNet;
-use nnunet_nn::ops::{Control, NnOps};
+use nnunet_nn::ops::{NnOps, UpdateDecision};
 use nnunet_nn::optim::Optimizer;
 
 /// Network, loss and optimizer of one rank.
@@ -74,14 +74,14 @@ struct Measured<B: Backend> {
     stop_requested: bool,
     /// Loss sums of each batch's heads on the device.
     sums: Vec<FloatTensor<B>>,
-    /// Decision values of the update (gradient norm, loss scale).
-    control: Option<FloatTensor<B>>,
+    /// Of the update.
+    decision: Option<FloatTensor<B>>,
 }
 
 impl<B: Backend> Default for Measured<B> {
     fn default() -> Self {
-        let (sums, control) = (Vec::new(), None);
-        Self { loss: 0.0, communication: Duration::ZERO, stop_requested: false, sums, control }
+        let (sums, decision) = (Vec::new(), None);
+        Self { loss: 0.0, communication: Duration::ZERO, stop_requested: false, sums, decision }
     }
 }
 
@@ -222,10 +222,10 @@ impl<B: ComputeBackend> TrainStep<B> {
     pub fn update(&mut self, learning_rate: f64) -> Result<(), CommError> {
         let gradients = self.end()?;
         let device = self.device.clone();
-        let control = phase::<B, _>("update", &device, || {
+        let decision = phase::<B, _>("update", &device, || {
             self.optimizer.step::<B>(self.network.parameters_mut(), gradients, learning_rate, &self.device)
         });
-        self.current.control = Some(control);
+        self.current.decision = Some(decision);
         self.pending.push(std::mem::take(&mut self.current));
         Ok(())
     }
@@ -261,7 +261,7 @@ impl<B: ComputeBackend> TrainStep<B> {
     pub fn metrics(&mut self, comm: &dyn Communicator) -> Result<Vec<StepMetrics>, CommError> {
         let pending = std::mem::take(&mut self.pending);
         let mut values =
-            host_all::<Inner<B>>(pending.iter().flat_map(|step| step.sums.iter().chain(&step.control))).into_iter();
+            host_all::<Inner<B>>(pending.iter().flat_map(|step| step.sums.iter().chain(&step.decision))).into_iter();
         let mut metrics: Vec<_> = pending.iter().map(|step| self.metrics_of(step, &mut values)).collect();
         if self.is_queued() && comm.world_size() > 1 {
             self.agree(&mut metrics, comm)?;
@@ -280,11 +280,11 @@ impl<B: ComputeBackend> TrainStep<B> {
                 loss += weight * value.total / self.accumulate as f64;
             }
         }
-        let control = values.next().map(|values| Control::from_values(&values));
+        let decision = values.next().map(|values| UpdateDecision::from_values(&values));
         StepMetrics {
             loss,
-            gradient_norm: control.map_or(0.0, |control| f64::from(control.norm)),
-            loss_scale: control.map_or(1.0, |control| f64::from(control.scale)),
+            gradient_norm: decision.map_or(0.0, |decision| f64::from(decision.norm)),
+            loss_scale: decision.map_or(1.0, |decision| f64::from(decision.scale)),
             communication: step.communication,
             stop_requested: step.stop_requested || (self.is_queued() && self.stop_requested),
         }

@@ -10,8 +10,8 @@ use burn::tensor::{
 };
 use nnunet_dist::loss::{GlobalSums, SegmentationLoss, Target, VoxelLoss};
 use nnunet_dist::ops::{
-    AdamStep, Control, ControlRule, ConvParams, LossGradientInput, LossRule, LossTarget, NnOps, NormParams, Scaler,
-    SgdStep, VoxelRule, reference,
+    AdamStep, ConvParams, DecisionParams, GradScaler, LossGradientInput, LossParams, LossTarget, NnOps, NormParams,
+    SgdStep, UpdateDecision, VoxelLossTerm, reference,
 };
 
 /// An activation type and the largest allowed difference, relative to the largest value.
@@ -81,7 +81,7 @@ impl<B: NnOps> Subject<B> {
         self.activation(shape, FloatDType::F32)
     }
 
-    fn scaler(&self, scaler: Scaler) -> (FloatTensor<B>, FloatTensor<Flex>) {
+    fn scaler(&self, scaler: GradScaler) -> (FloatTensor<B>, FloatTensor<Flex>) {
         let values = Tensor::from_data(scaler.values(), &Default::default());
         (self.give::<1>(&values, FloatDType::F32), primitive(&values))
     }
@@ -219,18 +219,18 @@ impl<B: NnOps> Subject<B> {
     pub fn sum_and_activation_agree(&self) {
         for (shape, (dtype, tolerance)) in self.all(&[[2, 5, 6, 7, 33], [1, 4, 40, 50, 16]]) {
             let ((a, wide_a), (b, wide_b)) = (self.activation(shape, dtype), self.activation(shape, dtype));
-            let expected = reference::add_act::<Flex>(wide_a, wide_b, 0.01);
+            let expected = reference::add_leaky_relu::<Flex>(wide_a, wide_b, 0.01);
             let shared = a.clone();
-            within::<B>(tolerance, "shared", B::add_act(a, b.clone(), 0.01), expected.clone());
-            let output = B::add_act(shared, b, 0.01);
+            within::<B>(tolerance, "shared", B::add_leaky_relu(a, b.clone(), 0.01), expected.clone());
+            let output = B::add_leaky_relu(shared, b, 0.01);
             assert_type::<B>(&output, dtype);
             within::<B>(tolerance, "in place", output, expected);
 
             let ((y, wide_y), (grad, wide_grad)) = (self.activation(shape, dtype), self.activation(shape, dtype));
-            let expected = reference::add_act_backward::<Flex>(wide_y, wide_grad, 0.01);
+            let expected = reference::add_leaky_relu_backward::<Flex>(wide_y, wide_grad, 0.01);
             let shared = grad.clone();
-            within::<B>(tolerance, "gradient", B::add_act_backward(y.clone(), grad, 0.01), expected.clone());
-            let ours = B::add_act_backward(y, shared, 0.01);
+            within::<B>(tolerance, "gradient", B::add_leaky_relu_backward(y.clone(), grad, 0.01), expected.clone());
+            let ours = B::add_leaky_relu_backward(y, shared, 0.01);
             assert_type::<B>(&ours, dtype);
             within::<B>(tolerance, "gradient in place", ours, expected);
         }
@@ -285,7 +285,7 @@ impl<B: NnOps> Subject<B> {
 
     pub fn updates_agree_over_several_steps(&self) {
         draw_the_same_each_time();
-        let rule = ControlRule { clip_norm: Some(12.0), dynamic_scale: true, betas: [0.9, 0.999] };
+        let decision_params = DecisionParams { max_grad_norm: Some(12.0), dynamic_scale: true, betas: [0.9, 0.999] };
         for shape in [[40, 30, 3, 3, 3], [7, 1, 1, 1, 1]] {
             let (start, wide_start) = self.parameter(shape);
             let sgd = SgdStep { learning_rate: 0.1, momentum: 0.99, nesterov: true, weight_decay: 3e-5 };
@@ -305,40 +305,42 @@ impl<B: NnOps> Subject<B> {
             let (mut ours, mut expected) = ((start.clone(), None), (wide_start.clone(), None));
             let mut our_adams = kin.map(|_| (start.clone(), None));
             let mut expected_adams = kin.map(|_| (wide_start.clone(), None));
-            // One step before the scale doubles.
-            let initial = Scaler { good_steps: 1998.0, ..Scaler::new(128.0) };
+            // A step before the scale doubles.
+            let initial = GradScaler { good_steps: 1998.0, ..GradScaler::new(128.0) };
             let (mut scaler, mut wide_scaler) = self.scaler(initial);
             // The third step overflows; the sixth applied step is the first that RAdam rectifies.
             for number in 0..8 {
                 let (nesterov, infinite) = (number != 1, number == 2);
                 let gradient = random(shape).mul_scalar(if infinite { f32::INFINITY } else { 100.0 });
                 let (gradient, wide_gradient) = (self.give(&gradient, FloatDType::F32), primitive(&gradient));
-                let [control, after] = B::control(vec![gradient.clone(), gradient.clone()], scaler, rule);
+                let [decision, after] =
+                    B::update_decision(vec![gradient.clone(), gradient.clone()], scaler, decision_params);
                 let gradients = vec![wide_gradient.clone(), wide_gradient.clone()];
-                let [wide_control, wide_after] = reference::control::<Flex>(gradients, wide_scaler, rule);
+                let [wide_decision, wide_after] =
+                    reference::update_decision::<Flex>(gradients, wide_scaler, decision_params);
                 for (ours, expected) in
-                    values::<B>(control.clone()).into_iter().zip(values::<Flex>(wide_control.clone()))
+                    values::<B>(decision.clone()).into_iter().zip(values::<Flex>(wide_decision.clone()))
                 {
                     let both_overflow = !ours.is_finite() && !expected.is_finite();
                     assert!(both_overflow || (ours - expected).abs() <= 1e-5 * expected.abs(), "{ours} and {expected}");
                 }
-                assert_eq!(Control::from_values(&values::<B>(control.clone())).apply == 0.0, infinite);
+                assert_eq!(UpdateDecision::from_values(&values::<B>(decision.clone())).apply == 0.0, infinite);
                 close::<B>("scaler", after.clone(), wide_after.clone());
                 (scaler, wide_scaler) = (after, wide_after);
 
                 let step = SgdStep { nesterov, ..sgd };
-                let [value, velocity] = B::sgd(ours.0, gradient.clone(), ours.1, control.clone(), step);
+                let [value, velocity] = B::sgd(ours.0, gradient.clone(), ours.1, decision.clone(), step);
                 ours = (value, Some(velocity));
                 let [value, velocity] =
-                    reference::sgd::<Flex>(expected.0, wide_gradient.clone(), expected.1, wide_control.clone(), step);
+                    reference::sgd::<Flex>(expected.0, wide_gradient.clone(), expected.1, wide_decision.clone(), step);
                 expected = (value, Some(velocity));
                 for ((ours, expected), (_, step)) in our_adams.iter_mut().zip(&mut expected_adams).zip(kin) {
                     let (value, moments) = ours.clone();
-                    let [value, first, second] = B::adam(value, gradient.clone(), moments, control.clone(), step);
+                    let [value, first, second] = B::adam(value, gradient.clone(), moments, decision.clone(), step);
                     *ours = (value, Some([first, second]));
-                    let ((value, moments), control) = (expected.clone(), wide_control.clone());
+                    let ((value, moments), decision) = (expected.clone(), wide_decision.clone());
                     let [value, first, second] =
-                        reference::adam::<Flex>(value, wide_gradient.clone(), moments, control, step);
+                        reference::adam::<Flex>(value, wide_gradient.clone(), moments, decision, step);
                     *expected = (value, Some([first, second]));
                 }
             }
@@ -420,9 +422,9 @@ impl<B: NnOps> Subject<B> {
             Target::Regions(regions) => (regions.clone(), false),
         };
         let rows = channels + 1;
-        let mut members = vec![0i32; rows * channels];
+        let mut membership = vec![0i32; rows * channels];
         for (channel, region) in regions.iter().enumerate() {
-            region.iter().for_each(|label| members[*label as usize * channels + channel] = 1);
+            region.iter().for_each(|label| membership[*label as usize * channels + channel] = 1);
         }
         let mut weights = loss.class_weights.clone();
         weights.resize(channels, 1.0);
@@ -430,15 +432,15 @@ impl<B: NnOps> Subject<B> {
         let target = LossTarget {
             labels: int(labels.iter().map(|label| i32::from(*label)).collect::<Vec<_>>().as_slice().into())
                 .into_primitive(),
-            members: int(members.as_slice().into()).into_primitive(),
+            membership: int(membership.as_slice().into()).into_primitive(),
             weights: Tensor::<B, 1>::from_data(weights.as_slice(), &self.device).into_primitive().tensor(),
-            rule: LossRule {
+            params: LossParams {
                 softmax,
                 dice: loss.dice,
-                voxels: match loss.voxels {
-                    VoxelLoss::CrossEntropy => VoxelRule::CrossEntropy,
-                    VoxelLoss::Focal { gamma } => VoxelRule::Focal { gamma },
-                    _ => VoxelRule::None,
+                voxel_loss: match loss.voxels {
+                    VoxelLoss::CrossEntropy => VoxelLossTerm::CrossEntropy,
+                    VoxelLoss::Focal { gamma } => VoxelLossTerm::Focal { gamma },
+                    _ => VoxelLossTerm::None,
                 },
                 weighted: !loss.class_weights.is_empty(),
                 include_background: loss.include_background,
@@ -477,7 +479,7 @@ impl<B: NnOps> Subject<B> {
         within_each(5e-3, &format!("{what}: counts"), &counts[..expected.len()], &expected);
 
         let global = B::float_mul_scalar(local.clone(), (world_size as f32).into());
-        let scaler = self.scaler(Scaler::new(64.0)).0;
+        let scaler = self.scaler(GradScaler::new(64.0)).0;
         let input = LossGradientInput { parts, global, scaler, weight: 0.25, world_size };
         close::<B>(&format!("{what}: gradient"), (ours.gradient)(input, &target), shaped(values));
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{CommError, ReduceOp};
-pub use crate::{DeviceBuffer, Element};
+pub use crate::{BufferDtype, DeviceBuffer};
 
 /// Reductions that are queued on the device without blocking the host.
 ///

@@ -35,7 +35,7 @@ mod wire;
 
 pub use agreement::{check_agreement, dissenters, those_differ};
 pub use bucket::{Bucket, BucketLayout, Place};
-pub use device::{DeviceBuffer, DeviceCollectives, Element, Witness};
+pub use device::{BufferDtype, DeviceBuffer, DeviceCollectives, Witness};
 pub use failure::explain_full_memory;
 #[cfg(feature = "nccl")]
 pub use nccl::{NcclComm, NcclLink, Timeouts, nccl_version, own_gpu};

@@ -181,7 +181,7 @@ impl<B: NnOps> UNet<B> {
         if let Some(projection) = &block.projection {
             skip = self.conv_block(skip, projection, IDENTITY, tap);
         }
-        ops::add_act(inner, skip, NEGATIVE_SLOPE)
+        ops::add_leaky_relu(inner, skip, NEGATIVE_SLOPE)
     }
 
     fn conv_block(&self, x: Tensor<B, 5>, block: &ConvBlock, negative_slope: f32, tap: Tap<'_, B>) -> Tensor<B, 5> {

@@ -37,9 +37,9 @@ struct ConvState<B: NnOps> {
 }
 
 #[derive(Debug)]
-struct ConvStep;
+struct ConvBackward;
 
-impl<B: NnOps> Backward<B, 3> for ConvStep {
+impl<B: NnOps> Backward<B, 3> for ConvBackward {
     type State = ConvState<B>;
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -63,9 +63,9 @@ impl<B: NnOps> Backward<B, 3> for ConvStep {
 }
 
 #[derive(Debug)]
-struct ConvTransposeStep;
+struct ConvTransposeBackward;
 
-impl<B: NnOps> Backward<B, 3> for ConvTransposeStep {
+impl<B: NnOps> Backward<B, 3> for ConvTransposeBackward {
     type State = (FloatTensor<B>, FloatTensor<B>);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -99,9 +99,9 @@ struct NormState<B: NnOps> {
 }
 
 #[derive(Debug)]
-struct NormStep;
+struct NormBackward;
 
-impl<B: NnOps> Backward<B, 3> for NormStep {
+impl<B: NnOps> Backward<B, 3> for NormBackward {
     type State = NormState<B>;
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -117,9 +117,9 @@ impl<B: NnOps> Backward<B, 3> for NormStep {
 }
 
 #[derive(Debug)]
-struct HeadStep;
+struct HeadBackward;
 
-impl<B: NnOps> Backward<B, 3> for HeadStep {
+impl<B: NnOps> Backward<B, 3> for HeadBackward {
     /// Input and weights.
     type State = (FloatTensor<B>, FloatTensor<B>);
 
@@ -140,9 +140,9 @@ impl<B: NnOps> Backward<B, 3> for HeadStep {
 }
 
 #[derive(Debug)]
-struct ConcatStep;
+struct ConcatBackward;
 
-impl<B: NnOps> Backward<B, 2> for ConcatStep {
+impl<B: NnOps> Backward<B, 2> for ConcatBackward {
     /// Number of channels of the first input.
     type State = usize;
 
@@ -157,23 +157,23 @@ impl<B: NnOps> Backward<B, 2> for ConcatStep {
     }
 }
 
-/// State of `add_act` for its backward pass.
+/// State of `add_leaky_relu` for its backward pass.
 #[derive(Clone, Debug)]
-struct AddActState<B: NnOps> {
+struct AddLeakyReluState<B: NnOps> {
     /// Output of the forward pass.
     y: FloatTensor<B>,
     negative_slope: f32,
 }
 
 #[derive(Debug)]
-struct AddActStep;
+struct AddLeakyReluBackward;
 
-impl<B: NnOps> Backward<B, 2> for AddActStep {
-    type State = AddActState<B>;
+impl<B: NnOps> Backward<B, 2> for AddLeakyReluBackward {
+    type State = AddLeakyReluState<B>;
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
-        let gradient = B::add_act_backward(ops.state.y, grad, ops.state.negative_slope);
+        let gradient = B::add_leaky_relu_backward(ops.state.y, grad, ops.state.negative_slope);
         let [node_a, node_b] = ops.parents;
         if let Some(node) = node_a {
             add_gradient!(B, grads, node, gradient.clone());
@@ -185,9 +185,9 @@ impl<B: NnOps> Backward<B, 2> for AddActStep {
 }
 
 #[derive(Debug)]
-struct AvgPoolStep;
+struct AvgPoolBackward;
 
-impl<B: NnOps> Backward<B, 1> for AvgPoolStep {
+impl<B: NnOps> Backward<B, 1> for AvgPoolBackward {
     /// Pooling size.
     type State = [usize; 3];
 
@@ -200,9 +200,9 @@ impl<B: NnOps> Backward<B, 1> for AvgPoolStep {
 }
 
 #[derive(Debug)]
-struct SeedStep;
+struct BackwardWithGrad;
 
-impl<B: NnOps> Backward<B, 1> for SeedStep {
+impl<B: NnOps> Backward<B, 1> for BackwardWithGrad {
     /// Gradient of the loss with respect to the tensor.
     type State = FloatTensor<B>;
 
@@ -225,7 +225,7 @@ impl<B: NnOps, C: CheckpointStrategy> NnOps for Autodiff<B, C> {
         let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
         let (x, weight) = (x.primitive, weight.primitive);
         let output = B::conv(x.clone(), weight.clone(), bias.primitive, params);
-        match Backward::<B, 3>::prepare::<C>(ConvStep, nodes).compute_bound().stateful() {
+        match Backward::<B, 3>::prepare::<C>(ConvBackward, nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(ConvState { x, weight, params }, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
@@ -235,7 +235,7 @@ impl<B: NnOps, C: CheckpointStrategy> NnOps for Autodiff<B, C> {
         let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
         let (x, weight) = (x.primitive, weight.primitive);
         let output = B::conv_transpose(x.clone(), weight.clone(), bias.primitive);
-        match Backward::<B, 3>::prepare::<C>(ConvTransposeStep, nodes).compute_bound().stateful() {
+        match Backward::<B, 3>::prepare::<C>(ConvTransposeBackward, nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((x, weight), output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
@@ -251,7 +251,7 @@ impl<B: NnOps, C: CheckpointStrategy> NnOps for Autodiff<B, C> {
         let (x, gamma, beta) = (x.primitive, gamma.primitive, beta.primitive);
         let (output, statistics) = B::norm_act(x.clone(), gamma.clone(), beta.clone(), params);
         let untracked_statistics = FloatTensor::<Self>::new(statistics.clone());
-        let output = match Backward::<B, 3>::prepare::<C>(NormStep, nodes).compute_bound().stateful() {
+        let output = match Backward::<B, 3>::prepare::<C>(NormBackward, nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(NormState { x, statistics, gamma, beta, params }, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         };
@@ -262,17 +262,17 @@ impl<B: NnOps, C: CheckpointStrategy> NnOps for Autodiff<B, C> {
         let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
         let (x, weight) = (x.primitive, weight.primitive);
         let logits = B::head(x.clone(), weight.clone(), bias.primitive);
-        match Backward::<B, 3>::prepare::<C>(HeadStep, nodes).compute_bound().stateful() {
+        match Backward::<B, 3>::prepare::<C>(HeadBackward, nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((x, weight), logits),
             OpsKind::UnTracked(prep) => prep.finish(logits),
         }
     }
 
-    fn add_act(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
+    fn add_leaky_relu(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
         let nodes = [a.node.clone(), b.node.clone()];
-        let y = B::add_act(a.primitive, b.primitive, negative_slope);
-        match Backward::<B, 2>::prepare::<C>(AddActStep, nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(AddActState { y: y.clone(), negative_slope }, y),
+        let y = B::add_leaky_relu(a.primitive, b.primitive, negative_slope);
+        match Backward::<B, 2>::prepare::<C>(AddLeakyReluBackward, nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(AddLeakyReluState { y: y.clone(), negative_slope }, y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
@@ -280,16 +280,16 @@ impl<B: NnOps, C: CheckpointStrategy> NnOps for Autodiff<B, C> {
     fn avg_pool(x: FloatTensor<Self>, size: [usize; 3]) -> FloatTensor<Self> {
         let nodes = [x.node.clone()];
         let y = B::avg_pool(x.primitive, size);
-        match Backward::<B, 1>::prepare::<C>(AvgPoolStep, nodes).compute_bound().stateful() {
+        match Backward::<B, 1>::prepare::<C>(AvgPoolBackward, nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(size, y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
 
-    fn seed_gradient(x: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn backward_with_grad(x: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self> {
         let nodes = [x.node.clone()];
-        let zero = B::seed_gradient(x.primitive, gradient.primitive.clone());
-        match Backward::<B, 1>::prepare::<C>(SeedStep, nodes).compute_bound().stateful() {
+        let zero = B::backward_with_grad(x.primitive, gradient.primitive.clone());
+        match Backward::<B, 1>::prepare::<C>(BackwardWithGrad, nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(gradient.primitive, zero),
             OpsKind::UnTracked(prep) => prep.finish(zero),
         }
@@ -300,7 +300,7 @@ impl<B: NnOps, C: CheckpointStrategy> NnOps for Autodiff<B, C> {
         let channels = a.primitive.shape()[4];
         let nodes = [a.node.clone(), b.node.clone()];
         let output = B::concat(a.primitive, b.primitive);
-        match Backward::<B, 2>::prepare::<C>(ConcatStep, nodes).compute_bound().stateful() {
+        match Backward::<B, 2>::prepare::<C>(ConcatBackward, nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(channels, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }

@@ -11,15 +11,15 @@ pub struct LossTarget<B: Backend> {
     /// Labels, shape `(n, z, y, x)`.
     pub labels: IntTensor<B>,
     /// Shape `(labels, channels)`: 1 if a label belongs to a channel's class or region, else 0.
-    pub members: IntTensor<B>,
-    /// Cross-entropy weights of the classes, shape `(channels)`; used if [`LossRule::weighted`].
+    pub membership: IntTensor<B>,
+    /// Cross-entropy weights of the classes, shape `(channels)`; used if [`LossParams::weighted`].
     pub weights: FloatTensor<B>,
-    pub rule: LossRule,
+    pub params: LossParams,
 }
 
 /// Per-voxel loss term.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum VoxelRule {
+pub enum VoxelLossTerm {
     /// No per-voxel loss.
     None,
     /// Cross-entropy of classes, or binary cross-entropy of each region.
@@ -30,13 +30,13 @@ pub enum VoxelRule {
 
 /// Parameters of the loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LossRule {
+pub struct LossParams {
     /// True if channels are classes (softmax, Dice without the first channel); false if they are regions (sigmoid, Dice
     /// of all).
     pub softmax: bool,
     /// Whether the loss includes the Dice term.
     pub dice: bool,
-    pub voxels: VoxelRule,
+    pub voxel_loss: VoxelLossTerm,
     /// For classes: whether the cross-entropy is weighted per class.
     pub weighted: bool,
     /// For classes: whether the Dice includes the first channel, the background.
@@ -49,7 +49,7 @@ pub struct LossRule {
     pub smooth: f32,
 }
 
-impl LossRule {
+impl LossParams {
     /// Returns the first channel included in the Dice and the focal loss.
     pub fn first_channel(&self) -> usize {
         usize::from(self.softmax && !self.include_background)
@@ -62,7 +62,7 @@ pub struct LossParts<B: Backend> {
     /// Softmax or sigmoid, shape `(n, z, y, x, channels)`.
     pub activations: FloatTensor<B>,
     /// Focal loss only: derivatives of the per-voxel losses with respect to the logits.
-    pub slopes: Option<FloatTensor<B>>,
+    pub focal_derivatives: Option<FloatTensor<B>>,
     /// Sums of intersection, activation and target per group (sample, or the batch) and channel, then the sum of the
     /// per-voxel losses and their number (or the sum of their weights).
     pub sums: FloatTensor<B>,
@@ -74,7 +74,7 @@ pub struct LossGradientInput<B: Backend> {
     pub parts: LossParts<B>,
     /// Sums of `parts` over all ranks.
     pub global: FloatTensor<B>,
-    /// Values of [`super::Scaler`]; the first is the loss scale.
+    /// Values of [`super::GradScaler`]; the first is the loss scale.
     pub scaler: FloatTensor<B>,
     /// Factor of the gradient, in addition to the loss scale.
     pub weight: f32,

@@ -16,90 +16,30 @@ pub mod cpu;
 mod cube;
 #[cfg(feature = "nccl")]
 pub mod cudnn;
-mod host;
+mod grad_hook;
 mod loss;
 mod precision;
 pub mod profile;
 pub mod reference;
-mod tap;
-pub mod tf32;
+mod types;
 mod update;
 mod windows;
-
-pub use tap::{GradientSink, TapGradients, tap};
 
 #[cfg(feature = "cubecl")]
 pub use cube::GpuRuntime;
 #[cfg(feature = "cuda")]
-pub use cube::note_burns;
-pub use host::host;
-pub use loss::{DeviceLoss, LossGradientInput, LossParts, LossRule, LossTarget, VoxelRule};
-pub use nnunet_comm::{DeviceBuffer, Element};
-pub use precision::Precision;
-pub use update::{AdamStep, Control, ControlRule, INITIAL_SCALE, Scaler, SgdStep};
-pub use windows::{DeviceWindows, SAMPLE_NUMBERS, WindowPlace, WindowTerms};
+pub use cube::record_burn_timing;
+pub use grad_hook::{GradHook, GradHooks, grad_hook};
+pub use loss::{DeviceLoss, LossGradientInput, LossParams, LossParts, LossTarget, VoxelLossTerm};
+pub use nnunet_comm::{BufferDtype, DeviceBuffer};
+pub use precision::{Precision, allow_tf32, is_tf32_allowed};
+pub use types::{ConvParams, ConvPass, HeadGradients, NormGradients, NormParams, WeightGradients, host};
+pub use update::{AdamStep, DecisionParams, GradScaler, INITIAL_SCALE, SgdStep, UpdateDecision};
+pub use windows::{DeviceWindows, SAMPLE_FIELDS, WindowAccumulateArgs, WindowPosition};
 
-use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
+use burn::tensor::{Tensor, backend::Backend, ops::FloatTensor};
 
-/// Stride and padding of a convolution, `(z, y, x)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ConvParams {
-    /// Stride between output voxels.
-    pub stride: [usize; 3],
-    /// Zero padding on either side of each axis.
-    pub padding: [usize; 3],
-    /// Whether an instance norm follows, which cancels any bias: the bias may then be skipped and its gradient set
-    /// to 0.
-    pub bias_cancels: bool,
-}
-
-/// Pass of a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pass {
-    /// Computes the output from input and weights.
-    Forward,
-    /// Computes the input gradient from weights and output gradient.
-    BackwardInput,
-    /// Computes the weight gradient from input and output gradient.
-    BackwardWeights,
-}
-
-/// Parameters of the fused instance norm + leaky ReLU.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct NormParams {
-    /// Added to the variance.
-    pub eps: f32,
-    /// Slope of the leaky ReLU for negative values.
-    pub negative_slope: f32,
-}
-
-/// Gradients of a convolution with respect to its parameters.
-pub struct WeightGradients<B: Backend> {
-    /// Same shape as the weights.
-    pub weight: FloatTensor<B>,
-    /// Shape `(c_out)`.
-    pub bias: FloatTensor<B>,
-}
-
-/// Gradients of the fused norm with respect to its input and parameters.
-pub struct NormGradients<B: Backend> {
-    /// Same shape as the input.
-    pub input: FloatTensor<B>,
-    /// Gradient of the scale, shape `(c)`.
-    pub gamma: FloatTensor<B>,
-    /// Gradient of the shift, shape `(c)`.
-    pub beta: FloatTensor<B>,
-}
-
-/// Gradients of a head with respect to its input and parameters.
-pub struct HeadGradients<B: Backend> {
-    /// Same shape and type as the input.
-    pub input: FloatTensor<B>,
-    /// Same shape as the weights.
-    pub weight: FloatTensor<B>,
-    /// Shape `(k)`.
-    pub bias: FloatTensor<B>,
-}
+use types::{float, primitive};
 
 /// A backend with the forward and backward passes of a U-Net's operations.
 ///
@@ -193,14 +133,18 @@ pub trait NnOps: Backend {
     }
 
     /// Computes `leaky_relu(a + b)`, the end of a residual block. `negative_slope` must be positive.
-    fn add_act(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
-        reference::add_act::<Self>(a, b, negative_slope)
+    fn add_leaky_relu(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
+        reference::add_leaky_relu::<Self>(a, b, negative_slope)
     }
 
-    /// Gradient of [`NnOps::add_act`] with respect to either operand, from its output `y`, which has the sign of the
+    /// Gradient of [`NnOps::add_leaky_relu`] with respect to either operand, from its output `y`, which has the sign of the
     /// sum.
-    fn add_act_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
-        reference::add_act_backward::<Self>(y, grad, negative_slope)
+    fn add_leaky_relu_backward(
+        y: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        negative_slope: f32,
+    ) -> FloatTensor<Self> {
+        reference::add_leaky_relu_backward::<Self>(y, grad, negative_slope)
     }
 
     /// Average pooling over blocks of `size` voxels `(z, y, x)`. `size` must divide the extents of `x`.
@@ -229,43 +173,43 @@ pub trait NnOps: Backend {
     }
 
     /// Computes the update decision from a step's gradients, which are multiplied by the loss scale. Returns the values
-    /// of [`Control`] and of the updated [`Scaler`].
-    fn control(
+    /// of [`UpdateDecision`] and of the updated [`GradScaler`].
+    fn update_decision(
         gradients: Vec<FloatTensor<Self>>,
         scaler: FloatTensor<Self>,
-        rule: ControlRule,
+        params: DecisionParams,
     ) -> [FloatTensor<Self>; 2] {
-        reference::control::<Self>(gradients, scaler, rule)
+        reference::update_decision::<Self>(gradients, scaler, params)
     }
 
     /// One SGD step on a parameter of any shape. Returns the new value and velocity, which may reuse the old ones'
     /// memory.
     ///
-    /// `velocity` is `None` in the parameter's first step. If `control` says to skip the update, both are returned
+    /// `velocity` is `None` in the parameter's first step. If `decision` says to skip the update, both are returned
     /// unchanged.
     fn sgd(
         value: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         velocity: Option<FloatTensor<Self>>,
-        control: FloatTensor<Self>,
+        decision: FloatTensor<Self>,
         step: SgdStep,
     ) -> [FloatTensor<Self>; 2] {
-        reference::sgd::<Self>(value, gradient, velocity, control, step)
+        reference::sgd::<Self>(value, gradient, velocity, decision, step)
     }
 
     /// One Adam step on a parameter of any shape. Returns the new value and the two moments, which may reuse the old
     /// ones' memory.
     ///
-    /// `moments` is `None` in the parameter's first step. If `control` says to skip the update, all are returned
+    /// `moments` is `None` in the parameter's first step. If `decision` says to skip the update, all are returned
     /// unchanged.
     fn adam(
         value: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         moments: Option<[FloatTensor<Self>; 2]>,
-        control: FloatTensor<Self>,
+        decision: FloatTensor<Self>,
         step: AdamStep,
     ) -> [FloatTensor<Self>; 3] {
-        reference::adam::<Self>(value, gradient, moments, control, step)
+        reference::adam::<Self>(value, gradient, moments, decision, step)
     }
 
     /// Loss functions that run on the device; `None` if the host computes the loss.
@@ -280,7 +224,7 @@ pub trait NnOps: Backend {
 
     /// Returns a scalar 0 whose backward pass passes `gradient` to `x`. Starts a backward pass from a gradient computed
     /// outside of the graph.
-    fn seed_gradient(x: FloatTensor<Self>, _gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn backward_with_grad(x: FloatTensor<Self>, _gradient: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_zeros([1].into(), &Self::float_device(&x), burn::tensor::FloatDType::F32)
     }
 
@@ -291,14 +235,6 @@ pub trait NnOps: Backend {
     fn device_buffer(_tensor: &FloatTensor<Self>) -> Option<DeviceBuffer> {
         None
     }
-}
-
-fn float<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
-    Tensor::from_primitive(TensorPrimitive::Float(primitive))
-}
-
-fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
-    tensor.into_primitive().tensor()
 }
 
 /// [`NnOps::conv`] on tensors.
@@ -331,9 +267,9 @@ pub fn concat<B: NnOps>(a: Tensor<B, 5>, b: Tensor<B, 5>) -> Tensor<B, 5> {
     float(B::concat(primitive(a), primitive(b)))
 }
 
-/// [`NnOps::add_act`] on tensors.
-pub fn add_act<B: NnOps>(a: Tensor<B, 5>, b: Tensor<B, 5>, negative_slope: f32) -> Tensor<B, 5> {
-    float(B::add_act(primitive(a), primitive(b), negative_slope))
+/// [`NnOps::add_leaky_relu`] on tensors.
+pub fn add_leaky_relu<B: NnOps>(a: Tensor<B, 5>, b: Tensor<B, 5>, negative_slope: f32) -> Tensor<B, 5> {
+    float(B::add_leaky_relu(primitive(a), primitive(b), negative_slope))
 }
 
 /// [`NnOps::avg_pool`] on tensors.
@@ -341,7 +277,7 @@ pub fn avg_pool<B: NnOps>(x: Tensor<B, 5>, size: [usize; 3]) -> Tensor<B, 5> {
     float(B::avg_pool(primitive(x), size))
 }
 
-/// [`NnOps::seed_gradient`] on tensors.
-pub fn seed_gradient<B: NnOps>(x: Tensor<B, 5>, gradient: Tensor<B, 5>) -> Tensor<B, 1> {
-    float(B::seed_gradient(primitive(x), primitive(gradient)))
+/// [`NnOps::backward_with_grad`] on tensors.
+pub fn backward_with_grad<B: NnOps>(x: Tensor<B, 5>, gradient: Tensor<B, 5>) -> Tensor<B, 1> {
+    float(B::backward_with_grad(primitive(x), primitive(gradient)))
 }

@@ -1,4 +1,6 @@
-//! Number format of activations.
+//! Number format of activations, and the process-wide TF32 setting.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
@@ -49,16 +51,30 @@ impl Precision {
     }
 
     /// Whether CPUs support this format.
-    pub fn is_for_cpus(self) -> bool {
+    pub fn is_supported_on_cpu(self) -> bool {
         matches!(self, Self::Fp32 | Self::AmpBf16)
     }
 
     /// Checks that a device supports this format. The error is a defect to be printed after the setting's name.
     pub fn check(self, device: Device) -> Result<(), String> {
-        if device == Device::Cuda || self.is_for_cpus() {
+        if device == Device::Cuda || self.is_supported_on_cpu() {
             return Ok(());
         }
         let name = self.name();
         Err(format!("{name} requires a GPU; the CPU supports fp32 or amp-bf16"))
     }
+}
+
+/// Whether f32 convolutions may use TF32.
+static TF32_ALLOWED: AtomicBool = AtomicBool::new(false);
+
+/// Enables or disables rounding the inputs of f32 convolutions to 10-bit mantissas (TF32) in this process, like
+/// PyTorch's `torch.backends.cudnn.allow_tf32`.
+pub fn allow_tf32(allowed: bool) {
+    TF32_ALLOWED.store(allowed, Ordering::Relaxed);
+}
+
+/// Whether TF32 is enabled; false by default.
+pub fn is_tf32_allowed() -> bool {
+    TF32_ALLOWED.load(Ordering::Relaxed)
 }

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-static ON: AtomicBool = AtomicBool::new(false);
+static ENABLED: AtomicBool = AtomicBool::new(false);
 /// Nanoseconds spent inside a library since the last span ended.
 static IN_LIBRARY: AtomicU64 = AtomicU64::new(0);
-static ENTRIES: Mutex<BTreeMap<Operation, Entry>> = Mutex::new(BTreeMap::new());
+static ENTRIES: Mutex<BTreeMap<Operation, OpStats>> = Mutex::new(BTreeMap::new());
 
 /// An operation and the shape of its operands.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +25,7 @@ pub struct Operation {
 
 /// Statistics of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Entry {
+pub struct OpStats {
     /// Number of calls.
     pub calls: u64,
     /// Total time of all calls.
@@ -37,17 +37,17 @@ pub struct Entry {
 }
 
 /// Runs `run` with profiling enabled. Returns its result and the statistics per operation. Must not be nested.
-pub fn record<T>(run: impl FnOnce() -> T) -> (T, BTreeMap<Operation, Entry>) {
+pub fn record<T>(run: impl FnOnce() -> T) -> (T, BTreeMap<Operation, OpStats>) {
     entries().clear();
-    ON.store(true, Ordering::Relaxed);
+    ENABLED.store(true, Ordering::Relaxed);
     let result = run();
-    ON.store(false, Ordering::Relaxed);
+    ENABLED.store(false, Ordering::Relaxed);
     (result, std::mem::take(&mut *entries()))
 }
 
 /// Times the enclosing scope if profiling is enabled.
 pub(super) fn span(name: &'static str, describe: impl FnOnce() -> (String, f64)) -> Option<Span> {
-    ON.load(Ordering::Relaxed).then(|| {
+    ENABLED.load(Ordering::Relaxed).then(|| {
         let (shape, flops) = describe();
         Span { operation: Some(Operation { name, shape }), flops, began: Instant::now() }
     })
@@ -55,7 +55,7 @@ pub(super) fn span(name: &'static str, describe: impl FnOnce() -> (String, f64))
 
 /// Runs a library's kernel within a span and counts its time as library time.
 pub(super) fn in_library<T>(run: impl FnOnce() -> T) -> T {
-    if !ON.load(Ordering::Relaxed) {
+    if !ENABLED.load(Ordering::Relaxed) {
         return run();
     }
     let began = Instant::now();
@@ -84,6 +84,6 @@ impl Drop for Span {
     }
 }
 
-fn entries() -> std::sync::MutexGuard<'static, BTreeMap<Operation, Entry>> {
+fn entries() -> std::sync::MutexGuard<'static, BTreeMap<Operation, OpStats>> {
     ENTRIES.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Reference implementation of every operation of [`super::NnOps`] with Burn's own operations. Kernels are tested
+//! Reference implementation of every operation of [`NnOps`](super::NnOps) with Burn's own operations. Kernels are tested
 //! against it, and backends without kernels use it.
 
 use burn::tensor::{
@@ -7,10 +7,8 @@ use burn::tensor::{
     ops::{ConvOptions, ConvTransposeOptions, FloatTensor},
 };
 
-use super::{
-    AdamStep, Control, ControlRule, ConvParams, HeadGradients, NormGradients, NormParams, Scaler, SgdStep,
-    WeightGradients, float, host, primitive,
-};
+use super::types::{ConvParams, HeadGradients, NormGradients, NormParams, WeightGradients, float, host, primitive};
+use super::update::{AdamStep, DecisionParams, GradScaler, SgdStep, UpdateDecision};
 
 /// Permutes `(n, z, y, x, c)` to `(n, c, z, y, x)`.
 fn channels_first<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
@@ -134,9 +132,9 @@ pub fn norm_act<B: Backend>(
     let (shape, dtype) = (float::<B, 5>(x.clone()).shape(), dtype::<B>(&x));
     let x = flatten::<B>(f32::<B>(x));
     let mean = x.clone().mean_dim(1);
-    let centred = x - mean.clone();
-    let rstd = centred.clone().square().mean_dim(1).add_scalar(params.eps).sqrt().recip();
-    let y = centred * rstd.clone() * per_channel::<B>(gamma) + per_channel::<B>(beta);
+    let centered = x - mean.clone();
+    let rstd = centered.clone().square().mean_dim(1).add_scalar(params.eps).sqrt().recip();
+    let y = centered * rstd.clone() * per_channel::<B>(gamma) + per_channel::<B>(beta);
     let y = burn::tensor::activation::leaky_relu(y, params.negative_slope as f64);
     let statistics = Tensor::cat(vec![mean.swap_dims(0, 1), rstd.swap_dims(0, 1)], 0);
     (cast::<B>(primitive::<B, 5>(y.reshape(shape)), dtype), primitive(statistics))
@@ -157,19 +155,19 @@ pub fn norm_act_backward<B: Backend>(
     let rstd = statistics.narrow(0, 1, 1).swap_dims(0, 1);
     let (gamma, beta) = (per_channel::<B>(gamma), per_channel::<B>(beta));
 
-    let normalised = (flatten::<B>(x) - mean) * rstd.clone();
-    let negative = (normalised.clone() * gamma.clone() + beta).lower_elem(0.0);
+    let normalized = (flatten::<B>(x) - mean) * rstd.clone();
+    let negative = (normalized.clone() * gamma.clone() + beta).lower_elem(0.0);
     let grad = flatten::<B>(grad);
     // Gradient before the leaky ReLU.
     let grad = grad.clone().mask_where(negative, grad.mul_scalar(params.negative_slope));
 
-    let projected = grad.clone() * normalised.clone();
+    let projected = grad.clone() * normalized.clone();
     let channels = gamma.dims()[2];
     let over_samples_and_voxels = |t: Tensor<B, 3>| primitive(t.sum_dim(1).sum_dim(0).reshape([channels]));
     let d_gamma = over_samples_and_voxels(projected.clone());
     let d_beta = over_samples_and_voxels(grad.clone());
 
-    let d_x = (grad.clone() - grad.mean_dim(1) - normalised * projected.mean_dim(1)) * (gamma * rstd);
+    let d_x = (grad.clone() - grad.mean_dim(1) - normalized * projected.mean_dim(1)) * (gamma * rstd);
     NormGradients { input: cast::<B>(primitive::<B, 5>(d_x.reshape(shape)), dtype), gamma: d_gamma, beta: d_beta }
 }
 
@@ -197,13 +195,17 @@ pub fn split<B: Backend>(x: FloatTensor<B>, channels: usize) -> (FloatTensor<B>,
     (primitive(x.clone().narrow(4, 0, channels)), primitive(x.narrow(4, channels, rest)))
 }
 
-pub fn add_act<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>, negative_slope: f32) -> FloatTensor<B> {
+pub fn add_leaky_relu<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>, negative_slope: f32) -> FloatTensor<B> {
     let dtype = dtype::<B>(&a);
     let sum = float::<B, 5>(f32::<B>(a)) + float(f32::<B>(b));
     cast::<B>(primitive(burn::tensor::activation::leaky_relu(sum, f64::from(negative_slope))), dtype)
 }
 
-pub fn add_act_backward<B: Backend>(y: FloatTensor<B>, grad: FloatTensor<B>, negative_slope: f32) -> FloatTensor<B> {
+pub fn add_leaky_relu_backward<B: Backend>(
+    y: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    negative_slope: f32,
+) -> FloatTensor<B> {
     let grad = float::<B, 5>(grad);
     let negative = float::<B, 5>(y).lower_elem(0.0);
     primitive(grad.clone().mask_where(negative, grad.mul_scalar(negative_slope)))
@@ -238,38 +240,38 @@ fn rows_around(shape: [usize; 5], axis: usize) -> (usize, usize) {
     (shape[..=axis].iter().product(), shape[axis + 2..].iter().product())
 }
 
-pub fn control<B: Backend>(
+pub fn update_decision<B: Backend>(
     gradients: Vec<FloatTensor<B>>,
     scaler: FloatTensor<B>,
-    rule: ControlRule,
+    params: DecisionParams,
 ) -> [FloatTensor<B>; 2] {
     let square = |gradient| host::<B>(primitive(flat::<B>(gradient).square().sum()))[0];
     let sum = gradients.into_iter().map(|gradient| f64::from(square(gradient))).sum();
-    advance::<B>(sum, scaler, rule)
+    advance::<B>(sum, scaler, params)
 }
 
-/// [`Scaler::advance`] on tensors.
-pub fn advance<B: Backend>(sum_of_squares: f64, scaler: FloatTensor<B>, rule: ControlRule) -> [FloatTensor<B>; 2] {
+/// [`GradScaler::advance`] on tensors.
+pub fn advance<B: Backend>(sum_of_squares: f64, scaler: FloatTensor<B>, params: DecisionParams) -> [FloatTensor<B>; 2] {
     let device = B::float_device(&scaler);
-    let (control, after) = Scaler::from_values(&host::<B>(scaler)).advance(sum_of_squares, rule);
-    [&control.values()[..], &after.values()[..]].map(|values| B::float_from_data(values.into(), &device))
+    let (decision, after) = GradScaler::from_values(&host::<B>(scaler)).advance(sum_of_squares, params);
+    [&decision.values()[..], &after.values()[..]].map(|values| B::float_from_data(values.into(), &device))
 }
 
 pub fn sgd<B: Backend>(
     value: FloatTensor<B>,
     gradient: FloatTensor<B>,
     velocity: Option<FloatTensor<B>>,
-    control: FloatTensor<B>,
+    decision: FloatTensor<B>,
     step: SgdStep,
 ) -> [FloatTensor<B>; 2] {
     let shape = shape::<B>(&value);
-    let control = Control::from_values(&host::<B>(control));
+    let decision = UpdateDecision::from_values(&host::<B>(decision));
     let value = flat::<B>(value);
-    let [value, velocity] = if control.apply == 0.0 {
+    let [value, velocity] = if decision.apply == 0.0 {
         let velocity = velocity.map_or_else(|| value.zeros_like(), flat::<B>);
         [value, velocity]
     } else {
-        let gradient = flat::<B>(gradient) * control.factor + value.clone() * step.weight_decay;
+        let gradient = flat::<B>(gradient) * decision.factor + value.clone() * step.weight_decay;
         let velocity = match velocity {
             Some(velocity) => flat::<B>(velocity) * step.momentum + gradient.clone(),
             None => gradient.clone(),
@@ -284,20 +286,20 @@ pub fn adam<B: Backend>(
     value: FloatTensor<B>,
     gradient: FloatTensor<B>,
     moments: Option<[FloatTensor<B>; 2]>,
-    control: FloatTensor<B>,
+    decision: FloatTensor<B>,
     step: AdamStep,
 ) -> [FloatTensor<B>; 3] {
     let shape = shape::<B>(&value);
-    let control = Control::from_values(&host::<B>(control));
+    let decision = UpdateDecision::from_values(&host::<B>(decision));
     let value = flat::<B>(value);
     let [first, second] = match moments {
         Some(moments) => moments.map(flat::<B>),
         None => [value.zeros_like(), value.zeros_like()],
     };
-    let updated = if control.apply == 0.0 {
+    let updated = if decision.apply == 0.0 {
         [value, first, second]
     } else {
-        let gradient = flat::<B>(gradient) * control.factor;
+        let gradient = flat::<B>(gradient) * decision.factor;
         let (value, gradient) = match step.decoupled {
             true => (value * (1.0 - step.learning_rate * step.weight_decay), gradient),
             false => (value.clone(), gradient + value * step.weight_decay),
@@ -305,14 +307,14 @@ pub fn adam<B: Backend>(
         let [beta1, beta2] = step.betas;
         let first = first * beta1 + gradient.clone() * (1.0 - beta1);
         let second = second * beta2 + gradient.square() * (1.0 - beta2);
-        let rate = step.learning_rate / control.corrections[0];
+        let rate = step.learning_rate / decision.corrections[0];
         let direction = match step.rectified {
-            true if control.rectification > 0.0 => {
-                let rate = rate * control.rectification * control.corrections[1].sqrt();
+            true if decision.rectification > 0.0 => {
+                let rate = rate * decision.rectification * decision.corrections[1].sqrt();
                 first.clone() / (second.clone().sqrt() + step.eps) * rate
             }
             true => first.clone() * rate,
-            false => first.clone() / ((second.clone() / control.corrections[1]).sqrt() + step.eps) * rate,
+            false => first.clone() / ((second.clone() / decision.corrections[1]).sqrt() + step.eps) * rate,
         };
         [value - direction, first, second]
     };

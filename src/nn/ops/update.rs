@@ -1,6 +1,6 @@
-//! Optimizer update steps, for [`super::NnOps::control`], [`super::NnOps::sgd`] and [`super::NnOps::adam`].
+//! Optimizer update steps, for [`super::NnOps::update_decision`], [`super::NnOps::sgd`] and [`super::NnOps::adam`].
 //!
-//! Whether the gradients are finite and how far they are scaled is kept in a device tensor, [`Control`]. The device
+//! Whether the gradients are finite and how far they are scaled is kept in a device tensor, [`UpdateDecision`]. The device
 //! evaluates it, so the host need not wait and can keep queueing work.
 
 /// A step of SGD with momentum, as in `torch.optim.SGD`.
@@ -31,9 +31,9 @@ pub struct AdamStep {
 
 /// Parameters of the update decision.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ControlRule {
+pub struct DecisionParams {
     /// Maximum gradient norm; `None` disables clipping (`torch.nn.utils.clip_grad_norm_`).
-    pub clip_norm: Option<f32>,
+    pub max_grad_norm: Option<f32>,
     /// Whether the loss scale is dynamic (`torch.amp.GradScaler`) or constant.
     pub dynamic_scale: bool,
     /// Decay rates of Adam's moments; unused with SGD.
@@ -42,7 +42,7 @@ pub struct ControlRule {
 
 /// Loss scaler and Adam state that persist between updates: the values of a tensor of shape `(5)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scaler {
+pub struct GradScaler {
     /// Loss scale.
     pub scale: f32,
     /// Updates since the last change of the scale or the last overflow.
@@ -56,7 +56,7 @@ pub struct Scaler {
 
 /// Update decision of a step: the values of a tensor of shape `(7)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Control {
+pub struct UpdateDecision {
     /// Factor of every gradient: removes the loss scale and clips.
     pub factor: f32,
     /// 1 to apply the update, 0 to skip it because a gradient is NaN or infinite.
@@ -65,7 +65,7 @@ pub struct Control {
     pub norm: f32,
     /// Loss scale of these gradients.
     pub scale: f32,
-    /// [`Scaler::corrections`] after this update.
+    /// [`GradScaler::corrections`] after this update.
     pub corrections: [f32; 2],
     /// RAdam's step factor; 0 if the second moment has too few gradients to divide by it.
     pub rectification: f32,
@@ -80,7 +80,7 @@ pub const GROWTH_INTERVAL: f32 = 2000.0;
 /// Added to the norm before dividing by it, as in PyTorch.
 pub const CLIP_EPS: f32 = 1e-6;
 
-impl Scaler {
+impl GradScaler {
     /// Number of values in the tensor.
     pub const LEN: usize = 5;
 
@@ -99,34 +99,34 @@ impl Scaler {
     }
 
     /// Computes the update decision and the new scaler from the sum of squares of the scaled gradients.
-    pub(super) fn advance(self, sum_of_squares: f64, rule: ControlRule) -> (Control, Self) {
+    pub(super) fn advance(self, sum_of_squares: f64, params: DecisionParams) -> (UpdateDecision, Self) {
         let norm = (sum_of_squares.sqrt() / f64::from(self.scale)) as f32;
         let scale = self.scale;
         if !norm.is_finite() {
-            let shrunk = if rule.dynamic_scale { 0.5 * scale } else { scale };
+            let shrunk = if params.dynamic_scale { 0.5 * scale } else { scale };
             let corrections = self.corrections;
-            let control = Control { factor: 0.0, apply: 0.0, norm, scale, corrections, rectification: 0.0 };
-            return (control, Self { scale: shrunk, good_steps: 0.0, ..self });
+            let decision = UpdateDecision { factor: 0.0, apply: 0.0, norm, scale, corrections, rectification: 0.0 };
+            return (decision, Self { scale: shrunk, good_steps: 0.0, ..self });
         }
-        let clip = rule.clip_norm.map_or(1.0, |limit| (limit / (norm + CLIP_EPS)).min(1.0));
+        let clip = params.max_grad_norm.map_or(1.0, |limit| (limit / (norm + CLIP_EPS)).min(1.0));
         // 1 - beta^n = (1 - beta^(n - 1)) * beta + 1 - beta avoids cancellation.
         let corrections = std::array::from_fn(|moment| {
-            self.corrections[moment] * rule.betas[moment] + (1.0 - f64::from(rule.betas[moment])) as f32
+            self.corrections[moment] * params.betas[moment] + (1.0 - f64::from(params.betas[moment])) as f32
         });
         // Every gradient ages by one step and a new one is added. All terms are positive, so there is no cancellation.
-        let age = self.age * rule.betas[1] + corrections[1];
-        let rectification = rule.rectification(age / corrections[1]);
-        let control = Control { factor: clip / scale, apply: 1.0, norm, scale, corrections, rectification };
-        let grows = rule.dynamic_scale && self.good_steps + 1.0 >= GROWTH_INTERVAL;
+        let age = self.age * params.betas[1] + corrections[1];
+        let rectification = params.rectification(age / corrections[1]);
+        let decision = UpdateDecision { factor: clip / scale, apply: 1.0, norm, scale, corrections, rectification };
+        let grows = params.dynamic_scale && self.good_steps + 1.0 >= GROWTH_INTERVAL;
         let after = match grows {
             true => Self { scale: 2.0 * scale, good_steps: 0.0, corrections, age },
             false => Self { scale, good_steps: self.good_steps + 1.0, corrections, age },
         };
-        (control, after)
+        (decision, after)
     }
 }
 
-impl ControlRule {
+impl DecisionParams {
     /// Maximum length of RAdam's second moment: `2 / (1 - beta2) - 1`.
     pub(super) fn longest(&self) -> f32 {
         (2.0 / (1.0 - f64::from(self.betas[1])) - 1.0) as f32
@@ -139,12 +139,12 @@ impl ControlRule {
         if length <= RECTIFIED_FROM {
             return 0.0;
         }
-        let of = |length: f32| (length - 4.0) / length * (length - 2.0);
-        (of(length) / of(longest)).sqrt()
+        let term = |length: f32| (length - 4.0) / length * (length - 2.0);
+        (term(length) / term(longest)).sqrt()
     }
 }
 
-impl Control {
+impl UpdateDecision {
     /// Number of values in the tensor.
     pub const LEN: usize = 7;
 
@@ -181,21 +181,27 @@ impl SgdStep {
 impl AdamStep {
     /// Returns the new value and moments of one weight. Moments start at 0.
     #[inline(always)]
-    pub(super) fn apply(self, value: f32, gradient: f32, moments: [f32; 2], control: &Control) -> (f32, [f32; 2]) {
+    pub(super) fn apply(
+        self,
+        value: f32,
+        gradient: f32,
+        moments: [f32; 2],
+        decision: &UpdateDecision,
+    ) -> (f32, [f32; 2]) {
         let decay = self.weight_decay;
         let (kept, decay) = if self.decoupled { (1.0 - self.learning_rate * decay, 0.0) } else { (1.0, decay) };
-        let rate = self.learning_rate / control.corrections[0];
+        let rate = self.learning_rate / decision.corrections[0];
         // All variants divide by `root * sqrt(second / divisor) + eps`, which keeps the loop over the weights
         // branch-free.
         let (root, divisor, eps, rate) = match self.rectified {
-            false => (1.0, control.corrections[1], self.eps, rate),
+            false => (1.0, decision.corrections[1], self.eps, rate),
             // PyTorch's RAdam adds `eps` to the root before the bias correction.
-            true if control.rectification > 0.0 => {
-                (1.0, 1.0, self.eps, rate * control.rectification * control.corrections[1].sqrt())
+            true if decision.rectification > 0.0 => {
+                (1.0, 1.0, self.eps, rate * decision.rectification * decision.corrections[1].sqrt())
             }
             true => (0.0, 1.0, 1.0, rate),
         };
-        let gradient = gradient * control.factor + value * decay;
+        let gradient = gradient * decision.factor + value * decay;
         let first = moments[0] * self.betas[0] + gradient * (1.0 - self.betas[0]);
         let second = moments[1] * self.betas[1] + gradient * gradient * (1.0 - self.betas[1]);
         let new = value * kept - first / (root * (second / divisor).sqrt() + eps) * rate;
@@ -207,59 +213,59 @@ impl AdamStep {
 mod tests {
     use super::*;
 
-    const RULE: ControlRule = ControlRule { clip_norm: Some(12.0), dynamic_scale: true, betas: [0.9, 0.999] };
+    const RULE: DecisionParams = DecisionParams { max_grad_norm: Some(12.0), dynamic_scale: true, betas: [0.9, 0.999] };
 
     #[test]
     fn the_scale_halves_at_an_overflow_and_doubles_after_2000_good_steps() {
-        let (control, scaler) = Scaler::new(INITIAL_SCALE).advance(f64::INFINITY, RULE);
-        assert_eq!((control.apply, scaler.scale, scaler.corrections), (0.0, 32768.0, [0.0; 2]));
+        let (decision, scaler) = GradScaler::new(INITIAL_SCALE).advance(f64::INFINITY, RULE);
+        assert_eq!((decision.apply, scaler.scale, scaler.corrections), (0.0, 32768.0, [0.0; 2]));
         let mut scaler = scaler;
         for _ in 0..1999 {
             scaler = scaler.advance(1.0, RULE).1;
         }
         assert_eq!(scaler.scale, 32768.0);
-        let (control, scaler) = scaler.advance(1.0, RULE);
-        assert_eq!((control.scale, scaler.scale, scaler.good_steps), (32768.0, 65536.0, 0.0));
+        let (decision, scaler) = scaler.advance(1.0, RULE);
+        assert_eq!((decision.scale, scaler.scale, scaler.good_steps), (32768.0, 65536.0, 0.0));
         let (_, scaler) = scaler.advance(f64::NAN, RULE);
         assert_eq!(scaler.scale, 32768.0);
     }
 
     #[test]
     fn without_scaling_an_overflow_only_stops_the_update() {
-        let rule = ControlRule { dynamic_scale: false, ..RULE };
-        let (control, scaler) = Scaler::new(1.0).advance(f64::NAN, rule);
-        assert!(control.norm.is_nan() && control.apply == 0.0);
+        let params = DecisionParams { dynamic_scale: false, ..RULE };
+        let (decision, scaler) = GradScaler::new(1.0).advance(f64::NAN, params);
+        assert!(decision.norm.is_nan() && decision.apply == 0.0);
         assert_eq!(scaler.scale, 1.0);
     }
 
     #[test]
     fn the_factor_undoes_the_scale_and_clips() {
-        let scaler = Scaler::new(64.0);
-        let (control, _) = scaler.advance((24.0f64 * 64.0).powi(2), RULE);
-        assert!((control.norm - 24.0).abs() < 1e-5 && (control.factor - 0.5 / 64.0).abs() < 1e-8, "{control:?}");
-        let (control, _) = scaler.advance(64.0f64.powi(2), RULE);
-        assert_eq!(control.factor, 1.0 / 64.0);
+        let scaler = GradScaler::new(64.0);
+        let (decision, _) = scaler.advance((24.0f64 * 64.0).powi(2), RULE);
+        assert!((decision.norm - 24.0).abs() < 1e-5 && (decision.factor - 0.5 / 64.0).abs() < 1e-8, "{decision:?}");
+        let (decision, _) = scaler.advance(64.0f64.powi(2), RULE);
+        assert_eq!(decision.factor, 1.0 / 64.0);
     }
 
     #[test]
     fn the_rectification_is_that_of_the_paper() {
-        let mut scaler = Scaler::new(1.0);
+        let mut scaler = GradScaler::new(1.0);
         let longest = 2.0 / (1.0 - 0.999) - 1.0;
         for update in 1..=3000 {
-            let (control, after) = scaler.advance(1.0, RULE);
+            let (decision, after) = scaler.advance(1.0, RULE);
             scaler = after;
             let power = 0.999f64.powi(update);
             let length = longest - 2.0 * f64::from(update) * power / (1.0 - power);
             let factor = (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length);
             let expected = if length > 5.0 { factor.sqrt() } else { 0.0 };
-            let difference = (f64::from(control.rectification) - expected).abs();
-            assert!(difference <= 1e-4 * expected, "{} and {expected} in update {update}", control.rectification);
+            let difference = (f64::from(decision.rectification) - expected).abs();
+            assert!(difference <= 1e-4 * expected, "{} and {expected} in update {update}", decision.rectification);
         }
     }
 
     #[test]
     fn corrections_are_those_of_adam() {
-        let mut scaler = Scaler::new(1.0);
+        let mut scaler = GradScaler::new(1.0);
         for update in 1..=50 {
             scaler = scaler.advance(1.0, RULE).1;
             for (ours, beta) in scaler.corrections.into_iter().zip([0.9f32, 0.999]) {

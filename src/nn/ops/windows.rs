@@ -8,11 +8,11 @@ use burn::tensor::{
 
 /// Number of values that describe a sample: the first voxel of its window `(z, y, x)`, and a bit mask of the axes along
 /// which it is mirrored, with z the lowest bit.
-pub const SAMPLE_NUMBERS: usize = 4;
+pub const SAMPLE_FIELDS: usize = 4;
 
 /// Position of a window and of its voxel weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WindowPlace {
+pub struct WindowPosition {
     /// First voxel, `(z, y, x)`.
     pub origin: [usize; 3],
     /// Start of its weights along z, y and x in the concatenated weights.
@@ -23,23 +23,23 @@ pub struct WindowPlace {
 
 /// Sliding-window operations of a device.
 pub struct DeviceWindows<B: Backend> {
-    /// Cuts samples `(n, z, y, x, channel)` out of an image `(z, y, x, channel)`, as described by `(n, SAMPLE_NUMBERS)`
+    /// Cuts samples `(n, z, y, x, channel)` out of an image `(z, y, x, channel)`, as described by `(n, SAMPLE_FIELDS)`
     /// values.
     pub cut: Cut<B>,
-    /// Adds the logits of a window's samples to `sums` `(z, y, x, class)` in place. `logits` `(n, z, y, x, class)` are
-    /// mirrored back and multiplied by `share` and the product of the weights along the three axes.
-    pub add: fn(sums: &FloatTensor<B>, logits: &FloatTensor<B>, terms: WindowTerms<B>),
+    /// Adds the logits of a window's samples to `sums` `(z, y, x, class)` in position. `logits` `(n, z, y, x, class)` are
+    /// mirrored back and multiplied by `sample_weight` and the product of the weights along the three axes.
+    pub add: fn(sums: &FloatTensor<B>, logits: &FloatTensor<B>, terms: WindowAccumulateArgs<B>),
 }
 
 /// Cuts windows of the given extent out of an image: `(image, samples, extent)`.
 pub type Cut<B> = fn(&FloatTensor<B>, &IntTensor<B>, [usize; 3]) -> FloatTensor<B>;
 
 /// Parameters of [`DeviceWindows::add`].
-pub struct WindowTerms<B: Backend> {
+pub struct WindowAccumulateArgs<B: Backend> {
     pub samples: IntTensor<B>,
     /// Weights of all windows along all axes, concatenated.
     pub weights: FloatTensor<B>,
-    pub place: WindowPlace,
+    pub position: WindowPosition,
     /// Factor of each sample's logits.
-    pub share: f32,
+    pub sample_weight: f32,
 }

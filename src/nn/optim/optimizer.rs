@@ -9,7 +9,7 @@ use burn::tensor::{
 
 use super::lookahead::Lookahead;
 use crate::model::{Parameter, ParameterSpec, StateError, TensorState};
-use crate::ops::{AdamStep, ControlRule, INITIAL_SCALE, NnOps, Scaler, SgdStep, host};
+use crate::ops::{AdamStep, DecisionParams, GradScaler, INITIAL_SCALE, NnOps, SgdStep, host};
 
 /// Stochastic gradient descent (`torch.optim.SGD`), nnU-Net's default.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -101,10 +101,10 @@ impl<B: NnOps> Optimizer<B> {
         Self { dynamic_scale: true, ..self }
     }
 
-    /// Returns the values of [`Scaler`]. The first is the loss scale.
+    /// Returns the values of [`GradScaler`]. The first is the loss scale.
     pub fn scaler(&mut self, device: &B::Device) -> FloatTensor<B> {
         let initial = if self.dynamic_scale { INITIAL_SCALE } else { 1.0 };
-        let new = || B::float_from_data(Scaler::new(initial).values().as_slice().into(), device);
+        let new = || B::float_from_data(GradScaler::new(initial).values().as_slice().into(), device);
         self.scaler.get_or_insert_with(new).clone()
     }
 
@@ -119,7 +119,7 @@ impl<B: NnOps> Optimizer<B> {
     /// Updates all parameters. A parameter without a gradient is left unchanged, without weight decay, as in PyTorch.
     ///
     /// `gradients` has one entry per parameter, averaged over the ranks and multiplied by the loss scale. If one of
-    /// them is NaN or infinite, nothing is updated. Returns the values of [`crate::ops::Control`] as a tensor. Does not
+    /// them is NaN or infinite, nothing is updated. Returns the values of [`crate::ops::UpdateDecision`] as a tensor. Does not
     /// synchronize with the device.
     pub fn step<A: AutodiffBackend<InnerBackend = B>>(
         &mut self,
@@ -130,8 +130,8 @@ impl<B: NnOps> Optimizer<B> {
     ) -> FloatTensor<B> {
         debug_assert_eq!(parameters.len(), gradients.len());
         self.moments.resize_with(parameters.len(), || None);
-        let rule = ControlRule {
-            clip_norm: self.clip_norm.map(|norm| norm as f32),
+        let decision_params = DecisionParams {
+            max_grad_norm: self.clip_norm.map(|norm| norm as f32),
             dynamic_scale: self.dynamic_scale,
             betas: match &self.rule {
                 Rule::Sgd(_) => [0.0; 2],
@@ -142,21 +142,22 @@ impl<B: NnOps> Optimizer<B> {
             lookahead.begin(parameters);
         }
         let scaler = self.scaler(device);
-        let [control, scaler] = B::control(gradients.iter().flatten().cloned().collect(), scaler, rule);
+        let [decision, scaler] =
+            B::update_decision(gradients.iter().flatten().cloned().collect(), scaler, decision_params);
         self.scaler = Some(scaler);
         for ((parameter, gradient), moments) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
             let Some(gradient) = gradient else { continue };
             let value = parameter.inner();
             let updated = match &self.rule {
-                Rule::Sgd(sgd) => sgd.update::<B>(value, gradient, moments, learning_rate, control.clone()),
-                Rule::Adam(adam) => adam.update::<B>(value, gradient, moments, learning_rate, control.clone()),
+                Rule::Sgd(sgd) => sgd.update::<B>(value, gradient, moments, learning_rate, decision.clone()),
+                Rule::Adam(adam) => adam.update::<B>(value, gradient, moments, learning_rate, decision.clone()),
             };
             parameter.set(updated);
         }
         if let Some(lookahead) = &mut self.lookahead {
             lookahead.follow(parameters);
         }
-        control
+        decision
     }
 
     /// Returns the optimizer state on the host: `NAME.first` and `NAME.second` (Adam) per parameter, the scaler, and
@@ -210,7 +211,7 @@ impl<B: NnOps> Optimizer<B> {
         });
         self.moments = moments.collect::<Result<_, _>>()?;
         self.scaler = match by_name.get(SCALER) {
-            Some(scaler) if scaler.spec.shape == [Scaler::LEN] => Some(upload(scaler)),
+            Some(scaler) if scaler.spec.shape == [GradScaler::LEN] => Some(upload(scaler)),
             None if state.is_empty() => None,
             _ => return Err(StateError(format!("the optimizer's {SCALER} is missing or has the wrong shape"))),
         };
@@ -228,7 +229,7 @@ impl Sgd {
         gradient: FloatTensor<B>,
         moments: &mut Option<Moments<B>>,
         learning_rate: f64,
-        control: FloatTensor<B>,
+        decision: FloatTensor<B>,
     ) -> FloatTensor<B> {
         let step = SgdStep {
             learning_rate: learning_rate as f32,
@@ -237,7 +238,7 @@ impl Sgd {
             weight_decay: self.weight_decay as f32,
         };
         let velocity = moments.take().map(|moments| moments.first);
-        let [value, velocity] = B::sgd(value, gradient, velocity, control, step);
+        let [value, velocity] = B::sgd(value, gradient, velocity, decision, step);
         *moments = Some(Moments { first: velocity, second: None });
         value
     }
@@ -250,7 +251,7 @@ impl Adam {
         gradient: FloatTensor<B>,
         moments: &mut Option<Moments<B>>,
         learning_rate: f64,
-        control: FloatTensor<B>,
+        decision: FloatTensor<B>,
     ) -> FloatTensor<B> {
         let before = moments.take().and_then(|Moments { first, second }| second.map(|second| [first, second]));
         let step = AdamStep {
@@ -261,7 +262,7 @@ impl Adam {
             decoupled: self.decoupled,
             rectified: self.rectified,
         };
-        let [value, first, second] = B::adam(value, gradient, before, control, step);
+        let [value, first, second] = B::adam(value, gradient, before, decision, step);
         *moments = Some(Moments { first, second: Some(second) });
         value
     }

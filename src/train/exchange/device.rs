@@ -11,7 +11,7 @@ use nnunet_comm::distributed::{
     Bucket, BucketLayout, CommError, DeviceBuffer, DeviceCollectives, Fault, ReduceOp, Wire,
 };
 use nnunet_core::trace::{self, Flight};
-use nnunet_nn::ops::{GradientSink, NnOps};
+use nnunet_nn::ops::{GradHook, NnOps};
 
 /// Reduces gradients in device memory; the host only queues the work.
 pub struct DeviceExchange<B: NnOps> {
@@ -103,7 +103,7 @@ impl<B: NnOps> DeviceExchange<B> {
     }
 }
 
-impl<B: NnOps> GradientSink<B> for DeviceExchange<B> {
+impl<B: NnOps> GradHook<B> for DeviceExchange<B> {
     fn ready(&self, parameter: usize, gradient: FloatTensor<B>) {
         let Some(place) = self.layout.place(parameter) else { return };
         let position = self.layout.buckets()[place.bucket].parameters.iter().position(|&other| other == parameter);
@@ -169,7 +169,7 @@ mod tests {
     use burn::tensor::{TensorData, ops::FloatTensorOps};
 
     use super::*;
-    use nnunet_comm::distributed::Element;
+    use nnunet_comm::distributed::BufferDtype;
 
     /// Records the buffers and leaves them unchanged.
     #[derive(Default)]
@@ -190,7 +190,7 @@ mod tests {
 
     impl DeviceCollectives for Recorder {
         fn start_all_reduce(&self, buffer: DeviceBuffer, op: ReduceOp, what: &str) -> Result<(), CommError> {
-            assert_eq!((op, buffer.element), (ReduceOp::Mean, Element::F32));
+            assert_eq!((op, buffer.dtype), (ReduceOp::Mean, BufferDtype::F32));
             let pointer = std::ptr::with_exposed_provenance::<f32>(buffer.pointer as usize);
             // SAFETY: the buffer belongs to a tensor that the reducer keeps alive.
             let values = unsafe { std::slice::from_raw_parts(pointer, buffer.len) }.to_vec();
@@ -212,7 +212,7 @@ mod tests {
         Some(DeviceBuffer {
             pointer: values.as_ptr().expose_provenance() as u64,
             len: values.len(),
-            element: Element::F32,
+            dtype: BufferDtype::F32,
         })
     }
 

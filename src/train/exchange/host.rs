@@ -7,7 +7,7 @@ use burn::tensor::{TensorData, backend::Backend, ops::FloatTensor};
 use super::turn::Turn;
 use super::{Exchange, ExchangeOptions};
 use nnunet_comm::distributed::{BucketLayout, CommError, Pending, ReduceOp, Reducer};
-use nnunet_nn::ops::GradientSink;
+use nnunet_nn::ops::GradHook;
 
 /// Reduces gradients through host memory.
 pub struct HostExchange<B: Backend> {
@@ -61,7 +61,7 @@ impl<B: Backend> HostExchange<B> {
     }
 }
 
-impl<B: Backend> GradientSink<B> for HostExchange<B> {
+impl<B: Backend> GradHook<B> for HostExchange<B> {
     fn ready(&self, parameter: usize, gradient: FloatTensor<B>) {
         let Some(place) = self.layout.place(parameter) else { return };
         let gradient = burn::tensor::read_sync(B::float_into_data(gradient))

@@ -1,9 +1,9 @@
 //! Averaging of gradients over the ranks.
 //!
-//! The backward pass delivers each gradient as soon as it is ready ([`GradientSink`]). It is copied to its place in a
-//! bucket ([`BucketLayout`](crate::dist::BucketLayout)), and a full bucket is sent while the backward pass continues.
-//! The end of the step waits for the buckets still in flight. With gradient accumulation, gradients are summed in the
-//! buckets over several batches, and only the last batch sends them.
+//! The backward pass hands over each gradient the moment it is ready ([`GradHook`]); it goes to its place in a bucket
+//! ([`BucketLayout`](nnunet_comm::distributed::BucketLayout)), and a bucket that is full goes out while the pass goes on. At the end
+//! of the step one waits for what is still under way. Where several batches make one step (gradient accumulation), they
+//! are summed up in the buckets and only the last sends them out.
 
 mod device;
 mod host;
@@ -17,7 +17,7 @@ pub use device::DeviceExchange;
 pub use host::HostExchange;
 
 use nnunet_comm::distributed::{BucketLayout, CommError, Communicator, Wire, check_agreement};
-use nnunet_nn::ops::{GradientSink, NnOps};
+use nnunet_nn::ops::{GradHook, NnOps};
 
 /// Options for the gradient reduction.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,8 +40,8 @@ impl ExchangeOptions {
 }
 
 /// Collects the gradients of a step and averages them over its batches and the ranks.
-pub trait Exchange<B: Backend>: GradientSink<B> {
-    /// Starts one of the step's batches, `0 .. accumulate`.
+pub trait Exchange<B: Backend>: GradHook<B> {
+    /// Begins with one of the step's batches, `0 .. accumulate`.
     fn begin(&self, batch: usize);
 
     /// Waits for the averaged gradients, one per parameter; `None` for parameters without gradient.

@@ -5,8 +5,8 @@
 use std::env;
 use std::path::PathBuf;
 
-use nnunet_dist::ops::cudnn::{ConvError, Convolutions, Cudnn, Options, Problem};
-use nnunet_dist::ops::{Element, Pass};
+use nnunet_dist::ops::cudnn::{ConvError, ConvProblem, Convolutions, Cudnn, Options};
+use nnunet_dist::ops::{BufferDtype, ConvPass};
 
 use crate::machine::{Machine, PART};
 
@@ -16,8 +16,8 @@ fn machine() -> Option<Machine> {
     Machine::with(module_path!(), &[("cuda.c", "libcuda.so.1", &[]), ("cudnn.c", "libcudnn.so.9", &[])])
 }
 
-fn problem(pass: Pass, tf32: bool) -> Problem {
-    Problem {
+fn problem(pass: ConvPass, tf32: bool) -> ConvProblem {
+    ConvProblem {
         pass,
         n: 2,
         input: [4, 5, 6],
@@ -26,33 +26,34 @@ fn problem(pass: Pass, tf32: bool) -> Problem {
         kernel: [3, 3, 1],
         stride: [1, 2, 2],
         padding: [1, 1, 0],
-        element: Element::F32,
-        weight_element: Element::F32,
+        dtype: BufferDtype::F32,
+        weight_dtype: BufferDtype::F32,
         tf32,
     }
 }
 
-/// Includes a 2D one, and one without padding whose kernel equals its stride, as in a transposed convolution.
-fn problems() -> Vec<Problem> {
-    let all = [Pass::Forward, Pass::BackwardInput, Pass::BackwardWeights].map(|pass| {
+/// A 2D one too, and one without padding whose kernel is its stride, as a transposed convolution is.
+fn problems() -> Vec<ConvProblem> {
+    let all = [ConvPass::Forward, ConvPass::BackwardInput, ConvPass::BackwardWeights].map(|pass| {
         let solid = problem(pass, true);
         let along = |z, rest: [usize; 2]| [z, rest[0], rest[1]];
-        let flat = Problem {
+        let flat = ConvProblem {
             input: along(1, [7, 6]),
             kernel: along(1, [3, 3]),
             stride: along(1, [2, 1]),
             padding: along(0, [1, 1]),
             ..solid
         };
-        let transposed = Problem { input: [4, 6, 2], kernel: [2, 2, 1], stride: [2, 2, 1], padding: [0; 3], ..solid };
+        let transposed =
+            ConvProblem { input: [4, 6, 2], kernel: [2, 2, 1], stride: [2, 2, 1], padding: [0; 3], ..solid };
         [solid, flat, transposed]
     });
     all.concat()
 }
 
-/// Input, weights and output, channels last; the output of the pass is computed by its definition.
-fn tensors(problem: &Problem) -> [Vec<f32>; 3] {
-    let Problem { n, input, c_in, c_out, kernel, stride, padding, .. } = *problem;
+/// Input, weights and output, channels last; the one that the pass computes by its definition.
+fn tensors(problem: &ConvProblem) -> [Vec<f32>; 3] {
+    let ConvProblem { n, input, c_in, c_out, kernel, stride, padding, .. } = *problem;
     let output = problem.output();
     let volume = |extent: [usize; 3]| extent.iter().product::<usize>();
     let fill = |len: usize, seed: usize| (0..len).map(|i| (((i + seed) * 37 % 19) as f32 - 9.0) / 4.0).collect();
@@ -89,20 +90,20 @@ fn tensors(problem: &Problem) -> [Vec<f32>; 3] {
     }
     let [dx, dw, forward] = result;
     match problem.pass {
-        Pass::Forward => [x, w, forward],
-        Pass::BackwardInput => [dx, w, y],
-        Pass::BackwardWeights => [x, dw, y],
+        ConvPass::Forward => [x, w, forward],
+        ConvPass::BackwardInput => [dx, w, y],
+        ConvPass::BackwardWeights => [x, dw, y],
     }
 }
 
-/// Runs a problem and compares its output.
-fn check(convolutions: &Convolutions, problem: &Problem) -> Result<(), ConvError> {
+/// Runs a problem, and compares.
+fn check(convolutions: &Convolutions, problem: &ConvProblem) -> Result<(), ConvError> {
     let expected = tensors(problem);
     let mut given = expected.clone();
     let computed = match problem.pass {
-        Pass::Forward => 2,
-        Pass::BackwardInput => 0,
-        Pass::BackwardWeights => 1,
+        ConvPass::Forward => 2,
+        ConvPass::BackwardInput => 0,
+        ConvPass::BackwardWeights => 1,
     };
     given[computed].fill(f32::NAN);
     let addresses = given.each_mut().map(|tensor| tensor.as_mut_ptr().expose_provenance() as u64);
@@ -118,7 +119,7 @@ fn check(convolutions: &Convolutions, problem: &Problem) -> Result<(), ConvError
 #[test]
 fn part_of_a_rank() {
     let Ok(part) = env::var(PART) else { return };
-    let options = Options { table: env::var_os(TABLE).map(PathBuf::from), ..Options::default() };
+    let options = Options { cache_folder: env::var_os(TABLE).map(PathBuf::from), ..Options::default() };
     let convolutions = match Convolutions::new(0, options) {
         Ok(convolutions) => convolutions,
         Err(reason) => {
@@ -128,21 +129,21 @@ fn part_of_a_rank() {
     };
     match part.as_str() {
         "all" => problems().iter().for_each(|problem| check(&convolutions, problem).unwrap()),
-        "one" => match check(&convolutions, &problem(Pass::Forward, true)) {
-            Ok(()) => println!("{:?}", convolutions.choice(&problem(Pass::Forward, true))),
+        "one" => match check(&convolutions, &problem(ConvPass::Forward, true)) {
+            Ok(()) => println!("{:?}", convolutions.cached_algo(&problem(ConvPass::Forward, true))),
             Err(error) => {
                 println!("{}: {error}", if matches!(error, ConvError::NoEngine(_)) { "left" } else { "failed" })
             }
         },
         "mixed" => {
-            let mixed = Problem { element: Element::Bf16, ..problem(Pass::BackwardWeights, false) };
+            let mixed = ConvProblem { dtype: BufferDtype::Bf16, ..problem(ConvPass::BackwardWeights, false) };
             // SAFETY: the mock refuses before it reads anything.
             match unsafe { convolutions.run(&mixed, [16, 32, 48]) } {
                 Err(error @ ConvError::NoEngine(_)) => println!("left: {error}"),
                 other => panic!("{other:?}"),
             }
         }
-        "exact" => check(&convolutions, &problem(Pass::Forward, false)).unwrap(),
+        "exact" => check(&convolutions, &problem(ConvPass::Forward, false)).unwrap(),
         other => panic!("{other}"),
     }
     drop(convolutions);

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nnunet_dist::distributed::{
-    self, CommError, Communicator, DeviceBuffer, Element, NcclComm, NcclLink, ReduceOp, Timeouts, Wire,
+    self, BufferDtype, CommError, Communicator, DeviceBuffer, NcclComm, NcclLink, ReduceOp, Timeouts, Wire,
 };
 
 use crate::job;
@@ -271,7 +271,7 @@ fn fail(comm: &NcclComm) {
 
 fn buffer(values: &mut [f32]) -> DeviceBuffer {
     let pointer = values.as_mut_ptr().expose_provenance() as u64;
-    DeviceBuffer { pointer, len: values.len(), element: Element::F32 }
+    DeviceBuffer { pointer, len: values.len(), dtype: BufferDtype::F32 }
 }
 
 /// True if the loader finds a library that is not a mock.

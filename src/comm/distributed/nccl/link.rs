@@ -11,7 +11,7 @@ use super::library::{INSTALL, Nccl, NcclError, Progress};
 use super::watchdog::{Broken, Watched, name_of};
 use crate::cuda::{Context, Driver, DriverError, Event};
 use crate::distributed::placement::{choose_gpu, local_place, refuse_shared_gpus};
-use crate::distributed::{CommError, Communicator, DeviceBuffer, DeviceCollectives, Element, Fault, ReduceOp};
+use crate::distributed::{BufferDtype, CommError, Communicator, DeviceBuffer, DeviceCollectives, Fault, ReduceOp};
 
 /// Poll interval for operations that take seconds and happen once per run.
 const NAP: Duration = Duration::from_millis(1);
@@ -135,9 +135,9 @@ impl NcclLink {
         let (nccl, stream) = (self.watched.nccl, self.watched.stream.handle.cast());
         let broken = |reason: String| Broken { operation: name_of(what), elapsed: began.elapsed(), reason };
         let (mut state, comm) = self.watched.healthy()?;
-        let (element, op) = (data_type(buffer.element), operation(op));
-        // SAFETY: the communicator is in the state, whose lock is held; the caller guarantees the buffer.
-        let mut progress = unsafe { nccl.all_reduce(buffer.pointer, buffer.len, element, op, comm, stream) };
+        let (dtype, op) = (data_type(buffer.dtype), operation(op));
+        // SAFETY: the communicator is in the state, whose lock is held; the caller vouches for the buffer.
+        let mut progress = unsafe { nccl.all_reduce(buffer.pointer, buffer.len, dtype, op, comm, stream) };
         while let Ok(Progress::Going) = progress {
             if began.elapsed() >= state.limit() {
                 let reason = "timeout while NCCL connects: another rank is lost or hung".into();
@@ -307,11 +307,11 @@ fn failure(rank: usize, operation: &str, began: Instant, fault: Fault, reason: S
     CommError { rank, operation: operation.into(), elapsed_s: began.elapsed().as_secs_f64(), fault, reason }
 }
 
-fn data_type(element: Element) -> ncclDataType_t {
-    match element {
-        Element::F32 => ncclDataType_t::ncclFloat32,
-        Element::F16 => ncclDataType_t::ncclFloat16,
-        Element::Bf16 => ncclDataType_t::ncclBfloat16,
+fn data_type(dtype: BufferDtype) -> ncclDataType_t {
+    match dtype {
+        BufferDtype::F32 => ncclDataType_t::ncclFloat32,
+        BufferDtype::F16 => ncclDataType_t::ncclFloat16,
+        BufferDtype::Bf16 => ncclDataType_t::ncclBfloat16,
     }
 }
 

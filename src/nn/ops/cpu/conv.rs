@@ -8,25 +8,35 @@ use burn_flex::FlexTensor;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::element::Element;
-use super::onednn::{Library, Problem};
-use super::pool::{Buffer, buffer};
+use super::buffer_pool::{Buffer, buffer};
+use super::element::ActivationElement;
+use super::onednn::{Library, OneDnnConv};
 use super::{ConvParams, WeightGradients, contiguous, dims, values};
 
-fn problem<T: Element>(input: [usize; 5], weight: [usize; 5], params: ConvParams) -> Problem {
+fn problem<T: ActivationElement>(input: [usize; 5], weight: [usize; 5], params: ConvParams) -> OneDnnConv {
     let [n, z, y, x, c_in] = input;
     let [c_out, _, kz, ky, kx] = weight;
     let (input, kernel) = ([z, y, x], [kz, ky, kx]);
     let output =
         std::array::from_fn(|axis| (input[axis] + 2 * params.padding[axis] - kernel[axis]) / params.stride[axis] + 1);
-    Problem { data: T::ONEDNN, n, c_in, c_out, input, output, kernel, stride: params.stride, padding: params.padding }
+    OneDnnConv {
+        data: T::ONEDNN,
+        n,
+        c_in,
+        c_out,
+        input,
+        output,
+        kernel,
+        stride: params.stride,
+        padding: params.padding,
+    }
 }
 
 fn activation(n: usize, extent: [usize; 3], c: usize) -> [usize; 5] {
     [n, extent[0], extent[1], extent[2], c]
 }
 
-pub fn forward<T: Element>(
+pub fn forward<T: ActivationElement>(
     library: &Library,
     x: FlexTensor,
     weight: FlexTensor,
@@ -41,7 +51,7 @@ pub fn forward<T: Element>(
     y.into_tensor(shape)
 }
 
-pub fn backward_input<T: Element>(
+pub fn backward_input<T: ActivationElement>(
     library: &Library,
     x: [usize; 5],
     weight: FlexTensor,
@@ -55,7 +65,7 @@ pub fn backward_input<T: Element>(
     dx.into_tensor(x)
 }
 
-pub fn backward_weights<T: Element>(
+pub fn backward_weights<T: ActivationElement>(
     library: &Library,
     x: FlexTensor,
     weight: [usize; 5],
@@ -72,11 +82,11 @@ pub fn backward_weights<T: Element>(
 
 /// Returns the convolution whose backward-input pass is the transposed convolution of `x` (or of a gradient of that
 /// shape).
-fn transposed<T: Element>(x: [usize; 5], weight: [usize; 5]) -> Problem {
+fn transposed<T: ActivationElement>(x: [usize; 5], weight: [usize; 5]) -> OneDnnConv {
     let [n, z, y, width, c_in] = x;
     let [_, c_out, kz, ky, kx] = weight;
     let kernel = [kz, ky, kx];
-    Problem {
+    OneDnnConv {
         data: T::ONEDNN,
         n,
         c_in: c_out,
@@ -89,7 +99,7 @@ fn transposed<T: Element>(x: [usize; 5], weight: [usize; 5]) -> Problem {
     }
 }
 
-pub fn transpose_forward<T: Element>(
+pub fn transpose_forward<T: ActivationElement>(
     library: &Library,
     x: FlexTensor,
     weight: FlexTensor,
@@ -104,7 +114,11 @@ pub fn transpose_forward<T: Element>(
     y.into_tensor(shape)
 }
 
-pub fn transpose_backward_input<T: Element>(library: &Library, weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
+pub fn transpose_backward_input<T: ActivationElement>(
+    library: &Library,
+    weight: FlexTensor,
+    grad: FlexTensor,
+) -> FlexTensor {
     let (weight, grad) = (contiguous(weight), contiguous(grad));
     let [c_in, _, kz, ky, kx] = dims(&weight);
     let [n, z, y, x, _] = dims(&grad);
@@ -115,7 +129,7 @@ pub fn transpose_backward_input<T: Element>(library: &Library, weight: FlexTenso
     dx.into_tensor(shape)
 }
 
-pub fn transpose_backward_weights<T: Element>(
+pub fn transpose_backward_weights<T: ActivationElement>(
     library: &Library,
     x: FlexTensor,
     weight: [usize; 5],
@@ -134,12 +148,12 @@ pub fn transpose_backward_weights<T: Element>(
 /// Number of rows per task.
 const BLOCK: usize = 1024;
 
-fn add_bias<T: Element>(y: &mut [T], bias: &[f32]) {
+fn add_bias<T: ActivationElement>(y: &mut [T], bias: &[f32]) {
     y.par_chunks_mut(BLOCK * bias.len()).for_each(|block| add_to_rows(block, bias));
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn add_to_rows<T: Element>(rows: &mut [T], bias: &[f32]) {
+fn add_to_rows<T: ActivationElement>(rows: &mut [T], bias: &[f32]) {
     for row in rows.chunks_exact_mut(bias.len()) {
         for (y, bias) in row.iter_mut().zip(bias) {
             *y = T::narrow(y.widen() + bias);
@@ -148,7 +162,7 @@ fn add_to_rows<T: Element>(rows: &mut [T], bias: &[f32]) {
 }
 
 /// Sums the rows of a `(rows, c)` matrix, in blocks added in order.
-fn sum_rows<T: Element>(rows: &[T], c: usize) -> Buffer<f32> {
+fn sum_rows<T: ActivationElement>(rows: &[T], c: usize) -> Buffer<f32> {
     let blocks: Vec<Vec<f32>> = rows.par_chunks(BLOCK * c).map(|block| sum_of_rows(block, c)).collect();
     let mut total = vec![0.0f64; c];
     for block in &blocks {
@@ -162,7 +176,7 @@ fn sum_rows<T: Element>(rows: &[T], c: usize) -> Buffer<f32> {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn sum_of_rows<T: Element>(rows: &[T], c: usize) -> Vec<f32> {
+fn sum_of_rows<T: ActivationElement>(rows: &[T], c: usize) -> Vec<f32> {
     let mut sum = vec![0.0f32; c];
     for row in rows.chunks_exact(c) {
         for (sum, value) in sum.iter_mut().zip(row) {

@@ -1,11 +1,11 @@
-//! Element types of activations.
+//! ActivationElement types of activations.
 
 use burn::tensor::{DType, bf16};
 
 use super::onednn::DataType;
 
 /// Floating-point type of activations. Arithmetic is in f32.
-pub trait Element: burn::tensor::Element + bytemuck::Pod + Send + Sync {
+pub trait ActivationElement: burn::tensor::Element + bytemuck::Pod + Send + Sync {
     /// Type in Burn.
     const DTYPE: DType;
     /// Type in oneDNN.
@@ -18,7 +18,7 @@ pub trait Element: burn::tensor::Element + bytemuck::Pod + Send + Sync {
     fn narrow(value: f32) -> Self;
 }
 
-impl Element for f32 {
+impl ActivationElement for f32 {
     const DTYPE: DType = DType::F32;
     const ONEDNN: DataType = DataType::F32;
 
@@ -33,7 +33,7 @@ impl Element for f32 {
     }
 }
 
-impl Element for bf16 {
+impl ActivationElement for bf16 {
     const DTYPE: DType = DType::BF16;
     const ONEDNN: DataType = DataType::Bf16;
 
@@ -62,9 +62,9 @@ mod tests {
         for _ in 0..100_000 {
             bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let value = f32::from_bits(bits);
-            let (ours, expected) = (<bf16 as Element>::narrow(value), bf16::from_f32(value));
+            let (ours, expected) = (<bf16 as ActivationElement>::narrow(value), bf16::from_f32(value));
             assert!(ours == expected || value.is_nan() && ours.is_nan(), "{value}: {ours} instead of {expected}");
-            assert!(value.is_nan() || Element::widen(ours) == expected.to_f32());
+            assert!(value.is_nan() || ActivationElement::widen(ours) == expected.to_f32());
         }
     }
 }

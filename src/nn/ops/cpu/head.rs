@@ -7,8 +7,8 @@ use burn_flex::FlexTensor;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::element::Element;
-use super::pool::{Buffer, buffer};
+use super::buffer_pool::{Buffer, buffer};
+use super::element::ActivationElement;
 use super::{HeadGradients, contiguous, dims, values};
 
 /// Number of voxels per task.
@@ -17,7 +17,7 @@ const BLOCK: usize = 2048;
 const TILE: usize = 64;
 
 /// Computes logits `(n, z, y, x, k)` from features `(n, z, y, x, c)`, weights `(k, c, 1, 1, 1)` and bias `(k)`.
-pub fn forward<T: Element>(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTensor) -> FlexTensor {
+pub fn forward<T: ActivationElement>(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTensor) -> FlexTensor {
     let (x, weight, bias) = (contiguous(x.clone()), contiguous(weight.clone()), contiguous(bias.clone()));
     let [n, depth, height, width, c] = dims(&x);
     let [k, ..] = dims::<5>(&weight);
@@ -30,7 +30,7 @@ pub fn forward<T: Element>(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTenso
 
 /// Computes the logits of a block.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn block_forward<T: Element>(logits: &mut [f32], x: &[T], weights: &[f32], bias: &[f32]) {
+fn block_forward<T: ActivationElement>(logits: &mut [f32], x: &[T], weights: &[f32], bias: &[f32]) {
     let k = bias.len();
     let c = weights.len() / k;
     let (mut features, mut sums) = (vec![0.0; c * TILE], vec![0.0; TILE]);
@@ -48,7 +48,7 @@ fn block_forward<T: Element>(logits: &mut [f32], x: &[T], weights: &[f32], bias:
 
 /// Transposes rows of `c` features to rows of [`TILE`] voxels. Entries of missing voxels are left unchanged.
 #[inline(always)]
-fn transpose<T: Element>(x: &[T], c: usize, features: &mut [f32]) {
+fn transpose<T: ActivationElement>(x: &[T], c: usize, features: &mut [f32]) {
     for (voxel, row) in x.chunks_exact(c).enumerate() {
         for (channel, value) in row.iter().enumerate() {
             features[channel * TILE + voxel] = value.widen();
@@ -68,7 +68,7 @@ fn dot(weights: &[f32], features: &[f32], sums: &mut [f32]) {
 }
 
 /// Computes the gradients of [`forward`].
-pub fn backward<T: Element>(x: &FlexTensor, weight: &FlexTensor, grad: &FlexTensor) -> HeadGradients<Flex> {
+pub fn backward<T: ActivationElement>(x: &FlexTensor, weight: &FlexTensor, grad: &FlexTensor) -> HeadGradients<Flex> {
     let (x, weight, grad) = (contiguous(x.clone()), contiguous(weight.clone()), contiguous(grad.clone()));
     let shape: [usize; 5] = dims(&x);
     let c = shape[4];
@@ -95,7 +95,7 @@ pub fn backward<T: Element>(x: &FlexTensor, weight: &FlexTensor, grad: &FlexTens
 
 /// Computes the block's input gradient and returns its contributions to the gradients of weight and bias.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn block_backward<T: Element>(
+fn block_backward<T: ActivationElement>(
     d_x: &mut [T],
     x: &[T],
     weights: &[f32],

@@ -4,26 +4,23 @@
 //! Results do not depend on the number of threads: work is split into blocks of fixed size whose partial sums are added
 //! in order. (The reductions of oneDNN depend on its thread count, which is constant during a run.)
 
-mod accumulate;
-mod add_act;
-mod avg_pool;
-mod concat;
+mod buffer_pool;
 mod conv;
 mod element;
 mod head;
 mod norm;
 pub mod onednn;
-mod pool;
+mod pointwise;
 mod update;
 
 use burn::backend::Flex;
 use burn::tensor::{DType, TensorMetadata, bf16, ops::FloatTensor};
 use burn_flex::FlexTensor;
 
-use element::Element;
+use element::ActivationElement;
 
 use super::profile::span;
-use super::update::{AdamStep, Control, ControlRule, SgdStep};
+use super::update::{AdamStep, DecisionParams, SgdStep, UpdateDecision};
 use super::{ConvParams, HeadGradients, NnOps, NormGradients, NormParams, WeightGradients, reference};
 
 /// Runs `$run` with `$T` set to the element type of the tensor.
@@ -124,67 +121,67 @@ impl NnOps for Flex {
         by_type!(x, T => head::backward::<T>(&x, &weight, &grad))
     }
 
-    fn add_act(a: FlexTensor, b: FlexTensor, negative_slope: f32) -> FlexTensor {
-        let _span = span("add_act", || (shape_of(&a), 0.0));
-        by_type!(a, T => add_act::forward::<T>(a, &b, negative_slope))
+    fn add_leaky_relu(a: FlexTensor, b: FlexTensor, negative_slope: f32) -> FlexTensor {
+        let _span = span("add_leaky_relu", || (shape_of(&a), 0.0));
+        by_type!(a, T => pointwise::add_leaky_relu::<T>(a, &b, negative_slope))
     }
 
-    fn add_act_backward(y: FlexTensor, grad: FlexTensor, negative_slope: f32) -> FlexTensor {
-        let _span = span("add_act_backward", || (shape_of(&y), 0.0));
-        by_type!(y, T => add_act::backward::<T>(&y, grad, negative_slope))
+    fn add_leaky_relu_backward(y: FlexTensor, grad: FlexTensor, negative_slope: f32) -> FlexTensor {
+        let _span = span("add_leaky_relu_backward", || (shape_of(&y), 0.0));
+        by_type!(y, T => pointwise::add_leaky_relu_backward::<T>(&y, grad, negative_slope))
     }
 
     fn avg_pool(x: FlexTensor, size: [usize; 3]) -> FlexTensor {
         let _span = span("avg_pool", || (shape_of(&x), 0.0));
-        by_type!(x, T => avg_pool::forward::<T>(&x, size))
+        by_type!(x, T => pointwise::avg_pool::<T>(&x, size))
     }
 
     fn avg_pool_backward(grad: FlexTensor, size: [usize; 3]) -> FlexTensor {
         let _span = span("avg_pool_backward", || (shape_of(&grad), 0.0));
-        by_type!(grad, T => avg_pool::backward::<T>(&grad, size))
+        by_type!(grad, T => pointwise::avg_pool_backward::<T>(&grad, size))
     }
 
     fn accumulate(a: FlexTensor, b: FlexTensor) -> FlexTensor {
         let _span = span("accumulate", || (shape_of(&a), 0.0));
-        by_type!(a, T => accumulate::add::<T>(a, &b))
+        by_type!(a, T => pointwise::accumulate::<T>(a, &b))
     }
 
-    fn control(gradients: Vec<FlexTensor>, scaler: FlexTensor, rule: ControlRule) -> [FlexTensor; 2] {
-        let _span = span("control", || (gradients.len().to_string(), 0.0));
+    fn update_decision(gradients: Vec<FlexTensor>, scaler: FlexTensor, params: DecisionParams) -> [FlexTensor; 2] {
+        let _span = span("update_decision", || (gradients.len().to_string(), 0.0));
         let sum = gradients.into_iter().map(update::squared_norm).sum();
-        reference::advance::<Self>(sum, scaler, rule)
+        reference::advance::<Self>(sum, scaler, params)
     }
 
     fn sgd(
         value: FlexTensor,
         gradient: FlexTensor,
         velocity: Option<FlexTensor>,
-        control: FlexTensor,
+        decision: FlexTensor,
         step: SgdStep,
     ) -> [FlexTensor; 2] {
         let _span = span("sgd", || (value.shape().num_elements().to_string(), 0.0));
-        update::sgd(value, gradient, velocity, control_of(control), step)
+        update::sgd(value, gradient, velocity, decision_from_tensor(decision), step)
     }
 
     fn adam(
         value: FlexTensor,
         gradient: FlexTensor,
         moments: Option<[FlexTensor; 2]>,
-        control: FlexTensor,
+        decision: FlexTensor,
         step: AdamStep,
     ) -> [FlexTensor; 3] {
         let _span = span("adam", || (value.shape().num_elements().to_string(), 0.0));
-        update::adam(value, gradient, moments, control_of(control), step)
+        update::adam(value, gradient, moments, decision_from_tensor(decision), step)
     }
 
     fn concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         let _span = span("concat", || (shape_of(&a), 0.0));
-        by_type!(a, T => concat::concat::<T>(&a, &b))
+        by_type!(a, T => pointwise::concat::<T>(&a, &b))
     }
 
     fn split(x: FloatTensor<Self>, channels: usize) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let _span = span("split", || (shape_of(&x), 0.0));
-        by_type!(x, T => concat::split::<T>(&x, channels))
+        by_type!(x, T => pointwise::split::<T>(&x, channels))
     }
 }
 
@@ -218,11 +215,11 @@ fn contiguous(tensor: FlexTensor) -> FlexTensor {
 }
 
 /// Returns the values of a tensor returned by [`contiguous`].
-fn values<T: Element>(tensor: &FlexTensor) -> &[T] {
+fn values<T: ActivationElement>(tensor: &FlexTensor) -> &[T] {
     let (start, end) = tensor.layout().contiguous_offsets().expect("contiguous() was called");
     &tensor.storage()[start..end]
 }
 
-fn control_of(control: FlexTensor) -> Control {
-    Control::from_values(values::<f32>(&contiguous(control)))
+fn decision_from_tensor(decision: FlexTensor) -> UpdateDecision {
+    UpdateDecision::from_values(values::<f32>(&contiguous(decision)))
 }

@@ -14,8 +14,8 @@ use burn_flex::FlexTensor;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::element::Element;
-use super::pool::{Buffer, buffer};
+use super::buffer_pool::{Buffer, buffer};
+use super::element::ActivationElement;
 use super::{NormGradients, NormParams, contiguous, dims, values};
 
 /// Number of values per task: 64 KiB of f32, which stays in a core's L2 cache.
@@ -24,21 +24,21 @@ const BLOCK_VALUES: usize = 16 * 1024;
 const PERIOD: usize = 256;
 
 /// Returns `(y, statistics)`; statistics are mean and 1 / sqrt(variance + eps), `(2, n, c)` in f32.
-pub fn forward<T: Element>(
+pub fn forward<T: ActivationElement>(
     x: &FlexTensor,
     gamma: &FlexTensor,
     beta: &FlexTensor,
     params: NormParams,
 ) -> (FlexTensor, FlexTensor) {
     let (x, gamma, beta) = (contiguous(x.clone()), contiguous(gamma.clone()), contiguous(beta.clone()));
-    let shape = Shape::of(&x);
+    let shape = Shape::new(&x);
     let x_values = values::<T>(&x);
     let mut statistics = buffer::<f32>(2 * shape.n * shape.c);
     let mut y = buffer::<T>(x_values.len());
     for sample in 0..shape.n {
         let range = shape.sample_range(sample);
         let x = &x_values[range.clone()];
-        let (mean, rstd) = shape.of_sample_mut(&mut statistics, sample);
+        let (mean, rstd) = shape.sample_statistics_mut(&mut statistics, sample);
         moments(x, shape.c, params.eps, mean, rstd);
         let scale: Vec<f32> = rstd.iter().zip(values::<f32>(&gamma)).map(|(rstd, gamma)| rstd * gamma).collect();
         let shift = mean.iter().zip(&scale).zip(values::<f32>(&beta)).map(|((mean, scale), beta)| beta - mean * scale);
@@ -51,7 +51,7 @@ pub fn forward<T: Element>(
 }
 
 /// Computes the gradients of [`forward`]. The input gradient reuses the memory of `grad` if it is not shared.
-pub fn backward<T: Element>(
+pub fn backward<T: ActivationElement>(
     x: &FlexTensor,
     statistics: &FlexTensor,
     gamma: &FlexTensor,
@@ -61,7 +61,7 @@ pub fn backward<T: Element>(
 ) -> NormGradients<Flex> {
     let (x, gamma, beta) = (contiguous(x.clone()), contiguous(gamma.clone()), contiguous(beta.clone()));
     let mut grad = contiguous(grad);
-    let shape = Shape::of(&x);
+    let shape = Shape::new(&x);
     let statistics = contiguous(statistics.clone());
     let (mut d_gamma, mut d_beta) = (vec![0.0f64; shape.c], vec![0.0f64; shape.c]);
     let x_values = values::<T>(&x);
@@ -78,7 +78,7 @@ pub fn backward<T: Element>(
     };
 
     for sample in 0..shape.n {
-        let (mean, rstd) = shape.of_sample(values(&statistics), sample);
+        let (mean, rstd) = shape.sample_statistics(values(&statistics), sample);
         let range = shape.sample_range(sample);
         let x = &x_values[range.clone()];
         let d_x = &mut d_x[range];
@@ -112,7 +112,7 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(x: &FlexTensor) -> Self {
+    fn new(x: &FlexTensor) -> Self {
         let [n, z, y, x, c] = dims(x);
         Self { n, voxels: z * y * x, c }
     }
@@ -128,13 +128,17 @@ impl Shape {
     }
 
     /// Returns mean and reciprocal standard deviation of one sample.
-    fn of_sample<'a>(&self, statistics: &'a [f32], sample: usize) -> (&'a [f32], &'a [f32]) {
+    fn sample_statistics<'a>(&self, statistics: &'a [f32], sample: usize) -> (&'a [f32], &'a [f32]) {
         let (mean, rstd) = statistics.split_at(self.n * self.c);
         let range = sample * self.c..(sample + 1) * self.c;
         (&mean[range.clone()], &rstd[range])
     }
 
-    fn of_sample_mut<'a>(&self, statistics: &'a mut Buffer<f32>, sample: usize) -> (&'a mut [f32], &'a mut [f32]) {
+    fn sample_statistics_mut<'a>(
+        &self,
+        statistics: &'a mut Buffer<f32>,
+        sample: usize,
+    ) -> (&'a mut [f32], &'a mut [f32]) {
         let (mean, rstd) = statistics.split_at_mut(self.n * self.c);
         let range = sample * self.c..(sample + 1) * self.c;
         (&mut mean[range.clone()], &mut rstd[range])
@@ -160,7 +164,7 @@ fn fold(by_place: &[f32], channels: &mut [f32]) {
 
 /// Computes `leaky_relu(x * scale + shift)`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn scale_shift_activate<T: Element>(y: &mut [T], x: &[T], scale: &[f32], shift: &[f32], slope: f32) {
+fn scale_shift_activate<T: ActivationElement>(y: &mut [T], x: &[T], scale: &[f32], shift: &[f32], slope: f32) {
     for (y, x) in y.chunks_mut(scale.len()).zip(x.chunks(scale.len())) {
         let len = y.len();
         let (x, scale, shift) = (&x[..len], &scale[..len], &shift[..len]);
@@ -172,7 +176,7 @@ fn scale_shift_activate<T: Element>(y: &mut [T], x: &[T], scale: &[f32], shift: 
 }
 
 /// Computes mean and 1 / sqrt(variance + eps) of each channel of a sample.
-fn moments<T: Element>(x: &[T], c: usize, eps: f32, means: &mut [f32], rstds: &mut [f32]) {
+fn moments<T: ActivationElement>(x: &[T], c: usize, eps: f32, means: &mut [f32], rstds: &mut [f32]) {
     let blocks: Vec<(usize, Vec<f32>)> =
         x.par_chunks(block(c)).map(|block| (block.len() / c, block_moments(block, c))).collect();
     let mut count = 0.0;
@@ -195,7 +199,7 @@ fn moments<T: Element>(x: &[T], c: usize, eps: f32, means: &mut [f32], rstds: &m
 
 /// Computes mean and sum of squared deviations of each channel of a block, `(2, c)`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn block_moments<T: Element>(block: &[T], c: usize) -> Vec<f32> {
+fn block_moments<T: ActivationElement>(block: &[T], c: usize) -> Vec<f32> {
     let rows = (block.len() / c) as f32;
     // Deviations from a value near the mean keep rounding errors small for any mean.
     let first: Vec<f32> = block[..c].iter().map(|value| value.widen()).collect();
@@ -239,7 +243,7 @@ impl Norm {
 }
 
 /// Sums the gradient, and the gradient times the normalized value, over the voxels of one sample, `(2, c)`.
-fn gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm, shape: Shape) -> Vec<f64> {
+fn gradient_sums<T: ActivationElement>(x: &[T], grad: &[T], norm: &Norm, shape: Shape) -> Vec<f64> {
     let blocks: Vec<Vec<f32>> = x
         .par_chunks(shape.block())
         .zip(grad.par_chunks(shape.block()))
@@ -255,7 +259,7 @@ fn gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm, shape: Shape) -> 
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn block_gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm) -> Vec<f32> {
+fn block_gradient_sums<T: ActivationElement>(x: &[T], grad: &[T], norm: &Norm) -> Vec<f32> {
     let period = norm.mean.len();
     let (mut sums, mut projected) = (vec![0.0f32; period], vec![0.0f32; period]);
     for (x, grad) in x.chunks(period).zip(grad.chunks(period)) {
@@ -263,10 +267,10 @@ fn block_gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm) -> Vec<f32>
         let (grad, sums, projected) = (&grad[..len], &mut sums[..len], &mut projected[..len]);
         let (mean, rstd, gamma, beta) = (&norm.mean[..len], &norm.rstd[..len], &norm.gamma[..len], &norm.beta[..len]);
         for i in 0..len {
-            let normalised = (x[i].widen() - mean[i]) * rstd[i];
-            let before = before_activation(normalised * gamma[i] + beta[i], grad[i].widen(), norm.slope);
+            let normalized = (x[i].widen() - mean[i]) * rstd[i];
+            let before = before_activation(normalized * gamma[i] + beta[i], grad[i].widen(), norm.slope);
             sums[i] += before;
-            projected[i] += before * normalised;
+            projected[i] += before * normalized;
         }
     }
     let mut folded = vec![0.0; 2 * norm.c];
@@ -278,17 +282,23 @@ fn block_gradient_sums<T: Element>(x: &[T], grad: &[T], norm: &Norm) -> Vec<f32>
 
 /// Replaces the output gradient by the input gradient, in place.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn input_gradient<T: Element>(grad: &mut [T], x: &[T], norm: &Norm, mean_grad: &[f32], mean_projected: &[f32]) {
+fn input_gradient<T: ActivationElement>(
+    grad: &mut [T],
+    x: &[T],
+    norm: &Norm,
+    mean_grad: &[f32],
+    mean_projected: &[f32],
+) {
     let period = norm.mean.len();
     for (grad, x) in grad.chunks_mut(period).zip(x.chunks(period)) {
         let len = grad.len();
         let (x, mean_grad, mean_projected) = (&x[..len], &mean_grad[..len], &mean_projected[..len]);
         let (mean, rstd, gamma, beta) = (&norm.mean[..len], &norm.rstd[..len], &norm.gamma[..len], &norm.beta[..len]);
         for i in 0..len {
-            let normalised = (x[i].widen() - mean[i]) * rstd[i];
-            let before = before_activation(normalised * gamma[i] + beta[i], grad[i].widen(), norm.slope);
-            let centred = before - mean_grad[i] - normalised * mean_projected[i];
-            grad[i] = T::narrow(centred * (gamma[i] * rstd[i]));
+            let normalized = (x[i].widen() - mean[i]) * rstd[i];
+            let before = before_activation(normalized * gamma[i] + beta[i], grad[i].widen(), norm.slope);
+            let centered = before - mean_grad[i] - normalized * mean_projected[i];
+            grad[i] = T::narrow(centered * (gamma[i] * rstd[i]));
         }
     }
 }

@@ -5,9 +5,9 @@ use burn_flex::FlexTensor;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::pool::buffer;
+use super::buffer_pool::buffer;
 use super::{contiguous, values};
-use crate::ops::update::{AdamStep, Control, SgdStep};
+use crate::ops::update::{AdamStep, SgdStep, UpdateDecision};
 
 /// Number of weights per task.
 const BLOCK: usize = 16 * 1024;
@@ -36,22 +36,22 @@ pub fn sgd(
     value: FlexTensor,
     gradient: FlexTensor,
     velocity: Option<FlexTensor>,
-    control: Control,
+    decision: UpdateDecision,
     step: SgdStep,
 ) -> [FlexTensor; 2] {
-    if control.apply == 0.0 {
-        let velocity = own(velocity, &value);
+    if decision.apply == 0.0 {
+        let velocity = into_unique(velocity, &value);
         return [value, velocity];
     }
     let (value, gradient) = (contiguous(value), contiguous(gradient));
     let (old, gradient) = (values::<f32>(&value), values::<f32>(&gradient));
     let mut new = buffer::<f32>(old.len());
     let has_velocity = velocity.is_some();
-    let mut velocity = own(velocity, &value);
+    let mut velocity = into_unique(velocity, &value);
     let velocities = new.par_chunks_mut(BLOCK).zip(velocity.storage_mut::<f32>().par_chunks_mut(BLOCK));
     let blocks = velocities.zip(old.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
     blocks.for_each(|(((new, velocity), old), gradient)| {
-        sgd_block(new, velocity, has_velocity, old, gradient, (step, control.factor));
+        sgd_block(new, velocity, has_velocity, old, gradient, (step, decision.factor));
     });
     [new.into_tensor([old.len()]).reshape(value.shape()), velocity]
 }
@@ -75,23 +75,23 @@ pub fn adam(
     value: FlexTensor,
     gradient: FlexTensor,
     moments: Option<[FlexTensor; 2]>,
-    control: Control,
+    decision: UpdateDecision,
     step: AdamStep,
 ) -> [FlexTensor; 3] {
-    if control.apply == 0.0 {
+    if decision.apply == 0.0 {
         let [first, second] = moments.map_or([None, None], |moments| moments.map(Some));
-        let (first, second) = (own(first, &value), own(second, &value));
+        let (first, second) = (into_unique(first, &value), into_unique(second, &value));
         return [value, first, second];
     }
     let (value, gradient) = (contiguous(value), contiguous(gradient));
     let (old, gradient) = (values::<f32>(&value), values::<f32>(&gradient));
     let mut new = buffer::<f32>(old.len());
     let [first, second] = moments.map_or([None, None], |moments| moments.map(Some));
-    let (mut first, mut second) = (own(first, &value), own(second, &value));
+    let (mut first, mut second) = (into_unique(first, &value), into_unique(second, &value));
     let moments = first.storage_mut::<f32>().par_chunks_mut(BLOCK).zip(second.storage_mut().par_chunks_mut(BLOCK));
     let blocks = new.par_chunks_mut(BLOCK).zip(moments).zip(old.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
     blocks.for_each(|(((new, (first, second)), old), gradient)| {
-        adam_block(new, [first, second], old, gradient, (step, &control));
+        adam_block(new, [first, second], old, gradient, (step, &decision));
     });
     [new.into_tensor([old.len()]).reshape(value.shape()), first, second]
 }
@@ -102,16 +102,16 @@ fn adam_block(
     moments: [&mut [f32]; 2],
     old: &[f32],
     gradient: &[f32],
-    (step, control): (AdamStep, &Control),
+    (step, decision): (AdamStep, &UpdateDecision),
 ) {
     let [first, second] = moments;
     let moments = first.iter_mut().zip(second);
     for (((new, (first, second)), old), gradient) in new.iter_mut().zip(moments).zip(old).zip(gradient) {
-        (*new, [*first, *second]) = step.apply(*old, *gradient, [*first, *second], control);
+        (*new, [*first, *second]) = step.apply(*old, *gradient, [*first, *second], decision);
     }
 }
 
 /// Returns the tensor with exclusive, contiguous memory; zeros with the shape of `value` if there is no tensor.
-fn own(tensor: Option<FlexTensor>, value: &FlexTensor) -> FlexTensor {
+fn into_unique(tensor: Option<FlexTensor>, value: &FlexTensor) -> FlexTensor {
     tensor.map_or_else(|| FlexTensor::zeros(value.shape(), DType::F32), |tensor| tensor.to_contiguous())
 }

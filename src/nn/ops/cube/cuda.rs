@@ -7,9 +7,9 @@ use burn::tensor::TensorMetadata;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 
-use super::runtime::{GpuRuntime, element_of};
-use crate::ops::cudnn::{ConvError, Convolutions, Options, Problem};
-use crate::ops::{ConvParams, Pass, tf32};
+use super::runtime::{GpuRuntime, buffer_dtype};
+use crate::ops::cudnn::{ConvError, ConvProblem, Convolutions, Options};
+use crate::ops::{ConvParams, ConvPass, is_tf32_allowed};
 
 /// Alignment in bytes that the fastest cuDNN kernels require.
 const ALIGNMENT: u64 = 16;
@@ -25,11 +25,11 @@ impl GpuRuntime for CudaRuntime {
         convolutions(device).is_some()
     }
 
-    fn convolution(pass: Pass, tensors: [&CubeTensor<Self>; 3], params: ConvParams) -> bool {
+    fn convolution(pass: ConvPass, tensors: [&CubeTensor<Self>; 3], params: ConvParams) -> bool {
         let [x, w, y] = tensors;
         let Some(convolutions) = convolutions(&x.device) else { return false };
         let Some(problem) = problem(pass, tensors, params) else { return false };
-        if convolutions.choice(&problem).is_some_and(|choice| choice.is_burns()) {
+        if convolutions.cached_algo(&problem).is_some_and(|entry| entry.prefers_burn()) {
             return false;
         }
         let (Some(x_at), Some(w_at), Some(y_at)) = (Self::address(x), Self::address(w), Self::address(y)) else {
@@ -60,9 +60,9 @@ impl GpuRuntime for CudaRuntime {
 }
 
 /// Records the time of Burn's kernel for a convolution. If it is faster than cuDNN's, it is used from now on.
-pub fn note_burns(gpu: usize, problem: &Problem, seconds: f64) {
+pub fn record_burn_timing(gpu: usize, problem: &ConvProblem, seconds: f64) {
     if let Some(convolutions) = convolutions(&CudaDevice::new(gpu)) {
-        convolutions.note_burns(problem, seconds);
+        convolutions.record_burn_timing(problem, seconds);
     }
 }
 
@@ -81,13 +81,13 @@ fn convolutions(device: &CudaDevice) -> Option<&'static Convolutions> {
 }
 
 /// Returns `None` for types that cuDNN does not support.
-fn problem(pass: Pass, [x, w, y]: [&CubeTensor<CudaRuntime>; 3], params: ConvParams) -> Option<Problem> {
+fn problem(pass: ConvPass, [x, w, y]: [&CubeTensor<CudaRuntime>; 3], params: ConvParams) -> Option<ConvProblem> {
     let [n, input @ .., c_in] = x.shape().dims::<5>();
     let [c_out, kernel @ .., _] = w.shape().dims::<5>();
     let ConvParams { stride, padding, .. } = params;
-    let element = element_of(y.dtype)?;
-    let weight_element = element_of(w.dtype)?;
-    Some(Problem {
+    let dtype = buffer_dtype(y.dtype)?;
+    let weight_dtype = buffer_dtype(w.dtype)?;
+    Some(ConvProblem {
         pass,
         n,
         input,
@@ -96,8 +96,8 @@ fn problem(pass: Pass, [x, w, y]: [&CubeTensor<CudaRuntime>; 3], params: ConvPar
         kernel,
         stride,
         padding,
-        element,
-        weight_element,
-        tf32: tf32::allowed(),
+        dtype,
+        weight_dtype,
+        tf32: is_tf32_allowed(),
     })
 }

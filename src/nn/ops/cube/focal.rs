@@ -2,38 +2,36 @@
 //! class by the sigmoid of the logit.
 
 use burn::tensor::TensorMetadata;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::{BoolElement, CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::launch::{allocate, elementwise};
-use super::loss::{Target, member, scale_of_voxels};
+use super::loss_target::{Target, TargetArrays, voxel_loss_scale};
+use super::runtime::{allocate, elementwise};
 
 /// Lower bound of `1 - p`, because powers of 0 differ between devices.
 const LEAST: f32 = 1e-30;
 
 /// Sums each voxel's losses and computes their derivatives with respect to the logits; one unit per voxel.
 #[cube(launch)]
-fn focal_of(
+fn focal_kernel(
     logits: &Array<f32>,
-    labels: &Array<i32>,
-    members: &Array<i32>,
+    target: TargetArrays,
     losses: &mut Array<f32>,
-    slopes: &mut Array<f32>,
-    channels: usize,
-    first: usize,
+    derivatives: &mut Array<f32>,
+    first_channel: usize,
     gamma: f32,
 ) {
     let voxel = ABSOLUTE_POS;
-    if voxel >= labels.len() {
+    if voxel >= target.labels.len() {
         terminate!();
     }
-    let begin = voxel * channels;
-    let label = labels[voxel];
+    let begin = voxel * target.channels;
+    let label = target.labels[voxel];
     let mut loss = 0.0f32;
-    for channel in 0..channels {
-        let mut slope = 0.0f32;
-        if channel >= first {
-            let sign = 2.0f32 * member(members, label, channel, channels) - 1.0f32;
+    for channel in 0..target.channels {
+        let mut derivative = 0.0f32;
+        if channel >= first_channel {
+            let sign = 2.0f32 * target.contains(label, channel) - 1.0f32;
             let right = sign * logits[begin + channel];
             let decay = f32::exp(-f32::abs(right));
             let larger = 1.0f32 / (1.0f32 + decay);
@@ -43,9 +41,9 @@ fn focal_of(
             let logarithm = f32::log1p(decay) + max(-right, 0.0f32);
             let focus = f32::powf(max(rest, comptime!(LEAST)), gamma);
             loss += focus * logarithm;
-            slope = -sign * focus * (gamma * p * logarithm + rest);
+            derivative = -sign * focus * (gamma * p * logarithm + rest);
         }
-        slopes[begin + channel] = slope;
+        derivatives[begin + channel] = derivative;
     }
     losses[voxel] = loss;
 }
@@ -53,61 +51,53 @@ fn focal_of(
 /// Adds the focal loss's contribution to a gradient; one unit per voxel.
 #[cube(launch)]
 fn add_scaled(
-    slopes: &Array<f32>,
-    labels: &Array<i32>,
+    derivatives: &Array<f32>,
+    target: TargetArrays,
     global: &Array<f32>,
     scaler: &Array<f32>,
     gradient: &mut Array<f32>,
-    channels: usize,
     weight: f32,
-    ignore_label: i32,
-    #[comptime] has_ignore_label: bool,
 ) {
     let voxel = ABSOLUTE_POS;
-    if voxel >= labels.len() {
+    if voxel >= target.labels.len() {
         terminate!();
     }
-    let mut scale = scale_of_voxels(global, scaler, weight);
-    if comptime!(has_ignore_label) {
-        scale = select(labels[voxel] == ignore_label, 0.0f32, scale);
-    }
-    for channel in 0..channels {
-        let place = voxel * channels + channel;
-        gradient[place] += scale * slopes[place];
+    let scale = voxel_loss_scale(global, scaler, weight);
+    let scale = select(target.counts(target.labels[voxel]), scale, 0.0f32);
+    for channel in 0..target.channels {
+        let place = voxel * target.channels + channel;
+        gradient[place] += scale * derivatives[place];
     }
 }
 
 /// Writes each voxel's loss to `losses` and returns the derivatives. All tensors are contiguous.
-pub fn losses<R: CubeRuntime>(
+pub fn losses<R: CubeRuntime, BT: BoolElement>(
     logits: &CubeTensor<R>,
-    target: &Target<R>,
+    target: &Target<R, BT>,
     losses: &CubeTensor<R>,
     gamma: f32,
 ) -> CubeTensor<R> {
-    let channels = logits.shape()[4];
-    let slopes = allocate(logits, logits.shape(), logits.dtype);
-    let (count, dim) = elementwise(logits.shape().num_elements() / channels);
-    focal_of::launch::<R>(
+    let derivatives = allocate(logits, logits.shape(), logits.dtype);
+    let (count, dim) = elementwise(losses.shape().num_elements());
+    focal_kernel::launch::<R>(
         &logits.client,
         count,
         dim,
         logits.clone().into_array_arg(),
-        target.labels.clone().into_array_arg(),
-        target.members.clone().into_array_arg(),
+        target.arg(),
         losses.clone().into_array_arg(),
-        slopes.clone().into_array_arg(),
-        channels,
-        target.rule.first_channel(),
+        derivatives.clone().into_array_arg(),
+        target.inner.params.first_channel(),
         gamma,
     );
-    slopes
+    derivatives
 }
 
 /// Adds the derivatives to `gradient`, scaled by the global sums and the loss scale.
-pub fn add_gradient<R: CubeRuntime>(
+pub fn add_gradient<R: CubeRuntime, BT: BoolElement>(
     gradient: &CubeTensor<R>,
-    slopes: CubeTensor<R>,
-    target: &Target<R>,
+    derivatives: CubeTensor<R>,
+    target: &Target<R, BT>,
     [global, scaler]: [CubeTensor<R>; 2],
     weight: f32,
 ) {
@@ -117,14 +107,11 @@ pub fn add_gradient<R: CubeRuntime>(
         &gradient.client,
         count,
         dim,
-        slopes.into_array_arg(),
-        target.labels.clone().into_array_arg(),
+        derivatives.into_array_arg(),
+        target.arg(),
         global.into_array_arg(),
         scaler.into_array_arg(),
         gradient.clone().into_array_arg(),
-        channels,
         weight,
-        target.rule.ignore_label.unwrap_or(0),
-        target.rule.ignore_label.is_some(),
     );
 }

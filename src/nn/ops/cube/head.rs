@@ -4,7 +4,7 @@ use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::launch::{Columns, UNITS, allocate, contiguous, elementwise, vector_size};
+use super::runtime::{RowGeometry, Rows, UNITS, allocate, contiguous, elementwise, vector_size};
 
 /// Maximum number of classes for which a unit keeps one sum each in registers.
 pub const MAX_CLASSES: usize = 16;
@@ -61,25 +61,17 @@ fn input_gradient<F: Float, N: Size>(
     d_x[place] = Vector::cast_from(sum);
 }
 
-/// Sums, over the rows of a part and per class, the gradient times the input, and the gradient.
+/// Sums, over the rows of a cube and per class, the gradient times the input, and the gradient.
 #[cube(launch)]
 fn weight_partials<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
     grad: &Array<f32>,
     partials: &mut Array<Vector<f32, N>>,
-    rows: usize,
-    columns: usize,
-    part: usize,
+    rows: Rows,
     #[comptime] classes: usize,
     #[define(F)] _dtype: StorageType,
 ) {
-    let stride = comptime!(UNITS) / columns;
-    let unit = UNIT_POS as usize;
-    let column = unit % columns;
-    let first_row = unit / columns;
-    let begin = CUBE_POS_X as usize * part;
-    let end = min(begin + part, rows);
-
+    let unit = rows.unit();
     let mut sums = Array::<Vector<f32, N>>::new(classes);
     let mut totals = Array::<f32>::new(classes);
     #[unroll]
@@ -87,39 +79,37 @@ fn weight_partials<F: Float, N: Size>(
         sums[class] = Vector::<f32, N>::new(0.0);
         totals[class] = 0.0;
     }
-    if first_row < stride {
-        let mut row = begin + first_row;
-        while row < end {
-            let value = Vector::<f32, N>::cast_from(x[row * columns + column]);
-            #[unroll]
-            for class in 0..classes {
-                let gradient = grad[row * classes + class];
-                sums[class] += value * Vector::<f32, N>::new(gradient);
-                totals[class] += gradient;
-            }
-            row += stride;
+    let mut row = unit.begin;
+    while row < unit.end {
+        let value = Vector::<f32, N>::cast_from(x[unit.base + row * rows.columns]);
+        #[unroll]
+        for class in 0..classes {
+            let gradient = grad[row * classes + class];
+            sums[class] += value * Vector::<f32, N>::new(gradient);
+            totals[class] += gradient;
         }
+        row += unit.stride;
     }
     let mut shared = SharedMemory::<Vector<f32, N>>::new(comptime!(UNITS));
     let mut shared_totals = SharedMemory::<f32>::new(comptime!(UNITS));
     #[unroll]
     for class in 0..classes {
         sync_cube();
-        shared[unit] = sums[class];
-        shared_totals[unit] = totals[class];
+        shared[UNIT_POS as usize] = sums[class];
+        shared_totals[UNIT_POS as usize] = totals[class];
         sync_cube();
-        if unit < columns {
-            let mut sum = shared[unit];
-            let mut total = shared_totals[unit];
-            for row in 1..stride {
-                sum += shared[row * columns + unit];
-                total += shared_totals[row * columns + unit];
+        if unit.is_first {
+            let mut sum = shared[unit.column];
+            let mut total = shared_totals[unit.column];
+            for row in 1..unit.stride {
+                sum += shared[row * rows.columns + unit.column];
+                total += shared_totals[row * rows.columns + unit.column];
             }
             // The gradient's sum is the same for all columns; it is stored after the last.
-            let place = (CUBE_POS_X as usize * classes + class) * (columns + 1);
-            partials[place + unit] = sum;
-            if unit == 0 {
-                partials[place + columns] = Vector::<f32, N>::new(total);
+            let place = (CUBE_POS_X as usize * classes + class) * (rows.columns + 1);
+            partials[place + unit.column] = sum;
+            if unit.column == 0 {
+                partials[place + rows.columns] = Vector::<f32, N>::new(total);
             }
         }
     }
@@ -188,8 +178,8 @@ pub fn head_backward<R: CubeRuntime>(
     let classes = weight.shape()[0];
     let size = vector_size(c, &[x.dtype, DType::F32]);
     // Samples are contiguous, and the sums are over all of them.
-    let geometry = Columns::new(1, n * z * y * width, c / size)?;
-    let Columns { rows, columns, part, .. } = geometry;
+    let geometry = RowGeometry::new(1, n * z * y * width, c / size)?;
+    let RowGeometry { rows, columns, .. } = geometry;
     if classes > MAX_CLASSES {
         return None;
     }
@@ -221,9 +211,7 @@ pub fn head_backward<R: CubeRuntime>(
         x.clone().into_array_arg(),
         grad.into_array_arg(),
         partials.clone().into_array_arg(),
-        rows,
-        columns,
-        part,
+        geometry.arg(),
         classes,
         dtype.into(),
     );

@@ -1,70 +1,41 @@
-//! Soft Dice and per-voxel losses on the device: activations and sums, then the gradient, without synchronizing with
-//! the host. The focal loss is in [`super::focal`].
+//! Soft Dice and per-voxel losses on the device, without synchronizing with the host. The focal loss is in
+//! [`super::focal`].
+//!
+//! The forward pass ([`parts`]) replaces the logits by activations and each voxel by its loss, then sums both in two
+//! levels: the voxels of a cube, then the cubes of a group (a sample, or the batch). The ranks add up the sums. The
+//! backward pass ([`gradient`]) computes each logit's gradient from its activation and the sums.
 
 use burn::tensor::{DType, TensorMetadata};
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 use super::focal;
-use super::launch::{Columns, UNITS, allocate, contiguous, elementwise, reuse};
-use crate::ops::{LossRule, VoxelRule};
+use super::loss_target::{MIN_DENOMINATOR, Target, TargetArrays, voxel_loss_scale};
+use super::runtime::{RowGeometry, Rows, UNITS, allocate, contiguous, elementwise, reuse};
+use crate::ops::{LossGradientInput, LossParams, LossParts, LossTarget, VoxelLossTerm};
 
 /// Number of sums per channel: intersection, activation and target; for channel 0 also the per-voxel losses and their
 /// number.
 const QUANTITIES: usize = 5;
-/// nnU-Net's lower bound of the Dice denominator.
-const MIN_DENOMINATOR: f32 = 1e-8;
-
-/// Returns 1 if the label belongs to the channel, else 0.
-#[cube]
-pub fn member(members: &Array<i32>, label: i32, channel: usize, channels: usize) -> f32 {
-    let place = label as usize * channels + channel;
-    let mut result = 0.0f32;
-    if label >= 0 && place < members.len() {
-        result = members[place] as f32;
-    }
-    result
-}
-
-/// Returns the class weight of a label. The value for ignored labels is irrelevant.
-#[cube]
-fn weight_of(weights: &Array<f32>, label: i32) -> f32 {
-    let mut weight = 1.0f32;
-    if label >= 0 && (label as usize) < weights.len() {
-        weight = weights[label as usize];
-    }
-    weight
-}
-
-/// Returns the scale of the per-voxel losses' gradient: `weight` times the loss scale, divided by the number of losses.
-#[cube]
-pub fn scale_of_voxels(global: &Array<f32>, scaler: &Array<f32>, weight: f32) -> f32 {
-    let number = global[global.len() - 1];
-    select(number > 0.0f32, weight * scaler[0] / max(number, comptime!(MIN_DENOMINATOR)), 0.0f32)
-}
 
 /// Replaces logits by softmax or sigmoid and optionally computes each voxel's cross-entropy; one unit per voxel.
 #[cube(launch)]
 fn activate(
     logits: &Array<f32>,
-    labels: &Array<i32>,
-    members: &Array<i32>,
-    weights: &Array<f32>,
+    target: TargetArrays,
     activations: &mut Array<f32>,
     losses: &mut Array<f32>,
-    channels: usize,
-    #[comptime] softmax: bool,
-    #[comptime] weighted: bool,
     #[comptime] cross_entropy: bool,
 ) {
     let voxel = ABSOLUTE_POS;
-    if voxel >= labels.len() {
+    if voxel >= target.labels.len() {
         terminate!();
     }
+    let channels = target.channels;
     let begin = voxel * channels;
-    let label = labels[voxel];
+    let label = target.labels[voxel];
     let mut loss = 0.0f32;
-    if comptime!(softmax) {
+    if comptime!(target.kind.softmax) {
         let mut largest = logits[begin];
         for channel in 1..channels {
             largest = max(largest, logits[begin + channel]);
@@ -82,13 +53,13 @@ fn activate(
             activations[begin + channel] = f32::exp(logits[begin + channel] - largest) / total;
         }
         loss = f32::ln(total) - lead;
-        if comptime!(weighted) {
-            loss *= weight_of(weights, label);
+        if comptime!(target.kind.weighted) {
+            loss *= target.class_weight(label);
         }
     } else {
         for channel in 0..channels {
             let logit = logits[begin + channel];
-            let y = member(members, label, channel, channels);
+            let y = target.contains(label, channel);
             let decay = f32::exp(-f32::abs(logit));
             loss += max(logit, 0.0f32) - logit * y + f32::log1p(decay);
             let larger = 1.0f32 / (1.0f32 + decay);
@@ -102,7 +73,7 @@ fn activate(
 
 /// Writes 1 for predicted channels (argmax, or activation above one half), 0 for others; one unit per voxel.
 #[cube(launch)]
-fn decide(activations: &Array<f32>, decisions: &mut Array<f32>, channels: usize, #[comptime] softmax: bool) {
+fn argmax_decisions(activations: &Array<f32>, decisions: &mut Array<f32>, channels: usize, #[comptime] softmax: bool) {
     let begin = ABSOLUTE_POS * channels;
     if begin >= activations.len() {
         terminate!();
@@ -141,69 +112,53 @@ fn sum_of_rows(value: f32, shared: &mut SharedMemory<f32>, channels: usize, stri
     sum
 }
 
-/// Computes the sums over the voxels of a part, per channel.
+/// Computes the sums over the voxels of a cube, per channel; rows are voxels, columns are channels.
 #[cube(launch)]
 fn partial_sums(
     activations: &Array<f32>,
-    labels: &Array<i32>,
-    members: &Array<i32>,
-    weights: &Array<f32>,
+    target: TargetArrays,
     losses: &Array<f32>,
     partials: &mut Array<f32>,
-    voxels: usize,
-    channels: usize,
-    part: usize,
+    rows: Rows,
     losses_per_voxel: f32,
-    ignore_label: i32,
-    #[comptime] has_ignore_label: bool,
-    #[comptime] weighted: bool,
 ) {
-    let stride = comptime!(UNITS) / channels;
-    let channel = UNIT_POS as usize % channels;
-    let first_row = UNIT_POS as usize / channels;
-    let sample = CUBE_POS_Y as usize;
-    let begin = CUBE_POS_X as usize * part;
-    let end = min(begin + part, voxels);
+    let unit = rows.unit();
+    let channel = unit.column;
+    let channels = rows.columns;
     let mut intersection = 0.0f32;
     let mut activation = 0.0f32;
-    let mut target = 0.0f32;
+    let mut truth = 0.0f32;
     let mut loss = 0.0f32;
     let mut number = 0.0f32;
-    if first_row < stride {
-        let mut row = begin + first_row;
-        while row < end {
-            let voxel = sample * voxels + row;
-            let label = labels[voxel];
-            let mut counts = true;
-            if comptime!(has_ignore_label) {
-                counts = label != ignore_label;
+    let mut row = unit.begin;
+    while row < unit.end {
+        let voxel = unit.sample * rows.rows + row;
+        let label = target.labels[voxel];
+        if target.counts(label) {
+            let y = target.contains(label, channel);
+            let p = activations[voxel * channels + channel];
+            intersection += p * y;
+            activation += p;
+            truth += y;
+            if channel == 0 {
+                loss += losses[voxel];
+                number += if comptime!(target.kind.weighted) { target.class_weight(label) } else { losses_per_voxel };
             }
-            if counts {
-                let y = member(members, label, channel, channels);
-                let p = activations[voxel * channels + channel];
-                intersection += p * y;
-                activation += p;
-                target += y;
-                if channel == 0 {
-                    loss += losses[voxel];
-                    number += if comptime!(weighted) { weight_of(weights, label) } else { losses_per_voxel };
-                }
-            }
-            row += stride;
         }
+        row += unit.stride;
     }
     let mut shared = SharedMemory::<f32>::new(comptime!(UNITS));
-    let intersection = sum_of_rows(intersection, &mut shared, channels, stride);
-    let activation = sum_of_rows(activation, &mut shared, channels, stride);
-    let target = sum_of_rows(target, &mut shared, channels, stride);
-    let loss = sum_of_rows(loss, &mut shared, channels, stride);
-    let number = sum_of_rows(number, &mut shared, channels, stride);
-    if first_row == 0 {
-        let cube = sample * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
+    let intersection = sum_of_rows(intersection, &mut shared, channels, unit.stride);
+    let activation = sum_of_rows(activation, &mut shared, channels, unit.stride);
+    let truth = sum_of_rows(truth, &mut shared, channels, unit.stride);
+    let loss = sum_of_rows(loss, &mut shared, channels, unit.stride);
+    let number = sum_of_rows(number, &mut shared, channels, unit.stride);
+    if unit.is_first {
+        let cube = unit.sample * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
         let place = cube * comptime!(QUANTITIES) * channels + channel;
         partials[place] = intersection;
         partials[place + channels] = activation;
-        partials[place + 2 * channels] = target;
+        partials[place + 2 * channels] = truth;
         partials[place + 3 * channels] = loss;
         partials[place + 4 * channels] = number;
     }
@@ -239,114 +194,100 @@ fn total_sums(partials: &Array<f32>, sums: &mut Array<f32>, channels: usize, gro
     }
 }
 
-/// Returns `(slope, offset)`: the derivative of the Dice term with respect to an activation is `slope * y - offset`.
+/// Sums that the gradient needs, and the loss scale.
+#[derive(CubeType, CubeLaunch)]
+struct SumArrays {
+    /// Sums of the Dice: the global ones for the batch Dice, otherwise this rank's.
+    dice: Array<f32>,
+    /// Sums over all ranks.
+    global: Array<f32>,
+    /// Values of [`crate::ops::GradScaler`].
+    scaler: Array<f32>,
+}
+
+/// Factors of the loss terms' gradients, and the Dice's smoothing term.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct LossWeights {
+    cross_entropy: f32,
+    dice: f32,
+    smooth: f32,
+}
+
+/// Returns the derivative of the Dice term with respect to an activation. The channel's sums begin at `place`.
 #[cube]
-fn dice_slope(sums: &Array<f32>, place: usize, scale: f32, smooth: f32) -> (f32, f32) {
-    let denominator = max(sums[place + 1] + sums[place + 2] + smooth, comptime!(MIN_DENOMINATOR));
-    let dice = (2.0f32 * sums[place] + smooth) / denominator;
-    (scale * 2.0f32 / denominator, scale * dice / denominator)
+fn dice_derivative(sums: &SumArrays, place: usize, y: f32, weights: LossWeights) -> f32 {
+    let intersection = sums.dice[place];
+    let denominator = max(sums.dice[place + 1] + sums.dice[place + 2] + weights.smooth, comptime!(MIN_DENOMINATOR));
+    let dice = (2.0f32 * intersection + weights.smooth) / denominator;
+    let scale = weights.dice * sums.scaler[0];
+    scale * 2.0f32 / denominator * y - scale * dice / denominator
 }
 
 /// Computes the gradient with respect to the logits; one unit per voxel.
+///
+/// With `d` the derivatives of the Dice with respect to the activations `p`, the gradient of a logit is
+/// `p (d - Σ p d)` for softmax and `p (1 - p) d` for sigmoid. That of the cross-entropy is `p - y`.
 #[cube(launch)]
-fn gradient_of(
+fn gradient_kernel(
     activations: &Array<f32>,
-    labels: &Array<i32>,
-    members: &Array<i32>,
-    weights: &Array<f32>,
-    dice_sums: &Array<f32>,
-    global: &Array<f32>,
-    scaler: &Array<f32>,
+    target: TargetArrays,
+    sums: SumArrays,
     gradient: &mut Array<f32>,
-    voxels: usize,
-    channels: usize,
-    weight: f32,
-    dice_weight: f32,
-    smooth: f32,
-    ignore_label: i32,
-    first_dice: usize,
-    #[comptime] has_ignore_label: bool,
-    #[comptime] softmax: bool,
-    #[comptime] weighted: bool,
-    #[comptime] batch_dice: bool,
+    weights: LossWeights,
+    voxels_per_group: usize,
+    first_dice_channel: usize,
 ) {
     let voxel = ABSOLUTE_POS;
-    if voxel >= labels.len() {
+    if voxel >= target.labels.len() {
         terminate!();
     }
+    let channels = target.channels;
     let begin = voxel * channels;
-    let label = labels[voxel];
-    let mut counts = true;
-    if comptime!(has_ignore_label) {
-        counts = label != ignore_label;
+    let label = target.labels[voxel];
+    let counts = target.counts(label);
+    let first_sum = voxel / voxels_per_group * channels * 3;
+    let mut cross_entropy = voxel_loss_scale(&sums.global, &sums.scaler, weights.cross_entropy);
+    if comptime!(target.kind.weighted) {
+        cross_entropy *= target.class_weight(label);
     }
-    let mut first = 0usize;
-    if comptime!(!batch_dice) {
-        first = voxel / voxels * channels * 3;
-    }
-    let mut cross_entropy = scale_of_voxels(global, scaler, weight);
-    if comptime!(weighted) {
-        cross_entropy *= weight_of(weights, label);
-    }
-    let dice_scale = dice_weight * scaler[0];
 
     let mut projection = 0.0f32;
-    if comptime!(softmax) {
-        for channel in first_dice..channels {
-            let (slope, offset) = dice_slope(dice_sums, first + channel * 3, dice_scale, smooth);
-            let y = member(members, label, channel, channels);
-            projection += (slope * y - offset) * activations[begin + channel];
+    if comptime!(target.kind.softmax) {
+        for channel in first_dice_channel..channels {
+            let y = target.contains(label, channel);
+            let derivative = dice_derivative(&sums, first_sum + channel * 3, y, weights);
+            projection += derivative * activations[begin + channel];
         }
     }
     for channel in 0..channels {
-        let y = member(members, label, channel, channels);
+        let y = target.contains(label, channel);
         let p = activations[begin + channel];
-        let mut slope = 0.0f32;
-        if channel >= first_dice {
-            let (steep, offset) = dice_slope(dice_sums, first + channel * 3, dice_scale, smooth);
-            slope = steep * y - offset;
+        let mut derivative = 0.0f32;
+        if channel >= first_dice_channel {
+            derivative = dice_derivative(&sums, first_sum + channel * 3, y, weights);
         }
-        let dice = if comptime!(softmax) { p * (slope - projection) } else { p * (1.0f32 - p) * slope };
+        let dice =
+            if comptime!(target.kind.softmax) { p * (derivative - projection) } else { p * (1.0f32 - p) * derivative };
         let value = dice + cross_entropy * (p - y);
         gradient[begin + channel] = select(counts, value, 0.0f32);
     }
 }
 
-/// [`crate::ops::LossTarget`] on a CubeCL runtime.
-pub struct Target<R: CubeRuntime> {
-    pub labels: CubeTensor<R>,
-    pub members: CubeTensor<R>,
-    pub weights: CubeTensor<R>,
-    pub rule: LossRule,
-}
-
-impl<R: CubeRuntime> Target<R> {
-    fn contiguous(self) -> Self {
-        let Self { labels, members, weights, rule } = self;
-        Self { labels: contiguous(labels), members: contiguous(members), weights: contiguous(weights), rule }
-    }
-}
-
-/// [`crate::ops::LossParts`] on a CubeCL runtime.
-pub struct Parts<R: CubeRuntime> {
-    pub activations: CubeTensor<R>,
-    pub slopes: Option<CubeTensor<R>>,
-    pub sums: CubeTensor<R>,
-}
-
 /// Computes activations and sums, see [`crate::ops::DeviceLoss::parts`]. The number of channels must not exceed the
 /// units per cube.
-pub fn parts<R: CubeRuntime>(logits: CubeTensor<R>, target: Target<R>) -> Parts<R> {
+pub fn parts<R: CubeRuntime, BT: BoolElement>(
+    logits: CubeTensor<R>,
+    target: &LossTarget<CubeBackend<R, f32, i32, BT>>,
+) -> LossParts<CubeBackend<R, f32, i32, BT>> {
     let [samples, z, y, x, channels] = logits.shape().dims();
     let voxels = z * y * x;
-    let target = target.contiguous();
-    let rule = target.rule;
+    let target = Target::new(target, channels);
     let logits = contiguous(logits);
     let client = logits.client.clone();
     let losses = allocate(&logits, [samples * voxels], DType::F32);
-    let slopes = match rule.voxels {
-        VoxelRule::Focal { gamma } => Some(focal::losses(&logits, &target, &losses, gamma)),
-        VoxelRule::CrossEntropy | VoxelRule::None => None,
+    let focal_derivatives = match target.inner.params.voxel_loss {
+        VoxelLossTerm::Focal { gamma } => Some(focal::losses(&logits, &target, &losses, gamma)),
+        VoxelLossTerm::CrossEntropy | VoxelLossTerm::None => None,
     };
     let activations = reuse(&logits);
     let (count, dim) = elementwise(samples * voxels);
@@ -355,70 +296,63 @@ pub fn parts<R: CubeRuntime>(logits: CubeTensor<R>, target: Target<R>) -> Parts<
         count,
         dim,
         logits.into_array_arg(),
-        target.labels.clone().into_array_arg(),
-        target.members.clone().into_array_arg(),
-        target.weights.clone().into_array_arg(),
+        target.arg(),
         activations.clone().into_array_arg(),
         losses.clone().into_array_arg(),
-        channels,
-        rule.softmax,
-        rule.weighted,
-        slopes.is_none(),
+        focal_derivatives.is_none(),
     );
-    let sums = totals(activations.clone(), losses, target);
-    Parts { activations, slopes, sums }
+    let sums = totals(&activations, losses, &target, target.inner.params.batch_dice);
+    LossParts { activations, focal_derivatives, sums }
 }
 
 /// Computes the sums of decisions instead of activations, see [`crate::ops::DeviceLoss::counts`].
-pub fn counts<R: CubeRuntime>(activations: CubeTensor<R>, target: Target<R>) -> CubeTensor<R> {
+pub fn counts<R: CubeRuntime, BT: BoolElement>(
+    activations: CubeTensor<R>,
+    target: &LossTarget<CubeBackend<R, f32, i32, BT>>,
+) -> CubeTensor<R> {
     let channels = activations.shape()[4];
     let activations = contiguous(activations);
     let decisions = reuse(&activations);
     let (count, dim) = elementwise(activations.shape().num_elements() / channels);
-    decide::launch::<R>(
+    argmax_decisions::launch::<R>(
         &activations.client.clone(),
         count,
         dim,
         activations.into_array_arg(),
         decisions.clone().into_array_arg(),
         channels,
-        target.rule.softmax,
+        target.params.softmax,
     );
-    let rule = LossRule { batch_dice: true, ..target.rule };
     // The decisions stand in for the per-voxel losses, whose sum is not used.
-    totals(decisions.clone(), decisions, Target { rule, ..target.contiguous() })
+    totals(&decisions, decisions.clone(), &Target::new(target, channels), true)
 }
 
-/// Computes the sums per group and channel of contiguous tensors.
-fn totals<R: CubeRuntime>(activations: CubeTensor<R>, losses: CubeTensor<R>, target: Target<R>) -> CubeTensor<R> {
-    let rule = target.rule;
+/// Computes the sums per channel of contiguous tensors: over the batch, or per sample.
+fn totals<R: CubeRuntime, BT: BoolElement>(
+    activations: &CubeTensor<R>,
+    losses: CubeTensor<R>,
+    target: &Target<R, BT>,
+    over_batch: bool,
+) -> CubeTensor<R> {
     let [samples, z, y, x, channels] = activations.shape().dims();
-    let voxels = z * y * x;
     let client = activations.client.clone();
-    let geometry = Columns::new(samples, voxels, channels).expect("at most as many channels as units per cube");
-    let partials = allocate(&activations, [samples, geometry.parts(), QUANTITIES, channels], DType::F32);
+    let geometry = RowGeometry::new(samples, z * y * x, channels).expect("at most as many channels as units per cube");
+    let partials = allocate(activations, [samples, geometry.parts(), QUANTITIES, channels], DType::F32);
     let (count, dim) = geometry.grid();
     partial_sums::launch::<R>(
         &client,
         count,
         dim,
         activations.clone().into_array_arg(),
-        target.labels.into_array_arg(),
-        target.members.into_array_arg(),
-        target.weights.into_array_arg(),
+        target.arg(),
         losses.into_array_arg(),
         partials.clone().into_array_arg(),
-        voxels,
-        channels,
-        geometry.part,
-        losses_per_voxel(rule, channels) as f32,
-        rule.ignore_label.unwrap_or(0),
-        rule.ignore_label.is_some(),
-        rule.weighted,
+        geometry.arg(),
+        losses_per_voxel(target.inner.params, channels) as f32,
     );
-    let groups = if rule.batch_dice { 1 } else { samples };
+    let groups = if over_batch { 1 } else { samples };
     let len = groups * channels * 3 + 2;
-    let sums = allocate(&activations, [len], DType::F32);
+    let sums = allocate(activations, [len], DType::F32);
     total_sums::launch::<R>(
         &client,
         CubeCount::Static(len as u32, 1, 1),
@@ -433,65 +367,59 @@ fn totals<R: CubeRuntime>(activations: CubeTensor<R>, losses: CubeTensor<R>, tar
 }
 
 /// Number of losses per voxel, the divisor of the sum.
-fn losses_per_voxel(rule: LossRule, channels: usize) -> usize {
-    match rule.voxels {
-        VoxelRule::Focal { .. } => channels - rule.first_channel(),
+fn losses_per_voxel(params: LossParams, channels: usize) -> usize {
+    match params.voxel_loss {
+        VoxelLossTerm::Focal { .. } => channels - params.first_channel(),
         // Binary cross-entropy has one loss per channel. With an ignore label the sum is divided by the voxels only, as
         // in nnU-Net's `DC_and_BCE_loss`.
-        VoxelRule::CrossEntropy if !rule.softmax && rule.ignore_label.is_none() => channels,
-        VoxelRule::CrossEntropy | VoxelRule::None => 1,
+        VoxelLossTerm::CrossEntropy if !params.softmax && params.ignore_label.is_none() => channels,
+        VoxelLossTerm::CrossEntropy | VoxelLossTerm::None => 1,
     }
 }
 
-/// Input of [`gradient`].
-pub struct GradientInput<R: CubeRuntime> {
-    pub parts: Parts<R>,
-    pub global: CubeTensor<R>,
-    pub scaler: CubeTensor<R>,
-    pub weight: f32,
-    pub world_size: usize,
-}
-
 /// Computes the gradient with respect to the logits, in place in the activations if their memory is not shared.
-pub fn gradient<R: CubeRuntime>(input: GradientInput<R>, target: Target<R>) -> CubeTensor<R> {
-    let GradientInput { parts, global, scaler, weight, world_size } = input;
-    let Parts { activations, slopes, sums: local } = parts;
+pub fn gradient<R: CubeRuntime, BT: BoolElement>(
+    input: LossGradientInput<CubeBackend<R, f32, i32, BT>>,
+    target: &LossTarget<CubeBackend<R, f32, i32, BT>>,
+) -> CubeTensor<R> {
+    let LossGradientInput { parts, global, scaler, weight, world_size } = input;
+    let LossParts { activations, focal_derivatives, sums: local } = parts;
     let [samples, z, y, x, channels] = activations.shape().dims();
-    let target = target.contiguous();
-    let (rule, global, scaler) = (target.rule, contiguous(global), contiguous(scaler));
+    let target = Target::new(target, channels);
+    let (params, global, scaler) = (target.inner.params, contiguous(global), contiguous(scaler));
     let activations = contiguous(activations);
     let gradient = reuse(&activations);
-    let dice_channels = channels - rule.first_channel();
-    let groups = if rule.batch_dice { 1 } else { samples * world_size };
+    let voxels = z * y * x;
+    let dice_channels = channels - params.first_channel();
+    // One group over all ranks, or one per sample of each rank.
+    let (groups, voxels_per_group, dice_sums) = match params.batch_dice {
+        true => (1, samples * voxels, global.clone()),
+        false => (samples * world_size, voxels, contiguous(local)),
+    };
     let weight = weight * world_size as f32;
-    let dice_sums = if rule.batch_dice { global.clone() } else { local };
-    let (count, dim) = elementwise(samples * z * y * x);
-    gradient_of::launch::<R>(
+    let (count, dim) = elementwise(samples * voxels);
+    gradient_kernel::launch::<R>(
         &gradient.client,
         count,
         dim,
         activations.into_array_arg(),
-        target.labels.clone().into_array_arg(),
-        target.members.clone().into_array_arg(),
-        target.weights.clone().into_array_arg(),
-        contiguous(dice_sums).into_array_arg(),
-        global.clone().into_array_arg(),
-        scaler.clone().into_array_arg(),
+        target.arg(),
+        SumArraysLaunch::new(
+            dice_sums.into_array_arg(),
+            global.clone().into_array_arg(),
+            scaler.clone().into_array_arg(),
+        ),
         gradient.clone().into_array_arg(),
-        z * y * x,
-        channels,
-        if rule.voxels == VoxelRule::CrossEntropy { weight } else { 0.0 },
-        if rule.dice { -weight / (groups * dice_channels) as f32 } else { 0.0 },
-        rule.smooth,
-        rule.ignore_label.unwrap_or(0),
-        rule.first_channel(),
-        rule.ignore_label.is_some(),
-        rule.softmax,
-        rule.weighted,
-        rule.batch_dice,
+        LossWeightsLaunch::new(
+            if params.voxel_loss == VoxelLossTerm::CrossEntropy { weight } else { 0.0 },
+            if params.dice { -weight / (groups * dice_channels) as f32 } else { 0.0 },
+            params.smooth,
+        ),
+        voxels_per_group,
+        params.first_channel(),
     );
-    if let Some(slopes) = slopes {
-        focal::add_gradient(&gradient, slopes, &target, [global, scaler], weight);
+    if let Some(derivatives) = focal_derivatives {
+        focal::add_gradient(&gradient, derivatives, &target, [global, scaler], weight);
     }
     gradient
 }

@@ -4,34 +4,31 @@
 //! Kernels read and write memory once where possible, compute 16-bit activations in f32 registers, and launch without
 //! blocking the host.
 
-mod bias;
-mod channels;
 mod conv;
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(feature = "vulkan")]
-mod direct;
 mod focal;
 mod head;
-mod launch;
 mod loss;
+mod loss_target;
 mod norm;
-mod residual;
+mod pointwise;
 mod runtime;
 mod update;
-mod weights;
+#[cfg(feature = "vulkan")]
+mod vulkan;
 mod windows;
 
 use burn::tensor::{FloatDType, TensorMetadata, backend::ops::FloatTensorOps, ops::FloatTensor};
 use burn_cubecl::{BoolElement, CubeBackend, tensor::CubeTensor};
 
 #[cfg(feature = "cuda")]
-pub use cuda::note_burns;
+pub use cuda::record_burn_timing;
 pub use runtime::GpuRuntime;
 
 use super::{
-    AdamStep, ControlRule, ConvParams, DeviceBuffer, DeviceLoss, DeviceWindows, HeadGradients, LossGradientInput,
-    LossParts, LossTarget, NnOps, NormGradients, NormParams, SgdStep, WeightGradients, WindowTerms, reference,
+    AdamStep, ConvParams, DecisionParams, DeviceBuffer, DeviceLoss, DeviceWindows, HeadGradients, NnOps, NormGradients,
+    NormParams, SgdStep, WeightGradients, reference,
 };
 
 impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
@@ -43,7 +40,7 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
     ) -> FloatTensor<Self> {
         match conv::forward(&x, &weight, params) {
             Some(y) if params.bias_cancels => y,
-            Some(y) => bias::add(y, bias),
+            Some(y) => conv::add_bias(y, bias),
             None => reference::conv::<Self>(x, weight, bias, params),
         }
     }
@@ -79,7 +76,7 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
         let params = conv::transposed(weight.shape().dims());
         let shape = [n, z * kz, y * ky, width * kx, c_out];
         match conv::backward_input(shape, &weight, &x, params) {
-            Some(y) => bias::add(y, bias),
+            Some(y) => conv::add_bias(y, bias),
             None => reference::conv_transpose::<Self>(x, weight, bias),
         }
     }
@@ -130,27 +127,31 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
     }
 
     fn concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
-        channels::concat(a, b)
+        pointwise::concat(a, b)
     }
 
     fn split(x: FloatTensor<Self>, channels: usize) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        channels::split(x, channels)
+        pointwise::split(x, channels)
     }
 
-    fn add_act(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
-        residual::add_act(a, b, negative_slope)
+    fn add_leaky_relu(a: FloatTensor<Self>, b: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
+        pointwise::add_leaky_relu(a, b, negative_slope)
     }
 
-    fn add_act_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>, negative_slope: f32) -> FloatTensor<Self> {
-        residual::add_act_backward(y, grad, negative_slope)
+    fn add_leaky_relu_backward(
+        y: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        negative_slope: f32,
+    ) -> FloatTensor<Self> {
+        pointwise::add_leaky_relu_backward(y, grad, negative_slope)
     }
 
     fn avg_pool(x: FloatTensor<Self>, size: [usize; 3]) -> FloatTensor<Self> {
-        residual::avg_pool(x, size)
+        pointwise::avg_pool(x, size)
     }
 
     fn avg_pool_backward(grad: FloatTensor<Self>, size: [usize; 3]) -> FloatTensor<Self> {
-        residual::avg_pool_backward(grad, size)
+        pointwise::avg_pool_backward(grad, size)
     }
 
     fn head(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -167,59 +168,40 @@ impl<R: GpuRuntime, BT: BoolElement> NnOps for CubeBackend<R, f32, i32, BT> {
         }
     }
 
-    fn control(
+    fn update_decision(
         gradients: Vec<FloatTensor<Self>>,
         scaler: FloatTensor<Self>,
-        rule: ControlRule,
+        params: DecisionParams,
     ) -> [FloatTensor<Self>; 2] {
-        update::control(gradients, scaler, rule)
+        update::update_decision(gradients, scaler, params)
     }
 
     fn sgd(
         value: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         velocity: Option<FloatTensor<Self>>,
-        control: FloatTensor<Self>,
+        decision: FloatTensor<Self>,
         step: SgdStep,
     ) -> [FloatTensor<Self>; 2] {
-        update::sgd(value, gradient, velocity, control, step)
+        update::sgd(value, gradient, velocity, decision, step)
     }
 
     fn adam(
         value: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         moments: Option<[FloatTensor<Self>; 2]>,
-        control: FloatTensor<Self>,
+        decision: FloatTensor<Self>,
         step: AdamStep,
     ) -> [FloatTensor<Self>; 3] {
-        update::adam(value, gradient, moments, control, step)
+        update::adam(value, gradient, moments, decision, step)
     }
 
     fn device_loss() -> Option<DeviceLoss<Self>> {
-        Some(DeviceLoss {
-            parts: |logits, target| {
-                let loss::Parts { activations, slopes, sums } = loss::parts(logits, loss_target(target));
-                LossParts { activations, slopes, sums }
-            },
-            counts: |activations, target| loss::counts(activations, loss_target(target)),
-            gradient: |input, target| {
-                let LossGradientInput { parts, global, scaler, weight, world_size } = input;
-                let LossParts { activations, slopes, sums } = parts;
-                let parts = loss::Parts { activations, slopes, sums };
-                let input = loss::GradientInput { parts, global, scaler, weight, world_size };
-                loss::gradient(input, loss_target(target))
-            },
-        })
+        Some(DeviceLoss { parts: loss::parts, counts: loss::counts, gradient: loss::gradient })
     }
 
     fn device_windows() -> Option<DeviceWindows<Self>> {
-        Some(DeviceWindows {
-            cut: windows::cut,
-            add: |sums, logits, terms| {
-                let WindowTerms { samples, weights, place, share } = terms;
-                windows::add(sums, logits, &samples, &weights, place, share);
-            },
-        })
+        Some(DeviceWindows { cut: windows::cut, add: windows::add })
     }
 
     fn device_buffer(tensor: &FloatTensor<Self>) -> Option<DeviceBuffer> {
@@ -234,10 +216,5 @@ fn bias_gradient<R: GpuRuntime, BT: BoolElement>(grad: CubeTensor<R>, cancels: b
     if cancels {
         return B::<R, BT>::float_zeros([channels].into(), &grad.device, FloatDType::F32);
     }
-    bias::gradient(grad.clone()).unwrap_or_else(|| reference::bias_gradient::<B<R, BT>>(grad))
-}
-
-fn loss_target<R: GpuRuntime, BT: BoolElement>(target: &LossTarget<CubeBackend<R, f32, i32, BT>>) -> loss::Target<R> {
-    let LossTarget { labels, members, weights, rule } = target;
-    loss::Target { labels: labels.clone(), members: members.clone(), weights: weights.clone(), rule: *rule }
+    conv::bias_gradient(grad.clone()).unwrap_or_else(|| reference::bias_gradient::<B<R, BT>>(grad))
 }

@@ -7,8 +7,8 @@ use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::super::NormParams;
-use super::launch::{Columns, UNITS, allocate, contiguous, vector_size};
+use super::runtime::{RowGeometry, Rows, UNITS, UnitRows, allocate, contiguous, vector_size};
+use crate::ops::NormParams;
 
 /// Sums two values over the units of one column; the units of the cube's first row have the results.
 #[cube]
@@ -35,47 +35,50 @@ fn sum_of_column<N: Size>(
     (first, second)
 }
 
-/// Sums `x - x0` and its square over the rows of a part, with `x0` the sample's first row. The shift keeps the variance
+/// Stores a cube's two sums of one column, `(n, parts, 2, columns)`.
+#[cube]
+fn store_partials<N: Size>(
+    partials: &mut Array<Vector<f32, N>>,
+    first: Vector<f32, N>,
+    second: Vector<f32, N>,
+    columns: usize,
+    unit: UnitRows,
+) {
+    if unit.is_first {
+        let cube = unit.sample * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
+        let place = 2 * cube * columns + unit.column;
+        partials[place] = first;
+        partials[place + columns] = second;
+    }
+}
+
+/// Sums `x - x0` and its square over the rows of a cube, with `x0` the sample's first row. The shift keeps the variance
 /// accurate for values far from 0.
 #[cube(launch)]
 fn moments<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
     partials: &mut Array<Vector<f32, N>>,
-    rows: usize,
-    columns: usize,
-    part: usize,
+    rows: Rows,
     #[define(F)] _dtype: StorageType,
 ) {
-    let stride = comptime!(UNITS) / columns;
-    let column = UNIT_POS as usize % columns;
-    let first_row = UNIT_POS as usize / columns;
-    let base = CUBE_POS_Y as usize * rows * columns + column;
-    let shift = Vector::<f32, N>::cast_from(x[base]);
-    let begin = CUBE_POS_X as usize * part;
-    let end = min(begin + part, rows);
-
+    let unit = rows.unit();
+    let shift = Vector::<f32, N>::cast_from(x[unit.base]);
     let mut sum = Vector::<f32, N>::new(0.0);
     let mut squares = Vector::<f32, N>::new(0.0);
-    if first_row < stride {
-        let mut row = begin + first_row;
-        while row < end {
-            let value = Vector::<f32, N>::cast_from(x[base + row * columns]) - shift;
-            sum += value;
-            squares += value * value;
-            row += stride;
-        }
+    let mut row = unit.begin;
+    while row < unit.end {
+        let value = Vector::<f32, N>::cast_from(x[unit.base + row * rows.columns]) - shift;
+        sum += value;
+        squares += value * value;
+        row += unit.stride;
     }
-    let (sum, squares) = sum_of_column::<N>(sum, squares, columns, stride);
-    if first_row == 0 {
-        let place = 2 * (CUBE_POS_Y as usize * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * columns + column;
-        partials[place] = sum;
-        partials[place + columns] = squares;
-    }
+    let (sum, squares) = sum_of_column::<N>(sum, squares, rows.columns, unit.stride);
+    store_partials::<N>(partials, sum, squares, rows.columns, unit);
 }
 
 /// Computes mean and 1 / standard deviation of a sample from the sums of its parts; one cube per sample.
 #[cube(launch)]
-fn statistics_of<F: Float, N: Size>(
+fn statistics_kernel<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
     partials: &Array<Vector<f32, N>>,
     statistics: &mut Array<Vector<f32, N>>,
@@ -126,39 +129,61 @@ fn sum_of_parts<N: Size>(
     sum_of_column::<N>(first, second, columns, stride)
 }
 
+/// Statistics and parameters of the norm.
+#[derive(CubeType, CubeLaunch)]
+struct NormArrays<N: Size> {
+    /// Mean and 1 / standard deviation, `(2, n, columns)`.
+    statistics: Array<Vector<f32, N>>,
+    gamma: Array<Vector<f32, N>>,
+    beta: Array<Vector<f32, N>>,
+    /// Slope of the leaky ReLU for negative values.
+    slope: f32,
+}
+
+/// The norm of one column of a sample.
+#[derive(CubeType, Clone, Copy)]
+struct ColumnNorm<N: Size> {
+    mean: Vector<f32, N>,
+    rstd: Vector<f32, N>,
+    gamma: Vector<f32, N>,
+    beta: Vector<f32, N>,
+    slope: f32,
+}
+
+#[cube]
+impl<N: Size> NormArrays<N> {
+    fn column(&self, unit: UnitRows, columns: usize) -> ColumnNorm<N> {
+        let samples = CUBE_COUNT_Y as usize;
+        ColumnNorm::<N> {
+            mean: self.statistics[unit.sample * columns + unit.column],
+            rstd: self.statistics[(samples + unit.sample) * columns + unit.column],
+            gamma: self.gamma[unit.column],
+            beta: self.beta[unit.column],
+            slope: self.slope,
+        }
+    }
+}
+
 /// Computes `leaky_relu((x - mean) * rstd * gamma + beta)`.
 #[cube(launch)]
-fn normalise<F: Float, N: Size>(
+fn normalize<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
-    statistics: &Array<Vector<f32, N>>,
-    gamma: &Array<Vector<f32, N>>,
-    beta: &Array<Vector<f32, N>>,
+    norm: NormArrays<N>,
     y: &mut Array<Vector<F, N>>,
-    rows: usize,
-    columns: usize,
-    part: usize,
-    slope: f32,
+    rows: Rows,
     #[define(F)] _dtype: StorageType,
 ) {
-    let stride = comptime!(UNITS) / columns;
-    let column = UNIT_POS as usize % columns;
-    let first_row = UNIT_POS as usize / columns;
-    let sample = CUBE_POS_Y as usize;
-    let samples = CUBE_COUNT_Y as usize;
-    let scale = statistics[(samples + sample) * columns + column] * gamma[column];
-    let shift = beta[column] - statistics[sample * columns + column] * scale;
-    let base = sample * rows * columns + column;
-    let begin = CUBE_POS_X as usize * part;
-    let end = min(begin + part, rows);
-    if first_row < stride {
-        let mut row = begin + first_row;
-        while row < end {
-            let place = base + row * columns;
-            let value = Vector::<f32, N>::cast_from(x[place]) * scale + shift;
-            let negative = value.less_than(Vector::<f32, N>::new(0.0));
-            y[place] = Vector::cast_from(select_many(negative, value * Vector::<f32, N>::new(slope), value));
-            row += stride;
-        }
+    let unit = rows.unit();
+    let norm = norm.column(unit, rows.columns);
+    let scale = norm.rstd * norm.gamma;
+    let shift = norm.beta - norm.mean * scale;
+    let mut row = unit.begin;
+    while row < unit.end {
+        let place = unit.base + row * rows.columns;
+        let value = Vector::<f32, N>::cast_from(x[place]) * scale + shift;
+        let negative = value.less_than(Vector::<f32, N>::new(0.0));
+        y[place] = Vector::cast_from(select_many(negative, value * Vector::<f32, N>::new(norm.slope), value));
+        row += unit.stride;
     }
 }
 
@@ -167,65 +192,38 @@ fn normalise<F: Float, N: Size>(
 fn before_activation<F: Float, N: Size>(
     x: Vector<F, N>,
     grad: Vector<F, N>,
-    mean: Vector<f32, N>,
-    rstd: Vector<f32, N>,
-    gamma: Vector<f32, N>,
-    beta: Vector<f32, N>,
-    slope: f32,
+    norm: ColumnNorm<N>,
 ) -> (Vector<f32, N>, Vector<f32, N>) {
-    let normalised = (Vector::<f32, N>::cast_from(x) - mean) * rstd;
+    let normalized = (Vector::<f32, N>::cast_from(x) - norm.mean) * norm.rstd;
     let grad = Vector::<f32, N>::cast_from(grad);
-    let negative = (normalised * gamma + beta).less_than(Vector::<f32, N>::new(0.0));
-    (select_many(negative, grad * Vector::<f32, N>::new(slope), grad), normalised)
+    let negative = (normalized * norm.gamma + norm.beta).less_than(Vector::<f32, N>::new(0.0));
+    (select_many(negative, grad * Vector::<f32, N>::new(norm.slope), grad), normalized)
 }
 
-/// Sums, over the rows of a part, the gradient before the activation, and that gradient times the normalized input.
+/// Sums, over the rows of a cube, the gradient before the activation, and that gradient times the normalized input.
 #[cube(launch)]
 fn gradient_sums<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
     grad: &Array<Vector<F, N>>,
-    statistics: &Array<Vector<f32, N>>,
-    gamma: &Array<Vector<f32, N>>,
-    beta: &Array<Vector<f32, N>>,
+    norm: NormArrays<N>,
     partials: &mut Array<Vector<f32, N>>,
-    rows: usize,
-    columns: usize,
-    part: usize,
-    slope: f32,
+    rows: Rows,
     #[define(F)] _dtype: StorageType,
 ) {
-    let stride = comptime!(UNITS) / columns;
-    let column = UNIT_POS as usize % columns;
-    let first_row = UNIT_POS as usize / columns;
-    let sample = CUBE_POS_Y as usize;
-    let samples = CUBE_COUNT_Y as usize;
-    let mean = statistics[sample * columns + column];
-    let rstd = statistics[(samples + sample) * columns + column];
-    let gamma = gamma[column];
-    let beta = beta[column];
-    let base = sample * rows * columns + column;
-    let begin = CUBE_POS_X as usize * part;
-    let end = min(begin + part, rows);
-
+    let unit = rows.unit();
+    let norm = norm.column(unit, rows.columns);
     let mut sum = Vector::<f32, N>::new(0.0);
     let mut projected = Vector::<f32, N>::new(0.0);
-    if first_row < stride {
-        let mut row = begin + first_row;
-        while row < end {
-            let place = base + row * columns;
-            let (gradient, normalised) =
-                before_activation::<F, N>(x[place], grad[place], mean, rstd, gamma, beta, slope);
-            sum += gradient;
-            projected += gradient * normalised;
-            row += stride;
-        }
+    let mut row = unit.begin;
+    while row < unit.end {
+        let place = unit.base + row * rows.columns;
+        let (gradient, normalized) = before_activation::<F, N>(x[place], grad[place], norm);
+        sum += gradient;
+        projected += gradient * normalized;
+        row += unit.stride;
     }
-    let (sum, projected) = sum_of_column::<N>(sum, projected, columns, stride);
-    if first_row == 0 {
-        let place = 2 * (sample * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * columns + column;
-        partials[place] = sum;
-        partials[place + columns] = projected;
-    }
+    let (sum, projected) = sum_of_column::<N>(sum, projected, rows.columns, unit.stride);
+    store_partials::<N>(partials, sum, projected, rows.columns, unit);
 }
 
 /// Computes the sums of each sample `(2, n, c)` from those of its parts; one cube per sample.
@@ -273,51 +271,44 @@ fn parameter_gradients<N: Size>(
 fn input_gradient<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
     grad: &Array<Vector<F, N>>,
-    statistics: &Array<Vector<f32, N>>,
-    gamma: &Array<Vector<f32, N>>,
-    beta: &Array<Vector<f32, N>>,
+    norm: NormArrays<N>,
     sums: &Array<Vector<f32, N>>,
     output: &mut Array<Vector<F, N>>,
-    rows: usize,
-    columns: usize,
-    part: usize,
-    slope: f32,
+    rows: Rows,
     #[define(F)] _dtype: StorageType,
 ) {
-    let stride = comptime!(UNITS) / columns;
-    let column = UNIT_POS as usize % columns;
-    let first_row = UNIT_POS as usize / columns;
-    let sample = CUBE_POS_Y as usize;
+    let unit = rows.unit();
+    let norm = norm.column(unit, rows.columns);
     let samples = CUBE_COUNT_Y as usize;
-    let mean = statistics[sample * columns + column];
-    let rstd = statistics[(samples + sample) * columns + column];
-    let gamma = gamma[column];
-    let beta = beta[column];
-    let count = Vector::<f32, N>::new(rows as f32);
-    let mean_gradient = sums[sample * columns + column] / count;
-    let mean_projected = sums[(samples + sample) * columns + column] / count;
-    let scale = gamma * rstd;
-    let base = sample * rows * columns + column;
-    let begin = CUBE_POS_X as usize * part;
-    let end = min(begin + part, rows);
-    if first_row < stride {
-        let mut row = begin + first_row;
-        while row < end {
-            let place = base + row * columns;
-            let (gradient, normalised) =
-                before_activation::<F, N>(x[place], grad[place], mean, rstd, gamma, beta, slope);
-            output[place] = Vector::cast_from((gradient - mean_gradient - normalised * mean_projected) * scale);
-            row += stride;
-        }
+    let count = Vector::<f32, N>::new(rows.rows as f32);
+    let mean_gradient = sums[unit.sample * rows.columns + unit.column] / count;
+    let mean_projected = sums[(samples + unit.sample) * rows.columns + unit.column] / count;
+    let scale = norm.gamma * norm.rstd;
+    let mut row = unit.begin;
+    while row < unit.end {
+        let place = unit.base + row * rows.columns;
+        let (gradient, normalized) = before_activation::<F, N>(x[place], grad[place], norm);
+        output[place] = Vector::cast_from((gradient - mean_gradient - normalized * mean_projected) * scale);
+        row += unit.stride;
     }
 }
 
 /// Returns the launch geometry of an activation `(n, z, y, x, c)` and its vector size; `None` if it has too many
 /// channels.
-fn columns_of<R: CubeRuntime>(x: &CubeTensor<R>) -> Option<(Columns, usize)> {
+fn launch_geometry<R: CubeRuntime>(x: &CubeTensor<R>) -> Option<(RowGeometry, usize)> {
     let [n, z, y, width, c] = x.shape().dims();
     let size = vector_size(c, &[x.dtype, DType::F32]);
-    Some((Columns::new(n, z * y * width, c / size)?, size))
+    Some((RowGeometry::new(n, z * y * width, c / size)?, size))
+}
+
+fn norm_arrays<N: Size, R: CubeRuntime>(
+    statistics: &CubeTensor<R>,
+    gamma: &CubeTensor<R>,
+    beta: &CubeTensor<R>,
+    params: NormParams,
+) -> NormArraysLaunch<N, R> {
+    let [statistics, gamma, beta] = [statistics, gamma, beta].map(|tensor| tensor.clone().into_array_arg());
+    NormArraysLaunch::new(statistics, gamma, beta, params.negative_slope)
 }
 
 /// Returns the result and its statistics `(2, n, c)`; `None` if the activation has too many channels.
@@ -327,8 +318,8 @@ pub fn norm_act<R: CubeRuntime>(
     beta: CubeTensor<R>,
     params: NormParams,
 ) -> Option<(CubeTensor<R>, CubeTensor<R>)> {
-    let (geometry, size) = columns_of(&x)?;
-    let Columns { samples, rows, columns, part } = geometry;
+    let (geometry, size) = launch_geometry(&x)?;
+    let RowGeometry { samples, rows, columns, .. } = geometry;
     let (x, gamma, beta) = (contiguous(x), contiguous(gamma), contiguous(beta));
     let channels = columns * size;
     let (client, dtype) = (x.client.clone(), x.dtype);
@@ -341,13 +332,11 @@ pub fn norm_act<R: CubeRuntime>(
         size,
         x.clone().into_array_arg(),
         partials.clone().into_array_arg(),
-        rows,
-        columns,
-        part,
+        geometry.arg(),
         dtype.into(),
     );
     let statistics = allocate(&x, [2, samples, channels], DType::F32);
-    statistics_of::launch::<R>(
+    statistics_kernel::launch::<R>(
         &client,
         CubeCount::Static(samples as u32, 1, 1),
         dim,
@@ -362,20 +351,15 @@ pub fn norm_act<R: CubeRuntime>(
         dtype.into(),
     );
     let y = allocate(&x, x.shape(), dtype);
-    normalise::launch::<R>(
+    normalize::launch::<R>(
         &client,
         count,
         dim,
         size,
         x.into_array_arg(),
-        statistics.clone().into_array_arg(),
-        gamma.into_array_arg(),
-        beta.into_array_arg(),
+        norm_arrays(&statistics, &gamma, &beta, params),
         y.clone().into_array_arg(),
-        rows,
-        columns,
-        part,
-        params.negative_slope,
+        geometry.arg(),
         dtype.into(),
     );
     Some((y, statistics))
@@ -390,8 +374,8 @@ pub fn norm_act_backward<R: CubeRuntime>(
     grad: CubeTensor<R>,
     params: NormParams,
 ) -> Option<[CubeTensor<R>; 3]> {
-    let (geometry, size) = columns_of(&x)?;
-    let Columns { samples, rows, columns, part } = geometry;
+    let (geometry, size) = launch_geometry(&x)?;
+    let RowGeometry { samples, columns, .. } = geometry;
     let (x, grad) = (contiguous(x), contiguous(grad));
     let (gamma, beta, statistics) = (contiguous(gamma), contiguous(beta), contiguous(statistics));
     let channels = columns * size;
@@ -405,14 +389,9 @@ pub fn norm_act_backward<R: CubeRuntime>(
         size,
         x.clone().into_array_arg(),
         grad.clone().into_array_arg(),
-        statistics.clone().into_array_arg(),
-        gamma.clone().into_array_arg(),
-        beta.clone().into_array_arg(),
+        norm_arrays(&statistics, &gamma, &beta, params),
         partials.clone().into_array_arg(),
-        rows,
-        columns,
-        part,
-        params.negative_slope,
+        geometry.arg(),
         dtype.into(),
     );
     let sums = allocate(&x, [2, samples, channels], DType::F32);
@@ -446,15 +425,10 @@ pub fn norm_act_backward<R: CubeRuntime>(
         size,
         x.into_array_arg(),
         grad.into_array_arg(),
-        statistics.into_array_arg(),
-        gamma.into_array_arg(),
-        beta.into_array_arg(),
+        norm_arrays(&statistics, &gamma, &beta, params),
         sums.into_array_arg(),
         d_x.clone().into_array_arg(),
-        rows,
-        columns,
-        part,
-        params.negative_slope,
+        geometry.arg(),
         dtype.into(),
     );
     Some([d_x, d_gamma, d_beta])

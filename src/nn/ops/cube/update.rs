@@ -4,9 +4,10 @@ use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::super::update::{CLIP_EPS, Control, GROWTH_INTERVAL, RECTIFIED_FROM};
-use super::super::{AdamStep, ControlRule, Scaler, SgdStep};
-use super::launch::{UNITS, allocate, contiguous, elementwise, reuse, vector_size};
+use super::runtime::{UNITS, allocate, contiguous, elementwise, reuse, vector_size};
+use crate::ops::update::{
+    AdamStep, CLIP_EPS, DecisionParams, GROWTH_INTERVAL, GradScaler, RECTIFIED_FROM, SgdStep, UpdateDecision,
+};
 
 /// Number of gradients per cube in the sum of squares.
 const PART: usize = 64 * UNITS;
@@ -52,21 +53,36 @@ fn squares<N: Size>(gradient: &Array<Vector<f32, N>>, sums: &mut Array<f32>, pla
     }
 }
 
-/// `Scaler::advance` in one cube.
+/// Parameters of the update decision, with an infinite gradient norm for no clipping.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct DecisionConstants {
+    max_grad_norm: f32,
+    beta1: f32,
+    beta2: f32,
+    /// `1 - beta1`, rounded from f64.
+    one_minus_beta1: f32,
+    /// `1 - beta2`, rounded from f64.
+    one_minus_beta2: f32,
+    /// Maximum length of RAdam's second moment.
+    longest: f32,
+}
+
+/// Returns the term of RAdam's step factor that depends on a length. The factor is the square root of the ratio of two.
+#[cube]
+fn rectification_term(length: f32) -> f32 {
+    (length - 4.0f32) / length * (length - 2.0f32)
+}
+
+/// `GradScaler::advance` in one cube.
 // One condition is evaluated at compile time, the other in the kernel.
 #[allow(clippy::collapsible_if)]
 #[cube(launch)]
-fn decide(
+fn update_decision_kernel(
     sums: &Array<f32>,
     scaler: &Array<f32>,
-    control: &mut Array<f32>,
+    decision: &mut Array<f32>,
     after: &mut Array<f32>,
-    clip_norm: f32,
-    beta1: f32,
-    beta2: f32,
-    one_minus_beta1: f32,
-    one_minus_beta2: f32,
-    longest: f32,
+    params: DecisionConstants,
     #[comptime] dynamic_scale: bool,
 ) {
     let mut sum = 0.0f32;
@@ -90,16 +106,14 @@ fn decide(
         let mut apply = 0.0f32;
         let mut rectification = 0.0f32;
         if finite {
-            factor = min(clip_norm / (norm + comptime!(CLIP_EPS)), 1.0f32) / scale;
+            factor = min(params.max_grad_norm / (norm + comptime!(CLIP_EPS)), 1.0f32) / scale;
             apply = 1.0f32;
-            correction1 = correction1 * beta1 + one_minus_beta1;
-            correction2 = correction2 * beta2 + one_minus_beta2;
-            age = age * beta2 + correction2;
+            correction1 = correction1 * params.beta1 + params.one_minus_beta1;
+            correction2 = correction2 * params.beta2 + params.one_minus_beta2;
+            age = age * params.beta2 + correction2;
             let length = 2.0f32 * age / correction2 - 1.0f32;
             if length > comptime!(RECTIFIED_FROM) {
-                let of = (length - 4.0f32) / length * (length - 2.0f32);
-                let of_longest = (longest - 4.0f32) / longest * (longest - 2.0f32);
-                rectification = f32::sqrt(of / of_longest);
+                rectification = f32::sqrt(rectification_term(length) / rectification_term(params.longest));
             }
             good_steps = scaler[1] + 1.0f32;
             if comptime!(dynamic_scale) {
@@ -111,13 +125,13 @@ fn decide(
         } else if comptime!(dynamic_scale) {
             next_scale = 0.5f32 * scale;
         }
-        control[0] = factor;
-        control[1] = apply;
-        control[2] = norm;
-        control[3] = scale;
-        control[4] = correction1;
-        control[5] = correction2;
-        control[6] = rectification;
+        decision[0] = factor;
+        decision[1] = apply;
+        decision[2] = norm;
+        decision[3] = scale;
+        decision[4] = correction1;
+        decision[5] = correction2;
+        decision[6] = rectification;
         after[0] = next_scale;
         after[1] = good_steps;
         after[2] = correction1;
@@ -126,18 +140,24 @@ fn decide(
     }
 }
 
+/// [`SgdStep`] in a kernel.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct SgdConstants {
+    learning_rate: f32,
+    momentum: f32,
+    weight_decay: f32,
+}
+
 /// One unit per vector of weights.
 #[cube(launch)]
 fn sgd_step<N: Size>(
     value: &Array<Vector<f32, N>>,
     gradient: &Array<Vector<f32, N>>,
     velocity: &Array<Vector<f32, N>>,
-    control: &Array<f32>,
+    decision: &Array<f32>,
     new_value: &mut Array<Vector<f32, N>>,
     new_velocity: &mut Array<Vector<f32, N>>,
-    learning_rate: f32,
-    momentum: f32,
-    weight_decay: f32,
+    step: SgdConstants,
     #[comptime] nesterov: bool,
     #[comptime] is_first: bool,
 ) {
@@ -149,18 +169,28 @@ fn sgd_step<N: Size>(
     let old_velocity = if comptime!(is_first) { Vector::<f32, N>::new(0.0) } else { velocity[place] };
     let mut new = old;
     let mut moved = old_velocity;
-    if control[1] > 0.5 {
-        let decay = Vector::<f32, N>::new(weight_decay);
-        let gradient = gradient[place] * Vector::<f32, N>::new(control[0]) + old * decay;
-        moved = old_velocity * Vector::<f32, N>::new(momentum) + gradient;
+    if decision[1] > 0.5 {
+        let decay = Vector::<f32, N>::new(step.weight_decay);
+        let gradient = gradient[place] * Vector::<f32, N>::new(decision[0]) + old * decay;
+        moved = old_velocity * Vector::<f32, N>::new(step.momentum) + gradient;
         let mut direction = moved;
         if comptime!(nesterov) {
-            direction = gradient + moved * Vector::<f32, N>::new(momentum);
+            direction = gradient + moved * Vector::<f32, N>::new(step.momentum);
         }
-        new = old - direction * Vector::<f32, N>::new(learning_rate);
+        new = old - direction * Vector::<f32, N>::new(step.learning_rate);
     }
     new_value[place] = new;
     new_velocity[place] = moved;
+}
+
+/// [`AdamStep`] in a kernel.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct AdamConstants {
+    learning_rate: f32,
+    beta1: f32,
+    beta2: f32,
+    eps: f32,
+    weight_decay: f32,
 }
 
 /// One unit per vector of weights.
@@ -170,15 +200,11 @@ fn adam_step<N: Size>(
     gradient: &Array<Vector<f32, N>>,
     first: &Array<Vector<f32, N>>,
     second: &Array<Vector<f32, N>>,
-    control: &Array<f32>,
+    decision: &Array<f32>,
     new_value: &mut Array<Vector<f32, N>>,
     new_first: &mut Array<Vector<f32, N>>,
     new_second: &mut Array<Vector<f32, N>>,
-    learning_rate: f32,
-    beta1: f32,
-    beta2: f32,
-    eps: f32,
-    weight_decay: f32,
+    step: AdamConstants,
     #[comptime] decoupled: bool,
     #[comptime] rectified: bool,
     #[comptime] is_first: bool,
@@ -195,26 +221,28 @@ fn adam_step<N: Size>(
         moment2 = second[place];
     }
     let mut new = old;
-    if control[1] > 0.5 {
-        let mut gradient = gradient[place] * Vector::<f32, N>::new(control[0]);
+    if decision[1] > 0.5 {
+        let mut gradient = gradient[place] * Vector::<f32, N>::new(decision[0]);
         let mut kept = old;
         if comptime!(decoupled) {
-            kept = old - old * Vector::<f32, N>::new(learning_rate * weight_decay);
+            kept = old - old * Vector::<f32, N>::new(step.learning_rate * step.weight_decay);
         } else {
-            gradient += old * Vector::<f32, N>::new(weight_decay);
+            gradient += old * Vector::<f32, N>::new(step.weight_decay);
         }
-        moment1 = moment1 * Vector::<f32, N>::new(beta1) + gradient * Vector::<f32, N>::new(1.0 - beta1);
-        moment2 = moment2 * Vector::<f32, N>::new(beta2) + gradient * gradient * Vector::<f32, N>::new(1.0 - beta2);
-        let rate = learning_rate / control[4];
+        moment1 = moment1 * Vector::<f32, N>::new(step.beta1) + gradient * Vector::<f32, N>::new(1.0 - step.beta1);
+        moment2 =
+            moment2 * Vector::<f32, N>::new(step.beta2) + gradient * gradient * Vector::<f32, N>::new(1.0 - step.beta2);
+        let rate = step.learning_rate / decision[4];
         if comptime!(rectified) {
             new = kept - moment1 * Vector::<f32, N>::new(rate);
-            if control[6] > 0.0 {
-                let rate = rate * control[6] * f32::sqrt(control[5]);
-                new =
-                    kept - moment1 / (Vector::sqrt(moment2) + Vector::<f32, N>::new(eps)) * Vector::<f32, N>::new(rate);
+            if decision[6] > 0.0 {
+                let rate = rate * decision[6] * f32::sqrt(decision[5]);
+                new = kept
+                    - moment1 / (Vector::sqrt(moment2) + Vector::<f32, N>::new(step.eps)) * Vector::<f32, N>::new(rate);
             }
         } else {
-            let denominator = Vector::sqrt(moment2 / Vector::<f32, N>::new(control[5])) + Vector::<f32, N>::new(eps);
+            let denominator =
+                Vector::sqrt(moment2 / Vector::<f32, N>::new(decision[5])) + Vector::<f32, N>::new(step.eps);
             new = kept - moment1 / denominator * Vector::<f32, N>::new(rate);
         }
     }
@@ -224,10 +252,10 @@ fn adam_step<N: Size>(
 }
 
 /// Returns the update decision for these gradients and the new scaler.
-pub fn control<R: CubeRuntime>(
+pub fn update_decision<R: CubeRuntime>(
     gradients: Vec<CubeTensor<R>>,
     scaler: CubeTensor<R>,
-    rule: ControlRule,
+    params: DecisionParams,
 ) -> [CubeTensor<R>; 2] {
     let scaler = contiguous(scaler);
     let parts = |gradient: &CubeTensor<R>| gradient.shape().num_elements().div_ceil(PART);
@@ -249,26 +277,28 @@ pub fn control<R: CubeRuntime>(
         );
         place += cubes;
     }
-    let (control, after) =
-        (allocate(&scaler, [Control::LEN], DType::F32), allocate(&scaler, [Scaler::LEN], DType::F32));
-    let [beta1, beta2] = rule.betas;
-    decide::launch::<R>(
+    let (decision, after) =
+        (allocate(&scaler, [UpdateDecision::LEN], DType::F32), allocate(&scaler, [GradScaler::LEN], DType::F32));
+    let [beta1, beta2] = params.betas;
+    update_decision_kernel::launch::<R>(
         &scaler.client.clone(),
         CubeCount::Static(1, 1, 1),
         CubeDim::new_1d(UNITS as u32),
         sums.into_array_arg(),
         scaler.into_array_arg(),
-        control.clone().into_array_arg(),
+        decision.clone().into_array_arg(),
         after.clone().into_array_arg(),
-        rule.clip_norm.unwrap_or(f32::INFINITY),
-        beta1,
-        beta2,
-        (1.0 - f64::from(beta1)) as f32,
-        (1.0 - f64::from(beta2)) as f32,
-        rule.longest(),
-        rule.dynamic_scale,
+        DecisionConstantsLaunch::new(
+            params.max_grad_norm.unwrap_or(f32::INFINITY),
+            beta1,
+            beta2,
+            (1.0 - f64::from(beta1)) as f32,
+            (1.0 - f64::from(beta2)) as f32,
+            params.longest(),
+        ),
+        params.dynamic_scale,
     );
-    [control, after]
+    [decision, after]
 }
 
 /// Returns the new value and velocity, in place if the old ones' memory is not shared.
@@ -276,7 +306,7 @@ pub fn sgd<R: CubeRuntime>(
     value: CubeTensor<R>,
     gradient: CubeTensor<R>,
     velocity: Option<CubeTensor<R>>,
-    control: CubeTensor<R>,
+    decision: CubeTensor<R>,
     step: SgdStep,
 ) -> [CubeTensor<R>; 2] {
     let (value, gradient) = (contiguous(value), contiguous(gradient));
@@ -300,12 +330,10 @@ pub fn sgd<R: CubeRuntime>(
         value.into_array_arg(),
         gradient.into_array_arg(),
         velocity.into_array_arg(),
-        control.into_array_arg(),
+        decision.into_array_arg(),
         new_value.clone().into_array_arg(),
         new_velocity.clone().into_array_arg(),
-        step.learning_rate,
-        step.momentum,
-        step.weight_decay,
+        SgdConstantsLaunch::new(step.learning_rate, step.momentum, step.weight_decay),
         step.nesterov,
         is_first,
     );
@@ -317,7 +345,7 @@ pub fn adam<R: CubeRuntime>(
     value: CubeTensor<R>,
     gradient: CubeTensor<R>,
     moments: Option<[CubeTensor<R>; 2]>,
-    control: CubeTensor<R>,
+    decision: CubeTensor<R>,
     step: AdamStep,
 ) -> [CubeTensor<R>; 3] {
     let (value, gradient) = (contiguous(value), contiguous(gradient));
@@ -344,15 +372,11 @@ pub fn adam<R: CubeRuntime>(
         gradient.into_array_arg(),
         first.into_array_arg(),
         second.into_array_arg(),
-        control.into_array_arg(),
+        decision.into_array_arg(),
         new_value.clone().into_array_arg(),
         new_first.clone().into_array_arg(),
         new_second.clone().into_array_arg(),
-        step.learning_rate,
-        step.betas[0],
-        step.betas[1],
-        step.eps,
-        step.weight_decay,
+        AdamConstantsLaunch::new(step.learning_rate, step.betas[0], step.betas[1], step.eps, step.weight_decay),
         step.decoupled,
         step.rectified,
         is_first,

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::algo_cache::{AlgoCache, AlgoCacheEntry};
+use super::graph::ConvProblem;
 use super::graph::Graph;
 use super::library::{CallError, Cudnn, Pointer};
 use super::plan::{Candidate, Plan, candidates};
-use super::problem::Problem;
-use super::table::{Choice, Table};
 use nnunet_comm::cuda::{Context, Driver, DriverError, Event, Memory, Stream};
 
 /// Number of timed runs of a candidate, after one warm-up run.
@@ -19,7 +19,7 @@ const RUNS: usize = 3;
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Folder of the benchmark cache; `None` for the user's cache folder.
-    pub table: Option<PathBuf>,
+    pub cache_folder: Option<PathBuf>,
     /// Use only deterministic engines, whose sums do not depend on thread order.
     pub deterministic: bool,
     /// Maximum workspace of an engine in bytes.
@@ -28,7 +28,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { table: None, deterministic: false, max_workspace: 1 << 30 }
+        Self { cache_folder: None, deterministic: false, max_workspace: 1 << 30 }
     }
 }
 
@@ -52,7 +52,7 @@ type Result<T, E = ConvError> = std::result::Result<T, E>;
 pub struct Convolutions {
     library: &'static Cudnn,
     options: Options,
-    state: Mutex<State>,
+    state: Mutex<EngineState>,
     // Dropped after the state.
     stream: Stream,
     /// Makes the stream wait for the device's other work.
@@ -63,12 +63,12 @@ pub struct Convolutions {
 }
 
 /// State behind the lock.
-struct State {
+struct EngineState {
     /// Plans with their graphs, which must be dropped after the plans.
-    plans: HashMap<Problem, Option<(Plan, Graph)>>,
+    plans: HashMap<ConvProblem, Option<(Plan, Graph)>>,
     handle: Handle,
     workspace: Option<Memory>,
-    table: Table,
+    cache: AlgoCache,
 }
 
 impl Convolutions {
@@ -79,15 +79,15 @@ impl Convolutions {
     pub fn new(gpu: usize, options: Options) -> Result<Self, String> {
         let library = Cudnn::open()?;
         let driver = Driver::open()?;
-        let table = || -> Result<(Context, Stream, Event, Event, String), DriverError> {
+        let open = || -> Result<(Context, Stream, Event, Event, String), DriverError> {
             let context = Context::of_device(driver, gpu)?;
             let (stream, before, after) = (context.stream()?, context.event()?, context.event()?);
             Ok((context, stream, before, after, driver.name(gpu)?))
         };
-        let (context, stream, before, after, name) = table().map_err(|error| error.to_string())?;
+        let (context, stream, before, after, name) = open().map_err(|error| error.to_string())?;
         let handle = Handle::new(library, &stream).map_err(|error| format!("cuDNN: {error}"))?;
-        let table = Table::open(options.table.as_deref(), &name, &library.version());
-        let state = Mutex::new(State { plans: HashMap::new(), handle, workspace: None, table });
+        let cache = AlgoCache::open(options.cache_folder.as_deref(), &name, &library.version());
+        let state = Mutex::new(EngineState { plans: HashMap::new(), handle, workspace: None, cache });
         Ok(Self { library, options, state, stream, before, after, context })
     }
 
@@ -100,17 +100,17 @@ impl Convolutions {
     /// # Safety
     /// The addresses of input, weights and output (or their gradients) must be those of the problem's tensors in this
     /// GPU's memory, aligned to 16 bytes, and must be freed only in stream order of the device.
-    pub unsafe fn run(&self, problem: &Problem, addresses: [u64; 3]) -> Result<()> {
+    pub unsafe fn run(&self, problem: &ConvProblem, addresses: [u64; 3]) -> Result<()> {
         let mut state = self.state();
         self.context.make_current()?;
         if !state.plans.contains_key(problem) {
             // SAFETY: guaranteed by the caller.
-            let plan = unsafe { self.choose(&mut state, problem, addresses) }?;
+            let plan = unsafe { self.select_plan(&mut state, problem, addresses) }?;
             state.plans.insert(*problem, plan);
         }
         self.context.record(&self.before)?;
         self.stream.wait_for(&self.before)?;
-        let State { plans, handle, workspace, .. } = &mut *state;
+        let EngineState { plans, handle, workspace, .. } = &mut *state;
         let Some(Some((plan, _))) = plans.get(problem) else { return Err(ConvError::NoEngine(problem.to_string())) };
         let workspace = self.reserve(workspace, plan.workspace)?;
         // SAFETY: guaranteed by the caller.
@@ -124,30 +124,30 @@ impl Convolutions {
         Ok(())
     }
 
-    /// Returns the cached engine choice of a problem.
-    pub fn choice(&self, problem: &Problem) -> Option<Choice> {
-        self.state().table.get(problem)
+    /// Returns the cached benchmark result of a problem.
+    pub fn cached_algo(&self, problem: &ConvProblem) -> Option<AlgoCacheEntry> {
+        self.state().cache.get(problem)
     }
 
     /// Records the time of Burn's kernel for a problem that has been run with cuDNN.
-    pub fn note_burns(&self, problem: &Problem, seconds: f64) {
+    pub fn record_burn_timing(&self, problem: &ConvProblem, seconds: f64) {
         let mut state = self.state();
-        if let Some(choice) = state.table.get(problem) {
-            state.table.put(problem, Choice { burn_seconds: Some(seconds), ..choice });
+        if let Some(entry) = state.cache.get(problem) {
+            state.cache.put(problem, AlgoCacheEntry { burn_seconds: Some(seconds), ..entry });
         }
     }
 
-    /// Returns the plan of the cached choice, or benchmarks all candidates and returns the fastest.
-    unsafe fn choose(
+    /// Returns the cached plan, or benchmarks all candidates and returns the fastest.
+    unsafe fn select_plan(
         &self,
-        state: &mut State,
-        problem: &Problem,
+        state: &mut EngineState,
+        problem: &ConvProblem,
         addresses: [u64; 3],
     ) -> Result<Option<(Plan, Graph)>> {
         let graph = match Graph::new(self.library, state.handle.0, problem) {
             Ok(graph) => graph,
             // Support for a gradient whose type differs from the other tensors' is not documented for every version.
-            Err(error) if error.is_unsupported() || problem.is_mixed() && error.is_bad_parameter() => {
+            Err(error) if error.is_unsupported() || problem.has_mixed_dtypes() && error.is_bad_parameter() => {
                 self.note(state, problem, None);
                 return Ok(None);
             }
@@ -155,7 +155,7 @@ impl Convolutions {
         };
         let mut candidates = candidates(self.library, &graph, problem, self.options.deterministic)?;
         let is_it = |engine: i64| move |candidate: &Candidate| candidate.engine == engine;
-        match state.table.get(problem).map(|choice| choice.engine) {
+        match state.cache.get(problem).map(|entry| entry.engine) {
             Some(None) => return Ok(None),
             Some(Some((engine, place))) if candidates.get(place).is_some_and(is_it(engine)) => {
                 let candidate = candidates.swap_remove(place);
@@ -180,22 +180,22 @@ impl Convolutions {
     }
 
     /// Stores the result of a benchmark.
-    fn note(&self, state: &mut State, problem: &Problem, found: Option<&(Plan, usize, f64)>) {
-        let choice = match found {
-            Some((plan, place, seconds)) => Choice {
+    fn note(&self, state: &mut EngineState, problem: &ConvProblem, found: Option<&(Plan, usize, f64)>) {
+        let entry = match found {
+            Some((plan, place, seconds)) => AlgoCacheEntry {
                 engine: Some((plan.engine, *place)),
                 seconds: *seconds,
                 workspace: plan.workspace,
                 burn_seconds: None,
             },
-            None => Choice { engine: None, seconds: 0.0, workspace: 0, burn_seconds: None },
+            None => AlgoCacheEntry { engine: None, seconds: 0.0, workspace: 0, burn_seconds: None },
         };
-        tracing::debug!("{problem}: {choice:?}");
-        state.table.put(problem, choice);
+        tracing::debug!("{problem}: {entry:?}");
+        state.cache.put(problem, entry);
     }
 
     /// Returns the median time of a run in seconds; `None` if the engine rejects the problem at run time.
-    unsafe fn measure(&self, state: &mut State, plan: &Plan, addresses: [u64; 3]) -> Result<Option<f64>> {
+    unsafe fn measure(&self, state: &mut EngineState, plan: &Plan, addresses: [u64; 3]) -> Result<Option<f64>> {
         let workspace = self.reserve(&mut state.workspace, plan.workspace)?;
         self.context.record(&self.before)?;
         self.stream.wait_for(&self.before)?;
@@ -237,7 +237,7 @@ impl Convolutions {
         Ok(workspace.insert(memory).pointer)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, EngineState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,15 +7,14 @@
 //!
 //! Source: cuDNN's documentation of the graph API ("Backend API") and its numerical notes; `cudnn_graph.h`.
 
+mod algo_cache;
 mod convolutions;
 mod descriptor;
 mod graph;
 mod library;
 mod plan;
-mod problem;
-mod table;
 
+pub use algo_cache::AlgoCacheEntry;
 pub use convolutions::{ConvError, Convolutions, Options};
+pub use graph::ConvProblem;
 pub use library::Cudnn;
-pub use problem::Problem;
-pub use table::Choice;

@@ -3,10 +3,10 @@
 use std::ffi::c_int;
 
 use super::descriptor::{Descriptor, Kind, Name, Value};
+use super::graph::ConvProblem;
 use super::graph::{Graph, IDS};
 use super::library::{CallError, Cudnn, Pointer};
-use super::problem::Problem;
-use crate::ops::Element;
+use crate::ops::BufferDtype;
 
 /// `CUDNN_HEUR_MODE_A` and `_FALLBACK`: engines ranked by a performance model, then engines that support most problems.
 const MODES: [c_int; 2] = [3, 2];
@@ -37,7 +37,7 @@ pub(super) struct Plan {
 pub(super) fn candidates(
     library: &'static Cudnn,
     graph: &Graph,
-    problem: &Problem,
+    problem: &ConvProblem,
     deterministic: bool,
 ) -> Result<Vec<Candidate>, CallError> {
     let mut candidates: Vec<Candidate> = Vec::new();
@@ -54,7 +54,7 @@ pub(super) fn candidates(
         for config in heuristics.descriptors(Name::HeuristicsResults, Kind::EngineConfig, PER_MODE)? {
             let engines = config.descriptors(Name::ConfigEngine, Kind::Engine, 1)?;
             let Some(engine) = engines.first() else { continue };
-            if is_welcome(&engine.numerical_notes()?, problem, deterministic) {
+            if satisfies_precision(&engine.numerical_notes()?, problem, deterministic) {
                 candidates.push(Candidate { engine: engine.int(Name::EngineIndex)?, config });
             }
         }
@@ -123,9 +123,9 @@ fn pointer(address: u64) -> Pointer {
 }
 
 /// Whether an engine's numerical notes satisfy the problem's precision (as in PyTorch's `plan_filter`).
-fn is_welcome(notes: &[c_int], problem: &Problem, deterministic: bool) -> bool {
+fn satisfies_precision(notes: &[c_int], problem: &ConvProblem, deterministic: bool) -> bool {
     let has = |note| notes.contains(&note);
-    let is_f32 = problem.element == Element::F32;
+    let is_f32 = problem.dtype == BufferDtype::F32;
     !(has(REDUCED_PRECISION)
         || has(DOWN_CONVERT) && !(is_f32 && problem.tf32)
         || has(TENSOR_CORE) && is_f32 && !problem.tf32
@@ -135,11 +135,11 @@ fn is_welcome(notes: &[c_int], problem: &Problem, deterministic: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::Pass;
+    use crate::ops::ConvPass;
 
-    fn problem(element: Element, tf32: bool) -> Problem {
-        Problem {
-            pass: Pass::Forward,
+    fn problem(dtype: BufferDtype, tf32: bool) -> ConvProblem {
+        ConvProblem {
+            pass: ConvPass::Forward,
             n: 1,
             input: [8; 3],
             c_in: 4,
@@ -147,8 +147,8 @@ mod tests {
             kernel: [3; 3],
             stride: [1; 3],
             padding: [1; 3],
-            element,
-            weight_element: element,
+            dtype,
+            weight_dtype: dtype,
             tf32,
         }
     }
@@ -156,12 +156,17 @@ mod tests {
     #[test]
     fn engines_that_lose_digits_or_order_are_left_out() {
         let [fp32, tf32, bf16] =
-            [problem(Element::F32, false), problem(Element::F32, true), problem(Element::Bf16, false)];
-        assert!(is_welcome(&[], &fp32, true));
-        assert!(!is_welcome(&[TENSOR_CORE], &fp32, false));
-        assert!(is_welcome(&[TENSOR_CORE], &tf32, false) && is_welcome(&[TENSOR_CORE], &bf16, false));
-        assert!(!is_welcome(&[REDUCED_PRECISION], &bf16, false));
-        assert!(!is_welcome(&[DOWN_CONVERT], &bf16, false) && is_welcome(&[DOWN_CONVERT], &tf32, false));
-        assert!(is_welcome(&[NONDETERMINISTIC], &bf16, false) && !is_welcome(&[NONDETERMINISTIC], &bf16, true));
+            [problem(BufferDtype::F32, false), problem(BufferDtype::F32, true), problem(BufferDtype::Bf16, false)];
+        assert!(satisfies_precision(&[], &fp32, true));
+        assert!(!satisfies_precision(&[TENSOR_CORE], &fp32, false));
+        assert!(satisfies_precision(&[TENSOR_CORE], &tf32, false) && satisfies_precision(&[TENSOR_CORE], &bf16, false));
+        assert!(!satisfies_precision(&[REDUCED_PRECISION], &bf16, false));
+        assert!(
+            !satisfies_precision(&[DOWN_CONVERT], &bf16, false) && satisfies_precision(&[DOWN_CONVERT], &tf32, false)
+        );
+        assert!(
+            satisfies_precision(&[NONDETERMINISTIC], &bf16, false)
+                && !satisfies_precision(&[NONDETERMINISTIC], &bf16, true)
+        );
     }
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use burn::backend::Autodiff;
 use gpu_tests::{Gpu, formats};
-use nnunet_dist::ops::{Precision, tf32};
+use nnunet_dist::ops::{Precision, allow_tf32};
 
 use self::network::Fixture;
 
@@ -22,7 +22,7 @@ fn agrees(precision: Precision) {
         println!("skipped: this device has no {precision:?}");
         return;
     }
-    tf32::allow(precision == Precision::Tf32);
+    allow_tf32(precision == Precision::Tf32);
     let residual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
     let residual = ["resenc3d.npz", "resenc2d.npz"].map(|name| residual.join(name));
     for path in common::fixtures("fixtures/net", ".npz").into_iter().chain(residual) {

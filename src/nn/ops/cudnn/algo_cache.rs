@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::problem::Problem;
+use super::graph::ConvProblem;
 use nnunet_core::fsio;
 
 /// Environment variable with the cache folder.
@@ -17,7 +17,7 @@ const FORMAT: u32 = 1;
 
 /// Benchmark result of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Choice {
+pub struct AlgoCacheEntry {
     /// cuDNN's index of the engine and the position of its configuration among the candidates; `None` if no engine
     /// supports the problem.
     pub engine: Option<(i64, usize)>,
@@ -30,27 +30,27 @@ pub struct Choice {
     pub burn_seconds: Option<f64>,
 }
 
-impl Choice {
+impl AlgoCacheEntry {
     /// Whether to run Burn's kernel instead of cuDNN.
-    pub fn is_burns(&self) -> bool {
+    pub fn prefers_burn(&self) -> bool {
         self.engine.is_none() || self.burn_seconds.is_some_and(|seconds| seconds < self.seconds)
     }
 }
 
 /// Benchmark results of one GPU.
-pub(super) struct Table {
+pub(super) struct AlgoCache {
     /// `None` if there is no cache folder.
     path: Option<PathBuf>,
-    choices: BTreeMap<String, Choice>,
+    choices: BTreeMap<String, AlgoCacheEntry>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct File {
     format: u32,
-    choices: BTreeMap<String, Choice>,
+    choices: BTreeMap<String, AlgoCacheEntry>,
 }
 
-impl Table {
+impl AlgoCache {
     /// Reads the cache of a GPU and a cuDNN version. A damaged file causes a warning and is overwritten later.
     pub(super) fn open(folder: Option<&Path>, gpu: &str, version: &str) -> Self {
         let path = folder.map(Path::to_owned).or_else(default_folder).map(|folder| {
@@ -61,12 +61,12 @@ impl Table {
         Self { path, choices }
     }
 
-    pub(super) fn get(&self, problem: &Problem) -> Option<Choice> {
+    pub(super) fn get(&self, problem: &ConvProblem) -> Option<AlgoCacheEntry> {
         self.choices.get(&problem.to_string()).copied()
     }
 
     /// Stores a result in memory and in the file, merged with the results that other processes have written.
-    pub(super) fn put(&mut self, problem: &Problem, choice: Choice) {
+    pub(super) fn put(&mut self, problem: &ConvProblem, choice: AlgoCacheEntry) {
         self.choices.insert(problem.to_string(), choice);
         let Some(path) = &self.path else { return };
         let mut choices = read(path);
@@ -79,7 +79,7 @@ impl Table {
     }
 }
 
-fn read(path: &Path) -> BTreeMap<String, Choice> {
+fn read(path: &Path) -> BTreeMap<String, AlgoCacheEntry> {
     let Ok(text) = fs::read_to_string(path) else { return BTreeMap::new() };
     match serde_json::from_str::<File>(&text) {
         Ok(file) if file.format == FORMAT => file.choices,
@@ -110,12 +110,12 @@ fn default_folder() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::Element;
-    use crate::ops::Pass;
+    use crate::ops::BufferDtype;
+    use crate::ops::ConvPass;
 
-    fn problem(c_out: usize) -> Problem {
-        Problem {
-            pass: Pass::BackwardWeights,
+    fn problem(c_out: usize) -> ConvProblem {
+        ConvProblem {
+            pass: ConvPass::BackwardWeights,
             n: 2,
             input: [8, 9, 10],
             c_in: 4,
@@ -123,26 +123,27 @@ mod tests {
             kernel: [3; 3],
             stride: [1, 2, 2],
             padding: [1; 3],
-            element: Element::Bf16,
-            weight_element: Element::F32,
+            dtype: BufferDtype::Bf16,
+            weight_dtype: BufferDtype::F32,
             tf32: false,
         }
     }
 
-    const CHOICE: Choice = Choice { engine: Some((12, 3)), seconds: 1e-3, workspace: 4096, burn_seconds: None };
+    const CHOICE: AlgoCacheEntry =
+        AlgoCacheEntry { engine: Some((12, 3)), seconds: 1e-3, workspace: 4096, burn_seconds: None };
 
     #[test]
     fn processes_add_to_one_file() {
         let folder = tempfile::tempdir().unwrap();
-        let open = || Table::open(Some(folder.path()), "NVIDIA H100", "9.10.2");
+        let open = || AlgoCache::open(Some(folder.path()), "NVIDIA H100", "9.10.2");
         let (mut first, mut second) = (open(), open());
         first.put(&problem(8), CHOICE);
-        second.put(&problem(16), Choice { engine: None, ..CHOICE });
+        second.put(&problem(16), AlgoCacheEntry { engine: None, ..CHOICE });
         let third = open();
         assert_eq!(third.get(&problem(8)), Some(CHOICE));
-        assert!(third.get(&problem(16)).unwrap().is_burns());
+        assert!(third.get(&problem(16)).unwrap().prefers_burn());
         assert_eq!(third.get(&problem(32)), None);
-        assert_eq!(Table::open(Some(folder.path()), "NVIDIA H200", "9.10.2").get(&problem(8)), None);
+        assert_eq!(AlgoCache::open(Some(folder.path()), "NVIDIA H200", "9.10.2").get(&problem(8)), None);
     }
 
     #[test]
@@ -150,16 +151,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("convolutions-H100-cudnn-9.1.0.json");
         fs::write(&file, "{\"format\": 1, \"choi").unwrap();
-        let mut table = Table::open(Some(folder.path()), "H100", "9.1.0");
+        let mut table = AlgoCache::open(Some(folder.path()), "H100", "9.1.0");
         assert_eq!(table.get(&problem(8)), None);
         table.put(&problem(8), CHOICE);
-        assert_eq!(Table::open(Some(folder.path()), "H100", "9.1.0").get(&problem(8)), Some(CHOICE));
+        assert_eq!(AlgoCache::open(Some(folder.path()), "H100", "9.1.0").get(&problem(8)), Some(CHOICE));
     }
 
     #[test]
     fn the_faster_kernel_is_chosen() {
-        assert!(!CHOICE.is_burns());
-        assert!(Choice { burn_seconds: Some(5e-4), ..CHOICE }.is_burns());
-        assert!(!Choice { burn_seconds: Some(5e-3), ..CHOICE }.is_burns());
+        assert!(!CHOICE.prefers_burn());
+        assert!(AlgoCacheEntry { burn_seconds: Some(5e-4), ..CHOICE }.prefers_burn());
+        assert!(!AlgoCacheEntry { burn_seconds: Some(5e-3), ..CHOICE }.prefers_burn());
     }
 }

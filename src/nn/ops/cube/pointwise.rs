@@ -1,10 +1,105 @@
-//! Operations of residual blocks: sum with activation, and average pooling of the skip connection.
+//! Concatenation and split of activations along the channels.
 
 use burn::tensor::TensorMetadata;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::launch::{allocate, contiguous, elementwise, reuse, vector_size};
+use super::runtime::{allocate, contiguous, elementwise, reuse, vector_size};
+
+/// Concatenates the rows of `a` and `b`; one unit per vector.
+#[cube(launch)]
+fn concat_kernel<F: Float, N: Size>(
+    a: &Array<Vector<F, N>>,
+    b: &Array<Vector<F, N>>,
+    joined: &mut Array<Vector<F, N>>,
+    columns_a: usize,
+    columns_b: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let place = ABSOLUTE_POS;
+    if place >= joined.len() {
+        terminate!();
+    }
+    let row = place / (columns_a + columns_b);
+    let column = place % (columns_a + columns_b);
+    if column < columns_a {
+        joined[place] = a[row * columns_a + column];
+    } else {
+        joined[place] = b[row * columns_b + column - columns_a];
+    }
+}
+
+/// Inverse of [`concat_kernel`].
+#[cube(launch)]
+fn split_kernel<F: Float, N: Size>(
+    joined: &Array<Vector<F, N>>,
+    a: &mut Array<Vector<F, N>>,
+    b: &mut Array<Vector<F, N>>,
+    columns_a: usize,
+    columns_b: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let place = ABSOLUTE_POS;
+    if place >= joined.len() {
+        terminate!();
+    }
+    let row = place / (columns_a + columns_b);
+    let column = place % (columns_a + columns_b);
+    if column < columns_a {
+        a[row * columns_a + column] = joined[place];
+    } else {
+        b[row * columns_b + column - columns_a] = joined[place];
+    }
+}
+
+/// Concatenates `a` and `b` `(n, z, y, x, c)` along the channels.
+pub fn concat<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<R> {
+    let [n, z, y, x, channels_a] = a.shape().dims();
+    let channels_b = b.shape()[4];
+    let (a, b) = (contiguous(a), contiguous(b));
+    let size = vector_size(channels_a, &[a.dtype]).min(vector_size(channels_b, &[a.dtype]));
+    let joined = allocate(&a, [n, z, y, x, channels_a + channels_b], a.dtype);
+    let (count, dim) = elementwise(joined.shape().num_elements() / size);
+    let dtype = a.dtype;
+    concat_kernel::launch::<R>(
+        &joined.client,
+        count,
+        dim,
+        size,
+        a.into_array_arg(),
+        b.into_array_arg(),
+        joined.clone().into_array_arg(),
+        channels_a / size,
+        channels_b / size,
+        dtype.into(),
+    );
+    joined
+}
+
+/// Splits off the first `channels` channels; returns them and the rest.
+pub fn split<R: CubeRuntime>(joined: CubeTensor<R>, channels: usize) -> (CubeTensor<R>, CubeTensor<R>) {
+    let [n, z, y, x, all] = joined.shape().dims();
+    let joined = contiguous(joined);
+    let size = vector_size(channels, &[joined.dtype]).min(vector_size(all - channels, &[joined.dtype]));
+    let a = allocate(&joined, [n, z, y, x, channels], joined.dtype);
+    let b = allocate(&joined, [n, z, y, x, all - channels], joined.dtype);
+    let (count, dim) = elementwise(joined.shape().num_elements() / size);
+    let dtype = joined.dtype;
+    split_kernel::launch::<R>(
+        &a.client,
+        count,
+        dim,
+        size,
+        joined.into_array_arg(),
+        a.clone().into_array_arg(),
+        b.clone().into_array_arg(),
+        channels / size,
+        (all - channels) / size,
+        dtype.into(),
+    );
+    (a, b)
+}
 
 /// Computes `leaky_relu(a + b)`.
 #[cube(launch)]
@@ -44,7 +139,7 @@ fn scale_negative<F: Float, N: Size>(
 
 /// Averages over blocks of `sz * sy * sx` voxels; one unit per vector of the output with extents `height` and `width`.
 #[cube(launch)]
-fn means<F: Float, N: Size>(
+fn avg_pool_kernel<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
     output: &mut Array<Vector<F, N>>,
     height: usize,
@@ -81,7 +176,7 @@ fn means<F: Float, N: Size>(
 /// Distributes each voxel's gradient, divided by the block size, to the voxels of its block; one unit per vector of the
 /// output with extents `height` and `width`.
 #[cube(launch)]
-fn spread<F: Float, N: Size>(
+fn avg_pool_backward_kernel<F: Float, N: Size>(
     grad: &Array<Vector<F, N>>,
     output: &mut Array<Vector<F, N>>,
     height: usize,
@@ -107,7 +202,7 @@ fn spread<F: Float, N: Size>(
 }
 
 /// Computes `leaky_relu(a + b)`, in place in `a` if its memory is not shared.
-pub fn add_act<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, slope: f32) -> CubeTensor<R> {
+pub fn add_leaky_relu<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, slope: f32) -> CubeTensor<R> {
     let (a, b) = (contiguous(a), contiguous(b));
     let (len, dtype) = (a.shape().num_elements(), a.dtype);
     let size = vector_size(len, &[dtype]);
@@ -127,8 +222,8 @@ pub fn add_act<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, slope: f32) -
     y
 }
 
-/// Computes the gradient of either operand of [`add_act`], in place in `grad` if its memory is not shared.
-pub fn add_act_backward<R: CubeRuntime>(y: CubeTensor<R>, grad: CubeTensor<R>, slope: f32) -> CubeTensor<R> {
+/// Computes the gradient of either operand of [`add_leaky_relu`], in place in `grad` if its memory is not shared.
+pub fn add_leaky_relu_backward<R: CubeRuntime>(y: CubeTensor<R>, grad: CubeTensor<R>, slope: f32) -> CubeTensor<R> {
     let (y, grad) = (contiguous(y), contiguous(grad));
     let (len, dtype) = (y.shape().num_elements(), y.dtype);
     let size = vector_size(len, &[dtype]);
@@ -156,7 +251,7 @@ pub fn avg_pool<R: CubeRuntime>(x: CubeTensor<R>, size: [usize; 3]) -> CubeTenso
     let output = allocate(&x, shape, x.dtype);
     let (count, dim) = elementwise(output.shape().num_elements() / vector);
     let dtype = x.dtype;
-    means::launch::<R>(
+    avg_pool_kernel::launch::<R>(
         &output.client,
         count,
         dim,
@@ -180,7 +275,7 @@ pub fn avg_pool_backward<R: CubeRuntime>(grad: CubeTensor<R>, size: [usize; 3]) 
     let output = allocate(&grad, shape, grad.dtype);
     let (count, dim) = elementwise(output.shape().num_elements() / vector);
     let dtype = grad.dtype;
-    spread::launch::<R>(
+    avg_pool_backward_kernel::launch::<R>(
         &output.client,
         count,
         dim,

@@ -17,7 +17,7 @@ use burn::tensor::{Bytes, Shape};
 use burn_flex::FlexTensor;
 use burn_std::{AllocationController, AllocationProperty};
 
-use super::element::Element;
+use super::element::ActivationElement;
 
 const HUGE_PAGE: usize = 2 << 20;
 /// Sizes of small blocks are rounded up to this, so that buffers of similar size can reuse each other's block.
@@ -29,19 +29,19 @@ const MAX_IDLE: usize = 1 << 30;
 static POOL: Mutex<Pool> = Mutex::new(Pool { idle: BTreeMap::new(), idle_bytes: 0, live_bytes: 0, peak_bytes: 0 });
 
 /// Returns an uninitialized buffer of `len` values, for kernels that write every element.
-pub fn buffer<T: Element>(len: usize) -> Buffer<T> {
-    Buffer { block: Some(pool().take(len * size_of::<T>())), len, element: PhantomData }
+pub fn buffer<T: ActivationElement>(len: usize) -> Buffer<T> {
+    Buffer { block: Some(pool().acquire(len * size_of::<T>())), len, element: PhantomData }
 }
 
 /// A buffer that is being filled before it becomes a tensor.
-pub struct Buffer<T: Element> {
+pub struct Buffer<T: ActivationElement> {
     /// `None` after `into_tensor`.
     block: Option<Block>,
     len: usize,
     element: PhantomData<T>,
 }
 
-impl<T: Element> Buffer<T> {
+impl<T: ActivationElement> Buffer<T> {
     /// Converts the buffer to a tensor in C order.
     pub fn into_tensor<const D: usize>(mut self, shape: [usize; D]) -> FlexTensor {
         debug_assert_eq!(self.len, shape.iter().product::<usize>());
@@ -57,7 +57,7 @@ impl<T: Element> Buffer<T> {
     }
 }
 
-impl<T: Element> Deref for Buffer<T> {
+impl<T: ActivationElement> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -66,17 +66,17 @@ impl<T: Element> Deref for Buffer<T> {
     }
 }
 
-impl<T: Element> DerefMut for Buffer<T> {
+impl<T: ActivationElement> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as above; the buffer owns the block exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.pointer(), self.len) }
     }
 }
 
-impl<T: Element> Drop for Buffer<T> {
+impl<T: ActivationElement> Drop for Buffer<T> {
     fn drop(&mut self) {
         if let Some(block) = self.block.take() {
-            pool().give(block);
+            pool().release(block);
         }
     }
 }
@@ -106,7 +106,7 @@ impl AllocationController for PooledAllocation {
 
 impl Drop for PooledAllocation {
     fn drop(&mut self) {
-        pool().give(Block { ..self.0 });
+        pool().release(Block { ..self.0 });
     }
 }
 
@@ -135,7 +135,7 @@ fn pool() -> MutexGuard<'static, Pool> {
 }
 
 impl Pool {
-    fn take(&mut self, bytes: usize) -> Block {
+    fn acquire(&mut self, bytes: usize) -> Block {
         let layout = layout(bytes);
         let block = self.take_idle(layout.size()).unwrap_or_else(|| {
             self.shrink(layout.size());
@@ -146,7 +146,7 @@ impl Pool {
         block
     }
 
-    fn give(&mut self, block: Block) {
+    fn release(&mut self, block: Block) {
         let size = block.layout.size();
         self.live_bytes -= size;
         self.idle_bytes += size;
@@ -215,20 +215,20 @@ mod tests {
     #[test]
     fn a_block_of_the_same_size_is_used_again() {
         let mut pool = empty();
-        let block = pool.take(3 << 20);
+        let block = pool.acquire(3 << 20);
         let address = block.pointer;
-        pool.give(block);
-        let again = pool.take((3 << 20) - 100);
+        pool.release(block);
+        let again = pool.acquire((3 << 20) - 100);
         assert_eq!(again.pointer, address);
-        pool.give(again);
+        pool.release(again);
     }
 
     #[test]
     fn idle_blocks_of_other_sizes_do_not_pile_up() {
         let mut pool = empty();
         for size in 1..40 {
-            let block = pool.take(size * HUGE_PAGE);
-            pool.give(block);
+            let block = pool.acquire(size * HUGE_PAGE);
+            pool.release(block);
             assert!(pool.idle_bytes <= pool.peak_bytes + allowance(pool.peak_bytes), "{} idle", pool.idle_bytes);
         }
         assert_eq!(pool.live_bytes, 0);

@@ -1,7 +1,7 @@
 //! Gradient hooks: hand out parameter gradients as soon as they are ready, during the backward pass.
 //!
 //! A hook is an identity operation on the activations that enter a layer. Its backward step runs right after the
-//! layer's, which computes the gradients of the layer's parameters, and passes these gradients to the sink. (A hook on
+//! layer's, which computes the gradients of the layer's parameters, and passes these gradients to the hook. (A hook on
 //! the parameters themselves would run last, because the backward pass proceeds by depth and parameters are leaves.)
 
 use std::fmt;
@@ -20,57 +20,57 @@ use burn_autodiff::{
 };
 
 /// Receives gradients during the backward pass.
-pub trait GradientSink<B: Backend>: Send + Sync {
+pub trait GradHook<B: Backend>: Send + Sync {
     /// Called when a parameter's gradient is ready. The gradient is removed from Burn's gradient container.
     fn ready(&self, parameter: usize, gradient: FloatTensor<B>);
 }
 
 /// A backend with gradient hooks.
-pub trait TapGradients: AutodiffBackend {
-    /// Returns `x`. In the backward pass, the gradients of `parameters` that are ready are passed to `sink`, with the
+pub trait GradHooks: AutodiffBackend {
+    /// Returns `x`. In the backward pass, the gradients of `parameters` that are ready are passed to `hook`, with the
     /// given indices.
     ///
     /// Has no effect in the backward pass if `x` does not depend on a tensor with a gradient.
-    fn tap(
+    fn grad_hook(
         x: FloatTensor<Self>,
         parameters: Vec<(usize, FloatTensor<Self>)>,
-        sink: Arc<dyn GradientSink<Self::InnerBackend>>,
+        hook: Arc<dyn GradHook<Self::InnerBackend>>,
     ) -> FloatTensor<Self>;
 }
 
-/// Applies [`TapGradients::tap`] to a tensor.
-pub fn tap<B: TapGradients, const D: usize>(
+/// Applies [`GradHooks::grad_hook`] to a tensor.
+pub fn grad_hook<B: GradHooks, const D: usize>(
     x: Tensor<B, D>,
     parameters: Vec<(usize, FloatTensor<B>)>,
-    sink: Arc<dyn GradientSink<B::InnerBackend>>,
+    hook: Arc<dyn GradHook<B::InnerBackend>>,
 ) -> Tensor<B, D> {
-    Tensor::from_primitive(TensorPrimitive::Float(B::tap(x.into_primitive().tensor(), parameters, sink)))
+    Tensor::from_primitive(TensorPrimitive::Float(B::grad_hook(x.into_primitive().tensor(), parameters, hook)))
 }
 
-impl<B: Backend, C: CheckpointStrategy> TapGradients for Autodiff<B, C> {
-    fn tap(
+impl<B: Backend, C: CheckpointStrategy> GradHooks for Autodiff<B, C> {
+    fn grad_hook(
         x: FloatTensor<Self>,
         parameters: Vec<(usize, FloatTensor<Self>)>,
-        sink: Arc<dyn GradientSink<B>>,
+        hook: Arc<dyn GradHook<B>>,
     ) -> FloatTensor<Self> {
-        match Backward::<B, 1>::prepare::<C>(TapStep, [x.node.clone()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(TapState { parameters, sink }, x.primitive),
+        match Backward::<B, 1>::prepare::<C>(GradHookBackward, [x.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(GradHookState { parameters, hook }, x.primitive),
             OpsKind::UnTracked(prep) => prep.finish(x.primitive),
         }
     }
 }
 
 #[derive(Debug)]
-struct TapStep;
+struct GradHookBackward;
 
-/// Parameters of a hook and the sink of their gradients.
-struct TapState<B: Backend> {
+/// Parameters of a hook and the hook of their gradients.
+struct GradHookState<B: Backend> {
     parameters: Vec<(usize, FloatTensor<Autodiff<B>>)>,
-    sink: Arc<dyn GradientSink<B>>,
+    hook: Arc<dyn GradHook<B>>,
 }
 
-impl<B: Backend> Backward<B, 1> for TapStep {
-    type State = TapState<B>;
+impl<B: Backend> Backward<B, 1> for GradHookBackward {
+    type State = GradHookState<B>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
@@ -79,21 +79,21 @@ impl<B: Backend> Backward<B, 1> for TapStep {
         }
         for (number, parameter) in &ops.state.parameters {
             if let Some(gradient) = grads.remove::<B>(parameter) {
-                ops.state.sink.ready(*number, gradient);
+                ops.state.hook.ready(*number, gradient);
             }
         }
     }
 }
 
-impl<B: Backend> Clone for TapState<B> {
+impl<B: Backend> Clone for GradHookState<B> {
     fn clone(&self) -> Self {
-        Self { parameters: self.parameters.clone(), sink: self.sink.clone() }
+        Self { parameters: self.parameters.clone(), hook: self.hook.clone() }
     }
 }
 
-impl<B: Backend> fmt::Debug for TapState<B> {
+impl<B: Backend> fmt::Debug for GradHookState<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let numbers: Vec<_> = self.parameters.iter().map(|(number, _)| number).collect();
-        f.debug_tuple("TapState").field(&numbers).finish()
+        f.debug_tuple("GradHookState").field(&numbers).finish()
     }
 }
