@@ -129,7 +129,7 @@ pub trait Communicator: Send {
     fn enter(&self, _phase: &str) {}
     /// As [`Communicator::enter`], for work of which nobody knows how long it takes: a case, a file. As long as the rank
     /// gives signs of life it is waited for.
-    fn enter_long(&self, _phase: &str) {}
+    fn enter_unbounded(&self, _phase: &str) {}
     /// Ends the whole job at once with an exit code (`1..=255`; any other becomes 1), after printing rank and reason.
     ///
     /// For an error that the other ranks do not share: they would wait for this one for ever.

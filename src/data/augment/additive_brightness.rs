@@ -3,7 +3,7 @@
 use rand::Rng;
 use rand_distr::StandardNormal;
 
-use super::draw::chance;
+use super::distributions::chance;
 use super::voxels::channels_mut;
 use crate::store::Patch;
 use nnunet_core::rng::Stream;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rand::Rng;
 
-use super::draw::chance;
+use super::distributions::chance;
 use super::voxels::{channels_mut, shape};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
@@ -25,7 +25,7 @@ pub struct BlankRectangle {
 
 impl BlankRectangle {
     /// Creates the transform with the box sizes of `nnUNetTrainerDA5` for patches of extent `(z, y, x)`.
-    pub fn of_patch(patch_size: [usize; 3]) -> Self {
+    pub fn for_patch(patch_size: [usize; 3]) -> Self {
         let extents = |extent: usize| {
             let low = (extent / 10).max(1);
             low..(extent / 3).max(low + 1)
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_nnunet() {
-        let sizes = BlankRectangle::of_patch([40, 56, 1]).size;
+        let sizes = BlankRectangle::for_patch([40, 56, 1]).size;
         // Python ranges also exclude their end; for an axis of one voxel nnU-Net's range is empty.
         assert_eq!(sizes, [4..13, 5..18, 1..2]);
     }

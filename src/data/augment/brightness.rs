@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::draw::around_one;
+use super::distributions::balanced_factor;
 use super::voxels::channels_mut;
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
@@ -21,7 +21,7 @@ impl MultiplicativeBrightness {
     /// Changes the intensities in place.
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         for channel in channels_mut(patch) {
-            let factor = around_one(&self.factor, rng) as f32;
+            let factor = balanced_factor(&self.factor, rng) as f32;
             channel.iter_mut().for_each(|value| *value *= factor);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::draw::uniform;
+use super::distributions::uniform;
 use super::voxels::data_mut;
 use crate::store::Patch;
 use nnunet_core::rng::Stream;

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use rand::Rng;
 
-use super::draw::{chance, uniform};
-use super::local::Bump;
+use super::distributions::{chance, uniform};
+use super::local::GaussianWeight;
 use super::voxels::{channels_mut, shape};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
@@ -31,7 +31,7 @@ impl BrightnessGradient {
             if !chance(self.per_channel, rng) {
                 continue;
             }
-            let bump = Bump::draw(shape, rng);
+            let bump = GaussianWeight::draw(shape, rng);
             let sign = if rng.random::<bool>() { 1.0 } else { -1.0 };
             let height = (sign * uniform(&self.height, rng)) as f32;
             bump.for_rows(channel, |row, bump| {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-use super::draw::{around_one, chance};
+use super::distributions::{balanced_factor, chance};
 use super::voxels::{Statistics, channels_mut};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
@@ -31,8 +31,8 @@ impl Contrast {
             if self.per_channel < 1.0 && !chance(self.per_channel, rng) {
                 continue;
             }
-            let factor = around_one(&self.factor, rng) as f32;
-            let mut before = Statistics::of(channel);
+            let factor = balanced_factor(&self.factor, rng) as f32;
+            let mut before = Statistics::compute(channel);
             if !self.keep_range {
                 (before.low, before.high) = (f32::NEG_INFINITY, f32::INFINITY);
             }

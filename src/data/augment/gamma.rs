@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-use super::draw::around_one;
+use super::distributions::balanced_factor;
 use super::voxels::{Statistics, channels_mut};
 use crate::store::Patch;
 use nnunet_core::math::power;
@@ -31,11 +31,11 @@ impl Gamma {
     /// Changes the intensities in place.
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         for channel in channels_mut(patch) {
-            let exponent = around_one(&self.exponent, rng) as f32;
-            let before = Statistics::of(channel);
+            let exponent = balanced_factor(&self.exponent, rng) as f32;
+            let before = Statistics::compute(channel);
             let (sign, before) = if self.inverted { (-1.0, before.negated()) } else { (1.0, before) };
-            bend(channel, sign, exponent, before);
-            let after = Statistics::of(channel);
+            apply_gamma(channel, sign, exponent, before);
+            let after = Statistics::compute(channel);
             let gain = before.std / after.std.max(EPSILON);
             restore(channel, after.mean, sign * gain, sign * before.mean);
         }
@@ -44,7 +44,7 @@ impl Gamma {
 
 /// Applies the gamma curve to `sign * values`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn bend(values: &mut [f32], sign: f32, exponent: f32, before: Statistics) {
+fn apply_gamma(values: &mut [f32], sign: f32, exponent: f32, before: Statistics) {
     let (low, extent) = (before.low, before.high - before.low);
     let scale = 1.0 / extent.max(EPSILON);
     for value in values {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::draw::uniform;
+use super::distributions::uniform;
 use nnunet_core::rng::Stream;
 
 /// A random Gaussian weighting of a patch, rescaled to 0..1 within it.
@@ -10,7 +10,7 @@ use nnunet_core::rng::Stream;
 /// Follows batchgeneratorsv2 `LocalTransform` with the settings of `nnUNetTrainerDA5`: each axis has its own center,
 /// uniform in -0.5..1.5 times the patch extent, and its own standard deviation, log-uniform from a sixth of the extent
 /// to the whole extent. The weight of a voxel is the mean of the Gaussian over its volume.
-pub(super) struct Bump {
+pub(super) struct GaussianWeight {
     /// Gaussian profile along each axis.
     axes: [Vec<f64>; 3],
     low: f64,
@@ -22,7 +22,7 @@ const CENTRE: Range<f64> = -0.5..1.5;
 /// The smallest standard deviation is the extent divided by this, in whole voxels.
 const NARROWEST: usize = 6;
 
-impl Bump {
+impl GaussianWeight {
     pub(super) fn draw(shape: [usize; 3], rng: &mut Stream) -> Self {
         let axes = shape.map(|extent| {
             if extent == 1 {
@@ -77,7 +77,7 @@ mod tests {
         // `LocalTransform._generate_kernel((2, 3, 5))` with centers of 0.4, -0.3 and 1.2 extents and widths of 1, 2 and
         // 3 voxels (scipy.stats.norm.cdf).
         let axes = [gaussian(2, 0.8, 1.0), gaussian(3, -0.9, 2.0), gaussian(5, 6.0, 3.0)];
-        let bump = Bump::new(axes);
+        let bump = GaussianWeight::new(axes);
         let mut values = vec![0.0; 30];
         bump.for_rows(&mut values, |row, bump| row.copy_from_slice(bump));
         for (ours, expected) in values.iter().zip(BUMP) {

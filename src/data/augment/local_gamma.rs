@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::draw::{chance, uniform};
-use super::local::Bump;
+use super::distributions::{chance, uniform};
+use super::local::GaussianWeight;
 use super::voxels::{Statistics, channels_mut, shape};
 use crate::store::Patch;
 use nnunet_core::math::power;
@@ -32,9 +32,9 @@ impl LocalGamma {
             if !chance(self.per_channel, rng) {
                 continue;
             }
-            let bump = Bump::draw(shape, rng);
+            let bump = GaussianWeight::draw(shape, rng);
             let exponent = uniform(&self.exponents[usize::from(chance(0.5, rng))], rng) as f32;
-            let Statistics { low, high, .. } = Statistics::of(channel);
+            let Statistics { low, high, .. } = Statistics::compute(channel);
             let extent = (high - low).max(EPSILON);
             bump.for_rows(channel, |row, bump| {
                 for (value, bump) in row.iter_mut().zip(bump) {

@@ -1,6 +1,6 @@
 //! Mirroring.
 
-use super::draw::chance;
+use super::distributions::chance;
 use super::voxels::{channels_mut, label_maps_mut, shape};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-use super::tap::{self, Tap, between};
+use super::interpolation::{self, Stencil, lerp};
 use super::voxels::{channels_mut, label_maps_mut, shape};
 use crate::store::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Patch, Region};
 
@@ -39,7 +39,7 @@ pub(super) fn resample(source: Region, target: &mut Patch, matrix: &[[f64; 3]; 3
                 let turned: f64 = (0..3).map(|column| matrix[axis][column] * offset[column]).sum();
                 (turned + centre(source.size[axis])) as f32
             });
-            let line = Line { start, step: matrix.map(|row| row[2] as f32), len: nx };
+            let line = SourceLine { start, step: matrix.map(|row| row[2] as f32), len: nx };
             fill_row(&source, target, (z * ny + y) * nx, &line, &mut border);
         }
     }
@@ -47,7 +47,7 @@ pub(super) fn resample(source: Region, target: &mut Patch, matrix: &[[f64; 3]; 3
 
 /// Fills the row of the target that starts at index `row`. `border` is scratch memory, reused for each row, with the
 /// target index and the interpolation stencil of each position between the source and its padding.
-fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &Line, border: &mut Vec<(usize, Tap)>) {
+fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &SourceLine, border: &mut Vec<(usize, Stencil)>) {
     let voxels = source.voxels();
     let touching = line.touching(&voxels);
     let within = line.within(&voxels, &touching);
@@ -55,7 +55,7 @@ fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &Line, border
     border.extend(
         (touching.start..within.start)
             .chain(within.end..touching.end)
-            .map(|x| (row + x, Tap::at(line.position(x), source, &voxels))),
+            .map(|x| (row + x, Stencil::at(line.position(x), source, &voxels))),
     );
     let beyond = [row..row + touching.start, row + touching.end..row + line.len];
     let part = row + within.start..row + within.end;
@@ -63,25 +63,25 @@ fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &Line, border
 
     for (target, source) in channels_mut(target).zip(source.channels()) {
         beyond.iter().for_each(|beyond| target[beyond.clone()].fill(OUTSIDE_INTENSITY));
-        border.iter().for_each(|(index, tap)| target[*index] = tap.blend(source));
+        border.iter().for_each(|(index, stencil)| target[*index] = stencil.blend(source));
         blend(&source[grid.base..], &grid, line, within.start, &mut target[part.clone()]);
     }
     let label_maps = [Some(source.labels), source.previous].into_iter().flatten();
     for (target, source) in label_maps_mut(target).zip(label_maps) {
         beyond.iter().for_each(|beyond| target[beyond.clone()].fill(OUTSIDE_LABEL));
-        border.iter().for_each(|(index, tap)| target[*index] = tap.vote(source));
+        border.iter().for_each(|(index, stencil)| target[*index] = stencil.vote(source));
         vote(&source[grid.base..], &grid, line, within.start, &mut target[part.clone()]);
     }
 }
 
 /// The line through the source box that a row of the target maps to, in box positions.
-struct Line {
+struct SourceLine {
     start: [f32; 3],
     step: [f32; 3],
     len: usize,
 }
 
-impl Line {
+impl SourceLine {
     fn position(&self, x: usize) -> [f32; 3] {
         std::array::from_fn(|axis| self.start[axis] + x as f32 * self.step[axis])
     }
@@ -159,7 +159,7 @@ struct Grid {
 }
 
 impl Grid {
-    fn new(source: &Region, line: &Line, voxels: &[Range<usize>; 3]) -> Self {
+    fn new(source: &Region, line: &SourceLine, voxels: &[Range<usize>; 3]) -> Self {
         let [_, ny, nx] = source.shape;
         let stride = |axis: usize, stride| if line.on_last_voxel(axis, voxels) { 0 } else { stride };
         let (to_y, to_z) = (stride(1, nx), stride(0, ny * nx));
@@ -173,7 +173,7 @@ impl Grid {
     /// Returns the index relative to `base` of the first of the eight neighbors, and the fractional offsets from it,
     /// for the positions from `x` on. Positions at or after `end` are replaced by the last one before it.
     #[inline(always)]
-    fn locate(&self, line: &Line, x: usize, end: usize) -> ([u32; BLOCK], [[f32; BLOCK]; 3]) {
+    fn locate(&self, line: &SourceLine, x: usize, end: usize) -> ([u32; BLOCK], [[f32; BLOCK]; 3]) {
         let (mut first, mut fraction) = ([0; BLOCK], [[0.0; BLOCK]; 3]);
         let last = (end - 1 - x) as i32;
         for lane in 0..BLOCK {
@@ -218,7 +218,7 @@ impl Grid {
 
 /// Interpolates the positions from `x` on. All their neighbors must be in `channel`, which starts at the grid's base.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]) {
+fn blend(channel: &[f32], grid: &Grid, line: &SourceLine, x: usize, target: &mut [f32]) {
     let end = x + target.len();
     for (target, x) in target.chunks_mut(BLOCK).zip((x..end).step_by(BLOCK)) {
         let (first, [fz, fy, fx]) = grid.locate(line, x, end);
@@ -226,10 +226,10 @@ fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]
         for (lane, value) in target.iter_mut().enumerate() {
             // SAFETY: checked above for the whole block.
             let [[a0, a1], [b0, b1], [c0, c1], [d0, d1]] = unsafe { grid.neighbours(channel, first[lane]) };
-            let near = [between(a0, b0, fy[lane]), between(a1, b1, fy[lane])];
-            let far = [between(c0, d0, fy[lane]), between(c1, d1, fy[lane])];
-            let pair = [between(near[0], far[0], fz[lane]), between(near[1], far[1], fz[lane])];
-            *value = between(pair[0], pair[1], fx[lane]);
+            let near = [lerp(a0, b0, fy[lane]), lerp(a1, b1, fy[lane])];
+            let far = [lerp(c0, d0, fy[lane]), lerp(c1, d1, fy[lane])];
+            let pair = [lerp(near[0], far[0], fz[lane]), lerp(near[1], far[1], fz[lane])];
+            *value = lerp(pair[0], pair[1], fx[lane]);
         }
     }
 }
@@ -237,7 +237,7 @@ fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]
 /// Computes the labels of the positions from `x` on. All their neighbors must be in `labels`, which starts at the
 /// grid's base. In most cases all eight neighbors are equal.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn vote(labels: &[i16], grid: &Grid, line: &Line, x: usize, target: &mut [i16]) {
+fn vote(labels: &[i16], grid: &Grid, line: &SourceLine, x: usize, target: &mut [i16]) {
     let end = x + target.len();
     for (target, x) in target.chunks_mut(BLOCK).zip((x..end).step_by(BLOCK)) {
         let (first, [fz, fy, fx]) = grid.locate(line, x, end);
@@ -249,7 +249,7 @@ fn vote(labels: &[i16], grid: &Grid, line: &Line, x: usize, target: &mut [i16]) 
                 a[0]
             } else {
                 let neighbours = [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]];
-                tap::vote(neighbours, [fz[lane], fy[lane], fx[lane]])
+                interpolation::vote(neighbours, [fz[lane], fy[lane], fx[lane]])
             };
         }
     }
@@ -332,14 +332,14 @@ mod tests {
                     let turned = (0..3).map(|k| matrix[axis][k] * (offset[k] - (shape[k] as f64 - 1.0) / 2.0));
                     (turned.sum::<f64>() + (size[axis] as f64 - 1.0) / 2.0) as f32
                 });
-                let tap = Tap::at(position, &source, &source.voxels());
+                let stencil = Stencil::at(position, &source, &source.voxels());
                 for (channel, data) in source.channels().enumerate() {
-                    let (value, expected) = (target.data[[channel, z, y, x]], tap.blend(data));
+                    let (value, expected) = (target.data[[channel, z, y, x]], stencil.blend(data));
                     assert!((value - expected).abs() < 0.02, "{value} instead of {expected} at {position:?}");
                 }
                 // Halfway between two labels, rounding of the position decides.
                 if position.iter().all(|at| (at - at.floor() - 0.5).abs() > 1e-3) {
-                    assert_eq!(label, tap.vote(source.labels), "at {position:?}");
+                    assert_eq!(label, stencil.vote(source.labels), "at {position:?}");
                 }
             }
         }

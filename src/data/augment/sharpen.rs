@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::draw::{chance, uniform};
+use super::distributions::{chance, uniform};
 use super::voxels::{channels_mut, shape};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;

@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 use std::ops::Range;
 
 use super::crop::centre_crop;
-use super::draw::{chance, uniform};
+use super::distributions::{chance, uniform};
 use super::resample::resample;
 use crate::store::{Patch, Region};
 use nnunet_core::rng::Stream;

@@ -5,7 +5,7 @@ use ndarray::{Array3, Axis, Zip, s};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::intensities::Sample;
+use super::intensities::IntensitySample;
 use super::numpy::RandomState;
 use super::{Case, CaseFiles, Dataset, DatasetError};
 use nnunet_image as image;
@@ -55,10 +55,10 @@ pub fn extract_fingerprint(dataset: &Dataset) -> Result<Fingerprint, DatasetErro
     let cases: Vec<CaseFingerprint> = dataset
         .cases
         .par_iter()
-        .map(|files| CaseFingerprint::of(files, channels, samples_per_case))
+        .map(|files| CaseFingerprint::extract(files, channels, samples_per_case))
         .collect::<Result<_, _>>()?;
 
-    let mut per_channel: Vec<Vec<Sample>> = vec![Vec::new(); channels];
+    let mut per_channel: Vec<Vec<IntensitySample>> = vec![Vec::new(); channels];
     let (mut shapes, mut spacings, mut relative_sizes) = (Vec::new(), Vec::new(), Vec::new());
     for case in cases {
         shapes.push(case.shape_after_crop.to_vec());
@@ -66,7 +66,7 @@ pub fn extract_fingerprint(dataset: &Dataset) -> Result<Fingerprint, DatasetErro
         relative_sizes.push(case.relative_size);
         per_channel.iter_mut().zip(case.intensities).for_each(|(all, one)| all.push(one));
     }
-    let properties = |(channel, samples)| match Sample::merge(samples).properties() {
+    let properties = |(channel, samples)| match IntensitySample::merge(samples).properties() {
         Some(properties) => Ok((usize::to_string(&channel), properties)),
         None => Err(DatasetError::invalid(&dataset.root, "no label map of the dataset contains foreground voxels")),
     };
@@ -89,11 +89,11 @@ struct CaseFingerprint {
     /// (voxels after cropping) / (voxels before).
     relative_size: f64,
     /// One sample per channel.
-    intensities: Vec<Sample>,
+    intensities: Vec<IntensitySample>,
 }
 
 impl CaseFingerprint {
-    fn of(files: &CaseFiles, channels: usize, samples: usize) -> Result<Self, DatasetError> {
+    fn extract(files: &CaseFiles, channels: usize, samples: usize) -> Result<Self, DatasetError> {
         let Case { image, label, .. } = files.load(channels)?;
         let first = files.images.first().map_or(std::path::Path::new(&files.id), |path| path);
         let Some(label) = label else { return Err(DatasetError::invalid(first, "has no label map")) };
@@ -117,7 +117,7 @@ impl CaseFingerprint {
             if foreground.iter().any(|intensity| intensity.is_nan()) {
                 return Err(DatasetError::invalid(first, "the foreground of the case contains NaN"));
             }
-            intensities.push(Sample::draw(&foreground, samples, &mut random));
+            intensities.push(IntensitySample::draw(&foreground, samples, &mut random));
         }
         let voxels = |shape: &[usize]| shape.iter().product::<usize>() as f64;
         Ok(Self {

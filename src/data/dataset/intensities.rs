@@ -8,9 +8,9 @@ use super::numpy::RandomState;
 /// nnU-Net draws more voxels than most cases have in their foreground, and CT has few distinct values, so this needs
 /// much less memory than a list of all draws.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Sample(Vec<(f32, u64)>);
+pub(super) struct IntensitySample(Vec<(f32, u64)>);
 
-impl Sample {
+impl IntensitySample {
     /// Draws `count` values with replacement, as `RandomState.choice(values, count)`; empty if there are no values.
     pub(super) fn draw(values: &[f32], count: usize, random: &mut RandomState) -> Self {
         let Some(last) = values.len().checked_sub(1) else { return Self::default() };
@@ -20,15 +20,15 @@ impl Sample {
             times[random.interval(last) as usize] += 1;
         }
         let drawn = values.iter().zip(times).filter(|&(_, times)| times > 0);
-        Self::of(drawn.map(|(&value, times)| (value, u64::from(times))).collect())
+        Self::from_draws(drawn.map(|(&value, times)| (value, u64::from(times))).collect())
     }
 
     /// Merges several samples.
     pub(super) fn merge(samples: Vec<Self>) -> Self {
-        Self::of(samples.into_iter().flat_map(|sample| sample.0).collect())
+        Self::from_draws(samples.into_iter().flat_map(|sample| sample.0).collect())
     }
 
-    fn of(mut drawn: Vec<(f32, u64)>) -> Self {
+    fn from_draws(mut drawn: Vec<(f32, u64)>) -> Self {
         drawn.sort_unstable_by(|(a, _), (b, _)| a.total_cmp(b));
         drawn.dedup_by(|(value, times), (kept, total)| {
             let same = value == kept;
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn sample_and_statistics_are_numpys() {
         let mut random = RandomState::new(1234);
-        let sample = Sample::draw(&[4.0, -1.0, 2.5, 4.0, 10.0], 1000, &mut random);
+        let sample = IntensitySample::draw(&[4.0, -1.0, 2.5, 4.0, 10.0], 1000, &mut random);
         assert_eq!(sample.0, [(-1.0, 223), (2.5, 204), (4.0, 391), (10.0, 182)]);
         let found = sample.properties().unwrap();
         assert_eq!((found.min, found.median, found.max), (-1.0, 4.0, 10.0));
@@ -95,12 +95,15 @@ mod tests {
 
     #[test]
     fn percentiles_are_interpolated() {
-        let sample = Sample::merge(vec![Sample(vec![(0.0, 1), (10.0, 1)]), Sample(vec![(0.0, 2), (20.0, 1)])]);
+        let sample = IntensitySample::merge(vec![
+            IntensitySample(vec![(0.0, 1), (10.0, 1)]),
+            IntensitySample(vec![(0.0, 2), (20.0, 1)]),
+        ]);
         assert_eq!(sample.0, [(0.0, 3), (10.0, 1), (20.0, 1)]);
         // numpy.percentile([0, 0, 0, 10, 20], ...)
         for (q, expected) in [(0.5, 0.0), (0.625, 5.0), (0.8, 12.0), (0.995, 19.8)] {
             assert!((sample.quantile(q) - expected).abs() < 1e-12, "{q}: {}", sample.quantile(q));
         }
-        assert_eq!(Sample::draw(&[], 5, &mut RandomState::new(0)).properties(), None);
+        assert_eq!(IntensitySample::draw(&[], 5, &mut RandomState::new(0)).properties(), None);
     }
 }

@@ -5,10 +5,10 @@
 //! encounter defects only if files change in the meantime.
 
 mod case;
+mod case_grouping;
 mod description;
 mod error;
 mod fingerprint;
-mod images;
 mod intensities;
 mod json;
 mod layout;
@@ -18,11 +18,11 @@ mod splits;
 mod validate;
 
 pub use case::{Case, CaseFiles};
+pub use case_grouping::{case_name, find_images, group_images};
 pub use error::DatasetError;
 pub use fingerprint::{Fingerprint, IntensityProperties, extract_fingerprint};
-pub use images::{case_name, find_images, group_images};
 pub use json::{DatasetJson, Foreground, LabelValue};
-pub use layout::{Layout, convert_dataset};
+pub use layout::{RawLayout, convert_dataset};
 pub use raw::Dataset;
 pub use splits::{Fold, Splits};
 pub use validate::validate;

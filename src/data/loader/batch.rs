@@ -29,7 +29,7 @@ impl Batch {
 
     /// Writes a sample at `position`; labels outside the image become background, as in nnU-Net's last transform.
     /// `one_hot` are the channels after those of the patch.
-    pub(super) fn place(&mut self, position: usize, patch: &Patch, one_hot: &[BitVolume]) {
+    pub(super) fn write_sample(&mut self, position: usize, patch: &Patch, one_hot: &[BitVolume]) {
         let mut sample = self.images.index_axis_mut(Axis(0), position);
         let channels = patch.data.len_of(Axis(0));
         sample.slice_mut(s![..channels, .., .., ..]).assign(&patch.data);

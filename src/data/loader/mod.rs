@@ -8,14 +8,14 @@
 //!    names the case, never as a hang.
 
 mod batch;
+mod case_partition;
 mod error;
-mod order;
 mod prefetch;
 mod sampler;
 mod worker;
 
 pub use batch::{Batch, SampleId};
+pub use case_partition::Shard;
 pub use error::LoaderError;
-pub use order::Shard;
 pub use prefetch::{Loader, LoaderOptions};
 pub use sampler::{Oversampling, Sampler, SamplerOptions};

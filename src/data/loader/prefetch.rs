@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
-use super::worker::{self, Context, Job, Report};
+use super::worker::{self, SampleRequest, WorkerContext, WorkerResult};
 use super::{Batch, LoaderError, Sampler};
 use crate::augment::Pipeline;
 use crate::store::CaseStore;
@@ -21,13 +21,13 @@ use crate::store::CaseStore;
 pub struct Loader {
     sampler: Sampler,
     options: LoaderOptions,
-    context: Arc<Context>,
+    context: Arc<WorkerContext>,
     /// `None` while the loader is being dropped: closing the queue stops the workers.
-    jobs: Option<Sender<Job>>,
-    reports: Receiver<Report>,
+    requests: Option<Sender<SampleRequest>>,
+    reports: Receiver<WorkerResult>,
     workers: Vec<JoinHandle<()>>,
     /// Batches being filled, the next one to deliver first.
-    pending: VecDeque<Pending>,
+    pending: VecDeque<PendingBatch>,
     /// Number of delivered batches, which is also the ticket of the first pending batch.
     delivered: u64,
     /// Recycled buffers for later batches.
@@ -57,7 +57,7 @@ pub struct LoaderOptions {
     pub iterations_per_epoch: u64,
 }
 
-struct Pending {
+struct PendingBatch {
     batch: Arc<Mutex<Batch>>,
     /// Number of samples not yet written.
     missing: usize,
@@ -78,14 +78,14 @@ impl Loader {
         check(&sampler, &pipeline, &options).map_err(LoaderError::Setup)?;
         let channels = sampler.channels().map_err(|error| LoaderError::Setup(error.to_string()))?;
         let seed = sampler.options().seed;
-        let context = Arc::new(Context { store, pipeline, seed, channels, cancelled: AtomicBool::new(false) });
-        let (jobs, job_queue) = unbounded();
+        let context = Arc::new(WorkerContext { store, pipeline, seed, channels, cancelled: AtomicBool::new(false) });
+        let (requests, request_queue) = unbounded();
         let (report_sender, reports) = unbounded();
         let mut loader = Self {
             sampler,
             options,
             context,
-            jobs: Some(jobs),
+            requests: Some(requests),
             reports,
             workers: Vec::new(),
             pending: VecDeque::new(),
@@ -95,10 +95,10 @@ impl Loader {
             failure: None,
         };
         for number in 0..loader.options.workers {
-            let (context, jobs, reports) = (loader.context.clone(), job_queue.clone(), report_sender.clone());
+            let (context, requests, reports) = (loader.context.clone(), request_queue.clone(), report_sender.clone());
             let worker = std::thread::Builder::new()
                 .name(format!("loader-{number}"))
-                .spawn(move || worker::run(&context, &jobs, &reports))
+                .spawn(move || worker::run(&context, &requests, &reports))
                 .map_err(|error| LoaderError::Setup(format!("cannot start worker thread {number}: {error}")))?;
             loader.workers.push(worker);
         }
@@ -156,7 +156,7 @@ impl Loader {
     }
 
     /// Returns the next worker report; counts the waiting time if none is available yet.
-    fn next_report(&mut self) -> Result<Report, LoaderError> {
+    fn next_report(&mut self) -> Result<WorkerResult, LoaderError> {
         let gone = || LoaderError::Setup("all worker threads have ended".into());
         match self.reports.try_recv() {
             Ok(report) => Ok(report),
@@ -191,11 +191,11 @@ impl Loader {
         batch.samples.clone_from(&samples);
         let batch = Arc::new(Mutex::new(batch));
         for (position, sample) in samples.into_iter().enumerate() {
-            let job = Job { sample, batch: batch.clone(), position, ticket };
-            let queue = self.jobs.as_ref().expect("the queue is closed only by drop");
-            queue.send(job).map_err(|_| LoaderError::Setup("all worker threads have ended".into()))?;
+            let request = SampleRequest { sample, batch: batch.clone(), position, ticket };
+            let queue = self.requests.as_ref().expect("the queue is closed only by drop");
+            queue.send(request).map_err(|_| LoaderError::Setup("all worker threads have ended".into()))?;
         }
-        self.pending.push_back(Pending { batch, missing: size });
+        self.pending.push_back(PendingBatch { batch, missing: size });
         Ok(())
     }
 }
@@ -203,9 +203,9 @@ impl Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         self.context.cancelled.store(true, Ordering::Relaxed);
-        self.jobs = None;
+        self.requests = None;
         for worker in self.workers.drain(..) {
-            // Panics inside a job were caught and reported; a panic outside a job is ignored.
+            // Panics inside a request were caught and reported; a panic outside a request is ignored.
             let _ = worker.join();
         }
     }

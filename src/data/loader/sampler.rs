@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rand::Rng;
 
-use super::order::Deal;
+use super::case_partition::CasePartition;
 use super::{LoaderError, SampleId, Shard};
 use crate::store::{ANNOTATED, CaseInfo, CaseStore, StoreError};
 use nnunet_core::rng::{Purpose, Stream, stream};
@@ -21,7 +21,7 @@ pub struct Sampler {
     /// First position in the global batch that is forced to foreground.
     first_forced: u64,
     /// Partition of the cases, for [`Shard::Epoch`].
-    deal: Option<Deal>,
+    case_partition: Option<CasePartition>,
 }
 
 /// Selection of the samples forced to foreground.
@@ -89,9 +89,9 @@ impl Sampler {
         // Python's `round`, which nnU-Net uses here, rounds halves to even.
         let unforced = options.global_batch_size as f64 * (1.0 - options.oversample_foreground);
         let first_forced = unforced.round_ties_even() as u64;
-        let deal =
-            (options.shard == Shard::Epoch).then(|| Deal::new(options.seed, cases.len(), options.global_batch_size));
-        Ok(Self { store, cases, options, first_forced, deal })
+        let case_partition = (options.shard == Shard::Epoch)
+            .then(|| CasePartition::new(options.seed, cases.len(), options.global_batch_size));
+        Ok(Self { store, cases, options, first_forced, case_partition })
     }
 
     /// Returns the options of the sampler.
@@ -114,8 +114,8 @@ impl Sampler {
     pub fn draw(&self, epoch: u64, index: u64) -> Result<SampleId, LoaderError> {
         let mut rng = stream(self.options.seed, self.options.purpose, epoch, index);
         let (iteration, position) = (index / self.options.global_batch_size as u64, self.position(index));
-        let case = match &self.deal {
-            Some(deal) => &self.cases[deal.case(epoch, iteration, position as usize)],
+        let case = match &self.case_partition {
+            Some(case_partition) => &self.cases[case_partition.case(epoch, iteration, position as usize)],
             None => choose(&self.cases, &mut rng),
         };
         let info = self.store.info(case).map_err(|error| LoaderError::Sample {
@@ -128,12 +128,12 @@ impl Sampler {
             Oversampling::Probabilistic => rng.random::<f64>() < self.options.oversample_foreground,
             Oversampling::Deterministic => {
                 // With partitioned cases, rotate the forced positions; otherwise the same cases would always be forced.
-                let turn = if self.deal.is_some() { iteration } else { 0 };
+                let turn = if self.case_partition.is_some() { iteration } else { 0 };
                 self.position(position + turn) >= self.first_forced
             }
         };
-        let (class, voxel) = draw_centre(info, forced, &mut rng).unzip();
-        let lo = self.place(info.shape, voxel, &mut rng);
+        let (class, voxel) = draw_center_voxel(info, forced, &mut rng).unzip();
+        let lo = self.draw_corner(info.shape, voxel, &mut rng);
         let class = class.filter(|class| *class != ANNOTATED);
         Ok(SampleId { epoch, index, case: case.clone(), lo, class })
     }
@@ -145,7 +145,7 @@ impl Sampler {
 
     /// Returns the lower corner of the box to read: centered on `voxel` but not below the lower bound, or random within
     /// the bounds (nnU-Net's `get_bbox`). Axes shorter than the patch are padded on both sides.
-    fn place(&self, shape: [usize; 3], voxel: Option<[u32; 3]>, rng: &mut Stream) -> [isize; 3] {
+    fn draw_corner(&self, shape: [usize; 3], voxel: Option<[u32; 3]>, rng: &mut Stream) -> [isize; 3] {
         std::array::from_fn(|axis| {
             let read = self.options.patch_size[axis] as i64;
             let extent = shape[axis] as i64;
@@ -165,7 +165,7 @@ impl Sampler {
 /// Draws the voxel to center a patch on: if `forced` to foreground, a voxel of a class drawn uniformly among those
 /// present, otherwise a voxel without the ignore label (nnU-Net's `get_bbox`). Returns `None` if the case has no such
 /// voxels or no ignore label; the patch is then placed at random.
-fn draw_centre(info: &CaseInfo, forced: bool, rng: &mut Stream) -> Option<(i16, [u32; 3])> {
+fn draw_center_voxel(info: &CaseInfo, forced: bool, rng: &mut Stream) -> Option<(i16, [u32; 3])> {
     let known = |key: &i16| Some(info.class_locations.get_key_value(key)?).filter(|(_, voxels)| !voxels.is_empty());
     let present = info.class_locations.iter().filter(|(class, voxels)| **class != ANNOTATED && !voxels.is_empty());
     let present: Vec<_> = if forced { present.collect() } else { Vec::new() };

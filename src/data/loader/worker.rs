@@ -16,7 +16,7 @@ use nnunet_core::rng::{Purpose, stream};
 use nnunet_core::trace;
 
 /// A request to fetch one sample.
-pub(super) struct Job {
+pub(super) struct SampleRequest {
     pub(super) sample: SampleId,
     /// Batch to write the sample to, at `position`.
     pub(super) batch: Arc<Mutex<Batch>>,
@@ -25,41 +25,41 @@ pub(super) struct Job {
     pub(super) ticket: u64,
 }
 
-/// Result of a job: the ticket of its batch, or the error.
-pub(super) type Report = Result<u64, LoaderError>;
+/// Result of a request: the ticket of its batch, or the error.
+pub(super) type WorkerResult = Result<u64, LoaderError>;
 
 /// State shared by all workers.
-pub(super) struct Context {
+pub(super) struct WorkerContext {
     pub(super) store: Arc<dyn CaseStore>,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) seed: u64,
     /// Number of image channels.
     pub(super) channels: usize,
-    /// Set when the remaining jobs are no longer needed.
+    /// Set when the remaining requests are no longer needed.
     pub(super) cancelled: AtomicBool,
 }
 
-impl Context {
+impl WorkerContext {
     /// Returns the number of network input channels: those of the image and, in a cascade, of the previous stage.
     pub(super) fn input_channels(&self) -> usize {
         self.channels + self.pipeline.previous_stage().map_or(0, PreviousStage::num_channels)
     }
 }
 
-/// Processes jobs until the queue closes, the loader is dropped or a job fails.
-pub(super) fn run(context: &Context, jobs: &Receiver<Job>, reports: &Sender<Report>) {
+/// Processes requests until the queue closes, the loader is dropped or a request fails.
+pub(super) fn run(context: &WorkerContext, requests: &Receiver<SampleRequest>, reports: &Sender<WorkerResult>) {
     let mut buffers = Buffers::new(context);
-    for job in jobs {
+    for request in requests {
         if context.cancelled.load(Ordering::Relaxed) {
             return;
         }
-        // The buffers of a job that panicked are never read: the loader delivers nothing after an error.
-        let outcome = catch_unwind(AssertUnwindSafe(|| buffers.fill(context, &job)));
+        // The buffers of a request that panicked are never read: the loader delivers nothing after an error.
+        let outcome = catch_unwind(AssertUnwindSafe(|| buffers.fill(context, &request)));
         let result = outcome.unwrap_or_else(|panic| Err(format!("the worker panicked: {}", message_of(&*panic))));
-        let ticket = job.ticket;
-        let SampleId { case, epoch, index, .. } = job.sample;
+        let ticket = request.ticket;
+        let SampleId { case, epoch, index, .. } = request.sample;
         // Drop before sending the report, so that the loader is the only owner of the batch.
-        drop(job.batch);
+        drop(request.batch);
         let report = result.map(|()| ticket).map_err(|cause| LoaderError::Sample { case, epoch, index, cause });
         if reports.send(report).is_err() {
             return;
@@ -75,16 +75,16 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn new(context: &Context) -> Self {
+    fn new(context: &WorkerContext) -> Self {
         let size = context.pipeline.patch_size();
         let previous = context.pipeline.previous_stage().map(|_| Array3::zeros(size));
         Self { read: Patch::default(), patch: Patch { previous, ..blank_patch(context.channels, size) } }
     }
 
     /// Reads and augments a sample and writes it to its batch.
-    fn fill(&mut self, context: &Context, job: &Job) -> Result<(), String> {
-        let SampleId { case, epoch, index, lo, .. } = &job.sample;
-        let Context { store, pipeline, .. } = context;
+    fn fill(&mut self, context: &WorkerContext, request: &SampleRequest) -> Result<(), String> {
+        let SampleId { case, epoch, index, lo, .. } = &request.sample;
+        let WorkerContext { store, pipeline, .. } = context;
         let info = store.info(case).map_err(|error| error.to_string())?;
         let channels = info.channels;
         if channels != context.channels {
@@ -104,7 +104,11 @@ impl Buffers {
             .with_region(case, *lo, pipeline.read_patch_size(), read, &mut augment)
             .map_err(|error| error.to_string())?;
         let one_hot = pipeline.one_hot(&self.patch, &mut rng);
-        job.batch.lock().unwrap_or_else(PoisonError::into_inner).place(job.position, &self.patch, &one_hot);
+        request.batch.lock().unwrap_or_else(PoisonError::into_inner).write_sample(
+            request.position,
+            &self.patch,
+            &one_hot,
+        );
         Ok(())
     }
 }

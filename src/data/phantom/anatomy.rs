@@ -14,7 +14,7 @@ pub(super) enum Tissue {
     /// Class 2: the inner part of the organ, with the brightness of the body.
     Core,
     /// Distractor with the brightness of the organ: solid blobs and tubes.
-    LookAlike,
+    Distractor,
 }
 
 /// Shapes of one phantom, in mm along `(z, y, x)` from the corner of the volume, deformed by a smooth field.
@@ -36,7 +36,7 @@ const TUBES: usize = 3;
 /// Extent in mm for which the sizes below are given; other volumes scale them.
 const REFERENCE_EXTENT: f32 = 40.0;
 /// Maximum number of retries for drawing a position outside the organ.
-const TRIES: usize = 100;
+const MAX_TRIES: usize = 100;
 
 struct Ellipsoid {
     centre: [f32; 3],
@@ -69,11 +69,11 @@ impl Anatomy {
         };
         let blobs = (0..BLOBS).map(|_| {
             let semi_axes = std::array::from_fn(|_| unit * rng.random_range(5.0..7.0));
-            Ellipsoid { centre: place_outside(&organ, extent, rng), semi_axes }
+            Ellipsoid { centre: draw_point_outside(&organ, extent, rng), semi_axes }
         });
         let blobs = blobs.collect();
         let tubes = (0..TUBES).map(|_| Tube {
-            point: place_outside(&organ, extent, rng),
+            point: draw_point_outside(&organ, extent, rng),
             direction: unit_vector([1.0, rng.random_range(-0.7..0.7), rng.random_range(-0.7..0.7)]),
             radius: unit * rng.random_range(2.5..3.5),
         });
@@ -94,7 +94,7 @@ impl Anatomy {
         }
         let look_alike =
             self.blobs.iter().any(|blob| blob.level(point) < 1.0) || self.tubes.iter().any(|tube| tube.contains(point));
-        if look_alike && from_organ > 1.0 + self.gap { Tissue::LookAlike } else { Tissue::Body }
+        if look_alike && from_organ > 1.0 + self.gap { Tissue::Distractor } else { Tissue::Body }
     }
 }
 
@@ -116,9 +116,9 @@ impl Tube {
 }
 
 /// Draws a point inside the volume and well outside the organ; returns the corner of the volume if none is found.
-fn place_outside(organ: &Ellipsoid, extent: [f32; 3], rng: &mut impl Rng) -> [f32; 3] {
+fn draw_point_outside(organ: &Ellipsoid, extent: [f32; 3], rng: &mut impl Rng) -> [f32; 3] {
     let place = || extent.map(|extent| extent * rng.random_range(0.1..0.9));
-    std::iter::repeat_with(place).take(TRIES).find(|&point| organ.level(point) > 1.5).unwrap_or([0.0; 3])
+    std::iter::repeat_with(place).take(MAX_TRIES).find(|&point| organ.level(point) > 1.5).unwrap_or([0.0; 3])
 }
 
 fn unit_vector(vector: [f32; 3]) -> [f32; 3] {
@@ -153,7 +153,7 @@ mod tests {
             let (core, organ) = (volume(Tissue::Core), volume(Tissue::Organ));
             assert!(core > 400 && core < organ, "core {core}, organ {organ}");
             organs += organ;
-            look_alikes += volume(Tissue::LookAlike);
+            look_alikes += volume(Tissue::Distractor);
         }
         assert!(look_alikes as f64 > 1.2 * organs as f64, "look-alikes {look_alikes}, organs {organs}");
     }

@@ -59,14 +59,14 @@ impl Texture {
             Tissue::Air => 0.1,
             Tissue::Body | Tissue::Core => 1.0 + 0.15 * self.coarse.at(point),
             Tissue::Organ => BRIGHT + 0.05 * self.coarse.at(point),
-            Tissue::LookAlike => BRIGHT + 0.35 * self.fine.at(point),
+            Tissue::Distractor => BRIGHT + 0.35 * self.fine.at(point),
         }
     }
 }
 
 fn label(tissue: Tissue) -> i16 {
     match tissue {
-        Tissue::Air | Tissue::Body | Tissue::LookAlike => 0,
+        Tissue::Air | Tissue::Body | Tissue::Distractor => 0,
         Tissue::Organ => 1,
         Tissue::Core => 2,
     }

@@ -46,14 +46,14 @@ pub struct ResidualBlock {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecoderStage {
     /// Transposed convolution whose kernel equals its stride.
-    pub up: Upwards,
+    pub up: Upsample,
     pub blocks: Vec<Block>,
     pub head: Head,
 }
 
 /// A transposed convolution whose kernel equals its stride; its parameters are `NAME.weight` and `NAME.bias`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upwards {
+pub struct Upsample {
     pub name: String,
     pub from: usize,
     pub to: usize,
@@ -93,7 +93,7 @@ impl NetworkShape {
             let stage = self.stage_of_decoder(index);
             let (below, features) = (self.features[stage + 1], self.features[stage]);
             DecoderStage {
-                up: Upwards {
+                up: Upsample {
                     name: format!("decoder.transpconvs.{index}"),
                     from: below,
                     to: features,
@@ -157,14 +157,14 @@ impl ConvNorm {
 
 /// Position of blocks in the network: the encoder stage of their resolution, their input feature maps, and the stride
 /// of the first block.
-pub(super) struct Place<'a> {
+pub(super) struct BlockPosition<'a> {
     pub shape: &'a NetworkShape,
     pub stage: usize,
     pub from: usize,
     pub stride: [usize; 3],
 }
 
-impl Place<'_> {
+impl BlockPosition<'_> {
     /// Creates `count` convolutions `NAME.0`, `NAME.1`, ...
     pub(super) fn convolutions(&self, name: &str, count: usize) -> Vec<Block> {
         let place = |index| self.conv(format!("{name}.{index}"), index == 0);

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 /// Adds the `architecture` to a configuration in the old format, as nnU-Net does (`plans_handler.py`). All other
 /// configurations are unchanged, including invalid ones, which then lack the key.
-pub(super) fn modernize(configuration: &mut Value) {
+pub(super) fn upgrade_old_format(configuration: &mut Value) {
     if configuration.get("architecture").is_none()
         && let Some(architecture) = architecture(configuration)
     {
@@ -60,17 +60,17 @@ mod tests {
             "conv_kernel_sizes": [[3, 3, 3], [3, 3, 3], [3, 3, 3]],
         });
         let mut configuration = old.clone();
-        modernize(&mut configuration);
+        upgrade_old_format(&mut configuration);
         let architecture: crate::plan::Architecture =
             serde_json::from_value(configuration["architecture"].clone()).unwrap();
         assert_eq!(architecture.arch_kwargs["features_per_stage"], json!([32, 64, 100]));
         assert_eq!(architecture.arch_kwargs["conv_op"], "torch.nn.modules.conv.Conv3d");
         assert_eq!(architecture.arch_kwargs["strides"], old["pool_op_kernel_sizes"]);
         let new = configuration.clone();
-        modernize(&mut configuration);
+        upgrade_old_format(&mut configuration);
         assert_eq!(configuration, new);
         let mut unknown = json!({"UNet_class_name": "MyUNet"});
-        modernize(&mut unknown);
+        upgrade_old_format(&mut unknown);
         assert!(unknown.get("architecture").is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! Search for the largest patch and batch that fit into GPU memory.
 
-use super::lift::lift;
 use super::presets::Preset;
+use super::to_3d::to_3d;
 use super::{NetworkShape, Topology, feature_map_size};
 
 /// Feature maps of the first stage; doubled at every stage up to a limit.
@@ -11,7 +11,7 @@ const BASE_FEATURES: usize = 32;
 const MIN_BATCH: f64 = 2.0;
 
 /// Reference values shared by all planners, per number of axes (nnU-Net's `default_experiment_planner.py`).
-struct Reference {
+struct ReferenceBatch {
     /// Batch size at which the reference feature maps fill the GPU memory.
     batch: f64,
     max_features: usize,
@@ -19,18 +19,19 @@ struct Reference {
     initial_voxels: f64,
 }
 
-const REFERENCE_2D: Reference = Reference { batch: 12.0, max_features: 512, initial_voxels: 2048.0 * 2048.0 };
+const REFERENCE_2D: ReferenceBatch = ReferenceBatch { batch: 12.0, max_features: 512, initial_voxels: 2048.0 * 2048.0 };
 
-const REFERENCE_3D: Reference = Reference { batch: 2.0, max_features: 320, initial_voxels: 256.0 * 256.0 * 256.0 };
+const REFERENCE_3D: ReferenceBatch =
+    ReferenceBatch { batch: 2.0, max_features: 320, initial_voxels: 256.0 * 256.0 * 256.0 };
 
-impl Reference {
-    fn of(axes: usize) -> &'static Self {
+impl ReferenceBatch {
+    fn for_axes(axes: usize) -> &'static Self {
         if axes == 2 { &REFERENCE_2D } else { &REFERENCE_3D }
     }
 }
 
 /// Input of the patch search.
-pub(super) struct Demand<'a> {
+pub(super) struct PatchRequest<'a> {
     /// Target spacing in mm, `(z, y, x)` or `(y, x)`.
     pub spacing: &'a [f64],
     /// Median shape of the resampled images, with the same number of axes.
@@ -43,7 +44,7 @@ pub(super) struct Demand<'a> {
 }
 
 /// Result of the patch search: patch size, batch size and network.
-pub(super) struct Fit {
+pub(super) struct PatchPlan {
     pub patch_size: Vec<usize>,
     pub batch_size: usize,
     pub shape: NetworkShape,
@@ -53,28 +54,28 @@ pub(super) struct Fit {
 /// the preset.
 ///
 /// `patch` is in voxels `(z, y, x)`, with a z extent of 1 for a 2D network; `classes` includes the background.
-pub fn assumed_memory_gb(shape: &NetworkShape, patch: [usize; 3], classes: usize, batch_size: usize) -> f64 {
+pub fn estimate_memory_gb(shape: &NetworkShape, patch: [usize; 3], classes: usize, batch_size: usize) -> f64 {
     let axes = if patch[0] == 1 { 2 } else { 3 };
-    let preset = Preset::of_network(shape.network);
+    let preset = Preset::for_network(shape.network);
     let size = feature_map_size(shape, patch, classes) as f64;
-    let samples = batch_size as f64 / Reference::of(axes).batch;
+    let samples = batch_size as f64 / ReferenceBatch::for_axes(axes).batch;
     size / preset.feature_maps(axes) * samples * preset.gpu_memory_gb
 }
 
-impl Demand<'_> {
+impl PatchRequest<'_> {
     /// Returns the largest patch with the aspect ratio of the image that fits; `None` if not even the smallest patch
     /// fits.
     ///
     /// If a patch of the whole image leaves memory unused, the batch size is increased.
-    pub(super) fn fit(&self) -> Option<Fit> {
+    pub(super) fn fit(&self) -> Option<PatchPlan> {
         let (axes, preset) = (self.spacing.len(), self.preset);
-        let reference = Reference::of(axes);
+        let reference = ReferenceBatch::for_axes(axes);
         let budget = preset.feature_maps(axes) * (self.gpu_memory_gb / preset.gpu_memory_gb);
         let fitting_batch = if preset.fits_with_smallest_batch { MIN_BATCH } else { reference.batch };
         let mut topology = Topology::new(self.spacing, &self.initial_patch(reference.initial_voxels));
         let (shape, size) = loop {
             let shape = network(&topology, preset, reference.max_features);
-            let size = feature_map_size(&shape, lift(&topology.patch_size, 1), self.classes) as f64;
+            let size = feature_map_size(&shape, to_3d(&topology.patch_size, 1), self.classes) as f64;
             if size / reference.batch * fitting_batch <= budget {
                 break (shape, size);
             }
@@ -82,9 +83,9 @@ impl Demand<'_> {
         };
         let patch_voxels: f64 = topology.patch_size.iter().map(|&extent| extent as f64).product();
         let fitting = (budget / size * reference.batch).round_ties_even();
-        let cap = (self.dataset_voxels * preset.max_part_of_dataset / patch_voxels).round_ties_even();
+        let cap = (self.dataset_voxels * preset.max_dataset_fraction / patch_voxels).round_ties_even();
         let batch_size = fitting.min(cap).max(MIN_BATCH) as usize;
-        Some(Fit { patch_size: topology.patch_size, batch_size, shape })
+        Some(PatchPlan { patch_size: topology.patch_size, batch_size, shape })
     }
 
     /// Returns a patch of `voxels` voxels that is isotropic in mm, clipped to the image.
@@ -115,8 +116,8 @@ fn network(topology: &Topology, preset: &Preset, max_features: usize) -> Network
     NetworkShape {
         network: preset.network,
         features: (0..stages).map(|stage| (BASE_FEATURES << stage).min(max_features)).collect(),
-        kernels: topology.kernels.iter().map(|kernel| lift(kernel, 1)).collect(),
-        strides: topology.strides.iter().map(|stride| lift(stride, 1)).collect(),
+        kernels: topology.kernels.iter().map(|kernel| to_3d(kernel, 1)).collect(),
+        strides: topology.strides.iter().map(|stride| to_3d(stride, 1)).collect(),
         blocks_encoder: (0..stages).map(|stage| blocks[stage.min(blocks.len() - 1)]).collect(),
         convs_decoder: vec![preset.convs_decoder; stages - 1],
         conv_bias: true,

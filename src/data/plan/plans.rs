@@ -35,12 +35,12 @@ pub struct Plans {
     #[serde(flatten)]
     pub other: IndexMap<String, Value>,
     #[serde(skip)]
-    pub(super) origin: Origin,
+    pub(super) origin: PlansSource,
 }
 
 /// Path of the plans file, if any, for error messages; ignored when plans are compared.
 #[derive(Clone, Default)]
-pub(super) struct Origin(Option<PathBuf>);
+pub(super) struct PlansSource(Option<PathBuf>);
 
 /// One entry of `configurations`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -69,7 +69,7 @@ impl Plans {
         let text = std::fs::read(path).map_err(|source| PlanError::File { path: path.to_owned(), source })?;
         let plans = serde_json::from_slice(&text);
         let plans: Self = plans.map_err(|source| PlanError::Malformed { path: path.to_owned(), source })?;
-        Ok(Self { origin: Origin(Some(path.to_owned())), ..plans })
+        Ok(Self { origin: PlansSource(Some(path.to_owned())), ..plans })
     }
 
     /// Writes a plans file in nnU-Net's formatting (indented by four spaces).
@@ -93,7 +93,7 @@ impl Plans {
     /// inconsistency or an unsupported network.
     pub fn configuration(&self, name: &str) -> Result<Configuration, PlanError> {
         let configuration = self.resolve(name)?;
-        if let Some(reason) = configuration.contradiction() {
+        if let Some(reason) = configuration.inconsistency() {
             return Err(self.invalid(name, reason));
         }
         configuration.network_shape().map_err(|error| self.invalid(name, error.to_string()))?;
@@ -102,14 +102,14 @@ impl Plans {
 
     /// Creates the error of an invalid configuration of these plans.
     pub(crate) fn invalid(&self, name: &str, reason: String) -> PlanError {
-        PlanError::Invalid { plans: self.place(), name: name.to_owned(), reason }
+        PlanError::Invalid { plans: self.source_name(), name: name.to_owned(), reason }
     }
 
     /// Returns a description of these plans for error messages.
-    fn place(&self) -> String {
+    fn source_name(&self) -> String {
         match &self.origin {
-            Origin(Some(path)) => path.display().to_string(),
-            Origin(None) => format!("{} of {}", self.plans_name, self.dataset_name),
+            PlansSource(Some(path)) => path.display().to_string(),
+            PlansSource(None) => format!("{} of {}", self.plans_name, self.dataset_name),
         }
     }
 
@@ -143,19 +143,19 @@ impl Plans {
     fn entry(&self, name: &str) -> Result<&ConfigurationEntry, PlanError> {
         self.configurations.get(name).ok_or_else(|| PlanError::UnknownConfiguration {
             name: name.to_owned(),
-            plans: self.place(),
+            plans: self.source_name(),
             available: self.configurations.keys().cloned().collect(),
         })
     }
 }
 
-impl PartialEq for Origin {
+impl PartialEq for PlansSource {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl fmt::Debug for Origin {
+impl fmt::Debug for PlansSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("_")
     }
@@ -165,7 +165,7 @@ impl fmt::Debug for Origin {
 impl<'de> Deserialize<'de> for ConfigurationEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut value = Value::deserialize(deserializer)?;
-        old_format::modernize(&mut value);
+        old_format::upgrade_old_format(&mut value);
         let of = value.get("data_identifier").and_then(Value::as_str).unwrap_or("a configuration").to_owned();
         let entry = if value.get("inherits_from").is_some() {
             serde_json::from_value(value).map(Self::Inherited)

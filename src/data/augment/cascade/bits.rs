@@ -23,7 +23,7 @@ impl BitVolume {
     ///
     /// # Panics
     /// Panics if the number of labels differs from the number of voxels.
-    pub fn of_label(labels: &[i16], shape: [usize; 3], label: i16) -> Self {
+    pub fn from_label(labels: &[i16], shape: [usize; 3], label: i16) -> Self {
         assert_eq!(labels.len(), shape.iter().product::<usize>());
         let mut set = Self::empty(shape);
         if !labels.is_empty() {
@@ -143,7 +143,7 @@ mod tests {
         for shape in [[2, 3, 5], [1, 2, 64], [2, 1, 70], [3, 2, 128]] {
             let voxels = shape.iter().product::<usize>();
             let labels: Vec<i16> = (0..voxels).map(|index| (index * index % 7) as i16 - 1).collect();
-            let mut set = BitVolume::of_label(&labels, shape, 3);
+            let mut set = BitVolume::from_label(&labels, shape, 3);
             let mut written = vec![f32::NAN; voxels];
             set.write_to(&mut written);
             for (index, label) in labels.iter().enumerate() {

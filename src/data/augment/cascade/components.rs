@@ -6,7 +6,7 @@ use super::bits::BitVolume;
 /// corner (scikit-image `label` with full connectivity).
 #[derive(Clone, Debug)]
 pub struct Components {
-    runs: Vec<Run>,
+    runs: Vec<VoxelRun>,
     /// Component index of each run.
     component: Vec<usize>,
     /// Number of voxels of each component.
@@ -15,7 +15,7 @@ pub struct Components {
 
 /// A maximal run of consecutive set voxels in a row.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+struct VoxelRun {
     row: [usize; 2],
     begin: usize,
     end: usize,
@@ -23,7 +23,7 @@ struct Run {
 
 impl Components {
     /// Finds the connected components of a set.
-    pub fn of(set: &BitVolume) -> Self {
+    pub fn find(set: &BitVolume) -> Self {
         let [nz, ny, _] = set.shape();
         let mut runs = Vec::new();
         // Index of the first run of each row, followed by the total number of runs.
@@ -34,7 +34,7 @@ impl Components {
         }
         begins.push(runs.len());
 
-        let mut forest = Forest((0..runs.len()).collect());
+        let mut forest = DisjointSets((0..runs.len()).collect());
         for (z, y) in (0..nz).flat_map(|z| (0..ny).map(move |y| (z, y))) {
             let runs_of = |z: usize, y: usize| begins[z * ny + y]..begins[z * ny + y + 1];
             // Half of the neighboring rows: the preceding ones.
@@ -73,7 +73,7 @@ impl Components {
 }
 
 /// Appends the runs of a row.
-fn add_runs(words: &[u64], row: [usize; 2], runs: &mut Vec<Run>) {
+fn add_runs(words: &[u64], row: [usize; 2], runs: &mut Vec<VoxelRun>) {
     let first = runs.len();
     for (index, &word) in words.iter().enumerate() {
         let (mut word, mut at) = (word, 64 * index);
@@ -86,7 +86,7 @@ fn add_runs(words: &[u64], row: [usize; 2], runs: &mut Vec<Run>) {
             match runs[first..].last_mut() {
                 // Continues the run of the previous word.
                 Some(last) if last.end == begin => last.end = end,
-                _ => runs.push(Run { row, begin, end }),
+                _ => runs.push(VoxelRun { row, begin, end }),
             }
             word = word.checked_shr(length).unwrap_or(0);
             at = end;
@@ -95,9 +95,9 @@ fn add_runs(words: &[u64], row: [usize; 2], runs: &mut Vec<Run>) {
 }
 
 /// Disjoint sets of runs, each represented by its first run (union-find).
-struct Forest(Vec<usize>);
+struct DisjointSets(Vec<usize>);
 
-impl Forest {
+impl DisjointSets {
     fn root(&mut self, mut run: usize) -> usize {
         while self.0[run] != run {
             self.0[run] = self.0[self.0[run]];
@@ -112,7 +112,7 @@ impl Forest {
     }
 
     /// Joins touching runs of two neighboring rows, including diagonal contact.
-    fn join_touching(&mut self, runs: &[Run], mut row: std::ops::Range<usize>, mut other: std::ops::Range<usize>) {
+    fn join_touching(&mut self, runs: &[VoxelRun], mut row: std::ops::Range<usize>, mut other: std::ops::Range<usize>) {
         while !row.is_empty() && !other.is_empty() {
             let (a, b) = (runs[row.start], runs[other.start]);
             if a.begin <= b.end && b.begin <= a.end {
@@ -132,7 +132,7 @@ mod tests {
     fn scattered(shape: [usize; 3], every: u64) -> BitVolume {
         let is_set = |index: usize| ((index as u64 * 2_654_435_761) >> 7).is_multiple_of(every);
         let labels: Vec<i16> = (0..shape.iter().product()).map(|index| i16::from(is_set(index))).collect();
-        BitVolume::of_label(&labels, shape, 1)
+        BitVolume::from_label(&labels, shape, 1)
     }
 
     /// Returns the component sizes in the order of their first voxels, by flood fill.
@@ -167,7 +167,7 @@ mod tests {
         for shape in [[5, 7, 70], [1, 12, 130], [9, 8, 5]] {
             for every in [2, 3, 5, 9, 40] {
                 let mut set = scattered(shape, every);
-                let components = Components::of(&set);
+                let components = Components::find(&set);
                 assert_eq!(components.sizes(), flooded(&set), "{shape:?}, one in {every}");
                 for (number, size) in components.sizes().iter().enumerate() {
                     let before = set.count();
@@ -182,7 +182,7 @@ mod tests {
     /// Compares with `label` of scikit-image 0.26.0.
     #[test]
     fn components_are_those_of_the_reference() {
-        let components = Components::of(&scattered([6, 10, 70], 7));
+        let components = Components::find(&scattered([6, 10, 70], 7));
         assert_eq!((components.sizes().len(), components.sizes().iter().sum::<usize>()), (14, 601));
         assert_eq!(components.sizes()[..12], [43, 90, 93, 100, 96, 93, 66, 1, 10, 1, 1, 5]);
     }
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn a_run_may_cross_words_and_fill_them() {
         let all = BitVolume::empty([2, 1, 200]).complement();
-        assert_eq!(Components::of(&all).sizes(), [400]);
-        assert!(Components::of(&all.complement()).sizes().is_empty());
+        assert_eq!(Components::find(&all).sizes(), [400]);
+        assert!(Components::find(&all.complement()).sizes().is_empty());
     }
 }

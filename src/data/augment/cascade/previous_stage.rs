@@ -1,7 +1,7 @@
 //! One-hot encoding and augmentation of the previous stage's label map.
 
 use super::{BitVolume, RandomBinaryOperator, RemoveRandomComponent};
-use crate::augment::draw::chance;
+use crate::augment::distributions::chance;
 use nnunet_core::rng::Stream;
 
 /// Encodes the previous stage's segmentation as one channel per foreground class and augments the channels.
@@ -53,7 +53,7 @@ impl PreviousStage {
     /// Panics if the number of labels differs from the number of voxels.
     pub fn one_hot(&self, labels: &[i16], shape: [usize; 3], rng: &mut Stream) -> Vec<BitVolume> {
         let mut classes: Vec<BitVolume> =
-            self.classes.iter().map(|class| BitVolume::of_label(labels, shape, *class)).collect();
+            self.classes.iter().map(|class| BitVolume::from_label(labels, shape, *class)).collect();
         if let Some(Augmentation { operator, operator_probability, removal, removal_probability }) = &self.augmentation
         {
             if chance(*operator_probability, rng) {

@@ -6,7 +6,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 
 use super::{Ball, BitVolume, Morphology};
-use crate::augment::draw::{chance, uniform};
+use crate::augment::distributions::{chance, uniform};
 use nnunet_core::rng::Stream;
 
 /// Dilates, erodes, closes or opens classes with a ball (batchgeneratorsv2 `ApplyRandomBinaryOperatorTransform`).
@@ -66,7 +66,7 @@ mod tests {
             }
         };
         let labels: Vec<i16> = (0..24 * 24 * 24).map(label).collect();
-        [1, 2].map(|label| BitVolume::of_label(&labels, [24; 3], label)).to_vec()
+        [1, 2].map(|label| BitVolume::from_label(&labels, [24; 3], label)).to_vec()
     }
 
     #[test]

@@ -4,7 +4,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 
 use super::{BitVolume, Components};
-use crate::augment::draw::chance;
+use crate::augment::distributions::chance;
 use nnunet_core::rng::Stream;
 
 /// Removes a connected component of classes (batchgeneratorsv2
@@ -31,7 +31,7 @@ impl RemoveRandomComponent {
                 continue;
             }
             let set = &mut classes[class];
-            let components = Components::of(set);
+            let components = Components::find(set);
             let bound = set.shape().iter().product::<usize>() as f64 * self.smaller_than;
             let sizes = components.sizes().iter().enumerate();
             let small: Vec<usize> =
@@ -61,7 +61,7 @@ mod tests {
             }
         };
         let labels: Vec<i16> = (0..1000).map(label).collect();
-        [1, 2].map(|label| BitVolume::of_label(&labels, [10; 3], label)).to_vec()
+        [1, 2].map(|label| BitVolume::from_label(&labels, [10; 3], label)).to_vec()
     }
 
     #[test]

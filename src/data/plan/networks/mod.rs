@@ -12,7 +12,7 @@ pub use plain_conv_unet::PLAIN_CONV_UNET;
 pub use residual_encoder_unet::RESIDUAL_ENCODER_UNET;
 
 use super::NetworkShape;
-use super::layers::{Block, Place};
+use super::layers::{Block, BlockPosition};
 
 /// All supported networks.
 pub static NETWORKS: [&Network; 2] = [&PLAIN_CONV_UNET, &RESIDUAL_ENCODER_UNET];
@@ -31,7 +31,7 @@ pub struct Network {
 
 impl Network {
     /// Returns the network of this class, ignoring its Python module.
-    pub fn of_class(class: &str) -> Option<&'static Self> {
+    pub fn from_class_name(class: &str) -> Option<&'static Self> {
         NETWORKS.into_iter().find(|network| class.rsplit('.').next() == Some(network.name()))
     }
 
@@ -54,9 +54,9 @@ impl fmt::Debug for Network {
 }
 
 /// Returns the convolutions of a decoder stage of nnU-Net's `UNetDecoder`.
-fn convolutions_upwards(shape: &NetworkShape, index: usize, channels: usize) -> Vec<Block> {
-    let place = Place { shape, stage: shape.stage_of_decoder(index), from: channels, stride: [1; 3] };
-    place.convolutions(&format!("decoder.stages.{index}.convs"), shape.convs_decoder[index])
+fn decoder_convolutions(shape: &NetworkShape, index: usize, channels: usize) -> Vec<Block> {
+    let position = BlockPosition { shape, stage: shape.stage_of_decoder(index), from: channels, stride: [1; 3] };
+    position.convolutions(&format!("decoder.stages.{index}.convs"), shape.convs_decoder[index])
 }
 
 #[cfg(test)]
@@ -65,11 +65,11 @@ mod tests {
 
     #[test]
     fn networks_are_told_apart_by_the_last_part_of_their_class() {
-        assert_eq!(Network::of_class("somewhere.else.ResidualEncoderUNet"), Some(&RESIDUAL_ENCODER_UNET));
-        assert_eq!(Network::of_class("PlainConvUNet"), Some(&PLAIN_CONV_UNET));
-        assert_eq!(Network::of_class("MyPlainConvUNet"), None);
+        assert_eq!(Network::from_class_name("somewhere.else.ResidualEncoderUNet"), Some(&RESIDUAL_ENCODER_UNET));
+        assert_eq!(Network::from_class_name("PlainConvUNet"), Some(&PLAIN_CONV_UNET));
+        assert_eq!(Network::from_class_name("MyPlainConvUNet"), None);
         for network in NETWORKS {
-            assert_eq!(Network::of_class(network.class), Some(network));
+            assert_eq!(Network::from_class_name(network.class), Some(network));
         }
     }
 }

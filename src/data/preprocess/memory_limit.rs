@@ -8,7 +8,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Returns the memory limit in bytes: the machine's memory or, if lower, the limit of the control group (cgroup v2 or
 /// v1); `None` if the kernel reports neither.
-pub fn granted_memory() -> Option<u64> {
+pub fn memory_limit() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = groups.lines().flat_map(limit_files).filter_map(|path| fs::read_to_string(path).ok());
@@ -54,6 +54,6 @@ mod tests {
     #[test]
     fn the_machines_memory_is_found() {
         assert_eq!(total("MemTotal:       24000 kB\nMemFree: 1 kB\n"), Some(24_576_000));
-        assert!(granted_memory().is_none_or(|bytes| bytes > 1 << 20));
+        assert!(memory_limit().is_none_or(|bytes| bytes > 1 << 20));
     }
 }

@@ -9,14 +9,14 @@ use crate::store::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Region};
 const TIE: f32 = 5e-4;
 
 /// The eight voxels around a position, ordered by z, y, x with the lower voxel first and x fastest.
-pub(super) struct Tap {
+pub(super) struct Stencil {
     /// Index of each voxel, or `None` for padding.
     index: [Option<usize>; 8],
     /// Offset of the position from the first voxel, along z, y and x.
     fraction: [f32; 3],
 }
 
-impl Tap {
+impl Stencil {
     /// Creates the stencil for a `position` in the source box; `voxels` are the box positions that are not padding.
     pub(super) fn at(position: [f32; 3], source: &Region, voxels: &[Range<usize>; 3]) -> Self {
         let corner = position.map(floor);
@@ -74,13 +74,13 @@ pub(super) fn vote(labels: [i16; 8], fraction: [f32; 3]) -> i16 {
 /// Interpolates linearly between eight neighbors.
 #[inline(always)]
 fn interpolate(values: [f32; 8], [z, y, x]: [f32; 3]) -> f32 {
-    let along = |k: usize| between(values[k], values[k + 1], x);
-    between(between(along(0), along(2), y), between(along(4), along(6), y), z)
+    let along = |k: usize| lerp(values[k], values[k + 1], x);
+    lerp(lerp(along(0), along(2), y), lerp(along(4), along(6), y), z)
 }
 
 /// Interpolates linearly between two neighbors.
 #[inline(always)]
-pub(super) fn between(low: f32, high: f32, fraction: f32) -> f32 {
+pub(super) fn lerp(low: f32, high: f32, fraction: f32) -> f32 {
     low + fraction * (high - low)
 }
 
@@ -110,8 +110,8 @@ mod tests {
         let case =
             Region { data: &data, labels: &labels, previous: None, shape: [1, 1, 2], lo: [0; 3], size: [1, 1, 2] };
         let source = Region { lo: [0, 0, -1], size: [1, 1, 4], ..case };
-        let tap = |x: f32| Tap::at([0.0, 0.0, x], &source, &source.voxels());
-        assert_eq!([0.25, 1.5, 2.75].map(|x| tap(x).blend(&data)), [1.0, 6.0, 2.0]);
-        assert_eq!([0.25, 0.75, 1.0, 2.25, 2.75, 3.0].map(|x| tap(x).vote(&labels)), [-1, 1, 1, 2, -1, -1]);
+        let stencil = |x: f32| Stencil::at([0.0, 0.0, x], &source, &source.voxels());
+        assert_eq!([0.25, 1.5, 2.75].map(|x| stencil(x).blend(&data)), [1.0, 6.0, 2.0]);
+        assert_eq!([0.25, 0.75, 1.0, 2.25, 2.75, 3.0].map(|x| stencil(x).vote(&labels)), [-1, 1, 1, 2, -1, -1]);
     }
 }

@@ -24,13 +24,13 @@ pub enum Shard {
 /// so that a rank finds its cases where it cached them, in memory or on a local disk. A position visits its cases
 /// equally often, up to a difference of one. If the cases cannot be divided evenly, the cases of positions with fewer
 /// cases come up correspondingly more often. If there are fewer cases than positions, positions share cases.
-pub(super) struct Deal {
+pub(super) struct CasePartition {
     seed: u64,
     /// Case indices of each position.
     parts: Vec<Vec<usize>>,
 }
 
-impl Deal {
+impl CasePartition {
     /// Partitions `cases` cases over `positions` positions.
     pub(super) fn new(seed: u64, cases: usize, positions: usize) -> Self {
         let mut order: Vec<usize> = (0..cases).collect();
@@ -62,32 +62,32 @@ mod tests {
 
     #[test]
     fn a_position_takes_each_of_its_cases_in_turn_in_changing_order() {
-        let deal = Deal::new(7, 12, 3);
+        let partition = CasePartition::new(7, 12, 3);
         for position in 0..3 {
             let turn = |epoch, turn: u64| -> Vec<usize> {
-                (0..4).map(|place| deal.case(epoch, turn * 4 + place, position)).collect()
+                (0..4).map(|place| partition.case(epoch, turn * 4 + place, position)).collect()
             };
             let sorted = |mut cases: Vec<usize>| {
                 cases.sort_unstable();
                 cases
             };
-            assert_eq!(sorted(turn(0, 0)), sorted(deal.parts[position].clone()));
+            assert_eq!(sorted(turn(0, 0)), sorted(partition.parts[position].clone()));
             assert_eq!(sorted(turn(0, 5)), sorted(turn(3, 1)));
             let orders: std::collections::BTreeSet<_> = (0..10).map(|number| turn(number / 5, number % 5)).collect();
             assert!(orders.len() > 3, "{orders:?}");
         }
-        let mut all: Vec<usize> = deal.parts.into_iter().flatten().collect();
+        let mut all: Vec<usize> = partition.parts.into_iter().flatten().collect();
         all.sort_unstable();
         assert_eq!(all, (0..12).collect::<Vec<_>>());
     }
 
     #[test]
     fn every_case_is_met_equally_often() {
-        let deal = Deal::new(1, 20, 4);
+        let partition = CasePartition::new(1, 20, 4);
         let mut counts = BTreeMap::<usize, usize>::new();
         for iteration in 0..53 {
             for position in 0..4 {
-                *counts.entry(deal.case(2, iteration, position)).or_default() += 1;
+                *counts.entry(partition.case(2, iteration, position)).or_default() += 1;
             }
         }
         let (least, most) = (counts.values().min().unwrap(), counts.values().max().unwrap());
@@ -96,8 +96,8 @@ mod tests {
 
     #[test]
     fn positions_share_cases_where_there_are_too_few() {
-        let deal = Deal::new(1, 2, 5);
-        let taken: std::collections::BTreeSet<_> = (0..5).map(|position| deal.case(0, 3, position)).collect();
+        let partition = CasePartition::new(1, 2, 5);
+        let taken: std::collections::BTreeSet<_> = (0..5).map(|position| partition.case(0, 3, position)).collect();
         assert_eq!(taken.len(), 2);
     }
 }
