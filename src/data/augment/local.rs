@@ -2,8 +2,13 @@
 
 use std::ops::Range;
 
-use super::distributions::uniform;
+use nnunet_core::math::power;
 use nnunet_core::rng::Stream;
+use rand::Rng;
+
+use super::distributions::{chance, uniform};
+use super::voxels::{Statistics, channels_mut, shape};
+use crate::store::Patch;
 
 /// A random Gaussian weighting of a patch, rescaled to 0..1 within it.
 ///
@@ -66,6 +71,75 @@ fn gaussian(extent: usize, centre: f64, std: f64) -> Vec<f64> {
         (density(at - 0.5) + 4.0 * density(at) + density(at + 0.5)) / 6.0
     };
     (0..extent).map(mean).collect()
+}
+
+/// Adds a random Gaussian bump, positive or negative, to each channel.
+///
+/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.3, then each channel with probability 0.5; amplitude uniform in 1..5,
+/// positive or negative with equal probability (batchgeneratorsv2 `BrightnessGradientAdditiveTransform`, without mean
+/// centering).
+#[derive(Clone, Debug)]
+pub struct BrightnessGradient {
+    /// Range of the amplitude, in units of the normalized intensity.
+    pub height: Range<f64>,
+    /// Probability of changing a channel.
+    pub per_channel: f64,
+}
+
+impl BrightnessGradient {
+    /// Changes the intensities in place.
+    pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
+        let shape = shape(patch);
+        for channel in channels_mut(patch) {
+            if !chance(self.per_channel, rng) {
+                continue;
+            }
+            let bump = GaussianWeight::draw(shape, rng);
+            let sign = if rng.random::<bool>() { 1.0 } else { -1.0 };
+            let height = (sign * uniform(&self.height, rng)) as f32;
+            bump.for_rows(channel, |row, bump| {
+                row.iter_mut().zip(bump).for_each(|(value, bump)| *value += height * bump)
+            });
+        }
+    }
+}
+
+/// Ranges below this are treated as zero.
+const EPSILON: f32 = 1e-8;
+
+/// Blends a channel with its gamma-corrected version, weighted by a random Gaussian.
+///
+/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.3, then each channel with probability 0.5; exponent uniform in
+/// 0.01..0.8 or in 1.5..4, with equal probability (batchgeneratorsv2 `LocalGammaTransform`).
+#[derive(Clone, Debug)]
+pub struct LocalGamma {
+    /// Exponent ranges: one that brightens and one that darkens.
+    pub exponents: [Range<f64>; 2],
+    /// Probability of changing a channel.
+    pub per_channel: f64,
+}
+
+impl LocalGamma {
+    /// Changes the intensities in place.
+    pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
+        let shape = shape(patch);
+        for channel in channels_mut(patch) {
+            if !chance(self.per_channel, rng) {
+                continue;
+            }
+            let bump = GaussianWeight::draw(shape, rng);
+            let exponent = uniform(&self.exponents[usize::from(chance(0.5, rng))], rng) as f32;
+            let Statistics { low, high, .. } = Statistics::compute(channel);
+            let extent = (high - low).max(EPSILON);
+            bump.for_rows(channel, |row, bump| {
+                for (value, bump) in row.iter_mut().zip(bump) {
+                    let before = (*value - low) / extent;
+                    let after = power(before, exponent);
+                    *value = (before + bump * (after - before)) * extent + low;
+                }
+            });
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 //! Ordered list of the transforms applied to a sample.
 
+use nnunet_core::rng::Stream;
+use serde::{Deserialize, Serialize};
+
+use super::axes::equal_axes;
 use super::cascade::{BitVolume, PreviousStage};
 use super::distributions::chance;
-use super::rot90::equal_axes;
 use super::spatial::{Spatial, in_plane};
 use super::voxels::shape;
 use super::{
@@ -10,9 +13,7 @@ use super::{
     GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror,
     MultiplicativeBrightness, Rot90, Sharpen, TransposeAxes,
 };
-use crate::augment::AugmentationPreset;
 use crate::store::{Patch, Region};
-use nnunet_core::rng::Stream;
 
 /// A spatial transform followed by named transforms, each with the probability of being applied to a sample.
 pub struct Pipeline {
@@ -234,12 +235,28 @@ impl std::fmt::Debug for Pipeline {
     }
 }
 
+/// Which transforms training patches go through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
+pub enum AugmentationPreset {
+    /// nnU-Net v2's complete list.
+    Nnunet,
+    /// NVIDIA nnU-Net's shorter list: zoom, mirroring, noise, blur, brightness and contrast.
+    #[serde(alias = "basic")]
+    #[cfg_attr(feature = "clap", value(alias = "basic"))]
+    Nvidia,
+    /// nnU-Net v2's longest list (`nnUNetTrainerDA5`).
+    Strong,
+    /// The patch as it was cut.
+    None,
+}
+
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array3, Array4};
-
     use super::*;
     use crate::augment::blank_patch;
+    use ndarray::{Array3, Array4};
     use nnunet_core::rng::{Purpose, stream};
 
     /// The previous stage's label map, here equal to the labels, is transformed like the labels, also outside the

@@ -8,7 +8,7 @@ use ndarray::{Axis, s};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::case_grouping::{stems, with_channel};
+use super::case::{stems, with_channel};
 use super::{CaseFiles, Dataset, DatasetError, DatasetJson, LabelValue, find_images};
 use nnunet_core::fsio;
 use nnunet_image::{self as image, Volume};

@@ -4,9 +4,9 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::networks::{NETWORKS, Network};
-use super::to_3d::to_3d;
-use super::{PlanError, parameter_count};
+use super::PlanError;
+use super::network::{Network, NetworkShape, parameter_count, to_3d};
+use super::networks::NETWORKS;
 
 /// Arguments that name Python classes.
 const CLASSES: [&str; 4] = ["conv_op", "norm_op", "dropout_op", "nonlin"];
@@ -50,27 +50,6 @@ pub struct Architecture {
     pub arch_kwargs: IndexMap<String, Value>,
     #[serde(rename = "_kw_requires_import")]
     pub kw_requires_import: Vec<String>,
-}
-
-/// The network parameters of an [`Architecture`], with 2D shapes padded to 3D.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NetworkShape {
-    /// Network class.
-    pub network: &'static Network,
-    /// Feature maps of each stage, highest resolution first.
-    pub features: Vec<usize>,
-    /// Convolution kernel of each stage, `(z, y, x)`.
-    pub kernels: Vec<[usize; 3]>,
-    /// Stride of the first convolution of each stage; the first entry is 1.
-    pub strides: Vec<[usize; 3]>,
-    /// Blocks per encoder stage: convolutions or residual blocks, depending on the network.
-    pub blocks_encoder: Vec<usize>,
-    /// Convolutions per decoder stage, lowest resolution first.
-    pub convs_decoder: Vec<usize>,
-    /// True if convolutions have a bias.
-    pub conv_bias: bool,
-    /// Epsilon of the instance norm.
-    pub norm_eps: f64,
 }
 
 impl Architecture {

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::architecture::invalid_argument;
-use super::to_3d::to_3d;
-use super::{Architecture, NetworkShape, PlanError};
+use super::network::{NetworkShape, to_3d};
+use super::{Architecture, PlanError};
 use crate::dataset::DatasetJson;
 
 /// The only supported resampling function of nnU-Net: splines, with optional separate resampling along z.

@@ -1,6 +1,7 @@
 //! Presets of nnU-Net v2's planners: one algorithm with different networks and constants.
 
-use super::networks::{Network, PLAIN_CONV_UNET, RESIDUAL_ENCODER_UNET};
+use super::network::Network;
+use super::networks::{PLAIN_CONV_UNET, RESIDUAL_ENCODER_UNET};
 
 /// Planners of nnU-Net v2; also accepted by class name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

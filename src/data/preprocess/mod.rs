@@ -7,13 +7,12 @@
 
 mod locations;
 mod memory;
-mod memory_limit;
 mod normalize;
 mod preprocessor;
 mod run;
 
 pub use locations::{ClassGroups, case_number};
-pub use memory_limit::memory_limit;
+pub use memory::memory_limit;
 pub use normalize::Normalization;
 pub use preprocessor::{CroppedCase, PreprocessError, Preprocessor};
 pub use run::{PreprocessSummary, ResourceLimits, preprocess_dataset};

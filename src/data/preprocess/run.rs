@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 
+use super::memory::memory_limit;
 use super::memory::{self, MemoryBudget};
-use super::memory_limit::memory_limit;
 use super::{PreprocessError, Preprocessor};
 use crate::dataset::{CaseFiles, Dataset, DatasetError};
 use crate::plan::Plans;

@@ -5,7 +5,6 @@
 
 mod cached;
 mod case;
-mod crop;
 mod local_cache;
 mod native;
 pub mod npy;

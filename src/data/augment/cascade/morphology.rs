@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-use super::bits::{BitVolume, tail};
+use super::bit_volume::{BitVolume, tail};
 
 /// A ball of voxels with a diameter of `size`, the structuring element of [`Morphology`]; a disk in a single slice.
 ///
