@@ -1,9 +1,9 @@
-//! The all-reduce of gradient buckets in device memory by NCCL, on as many ranks as a launcher starts:
+//! All-reduce of gradient buckets in device memory over NCCL, on the ranks that a launcher starts:
 //!
 //! `mpirun -np 2 nccl [MB of gradients [MB per bucket [rounds]]]`
 //!
-//! Checks the result and prints one JSON line: median seconds, and bandwidth as NCCL's own tests define it (bytes / time,
-//! and that times `2 (n - 1) / n`).
+//! Checks the result and prints one JSON line: the median time in seconds, and the bandwidth as nccl-tests defines it
+//! (algorithm bandwidth: bytes / time; bus bandwidth: that times `2 (n - 1) / n`).
 
 use std::env;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ use nnunet_dist::distributed::{self, Communicator, NcclComm, NcclLink, ReduceOp,
 use nnunet_dist::ops::{NnOps, Precision};
 use serde_json::json;
 
-/// In single precision.
+/// The CUDA backend in single precision.
 type Cuda = burn::backend::Cuda;
 
 fn main() -> ExitCode {
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Rank 0 has a line to print.
+/// Returns the line to print, on rank 0 only.
 fn run() -> Result<Option<serde_json::Value>, String> {
     let arguments: Vec<f64> = env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
     let number = |index: usize, default: f64| arguments.get(index).copied().unwrap_or(default);

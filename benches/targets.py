@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Regions, a cascade, residual encoders and ignored voxels on real multi-modal images, from the plan to the evaluation.
+"""Tests regions, a cascade, a residual encoder and the ignore label on real multi-modal images, from planning to evaluation.
 
     targets.py --dataset Dataset101_BraTS2015mini --keep FOLDER [--bin target/release/nnunet-dist] [--iterations 150]
 
-The tumour's four labels are learned as three regions by a plain network, by a cascade whose first stage is forced, and by a
-residual encoder; then once more by the plain one, from one slice in eight, all others being called `ignore`. The networks have a
-quarter of the features, and patches of 64^3 voxels. Prints one JSON line per network with the Dice of the held-out cases,
-and fails if anything fails, if nothing is found of the whole tumour, or if `ignore` is predicted. Minutes on two cores;
-needs numpy and SimpleITK. Finished trainings in FOLDER are not repeated.
+The four tumor labels are learned as three regions by a plain network, by a cascade with a forced first stage, and by
+a residual encoder; then again by the plain network with seven of eight slices labeled `ignore`. The networks have a
+quarter of the features and patches of 64^3 voxels. Prints one JSON line per network with the Dice of the held-out
+cases, and fails if a command fails, if no whole tumor is found, or if `ignore` is predicted. Takes minutes on two
+cores; needs numpy and SimpleITK. Finished trainings in FOLDER are not repeated.
 """
 import argparse
 import json
@@ -23,7 +23,7 @@ REGIONS = {
     "labels": {"background": 0, "whole_tumour": [1, 2, 3, 4], "tumour_core": [1, 3, 4], "enhancing": [4]},
     "regions_class_order": [2, 1, 4],
 }
-# Of BraTS' labels necrosis and non-enhancing tumour are one, so that what is predicted in the order above is a label.
+# Necrosis and non-enhancing tumor are merged, so that predictions in the order above are labels.
 LABEL_OF = {0: 0, 1: 1, 2: 2, 3: 1, 4: 4}
 IGNORE = 5
 ANNOTATED = 8
@@ -58,7 +58,7 @@ def merged(labels):
 
 
 def sparse(labels):
-    """Annotated in one slice of eight only."""
+    """Keeps the annotation in one slice of eight."""
     result = merged(labels)
     is_annotated = [z % ANNOTATED == ANNOTATED // 2 for z in range(len(result))]
     result[[not each for each in is_annotated]] = IGNORE
@@ -66,7 +66,7 @@ def sparse(labels):
 
 
 def shrink(path):
-    """Plans as a user edits them: smaller patches and networks."""
+    """Edits the plans as a user does: smaller patches and networks."""
     plans = json.loads(path.read_text(encoding="utf-8"))
     for configuration in plans["configurations"].values():
         architecture = configuration.get("architecture")
@@ -103,7 +103,7 @@ class Networks:
                       "--batch-size", 2, "--val-iters", 4, "--precision", self.precision, "--run-dir", run, "--resume=auto", *flags)
 
     def predict_and_evaluate(self, what, run, dataset, output, *flags, truth=None):
-        """Of the held-out cases, from their raw images."""
+        """Predictions of the held-out cases from their raw images."""
         began = time.perf_counter()
         images = output / "images"
         images.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class Networks:
                 link.symlink_to(image.resolve())
         predictions = output / "predictions"
         self.ours("predict", "-r", run, "-i", images, "-o", predictions, "--disable-tta", *flags)
-        # Without the cases that were trained on.
+        # Without the training cases.
         self.ours("evaluate", "-p", predictions, "-g", (truth or dataset) / "labelsTr", "--chill", "--dataset-json",
                   dataset / "dataset.json")
         summary = json.loads((predictions / "summary.json").read_text(encoding="utf-8"))

@@ -1,5 +1,5 @@
-# A preprocessor of mdBook: of links to files of the repository beside the book only the words are left.
+# mdBook preprocessor: replaces links to repository files outside the book by their text.
 .[1] | walk(
   if type == "string" then
-    gsub("\\[(?<words>[^]]+)\\]\\((\\.\\./)+(src|tests|slurm|configs|launcher|benches|README\\.md)[^)]*\\)"; .words)
+    gsub("\\[(?<words>[^]]+)\\]\\((\\.\\./)+(src|tests|slurm|configs|launcher|benches|[A-Z]+\\.md)[^)]*\\)"; .words)
   else . end)

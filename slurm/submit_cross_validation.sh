@@ -1,12 +1,12 @@
 #!/bin/bash
-# Trains all folds of one configuration or several, one job each, and compares them when the last has succeeded:
+# Trains all folds of one or several configurations, one job per fold, and compares them after all jobs have succeeded:
 #   WORK=hippocampus slurm/submit_cross_validation.sh [flags of sbatch for the trainings]
 #   WORK=hippocampus CONFIG='2d 3d_fullres' slurm/submit_cross_validation.sh
 #
-# Environment: that of train.sbatch and cross_validation.sbatch.
+# Environment: the variables of train.sbatch and cross_validation.sbatch.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
-: "${WORK:?the work folder that plan and preprocess made}"
+: "${WORK:?the work folder created by plan and preprocess}"
 unset FOLD RUN_DIR
 
 read -ra configs <<<"${CONFIG:-3d_fullres}"

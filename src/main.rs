@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use nnunet_dist::cli::{Cli, exit};
 use nnunet_dist::distributed;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::from_arguments() {
         Ok(cli) => cli,
         Err(usage) => {
             // Where not even the help can be printed there is nobody to tell.

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs everything that needs a GPU from a folder made by pack.sh, offline, and prints a table last.
+# Runs all GPU checks offline, from a folder made by pack.sh, and prints a table at the end.
 #   check.sh [-n] [-s SECTION,...] [PACK [RESULTS]]
 #       PACK: this script's folder; RESULTS: $OUT or PACK/results
-#   -n  dry run, on a machine without a GPU: everything but the GPU; what needs one must say so in one clear line
-#   -s  only these: machine kernels step conv memory train infer nccl, and `long`, which is not among the default
-# Exit code: 0 if every check passed, 1 otherwise. RESULTS has results.json, and the output of every check.
+#   -n  dry run, on a machine without a GPU: GPU checks must fail with a clear one-line error
+#   -s  only these sections: machine kernels step conv memory train infer nccl, and `long` (not in the default)
+# Exit code: 0 if every check passed, 1 otherwise. RESULTS holds results.json and the output of every check.
 set -uo pipefail
 dry=
 sections=machine,kernels,step,conv,memory,train,infer,nccl
@@ -31,7 +31,7 @@ export OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader,tcp
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export NNUNET_DIST_CACHE=$results/cache NNUNET_TEST_DATA=$pack/data
-# cuDNN, NCCL and NVRTC of PyTorch's environment, where pip has put them; an NCCL of the pack's lets two ranks share a GPU.
+# cuDNN, NCCL and NVRTC as installed by pip with PyTorch; an NCCL in the pack allows two ranks to share a GPU.
 site=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)/nvidia
 for folder in "$site"/*/lib; do
     [ -d "$folder" ] && LD_LIBRARY_PATH=$LD_LIBRARY_PATH:$folder
@@ -55,7 +55,7 @@ log_of() {
     echo "$results/${1//[^a-zA-Z0-9_.-]/_}.log"
 }
 
-# check NAME LIMIT FIGURE COMMAND...: LIMIT in seconds; FIGURE is a sed expression that finds its figure in the output.
+# check NAME LIMIT FIGURE COMMAND...: LIMIT in seconds; FIGURE is a sed expression that extracts the figure.
 check() {
     local name=$1 limit=$2 figure=$3 log code
     shift 3
@@ -69,7 +69,7 @@ check() {
     fi
 }
 
-# check_gpu: as check; in a dry run the command must end with exit code 4 and say what is missing in one line.
+# check_gpu: as check; in a dry run the command must exit with code 4 and one line that names the missing part.
 check_gpu() {
     if [ -z "$dry" ]; then
         check "$@"
@@ -87,7 +87,7 @@ check_gpu() {
     fi
 }
 
-# The three networks: that of the brain tumours, a 2D one, and that of the hippocampus.
+# The three networks: brain tumor, a 2D one, and hippocampus.
 network() {
     case $1 in
     3d) echo --patch 128,128,128 --batch-size 2 --channels 4 --classes 4 --features 32,64,128,256,320,320 ;;
@@ -105,7 +105,7 @@ section_machine() {
     compare 'loss, CPU: one rank and two' cpu1 cpu2 0.001
 }
 
-# Each test by itself: what one of them leaves on the device is no other's.
+# One process per test, so that no test depends on device state left by another.
 section_kernels() {
     local name log
     for name in $(gpu-tests --list --format terse | sed -n 's/: test$//p'); do
@@ -120,7 +120,7 @@ section_kernels() {
     done
 }
 
-# Ours in each precision, PyTorch in each setting, and what is fastest against what is fastest.
+# nnunet-dist in each precision, PyTorch in each setting, and the ratio of the fastest of both.
 section_step() {
     local name precision flags
     for name in 3d 2d hippocampus; do
@@ -139,7 +139,7 @@ section_step() {
     done
 }
 
-# Each layer by the table's kernel and by Burn's, with its share of the peak.
+# Each layer with the kernel of the table and with Burn's, as a fraction of peak performance.
 section_conv() {
     local flags
     read -ra flags < <(network 3d)
@@ -159,7 +159,7 @@ section_memory() {
     done
 }
 
-# Two minutes of training on real data, and how busy the GPU is after the first of them.
+# Two minutes of training on real data, and the GPU utilization in the second one.
 section_train() {
     local run=$results/hippocampus log training code
     prepare || return
@@ -188,7 +188,7 @@ section_train() {
 section_infer() {
     prepare || return
     local run=$results/hippocampus
-    # Without a GPU there is no network of the training's, but one of the CPU's.
+    # Without a GPU the training above made no network; use one trained on the CPU.
     [ -z "$dry" ] || run=$results/cpu1
     local more=()
     [ -z "$dry" ] || more=(--images "$pack/data/phantoms/imagesTr")
@@ -217,7 +217,7 @@ section_nccl() {
     [ -n "$dry" ] || compare 'loss, CPU and GPU' cpu1 gpu1 0.05
 }
 
-# Eight minutes of training, and the Dice of the cases that it has not seen.
+# Eight minutes of training, and the Dice of held-out cases.
 section_long() {
     local run=$results/long epochs seconds
     prepare || return
@@ -228,7 +228,7 @@ section_long() {
         nnunet-dist train -w "$results/work" -c 3d_fullres -f 0 --device cuda --amp --cache-gb 8 --epochs "$epochs" --run-dir "$run"
 }
 
-# Plans and preprocesses the real data that the pack has, or else the phantoms.
+# Plans and preprocesses the real data in the pack, or the phantoms if there are none.
 prepare() {
     [ -d "$results/work" ] && return 0
     local raw=$pack/data/raw
@@ -238,7 +238,7 @@ prepare() {
     [ -d "$results/work" ]
 }
 
-# Losses of one and two ranks with the same global batch agree; on the GPU as far as its sums do.
+# Losses of one and two ranks with the same global batch agree; on the GPU up to the order of additions.
 compare() {
     local one two
     one=$(last_loss "$results/$2") two=$(last_loss "$results/$3")
@@ -255,7 +255,7 @@ last_loss() {
     sed -n 's/.*"train_loss":\([0-9.e-]*\).*/\1/p' "$1/log.jsonl" 2>/dev/null | tail -n 1
 }
 
-# The short training of several checks, as a program for mpirun.
+# The short training that several checks use, as a program for mpirun.
 cat >"$results/train" <<X
 #!/bin/sh
 exec nnunet-dist train -w "$pack/data/work" -c 3d_fullres -f 0 --epochs 2 --iters-per-epoch 10 --val-iters 2 "\$@"

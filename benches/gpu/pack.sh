@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Gathers all that benches/gpu/check.sh needs on a GPU machine that can reach nothing: the programs and their tests with CUDA,
-# Open MPI, oneDNN, reference outputs and a few real cases where they are at hand, a small preprocessed dataset, and an NCCL
-# that lets two ranks share a GPU if one is given.
+# Collects the files that benches/gpu/check.sh needs on a GPU machine without a network: the programs and tests with CUDA,
+# Open MPI, oneDNN, reference outputs and a few real cases if available, a small preprocessed dataset, and an NCCL
+# that allows two ranks to share a GPU, if one is given.
 #   benches/gpu/pack.sh [-n LIBNCCL] [FOLDER]     builds, fills FOLDER (default: dist/gpu-pack), makes FOLDER.tar.xz
-# LIBNCCL is a libnccl.so.2 of NCCL 2.30 or newer; the whole library has 340 MB, of which one GPU architecture needs 50.
+# LIBNCCL is a libnccl.so.2 of NCCL 2.30 or newer; the whole library has 340 MB, one GPU architecture needs 50.
 # NNUNET_TEST_DATA (default ../shared) has the reference outputs and the Decathlon's hippocampus.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-# What a machine is willing to take.
+# Upload limit of the GPU machine.
 limit_mib=60
 cases=200
 nccl=
@@ -22,7 +22,7 @@ pack=${1:-dist/gpu-pack}
 target=${CARGO_TARGET_DIR:-target}
 shared=${NNUNET_TEST_DATA:-../shared}
 
-# executable CARGO-ARGUMENTS...: builds without running, and names the program, whose name ends in a hash.
+# executable CARGO-ARGUMENTS...: builds without running, and prints the path of the program, whose name ends in a hash.
 executable() {
     cargo "$@" --locked --no-run 2>&1 | tee /dev/stderr | sed -n 's/.*Executable.*(\(.*\))$/\1/p' | tail -n 1
 }
@@ -35,7 +35,7 @@ cp "$target"/release/{nnunet-dist,nnunet-launch} "$pack/bin/"
 cp "$nccl_bench" "$pack/bin/nccl"
 cp "$(executable test --release --package gpu-tests --no-default-features --features cuda --test gpu)" "$pack/bin/gpu-tests"
 
-# Open MPI and PMIx with the plugins that one host needs; those for other networks bring large libraries along.
+# Open MPI and PMIx with the plugins for one host; those for other networks depend on large libraries.
 for plugin in "$(dirname "$(find /usr/lib -name mca_btl_tcp.so -print -quit)")"/mca_*.so; do
     case $plugin in
     *ucx* | *ofi* | *psm* | *portals* | *cuda* | *usnic* | *openib* | *monitoring*) ;;
@@ -48,7 +48,7 @@ cp "$(readlink -f "$(command -v mpirun.openmpi || command -v mpirun)")" "$pack/m
 cp "$(command -v orted)" "$pack/mpi/bin/"
 cp -r /usr/share/openmpi "$pack/mpi/share/"
 
-# The libraries of all these but the C library's own, and oneDNN, which is opened at run time.
+# The shared libraries of all these except the C library's, and oneDNN, which is loaded at run time.
 {
     find "$pack" -type f \( -perm -u+x -o -name '*.so' \) -print0 | xargs -0 ldd 2>/dev/null | awk '$2 == "=>" { print $3 }'
     ldconfig -p | awk '$1 ~ /^libdnnl\.so\.[0-9]/ { print $NF }'
@@ -67,7 +67,7 @@ if [ -d "$shared/fixtures/net" ]; then
     mkdir -p "$pack/data/fixtures"
     cp -r "$shared/fixtures/net" "$pack/data/fixtures/"
 else
-    echo "no reference outputs in $shared: the pack's networks are not compared with PyTorch's" >&2
+    echo "no reference outputs in $shared: networks are not compared with PyTorch" >&2
 fi
 task=$shared/data/Task04_Hippocampus
 if [ -d "$task/imagesTr" ]; then
@@ -93,6 +93,6 @@ tar -C "$pack" -cJf "$pack.tar.xz" .
 bytes=$(stat -c %s "$pack.tar.xz")
 echo "$pack.tar.xz: $((bytes >> 20)) MiB"
 if [ "$bytes" -gt $((limit_mib << 20)) ]; then
-    echo "that is more than $limit_mib MiB" >&2
+    echo "this is over the limit of $limit_mib MiB" >&2
     exit 1
 fi

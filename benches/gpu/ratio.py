@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Ours against PyTorch: `ratio.py PEER OURS…`, the outputs of gpu_step.py and of `nnunet-dist bench step --json`.
+"""Compares nnunet-dist with PyTorch: `ratio.py PEER OURS…`, outputs of gpu_step.py and `nnunet-dist bench step --json`.
 
-Prints one line: the fastest of ours and of PyTorch's in 16 bits, their ratio (above 1: ours is faster) and their memory.
+Prints one line: the fastest 16-bit setting of each, their ratio (above 1: nnunet-dist is faster) and their memory.
 """
 import json
 import sys
@@ -15,7 +15,7 @@ def last_object(path):
             return json.loads(line)
         except json.JSONDecodeError:
             continue
-    sys.exit(f"{path}: holds no line of JSON")
+    sys.exit(f"{path}: contains no JSON line")
 
 
 def main():

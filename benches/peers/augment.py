@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""nnU-Net v2's training augmentation (batchgeneratorsv2) of generated patches, in one process and one thread.
+"""nnU-Net v2's training augmentation (batchgeneratorsv2) on generated patches, in one process and one thread.
 
-A sample is what nnU-Net's loader hands to its transforms: two ellipsoids of two classes in an image, cut out with the
-margin that rotation and scaling need, 0 and -1 where the cut reaches beyond the image. The transforms are those of
-`nnUNetTrainer.get_training_transforms` with nnU-Net's own ranges, deep-supervision targets included. Reading is left out.
+A sample is the input of nnU-Net's transforms: two ellipsoids of two classes in an image, cropped with the
+margin that rotation and scaling need, padded with 0 (labels: -1) outside of the image. The transforms are those of
+`nnUNetTrainer.get_training_transforms` with nnU-Net's own ranges, including deep-supervision targets. Reading is not timed.
 
     augment.py [--patch 40,56,40] [--image 36,50,35] [--channels 1] [--batch-size 9] [--batches 8] [--rounds 5]
 
-with a Python that has nnunetv2 and torch. Prints one JSON object: samples per second of each round.
+Needs nnunetv2 and torch. Prints one JSON object: samples per second of each round.
 """
 import argparse
 import importlib.metadata
@@ -33,7 +33,7 @@ def extents(text):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--patch", type=extents, default=(40, 56, 40), help="z,y,x of the patch the network sees")
+    parser.add_argument("--patch", type=extents, default=(40, 56, 40), help="z,y,x of the network's input patch")
     parser.add_argument("--image", type=extents, default=(36, 50, 35), help="z,y,x of the images")
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=9)
@@ -43,7 +43,7 @@ def arguments():
 
 
 def rotation_range(patch):
-    """Largest angle of a 3D patch, and whether it is turned slice by slice."""
+    """Largest rotation angle of a 3D patch, and whether it is rotated slice by slice."""
     in_plane = max(patch) / patch[0] > ANISOTROPY_THRESHOLD
     degrees = 180.0 if in_plane else 30.0
     return degrees / 360 * 2 * np.pi, in_plane

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Ours and the peer's program, the same work on the same machine in turn: one JSON line per row.
+"""Runs nnunet-dist and a peer program on the same work and machine, alternating: one JSON line per row.
 
     compare.py [--rounds N] [--record] [ROW…]
 
-ROW is the beginning of names: `step_f32`, `predict`. Each round runs ours and then the peer; `ours` and `peer` are medians
+ROW is a prefix of row names: `step_f32`, `predict`. Each round runs ours and then the peer; `ours` and `peer` are medians
 over the rounds in `unit` per second, `ratio` is ours over the peer's, `spread` the lowest and the highest ratio of a round.
-What moved by more than 10 % from the ratios recorded in docs/benchmarks/ratios.json is named at the end; --record writes
+Ratios that differ by more than 10 % from docs/benchmarks/ratios.json are listed at the end; --record writes
 the new ones there.
 
-With a Python that has torch, nnunetv2 and batchgeneratorsv2 (`run.sh` makes one). NNUNET_DIST_BIN is our program,
-NNUNET_TEST_DATA a folder with data/Task04_Hippocampus and data/Dataset101_BraTS2015mini; without it phantoms are used.
+Needs torch, nnunetv2 and batchgeneratorsv2 (`run.sh` installs them). NNUNET_DIST_BIN is the nnunet-dist program,
+NNUNET_TEST_DATA a folder with data/Task04_Hippocampus and data/Dataset101_BraTS2015mini; without it, phantoms are used.
 """
 import argparse
 import datetime
@@ -31,7 +31,7 @@ NOTICE = 0.10
 
 
 class Sample:
-    """What one run gave: items per second, and the most bytes of memory if known."""
+    """Result of one run: items per second, and the peak memory in bytes if known."""
 
     def __init__(self, per_second, memory=None, note=None):
         self.per_second, self.memory, self.note = per_second, memory, note
@@ -40,7 +40,7 @@ class Sample:
 # -- running -----------------------------------------------------------------------------------------------------------
 
 def output_of(command):
-    """Standard output of a command; ends the comparison with what the command said if it fails."""
+    """Standard output of a command; exits with the command's output if it fails."""
     command = [str(word) for word in command]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -49,7 +49,7 @@ def output_of(command):
 
 
 class Programs:
-    """Our program and the peers' scripts."""
+    """The nnunet-dist program and the peer scripts."""
 
     def __init__(self, binary, threads):
         self.binary, self.threads = binary, threads
@@ -58,7 +58,7 @@ class Programs:
         return output_of([self.binary, *words])
 
     def report(self, *words, prefix=()):
-        """What `nnunet-dist bench … --json` says."""
+        """The report of `nnunet-dist bench … --json`."""
         return json.loads(output_of([*prefix, self.binary, "bench", *words, "--json"]))
 
     def bench(self, row, *words):
@@ -71,7 +71,7 @@ class Programs:
         return Sample(last["per_second"], last.get("peak_memory_bytes"), last)
 
     def timed(self, items, *words):
-        """Wall clock and memory of a whole run of ours, its start included."""
+        """Wall-clock time and memory of a whole run of nnunet-dist, including its start."""
         began = time.perf_counter()
         child = subprocess.Popen([str(word) for word in (self.binary, *words)], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(child.pid, 0)
@@ -84,7 +84,7 @@ class Programs:
 # -- data --------------------------------------------------------------------------------------------------------------
 
 class Data:
-    """Datasets, planned and with a network trained on them as far as a row needs it; in one temporary folder."""
+    """Datasets in one temporary folder, planned and with a trained network if a row needs them."""
 
     def __init__(self, programs, folder):
         self.programs, self.folder = programs, folder
@@ -107,7 +107,7 @@ class Data:
 
     @functools.cache
     def trained(self, raw, epochs, iterations):
-        """A run directory: a network that has seen a little of the dataset."""
+        """A run directory: a briefly trained network."""
         work, run = self.work(raw), self.folder / f"{raw.name}_run"
         if raw == self.brats():
             self._at_two_millimetres(work)
@@ -117,7 +117,7 @@ class Data:
         return run
 
     def images(self, raw, count):
-        """A folder with the images of the first `count` cases, named as nnU-Net wants them."""
+        """A folder with the images of the first `count` cases, with nnU-Net's file names."""
         folder = self.folder / f"{raw.name}_images_{count}"
         if not folder.exists():
             folder.mkdir()
@@ -149,7 +149,7 @@ class Data:
         return raw
 
     def _at_two_millimetres(self, work):
-        """At 1 mm a CPU needs half an hour for the eight mirrorings of a brain. One case is held out, which is enough."""
+        """Sets a coarser spacing, as 1 mm takes half an hour on a CPU with mirroring, and holds out one case."""
         plans = json.loads((work / "nnUNetPlans.json").read_text())
         plans["configurations"]["3d_fullres"] |= {"spacing": [2.0, 2.0, 2.0], "patch_size": [64, 96, 96]}
         (work / "nnUNetPlans.json").write_text(json.dumps(plans))
@@ -243,7 +243,7 @@ def rows(programs, data):
     for short, precision in (("f32", "fp32"), ("bf16", "amp-bf16")):
         yield Row(f"step_{short}_hippocampus", "samples", step(programs, precision, [], 3))
         yield Row(f"step_{short}_64", "samples", step(programs, precision, cube, 2))
-        # A step of the peer's takes half a minute.
+        # A step of the peer takes half a minute.
         yield Row(f"step_{short}_2d", "samples", step(programs, precision, plane, 1), rounds=1)
     yield Row("preprocess_hippocampus", "cases", lambda: preprocess(programs, data))
     yield Row("preprocess_resample_brats", "Mvoxel", lambda: resample(programs, data))
@@ -262,7 +262,7 @@ def recorded(path):
 
 
 def moved(lines, before):
-    """One sentence for each row whose ratio is not what it was."""
+    """One sentence for each row whose ratio changed."""
     for line in lines:
         old = before.get(line["name"], {}).get("ratio")
         if old is None:
@@ -274,7 +274,7 @@ def moved(lines, before):
 
 
 def record(path, lines):
-    """Replaces the rows that were measured and keeps the others."""
+    """Replaces the measured rows and keeps the others."""
     commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     stamp = {"date": datetime.date.today().isoformat(), "commit": commit.stdout.strip() or None, "hardware": hardware()}
     content = {"command": "make bench", "rows": recorded(path) | {line["name"]: line | stamp for line in lines}}
@@ -296,9 +296,9 @@ def hardware():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="beginnings of the names of rows [default: all]")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="prefixes of row names [default: all]")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--record", action="store_true", help="keep the ratios for later comparisons")
+    parser.add_argument("--record", action="store_true", help="store the ratios for later comparisons")
     parser.add_argument("--recorded", type=pathlib.Path, default=RECORD, help="file of the ratios")
     parser.add_argument("--list", action="store_true", help="print the names of all rows")
     parser.add_argument("--from", dest="measured", type=pathlib.Path, help="lines measured earlier, instead of measuring")

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Training steps of nnU-Net's plain U-Net in PyTorch on a GPU, in every setting that might be its fastest.
+"""Training steps of nnU-Net's plain U-Net in PyTorch on a GPU, in each setting that may be the fastest.
 
-Peer of `nnunet-dist bench step --device cuda`, with its options; needs PyTorch alone, for machines that reach nothing. Network,
-loss and optimiser are those of nnU-Net v2: two convolutions with instance norm and leaky ReLU per stage, Dice + cross-entropy at
-each resolution but the lowest, SGD with Nesterov's momentum, clipping at 12. The batch stays on the device; steps are queued
-and waited for in tens.
+Peer of `nnunet-dist bench step --device cuda`, with its options; needs only PyTorch, for offline machines. Network,
+loss and optimizer are those of nnU-Net v2: two convolutions with instance norm and leaky ReLU per stage, Dice +
+cross-entropy at each resolution except the lowest, SGD with Nesterov momentum, clipping at 12. The batch stays on the
+device; steps are queued and synchronized every ten steps.
 
-A JSON line per setting, and last one of the fastest for each precision:
+Prints a JSON line per setting, then one with the fastest setting for each precision:
 
     gpu_step.py --patch 128,128,128 --batch-size 2 --channels 4 --classes 4 --features 32,64,128,256,320,320
 """
@@ -38,11 +38,11 @@ def arguments():
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--classes", type=int, default=3)
     parser.add_argument("--features", type=numbers, default=[32, 64, 128, 256])
-    parser.add_argument("--precision", action="append", choices=["fp32", "tf32", *AUTOCAST], help="default: the two of 16 bits")
+    parser.add_argument("--precision", action="append", choices=["fp32", "tf32", *AUTOCAST], help="default: both 16-bit precisions")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--rounds", type=int, default=5, help="tens of steps that count")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
-    parser.add_argument("--limit", type=int, default=150, help="seconds that one setting may take")
+    parser.add_argument("--rounds", type=int, default=5, help="number of timed rounds of ten steps")
+    parser.add_argument("--no-compile", action="store_true", help="skip torch.compile, which takes minutes")
+    parser.add_argument("--limit", type=int, default=150, help="time limit of one setting in seconds")
     return parser.parse_args()
 
 
@@ -135,7 +135,7 @@ def measure(options, precision, channels_last, compiled):
         loss.item()
         return (time.perf_counter() - began) / number
 
-    # Compiles, tries cuDNN's algorithms, and takes the memory.
+    # Compiles, benchmarks cuDNN's algorithms, and allocates memory.
     steps(3 if device.type == "cuda" else 1)
     queued = QUEUED if device.type == "cuda" else 1
     seconds = [steps(queued) for _ in range(options.rounds)]
@@ -166,7 +166,7 @@ def main():
             signal.alarm(options.limit)
             try:
                 result = measure(options, precision, channels_last, compiled)
-            except Exception as error:  # a setting that PyTorch cannot run is no candidate
+            except Exception as error:  # settings that PyTorch cannot run are skipped
                 result = {**setting, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
             finally:
                 signal.alarm(0)

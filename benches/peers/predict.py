@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Prediction of a folder of images by nnU-Net v2 on the CPU, with mirroring, without the time of imports.
+"""Prediction of a folder of images by nnU-Net v2 on the CPU, with mirroring; imports are not timed.
 
-The network is that of an nnU-Net model folder, or that of a checkpoint of ours: its weights have nnU-Net's own names. Then
-both networks are the same, and with --compare the share of voxels in which both label maps agree is printed.
+The network is read from an nnU-Net model folder or from an nnunet-dist checkpoint, whose weights have nnU-Net's
+names. Then both networks are the same, and --compare prints the fraction of voxels in which both label maps agree.
 
     predict.py --from-checkpoint RUN/checkpoint_latest -i imagesTs --compare OUR_PREDICTIONS
     predict.py --model Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres -i imagesTs
 
 Cases are predicted one after the other in this process, as `predict_from_files_sequential` does: nnU-Net's worker
-processes import PyTorch anew for every folder, which takes longer than 20 small images do.
+processes import PyTorch again for every folder, which takes longer than 20 small images.
 """
 import argparse
 import json
@@ -29,7 +29,7 @@ from importlib.metadata import version
 
 
 def model_folder(checkpoint, folder):
-    """Writes a checkpoint of ours as a model folder of nnU-Net's."""
+    """Writes an nnunet-dist checkpoint as an nnU-Net model folder."""
     from safetensors import safe_open
 
     model = json.loads((checkpoint / "checkpoint.json").read_text(encoding="utf-8"))["model"]
@@ -53,7 +53,7 @@ def model_folder(checkpoint, folder):
 
 
 def equal_share(ours, theirs, ending):
-    """Share of equal voxels of the label maps in both folders, and how many maps were compared."""
+    """Fraction of equal voxels of the label maps in both folders, and the number of maps."""
     import SimpleITK
 
     equal = total = maps = 0
@@ -75,16 +75,16 @@ def peak_memory():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     network = parser.add_mutually_exclusive_group(required=True)
-    network.add_argument("--from-checkpoint", type=pathlib.Path, help="a checkpoint of ours")
-    network.add_argument("--model", type=pathlib.Path, help="a model folder of nnU-Net, with fold_0")
+    network.add_argument("--from-checkpoint", type=pathlib.Path, help="an nnunet-dist checkpoint")
+    network.add_argument("--model", type=pathlib.Path, help="an nnU-Net model folder with fold_0")
     parser.add_argument("-i", "--images", type=pathlib.Path, required=True)
     parser.add_argument("-o", "--output", type=pathlib.Path, help="keep the label maps here")
-    parser.add_argument("--compare", type=pathlib.Path, help="folder of our label maps")
+    parser.add_argument("--compare", type=pathlib.Path, help="folder of nnunet-dist's label maps")
     parser.add_argument("--checkpoint-name", default="checkpoint_final.pth")
     parser.add_argument("--no-mirroring", action="store_true")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--no-warm-up", action="store_true", help="begin measuring with the first round")
+    parser.add_argument("--no-warm-up", action="store_true", help="start timing with the first round")
     arguments = parser.parse_args()
 
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor

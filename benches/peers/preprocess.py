@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Preprocessing of a dataset's training cases by nnU-Net v2 (`DefaultPreprocessor.run_case_save`).
 
-Peer of `nnunet-dist preprocess` and `nnunet-dist bench preprocess`. The plans are those of a work folder that
-`nnunet-dist plan` made, so that both do the same work. Reading, preprocessing and saving are timed; starting Python and
+Peer of `nnunet-dist preprocess` and `nnunet-dist bench preprocess`. The plans are from a work folder that
+`nnunet-dist plan` made, so both do the same work. Reading, preprocessing and saving are timed; starting Python and
 importing its modules, in the pool's processes too, are not. The last line is JSON.
 
     preprocess.py WORK --raw RAW_DATASET --configuration 3d_fullres --processes 2
@@ -31,7 +31,7 @@ def arguments():
     parser.add_argument("--raw", type=pathlib.Path, required=True, help="folder with imagesTr and labelsTr")
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--cases", type=int, help="only the first so many cases")
+    parser.add_argument("--cases", type=int, help="number of cases [default: all]")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 
@@ -52,7 +52,7 @@ class Job:
         self.configuration = self.plans.get_configuration(configuration)
         self.dataset = json.loads((work / "dataset.json").read_text())
         self.preprocessor = DefaultPreprocessor(verbose=False)
-        # Both are looked up by walking through nnU-Net's modules, which imports them.
+        # The lookup of both walks through nnU-Net's modules, which imports them.
         self.plans.image_reader_writer_class()
         self.configuration.resampling_fn_data, self.configuration.resampling_fn_seg
 
@@ -105,7 +105,7 @@ def main():
         "unit": "cases",
         "seconds": seconds,
         "per_second": len(cases) / statistics.median(seconds),
-        # Of the largest process, times the number that do the work.
+        # Memory of the largest process, times the number of processes.
         "peak_memory_bytes": max(peak) * 1024 * args.processes,
     }))
 

@@ -23,7 +23,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", help="one file per channel")
     parser.add_argument("--labels", help="label map of the case")
-    parser.add_argument("--only", choices=["image", "labels"], default="image", help="what is timed")
+    parser.add_argument("--only", choices=["image", "labels"], default="image", help="part that is timed")
     parser.add_argument("--spacing-from", type=float, nargs="+", default=[1.0], metavar="MM", help="one or z y x")
     parser.add_argument("--spacing-to", type=float, nargs="+", default=[0.7], metavar="MM", help="one or z y x")
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Models go from nnU-Net v2 to nnunet-dist and back, and both predict the same.
+"""Converts models from nnU-Net v2 to nnunet-dist and back, and checks that both predict the same.
 
     roundtrip.py --dataset Task04_Hippocampus [--bin target/release/nnunet-dist] [--cases 20] [--iterations 250]
 
-A few cases are planned by nnunet-dist, the network is made small, and each program preprocesses and trains it for some
-steps. nnU-Net's model is imported, ours exported (as .pth, .safetensors and .onnx); the label maps of both programs are
-compared, and so are the logits of PyTorch and ONNX Runtime. Each trains on from the other's weights. Prints one JSON line
-per comparison, and fails if one falls short. Minutes on two cores; needs nnunetv2, onnxruntime and safetensors.
+A few cases are planned by nnunet-dist, the network is made small, and each program preprocesses and trains for some
+steps. nnU-Net's model is imported, nnunet-dist's exported (as .pth, .safetensors and .onnx); the label maps of both
+are compared, and so are the logits of PyTorch and ONNX Runtime. Each continues training from the other's weights.
+Prints one JSON line per comparison, and fails if one differs too much. Takes minutes on two cores; needs nnunetv2,
+onnxruntime and safetensors.
 """
 import argparse
 import json
@@ -19,13 +20,13 @@ import tempfile
 
 CONFIGURATION = "3d_fullres"
 DATASET = "Dataset004_Roundtrip"
-# Label maps differ where two classes' logits are equal but for rounding: nnU-Net adds windows up in half precision. A network
-# that has hardly been trained has many such voxels; one trained for a few dozen steps finds only background.
+# Label maps differ in voxels where two logits are equal up to rounding: nnU-Net sums windows in half precision. A network
+# after very few steps has many such voxels; after a few dozen steps it predicts only background.
 EQUAL_VOXELS = 0.999
 
 
 def subset(source, target, count):
-    """The first cases of a dataset in the layout of MSD or nnU-Net v2, in that of nnU-Net v2."""
+    """Copies the first cases of a dataset in the layout of MSD or nnU-Net v2 to that of nnU-Net v2."""
     description = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
     ending = description.get("file_ending", ".nii.gz")
     labels = sorted(path for path in (source / "labelsTr").glob(f"*{ending}") if not path.name.startswith("."))[:count]
@@ -49,7 +50,7 @@ def subset(source, target, count):
 
 
 def shrink(plans):
-    """A network of half the features, with two samples a batch."""
+    """Edits the plans: half the features, batch size 2."""
     configuration = plans["configurations"][CONFIGURATION]
     configuration["batch_size"] = 2
     kwargs = configuration["architecture"]["arch_kwargs"]
@@ -65,7 +66,7 @@ def report(what, passed, **figures):
 
 
 def compare_maps(what, ours, theirs, ending):
-    """Label maps must agree, and have something to agree on."""
+    """Label maps must agree and contain foreground."""
     import SimpleITK
     from predict import equal_share
 
@@ -77,7 +78,7 @@ def compare_maps(what, ours, theirs, ending):
 
 
 def train_reference(folder, plans, dataset, iterations, pretrained=None):
-    """nnU-Net's trainer for some steps; gives its model folder."""
+    """Runs nnU-Net's trainer for some steps; returns its model folder."""
     import torch
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -105,7 +106,7 @@ def predict_reference(model, images, output):
 
 
 def compare_onnx(predictor, path, patch):
-    """The largest difference of logits, in parts of the largest logit."""
+    """The largest difference of logits, relative to the largest logit."""
     import numpy
     import onnxruntime
     import torch
@@ -113,7 +114,7 @@ def compare_onnx(predictor, path, patch):
     network = predictor.network.eval()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     differences = []
-    # Another batch size and another extent than the first.
+    # A different batch size and extent from the first.
     for batch, factor in ((1, 1), (2, 2)):
         image = torch.randn(batch, 1, patch[0] * factor, *patch[1:])
         with torch.no_grad():
@@ -129,7 +130,7 @@ def main():
     parser.add_argument("--bin", default="nnunet-dist")
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=250)
-    parser.add_argument("--keep", type=pathlib.Path, help="work in this new folder, and leave it there")
+    parser.add_argument("--keep", type=pathlib.Path, help="work in this new folder and keep it")
     arguments = parser.parse_args()
 
     folder = arguments.keep or pathlib.Path(tempfile.mkdtemp())
@@ -138,7 +139,7 @@ def main():
         (folder / name).mkdir()
         os.environ[name] = str(folder / name)
     os.environ.update(nnUNet_compile="false", nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1")
-    # nnU-Net says a lot on standard output.
+    # nnU-Net prints a lot on standard output.
     sys.stdout = sys.stderr
     try:
         sys.exit(0 if roundtrip(arguments, folder) else 1)
@@ -170,7 +171,7 @@ def roundtrip(arguments, folder):
     ours("preprocess", "-w", work, "-c", CONFIGURATION)
 
     passed = []
-    # From nnU-Net to ours.
+    # From nnU-Net to nnunet-dist.
     model = train_reference(folder, plans, dataset, iterations)
     ours("import", "-i", model, "-o", folder / "imported")
     ours("predict", "-r", folder / "imported" / "fold_0", "-i", images, "-o", folder / "predicted_imported")
@@ -178,7 +179,7 @@ def roundtrip(arguments, folder):
     ending = dataset["file_ending"]
     passed.append(compare_maps("import", folder / "predicted_imported", folder / "predicted_reference", ending))
 
-    # From ours to nnU-Net, beginning with nnU-Net's weights.
+    # From nnunet-dist to nnU-Net, starting with nnU-Net's weights.
     run = folder / "run" / "fold_0"
     train = ["train", "-w", work, "-c", CONFIGURATION, "-f", 0, "--epochs", 1, "--iters-per-epoch", iterations,
              "--val-iters", 1, "--run-dir", run]
@@ -200,7 +201,7 @@ def roundtrip(arguments, folder):
     difference = compare_onnx(predictor, folder / "network.onnx", patch)
     passed.append(report("export onnx", difference < 1e-4, largest_difference=difference))
 
-    # nnU-Net trains on from ours; it fails by itself where a tensor does not fit.
+    # nnU-Net continues from nnunet-dist's weights; it raises an error if a tensor does not fit.
     shutil.rmtree(model)
     train_reference(folder, plans, dataset, 2, exported / "fold_0" / "checkpoint_final.pth")
     passed.append(report("nnU-Net's -pretrained_weights", True))

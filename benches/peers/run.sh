@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Ours and the Python programs, the same work in turn: `benches/peers/run.sh [--record] [ROW…]`, or `make bench`.
+# Compares nnunet-dist with Python programs on the same work: `benches/peers/run.sh [--record] [ROW…]`, or `make bench`.
 #
 # Builds the release programs and makes a virtual environment for the peers, unless NNUNET_DIST_BIN and NNUNET_BENCH_VENV
-# name those to use. The machine should be otherwise idle. All rows take about three quarters of an hour on two cores.
+# name existing ones. The machine should be idle otherwise. All rows take about 45 minutes on two cores.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)

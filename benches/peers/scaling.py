@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How training on the CPU scales from one process to two, ours and PyTorch's DDP in turn on the same machine.
+"""Scaling of CPU training from one process to two, for nnunet-dist and PyTorch DDP on the same machine, alternating.
 
 One thread per process, one sample per process and step, the same network (Hippocampus 3d_fullres). Prints one JSON line:
-throughput of two processes over twice that of one, for both, medians over the rounds.
+throughput of two processes divided by twice that of one, for both; medians over the rounds.
 
-    scaling.py NNUNET_DIST WORK [ROUNDS]     with a Python that has torch, on a machine that is otherwise idle
+    scaling.py NNUNET_DIST WORK [ROUNDS]     needs torch, and a machine that is idle otherwise
 """
 import csv
 import json
@@ -19,7 +19,7 @@ HERE = pathlib.Path(__file__).parent
 
 def ours(program, work):
     with tempfile.TemporaryDirectory() as folder:
-        # The peer trains on one batch in memory, so that its second core has nothing to do while there is one process.
+        # The peer trains on one batch in memory, so with one process its second core is idle.
         settings = pathlib.Path(folder) / "settings.toml"
         settings.write_text('[data]\naugmentation = "none"\nworkers = 1\n', encoding="utf-8")
         subprocess.run([program, "-q", "scale", "-w", work, "-c", "3d_fullres", "-f", "0", "--np", "1,2", "--threads", "1",

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The Dice of short trainings by nnunet-dist and by nnU-Net v2, from several seeds each.
+"""Dice of short trainings with nnunet-dist and with nnU-Net v2, for several seeds each.
 
     seeds.py --dataset Task04_Hippocampus --keep FOLDER [--bin target/release/nnunet-dist] [--seeds 3] [--seed N]
              [--program peer|ours]
 
-Fold 0 of 3d_fullres: nnU-Net's plans, split and complete augmentation, a batch of 2, 10 epochs of 100 steps, 5 validation
-batches after each. The held-out cases are predicted with mirroring and evaluated by the program that trained. FOLDER keeps
-every finished training, so the command may be stopped and given again; the last lines are a table of all that are there.
-Half an hour per seed on two cores; needs nnunetv2.
+Fold 0 of 3d_fullres: nnU-Net's plans, split and full augmentation, batch size 2, 10 epochs of 100 steps, 5 validation
+batches after each. The program that trained also predicts the held-out cases, with mirroring, and evaluates them.
+FOLDER keeps every finished training, so the command can be stopped and repeated; the last lines are a table of all
+trainings in it. Takes half an hour per seed on two cores; needs nnunetv2.
 """
 import argparse
 import json
@@ -26,7 +26,7 @@ BATCH, EPOCHS, STEPS, VALIDATION_STEPS = 2, 10, 100, 5
 
 
 def prepare(arguments, folder):
-    """Plans and preprocesses for both programs; the plans are ours, which equal nnU-Net's, with another batch size."""
+    """Plans and preprocesses for both programs, with nnunet-dist's plans: nnU-Net's, with another batch size."""
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
     raw, work, preprocessed = folder / "nnUNet_raw" / DATASET, folder / "work", folder / "nnUNet_preprocessed" / DATASET
@@ -61,7 +61,7 @@ def train_peer(preprocessed, run, seed):
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    # What its command does on a CPU; the trainer seeds nothing itself, and its loader is a process with a seed of its own.
+    # As nnU-Net's command does on a CPU; the trainer sets no seed, and its loader is a process with its own seed.
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(seed)
     numpy.random.seed(seed)
@@ -76,7 +76,7 @@ def train_peer(preprocessed, run, seed):
 
 
 def mean_dice(run):
-    """Mean over cases, then over labels; by label as well."""
+    """Mean over cases, then over labels; also by label."""
     summary = json.loads((run / "validation" / "summary.json").read_text(encoding="utf-8"))
     by_label = [summary["mean"][label]["Dice"] for label in sorted(summary["mean"], key=int) if label != "0"]
     return [statistics.mean(by_label), *by_label]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Training steps of nnU-Net v2's plain U-Net in PyTorch, on one generated batch that stays in memory.
+"""Training steps of nnU-Net v2's plain U-Net in PyTorch, on one generated batch in memory.
 
 Peer of `nnunet-dist bench step`, with its options. Network, loss and deep supervision are nnU-Net's own classes
-(`PlainConvUNet`, `DC_and_CE_loss`, `DeepSupervisionWrapper`), optimiser, clipping and autocast as in `nnUNetTrainer.train_step`.
-The last line is JSON.
+(`PlainConvUNet`, `DC_and_CE_loss`, `DeepSupervisionWrapper`), optimizer, clipping and autocast as in
+`nnUNetTrainer.train_step`. The last line is JSON.
 
     step.py --patch 40,56,40 --batch-size 9 --precision amp-bf16 --threads 2
 """
@@ -55,7 +55,7 @@ def network(options):
 
 
 def criterion(heads):
-    # As nnUNetTrainer._build_loss: halved from head to head, and none for the lowest resolution.
+    # As nnUNetTrainer._build_loss: halved from head to head, 0 for the lowest resolution.
     weights = [0.5 ** head for head in range(heads)]
     if heads > 1:
         weights[-1] = 0.0

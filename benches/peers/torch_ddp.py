@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Training steps of nnU-Net v2's plain U-Net in PyTorch, data-parallel over processes with DDP on gloo.
 
-The network, loss and optimiser of nnU-Net v2: two convolutions with instance norm and leaky ReLU per stage, strided
+The network, loss and optimizer of nnU-Net v2: two convolutions with instance norm and leaky ReLU per stage, strided
 downsampling, transposed upsampling, deep supervision; cross-entropy + soft Dice without background; SGD with Nesterov
 momentum, gradients clipped at 12. Prints one JSON line with the median step.
 
@@ -36,7 +36,7 @@ class UNet(nn.Module):
         pairs = list(zip(features[::-1], features[-2::-1]))
         self.up = nn.ModuleList(nn.ConvTranspose3d(i, o, 2, 2) for i, o in pairs)
         self.decoder = nn.ModuleList(nn.Sequential(layer(2 * o, o), layer(o, o)) for _, o in pairs)
-        # The lowest head has weight 0 in the loss; like ours it is left out.
+        # The lowest head has weight 0 in the loss and is omitted, as in nnunet-dist.
         self.heads = nn.ModuleList(nn.Conv3d(o, classes, 1) for _, o in pairs[1:])
 
     def forward(self, x):

@@ -12,8 +12,8 @@ use nnunet_data::dataset::CaseFiles;
 use nnunet_data::store::CaseProperties;
 use nnunet_image::{Geometry, Resampling, write_labels};
 use nnunet_infer::{
-    Accumulate, Blend, Decision, Export, FolderOptions, InferError, Portions, PredictOptions, Predictor, SlidingWindow,
-    Spent, find_cases, predict_folder,
+    AccumulatorDtype, Blend, Decision, Export, FolderOptions, InferError, Portions, PredictOptions, Predictor,
+    SlidingWindow, Spent, find_cases, predict_folder,
 };
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 use nnunet_nn::ops::NnOps;
@@ -40,7 +40,7 @@ pub struct InferStub {
     /// Overlap of neighboring windows as a fraction of the window size.
     pub overlap: f64,
     pub mirror: bool,
-    pub accumulate: Accumulate,
+    pub accumulator_dtype: AccumulatorDtype,
 }
 
 /// Times of one round by stage.
@@ -139,7 +139,7 @@ impl Default for InferStub {
             patch: [96; 3],
             overlap: 0.5,
             mirror: true,
-            accumulate: Accumulate::F32,
+            accumulator_dtype: AccumulatorDtype::F32,
         }
     }
 }
@@ -162,7 +162,11 @@ impl InferStub {
             ((z / 8 + y / 8 + x / 8 + class) % self.classes) as f32
         });
         let properties = self.properties();
-        let portions = Portions { batch_size: sliding.num_mirrorings(), accumulate: self.accumulate, on_device: false };
+        let portions = Portions {
+            batch_size: sliding.num_mirrorings(),
+            accumulator_dtype: self.accumulator_dtype,
+            on_device: false,
+        };
         let mut spent = Vec::new();
         for _ in 0..rounds + usize::from(rounds > 1) {
             let mut export = Export::new(self.resampled, &properties, &LINEAR, &Decision::Classes);
@@ -228,8 +232,8 @@ mod tests {
             classes: 3,
             ..InferStub::default()
         };
-        for accumulate in [Accumulate::F32, Accumulate::F16] {
-            let rows = InferStub { accumulate, ..stub }.measure(2);
+        for accumulator_dtype in [AccumulatorDtype::F32, AccumulatorDtype::F16] {
+            let rows = InferStub { accumulator_dtype, ..stub }.measure(2);
             let names: Vec<_> = rows.iter().map(|row| row.name.as_str()).collect();
             assert_eq!(names, ["network", "cut, accumulate", "resample, decide", "image"]);
             // Two windows along each axis that is longer than the window.

@@ -8,7 +8,8 @@ use super::plans::PlansFlag;
 use super::precision::PrecisionFlags;
 use nnunet_data::work::{FoldId, WorkDir};
 use nnunet_infer::{
-    Accumulate, Blend, CheckpointName, DEFAULT_FOLDS, MemoryOptions, PredictOptions, WindowOptions, find_checkpoints,
+    AccumulatorDtype, Blend, CheckpointName, DEFAULT_FOLDS, MemoryOptions, PredictOptions, WindowOptions,
+    find_checkpoints,
 };
 use nnunet_nn::Device;
 
@@ -40,7 +41,7 @@ pub struct InferFlags {
 
     /// Precision in which the logits of overlapping windows are added up.
     #[arg(long, value_enum, default_value = "f32")]
-    accumulate: Accumulate,
+    accumulator_dtype: AccumulatorDtype,
 
     /// GiB that the sums of the windows' logits may take: as many planes as a window has, times the classes. Where they
     /// would take more, they are kept in half precision [default: no limit].
@@ -147,7 +148,7 @@ impl InferFlags {
             windows: WindowOptions { mirror: !self.no_tta, overlap, blend },
             memory: MemoryOptions {
                 batch_size: self.batch_size.map(usize::from),
-                accumulate: self.accumulate,
+                accumulator_dtype: self.accumulator_dtype,
                 limit: self.max_memory,
                 ..MemoryOptions::on(self.device)
             },

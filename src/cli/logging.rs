@@ -13,8 +13,8 @@ pub(super) fn init(verbosity: i16) {
         1 => "debug",
         2.. => "trace",
     };
-    // Burn and CubeCL are only of interest to those who name them in RUST_LOG.
-    let ours = EnvFilter::new(format!("warn,nnunet_dist={level}"));
+    // `nnunet` is the prefix of all crates of the workspace. Burn and CubeCL only log if RUST_LOG names them.
+    let ours = EnvFilter::new(format!("warn,nnunet={level}"));
     let filter = EnvFilter::try_from_default_env().unwrap_or(ours);
     tracing_subscriber::fmt()
         .with_env_filter(filter)

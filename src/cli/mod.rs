@@ -30,6 +30,7 @@ mod precision;
 mod predict;
 mod preprocess;
 mod ranks;
+mod renamed;
 mod replay;
 mod report;
 mod run_flags;
@@ -53,6 +54,10 @@ pub struct Cli {
     /// Say less on standard error (-q: warnings, -qq: errors only).
     #[arg(short, long, action = ArgAction::Count, global = true, conflicts_with = "verbose")]
     quiet: u8,
+
+    /// Warnings about former names of flags.
+    #[arg(skip)]
+    warnings: Vec<String>,
 }
 
 const EXAMPLE: &str = "\
@@ -97,6 +102,15 @@ enum Command {
 }
 
 impl Cli {
+    /// Parses the process's arguments, in which flags may have their former names.
+    ///
+    /// # Errors
+    /// Returns clap's error, which is also used for `--help` and `--version`.
+    pub fn from_arguments() -> Result<Self, clap::Error> {
+        let (arguments, warnings) = renamed::update(std::env::args_os().collect());
+        Ok(Self { warnings, ..Self::try_parse_from(arguments)? })
+    }
+
     /// Runs the chosen command.
     ///
     /// # Errors
@@ -104,6 +118,9 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         let verbosity = i16::from(self.verbose) - i16::from(self.quiet);
         logging::init(verbosity);
+        for warning in &self.warnings {
+            tracing::warn!("{warning}");
+        }
         match self.command {
             Command::Plan(command) => command.run(),
             Command::Preprocess(command) => command.run(),

@@ -63,7 +63,7 @@ pub struct RunFlags {
 
     /// Folder on a local disk of each host, for copies of the preprocessed cases [default: none].
     #[arg(long, value_name = "DIR")]
-    stage_dir: Option<PathBuf>,
+    local_cache_dir: Option<PathBuf>,
 
     /// For the second stage of a cascade: run directories of the first stage, whose segmentations of their held-out cases
     /// are taken [default: all in WORK/runs].
@@ -110,7 +110,7 @@ pub struct RunFlags {
 struct DistFlags {
     /// Batches per process whose gradients make one optimiser step [default: 1].
     #[arg(long, value_name = "N")]
-    accumulate: Option<u32>,
+    gradient_accumulation_steps: Option<u32>,
 
     /// Size of a bucket of gradients in MiB [default: 2].
     #[arg(long, value_name = "MB", value_parser = super::positive)]
@@ -131,18 +131,18 @@ struct DistFlags {
 
     /// Steps between two comparisons of the weights of all processes, 0: never [default: 250].
     #[arg(long, value_name = "N")]
-    compare_every: Option<u32>,
+    weight_check_interval: Option<u32>,
 }
 
 impl DistFlags {
     fn add_to(&self, layer: &mut Layer) {
         layer
-            .set("training.accumulate", self.accumulate)
+            .set("training.gradient_accumulation_steps", self.gradient_accumulation_steps)
             .set("dist.bucket_mb", self.bucket_mb)
             .set("dist.compression", name_of(self.grad_compression))
             .set("dist.overlap", self.no_overlap.then_some(false))
             .set("dist.timeout_s", self.comm_timeout)
-            .set("dist.compare_every", self.compare_every);
+            .set("dist.weight_check_interval", self.weight_check_interval);
     }
 }
 
@@ -187,7 +187,7 @@ impl RunFlags {
             .set("device", name_of(self.device))
             .set("data.shard", name_of(self.shard))
             .set("data.cache_gb", self.cache_gb)
-            .set("data.stage_dir", self.stage_dir.as_ref().map(|path| path.display().to_string()))
+            .set("data.local_cache_dir", self.local_cache_dir.as_ref().map(|path| path.display().to_string()))
             .set("data.previous_stage", self.prev_stage.as_ref().map(|runs| texts_of(runs)))
             .set("run_dir", self.run_dir.as_ref().map(|path| path.display().to_string()))
             .set("training.epochs", self.epochs)

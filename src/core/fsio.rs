@@ -1,4 +1,4 @@
-//! Files that are either wholly there or not at all.
+//! Atomic file operations: a file is either complete or absent.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -6,12 +6,13 @@ use std::path::Path;
 
 use tempfile::NamedTempFile;
 
-/// How the names of files and folders begin that are not whole yet.
+/// Name prefix of incomplete files and folders.
 pub const PARTIAL: &str = ".partial-";
 
-/// Writes a file so that a reader never sees a part of it: to a temporary name beside it, fsync, rename.
+/// Writes a file atomically, so that a reader never sees a partial file: writes to a temporary file in the same folder,
+/// fsyncs it, and renames it.
 ///
-/// Creates the parent directories. On error nothing is left behind.
+/// Creates the parent directories. On error, no temporary file is left behind.
 pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
@@ -19,13 +20,13 @@ pub fn write_atomically(
     let temporary = write_beside(path, write)?;
     temporary.as_file().sync_all()?;
     temporary.persist(path).map_err(|error| error.error)?;
-    // The rename itself is durable only once the directory is.
+    // The rename itself is durable only after the directory is synced.
     sync_folder(parent(path))
 }
 
-/// As [`write_atomically`], but without waiting for the disk: for many files that can be made again.
+/// Like [`write_atomically`], but without fsync; for many files that can be regenerated.
 ///
-/// After a loss of power a file written shortly before may be short or empty, so readers check the length.
+/// After a power loss, a recently written file may be truncated or empty, so readers must check the length.
 pub fn write_unsynced(path: &Path, write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>) -> io::Result<()> {
     write_beside(path, write)?.persist(path).map(drop).map_err(|error| error.error)
 }
@@ -47,7 +48,7 @@ fn write_beside(
     Ok(temporary)
 }
 
-/// The folder that a file is in.
+/// Returns the folder that contains `path`.
 pub fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -55,12 +56,12 @@ pub fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Waits until the names in a folder are on the disk.
+/// Fsyncs a folder, so that its entries are durable.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Makes `link` a symbolic link to `target`, in place of whatever has been there.
+/// Makes `link` a symbolic link to `target`, replacing an existing file, link or folder.
 pub fn link_atomically(link: &Path, target: &Path) -> io::Result<()> {
     let folder = parent(link);
     let beside = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
@@ -73,14 +74,14 @@ pub fn link_atomically(link: &Path, target: &Path) -> io::Result<()> {
     sync_folder(folder)
 }
 
-/// Removes a folder so that nobody takes what is left of it for the whole meanwhile.
+/// Removes a folder atomically: it is renamed first, so that no reader sees it partially deleted.
 pub fn remove_folder(path: &Path) -> io::Result<()> {
     let aside = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(parent(path))?;
     fs::rename(path, aside.path().join("old"))?;
     aside.close()
 }
 
-/// Removes what writers have left in a folder that were killed.
+/// Removes temporary files and folders left behind in a folder by killed writers.
 pub fn remove_partial(folder: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -96,24 +97,24 @@ pub fn remove_partial(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Temporary folders are private to their owner, too.
+/// Sets mode 0755 on a folder, since temporary folders are private to their owner.
 pub fn share_folder(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
 }
 
-/// As [`write_atomically`], for contents already in memory.
+/// Like [`write_atomically`], for contents already in memory.
 pub fn write_bytes(path: &Path, contents: &[u8]) -> io::Result<()> {
     write_atomically(path, |file| file.write_all(contents))
 }
 
-/// Copies a file's contents, as [`write_unsynced`] writes.
+/// Copies a file's contents, written as with [`write_unsynced`].
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let mut source = File::open(from)?;
     write_unsynced(to, |file| io::copy(&mut source, file).map(drop))
 }
 
-/// Writes JSON indented by 4, as nnU-Net's files are, with a final newline.
+/// Writes JSON with an indent of 4, like nnU-Net's files, and a final newline.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> io::Result<()> {
     write_atomically(path, |file| {
         let indented = serde_json::ser::PrettyFormatter::with_indent(b"    ");
@@ -122,7 +123,7 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> io::Result<()> 
     })
 }
 
-/// Temporary files are private to their owner; results are shared with the group like any other file.
+/// Sets mode 0644, since temporary files are private to their owner but results must be readable like other files.
 #[cfg(unix)]
 fn set_default_mode(file: &File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;

@@ -1,19 +1,20 @@
-//! Elementary functions of f32 without branches or tables, which the compiler can vectorise.
+//! Elementary f32 functions without branches or tables, which the compiler can vectorize.
 //!
-//! Errors are a few units in the last place; a library's are smaller, but it takes one value at a time.
+//! Errors are a few units in the last place. The standard library is more accurate, but processes one value at a time.
 
 use std::f32::consts::{LN_2, LOG2_E, PI};
 
-/// `x ^ exponent` for `x` of at least 0 and a positive exponent; 0 stays 0 and NaN stays NaN.
+/// Computes `x ^ exponent` for `x >= 0` and a positive exponent; 0 stays 0 and NaN stays NaN.
 #[inline(always)]
 pub fn power(x: f32, exponent: f32) -> f32 {
     let result = exp2(exponent * log2(x));
     if x > 0.0 { result } else { x }
 }
 
-/// Base-2 logarithm of a positive normal number.
+/// Computes the base-2 logarithm of a positive normal number.
 ///
-/// `x` is `2^n * m` with `m` between √½ and √2, and `log2 m` the series of `2 atanh((m - 1) / (m + 1)) / ln 2`.
+/// Splits `x` into `2^n * m` with `m` between √½ and √2, and computes `log2 m` from the series of `2 atanh((m - 1) / (m
+/// + 1)) / ln 2`.
 #[inline(always)]
 pub fn log2(x: f32) -> f32 {
     /// √½.
@@ -27,13 +28,13 @@ pub fn log2(x: f32) -> f32 {
     exponent as f32 + 2.0 * LOG2_E * s * series
 }
 
-/// `2^y`, from `2^-126` to `2^127`.
+/// Computes `2^y`; `y` is clamped to -126 to 127.
 ///
-/// `y` is a whole number, which is put into the exponent's bits, and a rest of at most ½, for which Taylor's series is
-/// summed.
+/// Splits `y` into an integer, which is stored in the exponent bits, and a remainder of at most ½, for which the Taylor
+/// series is evaluated.
 #[inline(always)]
 pub fn exp2(y: f32) -> f32 {
-    /// Added to a small number it leaves the nearest whole one in the lowest bits.
+    /// Adding this to a small number leaves the nearest integer in the lowest bits.
     const ROUNDER: f32 = 12_582_912.0;
     let y = y.clamp(-126.0, 127.0);
     let rounded = y + ROUNDER;
@@ -44,9 +45,9 @@ pub fn exp2(y: f32) -> f32 {
     scale * (1.0 + rest * (1.0 + rest * second))
 }
 
-/// Sine and cosine of a whole turn times `turn`, which is between -½ and ½.
+/// Computes sine and cosine of `2π * turn`, for `turn` between -½ and ½.
 ///
-/// Taylor's series of half the angle, and the formulas for the double angle.
+/// Uses the Taylor series of half the angle and the double-angle formulas.
 #[inline(always)]
 pub fn sin_cos(turn: f32) -> (f32, f32) {
     let half = PI * turn;

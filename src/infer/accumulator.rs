@@ -7,7 +7,7 @@ use half::slice::HalfFloatSliceExt;
 use ndarray::{ArrayView3, ArrayView4, s};
 use rayon::prelude::*;
 
-use super::options::Accumulate;
+use super::options::AccumulatorDtype;
 
 /// Whether z, y, x are reversed.
 pub type Mirroring = [bool; 3];
@@ -45,10 +45,10 @@ enum Sums {
 
 impl Accumulator {
     /// Without any planes yet.
-    pub fn new(plane: [usize; 3], accumulate: Accumulate) -> Self {
-        let sums = match accumulate {
-            Accumulate::F32 => Sums::F32(Slab::new(plane)),
-            Accumulate::F16 => Sums::F16(Slab::new(plane)),
+    pub fn new(plane: [usize; 3], accumulator_dtype: AccumulatorDtype) -> Self {
+        let sums = match accumulator_dtype {
+            AccumulatorDtype::F32 => Sums::F32(Slab::new(plane)),
+            AccumulatorDtype::F16 => Sums::F16(Slab::new(plane)),
         };
         Self { plane, sums, finished: Vec::new() }
     }

@@ -66,7 +66,7 @@ pub use export::Segmentation;
 pub use folder::load;
 pub use folder::{FolderOptions, Predicted, predict_folder};
 pub use gaussian::{Blend, importance};
-pub use options::{Accumulate, MemoryOptions, PredictOptions, WindowOptions};
+pub use options::{AccumulatorDtype, MemoryOptions, PredictOptions, WindowOptions};
 pub use portions::Portions;
 pub use predictor::Predictor;
 pub use probabilities::{

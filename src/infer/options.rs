@@ -44,7 +44,7 @@ pub struct MemoryOptions {
     /// GPU, an image and the sums of its logits: larger ones are added up on the host.
     pub call_bytes: u64,
     /// Precision of the sums of the windows' logits.
-    pub accumulate: Accumulate,
+    pub accumulator_dtype: AccumulatorDtype,
     /// Bytes that these sums may take; where they would take more in f32, f16 is taken.
     pub limit: Option<u64>,
 }
@@ -56,7 +56,7 @@ impl MemoryOptions {
             Device::Cpu => 64 << 20,
             Device::Cuda => 4 << 30,
         };
-        Self { batch_size: None, call_bytes, accumulate: Accumulate::F32, limit: None }
+        Self { batch_size: None, call_bytes, accumulator_dtype: AccumulatorDtype::F32, limit: None }
     }
 }
 
@@ -70,7 +70,7 @@ impl Default for MemoryOptions {
 /// Precision in which the logits of overlapping windows are added up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
-pub enum Accumulate {
+pub enum AccumulatorDtype {
     /// Single precision.
     #[default]
     F32,
@@ -78,7 +78,7 @@ pub enum Accumulate {
     F16,
 }
 
-impl Accumulate {
+impl AccumulatorDtype {
     /// Bytes of a logit.
     pub fn bytes(self) -> usize {
         match self {

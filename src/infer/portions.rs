@@ -1,7 +1,7 @@
 //! How much is done at a time.
 
 use super::InferError;
-use super::options::{Accumulate, MemoryOptions};
+use super::options::{AccumulatorDtype, MemoryOptions};
 use super::sliding_window::SlidingWindow;
 use nnunet_nn::model::UNetSpec;
 
@@ -11,7 +11,7 @@ pub struct Portions {
     /// Windows and mirrorings per call of the network.
     pub batch_size: usize,
     /// Precision of the sums.
-    pub accumulate: Accumulate,
+    pub accumulator_dtype: AccumulatorDtype,
     /// Whether the image and the sums, in f32, may lie on the device.
     pub on_device: bool,
 }
@@ -31,20 +31,20 @@ impl Portions {
         image: [usize; 3],
     ) -> Result<Self, InferError> {
         let batch_size = options.batch_size.unwrap_or_else(|| batch_size(options.call_bytes, sliding, network)).max(1);
-        let bytes = |accumulate| sliding.slab_bytes(image, network.classes, accumulate);
-        let accumulate = match options.limit {
-            Some(limit) if bytes(Accumulate::F16) > limit => {
-                return Err(InferError::Memory { needed: bytes(Accumulate::F16), limit });
+        let bytes = |accumulator_dtype| sliding.slab_bytes(image, network.classes, accumulator_dtype);
+        let accumulator_dtype = match options.limit {
+            Some(limit) if bytes(AccumulatorDtype::F16) > limit => {
+                return Err(InferError::Memory { needed: bytes(AccumulatorDtype::F16), limit });
             }
-            Some(limit) if bytes(options.accumulate) > limit => Accumulate::F16,
-            _ => options.accumulate,
+            Some(limit) if bytes(options.accumulator_dtype) > limit => AccumulatorDtype::F16,
+            _ => options.accumulator_dtype,
         };
-        if accumulate != options.accumulate {
-            let mib = bytes(options.accumulate) >> 20;
+        if accumulator_dtype != options.accumulator_dtype {
+            let mib = bytes(options.accumulator_dtype) >> 20;
             tracing::info!("adding up logits in half precision: in single precision they would take {mib} MiB");
         }
         let on_device = sliding.device_bytes(image, network.channels, network.classes) <= options.call_bytes;
-        Ok(Self { batch_size, accumulate, on_device })
+        Ok(Self { batch_size, accumulator_dtype, on_device })
     }
 }
 
@@ -89,11 +89,12 @@ mod tests {
     fn half_precision_comes_with_a_limit_and_ends_with_it() {
         let (window, image) = (sliding([128; 3]), [1000, 512, 512]);
         let gib = |gib: u64| MemoryOptions { limit: Some(gib << 30), ..MemoryOptions::default() };
-        let accumulate = |options| Portions::new(&options, &window, &spec(32), image).map(|found| found.accumulate);
-        assert_eq!(accumulate(MemoryOptions::default()).unwrap(), Accumulate::F32);
-        assert_eq!(accumulate(gib(14)).unwrap(), Accumulate::F32);
-        assert_eq!(accumulate(gib(7)).unwrap(), Accumulate::F16);
-        let error = accumulate(gib(6)).unwrap_err().to_string();
+        let accumulator_dtype =
+            |options| Portions::new(&options, &window, &spec(32), image).map(|found| found.accumulator_dtype);
+        assert_eq!(accumulator_dtype(MemoryOptions::default()).unwrap(), AccumulatorDtype::F32);
+        assert_eq!(accumulator_dtype(gib(14)).unwrap(), AccumulatorDtype::F32);
+        assert_eq!(accumulator_dtype(gib(7)).unwrap(), AccumulatorDtype::F16);
+        let error = accumulator_dtype(gib(6)).unwrap_err().to_string();
         assert!(error.contains("6720 MiB") && error.contains("6144 MiB"), "{error}");
     }
 

@@ -10,7 +10,7 @@ use super::accumulator::{Accumulator, Mirroring, Window};
 use super::gaussian::Blend;
 use super::grid::Grid;
 use super::networks::Ensemble;
-use super::options::Accumulate;
+use super::options::AccumulatorDtype;
 use super::portions::Portions;
 use nnunet_nn::model::UNet;
 use nnunet_nn::ops::NnOps;
@@ -55,7 +55,7 @@ impl SlidingWindow {
         let (_, z, y, x) = image.dim();
         let classes = network.spec().classes;
         let mut logits = Array4::zeros((z, y, x, classes));
-        let portions = Portions { batch_size: 1, accumulate: Accumulate::F32, on_device: true };
+        let portions = Portions { batch_size: 1, accumulator_dtype: AccumulatorDtype::F32, on_device: true };
         let networks = Ensemble::from(network.clone());
         self.run_with(&networks, device, image, portions, |z, plane| {
             logits.index_axis_mut(Axis(0), z).assign(&plane);
@@ -101,7 +101,7 @@ impl SlidingWindow {
         let mirrorings = self.mirrorings();
         let calls = self.calls(&grid, &mirrorings, portions.batch_size);
         spent.windows = grid.windows().count();
-        let mut sums = Accumulator::new([py, px, classes], portions.accumulate);
+        let mut sums = Accumulator::new([py, px, classes], portions.accumulator_dtype);
         for (number, call) in calls.iter().enumerate() {
             let input = self.cut(image.view(), &grid, call);
             let called = Instant::now();
@@ -122,9 +122,9 @@ impl SlidingWindow {
     }
 
     /// Bytes of the sums that [`SlidingWindow::run`] has in memory at a time, at most, for an image `(z, y, x)`.
-    pub(crate) fn slab_bytes(&self, image: [usize; 3], classes: usize, accumulate: Accumulate) -> u64 {
+    pub(crate) fn slab_bytes(&self, image: [usize; 3], classes: usize, accumulator_dtype: AccumulatorDtype) -> u64 {
         let [_, y, x]: [usize; 3] = std::array::from_fn(|axis| image[axis].max(self.window[axis]));
-        [self.window[0], y, x, classes, accumulate.bytes()].iter().map(|&factor| factor as u64).product()
+        [self.window[0], y, x, classes, accumulator_dtype.bytes()].iter().map(|&factor| factor as u64).product()
     }
 
     /// Number of mirrorings, that of none included.
@@ -305,9 +305,9 @@ mod tests {
             let (sliding, image) = (sliding(window, axes), image(extent));
             let expected = expected(&sliding, &image);
             for batch_size in [1, 2, 3, 8, 17] {
-                for (accumulate, tolerance) in [(Accumulate::F32, 1e-5), (Accumulate::F16, 3e-2)] {
+                for (accumulator_dtype, tolerance) in [(AccumulatorDtype::F32, 1e-5), (AccumulatorDtype::F16, 3e-2)] {
                     assert_near(
-                        &run(&sliding, &image, Portions { batch_size, accumulate, on_device: false }),
+                        &run(&sliding, &image, Portions { batch_size, accumulator_dtype, on_device: false }),
                         &expected,
                         tolerance,
                     );
@@ -320,7 +320,7 @@ mod tests {
     #[test]
     fn half_precision_loses_nothing_in_the_corners() {
         let (sliding, image) = (sliding([16; 3], &[]), image([16; 3]));
-        let portions = Portions { batch_size: 1, accumulate: Accumulate::F16, on_device: false };
+        let portions = Portions { batch_size: 1, accumulator_dtype: AccumulatorDtype::F16, on_device: false };
         let expected = network(sliding.cut(
             image.view(),
             &Grid::new([16; 3], [16; 3], 0.5, Blend::Gaussian),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Where tensors are computed.
+/// Compute device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]

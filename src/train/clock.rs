@@ -1,25 +1,26 @@
-//! One clock for all ranks.
+//! Clock synchronization between ranks.
 
 use nnunet_comm::distributed::{CommError, Communicator};
 use nnunet_core::trace;
 
-/// Barriers whose ends are compared; the median of so many leaves out those that a busy core has delayed.
+/// Number of barriers whose end times are compared. The median excludes barriers that were delayed by a busy core.
 const ROUNDS: usize = 21;
 
-/// How far this process's times are ahead of rank 0's, in microseconds.
+/// Offset of this process's clock from the clock of rank 0, in microseconds.
 ///
-/// Every process counts time from an origin of its own. All leave a barrier at about the same moment, so the difference of
-/// the times at which they do is the difference of their clocks, to within the time that a barrier's last message takes.
+/// Every process counts time from its own origin. All ranks leave a barrier at about the same moment, so the difference
+/// between the times at which they leave is the offset of their clocks, up to the latency of the barrier's last
+/// message.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Clock {
     ahead_us: f64,
 }
 
 impl Clock {
-    /// Compares the clocks of all ranks. A collective.
+    /// Measures the clock offset of all ranks. A collective.
     ///
     /// # Errors
-    /// A rank is gone.
+    /// Returns an error if a rank is lost.
     pub fn compare(comm: &dyn Communicator) -> Result<Self, CommError> {
         let mut times = [0; ROUNDS * 8];
         for bytes in times.as_chunks_mut().0 {
@@ -32,7 +33,7 @@ impl Clock {
         Ok(Self { ahead_us: median(ends(&times).iter().zip(ends(first)).map(|(own, first)| own - first).collect()) })
     }
 
-    /// By how many microseconds rank 0's clock is behind this one.
+    /// Returns the offset in microseconds; positive if this clock is ahead of rank 0.
     pub fn ahead_us(self) -> f64 {
         self.ahead_us
     }

@@ -1,4 +1,4 @@
-//! The loss of a batch where its logits are: sums and gradients are queued, and nobody waits for their values.
+//! Loss computed on the device: sums and gradients are queued without waiting for their values.
 
 use burn::tensor::{Int, Tensor, TensorData, TensorMetadata, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
@@ -8,31 +8,31 @@ use nnunet_nn::ops::{
     DeviceLoss as LossOps, LossGradientInput, LossParts, LossRule, LossTarget, NnOps, VoxelRule, host,
 };
 
-/// A loss on a device.
+/// A loss computed on the device.
 pub struct DeviceLoss<B: NnOps> {
     ops: LossOps<B>,
     rule: LossRule,
-    /// Which label belongs to which channel.
+    /// Membership of labels in channels, `(labels, channels)`.
     members: Tensor<B, 2, Int>,
-    /// Factors of the classes' cross-entropies.
+    /// Weights of the classes in the cross-entropy.
     weights: Tensor<B, 1>,
 }
 
-/// What a head leaves for its gradient.
+/// Intermediate results of a head that its gradient needs.
 pub struct HeadSums<B: Backend> {
     parts: LossParts<B>,
     target: LossTarget<B>,
 }
 
 impl<B: NnOps> DeviceLoss<B> {
-    /// `None` where the backend leaves the loss to the host, or has no such loss.
+    /// Returns `None` if the backend computes the loss on the host, or does not support this loss.
     pub fn new(loss: &SegmentationLoss, channels: usize, device: &B::Device) -> Option<Self> {
         let ops = B::device_loss()?;
         let voxels = match loss.voxels {
             VoxelLoss::None => VoxelRule::None,
             VoxelLoss::CrossEntropy => VoxelRule::CrossEntropy,
             VoxelLoss::Focal { gamma } => VoxelRule::Focal { gamma },
-            // The hardest voxels are found on the host.
+            // The hardest voxels are selected on the host.
             VoxelLoss::TopK { .. } => return None,
         };
         let mut weights = loss.class_weights.clone();
@@ -51,7 +51,7 @@ impl<B: NnOps> DeviceLoss<B> {
         Some(Self { ops, rule, members, weights: Tensor::from_data(weights.as_slice(), device) })
     }
 
-    /// Activations and sums of a head's logits.
+    /// Computes the activations and sums of a head's logits.
     pub fn sums(&self, logits: Tensor<B, 5>, labels: Tensor<B, 4, Int>) -> HeadSums<B> {
         let target = LossTarget {
             labels: labels.into_primitive(),
@@ -62,10 +62,11 @@ impl<B: NnOps> DeviceLoss<B> {
         HeadSums { parts: (self.ops.parts)(logits.into_primitive().tensor(), &target), target }
     }
 
-    /// The sums of all ranks, one tensor per head, queued behind this rank's where the devices can add them up themselves.
+    /// Reduces the sums over all ranks; returns one tensor per head. The reduction is queued on the device if it
+    /// supports collectives.
     ///
     /// # Errors
-    /// Of the collective.
+    /// Returns an error if the collective fails.
     pub fn all_ranks(&self, heads: &[HeadSums<B>], comm: &dyn Communicator) -> Result<Vec<FloatTensor<B>>, CommError> {
         let locals: Vec<_> = heads.iter().map(|head| head.parts.sums.clone()).collect();
         if comm.world_size() == 1 {
@@ -95,12 +96,12 @@ impl<B: NnOps> DeviceLoss<B> {
         Ok(parts.collect())
     }
 
-    /// True positives, positives and truths per channel, of a head that needs no gradient.
+    /// Returns true positives, predicted positives and actual positives per channel, for a head without gradient.
     pub fn counts(&self, head: HeadSums<B>) -> FloatTensor<B> {
         (self.ops.counts)(head.parts.activations, &head.target)
     }
 
-    /// `weight` times the gradient with respect to a head's logits, with the loss scale.
+    /// Returns the gradient with respect to a head's logits, multiplied by `weight` and by the loss scale.
     pub fn gradient(
         &self,
         head: HeadSums<B>,
@@ -114,7 +115,7 @@ impl<B: NnOps> DeviceLoss<B> {
         Tensor::from_primitive(TensorPrimitive::Float((self.ops.gradient)(input, &target)))
     }
 
-    /// The sums that say what the loss is: of all ranks, but that without batch Dice each rank has a Dice of its own.
+    /// Returns the sums for the reported loss: the global sums, or, without batch Dice, with this rank's own Dice sums.
     pub fn logged(&self, head: &HeadSums<B>, global: &FloatTensor<B>) -> FloatTensor<B> {
         if self.rule.batch_dice {
             return global.clone();
@@ -124,28 +125,28 @@ impl<B: NnOps> DeviceLoss<B> {
         B::float_cat(vec![part(&head.parts.sums, 0..len - 2), part(global, len - 2..len)], 0)
     }
 
-    /// The sums of a tensor's values, as the loss takes them.
+    /// Converts the values of a tensor to loss sums.
     pub fn loss_sums(&self, values: &[f32], channels: usize) -> LossSums {
         let (dice, rest) = values.split_at(values.len() - 2);
         let dice = sums_from(self.rule.first_channel(), dice, channels);
         LossSums { dice, cross_entropy: f64::from(rest[0]), count: f64::from(rest[1]), hardest: None }
     }
 
-    /// True positives, positives and truths per class without the background, or per region, from the values of
-    /// [`DeviceLoss::counts`].
+    /// Returns true positives, predicted positives and actual positives per class (without the background) or region,
+    /// from the values of [`DeviceLoss::counts`].
     pub fn counts_of(&self, values: &[f32], channels: usize) -> Vec<[f64; 3]> {
         sums_from(usize::from(self.rule.softmax), &values[..values.len().saturating_sub(2)], channels)
     }
 }
 
-/// The sums of each group and of its channels from `first` on.
+/// Returns the sums of each group, for its channels from `first` on.
 fn sums_from(first: usize, values: &[f32], channels: usize) -> Vec<[f64; 3]> {
     let groups = values.chunks_exact(3 * channels);
     let sums = groups.flat_map(|group| group.as_chunks().0[first..].iter().map(|sums: &[f32; 3]| sums.map(f64::from)));
     sums.collect()
 }
 
-/// `(labels, channels)`: 1 where a label belongs to a channel.
+/// Returns a `(labels, channels)` tensor with 1 where a label belongs to a channel.
 fn members<B: Backend>(target: &Target, channels: usize, device: &B::Device) -> Tensor<B, 2, Int> {
     let regions: Vec<Vec<i16>> = match target {
         Target::Classes => (0..channels as i16).map(|class| vec![class]).collect(),
@@ -161,7 +162,7 @@ fn members<B: Backend>(target: &Target, channels: usize, device: &B::Device) -> 
     Tensor::from_data(TensorData::new(members, [labels, channels]), device)
 }
 
-/// The values of flat tensors on the host, in one read for all; waits for the device.
+/// Copies flat tensors to the host with a single read; waits for the device.
 pub(super) fn host_all<'a, B: Backend>(tensors: impl Iterator<Item = &'a FloatTensor<B>>) -> Vec<Vec<f32>> {
     let tensors: Vec<_> = tensors.cloned().collect();
     if tensors.is_empty() {

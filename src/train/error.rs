@@ -1,4 +1,4 @@
-//! Why a training run ended early.
+//! Errors of a training run.
 
 use std::path::{Path, PathBuf};
 
@@ -15,13 +15,13 @@ use nnunet_interop::InteropError;
 use nnunet_nn::backend::DeviceError;
 use nnunet_nn::model::TensorFileError;
 
-/// A training run that cannot begin or go on.
+/// Error that prevents a training run from starting or continuing.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The plans cannot be read or followed.
+    /// The plans cannot be read or are not supported.
     #[error("{0}")]
     Plans(#[from] PlanError),
-    /// The dataset's description, splits or raw labels are missing or damaged.
+    /// The dataset's description, splits or raw labels are missing or invalid.
     #[error("{0}")]
     Dataset(#[from] DatasetError),
     /// The preprocessed cases cannot be read.
@@ -30,7 +30,7 @@ pub enum TrainError {
     /// The preprocessed cases cannot be copied to a local disk.
     #[error("{0}")]
     Stage(#[from] LocalCacheError),
-    /// A batch could not be made.
+    /// A batch cannot be created.
     #[error("{0}")]
     Loader(#[from] LoaderError),
     /// A rank or the network failed.
@@ -39,63 +39,63 @@ pub enum TrainError {
     /// A checkpoint cannot be read or written.
     #[error("{0}")]
     File(#[from] TensorFileError),
-    /// A checkpoint is not one of this run.
-    #[error("{path}: {defect}; is it of another dataset or configuration?")]
+    /// A checkpoint does not belong to this run.
+    #[error("{path}: {defect}; check that the checkpoint belongs to this dataset and configuration")]
     Checkpoint { path: PathBuf, defect: String },
     /// The newest checkpoint cannot be written.
-    #[error("{}: {defect}; the last steps are not saved: make room on the disk, and go on with --resume", path.display())]
+    #[error("{}: {defect}; the last steps are not saved: free disk space and continue with --resume", path.display())]
     Unsaved { path: PathBuf, defect: String },
-    /// A run that is to be validated has not been trained.
+    /// A run cannot be validated because it has not been trained.
     #[error("{}: {defect}", path.display())]
     Untrained { path: PathBuf, defect: String },
-    /// The weights to begin with cannot be read, or are of another network.
+    /// The pretrained weights cannot be read, or belong to a different network.
     #[error("{0}")]
     Pretrained(#[from] InteropError),
-    /// The log, or the run's own description, cannot be written.
+    /// The log or the configuration of the run cannot be written.
     #[error("{0}")]
     Telemetry(#[from] TelemetryError),
-    /// The held-out cases could not be predicted.
+    /// The held-out cases cannot be predicted.
     #[error("{0}")]
     Infer(#[from] InferError),
-    /// The held-out cases could not be evaluated.
+    /// The held-out cases cannot be evaluated.
     #[error("{0}")]
     Eval(#[from] EvalError),
-    /// The run's own description cannot be read.
+    /// The configuration of the run cannot be read.
     #[error("{0}")]
     Config(#[from] nnunet_data::work::ConfigError),
     /// The first stage of a cascade has not predicted all cases.
     #[error(
-        "{stage} has left no segmentations of {} of {} cases: {}; make them with `{}`",
+        "no segmentations from {stage} for {} of {} cases: {}; create them with `{}`",
         missing.len(), missing.len() + found, listed(missing), commands.join("`, `")
     )]
     PreviousStage {
         stage: String,
         missing: Vec<String>,
-        /// Number of the others.
+        /// Number of cases with a segmentation.
         found: usize,
         commands: Vec<String>,
     },
-    /// Loss or gradient are no longer numbers.
+    /// The loss or gradient is NaN or infinite.
     #[error("{}", diverged(incident, folder))]
     Diverged {
         incident: Box<Incident>,
-        /// Where it is kept.
+        /// Folder of the dump.
         folder: PathBuf,
     },
-    /// The build or the machine lacks the device.
+    /// The device is not supported by the build, or missing on the machine.
     #[error("{0}")]
     Device(#[from] DeviceError),
 }
 
-/// Cases that an error names before it only counts them.
+/// Maximum number of cases that an error lists.
 const LISTED: usize = 10;
 
 fn diverged(incident: &Incident, folder: &Path) -> String {
     let Incident { epoch, iteration, loss, gradient_norm, lr, cases, .. } = incident;
-    let value = |value: &Option<f64>| value.map_or("no number".to_owned(), |value| value.to_string());
+    let value = |value: &Option<f64>| value.map_or("NaN or infinite".to_owned(), |value| value.to_string());
     format!(
-        "in epoch {}, step {}, at a learning rate of {lr}, the loss is {} and the gradient's norm {}, with samples of {}; \
-         `nnunet-dist replay {}` says where it begins; a lower --lr or --on-nan rollback may help",
+        "epoch {}, step {}, learning rate {lr}: the loss is {}, the gradient norm is {}; cases: {}; run `nnunet-dist \
+         replay {}` to locate the cause; a lower --lr or --on-nan rollback may help",
         epoch + 1,
         iteration + 1,
         value(loss),

@@ -1,4 +1,4 @@
-//! The way of batches from the loader to the device.
+//! Delivery of batches from the loader to the device.
 
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -10,13 +10,13 @@ use nnunet_core::trace;
 use nnunet_data::loader::{Loader, LoaderError};
 use nnunet_nn::backend::ComputeBackend;
 
-/// Batches on the device ahead of the one in use: one that waits, and one on its way.
+/// Number of batches that wait on the device; one more may be uploading.
 const AHEAD: usize = 1;
 
 /// Delivers a loader's batches on the device.
 ///
-/// A GPU works while a thread of its own brings it the next batches, on a stream of the thread's own. On the CPU they are
-/// brought when they are asked for: the cores that would bring them are those that compute.
+/// For a GPU, a separate thread uploads the next batches on its own stream while the GPU computes. On the CPU, batches
+/// are created on demand, since a prefetch thread would compete for the cores that compute.
 pub struct Feed<B: ComputeBackend> {
     source: Source<B>,
     wait: Duration,
@@ -30,19 +30,17 @@ enum Source<B: ComputeBackend> {
 type Delivery<B> = Result<DeviceBatch<Inner<B>>, LoaderError>;
 
 impl<B: ComputeBackend> Feed<B> {
-    /// Begins to deliver.
+    /// Starts the delivery.
     ///
     /// # Errors
-    /// No thread can be started.
+    /// Returns an error if the thread cannot be started.
     pub fn start(loader: Loader, upload: Upload<B>) -> Result<Self, LoaderError> {
         let source = if upload.is_to_another_device() {
             let (sender, batches) = bounded(AHEAD);
             let thread = std::thread::Builder::new()
                 .name("feed".into())
                 .spawn(move || deliver(loader, &upload, &sender))
-                .map_err(|error| {
-                    LoaderError::Setup(format!("cannot start the thread that feeds the device: {error}"))
-                })?;
+                .map_err(|error| LoaderError::Setup(format!("cannot start the device prefetch thread: {error}")))?;
             Source::Ahead { batches, thread: Some(thread) }
         } else {
             Source::InTurn { loader: Box::new(loader), upload }
@@ -50,10 +48,10 @@ impl<B: ComputeBackend> Feed<B> {
         Ok(Self { source, wait: Duration::ZERO })
     }
 
-    /// The next batch.
+    /// Returns the next batch.
     ///
     /// # Errors
-    /// As [`Loader::next`].
+    /// Same as [`Loader::next`].
     pub fn next(&mut self) -> Result<DeviceBatch<Inner<B>>, LoaderError> {
         let _span = trace::span("wait for data");
         match &mut self.source {
@@ -65,7 +63,7 @@ impl<B: ComputeBackend> Feed<B> {
             }
             Source::Ahead { batches, .. } => {
                 let began = Instant::now();
-                // The thread ends after the error that it has delivered.
+                // The thread ends after delivering an error.
                 let delivered = batches.recv().unwrap_or(Err(LoaderError::Finished));
                 self.wait += began.elapsed();
                 delivered
@@ -73,7 +71,7 @@ impl<B: ComputeBackend> Feed<B> {
         }
     }
 
-    /// Time that [`Feed::next`] spent waiting since this was last asked.
+    /// Returns the time that [`Feed::next`] spent waiting since the last call.
     pub fn take_wait(&mut self) -> Duration {
         match &mut self.source {
             Source::InTurn { loader, .. } => loader.take_wait(),
@@ -85,7 +83,7 @@ impl<B: ComputeBackend> Feed<B> {
 impl<B: ComputeBackend> Drop for Feed<B> {
     fn drop(&mut self) {
         if let Source::Ahead { batches, thread } = &mut self.source {
-            // Without a receiver the thread ends.
+            // The thread ends when its receiver is dropped.
             *batches = crossbeam_channel::never();
             if let Some(thread) = thread.take() {
                 let _ = thread.join();

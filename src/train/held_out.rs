@@ -1,4 +1,4 @@
-//! The fold's held-out cases: predicted and compared by all ranks, summed up by rank 0.
+//! Final validation: all ranks predict and evaluate the fold's held-out cases, rank 0 aggregates the results.
 
 use std::collections::HashMap;
 
@@ -12,21 +12,21 @@ use nnunet_infer::{MemoryOptions, Predictor, WindowOptions, validate_fold};
 use nnunet_nn::model::UNet;
 use nnunet_nn::ops::NnOps;
 
-/// What is done about the held-out cases, beyond label maps and `summary.json`.
+/// Options for the final validation, beyond label maps and `summary.json`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeldOutOptions {
-    /// Write class probabilities beside the label maps: what ensembles of configurations are made of (nnU-Net's `--npz`).
+    /// Also write class probabilities, which ensembles of configurations need (nnU-Net's `--npz`).
     pub probabilities: bool,
-    /// Predict with `checkpoint_best` rather than the last weights (nnU-Net's `--val_best`).
+    /// Predict with `checkpoint_best` instead of the final weights (nnU-Net's `--val_best`).
     pub with_best: bool,
 }
 
-/// Writes label maps and `summary.json` of the held-out cases into the run's `validation` folder, what a cascade's next
-/// stage needs into `predicted_next_stage`, and gives rank 0 the summary. Without held-out cases, or without the raw labels,
-/// there is none.
+/// Predicts and evaluates the held-out cases. Writes label maps and `summary.json` to the run's `validation` folder,
+/// and the input of the next stage of a cascade to `predicted_next_stage`. Returns the summary on rank 0, or `None`
+/// without held-out cases or raw labels.
 ///
 /// # Errors
-/// A case cannot be read or written, or a rank is gone.
+/// Returns an error if a case cannot be read or written, or a rank is lost.
 pub fn evaluate_held_out<B: NnOps>(
     job: &Job,
     work: &WorkDir,
@@ -54,7 +54,7 @@ pub fn evaluate_held_out<B: NnOps>(
         let prediction = output.join(format!("{case}{ending}"));
         truth.get(case.as_str()).map(|reference| (number, Pair { prediction, reference: reference.to_path_buf() }))
     };
-    // Each rank compares what it has predicted.
+    // Each rank evaluates the cases that it has predicted.
     let (numbers, pairs): (Vec<usize>, Vec<Pair>) = own.iter().filter_map(pair).unzip();
     let results = evaluate_cases(&pairs, &Classes::of_dataset(&job.model.dataset), &Measures::default())?;
     let cases = gather(numbers, results, job.comm)?;
@@ -62,7 +62,7 @@ pub fn evaluate_held_out<B: NnOps>(
         return Ok(None);
     }
     if cases.is_empty() {
-        tracing::warn!("{}: holds none of the held-out labels any more; no summary.json", raw.root.display());
+        tracing::warn!("{}: contains none of the held-out labels; summary.json is not written", raw.root.display());
         return Ok(None);
     }
     let summary = Summary::new(cases);
@@ -70,7 +70,7 @@ pub fn evaluate_held_out<B: NnOps>(
     Ok(Some(summary))
 }
 
-/// The results of all ranks, in the order of their numbers.
+/// Gathers the results of all ranks, sorted by case number.
 fn gather(
     numbers: Vec<usize>,
     results: Vec<CaseResult>,
@@ -86,7 +86,7 @@ fn gather(
             operation: WHAT.into(),
             elapsed_s: 0.0,
             fault: Fault::Disagreement,
-            reason: format!("another rank runs another version of the program: {error}"),
+            reason: format!("another rank runs a different version of the program: {error}"),
         })?;
         all.extend(results);
     }

@@ -1,4 +1,4 @@
-//! HTTP for clients that are not trusted to behave: bounded in number, in silence, and where wanted in time.
+//! HTTP server for untrusted clients, with limits on connections, idle time and connection time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,29 +12,30 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-/// Within this time the head of a request must come, the next on a connection as well.
+/// Timeout for the header of a request, also for the next request on a connection.
 const HEAD_TIME: Duration = Duration::from_secs(30);
-/// After a connection that failed.
+/// Pause after a failed accept.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What clients are granted.
+/// Limits for clients.
 pub struct Limits {
-    /// Clients that are connected at a time; more of them wait to be.
+    /// Maximum number of concurrent connections; further clients wait.
     pub connections: usize,
-    /// Nobody keeps a connection for longer.
+    /// Maximum duration of a connection.
     pub connection_time: Duration,
 }
 
-/// Takes connections for ever, within a runtime of tokio. Those that are open end gracefully when `open` is told to.
+/// Accepts connections forever; must run in a tokio runtime. Open connections are closed gracefully when `open` shuts
+/// down.
 pub async fn accept_all(listener: TcpListener, router: Router, limits: Limits, open: &GracefulShutdown) {
     let room = Arc::new(Semaphore::new(limits.connections));
     loop {
         let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
-            // Of files or memory there may be more in a moment.
+            // A lack of file descriptors or memory may be temporary.
             Err(error) => {
-                tracing::warn!("a connection failed: {error}");
+                tracing::warn!("cannot accept a connection: {error}");
                 sleep(PAUSE).await;
                 continue;
             }

@@ -1,4 +1,4 @@
-//! Steps whose loss or gradient is no number: what is done about them, and what is kept for `nnunet-dist replay`.
+//! Handling of steps whose loss or gradient is NaN or infinite, and dumps of such steps for `nnunet-dist replay`.
 
 use std::path::{Path, PathBuf};
 
@@ -13,47 +13,48 @@ use nnunet_data::work::RunDir;
 use nnunet_nn::checkpoint::{Checkpoint, Progress};
 use nnunet_nn::model::{ParameterSpec, TensorFileError, TensorState, read_tensors, write_tensors};
 
-/// Steps that are left out in a row before the run ends.
+/// Maximum number of consecutive skipped steps before the run ends.
 pub(super) const SKIPS: usize = 20;
-/// Times that a run goes back before it ends.
+/// Maximum number of rollbacks caused by the same step before the run ends.
 pub(super) const ROLLBACKS: u64 = 3;
-/// Steps that are kept for a replay, of all that are left out.
+/// Maximum number of skipped steps that are dumped for a replay.
 pub(super) const KEPT: usize = 3;
 
-/// Its files begin with this; the number of the rank follows.
+/// File name prefix of the batches; the rank follows.
 const BATCHES: &str = "batches_rank_";
 const STEP: &str = "step.json";
 
-/// A step whose loss or gradient is no number.
+/// A step whose loss or gradient is NaN or infinite.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Incident {
-    /// Both from 0.
+    /// Epoch, from 0; `iteration` is the step within it, from 0.
     pub epoch: usize,
     pub iteration: usize,
-    /// As they were; null where they are no numbers.
+    /// Values of the step; null if NaN or infinite.
     pub loss: Option<f64>,
     pub gradient_norm: Option<f64>,
     pub lr: f64,
-    /// Steps that were made since with other samples: the weights that are kept are those after them.
+    /// Number of steps made after this one; the dumped weights include their updates.
     pub later_steps: usize,
-    /// The cases of all ranks.
+    /// Cases of all ranks.
     pub cases: Vec<String>,
 }
 
-/// The step's batches as they went into the network, of one rank.
+/// Batches of a step on one rank, as passed to the network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RankBatches {
     pub rank: usize,
-    /// One, or as many as are accumulated.
+    /// Batches of the step, one unless gradients are accumulated.
     pub batches: Vec<Batch>,
 }
 
 impl Job<'_> {
-    /// Leaves what is needed to repeat a step in the run directory: weights and optimiser from rank 0, its batches from each
-    /// rank. Gives the incident with the names of all cases, and its folder. A collective.
+    /// Dumps a step to the run directory so that it can be replayed: weights and optimizer from rank 0, batches from
+    /// each rank. Returns the incident with the names of all cases, and its folder. A collective.
     ///
     /// # Errors
-    /// The samples cannot be read again, or a rank is gone. A disk that is full is none: then nothing is kept.
+    /// Returns an error if the samples cannot be read again, or a rank is lost. If the dump cannot be written, for
+    /// example on a full disk, there is only a warning.
     pub(super) fn keep(
         &self,
         incident: Incident,
@@ -69,7 +70,9 @@ impl Job<'_> {
             ..Progress::default()
         };
         let mut loader = self.loader(Purpose::TrainSample, &at)?;
-        let batches = (0..self.config.training.accumulate).map(|_| loader.next()).collect::<Result<Vec<_>, _>>()?;
+        let batches = (0..self.config.training.gradient_accumulation_steps)
+            .map(|_| loader.next())
+            .collect::<Result<Vec<_>, _>>()?;
         let own: Vec<&str> =
             batches.iter().flat_map(|batch| &batch.samples).map(|sample| sample.case.as_str()).collect();
         let all = self.comm.all_gather_bytes(own.join("\n").as_bytes(), WHAT)?;
@@ -93,7 +96,7 @@ impl Job<'_> {
             kept = RankBatches { rank, batches }.write(&folder);
         }
         if let Err(error) = kept {
-            tracing::warn!("{error}; rank {rank} keeps nothing of the step");
+            tracing::warn!("{error}; rank {rank} does not dump the step");
         }
         self.comm.barrier(WHAT)?;
         Ok((incident, folder))
@@ -107,10 +110,10 @@ fn write_step(folder: &Path, incident: &Incident, checkpoint: &Checkpoint) -> Re
 }
 
 impl Incident {
-    /// Reads what a run has left in `folder`.
+    /// Reads the dump in `folder`.
     ///
     /// # Errors
-    /// A file is missing or damaged.
+    /// Returns an error if a file is missing or damaged.
     pub fn read(folder: &Path) -> Result<(Self, Vec<RankBatches>), TensorFileError> {
         let incident = Self::read_step(folder)?;
         let entries = std::fs::read_dir(folder).map_err(|error| TensorFileError::new(folder, error))?;
@@ -119,7 +122,7 @@ impl Incident {
             entries.filter_map(|entry| rank(entry.ok()?.file_name().into_string().ok()?)).collect();
         ranks.sort_unstable();
         if ranks.is_empty() {
-            return Err(TensorFileError::new(folder, "has no batches of any rank"));
+            return Err(TensorFileError::new(folder, "contains no batches"));
         }
         let batches = ranks.into_iter().map(|rank| RankBatches::read(folder, rank)).collect::<Result<_, _>>()?;
         Ok((incident, batches))
@@ -133,13 +136,13 @@ impl Incident {
     }
 }
 
-/// The incidents of a run, by their folders, without what is kept for their replay.
+/// Lists the dumps of a run by folder, without reading weights and batches.
 ///
 /// # Errors
-/// One is damaged.
+/// Returns an error if a dump is damaged.
 pub fn incidents(run: &RunDir) -> Result<Vec<(PathBuf, Incident)>, TensorFileError> {
     let entries = std::fs::read_dir(run.incidents()).into_iter().flatten().flatten();
-    // What is only half written has no such file yet.
+    // An incomplete dump does not have this file yet.
     let mut folders: Vec<PathBuf> =
         entries.map(|entry| entry.path()).filter(|folder| folder.join(STEP).is_file()).collect();
     folders.sort();
@@ -180,7 +183,7 @@ impl RankBatches {
             let misfit = |error: ndarray::ShapeError| TensorFileError::new(&path, error);
             let shape = |tensor: &TensorState, axes: usize| match tensor.spec.shape.len() == axes {
                 true => Ok(tensor.spec.shape.clone()),
-                false => Err(TensorFileError::new(&path, format!("{} has not {axes} axes", tensor.spec.name))),
+                false => Err(TensorFileError::new(&path, format!("{} does not have {axes} axes", tensor.spec.name))),
             };
             let [n, c, z, y, x] = shape(images, 5)?[..] else { unreachable!("five axes") };
             let images = Array5::from_shape_vec((n, c, z, y, x), images.values.clone()).map_err(misfit)?;
@@ -188,7 +191,7 @@ impl RankBatches {
             let labels = labels.values.iter().map(|&label| label as i16).collect();
             let labels = Array4::from_shape_vec((n, z, y, x), labels).map_err(misfit)?;
             if images.dim().0 != samples.len() || labels.dim().0 != samples.len() {
-                return Err(TensorFileError::new(&path, "has not one patch for each sample"));
+                return Err(TensorFileError::new(&path, "does not have one patch per sample"));
             }
             Ok(Batch { images, labels, samples })
         });

@@ -1,7 +1,8 @@
-//! Training: the loop, one step of it, validation and checkpoints.
+//! Training: the training loop, steps, validation and checkpoints.
 //!
-//! [`run`] is what the command line calls. It makes a [`Trainer`] (`setup.rs`), lets it train (`trainer.rs`), and has the
-//! fold's held-out cases predicted and evaluated (`held_out.rs`); [`validate`] does only that, to a run that is over.
+//! [`run`] is the entry point of the command line. It creates a [`Trainer`] (`setup.rs`), trains (`trainer.rs`), and
+//! predicts and evaluates the fold's held-out cases (`held_out.rs`); [`validate`] does only the latter, for a finished
+//! run.
 
 mod batch;
 mod clock;

@@ -1,4 +1,4 @@
-//! Training steps for the clock: as in a run, but nothing is validated, evaluated or written.
+//! Benchmark of training steps: as in a run, but without validation, evaluation and output files.
 
 use std::time::{Duration, Instant};
 
@@ -11,20 +11,20 @@ use nnunet_comm::distributed::Communicator;
 use nnunet_data::work::WorkDir;
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 
-/// What steps took.
+/// Result of the benchmark.
 pub struct MeasuredSteps {
-    /// Of a step, over all ranks.
+    /// Times per step, over all ranks.
     pub times: JobTimes,
-    /// Values of all gradients.
+    /// Total number of gradient values.
     pub gradient_values: usize,
-    /// Values of the bucket that is exchanged last.
+    /// Number of values in the bucket that is sent last.
     pub last_bucket_values: usize,
 }
 
-/// Makes `warm_up` steps and then `steps` that count. A collective.
+/// Runs `warm_up` steps and then `steps` measured steps. A collective.
 ///
 /// # Errors
-/// As a run.
+/// Same as for a run.
 pub fn measure_steps(
     config: &RunConfig,
     work: &WorkDir,

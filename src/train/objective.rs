@@ -1,4 +1,4 @@
-//! What a run optimises, and by which rule: from its configuration and its dataset.
+//! Creation of the loss and the optimizer from configuration and dataset.
 
 use super::TrainError;
 use crate::config::{LossConfig, LossKind, OptimizerConfig, OptimizerKind};
@@ -8,22 +8,22 @@ use nnunet_nn::loss::{SegmentationLoss, Target, VoxelLoss};
 use nnunet_nn::ops::NnOps;
 use nnunet_nn::optim::{Adam, Optimizer, Rule, Sgd};
 
-/// The loss of a dataset's classes or regions.
+/// Creates the loss for a dataset's classes or regions.
 ///
 /// # Errors
-/// The configuration asks for what there is not for regions, or weights another number of classes.
+/// Returns an error if the configuration is not supported for regions, or `class_weights` has the wrong length.
 pub fn loss(config: &LossConfig, dataset: &DatasetJson) -> Result<SegmentationLoss, TrainError> {
     let misfit = |defect: String| Err(ConfigError::new("configuration", defect).into());
     let regions = dataset.regions();
     let classes = dataset.num_segmentation_heads();
     if regions.is_some() && config.kind == LossKind::DiceTopk {
-        return misfit("`loss.kind` dice_topk is for classes, and the dataset has regions".into());
+        return misfit("`loss.kind` dice_topk supports only classes, but the dataset has regions".into());
     }
     match (config.class_weights.len(), &regions) {
         (0, _) => {}
-        (_, Some(_)) => return misfit("`loss.class_weights` are for classes, and the dataset has regions".into()),
+        (_, Some(_)) => return misfit("`loss.class_weights` requires classes, but the dataset has regions".into()),
         (weights, None) if weights != classes => {
-            let defect = format!("`loss.class_weights` has {weights} entries, one per class would be {classes}");
+            let defect = format!("`loss.class_weights` has {weights} entries, expected {classes}: one per class");
             return misfit(defect + ", with the background first");
         }
         (_, None) => {}
@@ -44,9 +44,9 @@ pub fn loss(config: &LossConfig, dataset: &DatasetJson) -> Result<SegmentationLo
     })
 }
 
-/// The optimiser without history.
+/// Creates the optimizer in its initial state.
 pub fn optimizer<B: NnOps>(config: &OptimizerConfig) -> Optimizer<B> {
-    let optimizer = Optimizer::new(rule(config), (config.clip > 0.0).then_some(config.clip));
+    let optimizer = Optimizer::new(rule(config), (config.max_grad_norm > 0.0).then_some(config.max_grad_norm));
     if config.lookahead { optimizer.with_lookahead() } else { optimizer }
 }
 

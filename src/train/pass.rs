@@ -1,4 +1,4 @@
-//! A forward pass of the network, and the way back.
+//! Forward and backward pass of the network.
 
 use std::sync::Arc;
 
@@ -9,42 +9,42 @@ use nnunet_nn::backend::ComputeBackend;
 use nnunet_nn::model::UNet;
 use nnunet_nn::ops::{self, GradientSink, NnOps};
 
-/// One gradient per parameter; `None` for those that have none.
+/// One gradient per parameter; `None` for parameters without gradient.
 pub(super) type Gradients<B> = Vec<Option<FloatTensor<<B as AutodiffBackend>::InnerBackend>>>;
 
-/// Where gradients go while the backward pass goes on.
+/// Receives gradients during the backward pass.
 pub(super) type Sink<B> = Arc<dyn GradientSink<Inner<B>>>;
 
-/// A forward pass that awaits the gradients of its logits.
+/// A forward pass that waits for the gradients of its logits.
 pub(super) struct Pass<'a, B: ComputeBackend> {
     network: &'a UNet<B>,
     sink: Option<Sink<B>>,
     kept: Kept<B>,
 }
 
-/// What is kept for the way back.
+/// Data kept for the backward pass.
 enum Kept<B: ComputeBackend> {
-    /// All that the gradients need, in the graph that ends in these logits.
+    /// The complete autodiff graph that ends in these logits.
     Graph(Vec<Tensor<B, 5>>),
-    /// What the stages hand to each other; all else is computed once more when it is needed (gradient checkpointing, Chen et
-    /// al. 2016, with the network's stages as segments).
+    /// Only the activations between stages; everything else is recomputed in the backward pass (gradient checkpointing,
+    /// Chen et al. 2016, with the network's stages as segments).
     Stages(Stages<Inner<B>>),
 }
 
 /// The activations between stages.
 struct Stages<B: NnOps> {
     input: Tensor<B, 5>,
-    /// Of each encoder stage, highest resolution first.
+    /// Output of each encoder stage, highest resolution first.
     encoded: Vec<Tensor<B, 5>>,
-    /// Of each decoder stage, lowest resolution first.
+    /// Output of each decoder stage, lowest resolution first.
     decoded: Vec<Tensor<B, 5>>,
-    /// Highest resolution first.
+    /// Logits of each head, highest resolution first.
     logits: Vec<Tensor<B, 5>>,
 }
 
 impl<'a, B: ComputeBackend> Pass<'a, B> {
-    /// Runs the network on images `(n, z, y, x, c)`, as far as the first `heads` need it. Gradients go to `sink` on the way
-    /// back, if there is one. With `checkpointing` only the activations between stages are kept.
+    /// Runs the network on images `(n, z, y, x, c)`, as far as the first `heads` require. Gradients are passed to
+    /// `sink`, if given, during the backward pass. With `checkpointing`, only the activations between stages are kept.
     pub(super) fn new(
         network: &'a UNet<B>,
         images: Tensor<Inner<B>, 5>,
@@ -62,7 +62,7 @@ impl<'a, B: ComputeBackend> Pass<'a, B> {
         Self { network, sink, kept }
     }
 
-    /// The logits `(n, z, y, x, classes)` of each head, highest resolution first.
+    /// Returns the logits `(n, z, y, x, classes)` of each head, highest resolution first.
     pub(super) fn logits(&self) -> Vec<Tensor<Inner<B>, 5>> {
         match &self.kept {
             Kept::Graph(logits) => logits.iter().map(|logits| logits.clone().inner()).collect(),
@@ -70,7 +70,8 @@ impl<'a, B: ComputeBackend> Pass<'a, B> {
         }
     }
 
-    /// The gradients of the parameters, those of the logits given, as far as the sink has not taken them.
+    /// Computes the gradients of the parameters from the gradients of the logits. Returns those that the sink has not
+    /// received.
     pub(super) fn backward(self, of_logits: Vec<Tensor<Inner<B>, 5>>) -> Gradients<B> {
         let Self { network, sink, kept } = self;
         let mut gradients = vec![None; network.parameters().len()];
@@ -105,12 +106,12 @@ impl<B: NnOps> Stages<B> {
             decoded.push(features);
         }
         logits.reverse();
-        // Nothing is computed from the features at the highest resolution.
+        // The features at the highest resolution are not an input of any later stage.
         decoded.pop();
         Self { input, encoded, decoded, logits }
     }
 
-    /// Computes stage after stage once more, last to first, and its gradients.
+    /// Recomputes each stage, last to first, and computes its gradients.
     fn backward<A: ComputeBackend<InnerBackend = B>>(
         self,
         network: &UNet<A>,
@@ -128,7 +129,7 @@ impl<B: NnOps> Stages<B> {
         let mut of_features: Option<Tensor<B, 5>> = None;
         let bottom = encoded.pop().expect("an encoder has stages");
         decoded.insert(0, bottom);
-        // The decoder's stages, each with the skip that enters it: the highest resolution has the last stage.
+        // Decoder stages with their skip connections; the last stage has the highest resolution.
         for (stage, skip) in (0..network.heads()).rev().zip(&encoded) {
             let below = leaf(decoded.pop().expect("one input per stage"));
             let skip = leaf(skip.clone());
@@ -148,7 +149,7 @@ impl<B: NnOps> Stages<B> {
         for stage in (0..=network.heads()).rev() {
             let x = match stage.checked_sub(1).map(|before| encoded.swap_remove(before)) {
                 Some(x) => leaf(x),
-                // Nobody asks for the gradient of the images.
+                // The gradient of the images is not needed.
                 None => Tensor::from_inner(input.clone()),
             };
             let mut roots = Roots::<A>::default();
@@ -166,7 +167,7 @@ impl<B: NnOps> Stages<B> {
     }
 }
 
-/// The ends of a graph.
+/// Outputs of a graph whose gradients are given.
 struct Roots<B: ComputeBackend>(Option<Tensor<B, 1>>);
 
 impl<B: ComputeBackend> Default for Roots<B> {
@@ -176,7 +177,7 @@ impl<B: ComputeBackend> Default for Roots<B> {
 }
 
 impl<B: ComputeBackend> Roots<B> {
-    /// Adds a tensor whose gradient is known.
+    /// Adds a tensor with its gradient.
     fn add(&mut self, x: Tensor<B, 5>, gradient: Tensor<Inner<B>, 5>) {
         let root = ops::seed_gradient(x, Tensor::from_inner(gradient));
         self.0 = Some(match self.0.take() {
@@ -190,7 +191,8 @@ impl<B: ComputeBackend> Roots<B> {
     }
 }
 
-/// The activations that enter a layer, whose gradients go to the sink on the way back.
+/// Adds a gradient hook to the input of a layer: the gradients of its parameters are passed to the sink during the
+/// backward pass.
 fn tapped<B: ComputeBackend>(
     network: &UNet<B>,
     sink: Option<&Sink<B>>,
@@ -202,7 +204,7 @@ fn tapped<B: ComputeBackend>(
     ops::tap(x, parameters.collect(), sink.clone())
 }
 
-/// Puts the parameters' gradients that are among those found where they belong.
+/// Moves the gradients of the parameters from `found` to `gradients`.
 fn take_gradients<B: ComputeBackend>(network: &UNet<B>, found: &mut B::Gradients, gradients: &mut Gradients<B>) {
     for (parameter, gradient) in network.parameters().iter().zip(gradients) {
         if let Some(found) = parameter.take_gradient(found) {

@@ -1,4 +1,4 @@
-//! What the first stage of a cascade has left for the second.
+//! Lookup of the first stage's segmentations for the second stage of a cascade.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -8,15 +8,15 @@ use crate::config::RunConfig;
 use nnunet_data::dataset::Splits;
 use nnunet_data::work::{FoldId, RunDir, WorkDir};
 
-/// The first stage's segmentation of each of `cases`, with the voxels of the second stage's preprocessed ones.
+/// Finds the first stage's segmentation of each case, with the voxels of the second stage's preprocessed case.
 ///
-/// A training run leaves them when it predicts its held-out cases. All runs of the first stage in the work folder are
-/// searched, or those that [`DataConfig::previous_stage`](crate::config::DataConfig) names, in its order. In the work folder
-/// the folds come first: these have held the case out, while `all` has trained on it, and would let the second stage trust
-/// the first more than it may.
+/// A training run writes them when it predicts its held-out cases. Searches all runs of the first stage in the work
+/// folder, or those named by [`DataConfig::previous_stage`](crate::config::DataConfig), in that order. In the work
+/// folder, folds come first: they have held the case out, while `all` has trained on it and would make the first stage
+/// look better than it is.
 ///
 /// # Errors
-/// Names the cases that no run has predicted, and the commands that do.
+/// Returns an error that names the cases without a prediction, and the commands that create them.
 pub fn find_previous_stage(
     work: &WorkDir,
     config: &RunConfig,
@@ -49,7 +49,7 @@ pub fn find_previous_stage(
     }
 }
 
-/// What trains the folds that hold these cases out; those that have begun already go on.
+/// Returns the commands that train the folds in which these cases are held out; started folds are resumed.
 fn commands(work: &WorkDir, stage: &str, missing: &BTreeSet<String>) -> Vec<String> {
     let splits = Splits::load(&work.splits()).ok();
     let folds = splits.iter().flat_map(|splits| splits.folds().iter().enumerate());
@@ -62,7 +62,7 @@ fn commands(work: &WorkDir, stage: &str, missing: &BTreeSet<String>) -> Vec<Stri
             needed.push(FoldId::Number(number));
         }
     }
-    // Cases that no fold holds out.
+    // Some cases are not held out in any fold.
     if !left.is_empty() {
         needed.push(FoldId::All);
     }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
     use crate::config::Layer;
 
-    /// A work folder with three folds of one case each, and a configuration of the second stage.
+    /// Creates a work folder with three folds of one case each, and a configuration of the second stage.
     fn work() -> (tempfile::TempDir, WorkDir, RunConfig) {
         let folder = tempfile::tempdir().unwrap();
         let work = WorkDir::new(folder.path());

@@ -1,4 +1,4 @@
-//! A timeline of some steps of all ranks (`train --profile`).
+//! Timeline of some steps on all ranks (`train --profile`).
 
 use std::path::PathBuf;
 
@@ -9,31 +9,31 @@ use nnunet_comm::distributed::{Communicator, host_name};
 use nnunet_core::fsio;
 use nnunet_core::trace::{self, Event, Kind, RankTrace, chrome_trace};
 
-/// What a step is marked as; its parts lie within it.
+/// Span name of a step; the spans of its parts are nested in it.
 pub(super) const STEP: &str = "step";
 
-/// Records steps, from the second of this process: the first starts threads, tunes kernels and waits for other ranks to do
-/// the same.
+/// Records steps, starting with the second step of this process: the first step starts threads, tunes kernels and waits
+/// for other ranks to do the same.
 pub struct Profile {
-    /// How many to record; 0 once that is done.
+    /// Number of steps to record; 0 when done.
     steps: usize,
-    /// Steps of this process so far.
+    /// Number of steps made by this process.
     made: usize,
-    /// While it records.
+    /// Clock offset; set while recording.
     clock: Option<Clock>,
     path: PathBuf,
 }
 
 impl Profile {
-    /// Will record so many steps into a file at `path`, or none.
+    /// Creates a profile that records `steps` steps to a file at `path`; 0 disables it.
     pub fn new(steps: usize, path: PathBuf) -> Self {
         Self { steps, made: 0, clock: None, path }
     }
 
-    /// Begins to record, if it is time. A collective then.
+    /// Starts recording when due; a collective in that case.
     ///
     /// # Errors
-    /// A rank is gone.
+    /// Returns an error if a rank is lost.
     pub fn before_step(&mut self, comm: &dyn Communicator) -> Result<(), TrainError> {
         if self.steps > 0 && self.made == 1 {
             self.clock = Some(Clock::compare(comm)?);
@@ -42,19 +42,20 @@ impl Profile {
         Ok(())
     }
 
-    /// Ends the recording, if it has all steps. A collective then.
+    /// Stops recording when all steps are recorded; a collective in that case.
     ///
     /// # Errors
-    /// A rank is gone.
+    /// Returns an error if a rank is lost.
     pub fn after_step(&mut self, comm: &dyn Communicator) -> Result<(), TrainError> {
         self.made += 1;
         if self.made > self.steps { self.finish(comm) } else { Ok(()) }
     }
 
-    /// Has rank 0 write what there is of a recording. A collective.
+    /// Writes the recorded steps on rank 0, if any. A collective.
     ///
     /// # Errors
-    /// A rank is gone. A file that cannot be written is no reason to end a training.
+    /// Returns an error if a rank is lost. If the file cannot be written, there is only a warning, since this must not
+    /// end the training.
     pub fn finish(&mut self, comm: &dyn Communicator) -> Result<(), TrainError> {
         let Some(clock) = self.clock.take() else { return Ok(()) };
         let events = trace::stop();
@@ -76,13 +77,13 @@ impl Profile {
                 ranks.len(),
                 summary(&ranks)
             ),
-            Err(error) => tracing::warn!("{path}: {error}; the run goes on without the recorded steps"),
+            Err(error) => tracing::warn!("{path}: {error}; training continues without the recorded steps"),
         }
         Ok(())
     }
 }
 
-/// What a step takes, and which parts it has, over all ranks: the largest first.
+/// Summarizes the mean step time and its parts over all ranks, largest part first.
 fn summary(ranks: &[RankTrace]) -> String {
     let is_step = |event: &&Event| event.name == STEP;
     let steps: Vec<&Event> = ranks.iter().flat_map(|rank| rank.events.iter().filter(is_step)).collect();
@@ -103,7 +104,7 @@ fn summary(ranks: &[RankTrace]) -> String {
     format!("a step takes {:.4} s: {}", total / steps.len() as f64 / 1e6, parts.join(", "))
 }
 
-/// Whether an event is a part of a step.
+/// Returns whether an event is a part of a step.
 fn contains(step: &Event, event: &Event) -> bool {
     event.kind == Kind::Span
         && event.name != STEP

@@ -1,4 +1,4 @@
-//! A step whose loss or gradient was no number, once more and sample by sample.
+//! Replay of a step whose loss or gradient was NaN or infinite, sample by sample.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -20,47 +20,48 @@ use nnunet_nn::loss::weights;
 use nnunet_nn::model::UNet;
 use nnunet_nn::ops::host;
 
-/// What came of the step this time.
+/// Result of a replay.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replayed {
     pub incident: Incident,
     pub samples: Vec<ReplayedSample>,
-    /// Parameters with a weight, and with a gradient of the whole step, that is no number.
+    /// Names of parameters with a weight (`weights`) or a gradient of the whole step (`gradients`) that is NaN or
+    /// infinite.
     pub weights: Vec<String>,
     pub gradients: Vec<String>,
 }
 
-/// One sample by itself.
+/// Result for a single sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplayedSample {
     pub rank: usize,
     pub sample: SampleId,
-    /// Least and greatest of the intensities that are numbers.
+    /// Minimum and maximum of the finite intensities.
     pub range: [f32; 2],
-    /// How many are none.
+    /// Number of intensities that are NaN or infinite.
     pub not_finite: usize,
     /// Labels that occur.
     pub labels: Vec<i16>,
-    /// Its loss, were it the whole batch.
+    /// Loss of a batch with only this sample.
     pub loss: f64,
 }
 
 impl ReplayedSample {
-    /// Whether it alone explains a loss that is no number.
+    /// Returns whether this sample alone explains a loss that is NaN or infinite.
     pub fn is_culprit(&self) -> bool {
         self.not_finite > 0 || !self.loss.is_finite()
     }
 }
 
-/// Repeats the step that a run has left in `folder`, on one device.
+/// Replays the step dumped in `folder`, on one device.
 ///
 /// # Errors
-/// A file is missing or damaged, or the device is.
+/// Returns an error if a file is missing or damaged, or the device cannot be used.
 pub fn replay(folder: &Path, device: Option<Device>) -> Result<Replayed, TrainError> {
     let (incident, ranks) = Incident::read(folder)?;
     let checkpoint = Checkpoint::read(folder, &Single)?;
     let config: RunConfig = toml::from_str(&checkpoint.training.config)
-        .map_err(|error| ConfigError::new(folder.display(), format!("of another version: {error}")))?;
+        .map_err(|error| ConfigError::new(folder.display(), format!("written by a different version: {error}")))?;
     let device = device.unwrap_or(config.device);
     let folder = folder.to_owned();
     on_device(device, config.precision, &Single, Replay { config, checkpoint, incident, ranks, folder })?
@@ -100,7 +101,7 @@ impl OnDevice for Replay {
         let names: Vec<String> = step.network.parameters().iter().map(|p| p.spec.name.clone()).collect();
         let mut gradients = Vec::new();
         for number in 0..ranks[0].batches.len() {
-            // The global batch, for the Dice is that of all its samples.
+            // Use the global batch, since Dice is computed over all its samples.
             let parts: Vec<_> = ranks.iter().filter_map(|rank| rank.batches.get(number)).collect();
             let images: Vec<ArrayView5<f32>> = parts.iter().map(|batch| batch.images.view()).collect();
             let labels: Vec<ArrayView4<i16>> = parts.iter().map(|batch| batch.labels.view()).collect();

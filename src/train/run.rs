@@ -1,4 +1,4 @@
-//! A whole training run, on this rank.
+//! A complete training run on this rank.
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,48 +22,48 @@ use nnunet_nn::checkpoint::{Checkpoint, Progress, Training};
 use nnunet_nn::model::{TensorFileError, UNet};
 use nnunet_nn::ops::NnOps;
 
-/// Whether a run goes on from `checkpoint_latest`.
+/// Whether a run resumes from `checkpoint_latest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Resume {
-    /// Begin anew.
+    /// Start from scratch.
     Never,
-    /// Fail where there is no checkpoint.
+    /// Fail if there is no checkpoint.
     Always,
-    /// Begin anew where there is no checkpoint.
+    /// Start from scratch if there is no checkpoint.
     Auto,
 }
 
-/// How a run is begun and ended.
+/// Options of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunOptions {
     pub resume: Resume,
     pub held_out: HeldOutOptions,
-    /// Steps whose timeline is written to `trace.json`.
+    /// Number of steps whose timeline is written to `trace.json`.
     pub profile: usize,
 }
 
 impl Default for RunOptions {
-    /// From the beginning, label maps only.
+    /// Starts from scratch and writes label maps only.
     fn default() -> Self {
         Self { resume: Resume::Never, held_out: HeldOutOptions::default(), profile: 0 }
     }
 }
 
-/// How a run has ended.
+/// Result of a run.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The last epoch is done; rank 0 has the evaluation of the held-out cases, if there are any.
+    /// All epochs are complete. Rank 0 has the evaluation of the held-out cases, if there are any.
     Finished(Option<Box<Summary>>),
-    /// It was asked to stop; the checkpoint is written.
+    /// Stopped on request; the checkpoint is written.
     Stopped,
 }
 
-/// Trains one fold to its last epoch, from `checkpoint_latest` if the options say so, and predicts and evaluates the cases
-/// it has held out. All ranks of the job call this alike.
+/// Trains one fold to its last epoch, resuming from `checkpoint_latest` depending on the options, then predicts and
+/// evaluates its held-out cases. All ranks of the job must call this with the same arguments.
 ///
 /// # Errors
-/// On one rank or on several: the caller must see to it that the others do not wait for those that failed.
+/// Returns an error on one or several ranks. The caller must end the job, so that the other ranks do not wait forever.
 pub fn run(
     config: &RunConfig,
     work: &WorkDir,
@@ -73,11 +73,11 @@ pub fn run(
     on_device(config.device, config.precision, comm, Run { config, work, comm, options })?
 }
 
-/// Predicts and evaluates the held-out cases of a run that has been trained to its last epoch (nnU-Net's `--val`); gives
-/// rank 0 the evaluation. All ranks of the job call this alike.
+/// Predicts and evaluates the held-out cases of a completely trained run (nnU-Net's `--val`). Returns the evaluation on
+/// rank 0. All ranks of the job must call this with the same arguments.
 ///
 /// # Errors
-/// As [`run`]; or there is no such run, or it is not over.
+/// Same as [`run`]; also if there is no such run, or it is not finished.
 pub fn validate(
     config: &RunConfig,
     work: &WorkDir,
@@ -124,14 +124,14 @@ impl OnDevice for Run<'_> {
                 ending => break ending?,
             };
             let number = trainer.progress.rollbacks + 1;
-            // Its checkpoints are written to the end.
+            // Dropping the trainer completes the pending checkpoint writes.
             drop(trainer);
             let resume = exists(&config.run_dir().checkpoint_latest(), comm)?;
             trainer = job.trainer::<B>(resume, Some(number), device.clone(), |training| outputs(resume, training))?;
             goes_on_from(&trainer.progress);
             if comm.rank() == 0 {
                 let epoch = trainer.progress.next_epoch + 1;
-                tracing::warn!("{incident}; going back to the beginning of epoch {epoch}, with other samples");
+                tracing::warn!("{incident}; rolling back to the start of epoch {epoch}, with different samples");
             }
         };
         if ending == Ending::Stopped {
@@ -139,7 +139,7 @@ impl OnDevice for Run<'_> {
         }
         trainer.observers.run_is(RunState::Predicting)?;
         let network = trainer.step.network.valid();
-        // Its loader threads and buffers are not needed any more.
+        // Free the loader threads and buffers before prediction.
         let device = trainer.step.device.clone();
         let mut observers = std::mem::take(&mut trainer.observers);
         drop(trainer);
@@ -174,35 +174,35 @@ impl OnDevice for Validate<'_> {
     }
 }
 
-/// The network of a checkpoint of this run.
+/// Loads the network of a checkpoint of this run.
 fn load<B: NnOps>(job: &Job, path: &Path, device: &B::Device) -> Result<UNet<B>, TrainError> {
     if !exists(path, job.comm)? {
-        let defect = "is not there: no validation batch has been looked at in training".to_owned();
+        let defect = "not found: training ran no validation batches".to_owned();
         return Err(TrainError::Untrained { path: path.to_owned(), defect });
     }
     let checkpoint = Checkpoint::read(path, job.comm)?;
     let misfit = |defect: String| TrainError::Checkpoint { path: path.to_owned(), defect };
     if let Some(what) = job.model.first_difference(&checkpoint.model)? {
-        return Err(misfit(format!("was trained with another {what} than the plans have")));
+        return Err(misfit(format!("was trained with a different {what} than in the plans")));
     }
     let network = UNet::with_state(job.model.network_spec()?, &checkpoint.weights, device);
     Ok(network.map_err(|error| misfit(error.to_string()))?.with_precision(job.config.precision))
 }
 
-/// Whether a file is there, as rank 0 sees it.
+/// Returns whether a file exists, as seen by rank 0.
 fn exists(path: &Path, comm: &dyn Communicator) -> Result<bool, TrainError> {
-    // Of a link to what is gone the checkpoint before it is taken.
+    // If the link's target is gone, the checkpoint before it is used.
     let mut exists = [u8::from(path.exists() || path.is_symlink())];
     comm.broadcast_bytes(&mut exists, 0, "existence of a checkpoint")?;
     Ok(exists[0] > 0)
 }
 
-/// Fails unless the run has been trained to its last epoch, by what its own `config.toml` says of their number.
+/// Returns an error unless the run has been trained to its last epoch, according to its own `config.toml`.
 fn check_is_over(config: &RunConfig, comm: &dyn Communicator) -> Result<(), TrainError> {
     let run = config.run_dir();
     let path = run.checkpoint_latest();
     if !exists(&path, comm)? {
-        let defect = "is not there: the run has not been trained; train without --val first".to_owned();
+        let defect = "not found: the run has not been trained; train without --val first".to_owned();
         return Err(TrainError::Untrained { path, defect });
     }
     let done = Checkpoint::read(&path, comm)?.training.progress.next_epoch;
@@ -212,44 +212,44 @@ fn check_is_over(config: &RunConfig, comm: &dyn Communicator) -> Result<(), Trai
     match u64::from_le_bytes(epochs) {
         epochs if done as u64 >= epochs => Ok(()),
         epochs => {
-            let defect = format!("has {done} of {epochs} epochs: the run is not over; go on with --resume");
+            let defect = format!("has {done} of {epochs} epochs: the run is not finished; continue with --resume");
             Err(TrainError::Untrained { path, defect })
         }
     }
 }
 
-/// How often a run has gone back because of one step.
+/// Counts the rollbacks caused by one step.
 #[derive(Default)]
 struct Rollbacks {
     count: u64,
-    /// The furthest step, by epoch and iteration.
+    /// Furthest failed step, by epoch and iteration.
     step: Option<(usize, usize)>,
 }
 
 impl Rollbacks {
-    /// Whether to go back once more, and not to end.
+    /// Returns whether to roll back again instead of ending the run.
     fn are_left_for(&mut self, config: &RunConfig, incident: &Incident) -> bool {
         let step = Some((incident.epoch, incident.iteration));
-        // Beyond it, others are allowed.
+        // A later step starts a new count.
         self.count = if step > self.step { 1 } else { self.count + 1 };
         self.step = self.step.max(step);
         config.training.on_nan == OnNan::Rollback && self.count <= ROLLBACKS
     }
 }
 
-/// Whether there is something to go on from, as rank 0 sees it.
+/// Returns whether to resume from a checkpoint, as seen by rank 0.
 fn is_resumed(config: &RunConfig, comm: &dyn Communicator, resume: Resume) -> Result<bool, TrainError> {
     let path = config.run_dir().checkpoint_latest();
     match (resume, exists(&path, comm)?) {
         (Resume::Never, _) | (Resume::Auto, false) => Ok(false),
         (_, true) => Ok(true),
         (Resume::Always, false) => {
-            Err(TensorFileError::new(&path, "there is nothing to resume from; train without --resume").into())
+            Err(TensorFileError::new(&path, "nothing to resume from; train without --resume").into())
         }
     }
 }
 
-/// Prepares the run directory and what is written to it.
+/// Prepares the run directory and its output files.
 fn outputs(job: &Job, resume: bool, training: &Training) -> Result<Outputs, TrainError> {
     let Job { config, comm, .. } = job;
     let progress = &training.progress;
@@ -257,7 +257,7 @@ fn outputs(job: &Job, resume: bool, training: &Training) -> Result<Outputs, Trai
     config.save().map_err(|error| TelemetryError::io(&run.config(), error))?;
     let saver = job.saver(resume, training)?;
     let training = &config.training;
-    let global_batch_size = training.batch_size * training.accumulate * comm.world_size();
+    let global_batch_size = training.batch_size * training.gradient_accumulation_steps * comm.world_size();
     let (epochs, iterations) = (training.epochs, training.iterations_per_epoch);
     let status = StatusFile::new(&run.status(), epochs, iterations, comm.world_size());
     let log = JsonLines::open(&run.log(), progress.next_epoch)?;
@@ -276,7 +276,7 @@ fn outputs(job: &Job, resume: bool, training: &Training) -> Result<Outputs, Trai
     Ok(Outputs { observers, saver: Some(saver) })
 }
 
-/// Of those that have a pseudo Dice.
+/// Returns the names of the classes that have a pseudo Dice.
 fn class_names(job: &Job) -> Vec<String> {
     job.model.dataset.foreground().iter().map(|class| class.name.to_owned()).collect()
 }
@@ -286,9 +286,10 @@ fn announce(job: &Job, progress: &Progress) {
     if comm.rank() > 0 {
         return;
     }
-    let (per_rank, ranks) = (config.training.batch_size * config.training.accumulate, comm.world_size());
+    let (per_rank, ranks) =
+        (config.training.batch_size * config.training.gradient_accumulation_steps, comm.world_size());
     tracing::info!(
-        "fold {}: {} training and {} validation cases; batch {per_rank} per rank on {ranks} rank(s), {} in all",
+        "fold {}: {} training and {} validation cases; batch {per_rank} per rank on {ranks} rank(s), {} in total",
         config.fold,
         train_cases.len(),
         validation_cases.len(),
@@ -297,7 +298,7 @@ fn announce(job: &Job, progress: &Progress) {
     match progress.next_epoch {
         0 if progress.next_iteration == 0 => {}
         done if done >= config.training.epochs => {
-            tracing::info!("all {done} epochs are done; on to the held-out cases")
+            tracing::info!("all {done} epochs are complete; evaluating the held-out cases")
         }
         done => tracing::info!("resuming at epoch {}, step {}", done + 1, progress.next_iteration + 1),
     }

@@ -1,5 +1,5 @@
-//! Checkpoints are written by a thread of their own: the steps wait for the copy of the weights alone, and a disk that is
-//! full, slow or gone does not end a training.
+//! Asynchronous checkpoint writer. Steps only wait for the copy of the weights, and a full, slow or failed disk does
+//! not end the training.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,13 +11,13 @@ use nnunet_core::trace;
 use nnunet_nn::checkpoint::{Checkpoint, History};
 use nnunet_nn::model::TensorFileError;
 
-/// Between two attempts to write the same checkpoint: at first, and at most.
+/// Initial and maximum delay between two attempts to write the same checkpoint.
 const RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
-/// How long the end of a training waits for a disk that has failed before.
+/// Time that the end of a training waits for a disk that has failed before.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Writes checkpoints of a run in the background, one after the other.
+/// Writes checkpoints of a run in the background, in order.
 pub struct Saver {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -26,19 +26,19 @@ pub struct Saver {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Of any change of the state.
+    /// Notified on every change of the state.
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    /// What is to be written, the oldest first: the newest, and before it the best that is not written yet.
+    /// Checkpoints to write, oldest first: the newest, preceded by the best one if it has not been written yet.
     waiting: VecDeque<Job>,
-    /// Whether one is being written.
+    /// Whether a checkpoint is being written.
     is_busy: bool,
-    /// Why the last attempt failed, if it did.
+    /// Error of the last attempt, if it failed.
     failure: Option<TensorFileError>,
-    /// Somebody waits.
+    /// Whether a caller waits for completion.
     is_urgent: bool,
     is_over: bool,
 }
@@ -55,10 +55,10 @@ impl Job {
 }
 
 impl Saver {
-    /// Starts the thread.
+    /// Starts the writer thread.
     ///
     /// # Errors
-    /// The system has no thread left.
+    /// Returns an error if the thread cannot be created.
     pub fn start(history: History) -> std::io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let theirs = shared.clone();
@@ -66,7 +66,8 @@ impl Saver {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Has a checkpoint written after so many steps of the run. One that still waits is left out, unless it was the best.
+    /// Queues a checkpoint taken after `step` steps of the run. It replaces a checkpoint still in the queue, unless
+    /// that one was the best.
     pub fn save(&self, step: u64, checkpoint: Checkpoint) {
         let job = Job { step, checkpoint };
         let mut state = self.shared.lock();
@@ -75,15 +76,15 @@ impl Saver {
         self.shared.changed.notify_all();
     }
 
-    /// Whether the newest checkpoint could not be written so far.
+    /// Returns whether the last attempt to write a checkpoint has failed.
     pub fn has_failed(&self) -> bool {
         self.shared.lock().failure.is_some()
     }
 
-    /// Waits until all is written.
+    /// Waits until all checkpoints are written.
     ///
     /// # Errors
-    /// The last checkpoint cannot be written, after several attempts.
+    /// Returns an error if the last checkpoint cannot be written after several attempts.
     pub fn finish(&self) -> Result<(), TrainError> {
         let began = Instant::now();
         let mut state = self.shared.lock();
@@ -102,7 +103,7 @@ impl Saver {
 }
 
 impl Drop for Saver {
-    /// What can be written is written.
+    /// Writes the queued checkpoints if possible.
     fn drop(&mut self) {
         self.shared.lock().is_over = true;
         self.shared.changed.notify_all();
@@ -113,12 +114,12 @@ impl Drop for Saver {
 }
 
 impl Shared {
-    /// A thread that has panicked has left no half-done change.
+    /// Locks the state. A poisoned lock is ignored, since every change of the state is complete.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Until something changes, or for a second.
+    /// Waits for a change of the state, at most one second.
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         self.changed.wait_timeout(state, RETRY[0]).unwrap_or_else(PoisonError::into_inner).0
     }
@@ -148,10 +149,10 @@ impl Shared {
                 }
                 Err(error) => {
                     if state.failure.is_none() {
-                        tracing::warn!("{error}; the training goes on, and it is tried again");
+                        tracing::warn!("{error}; training continues and the write is retried");
                     }
                     state.failure = Some(error);
-                    // Tried again, unless what has come meanwhile takes its place.
+                    // Retry unless a newer checkpoint replaces this one.
                     let is_best = job.is_best();
                     if state.waiting.is_empty() || is_best && !state.waiting.iter().any(Job::is_best) {
                         state.waiting.push_front(job);

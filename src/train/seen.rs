@@ -1,4 +1,4 @@
-//! What a network makes of a validation patch, for people to see.
+//! Preview of the network's prediction on a validation patch.
 
 use burn::tensor::Tensor;
 use ndarray::{Array2, Array4, Axis};
@@ -10,20 +10,21 @@ use nnunet_nn::loss::{SegmentationLoss, Target};
 use nnunet_nn::ops::NnOps;
 use nnunet_viz::inspect::side_by_side;
 
-/// A slice `(y, x)` of a validation patch.
+/// A slice `(y, x)` of a validation patch with its labels and prediction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
-    /// Its first channel.
+    /// First image channel.
     pub image: Array2<f32>,
-    /// Classes, or numbers of regions from 1: of several the last.
+    /// Classes, or region numbers from 1; for overlapping regions the last one.
     pub truth: Array2<i16>,
     pub prediction: Array2<i16>,
 }
 
 impl Seen {
-    /// The slice across z of a batch that has the most foreground; where there is none, the middle one of the first sample.
+    /// Selects the slice across z with the most foreground in a batch; without foreground, the middle slice of the
+    /// first sample.
     ///
-    /// Images and logits are `(n, z, y, x, c)`; only this slice of them is brought to the host.
+    /// Images and logits are `(n, z, y, x, c)`; only the selected slice is copied to the host.
     pub fn of_batch<B: NnOps>(
         images: &Tensor<B, 5>,
         logits: &Tensor<B, 5>,
@@ -48,15 +49,15 @@ impl Seen {
         })
     }
 
-    /// Whether there is anything to find in it.
+    /// Returns whether the slice contains foreground.
     pub fn has_foreground(&self) -> bool {
         self.truth.iter().any(|label| *label > 0)
     }
 
-    /// As a picture of an epoch: the truth and, beside it, the prediction.
+    /// Renders an image for an epoch with truth and prediction side by side.
     ///
     /// # Errors
-    /// The encoder's.
+    /// Returns an error if the PNG encoder fails.
     pub fn picture(&self, epoch: usize) -> Result<PictureRecord, String> {
         let labels = [("truth", self.truth.view()), ("prediction", self.prediction.view())];
         let (png, size) = side_by_side(self.image.view(), &labels)?;
@@ -64,7 +65,7 @@ impl Seen {
     }
 }
 
-/// Those of the highest resolution, `(n, z, y, x)`.
+/// Returns the labels at the highest resolution, `(n, z, y, x)`.
 fn first_labels<B: NnOps>(targets: &Targets<B>) -> Option<Array4<i16>> {
     match targets {
         Targets::Host(targets) => targets.first().cloned(),
@@ -77,7 +78,7 @@ fn first_labels<B: NnOps>(targets: &Targets<B>) -> Option<Array4<i16>> {
     }
 }
 
-/// Sample and z.
+/// Returns sample and z of the slice with the most foreground.
 fn fullest_slice(labels: &Array4<i16>, loss: &SegmentationLoss) -> [usize; 2] {
     let area = |[n, z]: [usize; 2]| {
         let slice = labels.index_axis(Axis(0), n);
@@ -86,12 +87,12 @@ fn fullest_slice(labels: &Array4<i16>, loss: &SegmentationLoss) -> [usize; 2] {
     };
     let (samples, slices) = (labels.len_of(Axis(0)), labels.len_of(Axis(1)));
     let all = (0..samples).flat_map(|n| (0..slices).map(move |z| [n, z]));
-    // The first of equal ones.
+    // `max_by_key` returns the last of equal elements; reversed, this is the first.
     let fullest = all.rev().max_by_key(|at| area(*at));
     fullest.filter(|at| area(*at) > 0).unwrap_or([0, slices / 2])
 }
 
-/// The number that stands for a label: 0 is nothing to see.
+/// Returns the displayed number of a label; 0 is background or ignored.
 fn shown(loss: &SegmentationLoss, label: i16) -> i16 {
     match &loss.target {
         _ if loss.ignore_label == Some(label) => 0,
@@ -102,7 +103,7 @@ fn shown(loss: &SegmentationLoss, label: i16) -> i16 {
     }
 }
 
-/// What makes such a number of logits.
+/// Returns the decision rule that yields these numbers from logits.
 fn decision(target: &Target) -> Decision {
     match target {
         Target::Classes => Decision::Classes,
@@ -117,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    /// Of images `(2, 3, 2, 2, 1)` that count their voxels, and logits of two channels.
+    /// Returns the preview of images `(2, 3, 2, 2, 1)` whose values are voxel numbers, and logits with two channels.
     fn seen(loss: &SegmentationLoss, labels: Array4<i16>, logits: impl Fn(usize) -> [f32; 2]) -> Seen {
         let voxels = 2 * 3 * 2 * 2;
         let device = Default::default();

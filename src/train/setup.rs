@@ -1,4 +1,4 @@
-//! From a configuration to a trainer that is ready to run.
+//! Setup of a trainer from a configuration.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,10 +37,10 @@ use nnunet_nn::loss::weights;
 use nnunet_nn::model::{ModelDescription, TensorFileError, TensorState, UNet};
 use nnunet_nn::optim::Schedule;
 
-/// Batches prepared ahead of the one in use.
+/// Number of batches prepared ahead of the current one.
 const PREFETCH: usize = 3;
 
-/// Where a run's results go.
+/// Outputs of a run.
 #[derive(Default)]
 pub struct Outputs {
     pub observers: Observers,
@@ -48,7 +48,7 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// The same with what this rank tells Prometheus.
+    /// Adds the Prometheus observer of this rank.
     pub fn with_metrics(self, endpoint: Option<&MetricsEndpoint>) -> Self {
         match endpoint {
             Some(endpoint) => Self { observers: self.observers.with(endpoint.observer()), ..self },
@@ -57,18 +57,18 @@ impl Outputs {
     }
 }
 
-/// What every rank has read before training begins.
+/// Data that every rank reads before training starts.
 pub struct Job<'a> {
     pub config: &'a RunConfig,
     pub model: ModelDescription,
     pub configuration: Configuration,
-    /// Where the store lies.
+    /// Folder of the store.
     pub folder: PathBuf,
     pub store: Arc<dyn CaseStore>,
-    /// Cases of the fold to train and to validate on; the same for [`FoldId::All`].
+    /// Training and validation cases of the fold; identical for [`FoldId::All`].
     pub train_cases: Vec<String>,
     pub validation_cases: Vec<String>,
-    /// The later stages of a cascade that this one makes segmentations for.
+    /// Later stages of a cascade that need segmentations from this one.
     pub next_stages: Vec<NextStage>,
     pub comm: &'a dyn Communicator,
 }
@@ -77,8 +77,8 @@ impl<'a> Job<'a> {
     /// Reads plans, dataset description, split and the index of the store.
     ///
     /// # Errors
-    /// One of them is missing or invalid, or the ranks do not have the same; of a cascade, the earlier stage has not
-    /// predicted all cases.
+    /// Returns an error if one of them is missing or invalid or differs between ranks, or if the previous stage of a
+    /// cascade has not predicted all cases.
     pub fn open(config: &'a RunConfig, work: &WorkDir, comm: &'a dyn Communicator) -> Result<Self, TrainError> {
         let plans = Plans::load(&work.clone().with_plans(&config.plans).plans())?;
         let dataset = DatasetJson::load(&work.dataset_json())?;
@@ -102,7 +102,7 @@ impl<'a> Job<'a> {
         };
         let next_stages = next_stages(config, &plans, &configuration)?;
         let listing = format!("{previous:?}");
-        let (folder, store) = match config.data.stage_dir.as_os_str().is_empty() {
+        let (folder, store) = match config.data.local_cache_dir.as_os_str().is_empty() {
             true => (folder, store.with_previous_stage(&previous)?),
             false => stage_cases(&folder, &cases, &previous, config, comm)?,
         };
@@ -116,18 +116,17 @@ impl<'a> Job<'a> {
         Ok(job)
     }
 
-    /// All that must be the same on every rank for them to train one network.
+    /// Returns everything that must be the same on all ranks.
     fn fingerprint(&self) -> String {
         let Self { config, model, train_cases, validation_cases, .. } = self;
         format!("{}\n{model:?}\n{train_cases:?}\n{validation_cases:?}", config.to_toml())
     }
 
-    /// Builds this rank's trainer, from the start or from `checkpoint_latest`.
+    /// Builds this rank's trainer, from scratch or from `checkpoint_latest`. With `rollbacks`, the samples are those
+    /// after this number of rollbacks, instead of the number in the checkpoint.
     ///
     /// # Errors
-    /// The plans ask for what there is not, or the checkpoint does not fit them.
-    ///
-    /// With `rollbacks`, its samples are those of a run that has gone back so often, and not as often as the checkpoint says.
+    /// Returns an error if the plans are not supported, or the checkpoint does not match them.
     pub fn trainer<B: ComputeBackend>(
         &'a self,
         resume: bool,
@@ -147,7 +146,7 @@ impl<'a> Job<'a> {
             let checkpoint = Checkpoint::read(&path, comm)?;
             let misfit = |error| TrainError::Checkpoint { path: path.clone(), defect: format!("{error}") };
             if let Some(what) = self.model.first_difference(&checkpoint.model)? {
-                let defect = format!("was trained with another {what} than the plans have");
+                let defect = format!("was trained with a different {what} than in the plans");
                 return Err(TrainError::Checkpoint { path, defect });
             }
             self.check_data(&checkpoint);
@@ -177,7 +176,7 @@ impl<'a> Job<'a> {
         let train_batches = feed(Purpose::TrainSample)?;
         let validation_batches = match config.training.validation_iterations {
             0 => None,
-            // A split may leave nothing out.
+            // A split may have no validation cases.
             _ if self.validation_cases.is_empty() => None,
             _ => Some(feed(Purpose::ValSample)?),
         };
@@ -204,18 +203,19 @@ impl<'a> Job<'a> {
         })
     }
 
-    /// A run may go on with cases that were preprocessed again, but then it is not what it would have been.
+    /// Warns if the cases have been preprocessed again since the checkpoint: the run may continue, but its result
+    /// differs.
     fn check_data(&self, checkpoint: &Checkpoint) {
         let is_other = self.store.fingerprint().is_ok_and(|data| data != checkpoint.training.data);
         if self.comm.rank() == 0 && is_other {
             let folder = self.folder.display();
             tracing::warn!(
-                "{folder}: the cases are not those that the run has been trained on so far; it goes on with these"
+                "{folder}: the cases differ from those used so far in this run; training continues with these"
             );
         }
     }
 
-    /// What writes the run's checkpoints.
+    /// Creates the checkpoint writer of the run.
     pub(super) fn saver(&self, resume: bool, training: &Training) -> Result<Saver, TrainError> {
         let Self { config, .. } = self;
         let iterations = config.training.iterations_per_epoch as u64;
@@ -228,21 +228,22 @@ impl<'a> Job<'a> {
         Saver::start(history).map_err(|error| TensorFileError::new(&config.run_dir, error).into())
     }
 
-    /// Puts the weights of the file that the configuration names, if any, in place of random ones.
+    /// Replaces random weights by those of the pretrained weights file, if the configuration names one.
     fn begin_with_pretrained(&self, state: &mut [TensorState]) -> Result<(), TrainError> {
         let path = &self.config.training.pretrained_weights;
         if path.as_os_str().is_empty() {
             return Ok(());
         }
         let Pretrained { taken, kept } = load_pretrained(path, state)?;
-        tracing::info!("{}: {taken} of {} tensors taken", path.display(), state.len());
+        tracing::info!("{}: loaded {taken} of {} tensors", path.display(), state.len());
         if !kept.is_empty() {
-            tracing::warn!("begun anew, for another number of classes: {}", kept.join(", "));
+            tracing::warn!("reinitialized, since the number of classes differs: {}", kept.join(", "));
         }
         Ok(())
     }
 
-    /// Batches of this rank from where the run stands: augmented training samples, or validation samples as they are.
+    /// Creates this rank's loader at the current position of the run: augmented training samples, or validation samples
+    /// without augmentation.
     pub(super) fn loader(&self, purpose: Purpose, progress: &Progress) -> Result<Loader, TrainError> {
         let Self { config, comm, configuration, .. } = self;
         let patch_size = configuration.patch_size3();
@@ -256,7 +257,7 @@ impl<'a> Job<'a> {
             (Some(_), AugmentationPreset::None) => pipeline.with_previous_stage(PreviousStage::new(classes())),
             (Some(_), _) => pipeline.with_previous_stage(PreviousStage::nnunet(classes())),
         });
-        let accumulate = if is_training { config.training.accumulate } else { 1 };
+        let accumulate = if is_training { config.training.gradient_accumulation_steps } else { 1 };
         let cases = if is_training { &self.train_cases } else { &self.validation_cases };
         let sampler = SamplerOptions {
             seed: if is_training { seed_of_samples(config.seed, progress.rollbacks) } else { config.seed },
@@ -270,7 +271,7 @@ impl<'a> Job<'a> {
         };
         let store: Arc<dyn CaseStore> = match (config.data.cache_gb * 1e9) as usize {
             0 => self.store.clone(),
-            // The validation samples get no part of it: any of their cases may come at any time.
+            // Validation samples are not cached, since any of their cases may be needed at any time.
             bound if is_training => Arc::new(CachedStore::new(self.store.clone(), bound)),
             _ => self.store.clone(),
         };
@@ -301,12 +302,12 @@ impl From<ReadError> for TrainError {
     }
 }
 
-/// After each return to an earlier checkpoint the samples are others. The step is that of splitmix64.
+/// Returns the seed of the samples, which changes with each rollback. The increment is that of SplitMix64.
 fn seed_of_samples(seed: u64, rollbacks: u64) -> u64 {
     seed.wrapping_add(rollbacks.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-/// The cases of all parts of a fold.
+/// Returns the sorted union of the cases of a fold.
 fn all_of(parts: [&Vec<String>; 2]) -> Vec<String> {
     let mut cases: Vec<String> = parts.into_iter().flatten().cloned().collect();
     cases.sort();
@@ -314,7 +315,7 @@ fn all_of(parts: [&Vec<String>; 2]) -> Vec<String> {
     cases
 }
 
-/// Opens the copies of cases on this host, and of what the previous stage says of them; they are made where they are missing.
+/// Opens the local copies of cases on this host and of the previous stage's segmentations; missing copies are created.
 fn stage_cases(
     folder: &Path,
     cases: &[String],
@@ -322,13 +323,13 @@ fn stage_cases(
     config: &RunConfig,
     comm: &dyn Communicator,
 ) -> Result<(PathBuf, NativeStore), TrainError> {
-    let staged = copy_to_local_cache(folder, cases, &config.data.stage_dir, comm)?;
-    let previous = copy_label_maps_to_local_cache(previous, &config.data.stage_dir, comm)?;
+    let staged = copy_to_local_cache(folder, cases, &config.data.local_cache_dir, comm)?;
+    let previous = copy_label_maps_to_local_cache(previous, &config.data.local_cache_dir, comm)?;
     let store = NativeStore::open(&staged)?.with_previous_stage(&previous)?;
     Ok((staged, store))
 }
 
-/// The stages after this one, which must be in the plans before the training begins.
+/// Returns the stages after this one, which must be in the plans before training starts.
 fn next_stages(config: &RunConfig, plans: &Plans, configuration: &Configuration) -> Result<Vec<NextStage>, TrainError> {
     let stage = |name: &str| {
         let folder = config.run_dir().predicted_next_stage(name);
@@ -337,53 +338,53 @@ fn next_stages(config: &RunConfig, plans: &Plans, configuration: &Configuration)
     configuration.next_stage_names().into_iter().map(stage).collect()
 }
 
-/// A class that the dataset's description lacks would have no logit, and without knowing which voxels are annotated one
-/// could not look for them.
+/// Checks that the store matches the dataset description. A class that is missing in the description would have no
+/// logit, and with an ignore label, sampling needs the locations of the annotated voxels.
 fn check_classes(folder: &Path, store: &dyn CaseStore, dataset: &DatasetJson) -> Result<(), StoreError> {
     let ignores = dataset.ignore_label().is_some();
     let known: Vec<i16> = dataset.foreground().iter().map(|class| class.output).chain([ANNOTATED]).collect();
     let is_annotated = |case: &String| Ok(store.info(case)?.class_locations.contains_key(&ANNOTATED));
     let annotated: Vec<bool> = store.case_ids().iter().map(is_annotated).collect::<Result<_, StoreError>>()?;
     if annotated.contains(&true) != ignores {
-        let defect = "was preprocessed for a dataset.json with another ignore label; preprocess again".into();
+        let defect = "was preprocessed with a different ignore label than in dataset.json; preprocess again".into();
         return Err(StoreError { path: folder.to_path_buf(), defect });
     }
     for case in store.case_ids() {
         if let Some(class) = store.info(case)?.class_locations.keys().find(|class| !known.contains(class)) {
-            let defect = format!("has voxels of class {class}, which dataset.json does not have; preprocess again");
+            let defect = format!("contains voxels of class {class}, which is not in dataset.json; preprocess again");
             return Err(StoreError { path: folder.join(format!("{case}.json")), defect });
         }
     }
     Ok(())
 }
 
-/// Several plans may name the same data; they must agree on what the data are.
+/// Checks the spacing, since several plans may name the same data and must agree on its spacing.
 fn check_spacing(folder: &Path, store: &dyn CaseStore, configuration: &Configuration) -> Result<(), StoreError> {
     let Some(case) = store.case_ids().first() else { return Ok(()) };
     let found = read_case_properties(folder, case)?.spacing_after_resampling;
     let planned = &configuration.spacing;
-    // In 2D slices keep their distance.
+    // In 2D, the distance between slices is not resampled.
     let axes = found.iter().rev().zip(planned.iter().rev());
     if axes.into_iter().all(|(found, planned)| (found - planned).abs() <= 1e-6 * planned) {
         return Ok(());
     }
-    let defect = format!("was resampled to {found:?} mm where the plans say {planned:?}; preprocess again");
+    let defect = format!("was resampled to {found:?} mm, but the plans say {planned:?} mm; preprocess again");
     Err(StoreError { path: folder.join(format!("{case}.json")), defect })
 }
 
 pub(super) fn exchange_options(config: &RunConfig) -> ExchangeOptions {
     let DistConfig { bucket_mb, compression, overlap, .. } = config.dist;
-    // A bucket holds f32 whatever travels.
+    // The bucket size is in f32 values, whatever the transfer format.
     let bucket_len = (bucket_mb * f64::from(1 << 20) / size_of::<f32>() as f64) as usize;
-    ExchangeOptions { bucket_len, wire: compression, overlap, accumulate: config.training.accumulate }
+    ExchangeOptions { bucket_len, wire: compression, overlap, accumulate: config.training.gradient_accumulation_steps }
 }
 
-/// The weights of a loss without deep supervision.
+/// Returns the head weights of a loss without deep supervision.
 fn only_first(heads: usize) -> Vec<f64> {
     (0..heads).map(|head| if head == 0 { 1.0 } else { 0.0 }).collect()
 }
 
-/// Gives every rank the weights of rank 0.
+/// Broadcasts the weights of rank 0 to all ranks.
 fn broadcast(state: &mut [TensorState], comm: &dyn Communicator) -> Result<(), TrainError> {
     for tensor in state {
         comm.broadcast(&mut tensor.values, 0, &tensor.spec.name)?;

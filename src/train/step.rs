@@ -1,8 +1,8 @@
-//! One optimisation step: forward, loss and backward of its batches, with the gradients exchanged on the way, and the
-//! update.
+//! One optimization step: forward pass, loss and backward pass of its batches, with overlapped gradient reduction, and
+//! the weight update.
 //!
-//! Where the backend has the loss on its device, a step is only queued: what it has measured is asked for later, of
-//! several steps at once ([`TrainStep::metrics`]).
+//! If the backend computes the loss on the device, a step is only queued, and the metrics of several steps are read
+//! later at once ([`TrainStep::metrics`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,42 +23,42 @@ use nnunet_nn::model::UNet;
 use nnunet_nn::ops::{Control, NnOps};
 use nnunet_nn::optim::Optimizer;
 
-/// Network, loss and optimiser of one rank.
+/// Network, loss and optimizer of one rank.
 pub struct TrainStep<B: ComputeBackend> {
     pub network: UNet<B>,
     pub optimizer: Optimizer<B::InnerBackend>,
     pub loss: SegmentationLoss,
     /// Weight of each head's loss, highest resolution first; heads of weight 0 are not computed.
     pub head_weights: Vec<f64>,
-    /// Where the network lives.
+    /// Device of the network.
     pub device: B::Device,
-    /// Whether this rank has been asked to stop; all ranks learn of it with the next metrics.
+    /// Whether this rank has been asked to stop; communicated to all ranks with the next metrics.
     pub stop_requested: bool,
-    /// `None` where the host computes the loss.
+    /// `None` if the host computes the loss.
     device_loss: Option<DeviceLoss<B::InnerBackend>>,
-    /// `None` where there is nothing to average.
+    /// `None` if there is nothing to average: one rank and no gradient accumulation.
     exchange: Option<Arc<dyn Exchange<B::InnerBackend>>>,
     accumulate: usize,
-    /// Compute activations within the network's stages once more on the way back, rather than keep them.
+    /// Gradient checkpointing: recompute activations within the network's stages in the backward pass.
     checkpointing: bool,
-    /// Batches of the step so far.
+    /// Number of batches of the current step so far.
     batches: usize,
-    /// Of the step so far.
+    /// Measurements of the current step.
     current: Measured<B::InnerBackend>,
-    /// Of the step's only batch, where nothing is exchanged.
+    /// Gradients of the step's only batch, if there is nothing to average.
     gradients: Gradients<B>,
-    /// Of the updates whose metrics have not been asked for.
+    /// Updates whose metrics have not been read yet.
     pending: Vec<Measured<B::InnerBackend>>,
 }
 
-/// What a step has measured.
+/// Metrics of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepMetrics {
     /// The deep-supervision loss of the global batch.
     pub loss: f64,
-    /// Norm of the averaged gradient before clipping; not finite where the step was skipped.
+    /// L2 norm of the averaged gradient before clipping; not finite if the step was skipped.
     pub gradient_norm: f64,
-    /// By which the loss was multiplied.
+    /// Loss scale.
     pub loss_scale: f64,
     /// Time spent waiting in collectives.
     pub communication: Duration,
@@ -66,15 +66,15 @@ pub struct StepMetrics {
     pub stop_requested: bool,
 }
 
-/// What a step has measured, as far as it is known, and where the rest is.
+/// Measurements of a step: values known on the host, and tensors on the device.
 struct Measured<B: Backend> {
-    /// What the host has computed.
+    /// Loss computed by the host.
     loss: f64,
     communication: Duration,
     stop_requested: bool,
-    /// Sums of each batch's heads on the device.
+    /// Loss sums of each batch's heads on the device.
     sums: Vec<FloatTensor<B>>,
-    /// Of the update.
+    /// Decision values of the update (gradient norm, loss scale).
     control: Option<FloatTensor<B>>,
 }
 
@@ -85,9 +85,9 @@ impl<B: Backend> Default for Measured<B> {
     }
 }
 
-/// One head's activations and target on the host.
+/// Activations and target of one head on the host.
 struct HostHead<'a> {
-    /// Of the logits, `(n, z, y, x, c)`.
+    /// Extents of the logits, `(n, z, y, x, c)`.
     extents: [usize; 5],
     activations: Vec<f32>,
     labels: &'a [i16],
@@ -96,7 +96,7 @@ struct HostHead<'a> {
 }
 
 impl<B: ComputeBackend> TrainStep<B> {
-    /// Prepares a network for training on one rank, in steps of one batch.
+    /// Prepares a network for training on one rank, with one batch per step.
     pub fn new(
         network: UNet<B>,
         optimizer: Optimizer<B::InnerBackend>,
@@ -106,7 +106,7 @@ impl<B: ComputeBackend> TrainStep<B> {
     ) -> Self {
         let device_loss = DeviceLoss::new(&loss, network.spec().classes, &device);
         if device_loss.is_none() && Inner::<B>::device_loss().is_some() {
-            tracing::warn!("the device has no {} loss: the host computes it, which takes longer", loss.name());
+            tracing::warn!("the device has no {} loss: computing it on the host, which is slower", loss.name());
         }
         Self {
             device_loss,
@@ -126,15 +126,15 @@ impl<B: ComputeBackend> TrainStep<B> {
         }
     }
 
-    /// The same with gradient checkpointing, or without: less memory, and a forward pass more.
+    /// Enables or disables gradient checkpointing, which saves memory but costs another forward pass.
     pub fn with_checkpointing(self, checkpointing: bool) -> Self {
         Self { checkpointing, ..self }
     }
 
-    /// Averages the gradients of each step over its batches and the ranks from now on. A collective.
+    /// Enables averaging of the gradients over the batches of a step and the ranks. A collective.
     ///
     /// # Errors
-    /// The ranks do not agree on how, or one is gone.
+    /// Returns an error if the options differ between ranks, or a rank is lost.
     pub fn connect(mut self, options: ExchangeOptions, comm: &dyn Communicator) -> Result<Self, CommError> {
         self.accumulate = options.accumulate;
         if comm.world_size() > 1 || options.accumulate > 1 {
@@ -145,14 +145,14 @@ impl<B: ComputeBackend> TrainStep<B> {
         Ok(self)
     }
 
-    /// How the gradients are packed, in buckets of at most `bucket_len` values.
+    /// Returns the layout of the gradients in buckets of at most `bucket_len` values.
     pub fn bucket_layout(&self, bucket_len: usize) -> BucketLayout {
         let lengths: Vec<_> = self.network.parameters().iter().map(|parameter| parameter.spec.len()).collect();
         let heads = self.head_weights.iter().filter(|weight| **weight > 0.0).count();
         BucketLayout::new(&lengths, &self.network.order_of_use(heads), bucket_len)
     }
 
-    /// What brings batches to where the steps take them.
+    /// Returns the uploader of batches to the device of the network.
     pub fn upload(&self) -> Upload<B> {
         Upload {
             spec: self.network.spec().clone(),
@@ -163,20 +163,20 @@ impl<B: ComputeBackend> TrainStep<B> {
         }
     }
 
-    /// The labels `(n, z, y, x)` at the resolution of each head that has a weight.
+    /// Returns the labels `(n, z, y, x)` at the resolution of each head with a non-zero weight.
     pub fn targets(&self, labels: ArrayView4<i16>) -> Vec<Array4<i16>> {
         head_targets(self.network.spec(), &self.head_weights, labels)
     }
 
-    /// Whether steps are only queued, so that their metrics come later.
+    /// Returns whether steps are only queued, so that their metrics are available later.
     pub fn is_queued(&self) -> bool {
         self.device_loss.is_some()
     }
 
-    /// A step of one batch, waited for: images `(n, c, z, y, x)` and their [`TrainStep::targets`].
+    /// Runs a step with one batch and waits for it: images `(n, c, z, y, x)` and their [`TrainStep::targets`].
     ///
     /// # Errors
-    /// A rank is gone.
+    /// Returns an error if a rank is lost.
     pub fn run(
         &mut self,
         images: ArrayView5<f32>,
@@ -189,10 +189,11 @@ impl<B: ComputeBackend> TrainStep<B> {
         Ok(self.metrics(comm)?.pop().unwrap_or_default())
     }
 
-    /// Adds the gradients of a batch, this rank's part of the global batch, to the step's.
+    /// Runs forward and backward pass on a batch, this rank's part of the global batch, and adds its gradients to the
+    /// step.
     ///
     /// # Errors
-    /// A rank is gone.
+    /// Returns an error if a rank is lost.
     pub fn add(&mut self, batch: DeviceBatch<B::InnerBackend>, comm: &dyn Communicator) -> Result<(), CommError> {
         if let Some(exchange) = &self.exchange {
             exchange.begin(self.batches);
@@ -203,7 +204,7 @@ impl<B: ComputeBackend> TrainStep<B> {
             Targets::Device(targets) => self.queued_pass(batch.images, targets, comm)?,
         };
         match &self.exchange {
-            // Those of the first layer; all others have been handed over on the way.
+            // Gradients of the first layer; all others have been passed on during the backward pass.
             Some(exchange) => rest.into_iter().enumerate().for_each(|(number, gradient)| {
                 if let Some(gradient) = gradient {
                     exchange.ready(number, gradient);
@@ -214,10 +215,10 @@ impl<B: ComputeBackend> TrainStep<B> {
         Ok(())
     }
 
-    /// Ends the step: waits for the averaged gradients, or queues what does, and updates the weights.
+    /// Ends the step: waits for the averaged gradients, or queues this on the device, and updates the weights.
     ///
     /// # Errors
-    /// A rank is gone.
+    /// Returns an error if a rank is lost.
     pub fn update(&mut self, learning_rate: f64) -> Result<(), CommError> {
         let gradients = self.end()?;
         let device = self.device.clone();
@@ -229,10 +230,10 @@ impl<B: ComputeBackend> TrainStep<B> {
         Ok(())
     }
 
-    /// Ends the step without an update, and gives the averaged gradients, one per parameter.
+    /// Ends the step without an update and returns the averaged gradients, one per parameter.
     ///
     /// # Errors
-    /// A rank is gone.
+    /// Returns an error if a rank is lost.
     pub fn gradients(&mut self) -> Result<Gradients<B>, CommError> {
         let gradients = self.end();
         self.current = Measured::default();
@@ -248,15 +249,15 @@ impl<B: ComputeBackend> TrainStep<B> {
         Ok(gradients)
     }
 
-    /// Number of updates whose metrics have not been asked for.
+    /// Returns the number of updates whose metrics have not been read yet.
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// What the updates since the last call have measured, the oldest first; waits for them. A collective.
+    /// Waits for the updates since the last call and returns their metrics, oldest first. A collective.
     ///
     /// # Errors
-    /// A rank is gone.
+    /// Returns an error if a rank is lost.
     pub fn metrics(&mut self, comm: &dyn Communicator) -> Result<Vec<StepMetrics>, CommError> {
         let pending = std::mem::take(&mut self.pending);
         let mut values =
@@ -268,7 +269,7 @@ impl<B: ComputeBackend> TrainStep<B> {
         Ok(metrics)
     }
 
-    /// The metrics of a step from its values.
+    /// Computes the metrics of a step from its values.
     fn metrics_of(&self, step: &Measured<B::InnerBackend>, values: &mut impl Iterator<Item = Vec<f32>>) -> StepMetrics {
         let weights: Vec<f64> = self.head_weights.iter().copied().filter(|weight| *weight > 0.0).collect();
         let mut loss = step.loss;
@@ -289,7 +290,7 @@ impl<B: ComputeBackend> TrainStep<B> {
         }
     }
 
-    /// Lets all ranks know the mean loss, and who has been asked to stop.
+    /// Averages the losses over the ranks, and distributes stop requests to all ranks.
     fn agree(&self, metrics: &mut [StepMetrics], comm: &dyn Communicator) -> Result<(), CommError> {
         let mut values: Vec<f64> = metrics.iter().map(|metrics| metrics.loss).collect();
         values.push(f64::from(u8::from(self.stop_requested)));
@@ -302,7 +303,8 @@ impl<B: ComputeBackend> TrainStep<B> {
         Ok(())
     }
 
-    /// The gradients of a batch whose loss the device computes, as far as they have not gone to the exchange.
+    /// Runs a batch whose loss is computed on the device. Returns the gradients that have not been passed to the
+    /// reducer.
     fn queued_pass(
         &mut self,
         images: Tensor<B::InnerBackend, 5>,
@@ -330,8 +332,8 @@ impl<B: ComputeBackend> TrainStep<B> {
         Ok(phase::<B, _>("backward", &device, || pass.backward(gradients)))
     }
 
-    /// The gradients of a batch whose loss the host computes, as far as they have not gone to the exchange. Averaged over the
-    /// ranks, they are those of the global loss.
+    /// Runs a batch whose loss is computed on the host. Returns the gradients that have not been passed to the reducer.
+    /// Averaged over the ranks, the gradients are those of the global loss.
     fn host_pass(
         &mut self,
         images: Tensor<B::InnerBackend, 5>,
@@ -366,7 +368,7 @@ impl<B: ComputeBackend> TrainStep<B> {
         Ok(phase::<B, _>("backward", &device, || pass.backward(gradients)))
     }
 
-    /// Sums up the loss of each head that has a weight.
+    /// Computes the loss sums of each head with a non-zero weight.
     fn host_heads<'a>(&self, logits: Vec<Tensor<B::InnerBackend, 5>>, targets: &'a [Array4<i16>]) -> Vec<HostHead<'a>> {
         let weights = self.head_weights.iter().copied().filter(|weight| *weight > 0.0);
         let heads = logits.into_iter().zip(targets).zip(weights).map(|((logits, labels), weight)| {
@@ -380,13 +382,13 @@ impl<B: ComputeBackend> TrainStep<B> {
     }
 }
 
-/// Does a part of the step, and in a recording waits until the device has done it too: what is only queued would be seen in
-/// whichever part waits for it.
+/// Runs a part of the step in a trace span. While recording, also waits for the device; otherwise the time of queued
+/// work would be attributed to the part that waits for it.
 fn phase<B: ComputeBackend, T>(name: &'static str, device: &B::Device, work: impl FnOnce() -> T) -> T {
     let _span = trace::span(name);
     let result = work();
     if trace::is_on() {
-        // What has failed on the device is met by whoever reads its results.
+        // An error on the device is reported when its results are read.
         let _ = B::sync(device);
     }
     result

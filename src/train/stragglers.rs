@@ -1,47 +1,47 @@
-//! Which rank the others wait for, and how much it costs.
+//! Detection of slow ranks and their cost.
 
 use serde::{Deserialize, Serialize};
 
 use nnunet_comm::distributed::{CommError, Communicator};
 
-/// What a training step took on one rank, in seconds, mean over an epoch.
+/// Times of a training step on one rank, in seconds, averaged over an epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RankTimes {
-    /// All of it.
+    /// Total time.
     pub total: f64,
-    /// Waiting for data.
+    /// Time waiting for data.
     pub data_wait: f64,
-    /// Waiting in collectives.
+    /// Time waiting in collectives.
     pub communication: f64,
 }
 
 impl RankTimes {
-    /// What the others have to wait for: all but waiting for the others.
+    /// Returns the time for which other ranks have to wait: all but the time waiting in collectives.
     fn busy(&self) -> f64 {
         self.total - self.communication
     }
 }
 
-/// A step's times over all ranks.
+/// Times of a step over all ranks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobTimes {
     /// Means over the ranks.
     pub mean: RankTimes,
-    /// How much longer the slowest rank was busy than the mean, in seconds: the part of the waiting in collectives that no
-    /// faster network would save.
+    /// Difference between the busy time of the slowest rank and the mean, in seconds: the part of the waiting in
+    /// collectives that a faster network would not save.
     pub straggling: f64,
-    /// The slowest rank, and how long the median rank and it were busy.
+    /// Number of the slowest rank, busy time of the median rank, busy time of the slowest rank.
     pub slowest: (usize, f64, f64),
 }
 
-/// A rank that costs more than this part of the steps is named.
+/// Minimum cost of a slow rank to be reported, as a fraction of the step time.
 const WORTH_NAMING: f64 = 0.1;
 
 impl JobTimes {
     /// Gathers the times of all ranks. A collective.
     ///
     /// # Errors
-    /// Of the collective.
+    /// Returns an error if the collective fails.
     pub fn gather(own: RankTimes, comm: &dyn Communicator) -> Result<Self, CommError> {
         let message: Vec<u8> =
             [own.total, own.data_wait, own.communication].into_iter().flat_map(f64::to_le_bytes).collect();
@@ -74,14 +74,14 @@ impl JobTimes {
         }
     }
 
-    /// A line about the slowest rank, if it is worth one.
+    /// Returns a warning about the slowest rank, if its cost is high enough.
     pub fn complaint(&self) -> Option<String> {
         let (rank, median, slowest) = self.slowest;
         let cost = (slowest - median) / self.mean.total;
         (cost > WORTH_NAMING).then(|| {
             format!(
-                "rank {rank} is the slowest: busy for {:.3} s per step where the median rank takes {:.3} s; the others wait \
-                 {:.0} % of the time for it",
+                "rank {rank} is the slowest: busy for {:.3} s per step, median rank {:.3} s; the others wait \
+                 for it {:.0} % of the time",
                 slowest,
                 median,
                 100.0 * cost

@@ -1,24 +1,24 @@
-//! The loss's sums over all ranks.
+//! All-reduce of the loss sums.
 
 use nnunet_comm::distributed::{CommError, Communicator, ReduceOp};
 use nnunet_nn::loss::{LossSums, SegmentationLoss, select_hardest};
 
-/// What all ranks together have.
+/// Sums over all ranks.
 pub struct Reduced {
-    /// The sums of each head.
+    /// Sums of each head.
     pub heads: Vec<LossSums>,
-    /// Whether any rank has been asked to stop. It travels with the sums, so that all ranks learn it at the same step
-    /// without an exchange of its own.
+    /// Whether any rank has been asked to stop. It is sent with the sums, so that all ranks learn it at the same step
+    /// without a separate exchange.
     pub stop_requested: bool,
 }
 
-/// Adds up the sums of every rank, in one all-reduce for all heads; where the loss is that of the hardest voxels, it finds
-/// those of all ranks first, and completes the heads' own sums.
+/// Adds up the sums of all ranks, in one all-reduce for all heads. For a loss on the hardest voxels, first selects
+/// those over all ranks and completes the heads' own sums.
 ///
-/// Without batch Dice every sample has sums of its own, which each rank writes into its place of the global list.
+/// Without batch Dice, every sample has its own sums, which each rank writes to its section of the global list.
 ///
 /// # Errors
-/// Of the collective.
+/// Returns an error if the collective fails.
 pub fn reduce_sums(
     loss: &SegmentationLoss,
     heads: &mut [&mut LossSums],

@@ -1,4 +1,4 @@
-//! Whether all ranks still have the same weights.
+//! Check that all ranks have identical weights.
 
 use std::time::Instant;
 
@@ -8,11 +8,12 @@ use rayon::prelude::*;
 use nnunet_comm::distributed::{CommError, Communicator, Fault, dissenters, those_differ};
 use nnunet_nn::model::UNet;
 
-/// Compares the bits of all weights over the ranks. Ranks add the same averaged gradients to the same weights in the same
-/// order, so they never differ, unless memory, the network or a defect has changed a value. A collective.
+/// Compares all weights bitwise over the ranks. Ranks apply the same averaged gradients to the same weights in the same
+/// order, so differences indicate corrupted memory or network data, or a bug. A collective.
 ///
 /// # Errors
-/// On every rank alike, naming those that differ from the majority (from rank 0 where there is none).
+/// Returns an error on every rank, naming the ranks that differ from the majority (from rank 0 if there is no
+/// majority).
 pub fn compare_weights<B: Backend>(network: &UNet<B>, step: u64, comm: &dyn Communicator) -> Result<(), CommError> {
     if comm.world_size() == 1 {
         return Ok(());
@@ -26,19 +27,20 @@ pub fn compare_weights<B: Backend>(network: &UNet<B>, step: u64, comm: &dyn Comm
     }
     Err(CommError {
         rank: comm.rank(),
-        operation: format!("comparison of the weights after step {step}"),
+        operation: format!("weight check after step {step}"),
         elapsed_s: began.elapsed().as_secs_f64(),
         fault: Fault::Desync,
         reason: format!(
-            "{} in its weights from the other {}: its memory, its GPU or the network has changed a value; \
-             resume from the last checkpoint, without that host if it happens again",
+            "{} in its weights from the other {}: its memory, its GPU or the network has corrupted a value; \
+             resume from the last checkpoint, and exclude that host if it happens again",
             those_differ(&odd),
             comm.world_size() - odd.len(),
         ),
     })
 }
 
-/// 64-bit FNV-1a over words instead of bytes, which is four times as fast and as sensitive to a flipped bit.
+/// Computes a 64-bit FNV-1a hash over words instead of bytes, which is four times as fast and as sensitive to a flipped
+/// bit.
 fn hash(values: &[f32]) -> u64 {
     values.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, value| {
         (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0000_0100_0000_01b3)

@@ -1,7 +1,7 @@
 //! The training loop.
 //!
-//! Read [`Trainer::train`] first: an epoch is [`Trainer::train_epoch`], [`Trainer::validate`], a line of the log and,
-//! now and then, a checkpoint. Everything an epoch needs is made in `setup.rs`; one step is in `step.rs`.
+//! Start reading at [`Trainer::train`]: an epoch is [`Trainer::train_epoch`], [`Trainer::validate`], a line in the log
+//! and, if due, a checkpoint. The setup is in `setup.rs`, a single step in `step.rs`.
 
 use std::time::{Duration, Instant};
 
@@ -26,14 +26,14 @@ use nnunet_nn::checkpoint::{Checkpoint, Progress, Training};
 use nnunet_nn::model::ParameterSpec;
 use nnunet_nn::optim::Schedule;
 
-/// Steps that are queued on a device before their losses are read.
+/// Number of steps queued on a device before their losses are read.
 const QUEUED_STEPS: u64 = 10;
-/// Epochs between two pictures of a validation patch; the best have one too.
+/// Epochs between two preview images of a validation patch; new best epochs have one, too.
 const PICTURE_EVERY: usize = 10;
-/// nnU-Net's weight of the past in the moving average of the pseudo Dice.
+/// Weight of the previous value in the moving average of the pseudo Dice, as in nnU-Net.
 const EMA_MOMENTUM: f64 = 0.9;
 
-/// One rank's part in a training run.
+/// Training loop of one rank.
 pub struct Trainer<'a, B: ComputeBackend> {
     pub(super) job: &'a Job<'a>,
     pub(super) config: &'a RunConfig,
@@ -41,38 +41,38 @@ pub struct Trainer<'a, B: ComputeBackend> {
     pub(super) step: TrainStep<B>,
     pub(super) schedule: Schedule,
     pub(super) train_batches: Feed<B>,
-    /// `None` where the configuration asks for no validation batches.
+    /// `None` without validation batches.
     pub(super) validation_batches: Option<Feed<B>>,
     pub(super) progress: Progress,
     pub(super) stop_request: StopRequest,
-    /// Of the preprocessed cases.
+    /// Fingerprint of the preprocessed cases.
     pub(super) data: String,
     pub(super) profile: Profile,
-    /// Steps left out in a row, and all of this process.
+    /// Skipped steps: consecutive ones, and all of this process.
     pub(super) skipped: [usize; 2],
-    /// `None` on all ranks but 0.
+    /// `None` on all ranks except 0.
     pub(super) saver: Option<Saver>,
-    /// On all ranks but 0 those that write nothing.
+    /// Observers; those that write files are only on rank 0.
     pub(super) observers: Observers,
 }
 
-/// How a training has ended.
+/// Reason for the end of a training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The last epoch is done.
+    /// All epochs are complete.
     Finished,
-    /// It was asked to stop; the checkpoint is written.
+    /// Stopped on request; the checkpoint is written.
     Stopped,
 }
 
-/// What the training steps of an epoch took.
+/// Times of the training steps of an epoch.
 struct EpochTimes {
     began: Instant,
-    /// Steps made by this process; fewer than an epoch has where it was resumed within it.
+    /// Steps made by this process; fewer than in an epoch if it was resumed within one.
     steps: usize,
     communication: Duration,
     data_wait: Duration,
-    /// Up to the last steps that were reported.
+    /// Time up to the last reported steps.
     elapsed: Duration,
 }
 
@@ -82,7 +82,7 @@ impl EpochTimes {
         Self { began: Instant::now(), steps: 0, communication: zero, data_wait: zero, elapsed: zero }
     }
 
-    /// Takes in what so many steps since the last call took; gives what each of them took, but for the communication.
+    /// Records the time of `steps` steps since the last call; returns the mean times per step, without communication.
     fn lap(&mut self, data_wait: Duration, steps: usize) -> StepTimes {
         let elapsed = self.began.elapsed();
         let total = elapsed - self.elapsed;
@@ -93,11 +93,11 @@ impl EpochTimes {
 }
 
 impl<B: ComputeBackend> Trainer<'_, B> {
-    /// Trains from where the run stands to its last epoch, or until it is asked to stop, and leaves `checkpoint_latest`,
-    /// `checkpoint_best` and `log.jsonl` in the run directory.
+    /// Trains from the current position to the last epoch, or until it is asked to stop. Writes `checkpoint_latest`,
+    /// `checkpoint_best` and `log.jsonl` to the run directory.
     ///
     /// # Errors
-    /// A rank, a file or the data failed, or the loss is no longer a number.
+    /// Returns an error if a rank, a file or the data fails, or the loss is NaN or infinite.
     pub fn train(&mut self) -> Result<Ending, TrainError> {
         for epoch in self.progress.next_epoch..self.config.training.epochs {
             let began = Instant::now();
@@ -122,7 +122,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         Ok(Ending::Finished)
     }
 
-    /// The steps of an epoch; `None` if all ranks have stopped before its end.
+    /// Runs the steps of an epoch; returns `None` if all ranks have stopped before its end.
     fn train_epoch(&mut self, epoch: usize) -> Result<Option<EpochTimes>, TrainError> {
         let mut times = EpochTimes::begin();
         let iterations = self.config.training.iterations_per_epoch;
@@ -133,35 +133,36 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             self.profile.after_step(self.comm)?;
             self.progress.next_iteration = iteration + 1;
             let steps = (epoch * iterations + iteration + 1) as u64;
-            let every = self.config.dist.compare_every as u64;
+            let every = self.config.dist.weight_check_interval as u64;
             if every > 0 && steps.is_multiple_of(every) {
                 compare_weights(&self.step.network, steps, self.comm)?;
             }
-            // What is queued on a device is asked about now and then; all ranks do so at the same steps.
+            // Metrics of queued steps are read at intervals, at the same steps on all ranks.
             let is_due = !self.step.is_queued() || steps.is_multiple_of(QUEUED_STEPS) || iteration + 1 == iterations;
             if is_due && self.report(epoch, &mut times)? {
                 return Ok(None);
             }
-            // The first step of a process may wait for others to start and to tune their kernels.
+            // Until here the longer timeout applies, since in its first step a process may wait for others to start and
+            // tune kernels.
             self.comm.set_timeout(Duration::from_secs_f64(self.config.dist.timeout_s));
         }
         times.elapsed = times.began.elapsed();
         Ok(Some(times))
     }
 
-    /// Makes, or queues, one step of the batches that belong to it.
+    /// Runs or queues one step with its batches.
     pub(super) fn train_step(&mut self, epoch: usize, iteration: usize) -> Result<(), TrainError> {
         let _span = trace::span_of(STEP, || format!("epoch {}, step {}", epoch + 1, iteration + 1));
         self.step.stop_requested = self.stop_request.has_come();
-        for _ in 0..self.config.training.accumulate {
+        for _ in 0..self.config.training.gradient_accumulation_steps {
             self.step.add(self.train_batches.next()?, self.comm)?;
         }
         self.step.update(self.schedule.lr(epoch, iteration))?;
         Ok(())
     }
 
-    /// Waits for the steps made so far, and takes what they have measured into the epoch's record; says whether all ranks
-    /// are to stop.
+    /// Waits for the steps made so far and adds their metrics to the epoch's record; returns whether all ranks must
+    /// stop.
     fn report(&mut self, epoch: usize, times: &mut EpochTimes) -> Result<bool, TrainError> {
         let metrics = self.finished_steps()?;
         let count = metrics.len();
@@ -190,18 +191,18 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         Ok(stop_requested)
     }
 
-    /// What the steps since the last call have measured; waits for them.
+    /// Waits for the steps since the last call and returns their metrics.
     pub(super) fn finished_steps(&mut self) -> Result<Vec<StepMetrics>, TrainError> {
         let metrics = self.step.metrics(self.comm)?;
-        // The values have come to the host, so the GPUs are done with the exchange; an abort would have let them go on with
-        // whatever their memory held.
+        // The values are on the host, so the GPUs have completed the reduction. This check is required because an
+        // aborted reduction lets them continue with whatever their memory holds.
         if let Some(collectives) = self.comm.device_collectives() {
             collectives.check()?;
         }
         Ok(metrics)
     }
 
-    /// What observers are told of a step, with the means of those that were reported together.
+    /// Creates the observers' record of a step, with the mean times of the steps reported together.
     fn iteration_record(
         &self,
         epoch: usize,
@@ -221,10 +222,11 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         }
     }
 
-    /// Whether loss and gradient are numbers. They are the global batch's: all ranks say the same.
+    /// Returns whether loss and gradient are finite. They are those of the global batch, so all ranks agree.
     fn is_sound(&self, metrics: &StepMetrics) -> bool {
         let StepMetrics { loss, gradient_norm, loss_scale, .. } = *metrics;
-        // A gradient may overflow by its loss scale, which is smaller then; below 1 it is not the scale.
+        // A gradient may overflow because of its loss scale, which is then reduced; with a scale of at most 1 that is
+        // not the cause.
         let is_overflow = self.config.precision.scales_loss() && loss_scale > 1.0;
         loss.is_finite() && (gradient_norm.is_finite() || is_overflow)
     }
@@ -241,8 +243,8 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         }
     }
 
-    /// Keeps a step whose loss or gradient is no number for a replay, and ends the training unless such steps are left out.
-    /// The weights are what they were before it. A collective.
+    /// Handles a step whose loss or gradient is NaN or infinite: dumps it for a replay, and ends the training unless
+    /// such steps are skipped. The weights are unchanged by the step. A collective.
     fn meet(&mut self, incident: Incident) -> Result<(), TrainError> {
         let is_skipped = self.config.training.on_nan == OnNan::Skip;
         self.skipped = self.skipped.map(|count| count + 1);
@@ -256,12 +258,12 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             return Err(error);
         }
         if self.comm.rank() == 0 {
-            tracing::warn!("{error}; the step is left out");
+            tracing::warn!("{error}; the step is skipped");
         }
         Ok(())
     }
 
-    /// Leaves a checkpoint to go on from.
+    /// Saves a checkpoint for resuming.
     fn stop(&mut self) -> Result<Ending, TrainError> {
         let Progress { next_epoch, next_iteration, .. } = self.progress;
         if let Some(saver) = &self.saver {
@@ -271,7 +273,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         if self.comm.rank() == 0 {
             self.observers.run_is(RunState::Stopped)?;
             tracing::info!(
-                "stopped by a signal after epoch {}, step {next_iteration}; the checkpoint is saved, --resume goes on",
+                "stopped by a signal after epoch {}, step {next_iteration}; checkpoint saved; continue with --resume",
                 next_epoch + 1
             );
         }
@@ -287,7 +289,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         Ok(self.comm.barrier(what)?)
     }
 
-    /// What the epoch took on all ranks; the slowest is named if it is worth it.
+    /// Gathers the times of the epoch from all ranks, and warns about a slow rank.
     fn gather(&self, times: &EpochTimes) -> Result<JobTimes, TrainError> {
         let steps = times.steps.max(1);
         let per_step = |duration: Duration| duration.as_secs_f64() / steps as f64;
@@ -318,11 +320,11 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         Ok(Some(validation.finish(self.comm)?))
     }
 
-    /// Shows observers what the network makes of a validation patch.
+    /// Passes the preview of a validation patch to the observers.
     fn show(&mut self, epoch: usize, seen: Option<Seen>) -> Result<(), TrainError> {
         match seen.map(|seen| seen.picture(epoch)) {
             Some(Ok(picture)) => Ok(self.observers.picture(&picture)?),
-            // A picture that cannot be drawn is no reason to end a training.
+            // A failed preview must not end the training.
             Some(Err(defect)) => {
                 tracing::debug!("no picture of epoch {}: {defect}", epoch + 1);
                 Ok(())
@@ -331,7 +333,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         }
     }
 
-    /// Takes an epoch's validation into the moving average; says whether that is the best so far.
+    /// Updates the moving average with an epoch's validation; returns whether it is a new best.
     fn advance(&mut self, epoch: usize, validation: Option<&ValidationResult>) -> bool {
         let Progress { ema_pseudo_dice, best_ema_pseudo_dice, .. } = self.progress;
         let rollbacks = self.progress.rollbacks;
@@ -349,8 +351,8 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         is_best
     }
 
-    /// Has a checkpoint written after an epoch if one is due, or if none could be written before; gives the time until the
-    /// next step can be made.
+    /// Queues a checkpoint after an epoch if one is due, or if an earlier one could not be written. Returns the time by
+    /// which the next step is delayed.
     fn save(&self, is_best: bool) -> Duration {
         let Some(saver) = &self.saver else { return Duration::ZERO };
         let began = Instant::now();
@@ -364,12 +366,12 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         began.elapsed()
     }
 
-    /// Since the beginning of the run.
+    /// Returns the number of steps since the start of the run.
     fn steps_done(&self) -> u64 {
         self.progress.steps(self.config.training.iterations_per_epoch as u64)
     }
 
-    /// The run as it stands.
+    /// Returns a checkpoint of the current state.
     pub(super) fn checkpoint(&self, is_best: bool) -> Checkpoint {
         let specs: Vec<ParameterSpec> = self.step.network.parameters().iter().map(|p| p.spec.clone()).collect();
         Checkpoint {
@@ -386,7 +388,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         }
     }
 
-    /// The epoch's line of the log, but for the moving average and what comes after.
+    /// Creates the epoch's log record, without the moving average and the checkpoint time.
     fn record(
         &self,
         epoch: usize,
@@ -396,7 +398,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     ) -> EpochRecord {
         let training = &self.config.training;
         let steps = training.iterations_per_epoch as f64;
-        let samples = (training.batch_size * training.accumulate * self.comm.world_size()) as f64;
+        let samples = (training.batch_size * training.gradient_accumulation_steps * self.comm.world_size()) as f64;
         EpochRecord {
             epoch,
             train_loss: self.progress.loss_sum / (steps - self.progress.nan_steps as f64).max(1.0),

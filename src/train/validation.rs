@@ -13,53 +13,53 @@ use nnunet_nn::loss::{LossSums, SegmentationLoss, Target};
 use nnunet_nn::model::UNet;
 use nnunet_nn::ops::NnOps;
 
-/// Voxels one task counts.
+/// Voxels per parallel task.
 const BLOCK: usize = 1 << 14;
-/// Batches that are looked through for a slice with foreground.
+/// Number of batches searched for a slice with foreground.
 const LOOKED_THROUGH: usize = 8;
 
-/// Sums over the validation batches of one epoch, over all ranks.
+/// Accumulator of loss and pseudo Dice over the validation batches of one epoch and all ranks.
 ///
-/// The pseudo Dice of a class is computed once from all voxels of all batches, as nnU-Net does; "pseudo" because
-/// patches, not cases, are counted.
+/// The pseudo Dice of a class is computed once from all voxels of all batches, as in nnU-Net; "pseudo" because it is
+/// based on patches, not cases.
 pub struct Validation<'a, B: NnOps> {
     network: &'a UNet<B>,
     loss: &'a SegmentationLoss,
-    /// Of the heads that are computed.
+    /// Weights of the computed heads.
     head_weights: Vec<f64>,
-    /// `None` where the host counts.
+    /// `None` if the host counts.
     device_loss: Option<DeviceLoss<B>>,
     batches: usize,
     loss_sum: f64,
     /// Per foreground class or region: true positives, false positives, false negatives.
     confusion: Vec<[f64; 3]>,
-    /// What the device has counted.
+    /// Sums queued on the device.
     queued: Vec<Queued<B>>,
-    /// Whether there is to be something to see.
+    /// Whether to create a preview.
     is_watched: bool,
     seen: Option<Seen>,
 }
 
 /// Sums of one batch on the device.
 struct Queued<B: NnOps> {
-    /// Of each head.
+    /// Loss sums of each head.
     losses: Vec<FloatTensor<B>>,
     counts: FloatTensor<B>,
 }
 
-/// What [`Validation`] comes to.
+/// Result of a [`Validation`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ValidationResult {
     /// Mean deep-supervision loss.
     pub loss: f64,
-    /// Per foreground class or region; `None` for one that was neither there nor predicted.
+    /// Pseudo Dice per foreground class or region; `None` for one that occurs neither in labels nor in predictions.
     pub pseudo_dice: Vec<Option<f64>>,
-    /// A slice of one of this rank's patches, if it was asked for.
+    /// Preview of one of this rank's patches, if enabled.
     pub seen: Option<Seen>,
 }
 
 impl<'a, B: NnOps> Validation<'a, B> {
-    /// Nothing counted yet.
+    /// Creates an empty accumulator.
     pub fn new(network: &'a UNet<B>, loss: &'a SegmentationLoss, head_weights: &[f64], device: &B::Device) -> Self {
         let channels = network.spec().classes;
         Self {
@@ -76,15 +76,15 @@ impl<'a, B: NnOps> Validation<'a, B> {
         }
     }
 
-    /// The same with a slice of this rank's patches to look at, or without.
+    /// Enables or disables the preview of this rank's patches.
     pub fn watched(self, is_watched: bool) -> Self {
         Self { is_watched, ..self }
     }
 
-    /// Adds this rank's part of a batch; where the device counts, its work is only queued.
+    /// Adds this rank's part of a batch. If the device counts, the work is only queued.
     ///
     /// # Errors
-    /// Of the collective that adds up the losses.
+    /// Returns an error if the reduction of the losses fails.
     pub fn add(&mut self, batch: DeviceBatch<B>, comm: &dyn Communicator) -> Result<(), CommError> {
         let n = batch.images.dims()[0];
         let images = self.looks_for_foreground().then(|| batch.images.clone());
@@ -99,7 +99,7 @@ impl<'a, B: NnOps> Validation<'a, B> {
         }
     }
 
-    /// On a device it is waited for, so not at every batch.
+    /// Returns whether to search this batch for foreground; limited, because reading from a device blocks.
     fn looks_for_foreground(&self) -> bool {
         let is_blank = self.seen.as_ref().is_none_or(|seen| !seen.has_foreground());
         self.is_watched && is_blank && self.batches < LOOKED_THROUGH
@@ -143,7 +143,7 @@ impl<'a, B: NnOps> Validation<'a, B> {
         Ok(())
     }
 
-    /// Adds what the device has counted; waits for it.
+    /// Waits for the sums on the device and adds them.
     fn read_device(&mut self) {
         let Some(device_loss) = self.device_loss.take() else { return };
         let queued = std::mem::take(&mut self.queued);
@@ -166,14 +166,14 @@ impl<'a, B: NnOps> Validation<'a, B> {
         self.loss_sum += losses.sum::<f64>();
     }
 
-    /// Loss and pseudo Dice over all batches of all ranks.
+    /// Computes loss and pseudo Dice over all batches of all ranks.
     ///
     /// # Errors
-    /// Of the collective.
+    /// Returns an error if the collective fails.
     pub fn finish(mut self, comm: &dyn Communicator) -> Result<ValidationResult, CommError> {
         if self.device_loss.is_some() {
             self.read_device();
-            // Without batch Dice each rank has a Dice of its own.
+            // Without batch Dice, each rank has its own Dice loss.
             comm.all_reduce_f64(std::slice::from_mut(&mut self.loss_sum), ReduceOp::Mean, "validation losses")?;
         }
         let mut flat = self.confusion.concat();
@@ -183,7 +183,7 @@ impl<'a, B: NnOps> Validation<'a, B> {
     }
 }
 
-/// Per class, from its true positives, false positives and false negatives.
+/// Computes Dice per class from true positives, false positives and false negatives.
 fn pseudo_dice(confusion: &[f64]) -> Vec<Option<f64>> {
     let dice = confusion.as_chunks().0.iter().map(|&[tp, fp, fn_]| {
         let denominator = 2.0 * tp + fp + fn_;
@@ -193,19 +193,19 @@ fn pseudo_dice(confusion: &[f64]) -> Vec<Option<f64>> {
 }
 
 impl ValidationResult {
-    /// Mean over the classes that occurred; 0 where none did.
+    /// Returns the mean over the classes that occurred, or 0 if none did.
     pub fn mean_pseudo_dice(&self) -> f64 {
         let known: Vec<f64> = self.pseudo_dice.iter().copied().flatten().collect();
         if known.is_empty() { 0.0 } else { known.iter().sum::<f64>() / known.len() as f64 }
     }
 }
 
-/// The background is a channel of its own only among classes, and is not scored.
+/// Returns the first scored channel: among classes, channel 0 is the background, which is not scored.
 fn first_channel(loss: &SegmentationLoss) -> usize {
     usize::from(loss.target == Target::Classes)
 }
 
-/// True positives, false positives and false negatives per scored channel of logits `(voxels, channels)`.
+/// Counts true positives, false positives and false negatives per scored channel of logits `(voxels, channels)`.
 fn count(loss: &SegmentationLoss, logits: &[f32], labels: &[i16]) -> Vec<[f64; 3]> {
     let channels = logits.len() / labels.len();
     let first = first_channel(loss);
@@ -229,7 +229,7 @@ fn count(loss: &SegmentationLoss, logits: &[f32], labels: &[i16]) -> Vec<[f64; 3
 fn count_voxel(target: &Target, logits: &[f32], label: i16, counts: &mut [[u64; 3]]) {
     match target {
         Target::Classes => {
-            // The first of equals wins, as in `argmax`.
+            // The first of equal values wins, as in `argmax`.
             let best = (1..logits.len()).fold(0, |best, class| if logits[class] > logits[best] { class } else { best });
             let truth = label as usize;
             if best == truth {
@@ -247,7 +247,7 @@ fn count_voxel(target: &Target, logits: &[f32], label: i16, counts: &mut [[u64; 
         }
         Target::Regions(regions) => {
             for ((&logit, members), counts) in logits.iter().zip(regions).zip(counts) {
-                // A probability above 0.5.
+                // Equivalent to a probability above 0.5.
                 match (logit > 0.0, members.contains(&label)) {
                     (true, true) => counts[0] += 1,
                     (true, false) => counts[1] += 1,

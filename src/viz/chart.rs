@@ -1,4 +1,4 @@
-//! Line charts as PNG files, without a font.
+//! Line charts as PNG files, drawn without a system font.
 
 use plotters::prelude::*;
 
@@ -6,11 +6,11 @@ use super::glyphs;
 
 /// Size of a panel in pixels.
 const SIZE: (u32, u32) = (900, 360);
-/// Pixels per point of a letter.
+/// Pixels per dot of a letter.
 const SCALE: i32 = 2;
-/// Room for numbers beside a panel.
+/// Margin beside a panel for axis labels, in pixels.
 const MARGIN: u32 = 80;
-/// Of the numbers on the right.
+/// Color of the labels on the right axis.
 const RIGHT: RGBColor = RGBColor(0, 120, 40);
 const GRID: RGBColor = RGBColor(225, 225, 225);
 
@@ -20,15 +20,15 @@ type Area<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
 pub struct Curve {
     pub name: &'static str,
     pub colour: RGBColor,
-    /// Scaled by itself, 0 to 1, with numbers on the right.
+    /// Plotted on the right axis, which is scaled from 0 to 1.
     pub is_part: bool,
     pub points: Vec<(f64, f64)>,
 }
 
-/// Panels one below the other, as a PNG file.
+/// Draws panels one below the other and encodes them as a PNG file.
 ///
 /// # Errors
-/// The drawing library's.
+/// Returns an error if the drawing library fails.
 pub fn png(panels: &[Vec<Curve>]) -> Result<Vec<u8>, String> {
     let (width, height) = (SIZE.0, SIZE.1 * panels.len() as u32);
     let mut pixels = vec![255; (width * height * 3) as usize];
@@ -42,10 +42,10 @@ pub fn png(panels: &[Vec<Curve>]) -> Result<Vec<u8>, String> {
     encode(&pixels, width, height)
 }
 
-/// Rows of pixels, three bytes each, as a PNG file.
+/// Encodes rows of RGB pixels, three bytes each, as a PNG file.
 ///
 /// # Errors
-/// The encoder's.
+/// Returns an error if the encoder fails.
 pub(crate) fn encode(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>, String> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, width, height);
@@ -88,7 +88,7 @@ fn draw<'a>(area: &Area<'a>, curves: &[Curve]) -> Result<(), DrawError<'a>> {
         write(area, (x, y - 18), curve.name, curve.colour)?;
         x += width(curve.name) + 24;
         let line = || curve.points.iter().copied();
-        // A single one is a point, not a line.
+        // A single value is drawn as a point, not a line.
         let point = line().take(if curve.points.len() == 1 { 1 } else { 0 });
         let style = curve.colour.stroke_width(2);
         if curve.is_part {
@@ -102,7 +102,7 @@ fn draw<'a>(area: &Area<'a>, curves: &[Curve]) -> Result<(), DrawError<'a>> {
     Ok(())
 }
 
-/// Bounds with some air, never empty.
+/// Returns axis bounds with a margin; the range is never empty.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
     if low > high {
@@ -121,7 +121,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// Pixels that a text takes along x.
+/// Returns the width of a text in pixels.
 fn width(text: &str) -> i32 {
     text.chars().count() as i32 * (glyphs::WIDTH as i32 + 1) * SCALE
 }

@@ -1,11 +1,11 @@
-//! Letters for plots: fonts are not on every cluster node, and five by seven points are enough for an axis.
+//! Bitmap font for plots. Fonts are not installed on every cluster node, and five by seven dots are enough for an axis.
 
 /// Columns and rows of a letter, without the space between letters.
 pub const WIDTH: usize = 5;
 pub const HEIGHT: usize = 7;
 
-/// The rows of a letter, the leftmost point in the highest of five bits; blank for what there is no letter for.
-/// Small letters look like capitals.
+/// Returns the rows of a letter, with the leftmost dot in the highest of five bits. Unsupported characters are blank.
+/// Lowercase letters look like uppercase ones.
 pub fn rows(letter: char) -> [u8; HEIGHT] {
     let picture = match letter.to_ascii_uppercase() {
         '0' => ".###. #...# #..## #.#.# ##..# #...# .###.",

@@ -1,18 +1,18 @@
-//! The pages of the book, and the blocks of shell commands in them.
+//! The pages of the book and their blocks of shell commands.
 #![allow(dead_code)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Words before a block that say why a machine that runs tests cannot run it: `<!-- docs-test: REASON -->`.
+/// A comment before a block with the reason that test machines cannot run it: `<!-- docs-test: REASON -->`.
 const MARKER: &str = "<!-- docs-test:";
 
 /// A block of shell commands.
 #[derive(Debug, Default, PartialEq)]
 pub struct Block {
-    /// Its lines as they stand, each with its number in the page, from 1.
+    /// Its lines, unchanged, with their line numbers in the page (from 1).
     pub lines: Vec<(usize, String)>,
-    /// Why tests leave it out.
+    /// The reason that tests skip it.
     pub skipped: Option<String>,
 }
 
@@ -33,12 +33,13 @@ pub fn pages() -> Vec<PathBuf> {
             }
         }
     }
-    let mut pages = ["README.md", "CONTRIBUTING.md"].map(|name| root().join(name)).to_vec();
+    let top = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASE.md", "SECURITY.md", "STYLE.md"];
+    let mut pages = top.map(|name| root().join(name)).to_vec();
     add(&root().join("docs"), &mut pages);
     pages
 }
 
-/// The blocks of a page, in order; those in lists lose their indentation.
+/// The blocks of a page, in order; blocks in lists lose their indentation.
 pub fn shell_blocks(text: &str) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
     let (mut fence, mut skipped) = (None, None);

@@ -10,7 +10,7 @@ pub const EXPLICIT: &str = "1.2.840.10008.1.2.1";
 pub const IMPLICIT: &str = "1.2.840.10008.1.2";
 const CT: &str = "1.2.840.10008.5.1.4.1.1.2";
 
-/// A series of slices of 2 rows and 3 columns; slice `k` holds `100 k` to `100 k + 5`, stored as 12 bits of 16.
+/// A series of slices of 2 rows and 3 columns; slice `k` holds `100 k` to `100 k + 5`, stored in 12 of 16 bits.
 #[derive(Clone)]
 pub struct Series {
     pub uid: &'static str,
@@ -90,7 +90,7 @@ impl Series {
         let values = (0..6u16).map(|pixel| 100 * index + pixel);
         let pixels = match allocated {
             8 => PrimitiveValue::U8(values.map(|value| (value % 256) as u8).collect()),
-            // The bits above those that are stored hold something else.
+            // The bits above the stored ones are not zero.
             _ if stored < 16 => PrimitiveValue::U16(values.map(|value| value | 0xA000).collect()),
             _ => PrimitiveValue::U16(values.map(|value| value.wrapping_sub(300)).collect()),
         };

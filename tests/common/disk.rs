@@ -1,18 +1,18 @@
-//! A disk that can be full.
-// Each test program uses a part.
+//! A small file system that can be filled.
+// Each test program uses a part of this module.
 #![allow(dead_code)]
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// A file system of its own that can be full.
+/// A small tmpfs.
 pub struct SmallDisk {
     pub folder: PathBuf,
 }
 
 impl SmallDisk {
-    /// `None`, with a line that says why, where there can be none.
+    /// Mounts it; returns `None` and prints the reason if that is impossible.
     pub fn mount(folder: PathBuf, bytes: usize) -> Option<Self> {
         fs::create_dir_all(&folder).unwrap();
         let size = format!("size={bytes}");
@@ -26,7 +26,7 @@ impl SmallDisk {
         }
     }
 
-    /// Fills it to the last byte.
+    /// Fills it completely. Returns the path of the filler file.
     pub fn fill(&self) -> PathBuf {
         let path = self.folder.join("filler");
         let mut file = fs::File::create(&path).unwrap();

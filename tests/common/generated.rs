@@ -1,12 +1,12 @@
-//! Pages of the book that are made of what a program says.
+//! Pages of the book that are generated from a program's help texts.
 
 use std::fs;
 use std::path::Path;
 
-/// Compares a page with what it should be, or with `NNUNET_UPDATE_DOCS=1` writes it.
+/// Compares a page with its expected text, or writes it if `NNUNET_UPDATE_DOCS=1` is set.
 #[track_caller]
 pub fn check(page: &str, wanted: &str) {
-    // The launcher is a package within the checkout.
+    // The launcher is a package in a folder of the checkout.
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root = package.ancestors().find(|folder| folder.join("docs").is_dir()).unwrap();
     let path = root.join(page);
@@ -19,7 +19,7 @@ pub fn check(page: &str, wanted: &str) {
     let line = differs.unwrap_or_else(|| found.lines().count().min(wanted.lines().count()));
     assert!(
         found == wanted,
-        "{page} is not up to date from line {} on: `make docs` writes it anew\nis:        {}\nshould be: {}",
+        "{page} is not up to date from line {} on: run `make docs`\nis:        {}\nshould be: {}",
         line + 1,
         found.lines().nth(line).unwrap_or(""),
         wanted.lines().nth(line).unwrap_or(""),

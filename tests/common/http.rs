@@ -1,4 +1,4 @@
-//! A server of the program on a loopback port, and the bytes of HTTP by hand, as tests have to break them.
+//! A server process of the program on a loopback port, and HTTP written byte by byte, so that tests can break it.
 #![allow(dead_code)]
 
 use std::fs::File;
@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// What takes longer hangs.
+/// Time limit: an operation that takes longer hangs.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running `nnunet-dist serve`, killed when it is dropped.
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
-    /// Where images lie while they are worked on.
+    /// The folder for images that are being processed.
     pub spool: TempDir,
 }
 
@@ -46,7 +46,7 @@ impl Server {
         self.send(&format!("GET {path} HTTP/1.1\r\n"), b"")
     }
 
-    /// Posts an image as it is.
+    /// Posts an image file as the body.
     pub fn predict(&self, image: &[u8]) -> Response {
         self.post("/predict", "application/octet-stream", image)
     }
@@ -55,33 +55,33 @@ impl Server {
         self.send(&head(path, content_type, body.len()), body)
     }
 
-    /// Sends the lines of a head, without its end, and a body.
+    /// Sends the lines of a head, without the empty line, and a body.
     pub fn send(&self, head: &str, body: &[u8]) -> Response {
         let mut stream = self.connect();
         stream.write_all(format!("{head}Host: test\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
-        // Whoever refuses an image may not read it to its end.
+        // A server that refuses an image may not read all of it.
         let _ = stream.write_all(body);
         Response::read(stream)
     }
 
-    /// A number of the metrics.
+    /// The value of a metric.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or("0").parse().unwrap()
     }
 
-    /// Waits until a number of the metrics is what it is to be.
+    /// Waits until a metric has this value.
     pub fn wait_for(&self, name: &str, value: f64) {
         wait_until(&format!("{name} {value}"), || self.metric(name) == value);
     }
 
-    /// Waits until no image is left on the disk.
+    /// Waits until the spool folder is empty.
     pub fn wait_for_empty_spool(&self) {
         wait_until("empty spool", || std::fs::read_dir(self.spool.path()).unwrap().next().is_none());
     }
 
-    /// Bytes of memory that the process has.
+    /// Resident memory of the process in bytes.
     pub fn memory(&self) -> u64 {
         let status = File::open(format!("/proc/{}/status", self.child.id())).unwrap();
         let lines = BufReader::new(status).lines().map(Result::unwrap);
@@ -89,9 +89,9 @@ impl Server {
         line.split(' ').next().unwrap().parse::<u64>().unwrap() << 10
     }
 
-    /// Asks it to stop.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
-        // SAFETY: the process has not been waited for, so that the number is still its own.
+        // SAFETY: the process has not been waited for, so its id is still valid.
         unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
     }
 
@@ -111,12 +111,12 @@ impl Drop for Server {
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < PATIENCE, "never: {what}");
+        assert!(began.elapsed() < PATIENCE, "timed out: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// The lines of a request for a prediction.
+/// The lines of a prediction request's head.
 pub fn head(path: &str, content_type: &str, length: usize) -> String {
     format!("POST {path} HTTP/1.1\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n")
 }
@@ -135,13 +135,13 @@ pub fn multipart(parts: &[(&str, &[u8])]) -> Vec<u8> {
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
-    /// With names in lower case.
+    /// Header fields; names in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
 impl Response {
-    /// Reads until the connection ends.
+    /// Reads until the connection closes.
     pub fn read(stream: TcpStream) -> Self {
         Self::try_read(stream).expect("a whole response")
     }
@@ -173,7 +173,7 @@ impl Response {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// A refusal is one line.
+    /// Asserts that the response is an error of one line.
     #[track_caller]
     pub fn refuses(&self, status: u16, part: &str) {
         let text = self.text();

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use nnunet_dist::distributed;
 use tempfile::NamedTempFile;
 
-/// A job that is not over by then hangs.
+/// Time limit: a job that takes longer hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A job that is over.
+/// A finished job.
 pub struct Job {
     pub status: ExitStatus,
-    /// What all ranks and the launcher printed.
+    /// Output of all ranks and the launcher.
     pub output: String,
 }
 
@@ -40,7 +40,7 @@ impl Job {
     }
 }
 
-/// The launcher that belongs to the MPI of this build; `None`, with a line that says so, without one.
+/// The launcher of the MPI library of this build; `None`, with a printed line, if there is none.
 pub fn launcher() -> Option<&'static str> {
     let names = if is_open_mpi() { ["mpirun.openmpi", "mpirun"] } else { ["mpirun.mpich", "mpirun"] };
     let found = names.into_iter().find(|name| is_installed(name));
@@ -60,31 +60,33 @@ pub fn in_parallel(launcher: &str, ranks: usize, flags: &[&str], command: &Comma
             None => job.env_remove(name),
         };
     }
-    // Test machines are containers, run as root, with few cores.
+    // Test machines are containers that run as root, with few cores.
     for setting in ["ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM", "MCA_rmaps_base_oversubscribe"] {
         job.env(format!("OMPI_{setting}"), "1");
     }
     job
 }
 
-/// This test program, to run only its test `part_of_a_rank`, which is told by the environment what to do.
-pub fn me(variable: &str, part: &str) -> Command {
+/// This test program, restricted to the test `part_of_a_rank` of a module (`module_path!()`), which reads its
+/// task from an environment variable.
+pub fn me(module: &str, variable: &str, part: &str) -> Command {
+    let (_, module) = module.split_once("::").expect("tests are in modules");
     let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["part_of_a_rank", "--exact", "--nocapture"]).env(variable, part);
+    command.arg(format!("{module}::part_of_a_rank")).args(["--exact", "--nocapture"]).env(variable, part);
     for variable in ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "RAYON_NUM_THREADS", "RUST_BACKTRACE"] {
         command.env_remove(variable);
     }
     command
 }
 
-/// Runs a command to its end, one at a time: jobs have more processes than a small machine has cores.
+/// Runs a command to its end. One at a time, since jobs have more processes than a small machine has cores.
 pub fn observe(command: Command) -> Job {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     Running::start(command).ends_within(PATIENCE)
 }
 
-/// A job under way, which is killed when it is dropped.
+/// A running job, killed when it is dropped.
 pub struct Running {
     command: Command,
     child: Child,
@@ -99,7 +101,7 @@ impl Running {
         Self { command, child, output: file }
     }
 
-    /// What all ranks and the launcher have printed so far.
+    /// The output of all ranks and the launcher so far.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.output.path()).unwrap()).into_owned()
     }
@@ -108,20 +110,20 @@ impl Running {
         self.finished().is_some()
     }
 
-    /// How the job has ended, if it has.
+    /// Exit status of the job, or `None` while it runs.
     pub fn finished(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
-    /// Sends it SIGUSR1, unless it is over.
+    /// Sends SIGUSR1, unless the job has ended.
     pub fn ask_to_stop(&mut self) {
         if !self.is_over() {
-            // SAFETY: the process has not been waited for, so that the number is still its own.
+            // SAFETY: the process has not been waited for, so its id is still valid.
             unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGUSR1) };
         }
     }
 
-    /// Waits for the end of the job, which hangs if it has not come by then.
+    /// Waits for the end of the job; panics if it takes longer than `patience`.
     #[track_caller]
     pub fn ends_within(mut self, patience: Duration) -> Job {
         let began = Instant::now();
@@ -140,8 +142,8 @@ impl Drop for Running {
         if self.is_over() {
             return;
         }
-        // A launcher that is asked to end takes its ranks along.
-        // SAFETY: the process has not been waited for, so that the number is still its own.
+        // A launcher that gets SIGTERM ends its ranks.
+        // SAFETY: the process has not been waited for, so its id is still valid.
         unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
         let began = Instant::now();
         while !self.is_over() && began.elapsed() < Duration::from_secs(5) {

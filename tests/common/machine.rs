@@ -1,5 +1,5 @@
-//! A machine with NVIDIA's libraries, which are mocks (tests/mock), compiled here and found as the real ones are.
-// Each test program uses a part.
+//! A machine with NVIDIA's libraries as mocks (tests/mock), which are compiled here and loaded like the real ones.
+// Each test program uses a part of this module.
 #![allow(dead_code)]
 
 use std::fs;
@@ -10,21 +10,23 @@ use tempfile::TempDir;
 
 use super::job::{self, Job, observe};
 
-/// The environment variable with the part that a rank has to play.
+/// The environment variable with the task of a rank.
 pub const PART: &str = "NNUNET_TEST_PART";
 const LIBRARIES: &str = "LD_LIBRARY_PATH";
 
-/// A folder with mocks, as a machine has its libraries.
+/// A folder with mock libraries.
 pub struct Machine {
+    /// The module of the test that ranks run.
+    module: &'static str,
     pub folder: TempDir,
 }
 
 impl Machine {
-    /// With these: source, name of the library, flags of the compiler. `None`, with a line that says so, without a C
+    /// Compiles the mocks: source, library name, compiler flags. Returns `None` and prints a line if there is no C
     /// compiler.
-    pub fn with(libraries: &[(&str, &str, &[&str])]) -> Option<Self> {
+    pub fn with(module: &'static str, libraries: &[(&str, &str, &[&str])]) -> Option<Self> {
         if !job::is_installed("cc") {
-            println!("skipped: no C compiler to make the mocks with");
+            println!("skipped: no C compiler for the mocks");
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -34,12 +36,12 @@ impl Machine {
             cc.args(["-shared", "-fPIC", "-o"]).arg(folder.path().join(library)).args(*flags).arg(source).arg("-ldl");
             assert!(cc.status().unwrap().success(), "{cc:?}");
         }
-        Some(Self { folder })
+        Some(Self { module, folder })
     }
 
-    /// One rank that plays `part`.
+    /// One rank that runs `part`.
     pub fn rank(&self, part: &str, settings: &[(&str, &str)]) -> Command {
-        let mut rank = job::me(PART, part);
+        let mut rank = job::me(self.module, PART, part);
         let others = ["NNUNET_DIST_NCCL", "NNUNET_DIST_CUDNN", "NNUNET_DIST_CACHE", "NNUNET_DIST_SHARE_GPUS"];
         for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().chain(others) {
             rank.env_remove(variable);
@@ -52,7 +54,7 @@ impl Machine {
         observe(self.rank(part, settings))
     }
 
-    /// The calls that were made of the mocks.
+    /// The calls made to the mocks.
     pub fn calls(&self) -> Vec<String> {
         fs::read_to_string(self.log_file()).unwrap_or_default().lines().map(str::to_owned).collect()
     }

@@ -1,14 +1,14 @@
-//! What the integration tests share.
+//! Helpers shared by the integration tests.
 #![allow(dead_code)]
 
 use std::path::PathBuf;
 
-/// The folder with real data and reference fixtures: `$NNUNET_TEST_DATA`, or `../shared` beside the checkout.
+/// The folder with real data and reference fixtures: `$NNUNET_TEST_DATA`, or `../shared` next to the checkout.
 ///
-/// `None`, with a line that says so, where it is missing.
+/// Returns `None` and prints a line if it does not exist.
 pub fn shared() -> Option<PathBuf> {
     let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    // The tests of the GPU kernels are a package within the checkout.
+    // The tests of the GPU kernels are a package in a folder of the checkout.
     let beside = ["../shared", "../../../shared"].map(|place| package.join(place));
     let roots = std::env::var_os("NNUNET_TEST_DATA").map_or(beside.to_vec(), |root| vec![root.into()]);
     let found = roots.iter().find(|root| root.join("fixtures").is_dir());
@@ -18,7 +18,7 @@ pub fn shared() -> Option<PathBuf> {
     found.cloned()
 }
 
-/// All files of `folder` (below the shared root) with this `ending`, sorted; at least one must be there.
+/// All files in `folder` (below the shared root) with this `ending`, sorted. Panics if there are none.
 pub fn fixtures(folder: &str, ending: &str) -> Vec<PathBuf> {
     let Some(root) = shared() else { return Vec::new() };
     let folder = root.join(folder);

@@ -1,5 +1,5 @@
-//! Networks with their weights, inputs and results, as the fixtures hold them: those of nnU-Net's plain U-Net, an array per
-//! parameter, and those of `tests/fixtures`, one array for all parameters.
+//! Fixtures of networks with weights, inputs and results: nnU-Net's plain U-Net with one array per parameter, and the
+//! networks of `tests/fixtures` with one array for all parameters.
 #![allow(dead_code)]
 
 use std::collections::HashMap;
@@ -24,16 +24,16 @@ struct Description {
     param_names: Vec<String>,
 }
 
-/// A fixture's arrays; 2D ones get a z extent of 1.
+/// The arrays of a fixture; 2D ones get a z extent of 1.
 pub struct Fixture {
     pub npz: NpzReader<File>,
     pub spec: UNetSpec,
     pub batch_dice: bool,
-    /// PyTorch's names of the parameters, in its order.
+    /// PyTorch's parameter names, in its order.
     pub names: Vec<String>,
 }
 
-/// Inserts a z extent before the last two axes of a 2D array.
+/// Inserts a z extent of 1 before the last two axes of a 2D array.
 fn lift(array: ArrayD<f32>, rank: usize) -> ArrayD<f32> {
     if array.ndim() == rank - 1 { array.insert_axis(Axis(rank - 3)) } else { array }
 }
@@ -77,12 +77,12 @@ impl Fixture {
         self.npz.by_name::<OwnedRepr<f32>, IxDyn>(&format!("{name}.npy"))
     }
 
-    /// `(n, c, z, y, x)`.
+    /// An array `(n, c, z, y, x)`.
     pub fn volume(&mut self, name: &str) -> Array5<f32> {
         lift(self.floats(name).unwrap(), 5).into_dimensionality().unwrap()
     }
 
-    /// `(n, z, y, x)`.
+    /// An array `(n, z, y, x)`.
     pub fn labels(&mut self, name: &str) -> Array4<i16> {
         let labels: ArrayD<i16> = self.npz.by_name(&format!("{name}.npy")).unwrap();
         let labels = labels.index_axis_move(Axis(1), 0);
@@ -90,7 +90,7 @@ impl Fixture {
         labels.into_dimensionality().unwrap()
     }
 
-    /// Weights, or gradients, by the network's parameters; 2D kernels become 3D ones.
+    /// Weights or gradients by parameter of the network; 2D kernels become 3D ones.
     pub fn state(&mut self, prefix: &str, specs: &[ParameterSpec]) -> HashMap<String, TensorState> {
         if let Ok(all) = self.floats(prefix.trim_end_matches('/')) {
             let mut values = all.into_iter();
@@ -120,7 +120,7 @@ pub fn assert_close(what: &str, ours: &[f32], expected: &[f32], tolerance: f32) 
     }
 }
 
-/// A bias before a norm has no gradient but rounding errors.
+/// The gradient of a bias before a norm is only rounding error.
 pub fn is_rounding(name: &str) -> bool {
     name.ends_with("conv.bias")
 }

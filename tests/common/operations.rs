@@ -1,6 +1,6 @@
-//! Every operation of a backend agrees with its reference implementation on the CPU in f32, forward and backward, on random
-//! shapes, for each type of activations that the backend has. The same for CPUs and GPUs.
-// A backend's tests use what the backend has.
+//! Compares every operation of a backend with its reference implementation on the CPU in f32, forward and backward, on
+//! random shapes, for each activation type of the backend. Used for CPUs and GPUs.
+// The tests of a backend use a part of this module.
 #![allow(dead_code)]
 
 use burn::backend::Flex;
@@ -14,15 +14,15 @@ use nnunet_dist::ops::{
     SgdStep, VoxelRule, reference,
 };
 
-/// A type of activations, with the largest difference allowed, relative to the largest value.
+/// An activation type and the largest allowed difference, relative to the largest value.
 type Format = (FloatDType, f32);
 pub const F32: Format = (FloatDType::F32, 2e-5);
-/// It has eight binary digits, and weights are rounded to it too.
+/// bfloat16 has eight binary digits; weights are rounded to it too.
 pub const BF16: Format = (FloatDType::BF16, 1.2e-2);
-/// It has eleven.
+/// IEEE half precision has eleven binary digits.
 pub const F16: Format = (FloatDType::F16, 2e-3);
 
-/// What the reference is given and gives.
+/// Input and output type of the reference.
 type Reference<const D: usize> = Tensor<Flex, D>;
 
 /// A backend under test.
@@ -45,7 +45,8 @@ const CONVOLUTIONS: [Convolution; 9] = [
     (2, 16, 3, [4, 4, 4], [1, 1, 1], [1, 1, 1]),
 ];
 
-/// One in a million inputs of an activation lies so near to its bend that rounding decides on its side, and so on its gradient.
+/// Seeds the random numbers. With other seeds, one in a million inputs of an activation is so close to 0 that rounding
+/// decides its sign, and so its gradient.
 fn draw_the_same_each_time() {
     Flex::seed(&Default::default(), 1);
 }
@@ -59,7 +60,7 @@ fn primitive<const D: usize>(tensor: &Reference<D>) -> FloatTensor<Flex> {
 }
 
 impl<B: NnOps> Subject<B> {
-    /// On the backend, in a type.
+    /// Copies a tensor to the backend, in this type.
     fn give<const D: usize>(&self, tensor: &Reference<D>, dtype: FloatDType) -> FloatTensor<B> {
         let given = B::float_from_data(tensor.to_data(), &self.device);
         if dtype == FloatDType::F32 { given } else { B::float_cast(given, dtype) }
@@ -75,7 +76,7 @@ impl<B: NnOps> Subject<B> {
         (self.give(&rounded, dtype), primitive(&rounded))
     }
 
-    /// A random parameter, here and there.
+    /// A random parameter, on the backend and for the reference.
     fn parameter<const D: usize>(&self, shape: [usize; D]) -> (FloatTensor<B>, FloatTensor<Flex>) {
         self.activation(shape, FloatDType::F32)
     }
@@ -116,7 +117,7 @@ impl<B: NnOps> Subject<B> {
             assert_type::<B>(&ours.weight, FloatDType::F32);
             within::<B>(tolerance, &format!("{what}: weight gradient"), ours.weight.clone(), expected.weight);
             within::<B>(tolerance, &format!("{what}: bias gradient"), ours.bias, expected.bias);
-            // Before a norm it is the same, but that the bias may be left out.
+            // Before a norm the results are the same, except that the gradient of the bias may be omitted.
             let normed = ConvParams { bias_cancels: true, ..params };
             let d = B::conv_backward_weights(input, weight, grad, normed);
             assert_eq!(values::<B>(d.weight), values::<B>(ours.weight), "{what}: before a norm");
@@ -154,7 +155,7 @@ impl<B: NnOps> Subject<B> {
 
     pub fn norm_and_activation_agree(&self) {
         let params = NormParams { eps: 1e-5, negative_slope: 0.01 };
-        // The last has more channels than a cube of a GPU kernel has units.
+        // The last shape has more channels than a GPU kernel's cube has units.
         let shapes = [
             (2, 3, [4, 5, 6]),
             (1, 32, [9, 17, 11]),
@@ -165,7 +166,7 @@ impl<B: NnOps> Subject<B> {
         ];
         for ((n, c, [z, y, x]), (dtype, tolerance)) in self.all(&shapes) {
             let what = format!("{dtype:?} {n} x {c} @{z}x{y}x{x}");
-            // A mean well above the deviation, as after a bias; the reference itself loses digits beyond that.
+            // A mean well above the deviation, as after a bias; beyond this the reference itself loses precision.
             let (input, wide) = self.typed(&random([n, z, y, x, c]).add_scalar(5.0), dtype);
             let ((gamma, wide_gamma), (beta, wide_beta)) = (self.parameter([c]), self.parameter([c]));
             let (grad, wide_grad) = self.activation([n, z, y, x, c], dtype);
@@ -236,7 +237,7 @@ impl<B: NnOps> Subject<B> {
     }
 
     pub fn head_agrees(&self) {
-        // Voxels that fill no tile, more classes than a register has lanes.
+        // Voxel counts that fill no whole tile, and more classes than a register has lanes.
         let shapes = [(2, 32, 3, [5, 7, 9]), (1, 8, 1, [3, 3, 3]), (2, 20, 37, [1, 13, 17]), (1, 32, 4, [9, 30, 31])];
         for ((n, c, k, [z, y, x]), (dtype, tolerance)) in self.all(&shapes) {
             let what = format!("{dtype:?} {n} x {c}->{k} @{z}x{y}x{x}");
@@ -304,10 +305,10 @@ impl<B: NnOps> Subject<B> {
             let (mut ours, mut expected) = ((start.clone(), None), (wide_start.clone(), None));
             let mut our_adams = kin.map(|_| (start.clone(), None));
             let mut expected_adams = kin.map(|_| (wide_start.clone(), None));
-            // A step before the scale doubles.
+            // One step before the scale doubles.
             let initial = Scaler { good_steps: 1998.0, ..Scaler::new(128.0) };
             let (mut scaler, mut wide_scaler) = self.scaler(initial);
-            // The third step overflows; the sixth that counts is the first that RAdam rectifies.
+            // The third step overflows; the sixth applied step is the first that RAdam rectifies.
             for number in 0..8 {
                 let (nesterov, infinite) = (number != 1, number == 2);
                 let gradient = random(shape).mul_scalar(if infinite { f32::INFINITY } else { 100.0 });
@@ -352,8 +353,8 @@ impl<B: NnOps> Subject<B> {
         }
     }
 
-    /// The loss on the device is that of the host, of one rank and of two; where the backend leaves it to the host, there is
-    /// nothing to compare.
+    /// Compares the loss on the device with the loss on the host, for one rank and for two. If the backend leaves the
+    /// loss to the host, there is nothing to compare.
     pub fn loss_agrees(&self) {
         draw_the_same_each_time();
         let regions = Target::Regions(vec![vec![1, 2], vec![2], vec![0, 3]]);
@@ -376,7 +377,7 @@ impl<B: NnOps> Subject<B> {
         self.loss_agrees_with(&SegmentationLoss { ignore_label: Some(2), ..weighted }, [2, 9, 21, 30], 3, 1);
     }
 
-    /// As [`Self::loss_agrees`], of focal losses.
+    /// As [`Self::loss_agrees`], for focal losses.
     pub fn focal_loss_agrees(&self) {
         draw_the_same_each_time();
         for target in [Target::Classes, Target::Regions(vec![vec![1, 2], vec![2], vec![0, 3]])] {
@@ -392,7 +393,7 @@ impl<B: NnOps> Subject<B> {
         let Some(ours) = B::device_loss() else { return };
         let what = format!("{loss:?}, {world_size} ranks");
         let [n, z, y, x] = shape;
-        // Large ones too, which would overflow without care.
+        // Includes large values, which would overflow in a naive implementation.
         let logits = random([n, z, y, x, channels]).powf_scalar(3.0).mul_scalar(4.0);
         let labels: Vec<i16> = (0..n * z * y * x).map(|i| ((i / 7 + i % 3) % channels) as i16).collect();
 
@@ -459,12 +460,12 @@ impl<B: NnOps> Subject<B> {
         expected.extend(sums.dice.iter().flatten().map(|sum| *sum as f32));
         expected.extend([sums.cross_entropy as f32, sums.count as f32]);
         if loss.voxels == VoxelLoss::None {
-            // What is no part of the loss is not summed up on the host.
+            // The host does not sum terms that are not part of the loss.
             expected.truncate(expected.len() - 2);
             our_sums.truncate(expected.len());
         }
         within_each(2e-5, &format!("{what}: sums"), &our_sums, &expected);
-        // Of a focal loss the host keeps the logits.
+        // The host keeps the logits for a focal loss.
         if !matches!(loss.voxels, VoxelLoss::Focal { .. }) {
             close::<B>(&format!("{what}: activations"), parts.activations.clone(), shaped(activations));
         }
@@ -472,7 +473,7 @@ impl<B: NnOps> Subject<B> {
         let counts =
             values_of_dice::<B>((ours.counts)(parts.activations.clone(), &target), channels, usize::from(softmax));
         let expected = counted(loss, &values_of_logits, &labels);
-        // Logits that differ by no more than the digits of a probability are decided by rounding.
+        // Logits that differ by less than the precision of a probability are decided by rounding.
         within_each(5e-3, &format!("{what}: counts"), &counts[..expected.len()], &expected);
 
         let global = B::float_mul_scalar(local.clone(), (world_size as f32).into());
@@ -504,7 +505,7 @@ fn counted(loss: &SegmentationLoss, logits: &[f32], labels: &[i16]) -> Vec<f32> 
     counts[usize::from(loss.target == Target::Classes)..].concat()
 }
 
-/// The sums of a device's tensor, of the channels from `first` on.
+/// The sums in a device tensor, for the channels from `first` on.
 fn values_of_dice<B: Backend>(sums: FloatTensor<B>, channels: usize, first: usize) -> Vec<f32> {
     let values = values::<B>(sums);
     let (dice, rest) = values.split_at(values.len() - 2);
@@ -521,13 +522,13 @@ fn assert_type<B: Backend>(tensor: &FloatTensor<B>, dtype: FloatDType) {
     assert_eq!(tensor.dtype(), DType::from(dtype));
 }
 
-/// Largest difference relative to the largest value, for f32.
+/// Asserts the largest difference relative to the largest value, for f32.
 #[track_caller]
 fn close<B: Backend>(what: &str, ours: FloatTensor<B>, reference: FloatTensor<Flex>) {
     within::<B>(F32.1, what, ours, reference);
 }
 
-/// Largest difference relative to the largest value.
+/// Asserts the largest difference relative to the largest value.
 #[track_caller]
 fn within<B: Backend>(tolerance: f32, what: &str, ours: FloatTensor<B>, reference: FloatTensor<Flex>) {
     assert_eq!(ours.shape(), reference.shape(), "{what}");
@@ -538,7 +539,7 @@ fn within<B: Backend>(tolerance: f32, what: &str, ours: FloatTensor<B>, referenc
     }
 }
 
-/// Difference of each value relative to it.
+/// Asserts the difference of each value relative to its size (at least 1).
 #[track_caller]
 fn within_each(tolerance: f32, what: &str, ours: &[f32], reference: &[f32]) {
     assert_eq!(ours.len(), reference.len(), "{what}");

@@ -1,8 +1,8 @@
-//! Plans for networks that compute in no time.
+//! Plans for small networks.
 
 use serde_json::{Value, json};
 
-/// Makes a configuration of the plans one of two stages, with windows of 16 voxels along each axis.
+/// Reduces a configuration of the plans to two stages and patches of 16 voxels along each axis.
 pub fn shrink(configuration: &mut Value) {
     let axes = configuration["patch_size"].as_array().unwrap().len();
     configuration["patch_size"] = json!(vec![16; axes]);

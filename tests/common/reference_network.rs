@@ -1,5 +1,5 @@
-//! A network, its gradients and ten optimisation steps against PyTorch's, on any backend in any precision. Beside it, the
-//! test program has `mod network`.
+//! Compares a network, its gradients and ten optimization steps with PyTorch's, on any backend in any precision. The
+//! test program must also have `mod network`.
 
 use burn::tensor::ops::FloatTensorOps;
 use ndarray::ArrayD;
@@ -13,7 +13,7 @@ use nnunet_dist::train::TrainStep;
 
 use super::network::{Fixture, assert_close, is_rounding};
 
-/// How near to PyTorch's f32 a precision comes.
+/// Allowed differences from PyTorch's f32, by precision.
 struct Tolerance {
     outputs: f32,
     gradients: f32,
@@ -23,8 +23,8 @@ struct Tolerance {
 }
 
 impl Tolerance {
-    /// PyTorch's own gradients under autocast are off by 0.26 of their size in bfloat16 and by 0.10 in IEEE half precision, on
-    /// the smallest of the networks: it is untrained, and instance norms make small differences large.
+    /// PyTorch's own gradients under autocast have a relative error of 0.26 in bfloat16 and 0.10 in IEEE half
+    /// precision, on the smallest of the networks: it is untrained, and instance norms amplify small differences.
     fn of(precision: Precision) -> Self {
         match precision {
             Precision::Fp32 => Self { outputs: 1e-3, gradients: 1e-3, losses: 1e-3, weights: 1e-3 },
@@ -35,7 +35,8 @@ impl Tolerance {
     }
 }
 
-/// Each value in f32, where only the order of sums differs; the whole in fewer digits, where each value is rounded.
+/// Compares each value in f32, where only the order of sums differs; in lower precision, where each value is rounded,
+/// the norm of the difference.
 #[track_caller]
 fn agree(what: &str, precision: Precision, ours: &[f32], expected: &[f32], tolerance: f32) {
     if precision == Precision::Fp32 {
@@ -48,7 +49,7 @@ fn agree(what: &str, precision: Precision, ours: &[f32], expected: &[f32], toler
     assert!(error <= f64::from(tolerance) * size, "{what}: off by {error} of {size}");
 }
 
-/// Panics where a fixture's network differs.
+/// Panics if a fixture's network differs.
 pub fn agrees<B: ComputeBackend>(mut fixture: Fixture, name: &str, device: &B::Device, precision: Precision) {
     let tolerance = Tolerance::of(precision);
     let what = |detail: &str| format!("{name}, {precision:?}: {detail}");
@@ -81,7 +82,8 @@ pub fn agrees<B: ComputeBackend>(mut fixture: Fixture, name: &str, device: &B::D
     let gradients = step.gradients().unwrap();
     let expected = fixture.state("g/", &specs);
     let scale = if precision.scales_loss() { INITIAL_SCALE } else { 1.0 };
-    // In 16 bits the gradients as one: those of a single small parameter are off by a half in PyTorch too.
+    // In 16 bits all gradients are compared as one vector: single small parameters have an error of one half in PyTorch
+    // too.
     let (mut all_ours, mut all_expected) = (Vec::new(), Vec::new());
     let mut overflows = false;
     for (spec, gradient) in specs.iter().zip(gradients) {
@@ -132,7 +134,7 @@ pub fn agrees<B: ComputeBackend>(mut fixture: Fixture, name: &str, device: &B::D
                 let name = &state.spec.name;
                 if !is_rounding(name) {
                     let what = what(&format!("step {iteration}: {name}"));
-                    // A step away from 0 is a gradient.
+                    // A step from an initial value of 0 is a gradient.
                     let is_gradient = iteration == 0 && before.values.iter().all(|value| *value == 0.0);
                     let tolerance = if is_gradient { tolerance.gradients } else { tolerance.weights };
                     agree(&what, precision, &state.values, &expected[name].values, tolerance);

@@ -11,12 +11,12 @@ use nnunet_dist::plan::{NetworkShape, PLAIN_CONV_UNET};
 use nnunet_dist::train::{ExchangeOptions, TrainStep, compare_weights};
 
 const STEPS: usize = 4;
-/// Samples of a step, over all ranks.
+/// Samples per step, over all ranks.
 pub const SAMPLES: usize = 4;
 
 pub const PLAIN: ExchangeOptions = ExchangeOptions { bucket_len: 2000, wire: Wire::F32, overlap: true, accumulate: 1 };
 
-/// Trains together, then flips a bit of rank 1's weights: the others notice and end the job.
+/// Trains on all ranks, then flips a bit of rank 1's weights: the ranks detect it and end the job.
 pub fn differ(comm: &dyn Communicator) {
     let mut step = network().connect(PLAIN, comm).unwrap();
     advance(&mut step, 1, comm);
@@ -56,7 +56,7 @@ pub fn advance(step: &mut TrainStep<Cpu>, batches: usize, comm: &dyn Communicato
     let per_batch = SAMPLES.div_ceil(comm.world_size() * batches);
     for number in 0..STEPS {
         for batch in 0..batches {
-            // All ranks' first batches, then all ranks' second ones.
+            // The first batches of all ranks, then the second ones.
             let first = (batch * comm.world_size() + comm.rank()) * per_batch;
             let value = |n: usize, z: usize, y: usize, x: usize| {
                 let sample = (number * SAMPLES + first + n) % 1000;

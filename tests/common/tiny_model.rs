@@ -1,4 +1,4 @@
-//! Models whose networks answer in milliseconds, and images for them.
+//! Models with networks that compute in milliseconds, and images for them.
 #![allow(dead_code)]
 
 use std::path::Path;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::plans::shrink;
 
-/// Plans for a phantom dataset, changed by `edit`, with a network of two stages and windows of 16 voxels.
+/// Plans for a phantom dataset, changed by `edit`, with a network of two stages and a patch size of 16 voxels.
 pub fn model(configuration: &str, edit: impl FnOnce(&mut Value, &mut DatasetJson)) -> ModelDescription {
     let raw = tempfile::tempdir().unwrap();
     PhantomOptions { train_cases: 2, test_cases: 0, shape: [20, 24, 20], seed: 3 }.generate(raw.path()).unwrap();
@@ -29,19 +29,19 @@ pub fn model(configuration: &str, edit: impl FnOnce(&mut Value, &mut DatasetJson
     ModelDescription { plans, dataset: dataset.json, configuration: configuration.into(), mirror_axes: vec![1, 2] }
 }
 
-/// A network without training.
+/// An untrained network.
 pub fn network(model: &ModelDescription, seed: u64) -> UNet<CpuInference> {
     UNet::new(model.network_spec().unwrap(), seed, &Default::default())
 }
 
-/// Writes the checkpoint of such a network.
+/// Writes the checkpoint of an untrained network.
 pub fn write_checkpoint(path: &Path, model: &ModelDescription, seed: u64) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let weights = network(model, seed).state();
     SavedModel { description: model.clone(), weights }.write(path).unwrap();
 }
 
-/// An image full of structure with `border` empty voxels all around.
+/// An image with structure everywhere, except for `border` empty voxels on all sides.
 pub fn image([z, y, x]: [usize; 3], border: usize, geometry: Geometry) -> Volume {
     let mut data = Array4::zeros((1, z, y, x));
     let wave =
@@ -55,7 +55,7 @@ pub fn image([z, y, x]: [usize; 3], border: usize, geometry: Geometry) -> Volume
     Volume { data, geometry }
 }
 
-/// Anisotropic voxels, turned about z and then about x: no axis of the image lies along one of the world.
+/// Anisotropic voxels, rotated about z and then about x: no image axis is parallel to a world axis.
 pub fn oblique() -> Geometry {
     let ((s, c), (t, d)) = (0.4f64.sin_cos(), 0.3f64.sin_cos());
     Geometry {

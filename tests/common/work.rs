@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 pub const CONFIGURATION: &str = "3d_fullres";
 
-/// A few seconds of training in one process. Flags override it.
+/// Settings of a training of a few seconds in one process. Flags override them.
 const SETTINGS: &str = r#"
 configuration = "3d_fullres"
 fold = "0"
@@ -27,7 +27,7 @@ batch_size = 2
 checkpoint_every = 2
 "#;
 
-/// Five phantoms in a folder of their own, with plans for a network that trains in no time; fold 0 holds one of them out.
+/// Five phantoms in a temporary folder, with plans for a network that trains in seconds; fold 0 holds one of them out.
 pub struct Workshop {
     folder: TempDir,
     pub work: WorkDir,
@@ -38,7 +38,7 @@ impl Workshop {
         Self::with(|_| {})
     }
 
-    /// As [`Workshop::new`], with a dataset that `edit` has changed before it is planned.
+    /// As [`Workshop::new`], with a dataset changed by `edit` before planning.
     pub fn with(edit: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let work = WorkDir::new(folder.path().join("work"));
@@ -59,7 +59,7 @@ impl Workshop {
         self.path("dataset")
     }
 
-    /// Where anything else of a test may lie.
+    /// A path for any other file of a test.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -78,7 +78,7 @@ impl Workshop {
         self.train_on(&self.work, run)
     }
 
-    /// As [`Workshop::train`] on another work folder.
+    /// As [`Workshop::train`], on another work folder.
     pub fn train_on(&self, work: &WorkDir, run: &RunDir) -> Command {
         let mut command = program();
         command.args(["train", "-c", CONFIGURATION, "-f", "0", "-w"]).arg(work.root());
@@ -94,12 +94,12 @@ impl Workshop {
         fs::write(path, plans.to_string()).unwrap();
     }
 
-    /// The preprocessed cases.
+    /// The folder of the preprocessed cases.
     pub fn store(&self) -> PathBuf {
         self.work.preprocessed(&format!("nnUNetPlans_{CONFIGURATION}"))
     }
 
-    /// A second work folder with the same contents.
+    /// Copies the work folder.
     pub fn copy(&self, name: &str) -> WorkDir {
         let path = self.path(name);
         copy_folder(self.work.root(), &path);
@@ -114,12 +114,12 @@ impl Workshop {
     }
 }
 
-/// What a checkpoint has of the network and the optimiser, to the byte.
+/// The bytes of a checkpoint's network and optimizer files.
 pub fn tensors_of(checkpoint: &Path) -> [Vec<u8>; 2] {
     ["network.safetensors", "optimizer.safetensors"].map(|name| fs::read(checkpoint.join(name)).unwrap())
 }
 
-/// The built program, deaf to settings of the machine that runs the tests.
+/// The built program, without environment variables that change its behavior.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nnunet-dist"));
     for variable in ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "RAYON_NUM_THREADS", "RUST_BACKTRACE", "RUST_LOG"] {
@@ -140,11 +140,11 @@ pub fn shrink(configuration: &mut Value) {
     network["n_conv_per_stage_decoder"] = json!([2, 2]);
 }
 
-/// Waits until a run has logged so many epochs.
+/// Waits until a run has logged this many epochs.
 pub fn wait_for_epochs(run: &RunDir, epochs: usize) {
     let began = Instant::now();
     while fs::read_to_string(run.log()).map_or(0, |log| log.lines().count()) < epochs {
-        assert!(began.elapsed() < Duration::from_secs(60), "{}: {epochs} epochs never come", run.log().display());
+        assert!(began.elapsed() < Duration::from_secs(60), "{}: not {epochs} epochs in time", run.log().display());
         thread::sleep(Duration::from_millis(2));
     }
 }

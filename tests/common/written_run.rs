@@ -1,4 +1,4 @@
-//! Run directories as a training leaves them, without the training.
+//! Run directories as a training writes them, without a training.
 #![allow(dead_code)]
 
 use std::fs;
@@ -7,11 +7,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-/// Epochs and steps of an epoch that these runs are asked for.
+/// Number of epochs and steps per epoch of these runs.
 pub const EPOCHS: usize = 40;
 pub const STEPS: usize = 10;
 
-/// Writes `config.toml`, `log.jsonl` with so many epochs and a `status.json` of so many seconds ago.
+/// Writes `config.toml`, `log.jsonl` with this many epochs, and a `status.json` of this many seconds ago.
 pub fn write_run(folder: &Path, epochs: usize, state: &str, seconds_ago: u64) {
     fs::create_dir_all(folder).unwrap();
     let config = format!(

@@ -1,4 +1,4 @@
-//! What the fuzz targets share: bytes become files, and a reader may only fail by an error, in little memory.
+//! Helpers of the fuzz targets: bytes become files, and a reader must return an error or a value, in limited memory.
 
 #[path = "../common/counting.rs"]
 mod counting;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
-/// A folder of this process: below `NNUNET_FUZZ_FOLDER`, which `tests/fuzz/run` removes in the end, where that is set.
+/// The folder of this process, below `NNUNET_FUZZ_FOLDER` if that is set; `tests/fuzz/run` removes it at the end.
 pub fn folder() -> &'static Path {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     let make = || {
@@ -23,20 +23,20 @@ pub fn folder() -> &'static Path {
     FOLDER.get_or_init(make).path()
 }
 
-/// Writes `bytes` as a file of this name.
+/// Writes `bytes` to a file of this name.
 pub fn file(name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder().join(name);
     fs::write(&path, bytes).expect("room for a small file");
     path
 }
 
-/// Panics if `read` takes more memory than a small file may.
+/// Panics if `read` allocates more memory than is allowed for a small file.
 pub fn in_little_memory(read: impl FnOnce()) {
     let ((), taken) = counting::peak_of(read);
     assert!(taken <= counting::MEMORY, "{} MiB for a small file", taken >> 20);
 }
 
-/// Everything that reads an image of this name.
+/// Runs every reader for images of this file name.
 pub fn read_image(name: &str, bytes: &[u8]) {
     let path = file(name, bytes);
     in_little_memory(|| {
@@ -46,7 +46,7 @@ pub fn read_image(name: &str, bytes: &[u8]) {
     });
 }
 
-/// A zip archive of these entries, so that what is inside is reached with the checksums right.
+/// A zip archive of these entries, so that fuzzed contents have valid checksums.
 pub fn zipped(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, bytes) in entries {

@@ -1,5 +1,5 @@
-//! The backend whose kernels are tested: CUDA with the feature `cuda`, else Vulkan, for which Mesa's lavapipe is enough
-//! (Debian: `mesa-vulkan-drivers`).
+//! The backend whose kernels are tested: CUDA with the feature `cuda`, otherwise Vulkan, for which Mesa's lavapipe
+//! suffices (Debian: `mesa-vulkan-drivers`).
 
 use burn::tensor::{FloatDType, backend::Backend};
 
@@ -8,13 +8,13 @@ pub type Gpu = burn::backend::Cuda;
 #[cfg(not(feature = "cuda"))]
 pub type Gpu = burn::backend::Vulkan;
 
-/// The device, or `None` with a line that says why there is none.
+/// The device; `None`, with the reason printed, if there is none.
 pub fn device() -> Option<<Gpu as burn::tensor::backend::BackendTypes>::Device> {
     match probe() {
         Ok(()) => Some(Default::default()),
         Err(reason) => {
             println!("skipped: {reason}");
-            // Where a GPU is expected, its absence is a failure.
+            // A missing GPU is a failure on machines that must have one.
             assert!(std::env::var_os("NNUNET_TEST_GPU").is_none(), "NNUNET_TEST_GPU is set, but: {reason}");
             None
         }
@@ -29,9 +29,9 @@ fn probe() -> Result<(), String> {
 
 #[cfg(not(feature = "cuda"))]
 fn probe() -> Result<(), String> {
-    // Mesa complains about its absence, and goes on.
+    // Mesa prints a warning if it is not set.
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
-        // SAFETY: no other thread reads the environment before the first device is made.
+        // SAFETY: no other thread reads the environment before the first device is created.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
     let drivers = ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"];
@@ -40,7 +40,7 @@ fn probe() -> Result<(), String> {
     if has_driver { Ok(()) } else { Err("no Vulkan driver; apt-get install mesa-vulkan-drivers".into()) }
 }
 
-/// Those of the formats that the device computes in.
+/// The formats that the device supports.
 pub fn formats(
     device: &<Gpu as burn::tensor::backend::BackendTypes>::Device,
     all: &[(FloatDType, f32)],

@@ -1,6 +1,6 @@
-"""Writes the files of this folder by the programs whose files users bring: SimpleITK, tifffile, Pillow.
+"""Writes the files of this folder with SimpleITK, tifffile and Pillow.
 
-Voxel (x, y, z) holds x + 4 y + 12 z; expected geometry stands in tests/formats.rs as SimpleITK reads it.
+Voxel (x, y, z) holds x + 4 y + 12 z; tests/it/data/formats.rs has the geometry that SimpleITK reads.
 """
 
 import json

@@ -1,9 +1,9 @@
-// A CUDA driver without a device: its memory is the host's, and all work is done when it is queued, except on a stream
-// that has been told to hang. Calls are noted in the file $MOCK_LOG, but for those that poll.
+// A CUDA driver without a device: device memory is host memory, and all work is done when it is queued, except on a stream
+// that is set to hang. Calls are logged to the file $MOCK_LOG, except those that poll.
 //
-//   MOCK_GPUS        number of devices; 1 where it is not set, and 0 is no device
+//   MOCK_GPUS        number of devices; default 1
 //   MOCK_UNHEALTHY   cuEventQuery reports an illegal address
-//   MOCK_NO_MEMORY   cuMemAlloc finds no memory
+//   MOCK_NO_MEMORY   cuMemAlloc is out of memory
 //   -DOLD_DRIVER     (compiler) a driver before CUDA 12.5
 #include <fcntl.h>
 #include <stdarg.h>
@@ -16,7 +16,7 @@ enum { SUCCESS = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NOT_READY = 600, ILLEGAL
 
 struct event { int number; volatile int *hangs; };
 
-static int hanging;            // the only stream's state, set by the mock of NCCL
+static int hanging;            // state of the only stream, set by the mock of NCCL
 static int events;
 
 void mock_note(const char *format, ...) {
@@ -31,7 +31,7 @@ void mock_note(const char *format, ...) {
     close(file);
 }
 
-static float last_milliseconds; // that the last work took, set by the mock of cuDNN
+static float last_milliseconds; // duration of the last work, set by the mock of cuDNN
 
 void mock_time(float milliseconds) { last_milliseconds = milliseconds; }
 

@@ -1,12 +1,12 @@
-// cuDNN's graph API without a device: it checks every descriptor that it is given, and computes convolutions in the host's
-// memory by the dimensions and strides of their tensors. Calls are noted in the file $MOCK_LOG.
+// cuDNN's graph API without a device: it checks every descriptor, and computes convolutions in host
+// memory from the dimensions and strides of their tensors. Calls are logged to the file $MOCK_LOG.
 //
-// The heuristics name four engines: 7, which says that it reduces in low precision; 10, on tensor cores, 3 ms; 11, 2 ms;
+// The heuristics return four engines: 7, which declares reduced-precision reduction; 10, on tensor cores, 3 ms; 11, 2 ms;
 // 12, whose plan is not supported. Each needs 1000 bytes of workspace.
 //
 //   MOCK_CUDNN       fails by name: create, graph (not supported), heuristics-empty, heuristics (internal error),
 //                    execute (execution failed)
-//   MOCK_LIVE        at the end of the process, the number of descriptors that were not destroyed is noted
+//   MOCK_LIVE        at exit, logs the number of descriptors that were not destroyed
 //   -DVERSION=n      (compiler) another version; -DINCOMPLETE: without cudnnBackendExecute
 #include <dlfcn.h>
 #include <stdint.h>
@@ -98,7 +98,7 @@ int cudnnBackendSetAttribute(struct descriptor *d, int name, int type, int64_t c
     return SUCCESS;
 }
 
-// Whether an attribute is there, of this type and, unless that is 0, this number of elements.
+// True if an attribute exists with this type and, unless it is 0, this number of elements.
 static int has(struct descriptor *d, int name, int type, long count) {
     struct attribute *a = find(d, name);
     return a && a->type == type && (!count || a->count == count);
@@ -142,7 +142,7 @@ static int is_complete(struct descriptor *d) {
 
 int cudnnBackendFinalize(struct descriptor *d) {
     if (!is_complete(d)) return BAD_PARAM;
-    // A gradient of the weights in another format than the input's.
+    // A weight gradient in a different format from the input's.
     if (d->kind == FILTER && asked("mixed")
         && *(int *)find(refers(d, 715), 901)->bytes != *(int *)find(refers(d, 716), 901)->bytes) return BAD_PARAM;
     if (d->kind == GRAPH && asked("graph")) return NOT_SUPPORTED;
@@ -156,14 +156,14 @@ static const int engines[] = {7, 10, 11, 12};
 
 int cudnnBackendGetAttribute(struct descriptor *d, int name, int type, int64_t room, int64_t *count, void *values) {
     if (d->kind == HEURISTICS && name == 202 && type == DESCRIPTOR) {
-        // All are named in the first mode.
+        // All are returned in the first mode.
         int known = asked("heuristics-empty") || *(int *)find(d, 200)->bytes != 3 ? 0 : 4;
         if (!room) { *count = known; return SUCCESS; }
         for (*count = 0; *count < known && *count < room; ++*count) {
             struct descriptor *config = ((struct descriptor **)values)[*count];
             if (config->kind != CONFIG) return BAD_PARAM;
             config->engine = engines[*count];
-            // A configuration knows its graph.
+            // A configuration refers to its graph.
             config->attributes[0] = *find(d, 201);
             config->used = config->finalized = 1;
         }
@@ -184,7 +184,7 @@ int cudnnBackendGetAttribute(struct descriptor *d, int name, int type, int64_t r
     return BAD_PARAM;
 }
 
-// A tensor of five axes, (first, channels, z, y, x), whatever it has.
+// Reads a tensor as five axes (first, channels, z, y, x), whatever its rank.
 struct tensor { int type; int64_t extent[5], stride[5]; char *data; };
 
 static struct tensor tensor_of(struct descriptor *d, struct descriptor *pack) {

@@ -1,12 +1,12 @@
-// NCCL on the memory of the mocked driver: ranks meet in a folder that the unique id names. Calls are noted as the
-// driver's are. MOCK_NCCL says how it behaves:
+// NCCL on the memory of the mocked driver: ranks exchange files in a folder named by the unique id. Calls are logged as the
+// driver's are. MOCK_NCCL selects the behavior:
 //
 //   (not set)     well
 //   slow          joining and all-reduces are in progress for a while
-//   never-joins   joining is in progress for ever
+//   never-joins   joining is in progress forever
 //   refuses       joining is invalid usage
-//   loses-peer    the first all-reduce is never done, and after a while there is an asynchronous error
-//   hangs         the first all-reduce is never done
+//   loses-peer    the first all-reduce never completes, and after a while there is an asynchronous error
+//   hangs         the first all-reduce never completes
 //   stuck         the first all-reduce never returns
 #include <dlfcn.h>
 #include <stdio.h>
@@ -31,7 +31,7 @@ static int behaves(const char *how) {
 }
 
 int ncclGetVersion(int *version) {
-    // The driver that the program has opened before, or opens next.
+    // The driver that the program has loaded, or loads next.
     void *driver = dlopen("libcuda.so.1", RTLD_NOW);
     if (driver) {
         note = (void (*)(const char *, ...))dlsym(driver, "mock_note");
@@ -64,7 +64,7 @@ int ncclCommGetAsyncError(struct comm *comm, int *state) {
     return SUCCESS;
 }
 
-// A rank's part of an operation, written by itself and read by all.
+// A rank's part of an operation, written by the rank and read by all.
 static void path_of(const struct comm *comm, int rank, const char *end, char *path) {
     sprintf(path, "%s/%d.%d%s", comm->id.folder, comm->operations, rank, end);
 }
@@ -117,7 +117,7 @@ int ncclCommFinalize(struct comm *comm) {
     return behaves("slow") ? IN_PROGRESS : SUCCESS;
 }
 
-// What is freed stays readable, for calls that should not come to be noticed.
+// Freed communicators stay readable, so that invalid calls can be detected.
 int ncclCommDestroy(struct comm *comm) { note("ncclCommDestroy"); comm->gone = 1; return SUCCESS; }
 
 int ncclCommAbort(struct comm *comm) {

@@ -1,6 +1,6 @@
-// NVML with a GPU that the mock of the CUDA driver has under the number 1. NVML counts GPUs in another order.
+// NVML with a GPU that is number 1 in the mocked CUDA driver. NVML numbers GPUs in another order.
 //
-//   MOCK_NVML=old   has neither memory nor load to tell
+//   MOCK_NVML=old   reports neither memory nor utilization
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

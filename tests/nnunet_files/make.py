@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Makes the files beside it with nnU-Net v2 itself, small enough to be carried.
+"""Writes the files in this folder with nnU-Net v2 itself; small enough for the repository.
 
     pip install nnunetv2 && tests/nnunet_files/make.py
 
 `3d_fullres/` and `2d/` are model folders: `plans.json`, `dataset.json`, `fold_0/checkpoint_final.pth` of nnU-Net's trainer
-after one step of the optimiser, and `logits.npy`, the network's output `(class, z, y, x)` or `(class, y, x)` for the input
+after one step of the optimizer, and `logits.npy`, the network's output `(class, z, y, x)` or `(class, y, x)` for the input
 sin(0.05 i), i counting the voxels.
 
-`preprocessed/` is a dataset of one case as nnU-Net up to 2.5 preprocessed it, and `raw/` what it was made of: an oblique
-image with an empty border, whose axes the plans put into another order.
+`preprocessed/` is a dataset of one case as nnU-Net up to 2.5 preprocessed it, and `raw/` its raw data: an oblique
+image with an empty border; the plans transpose its axes.
 """
 import json
 import os
@@ -78,7 +78,7 @@ def write(path, content):
 
 def make_model(axes):
     torch.manual_seed(axes)
-    # The trainer looks which kind of files its cases are.
+    # The trainer detects the file format of its cases.
     cases = pathlib.Path(os.environ["nnUNet_preprocessed"]) / "Dataset004_Hippocampus" / f"nnUNetPlans_{axes}d"
     cases.mkdir(parents=True)
     (cases / "case.npz").touch()
@@ -90,7 +90,7 @@ def make_model(axes):
     for output in trainer.network(data):
         output.square().mean().backward(retain_graph=True)
     for parameter in trainer.network.parameters():
-        # Biases before a norm have no gradient; any value shows whether they arrive.
+        # Biases before a norm have no gradient; any value shows that they are imported.
         torch.nn.init.normal_(parameter.grad, std=3.0)
     trainer.optimizer.step()
     for key in trainer.logger.local_logger.my_fantastic_logging:

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::bench::{InferFolder, InferStub, Report};
 use crate::cli::precision::PrecisionFlags;
-use nnunet_infer::{Accumulate, CheckpointName, MemoryOptions, PredictOptions, WindowOptions, find_checkpoints};
+use nnunet_infer::{AccumulatorDtype, CheckpointName, MemoryOptions, PredictOptions, WindowOptions, find_checkpoints};
 use nnunet_nn::Device;
 
 /// Sliding-window inference: reading, network, sums of windows, resampling with decision, writing.
@@ -18,7 +18,7 @@ use nnunet_nn::Device;
 #[command(after_help = "\
 Examples:
   nnunet-dist bench infer -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs --rounds 3
-  nnunet-dist bench infer --extent 1000,512,512 --classes 105 --patch 128,128,128 --accumulate f16 --rounds 1")]
+  nnunet-dist bench infer --extent 1000,512,512 --classes 105 --patch 128,128,128 --accumulator_dtype f16 --rounds 1")]
 pub struct Infer {
     /// Run directory of `train`, or a checkpoint.
     #[arg(short, long, value_name = "DIR", requires = "images")]
@@ -53,7 +53,7 @@ pub struct Infer {
 
     /// Precision in which the logits of overlapping windows are added up.
     #[arg(long, value_enum, default_value = "f32")]
-    accumulate: Accumulate,
+    accumulator_dtype: AccumulatorDtype,
 
     /// Voxels of the generated image.
     #[arg(long, value_name = "Z,Y,X", conflicts_with = "run", value_parser = extent)]
@@ -95,7 +95,11 @@ impl Infer {
         let options = PredictOptions {
             checkpoints: find_checkpoints(&[run], &[], CheckpointName::Latest)?,
             windows: WindowOptions { mirror: !self.no_tta, overlap: self.overlap, ..WindowOptions::default() },
-            memory: MemoryOptions { batch_size, accumulate: self.accumulate, ..MemoryOptions::on(self.device) },
+            memory: MemoryOptions {
+                batch_size,
+                accumulator_dtype: self.accumulator_dtype,
+                ..MemoryOptions::on(self.device)
+            },
             precision: self.precision.on(self.device)?,
             device: self.device,
         };
@@ -111,7 +115,7 @@ impl Infer {
             patch: self.patch.unwrap_or(default.patch),
             overlap: self.overlap,
             mirror: !self.no_tta,
-            accumulate: self.accumulate,
+            accumulator_dtype: self.accumulator_dtype,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The CUDA driver: the one file that knows its C interface.
+//! The CUDA driver. This is the only file that knows its C interface.
 
 use std::env;
 use std::ffi::{CStr, c_char, c_int, c_uint};
@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdeviceptr, CUevent, CUstream, CUuuid};
 use libloading::Library;
 
-/// The name that every driver installs.
+/// Library name that every driver installs.
 const NAME: &str = "libcuda.so.1";
 
 /// `CU_STREAM_NON_BLOCKING`: not ordered against the legacy default stream.
@@ -24,16 +24,16 @@ const MAJOR: c_int = 75;
 /// `CUDA_ERROR_NOT_READY`.
 const NOT_READY: c_int = 600;
 
-/// Declares the functions in use as a struct of pointers, filled from the library by name.
+/// Declares the C functions in use as a struct of pointers, loaded from the library by name.
 ///
-/// Results are integers, not cudarc's enum: a driver newer than this build may return values that the enum lacks.
+/// Results are integers, not cudarc's enum: a newer driver may return values that the enum lacks.
 macro_rules! functions {
     ($($name:ident($($argument:ty),*);)*) => {
         #[allow(non_snake_case)]
         struct Functions { $($name: unsafe extern "C" fn($($argument),*) -> c_int,)* }
 
         impl Functions {
-            /// The name of the first function that is missing is the error.
+            /// Returns the name of the first missing function as the error.
             ///
             /// # Safety
             /// The library must be the CUDA driver.
@@ -73,22 +73,22 @@ functions! {
     cuEventDestroy_v2(CUevent);
 }
 
-/// `cuCtxRecordEvent` and `cuCtxWaitEvent`, since CUDA 12.5: events of all streams of a context at once.
+/// `cuCtxRecordEvent` and `cuCtxWaitEvent`, available since CUDA 12.5: events over all streams of a context.
 ///
-/// They order our stream against CubeCL's, which it does not give out.
+/// They order our stream against CubeCL's streams, which CubeCL does not expose.
 #[derive(Clone, Copy)]
 struct ContextEvents {
     record: unsafe extern "C" fn(CUcontext, CUevent) -> c_int,
     wait: unsafe extern "C" fn(CUcontext, CUevent) -> c_int,
 }
 
-/// The opened driver. It is never closed.
+/// The loaded driver library. It is never unloaded.
 pub struct Driver {
     functions: Functions,
     context_events: Option<ContextEvents>,
 }
 
-/// A call of the driver that failed.
+/// A failed driver call.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{call}: {name}")]
 pub struct DriverError {
@@ -98,7 +98,7 @@ pub struct DriverError {
 }
 
 impl DriverError {
-    /// Whether the device has no memory left.
+    /// Returns whether the device is out of memory.
     pub fn is_out_of_memory(&self) -> bool {
         self.code == OUT_OF_MEMORY
     }
@@ -107,23 +107,23 @@ impl DriverError {
 type Result<T, E = DriverError> = std::result::Result<T, E>;
 
 impl Driver {
-    /// Opens the driver, once.
+    /// Loads the driver on the first call; later calls return the same instance.
     ///
     /// # Errors
-    /// One line that says what is missing and how to get it.
+    /// Returns an error in one line that says what is missing and how to install it.
     pub fn open() -> Result<&'static Self, String> {
         static DRIVER: OnceLock<Result<Driver, String>> = OnceLock::new();
         DRIVER.get_or_init(Self::find).as_ref().map_err(Clone::clone)
     }
 
     fn find() -> Result<Self, String> {
-        // SAFETY: the driver's initialisers may be run by any process.
+        // SAFETY: any process may run the driver's initializers.
         let library = unsafe { Library::new(NAME) }.map_err(|_| {
             format!(
                 "there is no CUDA driver: {NAME} is not found (install NVIDIA's driver; in a container: --gpus all)"
             )
         })?;
-        // SAFETY: it goes by the name of the driver; the signatures are those of cuda.h.
+        // SAFETY: the library has the name of the driver; the signatures are those of cuda.h.
         let (functions, record, wait) = unsafe {
             let functions = Functions::load(&library);
             (functions, library.get(b"cuCtxRecordEvent"), library.get(b"cuCtxWaitEvent"))
@@ -143,7 +143,7 @@ impl Driver {
         Ok(driver)
     }
 
-    /// How many GPUs this process sees.
+    /// Returns the number of GPUs visible to this process.
     pub fn devices(&self) -> Result<usize> {
         let mut count = 0;
         // SAFETY: the out-pointer is valid.
@@ -151,7 +151,7 @@ impl Driver {
         Ok(count.max(0) as usize)
     }
 
-    /// The name of a GPU that no other has, as `nvidia-smi -L` prints it.
+    /// Returns the UUID of a GPU, in the format of `nvidia-smi -L`.
     pub fn uuid(&self, ordinal: usize) -> Result<String> {
         let device = self.device(ordinal)?;
         let mut uuid = CUuuid { bytes: [0; 16] };
@@ -160,18 +160,18 @@ impl Driver {
         Ok(uuid_text(uuid.bytes.map(|byte| byte as u8)))
     }
 
-    /// Such as `NVIDIA H100 80GB HBM3`.
+    /// Returns the model name of a GPU, such as `NVIDIA H100 80GB HBM3`.
     pub fn name(&self, ordinal: usize) -> Result<String> {
         let device = self.device(ordinal)?;
         let mut name: [c_char; 256] = [0; 256];
-        // SAFETY: the buffer is as long as is said, and ends in a zero.
+        // SAFETY: the buffer has the stated length and is zero-terminated.
         let code = unsafe { (self.functions.cuDeviceGetName)(name.as_mut_ptr(), name.len() as c_int - 1, device) };
         self.check("cuDeviceGetName", code)?;
         // SAFETY: as above.
         Ok(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
     }
 
-    /// The major number of a GPU's compute capability, such as 9 for Hopper.
+    /// Returns the major compute capability of a GPU, such as 9 for Hopper.
     pub fn compute_capability(&self, ordinal: usize) -> Result<c_int> {
         let device = self.device(ordinal)?;
         let mut major = 0;
@@ -231,30 +231,30 @@ impl Context {
         Ok(context)
     }
 
-    /// The driver may have the functions, but not for this context.
+    /// Disables context events if they fail: the driver may have the functions but not support them for this context.
     fn give_up_events_that_fail(&mut self) -> Result<()> {
         let attempt = self.event().and_then(|event| self.record(&event));
         if self.events.is_none() || attempt.is_err() {
-            let reason = attempt.err().map_or("its driver is older than CUDA 12.5".into(), |error| error.to_string());
-            tracing::warn!("the exchange between GPUs stops the host, which costs time: {reason}");
+            let reason = attempt.err().map_or("the driver is older than CUDA 12.5".into(), |error| error.to_string());
+            tracing::warn!("GPU communication blocks the host, which is slower: {reason}");
             self.events = None;
         }
         Ok(())
     }
 
-    /// Binds the calling thread to the device: NCCL and some calls of the driver go by it.
+    /// Binds the calling thread to the context, which NCCL and some driver calls require.
     pub fn make_current(&self) -> Result<()> {
         // SAFETY: the handle is retained.
         self.driver.check("cuCtxSetCurrent", unsafe { (self.driver.functions.cuCtxSetCurrent)(self.handle) })
     }
 
-    /// Whether [`Context::record`] and [`Context::wait_for`] work without stopping the host.
+    /// Returns whether [`Context::record`] and [`Context::wait_for`] work without blocking the host.
     pub fn has_events(&self) -> bool {
         self.events.is_some()
     }
 
-    /// Lets `event` happen after all work that any stream of the context has been given. Without context events: waits
-    /// for it.
+    /// Records `event` after all work submitted so far to any stream of the context. Without context events, blocks
+    /// until that work is complete.
     pub fn record(&self, event: &Event) -> Result<()> {
         match self.events {
             Some(events) => {
@@ -266,14 +266,14 @@ impl Context {
         }
     }
 
-    /// Lets all work that any stream of the context is given from now on wait for `event`. Only with context events.
+    /// Makes all later work on any stream of the context wait for `event`. Does nothing without context events.
     pub fn wait_for(&self, event: &Event) -> Result<()> {
         let Some(events) = self.events else { return Ok(()) };
         // SAFETY: both handles are alive.
         self.driver.check("cuCtxWaitEvent", unsafe { (events.wait)(self.handle, event.handle) })
     }
 
-    /// Bytes of the GPU that are in use, by whomever.
+    /// Returns the used memory of the GPU in bytes, over all processes.
     pub fn memory_in_use(&self) -> Result<usize> {
         self.make_current()?;
         let (mut free, mut total) = (0, 0);
@@ -291,17 +291,17 @@ impl Context {
         Ok(Stream { driver: self.driver, handle })
     }
 
-    /// An event that only orders.
+    /// Creates an event without timing.
     pub fn event(&self) -> Result<Event> {
         self.event_with(NO_TIMING)
     }
 
-    /// An event that notes the time at which it happens.
+    /// Creates an event that records its time.
     pub fn timed_event(&self) -> Result<Event> {
         self.event_with(WITH_TIMING)
     }
 
-    /// Memory of the device.
+    /// Allocates device memory.
     pub fn allocate(&self, bytes: usize) -> Result<Memory> {
         self.make_current()?;
         let mut pointer = 0;
@@ -321,12 +321,12 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: retained once, released once. A failure has no consequence that anybody could do something about.
+        // SAFETY: retained once, released once. A failure has no consequence that can be handled.
         unsafe { (self.driver.functions.cuDevicePrimaryCtxRelease_v2)(self.device) };
     }
 }
 
-/// A stream of our own.
+/// A non-blocking stream.
 pub struct Stream {
     driver: &'static Driver,
     pub handle: CUstream,
@@ -338,14 +338,14 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// Lets all that the stream is given from now on wait for `event`.
+    /// Makes all later work on the stream wait for `event`.
     pub fn wait_for(&self, event: &Event) -> Result<()> {
         // SAFETY: both handles are alive.
         let code = unsafe { (self.driver.functions.cuStreamWaitEvent)(self.handle, event.handle, 0) };
         self.driver.check("cuStreamWaitEvent", code)
     }
 
-    /// Lets `event` happen after all that the stream has been given.
+    /// Records `event` after all work submitted to the stream so far.
     pub fn record(&self, event: &Event) -> Result<()> {
         // SAFETY: both handles are alive.
         let code = unsafe { (self.driver.functions.cuEventRecord)(event.handle, self.handle) };
@@ -354,7 +354,7 @@ impl Stream {
 }
 
 impl Stream {
-    /// Waits for all that the stream has been given.
+    /// Blocks until all work submitted to the stream is complete.
     pub fn synchronize(&self) -> Result<()> {
         // SAFETY: the handle is alive.
         self.driver.check("cuStreamSynchronize", unsafe { (self.driver.functions.cuStreamSynchronize)(self.handle) })
@@ -363,12 +363,12 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // SAFETY: created once, destroyed once; the driver finishes what it still has to do.
+        // SAFETY: created once, destroyed once; the driver completes pending work.
         unsafe { (self.driver.functions.cuStreamDestroy_v2)(self.handle) };
     }
 }
 
-/// A point in the work of a stream.
+/// A CUDA event.
 pub struct Event {
     driver: &'static Driver,
     handle: CUevent,
@@ -380,10 +380,10 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// Whether what it was last recorded after is done, without waiting.
+    /// Returns whether the recorded work is complete, without blocking.
     ///
     /// # Errors
-    /// Where the device's work has failed.
+    /// Returns an error if work on the device has failed.
     pub fn has_happened(&self) -> Result<bool> {
         // SAFETY: the handle is alive.
         match unsafe { (self.driver.functions.cuEventQuery)(self.handle) } {
@@ -394,7 +394,7 @@ impl Event {
 }
 
 impl Event {
-    /// Waits for it, and gives the seconds since another; both with times.
+    /// Blocks until the event is complete, and returns the seconds since `earlier`. Both must be timed events.
     pub fn seconds_since(&self, earlier: &Event) -> Result<f64> {
         // SAFETY: the handle is alive.
         let code = unsafe { (self.driver.functions.cuEventSynchronize)(self.handle) };
@@ -415,7 +415,7 @@ impl Drop for Event {
     }
 }
 
-/// Memory of a device. Whoever drops it has waited for the work on it.
+/// Device memory. It must not be dropped before the work that uses it is complete.
 pub struct Memory {
     driver: &'static Driver,
     pub pointer: CUdeviceptr,
@@ -429,7 +429,7 @@ impl Drop for Memory {
     }
 }
 
-/// `GPU-` and the bytes in groups of 4, 2, 2, 2 and 6.
+/// Formats a UUID as `GPU-` followed by groups of 4, 2, 2, 2 and 6 bytes in hexadecimal.
 fn uuid_text(bytes: [u8; 16]) -> String {
     let mut text = String::from("GPU");
     for (index, byte) in bytes.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Where NVIDIA's libraries lie: installed in the system, or by pip in a Python environment.
+//! Search for NVIDIA's libraries: installed in the system, or by pip in a Python environment.
 
 use std::env;
 use std::fs;
@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use libloading::Library;
 
-/// The first library that can be opened: one that the user names in `variable`, as a file or as a folder to look in, else
-/// the system's, else one of an active Python environment, below `nvidia/PACKAGE/lib`.
+/// Loads the first library that can be opened: the one named by the environment variable `variable` (a file, or a
+/// folder to search), otherwise the system's, otherwise one in an active Python environment, below
+/// `nvidia/PACKAGE/lib`.
 ///
 /// # Errors
-/// That there is none. A library that the user names is never replaced by another.
+/// Returns an error if no library can be opened. A library named by the user is never replaced by another.
 pub fn open_first(variable: &str, names: &[&str], package: &str) -> Result<(Library, PathBuf), String> {
     open(variable, env::var_os(variable).map(PathBuf::from), names, package)
 }
@@ -25,7 +26,7 @@ fn open(variable: &str, asked: Option<PathBuf>, names: &[&str], package: &str) -
         }
     };
     for path in candidates {
-        // SAFETY: the initialisers of NVIDIA's libraries may be run by any process.
+        // SAFETY: any process may run the initializers of NVIDIA's libraries.
         if let Ok(library) = unsafe { Library::new(&path) } {
             return Ok((library, path));
         }
@@ -36,8 +37,8 @@ fn open(variable: &str, asked: Option<PathBuf>, names: &[&str], package: &str) -
     })
 }
 
-/// Where a library may be if a user names `path`: there, in that folder, in Python packages in it, or in a Python
-/// environment at it.
+/// Returns the candidate files for a path named by the user: the file itself, files in that folder, in Python packages
+/// in it, or in a Python environment at it.
 fn below(path: &Path, names: &[&str], package: &str) -> Vec<PathBuf> {
     if path.is_file() {
         return vec![path.to_owned()];
@@ -50,7 +51,7 @@ fn below(path: &Path, names: &[&str], package: &str) -> Vec<PathBuf> {
     folders.flat_map(|folder| names.iter().map(move |name| folder.join(name))).filter(|file| file.is_file()).collect()
 }
 
-/// The Python environments that are active.
+/// Returns the active Python environments.
 fn environments() -> Vec<PathBuf> {
     ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(PathBuf::from).collect()
 }

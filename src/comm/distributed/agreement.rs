@@ -1,4 +1,4 @@
-//! Whether all ranks mean the same thing before they exchange numbers.
+//! Consistency checks: all ranks must have the same settings and layouts before they exchange data.
 
 use std::time::Instant;
 
@@ -6,12 +6,14 @@ use super::{CommError, Communicator, Fault};
 
 /// Checks that `bytes` (a configuration, the layout of the parameters) are the same on all ranks.
 ///
-/// MPI does not notice when ranks reduce buffers of different lengths or orders: some get wrong sums, others wait for
-/// ever. So what buffers are made from is compared once, at the start, by length and hash. `what` names it in errors.
+/// MPI does not detect ranks that reduce buffers of different lengths or orders: some ranks get wrong sums, others wait
+/// forever. So the inputs that determine the buffers are compared once at the start, by length and hash. `what` names
+/// the compared value in errors.
 ///
 /// # Errors
 ///
-/// On every rank alike, naming the ranks that differ from the majority (from rank 0 where there is none).
+/// Returns an error on every rank if any rank differs, naming the ranks that differ from the majority (from rank 0 if
+/// there is no majority).
 pub fn check_agreement(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Result<(), CommError> {
     let began = Instant::now();
     let odd = dissenters(comm, what, bytes)?;
@@ -20,21 +22,22 @@ pub fn check_agreement(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Res
     }
     Err(CommError {
         rank: comm.rank(),
-        operation: format!("agreement on {what}"),
+        operation: format!("consistency check of {what}"),
         elapsed_s: began.elapsed().as_secs_f64(),
         fault: Fault::Disagreement,
         reason: format!(
-            "{} from the other {} (start all ranks with the same program, command and files)",
+            "{} from the other {} (start all ranks with the same binary, command line and files)",
             those_differ(&odd),
             comm.world_size() - odd.len(),
         ),
     })
 }
 
-/// The ranks whose `bytes` are not those of the majority, or of rank 0 where there is none. All ranks get the same.
+/// Returns the ranks whose `bytes` differ from the majority, or from rank 0 if there is no majority. All ranks get the
+/// same result.
 ///
 /// # Errors
-/// Of the collective.
+/// Returns an error if the collective fails.
 pub fn dissenters(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Result<Vec<usize>, CommError> {
     Ok(minority(&comm.all_gather_bytes(&digest(bytes), what)?))
 }
@@ -50,15 +53,15 @@ fn digest(bytes: &[u8]) -> [u8; 16] {
     digest
 }
 
-/// The ranks whose digest is not the most frequent one; of equally frequent ones the lowest rank's counts.
+/// Returns the ranks whose digest is not the most frequent one. Ties are resolved in favor of the lowest rank.
 fn minority(digests: &[Vec<u8>]) -> Vec<usize> {
     let votes = |digest: &Vec<u8>| digests.iter().filter(|other| *other == digest).count();
-    // `max_by_key` takes the last of equals, so go backwards.
+    // `max_by_key` returns the last of equal elements, so iterate in reverse.
     let Some(accepted) = digests.iter().rev().max_by_key(|digest| votes(digest)) else { return Vec::new() };
     (0..digests.len()).filter(|&rank| digests[rank] != *accepted).collect()
 }
 
-/// `rank 3 differs`, `ranks 1, 2 differ`, and no more than a line of them.
+/// Formats ranks as `rank 3 differs` or `ranks 1, 2 differ`, listing at most 16 of them.
 pub fn those_differ(ranks: &[usize]) -> String {
     const NAMED: usize = 16;
     let mut names = ranks.iter().take(NAMED).map(usize::to_string).collect::<Vec<_>>().join(", ");

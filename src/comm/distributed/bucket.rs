@@ -1,41 +1,41 @@
-//! How gradients are packed into buckets.
+//! Packing of gradients into buckets.
 
 use std::fmt::Write;
 use std::ops::Range;
 
-/// Parameters laid out one after the other in flat buckets.
+/// Layout of all parameters in flat, contiguous buckets.
 ///
-/// They lie in reverse order of use, which is the order in which the backward pass finishes their gradients, so that a
-/// bucket fills up from its beginning to its end and the first is full while the pass has still most of its way to go
-/// (Li et al. 2020, "PyTorch Distributed", section 3.2.3).
+/// Parameters are stored in reverse order of use. The backward pass finishes their gradients in the same order, so a
+/// bucket fills from start to end and the first bucket is full early in the pass (Li et al. 2020, "PyTorch
+/// Distributed", section 3.2.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BucketLayout {
     buckets: Vec<Bucket>,
-    /// By parameter.
+    /// Position of each parameter; indexed by parameter number.
     places: Vec<Option<Place>>,
 }
 
-/// Some parameters that are reduced together.
+/// Parameters that are reduced together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bucket {
-    /// Numbers of its parameters, in the order they lie in.
+    /// Parameter numbers, in storage order.
     pub parameters: Vec<usize>,
-    /// Number of values.
+    /// Number of values in the bucket.
     pub len: usize,
 }
 
-/// Where a parameter lies.
+/// Position of a parameter in the buckets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Number of the bucket.
+    /// Bucket number.
     pub bucket: usize,
-    /// The parameter's values in it.
+    /// Range of the parameter's values in the bucket.
     pub range: Range<usize>,
 }
 
 impl BucketLayout {
-    /// Packs the parameters `used`, in the order of their use, into buckets of at most `capacity` values; a parameter
-    /// that is larger has one for itself. `lengths` are the numbers of values of all parameters.
+    /// Packs the parameters `used`, given in order of use, into buckets of at most `capacity` values. A larger
+    /// parameter gets a bucket of its own. `lengths` holds the number of values of every parameter.
     pub fn new(lengths: &[usize], used: &[usize], capacity: usize) -> Self {
         let mut buckets: Vec<Bucket> = Vec::new();
         let mut places = vec![None; lengths.len()];
@@ -53,17 +53,17 @@ impl BucketLayout {
         Self { buckets, places }
     }
 
-    /// The buckets, in the order in which they fill up.
+    /// Returns the buckets, in the order in which they fill up.
     pub fn buckets(&self) -> &[Bucket] {
         &self.buckets
     }
 
-    /// Where a parameter lies; `None` if it is not used.
+    /// Returns the position of a parameter, or `None` if it is not used.
     pub fn place(&self, parameter: usize) -> Option<&Place> {
         self.places.get(parameter)?.as_ref()
     }
 
-    /// What ranks compare: all that decides which value of one rank meets which of another.
+    /// Describes the layout as text for the comparison between ranks: everything that determines the order of values.
     pub fn fingerprint(&self) -> String {
         let mut text = String::new();
         for bucket in &self.buckets {

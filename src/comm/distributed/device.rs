@@ -1,50 +1,51 @@
-//! The seam for collectives that take place in the memory of the devices, behind the host's back.
+//! Interface for collectives on device memory, which run asynchronously to the host.
 
 use std::time::Duration;
 
 use super::{CommError, ReduceOp};
 pub use crate::{DeviceBuffer, Element};
 
-/// Reductions that are queued on the device like its other work, without stopping the host.
+/// Reductions that are queued on the device without blocking the host.
 ///
-/// Nothing tells the host when a reduction is done. So a failure is met later than where it happened, by whichever call
-/// comes next: see [`DeviceCollectives::check`] for when it must be asked for.
+/// The host is not notified when a reduction is done, so a failure is reported by a later call.
+/// [`DeviceCollectives::check`] describes when it must be called.
 pub trait DeviceCollectives: Send + Sync {
-    /// Queues an all-reduce of `buffer` in place, after all work that the compute streams have been given so far. `what`
-    /// names it in errors. All ranks start the same reductions in the same order.
+    /// Queues an in-place all-reduce of `buffer`, after all work submitted to the compute streams so far. `what` names
+    /// it in errors. All ranks must start the same reductions in the same order.
     ///
-    /// The memory must stay allocated until [`DeviceCollectives::finish`], after which the device's own order protects
-    /// it.
+    /// The memory must stay allocated until [`DeviceCollectives::finish`]; after that, stream order protects it.
     ///
     /// # Errors
-    /// That this one cannot be queued, or that an earlier one has failed.
+    /// Returns an error if the reduction cannot be queued or an earlier one has failed.
     fn start_all_reduce(&self, buffer: DeviceBuffer, op: ReduceOp, what: &str) -> Result<(), CommError>;
 
-    /// Lets all work that is given to the compute streams from now on wait for the reductions started so far.
+    /// Makes all work submitted to the compute streams from now on wait for the reductions started so far.
     ///
     /// # Errors
-    /// As [`DeviceCollectives::start_all_reduce`].
+    /// Same as [`DeviceCollectives::start_all_reduce`].
     fn finish(&self, what: &str) -> Result<(), CommError>;
 
-    /// Whether all reductions that the device is done with have succeeded.
+    /// Checks that all completed reductions have succeeded.
     ///
-    /// An abort lets the work that waits for a reduction go on with whatever the memory holds. So ask after results have
-    /// arrived on the host, and before they are used for anything that lasts: a checkpoint, a metric.
+    /// After an abort, work that waits for a reduction continues with whatever the memory holds. So call this after
+    /// results have arrived on the host and before they are used for anything that lasts, such as a checkpoint or a
+    /// metric.
     ///
     /// # Errors
-    /// What has failed.
+    /// Returns the failure of a reduction, if any.
     fn check(&self) -> Result<(), CommError>;
 }
 
-/// What is known of the ranks beside the collectives, by their signs of life.
+/// Health information about the ranks from their heartbeats, independent of the collectives.
 pub trait Witness: Send + Sync {
-    /// Notes that this rank waits for others in an operation, or in none any more: it is not the one that hangs.
+    /// Records that this rank waits for others in `operation` (`None`: it no longer waits), so it is not reported as
+    /// hung.
     fn waits(&self, operation: Option<&str>);
 
-    /// Why an operation has not come to its end after `limit`: `Ok` says who is still at work, so that it is worth while
-    /// to go on waiting.
+    /// Diagnoses an operation that has not completed after `limit`. `Ok` names the rank that is still working, so
+    /// waiting longer makes sense.
     ///
     /// # Errors
-    /// Who is lost or hangs: the operation will never come to its end.
+    /// Returns an error that names the lost or hung rank if the operation can never complete.
     fn verdict(&self, limit: Duration) -> Result<String, String>;
 }

@@ -1,4 +1,4 @@
-//! The end of a job that failed: who says so, and how it is made sure that nobody goes on waiting.
+//! Termination of a failed job: the error message, and ending all ranks so that none waits forever.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::Write;
@@ -7,21 +7,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// The exit code of a Rust program that panicked.
+/// Exit code of a Rust program that panicked.
 const PANIC: i32 = 101;
-/// The exit code of one whose GPU's memory is full.
+/// Exit code when the GPU runs out of memory.
 const MEMORY: i32 = 5;
-/// What Burn, CubeCL, cuDNN and the driver say of that, among other things.
+/// Substrings of the out-of-memory messages of Burn, CubeCL, cuDNN and the CUDA driver.
 const MEMORY_IS_FULL: [&str; 4] =
     ["BufferTooBig", "can't allocate buffer", "CUDA_ERROR_OUT_OF_MEMORY", "the GPU's memory is full"];
 
-/// How long the orderly ways of ending a job may take before this process leaves without them.
+/// Time allowed for a clean termination of the job before this process exits on its own.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Makes a panic on any thread of this process the end of the whole job: `end` must end all ranks with the given code.
+/// Installs a panic hook so that a panic on any thread ends the whole job: `end` must end all ranks with the given
+/// code.
 ///
-/// A panic that only unwinds would either end in a destructor that waits for the other ranks, or take a worker thread
-/// away from a rank that goes on waiting for it. Both hang the job.
+/// A panic that only unwinds would either block in a destructor that waits for the other ranks, or remove a worker
+/// thread from a rank that keeps waiting for it. Both hang the job.
 pub(super) fn end_job_on_panic(rank: usize, end: fn(i32) -> !) {
     panic::set_hook(Box::new(move |info| {
         if is_memory(info) {
@@ -33,8 +34,8 @@ pub(super) fn end_job_on_panic(rank: usize, end: fn(i32) -> !) {
     }));
 }
 
-/// Makes a GPU whose memory is full end this process with one line that says what to do, for operations of Burn's can fail
-/// in no other way than by a panic. Other panics remain what they are.
+/// Installs a panic hook that ends this process with a one-line explanation when the GPU runs out of memory, since
+/// operations of Burn can only fail by a panic. Other panics are passed to the previous hook.
 pub fn explain_full_memory() {
     let otherwise = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -53,8 +54,8 @@ fn is_memory(info: &PanicHookInfo<'_>) -> bool {
 
 fn memory_message(who: &str) -> String {
     format!(
-        "error: {who}the GPU's memory is full: lower --batch-size (training.batch_size), use --amp or --gradient-checkpointing, or plan for less with \
-         `nnunet-dist plan --gpu-memory`"
+        "error: {who}the GPU's memory is full: lower --batch-size (training.batch_size), use --amp or --gradient-checkpointing, or \
+         plan for a smaller GPU with `nnunet-dist plan --gpu-memory`"
     )
 }
 
@@ -71,18 +72,18 @@ fn panic_message(rank: usize, info: &PanicHookInfo<'_>) -> String {
     text
 }
 
-/// Prints a line in one write, so that ranks that speak at the same time do not mix their words.
+/// Prints a line in a single write, so that output of different ranks is not interleaved.
 pub(super) fn say(line: &str) {
-    // Where not even stderr is left there is nobody to tell.
+    // If stderr is closed, the line cannot be reported anywhere.
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
-/// The exit code as the operating system can carry it; the end of a failed job never looks like success.
+/// Maps `code` to an exit status that the operating system supports. A failed job never exits with status 0.
 pub(super) fn exit_status(code: i32) -> i32 {
     if (1..=255).contains(&code) { code } else { 1 }
 }
 
-/// Lets one thread through; any other that comes to end the job as well waits here for its end.
+/// Lets one thread through. Any other thread that also tries to end the job blocks here.
 pub(super) fn only_once() {
     static ENDING: AtomicBool = AtomicBool::new(false);
     while ENDING.swap(true, Ordering::SeqCst) {
@@ -90,25 +91,25 @@ pub(super) fn only_once() {
     }
 }
 
-/// Waits a moment: the other ranks notice the same fault at about the same time, and what they know of it is lost when
-/// this one ends the job before they have said it.
+/// Sleeps briefly so that other ranks, which detect the same fault at about the same time, can print their errors
+/// before this rank ends the job.
 pub(super) fn let_others_speak() {
     thread::sleep(Duration::from_millis(500));
 }
 
-/// Ends this process in a few seconds whatever the caller hangs in meanwhile.
+/// Ends this process within a few seconds, even if the caller hangs.
 ///
-/// Every launcher ends the other ranks when one leaves without a farewell.
+/// Every launcher ends the other ranks when one exits without `MPI_Finalize`.
 pub(super) fn leave_soon(status: i32) {
     let leave = move || {
         thread::sleep(GRACE);
         leave_now(status)
     };
-    // Where no thread can be had, ending the job is left to MPI alone.
+    // If the thread cannot be started, only MPI ends the job.
     let _ = thread::Builder::new().name("end of job".into()).spawn(leave);
 }
 
-/// Ends this process without the exit handlers of its libraries, which may wait for threads that are stuck.
+/// Ends this process without running the exit handlers of its libraries, which may wait for stuck threads.
 pub(super) fn leave_now(status: i32) -> ! {
     // SAFETY: `_exit` has no preconditions.
     unsafe { libc::_exit(status) }
@@ -120,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    /// As CubeCL's allocator and our convolutions panic.
+    /// Uses the panic messages of CubeCL's allocator and of our convolutions.
     #[test]
     fn a_full_memory_is_told_from_other_panics() {
         let seen = Arc::new(Mutex::new(Vec::new()));

@@ -1,12 +1,13 @@
-//! Everything that crosses process boundaries: rendezvous, collectives, failure.
+//! Communication between processes: rendezvous, collectives, failure handling.
 //!
-//! [`init`] finds out whether a launcher started this process as one of several and gives the [`Communicator`] of the
-//! job: [`Single`] for a process by itself, which never touches MPI, else the ranks of the MPI job. It also divides the
-//! CPU cores over the ranks of a host ([`divide_threads`]). A job lives and dies as a whole: a panic on any thread of
-//! any rank and [`Communicator::abort`] end all ranks within seconds, with a non-zero exit code and a line that names
-//! the rank. Collectives match by their order alone, so [`check_agreement`] compares what they depend on beforehand.
+//! [`init`] detects whether a launcher started this process as one of several and returns the [`Communicator`] of the
+//! job: [`Single`] for a single process, which never initializes MPI, otherwise the MPI communicator. It also divides
+//! the CPU cores among the ranks of a host ([`divide_threads`]). The job succeeds or fails as a whole: a panic on any
+//! thread of any rank and [`Communicator::abort`] end all ranks within seconds, with a non-zero exit code and a line
+//! that names the rank. Collectives are matched only by their order, so [`check_agreement`] first compares everything
+//! they depend on.
 //!
-//! A collective has a deadline, and a rank that is missing is named by its signs of life (`health`). Gradients go in
+//! Every collective has a timeout, and heartbeats identify a missing rank (`health`). Gradients are exchanged in
 //! buckets ([`BucketLayout`]): through host memory by a [`Reducer`], between GPUs by [`DeviceCollectives`].
 //!
 //! No MPI or NCCL type appears outside this folder.
@@ -45,107 +46,107 @@ pub use spread::{assign, share_of};
 pub use threads::{divide_threads, host_name};
 pub use wire::Wire;
 
-/// How values of several ranks become one.
+/// Reduction operator over ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReduceOp {
     /// Sum over ranks.
     Sum,
     /// Mean over ranks.
     Mean,
-    /// Maximum over ranks. MPI leaves open what becomes of a NaN.
+    /// Maximum over ranks. MPI does not define the result for NaN.
     Max,
 }
 
-/// What kind of failure it was, which decides what can be done about it.
+/// Kind of failure, which determines the exit code and the remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// A rank, a node or the network was lost: the same command may succeed when run again.
+    /// A rank, a node or the network was lost; retrying the same command may succeed.
     Lost,
     /// The ranks were started with different settings or files.
     Disagreement,
-    /// The ranks no longer have the same weights: memory or the network has changed a bit.
+    /// The ranks no longer have the same weights: a bit was corrupted in memory or on the network.
     Desync,
-    /// This build, or this installation of MPI, cannot do what the launcher asks for.
+    /// This build or this MPI installation does not support the request of the launcher.
     Unavailable,
 }
 
-/// A collective, or the start of a job, that failed.
+/// A failed collective, or a failed start of the job.
 #[derive(Debug, thiserror::Error)]
 #[error("rank {rank}: {operation} failed after {elapsed_s:.1} s: {reason}")]
 pub struct CommError {
-    /// The rank that reports.
+    /// Rank that reports the error.
     pub rank: usize,
-    /// Which collective, and of what (bucket, metric).
+    /// Name of the collective and its data (bucket, metric).
     pub operation: String,
-    /// Seconds since the operation began.
+    /// Seconds since the operation started.
     pub elapsed_s: f64,
-    /// What kind of failure it was.
+    /// Kind of failure.
     pub fault: Fault,
-    /// The cause and what to do.
+    /// Cause and remedy.
     pub reason: String,
 }
 
-/// The ranks of one job. All ranks call the same collectives in the same order.
+/// Communicator over the ranks of one job. All ranks must call the same collectives in the same order.
 pub trait Communicator: Send {
-    /// This process, `0 .. world_size`.
+    /// Rank of this process, in `0 .. world_size`.
     fn rank(&self) -> usize;
-    /// This process among those of its host.
+    /// Rank of this process among the processes of its host.
     fn local_rank(&self) -> usize;
-    /// How many processes of the job are on this host.
+    /// Number of processes of the job on this host.
     fn local_size(&self) -> usize;
     /// Number of processes of the job.
     fn world_size(&self) -> usize;
-    /// Reduces `data` element by element over all ranks; every rank gets the result. `what` names it in errors.
+    /// All-reduces `data` in place, element-wise; every rank gets the result. `what` names it in errors.
     fn all_reduce(&self, data: &mut [f32], op: ReduceOp, what: &str) -> Result<(), CommError>;
-    /// As [`Communicator::all_reduce`] for the small double-precision sums of losses and metrics.
+    /// Like [`Communicator::all_reduce`], for the small double-precision sums of losses and metrics.
     fn all_reduce_f64(&self, data: &mut [f64], op: ReduceOp, what: &str) -> Result<(), CommError>;
-    /// What reduces gradients behind the computation.
+    /// Returns the reducer that exchanges gradients concurrently with computation.
     fn reducer(&self) -> Arc<dyn Reducer>;
-    /// Copies `data` of rank `root` to all ranks.
+    /// Copies `data` from rank `root` to all ranks.
     fn broadcast(&self, data: &mut [f32], root: usize, what: &str) -> Result<(), CommError>;
-    /// As [`Communicator::broadcast`] for bytes; the lengths must agree on all ranks.
+    /// Like [`Communicator::broadcast`], for bytes. The length must be the same on all ranks.
     fn broadcast_bytes(&self, data: &mut [u8], root: usize, what: &str) -> Result<(), CommError>;
-    /// Gathers a message of any length from each rank; every rank gets all, in rank order.
+    /// Gathers a message of any length from each rank; every rank gets all messages, in rank order.
     fn all_gather_bytes(&self, data: &[u8], what: &str) -> Result<Vec<Vec<u8>>, CommError>;
-    /// Returns when all ranks have called it.
+    /// Blocks until all ranks have called it.
     fn barrier(&self, what: &str) -> Result<(), CommError>;
-    /// Collectives in the memory of this rank's device, where there are any: gradients need not go through the host then.
+    /// Returns the collectives on device memory, if available; gradients then bypass the host.
     fn device_collectives(&self) -> Option<Arc<dyn DeviceCollectives>> {
         None
     }
-    /// The number of this rank's GPU among those that the process sees, where the ranks have chosen one each.
+    /// Returns the index of this rank's GPU among those visible to the process, if the ranks have each selected one.
     fn gpu(&self) -> Option<usize> {
         None
     }
-    /// Who can say, from any thread, which rank is missing where a device collective is late.
+    /// Returns the health monitor, which diagnoses a late device collective from any thread.
     fn witness(&self) -> Option<Arc<dyn Witness>> {
         None
     }
-    /// How long a collective may take from now on before it fails. It goes on longer only while the rank that is missing
-    /// is known to be at work.
+    /// Sets the timeout of later collectives. A collective may take longer only while the missing rank is known to be
+    /// working.
     fn set_timeout(&self, _: Duration) {}
-    /// Says what this rank is at, for errors and for ranks that wait for it. A rank that says nothing new for longer than
-    /// the timeout is taken to hang.
+    /// Sets the current phase of this rank, for errors and for ranks that wait for it. A rank that does not enter a new
+    /// phase within the timeout is considered hung.
     fn enter(&self, _phase: &str) {}
-    /// As [`Communicator::enter`], for work of which nobody knows how long it takes: a case, a file. As long as the rank
-    /// gives signs of life it is waited for.
+    /// Like [`Communicator::enter`], for a phase of unbounded duration such as a case or a file. Other ranks wait as
+    /// long as this rank sends heartbeats.
     fn enter_unbounded(&self, _phase: &str) {}
-    /// Ends the whole job at once with an exit code (`1..=255`; any other becomes 1), after printing rank and reason.
+    /// Prints rank and reason, then ends the whole job at once with an exit code (`1..=255`; any other becomes 1).
     ///
-    /// For an error that the other ranks do not share: they would wait for this one for ever.
+    /// For an error that the other ranks do not share: they would wait for this rank forever.
     fn abort(&self, code: i32, reason: &str) -> !;
 }
 
-/// Begins all-reduces that go on behind the computation, from whatever thread has something to reduce.
+/// Starts all-reduces that run concurrently with computation, from any thread.
 pub trait Reducer: Send + Sync {
-    /// Begins an all-reduce of `data`, which `what` names in errors. Several may be under way; all ranks begin them in the
-    /// same order.
+    /// Starts an all-reduce of `data`; `what` names it in errors. Several may be in flight; all ranks must start them
+    /// in the same order.
     ///
-    /// All ranks get the same bits, whatever the format on the wire; with [`Wire::F32`] nothing is rounded but the sums.
+    /// All ranks get the same bits, regardless of the transfer format. With [`Wire::F32`] only the sums are rounded.
     fn start(&self, data: Vec<f32>, op: ReduceOp, wire: Wire, what: &str) -> Box<dyn Pending>;
 }
 
-/// An all-reduce under way.
+/// Handle of an all-reduce in flight.
 pub trait Pending: Send {
     /// Waits for the result.
     fn wait(self: Box<Self>) -> Result<Vec<f32>, CommError>;

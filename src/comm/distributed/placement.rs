@@ -1,8 +1,8 @@
-//! Which GPU a rank takes.
+//! Assignment of GPUs to ranks.
 //!
-//! One process drives one GPU. Launchers number the ranks of a host, and most leave it at that: every rank sees all GPUs
-//! and takes the one of its number. Some (Slurm with `--gpus-per-task`, wrapper scripts that set
-//! `CUDA_VISIBLE_DEVICES`) bind each rank to one; it is then the only one that the rank sees, under the number 0.
+//! One process drives one GPU. Launchers number the ranks of a host, and most do nothing else: every rank sees all GPUs
+//! and uses the one with its local rank as index. Some (Slurm with `--gpus-per-task`, wrapper scripts that set
+//! `CUDA_VISIBLE_DEVICES`) bind each rank to one GPU, which is then the only one visible to the rank, with index 0.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -13,20 +13,20 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::threads::host_name;
 use super::{CommError, Communicator, Fault};
 
-/// Set to `1` to let several ranks use one GPU, which is slower than one rank: for tests.
+/// Environment variable that allows several ranks to share one GPU if set to `1`. Slower than one rank; for tests.
 const SHARE: &str = "NNUNET_DIST_SHARE_GPUS";
 
-/// A rank among those of its host.
+/// Rank and number of ranks on one host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalPlace {
-    /// `0 .. size`.
+    /// Local rank, in `0 .. size`.
     pub rank: usize,
-    /// How many ranks of the job are on the host.
+    /// Number of ranks of the job on the host.
     pub size: usize,
 }
 
-/// The variables in which launchers say a rank's number on its host, innermost first as in
-/// [`init`](super::init): Open MPI, MPICH's Hydra and Intel MPI, MVAPICH, HPE PALS, PMIx, Slurm.
+/// Environment variables with the local rank, innermost launcher first as in [`init`](super::init): Open MPI, MPICH's
+/// Hydra and Intel MPI, MVAPICH, HPE PALS, PMIx, Slurm.
 const LOCAL_RANKS: [&str; 6] = [
     "OMPI_COMM_WORLD_LOCAL_RANK",
     "MPI_LOCALRANKID",
@@ -36,28 +36,29 @@ const LOCAL_RANKS: [&str; 6] = [
     "SLURM_LOCALID",
 ];
 
-/// What a rank tells the others to be placed among them.
+/// Host and local rank of a rank, exchanged to compute local ranks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct Neighbour {
     host: String,
-    /// As the launcher says.
+    /// Local rank according to the launcher.
     local_rank: Option<usize>,
 }
 
-/// A GPU in use.
+/// The GPU used by a rank.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Tenant {
     host: String,
     gpu: String,
 }
 
-/// This rank's place on its host: as the launcher says, or else, or where that cannot be (two ranks of a host with one
-/// number, as a launcher inside another one's allocation leaves it), in the order of the ranks with one host name.
+/// Returns this rank's position on its host. The launcher's local rank is used if it is set and unique on the host;
+/// otherwise (for example when a launcher runs inside another launcher's allocation, so two ranks have the same number)
+/// ranks are numbered in order among those with the same host name.
 ///
 /// A collective.
 ///
 /// # Errors
-/// Those of the collective.
+/// Returns an error if the collective fails.
 pub fn local_place(comm: &dyn Communicator) -> Result<LocalPlace, CommError> {
     let variable = |name: &str| env::var(name).ok()?.parse().ok();
     let local_rank = LOCAL_RANKS.into_iter().find_map(variable);
@@ -66,22 +67,22 @@ pub fn local_place(comm: &dyn Communicator) -> Result<LocalPlace, CommError> {
     Ok(places(&ranks)[comm.rank()])
 }
 
-/// The number of the GPU for a rank that sees `visible` of them.
+/// Selects the index of the GPU for a rank that sees `visible` GPUs.
 ///
 /// # Errors
-/// Where there are fewer GPUs than ranks, unless `NNUNET_DIST_SHARE_GPUS=1`.
+/// Returns an error if there are fewer GPUs than ranks, unless `NNUNET_DIST_SHARE_GPUS=1`.
 pub fn choose_gpu(comm: &dyn Communicator, place: LocalPlace, visible: usize) -> Result<usize, CommError> {
     let began = Instant::now();
     let chosen = choose(place, visible, sharing_is_allowed());
-    chosen.map_err(|reason| refusal(comm, "choice of a GPU", began, reason))
+    chosen.map_err(|reason| refusal(comm, "GPU selection", began, reason))
 }
 
-/// Makes sure that each rank has a GPU of its own, unless `NNUNET_DIST_SHARE_GPUS=1`. `uuid` is this rank's.
+/// Checks that no two ranks use the same GPU, unless `NNUNET_DIST_SHARE_GPUS=1`. `uuid` is the UUID of this rank's GPU.
 ///
-/// A collective; all ranks come to the same end.
+/// A collective; all ranks get the same result.
 ///
 /// # Errors
-/// Of the collective, or names two ranks with one GPU.
+/// Returns an error if the collective fails, or one that names two ranks with the same GPU.
 pub fn refuse_shared_gpus(comm: &dyn Communicator, uuid: &str) -> Result<(), CommError> {
     const WHAT: &str = "GPUs of the ranks";
     let began = Instant::now();
@@ -93,7 +94,7 @@ pub fn refuse_shared_gpus(comm: &dyn Communicator, uuid: &str) -> Result<(), Com
     }
 }
 
-/// The places of all ranks.
+/// Computes the positions of all ranks on their hosts.
 fn places(ranks: &[Neighbour]) -> Vec<LocalPlace> {
     let mut hosts: BTreeMap<&str, Vec<Option<usize>>> = BTreeMap::new();
     for rank in ranks {
@@ -117,14 +118,15 @@ fn places(ranks: &[Neighbour]) -> Vec<LocalPlace> {
 
 fn choose(place: LocalPlace, visible: usize, share: bool) -> Result<usize, String> {
     match visible {
-        0 => Err("the CUDA driver shows no GPU (`nnunet-dist doctor` says why)".into()),
-        // Either the launcher has bound the rank, or there is but one: then the comparison of UUIDs tells.
+        0 => Err("the CUDA driver reports no GPU (run `nnunet-dist doctor` for the reason)".into()),
+        // Either the launcher has bound the rank to a GPU, or there is only one; the comparison of UUIDs detects the
+        // latter.
         1 => Ok(0),
         _ if place.rank < visible => Ok(place.rank),
         _ if share => Ok(place.rank % visible),
         _ => Err(format!(
-            "this is rank {} on its host, which has only {visible} GPUs for {} ranks (start fewer with -np or \
-             --ntasks-per-node, ask for more with --gres=gpu:{}, show more in CUDA_VISIBLE_DEVICES, or set {SHARE}=1)",
+            "local rank {} has no GPU: the host has only {visible} GPUs for {} ranks (start fewer with -np or \
+             --ntasks-per-node, request more with --gres=gpu:{}, extend CUDA_VISIBLE_DEVICES, or set {SHARE}=1)",
             place.rank,
             place.size,
             place.rank + 1
@@ -132,15 +134,15 @@ fn choose(place: LocalPlace, visible: usize, share: bool) -> Result<usize, Strin
     }
 }
 
-/// Two ranks with one GPU, in words.
+/// Describes the first two ranks that use the same GPU, if any.
 fn first_conflict(tenants: &[Tenant]) -> Option<String> {
     let mut owners: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
     tenants.iter().enumerate().find_map(|(rank, tenant)| {
         let (other, host) = owners.insert(&tenant.gpu, (rank, &tenant.host))?;
         Some(format!(
-            "ranks {other} and {rank} would share the GPU {} of {host}: start one rank per GPU (-np), give each rank its \
-             own (CUDA_VISIBLE_DEVICES, or Slurm's --gres=gpu:N), or set {SHARE}=1 (with NCCL 2.30 or newer also \
-             NCCL_MULTI_RANK_GPU_ENABLE=1; older ones refuse)",
+            "ranks {other} and {rank} would share the GPU {} of {host}: start one rank per GPU (-np), give each rank \
+             its own (CUDA_VISIBLE_DEVICES, or Slurm's --gres=gpu:N), or set {SHARE}=1 (with NCCL 2.30 or newer also \
+             NCCL_MULTI_RANK_GPU_ENABLE=1; older versions report an error)",
             tenant.gpu
         ))
     })
@@ -150,7 +152,7 @@ fn sharing_is_allowed() -> bool {
     env::var_os(SHARE).is_some_and(|value| value == "1")
 }
 
-/// What each rank has to say, in rank order.
+/// Gathers a JSON value from each rank, in rank order.
 fn gather<T: Serialize + DeserializeOwned>(comm: &dyn Communicator, own: &T, what: &str) -> Result<Vec<T>, CommError> {
     let began = Instant::now();
     let message = serde_json::to_vec(own).expect("strings and integers can be written as JSON");
@@ -158,7 +160,7 @@ fn gather<T: Serialize + DeserializeOwned>(comm: &dyn Communicator, own: &T, wha
     let read: Result<_, _> = messages.iter().map(|message| serde_json::from_slice(message)).collect();
     read.map_err(|error| CommError {
         fault: Fault::Disagreement,
-        ..refusal(comm, what, began, format!("another rank runs another version of the program: {error}"))
+        ..refusal(comm, what, began, format!("another rank runs a different version of the program: {error}"))
     })
 }
 

@@ -1,20 +1,20 @@
-//! From the environment that a launcher leaves to the ranks of a job.
+//! Detection of the launcher from environment variables, and start of the communicator.
 
 use std::env;
 use std::time::Instant;
 
 use super::{CommError, Communicator, Fault, Single, divide_threads};
 
-/// What a launcher tells a process by its environment.
+/// Launcher information from the environment of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Launch {
     launcher: &'static str,
     rank: usize,
-    /// `None` where only MPI itself knows.
+    /// World size; `None` if only MPI knows it.
     size: Option<usize>,
 }
 
-/// Launchers and the variables with rank and size, innermost first: Slurm's may surround any of the others.
+/// Launchers and their variables with rank and size, innermost first: Slurm's may surround any of the others.
 const LAUNCHERS: [(&str, &str, &str); 4] = [
     ("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("mpirun (MPICH) or srun --mpi=pmi2", "PMI_RANK", "PMI_SIZE"),
@@ -22,17 +22,17 @@ const LAUNCHERS: [(&str, &str, &str); 4] = [
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 ];
 
-/// Joins the job that this process was started in, and divides the CPU cores over its ranks ([`divide_threads`]).
+/// Joins the job that this process was started in, and divides the CPU cores among its ranks ([`divide_threads`]).
 ///
-/// MPI is started only where a launcher says that there is more than one process; else the job is [`Single`]. Within an
-/// MPI job a panic on any thread now ends all ranks, and dropping the communicator waits for them.
+/// MPI is initialized only if a launcher started more than one process; otherwise the job is [`Single`]. In an MPI job,
+/// a panic on any thread then ends all ranks, and dropping the communicator waits for them.
 ///
-/// To be called once, first thing on the main thread: see [`divide_threads`] for why.
+/// Must be called once, first thing on the main thread; see [`divide_threads`] for the reason.
 ///
 /// # Errors
 ///
-/// Where MPI fails, where this build has no MPI, and where the launcher belongs to another MPI than this build (each
-/// process would then be a job of its own and all would write to the same files).
+/// Returns an error if MPI fails, if this build has no MPI, or if the launcher belongs to a different MPI than this
+/// build (each process would then be a job of its own, and all would write to the same files).
 pub fn init() -> Result<Box<dyn Communicator>, CommError> {
     let variable = |name: &str| env::var(name).ok()?.parse().ok();
     let comm = match find_launch(variable) {
@@ -43,7 +43,7 @@ pub fn init() -> Result<Box<dyn Communicator>, CommError> {
     Ok(comm)
 }
 
-/// Name and version of the MPI library of this build, such as `Open MPI v4.1.4`; `None` where it was built without.
+/// Returns name and version of the MPI library of this build, such as `Open MPI v4.1.4`, or `None` without MPI.
 pub fn mpi_version() -> Option<String> {
     #[cfg(feature = "mpi")]
     return Some(super::mpi::library_version());
@@ -51,7 +51,8 @@ pub fn mpi_version() -> Option<String> {
     None
 }
 
-/// Slurm sets the rank for a batch script, too, so a launcher counts only with both or where it never tells the size.
+/// Detects the launcher. Slurm sets the rank for a batch script, too, so a launcher counts only if both variables are
+/// set, or if it never sets the size.
 fn find_launch(variable: impl Fn(&str) -> Option<usize>) -> Option<Launch> {
     LAUNCHERS.into_iter().find_map(|(launcher, rank, size)| {
         let launch = Launch { launcher, rank: variable(rank)?, size: variable(size) };
@@ -70,22 +71,22 @@ fn join(launch: &Launch) -> Result<Box<dyn Communicator>, CommError> {
     {
         let version = mpi::library_version();
         let reason = format!(
-            "it started {size} processes but {version}, which this program was built with, finds {} (start it with the \
-             launcher of that MPI, or build it with the other's mpicc: MPICC=mpicc.mpich cargo build)",
+            "the launcher started {size} processes, but {version}, which this program was built with, finds {} (use \
+             the launcher of that MPI, or build with the mpicc of the launcher's MPI: MPICC=mpicc.mpich cargo build)",
             comm.world_size()
         );
         return Err(launch.refused(began, reason));
     }
     failure::end_job_on_panic(comm.rank(), mpi::end_job);
     comm.watch_over()?;
-    // Launchers that report the death of a process by its number only (MPICH's) leave it to this line to name the rank.
+    // Launchers that report a dead process only by its number (MPICH's) rely on this line to identify the rank.
     tracing::info!("rank {} of {} is process {}", comm.rank(), comm.world_size(), std::process::id());
     Ok(Box::new(comm))
 }
 
 #[cfg(not(feature = "mpi"))]
 fn join(launch: &Launch) -> Result<Box<dyn Communicator>, CommError> {
-    Err(launch.refused(Instant::now(), "this program was built without MPI (build it with `--features mpi`)".into()))
+    Err(launch.refused(Instant::now(), "this program was built without MPI (build with `--features mpi`)".into()))
 }
 
 impl Launch {
@@ -99,7 +100,7 @@ impl Launch {
 mod tests {
     use super::*;
 
-    /// What is found where exactly these variables are set.
+    /// Returns the rank and size detected when exactly these variables are set.
     fn found(variables: &[(&str, usize)]) -> Option<(usize, Option<usize>)> {
         let variable = |name: &str| variables.iter().find(|(set, _)| *set == name).map(|(_, value)| *value);
         find_launch(variable).map(|launch| (launch.rank, launch.size))

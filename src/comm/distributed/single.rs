@@ -1,10 +1,10 @@
-//! One process by itself.
+//! Communicator of a single process.
 
 use std::sync::Arc;
 
 use super::{CommError, Communicator, Pending, ReduceOp, Reducer, Wire};
 
-/// The only rank of its job: every collective is done before it begins.
+/// The only rank of its job; every collective returns immediately.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Single;
 
@@ -65,7 +65,7 @@ impl Reducer for Single {
     }
 }
 
-/// What needed no exchange.
+/// Result that needed no exchange.
 struct Done(Vec<f32>);
 
 impl Pending for Done {

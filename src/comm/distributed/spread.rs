@@ -1,13 +1,13 @@
-//! Which rank takes which case, where each is work by itself.
+//! Distribution of independent cases over ranks.
 
 use std::cmp::Reverse;
 
 use super::Communicator;
 
-/// Divides items of these costs over `ranks`: the largest first, each to the rank that has the least so far. No rank gets
-/// more than 4/3 of what the best division would give it (Graham 1969, "Bounds on multiprocessing timing anomalies").
+/// Distributes items with the given costs over `ranks`: largest first, each to the rank with the smallest load so far.
+/// No rank gets more than 4/3 of the optimum (Graham 1969, "Bounds on multiprocessing timing anomalies").
 ///
-/// Gives the items of each rank, in ascending order.
+/// Returns the items of each rank, in ascending order.
 pub fn assign(costs: &[u64], ranks: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..costs.len()).collect();
     order.sort_by_key(|&item| (Reverse(costs[item]), item));
@@ -22,7 +22,7 @@ pub fn assign(costs: &[u64], ranks: usize) -> Vec<Vec<usize>> {
     shares
 }
 
-/// This rank's items, in ascending order. All ranks must know the same costs.
+/// Returns this rank's items, in ascending order. All ranks must pass the same costs.
 pub fn share_of(comm: &dyn Communicator, costs: &[u64]) -> Vec<usize> {
     assign(costs, comm.world_size()).swap_remove(comm.rank())
 }
@@ -53,7 +53,7 @@ mod tests {
             let mut items: Vec<usize> = shares.iter().flatten().copied().collect();
             items.sort_unstable();
             assert_eq!(items, (0..costs.len()).collect::<Vec<_>>());
-            // No division is better than this.
+            // Lower bound for any distribution.
             let total: u64 = costs.iter().sum();
             let least = total.div_ceil(ranks as u64).max(costs.iter().copied().max().unwrap_or(0));
             let most = shares.iter().map(|share| share.iter().map(|&item| costs[item]).sum::<u64>()).max();

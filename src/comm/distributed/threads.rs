@@ -1,4 +1,4 @@
-//! How many threads each rank may use, so that the ranks of a host do not compete for its cores.
+//! Number of threads per rank, chosen so that the ranks of a host do not compete for its cores.
 
 use std::env;
 use std::ffi::CStr;
@@ -13,33 +13,33 @@ use super::{CommError, Communicator, Fault};
 
 const WHAT: &str = "division of CPU cores";
 
-/// Where a rank runs: what the others must know to divide the cores.
+/// Machine and cores of a rank, exchanged to divide the cores.
 #[derive(Debug, Serialize, Deserialize)]
 struct Place {
-    /// The same for all processes under one kernel, also in containers: core numbers mean the same to them.
+    /// Identical for all processes under one kernel, also in containers, so core numbers mean the same to them.
     machine: String,
-    /// The cores that this process may run on.
+    /// Cores on which this process may run.
     cores: Vec<usize>,
 }
 
-/// Divides the CPU cores over the ranks of each host and limits this process to its share, which is returned.
+/// Divides the CPU cores among the ranks of each host and limits this process to its share, which is returned.
 ///
-/// A core that `k` ranks may use counts `1/k` to each of them. So ranks that a launcher has bound to cores of their own
-/// (as Open MPI does by default) keep these, and ranks that share a mask (Slurm's allocation, a container, the whole
-/// machine) divide it. A CPU quota of the control group is divided over the ranks of the host. Every rank gets at least
-/// one thread.
+/// A core that `k` ranks may use counts `1/k` for each of them. So ranks that a launcher has bound to separate cores
+/// (as Open MPI does by default) keep them, and ranks that share an affinity mask (Slurm's allocation, a container, the
+/// whole machine) divide it. A CPU quota of the control group is divided among the ranks of the host. Every rank gets
+/// at least one thread.
 ///
 /// The share becomes the size of rayon's global pool and `OMP_NUM_THREADS`, and `OMP_WAIT_POLICY` becomes `passive`: an
-/// OpenMP thread that spins while it waits takes the core from another pool. What the user has set in these variables
-/// or in `RAYON_NUM_THREADS` stays. A collective.
+/// OpenMP thread that spins while it waits takes the core from another pool. Values that the user has set for these
+/// variables or for `RAYON_NUM_THREADS` are kept. A collective.
 ///
-/// [`init`](super::init) calls it; a command that never joins a job calls it with [`Single`](super::Single). It must run
-/// before the OpenMP runtime is loaded (with oneDNN) and before rayon is used, since both look only once, and while
-/// this is the only thread, since it sets environment variables.
+/// [`init`](super::init) calls it; a command that never joins a job calls it with [`Single`](super::Single). It must
+/// run before the OpenMP runtime is loaded (with oneDNN) and before rayon is used, since both read the settings only
+/// once, and while this is the only thread, since it sets environment variables.
 ///
 /// # Errors
 ///
-/// Those of the collective.
+/// Returns an error if the collective fails.
 pub fn divide_threads(comm: &dyn Communicator) -> Result<usize, CommError> {
     let began = Instant::now();
     let here = Place { machine: machine(), cores: usable_cores() };
@@ -51,7 +51,7 @@ pub fn divide_threads(comm: &dyn Communicator) -> Result<usize, CommError> {
         operation: WHAT.into(),
         elapsed_s: began.elapsed().as_secs_f64(),
         fault: Fault::Disagreement,
-        reason: format!("another rank runs another version of the program: {error}"),
+        reason: format!("another rank runs a different version of the program: {error}"),
     })?;
     let quota = thread::available_parallelism().map_or(usize::MAX, NonZero::get);
     let threads = share(&places, &here, quota, comm.local_size());
@@ -59,8 +59,8 @@ pub fn divide_threads(comm: &dyn Communicator) -> Result<usize, CommError> {
     Ok(threads)
 }
 
-/// The number of threads for the rank at `here`. `quota` is the number of cores that affinity and control group grant
-/// to this process; it binds the host's ranks together where it is below the affinity alone.
+/// Computes the number of threads for the rank at `here`. `quota` is the number of cores that affinity and control
+/// group allow for this process; if it is below the affinity alone, the ranks of the host share it.
 fn share(ranks: &[Place], here: &Place, quota: usize, local_size: usize) -> usize {
     let neighbours: Vec<_> = ranks.iter().filter(|rank| rank.machine == here.machine).collect();
     let users_of = |core: &usize| neighbours.iter().filter(|rank| rank.cores.contains(core)).count();
@@ -68,7 +68,7 @@ fn share(ranks: &[Place], here: &Place, quota: usize, local_size: usize) -> usiz
     if quota < here.cores.len() {
         cores = cores.min(quota as f64 / local_size as f64);
     }
-    // Three thirds are one core.
+    // Tolerance for rounding: three thirds must add up to one core.
     ((cores + 1e-6) as usize).max(1)
 }
 
@@ -82,29 +82,29 @@ fn limit_to(threads: usize) {
     }
 }
 
-/// Sets an environment variable that the user has not set.
+/// Sets an environment variable unless the user has set it.
 fn set_default(name: &str, value: &str) {
     if env::var_os(name).is_none() {
-        // SAFETY: no thread of ours exists yet (see `divide_threads`), and the helper threads of MPI, if it runs, read
-        // the environment only while it starts.
+        // SAFETY: none of our threads exists yet (see `divide_threads`), and the helper threads of MPI, if it runs,
+        // read the environment only during initialization.
         unsafe { env::set_var(name, value) };
     }
 }
 
-/// The running kernel, or at least the name of the host.
+/// Returns an ID of the running kernel, or the host name if it is not available.
 fn machine() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_else(|_| host_name())
 }
 
-/// The name of this host.
+/// Returns the name of this host.
 pub fn host_name() -> String {
     let mut name = [0u8; 256];
-    // SAFETY: the buffer is as long as stated, less one byte so that a name cut short still ends in a zero.
+    // SAFETY: the buffer has the stated length, minus one byte so that a truncated name is still zero-terminated.
     unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
     CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The numbers of the cores in this process's affinity mask.
+/// Returns the numbers of the cores in this process's affinity mask.
 #[cfg(target_os = "linux")]
 fn usable_cores() -> Vec<usize> {
     // SAFETY: `cpu_set_t` is plain bits, for which zero is valid; the kernel writes no more than the stated size.
@@ -119,7 +119,7 @@ fn usable_cores() -> Vec<usize> {
     (0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect()
 }
 
-/// Where there is no affinity, all processes share all cores.
+/// Returns all cores, on systems without affinity.
 #[cfg(not(target_os = "linux"))]
 fn usable_cores() -> Vec<usize> {
     all_cores()
@@ -139,7 +139,7 @@ mod tests {
         Place { machine: machine.into(), cores: cores.collect() }
     }
 
-    /// The shares of all ranks where there is no quota.
+    /// Returns the shares of all ranks without a quota.
     fn shares(ranks: &[Place]) -> Vec<usize> {
         ranks.iter().map(|here| share(ranks, here, here.cores.len(), ranks.len())).collect()
     }

@@ -1,20 +1,20 @@
-//! How values travel between ranks: as they are, or rounded to 16 bits to halve the traffic.
+//! Transfer format of values between ranks: unchanged, or rounded to 16 bits to halve the traffic.
 
 #[cfg(any(feature = "mpi", test))]
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use serde::{Deserialize, Serialize};
 
-/// Format of gradients on the wire. Sums are made in f32 whatever it is.
+/// Transfer format of gradients. Sums are computed in f32 in every format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Wire {
-    /// IEEE single precision: nothing is lost.
+    /// IEEE single precision: lossless.
     #[default]
     #[cfg_attr(feature = "clap", value(name = "none"))]
     #[serde(rename = "none")]
     F32,
-    /// IEEE half precision: 11 bits of mantissa, values up to 65504, and below 6e-8 zero.
+    /// IEEE half precision: 11 bits of mantissa, values up to 65504; values below 6e-8 become zero.
     #[cfg_attr(feature = "clap", value(name = "fp16"))]
     #[serde(rename = "fp16")]
     F16,
@@ -23,32 +23,32 @@ pub enum Wire {
 }
 
 impl Wire {
-    /// Bytes of a value on the wire.
+    /// Returns the bytes per transferred value.
     pub fn bytes(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }
     }
 
-    /// Rounds `values` (to nearest, ties to even) into `bits`, of the same length.
+    /// Rounds `values` (to nearest, ties to even) into `bits`, which must have the same length.
     ///
     /// # Panics
-    /// For [`Wire::F32`], which needs no rounding.
+    /// Panics for [`Wire::F32`], which needs no rounding.
     #[cfg(any(feature = "mpi", test))]
     pub(super) fn encode(self, values: &[f32], bits: &mut [u16]) {
         match self {
-            Self::F32 => unreachable!("values that travel as they are are not encoded"),
+            Self::F32 => unreachable!("f32 values are sent without encoding"),
             Self::F16 => bytemuck::cast_slice_mut::<u16, f16>(bits).convert_from_f32_slice(values),
             Self::Bf16 => bytemuck::cast_slice_mut::<u16, bf16>(bits).convert_from_f32_slice(values),
         }
     }
 
-    /// Undoes [`Wire::encode`].
+    /// Inverse of [`Wire::encode`].
     ///
     /// # Panics
-    /// As [`Wire::encode`].
+    /// Same as [`Wire::encode`].
     #[cfg(any(feature = "mpi", test))]
     pub(super) fn decode(self, bits: &[u16], values: &mut [f32]) {
         match self {
-            Self::F32 => unreachable!("values that travel as they are are not decoded"),
+            Self::F32 => unreachable!("f32 values are received without decoding"),
             Self::F16 => bytemuck::cast_slice::<u16, f16>(bits).convert_to_f32_slice(values),
             Self::Bf16 => bytemuck::cast_slice::<u16, bf16>(bits).convert_to_f32_slice(values),
         }

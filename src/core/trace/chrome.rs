@@ -1,4 +1,4 @@
-//! The format of trace viewers.
+//! Chrome trace format.
 
 use std::collections::BTreeSet;
 
@@ -7,18 +7,18 @@ use serde_json::{Value, json};
 
 use super::{Event, Kind};
 
-/// What a rank has recorded.
+/// Recorded events of a rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RankTrace {
-    /// Name of its host.
+    /// Host name.
     pub host: String,
-    /// How far its clock is ahead of that of the first, in microseconds.
+    /// Offset of its clock from the clock of rank 0, in microseconds; positive if it is ahead.
     pub ahead_us: f64,
     pub events: Vec<Event>,
 }
 
-/// The recordings of ranks 0, 1, … in one Chrome trace (the "Trace Event Format", which Perfetto reads too): a process for
-/// each rank, a track for each of its threads, all on the clock of rank 0, which begins at 0.
+/// Merges the recordings of ranks 0, 1, … into one Chrome trace ("Trace Event Format", also read by Perfetto): one
+/// process per rank, one track per thread, all on the clock of rank 0, starting at 0.
 pub fn chrome_trace(ranks: &[RankTrace]) -> Value {
     let begin = |trace: &RankTrace, event: &Event| event.begin_us - trace.ahead_us;
     let begins = ranks.iter().flat_map(|trace| trace.events.iter().map(move |event| begin(trace, event)));
@@ -36,7 +36,7 @@ pub fn chrome_trace(ranks: &[RankTrace]) -> Value {
     json!({"displayTimeUnit": "ms", "traceEvents": events})
 }
 
-/// What a process or a thread is called.
+/// Creates a metadata entry with the name of a process or a thread.
 fn name(rank: usize, thread: Option<u64>, what: &str, text: &str) -> Value {
     let mut entry = json!({"ph": "M", "pid": rank, "name": what, "args": {"name": text}});
     if let Some(number) = thread {
@@ -45,7 +45,7 @@ fn name(rank: usize, thread: Option<u64>, what: &str, text: &str) -> Value {
     entry
 }
 
-/// A span is one entry. A flight has one for its begin and one for its end, paired by `id`.
+/// Appends the entries of an event. A span has one entry; a flight has a begin and an end entry, paired by `id`.
 fn entries(rank: usize, number: usize, event: &Event, begin_us: f64, to: &mut Vec<Value>) {
     let (name, length_us) = (&event.name, event.length_us);
     let entry = |phase: &str, at: f64| json!({"name": name, "ph": phase, "pid": rank, "tid": event.thread.0, "ts": at});

@@ -1,8 +1,8 @@
-//! What each thread does, for a few steps, as a timeline (`train --profile`).
+//! Timeline of thread activity over a few steps (`train --profile`).
 //!
-//! Code marks what takes time with [`span`], and what goes on behind other things with [`flight`]. While nobody records
-//! that costs a look at a flag. [`start`] begins a recording and [`stop`] gives it; [`chrome_trace`] makes of those of several
-//! processes a file that trace viewers open.
+//! Code marks blocking work with [`span`], and asynchronous work with [`flight`]. Without an active recording, each
+//! costs one atomic load. [`start`] begins a recording and [`stop`] returns its events; [`chrome_trace`] merges the
+//! recordings of several processes into a file for trace viewers.
 
 mod chrome;
 mod recorder;

@@ -1,4 +1,4 @@
-//! The recording of this process.
+//! Event recorder of this process.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -6,59 +6,60 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-/// Whether anything is recorded.
+/// Whether recording is active.
 static ON: AtomicBool = AtomicBool::new(false);
 static EVENTS: Mutex<Vec<Event>> = Mutex::new(Vec::new());
-/// What times are counted from.
+/// Origin of all times.
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 static THREADS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    /// Number of this thread among those that have recorded anything.
+    /// Number of this thread among the threads that have recorded events.
     static THREAD: u64 = THREADS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Something that took time.
+/// A recorded event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     pub name: String,
-    /// Which of its kind it was: a case, a step; empty where that needs no saying.
+    /// Subject of the event, such as a case or a step; may be empty.
     pub detail: String,
     pub kind: Kind,
-    /// Number and name of the thread that it began on.
+    /// Number and name of the thread on which it started.
     pub thread: (u64, String),
-    /// Microseconds since the process's origin of time.
+    /// Microseconds since the time origin of the process.
     pub begin_us: f64,
     pub length_us: f64,
 }
 
-/// How an event lies to others.
+/// Relation of an event to other events on its thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
-    /// Occupies its thread; one that begins within another ends within it.
+    /// Blocks its thread; spans on a thread are properly nested.
     Span,
-    /// Goes on behind whatever its thread does; others may overlap with it.
+    /// Runs asynchronously to its thread; flights may overlap.
     Flight,
 }
 
-/// Begins a recording; what was recorded before is gone.
+/// Starts a recording and discards earlier events.
 pub fn start() {
     events().clear();
     ON.store(true, Ordering::Relaxed);
 }
 
-/// Ends the recording and gives what has ended within it.
+/// Stops the recording and returns the events that ended during it.
 pub fn stop() -> Vec<Event> {
     ON.store(false, Ordering::Relaxed);
     std::mem::take(&mut *events())
 }
 
-/// Whether there is a recording: it is worth waiting for a device, so that its work is seen where it belongs.
+/// Returns whether recording is active. Callers then synchronize with the device, so that its work is attributed
+/// correctly.
 pub fn is_on() -> bool {
     ON.load(Ordering::Relaxed)
 }
 
-/// Microseconds since the process's origin of time, which [`Event::begin_us`] is counted from.
+/// Returns microseconds since the time origin of the process, the same origin as for [`Event::begin_us`].
 pub fn now_us() -> f64 {
     microseconds(now())
 }
@@ -67,26 +68,26 @@ fn now() -> Duration {
     ORIGIN.elapsed()
 }
 
-/// Marks what is done until the span is dropped.
+/// Starts a span that ends when it is dropped.
 pub fn span(name: &'static str) -> Span {
     span_of(name, String::new)
 }
 
-/// The same, of something in particular; `detail` is asked only in a recording.
+/// Like [`span`], with a subject. `detail` is only called while recording.
 pub fn span_of(name: &'static str, detail: impl FnOnce() -> String) -> Span {
     Span(Open::new(Kind::Span, || name.to_owned(), detail))
 }
 
-/// Marks what goes on until the flight is dropped, by whichever thread.
+/// Starts a flight that ends when it is dropped, on any thread.
 pub fn flight(name: impl FnOnce() -> String) -> Flight {
     Flight(Open::new(Kind::Flight, name, String::new))
 }
 
-/// Ends when it is dropped, see [`span`].
+/// Guard of a span, see [`span`].
 #[must_use = "it ends when it is dropped"]
 pub struct Span(#[expect(dead_code, reason = "its drop is what matters")] Option<Open>);
 
-/// Ends when it is dropped, see [`flight`].
+/// Guard of a flight, see [`flight`].
 #[must_use = "it ends when it is dropped"]
 pub struct Flight(#[expect(dead_code, reason = "its drop is what matters")] Option<Open>);
 
@@ -137,7 +138,7 @@ fn microseconds(duration: Duration) -> f64 {
 mod tests {
     use super::*;
 
-    // One test: the recording is the process's.
+    // A single test, because the recording is global to the process.
     #[test]
     fn only_what_ends_within_a_recording_is_in_it() {
         drop(span("before"));

@@ -235,20 +235,20 @@ impl std::fmt::Debug for Pipeline {
     }
 }
 
-/// Which transforms training patches go through.
+/// Augmentation transforms of training patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum AugmentationPreset {
-    /// nnU-Net v2's complete list.
+    /// Complete list of nnU-Net v2.
     Nnunet,
-    /// NVIDIA nnU-Net's shorter list: zoom, mirroring, noise, blur, brightness and contrast.
+    /// Shorter list of NVIDIA's nnU-Net: zoom, mirroring, noise, blur, brightness and contrast.
     #[serde(alias = "basic")]
     #[cfg_attr(feature = "clap", value(alias = "basic"))]
     Nvidia,
-    /// nnU-Net v2's longest list (`nnUNetTrainerDA5`).
+    /// Longest list of nnU-Net v2 (`nnUNetTrainerDA5`).
     Strong,
-    /// The patch as it was cut.
+    /// No augmentation.
     None,
 }
 

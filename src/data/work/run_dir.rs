@@ -1,4 +1,4 @@
-//! The files of one training run.
+//! Paths of the files of one training run.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,85 +6,86 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The folder of one training run.
+/// Folder of one training run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunDir {
     root: PathBuf,
 }
 
 impl RunDir {
-    /// The run at `root`; nothing is read or created.
+    /// Creates the run folder at `root`; does not access the disk.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
-    /// The folder itself.
+    /// Path of the folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The resolved configuration.
+    /// Resolved configuration.
     pub fn config(&self) -> PathBuf {
         self.root.join("config.toml")
     }
 
-    /// One JSON object per epoch.
+    /// Log with one JSON object per epoch.
     pub fn log(&self) -> PathBuf {
         self.root.join("log.jsonl")
     }
 
-    /// All checkpoints that are kept, see [`nnunet_nn::checkpoint`].
+    /// Folder of all checkpoints that are kept, see `nnunet_nn::checkpoint`.
     pub fn checkpoints(&self) -> PathBuf {
         self.root.join("checkpoints")
     }
 
-    /// The newest checkpoint.
+    /// Newest checkpoint.
     pub fn checkpoint_latest(&self) -> PathBuf {
         self.root.join("checkpoint_latest")
     }
 
-    /// The checkpoint with the best moving average of the pseudo Dice.
+    /// Checkpoint with the best moving average of the pseudo Dice.
     pub fn checkpoint_best(&self) -> PathBuf {
         self.root.join("checkpoint_best")
     }
 
-    /// Steps whose loss or gradient was no number, kept for `nnunet-dist replay`.
+    /// Dumps of steps whose loss or gradient was NaN or infinite, for `nnunet-dist replay`.
     pub fn incidents(&self) -> PathBuf {
         self.root.join("incidents")
     }
 
-    /// What the processes did in some steps, see [`nnunet_core::trace`].
+    /// Recorded timeline of some steps, see [`nnunet_core::trace`].
     pub fn trace(&self) -> PathBuf {
         self.root.join("trace.json")
     }
 
-    /// Where the run stands.
+    /// Run status.
     pub fn status(&self) -> PathBuf {
         self.root.join("status.json")
     }
 
-    /// Event files, where they are asked for.
+    /// Event files for TensorBoard, if enabled.
     pub fn tensorboard(&self) -> PathBuf {
         self.root.join("tensorboard")
     }
 
-    /// Losses, pseudo Dice, epoch times and learning rate, drawn after each epoch.
+    /// Plot of losses, pseudo Dice, epoch times and learning rate, updated after each epoch.
     pub fn progress(&self) -> PathBuf {
         self.root.join("progress.png")
     }
 
-    /// In a cascade, segmentations of the fold's validation cases for the next stage, in the voxels of its preprocessed cases.
+    /// Segmentations of the fold's validation cases for the next stage of a cascade, in the voxels of its preprocessed
+    /// cases.
     pub fn predicted_next_stage(&self, configuration: &str) -> PathBuf {
         self.root.join("predicted_next_stage").join(configuration)
     }
 
-    /// Predictions of the fold's validation cases, and their `summary.json`.
+    /// Predictions for the fold's validation cases, and their `summary.json`.
     pub fn validation(&self) -> PathBuf {
         self.root.join("validation")
     }
 }
 
-/// Which cases are held out: those of one fold of `splits_final.json`, or none.
+/// The held-out cases: those of one fold of `splits_final.json`, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum FoldId {

@@ -1,4 +1,4 @@
-//! Where the files of a dataset and of its runs lie.
+//! Locations of the files of a dataset and its runs.
 
 use std::path::{Path, PathBuf};
 
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, FoldId, RunDir, one_line};
 
-/// The work folder of one dataset: what `plan` and `preprocess` make and `train` reads.
+/// The work folder of one dataset, written by `plan` and `preprocess` and read by `train`.
 ///
 /// ```text
 /// WORK/
-///   source.toml                   where the raw dataset lies
-///   dataset.json                  nnU-Net v2's schema, also for a dataset in MSD's
+///   source.toml                   location of the raw dataset
+///   dataset.json                  in nnU-Net v2's schema, also if the dataset uses MSD's
 ///   dataset_fingerprint.json
-///   PLANS.json                    nnUNetPlans.json, and others beside it
+///   PLANS.json                    nnUNetPlans.json, and further plans
 ///   splits_final.json
 ///   preprocessed/DATA_IDENTIFIER/ one store per data identifier of the plans
-///   runs/CONFIGURATION/fold_FOLD/ see RunDir; of other plans than nnUNetPlans runs/PLANS__CONFIGURATION/fold_FOLD/
+///   runs/CONFIGURATION/fold_FOLD/ see RunDir; for other plans than nnUNetPlans runs/PLANS__CONFIGURATION/fold_FOLD/
 ///   runs/CONFIGURATION/crossval_results_folds_FOLDS/
-///   ensembles/NAME/               held-out cases as two configurations together predict them
+///   ensembles/NAME/               predictions of two configurations together for the held-out cases
 ///   inference_information.json, inference_instructions.txt
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,66 +28,68 @@ pub struct WorkDir {
     plans: String,
 }
 
-/// The plans that are meant where none are named.
+/// Name of the default plans.
 pub const DEFAULT_PLANS: &str = "nnUNetPlans";
 
-/// The files of a work folder that are no plans, without their ending.
+/// JSON files of a work folder that are not plans, without extension.
 const NO_PLANS: [&str; 4] = ["dataset", "dataset_fingerprint", "splits_final", "inference_information"];
 
-/// Checks that a name can be that of a plans file.
+/// Checks that a name is valid for a plans file.
 ///
 /// # Errors
-/// Says what is wrong with it.
+/// Returns a description of the problem.
 pub fn check_plans_name(name: &str) -> Result<(), String> {
     let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
     if name.is_empty() || name.starts_with('.') || name.ends_with(".json") || !name.chars().all(is_plain) {
-        return Err(format!("`{name}` is no name of plans; use letters, digits, `_`, `-` and `.`, without .json"));
+        return Err(format!(
+            "`{name}` is not a valid plans name; use letters, digits, `_`, `-` and `.`, without .json"
+        ));
     }
-    // What belongs to other plans than the default has their name before its own.
+    // Files of non-default plans are named PLANS__FILE.
     let own = name.rsplit_once("__").map_or(name, |(_, own)| own);
     match NO_PLANS.contains(&own) {
-        true => Err(format!("`{name}` is another file of the work folder; choose another name")),
+        true => Err(format!("`{name}` is reserved for another file of the work folder; choose another name")),
         false => Ok(()),
     }
 }
 
 impl WorkDir {
-    /// The work folder at `root`, with [`DEFAULT_PLANS`]; nothing is read or created.
+    /// Creates the work folder at `root`, with [`DEFAULT_PLANS`]; does not access the disk.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into(), plans: DEFAULT_PLANS.to_owned() }
     }
 
-    /// The same work folder with other plans.
+    /// Returns the same work folder with other plans.
     pub fn with_plans(self, name: impl Into<String>) -> Self {
         Self { plans: name.into(), ..self }
     }
 
-    /// The folder itself.
+    /// Path of the folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Where the raw dataset lies, see [`super::Source`].
+    /// Location of the raw dataset, see [`super::Source`].
     pub fn source(&self) -> PathBuf {
         self.root.join("source.toml")
     }
 
-    /// The dataset's description.
+    /// Description of the dataset.
     pub fn dataset_json(&self) -> PathBuf {
         self.root.join("dataset.json")
     }
 
-    /// The dataset's fingerprint.
+    /// Fingerprint of the dataset.
     pub fn fingerprint(&self) -> PathBuf {
         self.root.join("dataset_fingerprint.json")
     }
 
-    /// The plans.
+    /// Plans file.
     pub fn plans(&self) -> PathBuf {
         self.root.join(format!("{}.json", self.plans))
     }
 
-    /// The names of all plans in the folder, sorted.
+    /// Returns the names of all plans in the folder, sorted.
     pub fn names_of_plans(&self) -> Vec<String> {
         let files = std::fs::read_dir(&self.root).into_iter().flatten().flatten();
         let names = files.filter_map(|file| Some(file.file_name().to_str()?.strip_suffix(".json")?.to_owned()));
@@ -96,22 +98,22 @@ impl WorkDir {
         names
     }
 
-    /// The cross-validation splits.
+    /// Cross-validation splits.
     pub fn splits(&self) -> PathBuf {
         self.root.join("splits_final.json")
     }
 
-    /// The preprocessed cases of a data identifier (`nnUNetPlans_3d_fullres`).
+    /// Store of the preprocessed cases for a data identifier (`nnUNetPlans_3d_fullres`).
     pub fn preprocessed(&self, data_identifier: &str) -> PathBuf {
         self.root.join("preprocessed").join(data_identifier)
     }
 
-    /// The folder of a configuration's runs, one for each fold.
+    /// Folder of a configuration's runs, with one run per fold.
     pub fn runs(&self, configuration: &str) -> PathBuf {
         self.root.join("runs").join(self.of_plans(configuration))
     }
 
-    /// The runs of a configuration that are there: those of folds by their number, then that of all cases.
+    /// Returns the existing runs of a configuration: folds by number, then the run on all cases.
     pub fn begun_runs(&self, configuration: &str) -> Vec<RunDir> {
         let entries = std::fs::read_dir(self.runs(configuration)).into_iter().flatten();
         let fold = |entry: std::fs::DirEntry| entry.file_name().to_str()?.strip_prefix("fold_")?.parse().ok();
@@ -123,32 +125,32 @@ impl WorkDir {
         folds.into_iter().map(|fold| self.run(configuration, fold)).collect()
     }
 
-    /// The default folder of a run.
+    /// Default folder of a run.
     pub fn run(&self, configuration: &str, fold: FoldId) -> RunDir {
         RunDir::new(self.runs(configuration).join(format!("fold_{fold}")))
     }
 
-    /// The held-out cases of a configuration's `folds`, such as `0_1_2`.
+    /// Cross-validation results of a configuration for `folds`, such as `0_1_2`.
     pub fn crossval(&self, configuration: &str, folds: &str) -> PathBuf {
         self.runs(configuration).join(format!("crossval_results_folds_{folds}"))
     }
 
-    /// The held-out cases as an ensemble predicts them.
+    /// Predictions of an ensemble for the held-out cases.
     pub fn ensemble(&self, name: &str) -> PathBuf {
         self.root.join("ensembles").join(self.of_plans(name))
     }
 
-    /// Which configuration or ensemble is best.
+    /// File with the best configuration or ensemble.
     pub fn inference_information(&self) -> PathBuf {
         self.root.join(self.of_plans("inference_information.json"))
     }
 
-    /// The commands to predict with it.
+    /// File with the commands for prediction with the best configuration.
     pub fn inference_instructions(&self) -> PathBuf {
         self.root.join(self.of_plans("inference_instructions.txt"))
     }
 
-    /// The name of what belongs to these plans.
+    /// Prefixes a name with the plans, unless they are the default.
     fn of_plans(&self, name: &str) -> String {
         match self.plans.as_str() {
             DEFAULT_PLANS => name.to_owned(),
@@ -157,22 +159,22 @@ impl WorkDir {
     }
 }
 
-/// Where the raw dataset of a work folder lies; preprocessing and validation read images and labels from there.
+/// Location of the raw dataset of a work folder. Preprocessing and validation read images and labels from there.
 ///
-/// It is a file of its own because `dataset.json` is nnU-Net's and is copied into released models. After moving a dataset, edit
-/// this file or run `plan` again.
+/// It is a separate file because `dataset.json` has nnU-Net's format and is copied into released models. After moving a
+/// dataset, edit this file or run `plan` again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// The raw dataset's folder, absolute.
+    /// Absolute path of the raw dataset's folder.
     pub dataset: PathBuf,
 }
 
 impl Source {
-    /// A link to `dataset`, made absolute so that it holds from any current directory.
+    /// Creates a link to `dataset`, made absolute so that it is valid from any current directory.
     ///
     /// # Errors
-    /// Where the folder does not exist.
+    /// Returns an error if the folder does not exist.
     pub fn new(dataset: &Path) -> Result<Self, ConfigError> {
         let dataset = dataset.canonicalize().map_err(|error| ConfigError::new(dataset.display(), error))?;
         Ok(Self { dataset })
@@ -181,7 +183,7 @@ impl Source {
     /// Reads the link of a work folder.
     ///
     /// # Errors
-    /// Where the work folder was not planned, or the link is damaged.
+    /// Returns an error if the work folder has not been planned, or the file is invalid.
     pub fn load(work: &WorkDir) -> Result<Self, ConfigError> {
         let path = work.source();
         let text = std::fs::read_to_string(&path).map_err(|error| {
@@ -194,7 +196,7 @@ impl Source {
     /// Writes the link into a work folder.
     ///
     /// # Errors
-    /// Where the folder cannot be written.
+    /// Returns an error if the folder cannot be written.
     pub fn save(&self, work: &WorkDir) -> Result<(), ConfigError> {
         let path = work.source();
         let text = toml::to_string(self).map_err(|error| ConfigError::new(path.display(), error))?;

@@ -4,24 +4,24 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate falls. Keys that the kind does not use are ignored.
+/// Learning rate schedule. Keys that the kind does not use are ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleConfig {
     pub kind: ScheduleKind,
-    /// Steps in which the rate rises to the initial one, before the schedule begins.
+    /// Warm-up steps, in which the rate rises to the initial one before the schedule starts.
     pub warmup_steps: usize,
     /// Exponent of `poly`.
     pub power: f64,
-    /// Where `cosine` and `cosine_annealing` end.
-    pub end_lr: f64,
+    /// Final rate of `cosine` and `cosine_annealing`.
+    pub min_lr: f64,
     /// Steps of the first cycle of `cosine_annealing`; each later cycle is twice as long.
-    pub first_cycle_steps: usize,
-    /// Factor from the peak of one cycle of `cosine_annealing` to the next.
+    pub t_0: usize,
+    /// Ratio of the peak rates of two successive cycles of `cosine_annealing`.
     pub peak_decay: f64,
 }
 
-/// Shape of the learning rate over the run.
+/// Shape of the learning rate schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "snake_case")]
@@ -31,7 +31,7 @@ pub enum ScheduleKind {
     Poly,
     /// Constant.
     None,
-    /// Half a cosine from `lr` to `end_lr`.
+    /// Half a cosine from `lr` to `min_lr`.
     Cosine,
     /// Cosines with warm restarts (Loshchilov and Hutter 2017).
     CosineAnnealing,
@@ -75,15 +75,15 @@ impl Schedule {
             }
             ScheduleKind::Cosine => self.between(half_cosine(step / steps)),
             ScheduleKind::CosineAnnealing => {
-                let (cycle, part) = cycle(step / self.config.first_cycle_steps as f64);
+                let (cycle, part) = cycle(step / self.config.t_0 as f64);
                 self.between(self.config.peak_decay.powi(cycle) * half_cosine(part))
             }
         }
     }
 
-    /// Interpolates from `end_lr` at 0 to the base rate at 1.
+    /// Interpolates from `min_lr` at 0 to the base rate at 1.
     fn between(&self, part: f64) -> f64 {
-        self.config.end_lr + (self.base - self.config.end_lr) * part
+        self.config.min_lr + (self.base - self.config.min_lr) * part
     }
 }
 
@@ -105,8 +105,7 @@ mod tests {
     use super::*;
 
     fn schedule(kind: ScheduleKind) -> Schedule {
-        let config =
-            ScheduleConfig { kind, warmup_steps: 0, power: 0.9, end_lr: 0.1, first_cycle_steps: 10, peak_decay: 0.5 };
+        let config = ScheduleConfig { kind, warmup_steps: 0, power: 0.9, min_lr: 0.1, t_0: 10, peak_decay: 0.5 };
         Schedule::new(&config, 1.1, 7, 10)
     }
 

@@ -1,4 +1,4 @@
-//! The lowest layer: nnU-Net v2's defaults, and NVIDIA's nnU-Net's where one of its optimisers is chosen.
+//! Default configuration: nnU-Net v2's values, and the values of NVIDIA's nnU-Net for its optimizers.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use nnunet_nn::Device;
 use nnunet_nn::ops::Precision;
 use nnunet_nn::optim::{ScheduleConfig, ScheduleKind};
 
-/// Every key with its default.
+/// Returns all keys with their defaults, which depend on the given values.
 pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, precision: Option<Precision>) -> Table {
     let device = device.unwrap_or(Device::Cpu);
     let config = RunConfig {
@@ -33,7 +33,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
             iterations_per_epoch: 250,
             validation_iterations: 50,
             batch_size: 2,
-            accumulate: 1,
+            gradient_accumulation_steps: 1,
             gradient_checkpointing: false,
             checkpoint_every: 10,
             keep_checkpoints: 2,
@@ -49,7 +49,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
             workers: if device == Device::Cuda { 8 } else { 2 },
             shard: Shard::Random,
             cache_gb: 0.0,
-            stage_dir: PathBuf::new(),
+            local_cache_dir: PathBuf::new(),
             previous_stage: Vec::new(),
         },
         loss: LossConfig {
@@ -65,8 +65,8 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
             kind: ScheduleKind::Poly,
             warmup_steps: 0,
             power: 0.9,
-            end_lr: 5e-5,
-            first_cycle_steps: 4096,
+            min_lr: 5e-5,
+            t_0: 4096,
             peak_decay: 0.95,
         },
         dist: DistConfig {
@@ -75,7 +75,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
             overlap: true,
             timeout_s: 300.0,
             first_timeout_s: 1200.0,
-            compare_every: 250,
+            weight_check_interval: 250,
         },
         telemetry: TelemetryConfig::default(),
     };
@@ -85,7 +85,8 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
     }
 }
 
-/// GPUs exchange gradients in the format that they compute them in; in the host's memory rounding them would be more work.
+/// Returns the default transfer format of gradients. GPUs exchange gradients in the precision of the computation; in
+/// host memory, rounding would be extra work.
 fn wire(device: Device, precision: Precision) -> Wire {
     match (device, precision) {
         (Device::Cuda, Precision::AmpBf16) => Wire::Bf16,
@@ -95,14 +96,14 @@ fn wire(device: Device, precision: Precision) -> Wire {
 }
 
 impl OptimizerConfig {
-    /// The published constants of each kind: nnU-Net v2's for SGD and AdamW (`nnUNetTrainerAdam3en4`), NVIDIA's nnU-Net's
-    /// for Adam and RAdam.
+    /// Returns the published constants of each kind: nnU-Net v2's for SGD and AdamW (`nnUNetTrainerAdam3en4`), NVIDIA's
+    /// nnU-Net's for Adam and RAdam.
     pub fn default_of(kind: OptimizerKind) -> Self {
         let (lr, weight_decay) = match kind {
             OptimizerKind::Sgd => (1e-2, 3e-5),
             OptimizerKind::Adamw => (3e-4, 3e-5),
             OptimizerKind::Adam | OptimizerKind::Radam => (3e-4, 1e-4),
         };
-        Self { kind, lr, weight_decay, momentum: 0.99, nesterov: true, lookahead: false, clip: 12.0 }
+        Self { kind, lr, weight_decay, momentum: 0.99, nesterov: true, lookahead: false, max_grad_norm: 12.0 }
     }
 }

@@ -1,12 +1,14 @@
-//! One source of settings, to be laid over others.
+//! Configuration layers, which override each other.
 
 use std::path::Path;
 
 use toml::{Table, Value};
 
+use super::renamed;
+
 use nnunet_data::work::{ConfigError, one_line};
 
-/// A partial configuration: the keys that one source (plans, file, flags) states, and what the source is called.
+/// A partial configuration: the keys set by one source (plans, file, flags), and the name of the source.
 #[derive(Clone, Debug, Default)]
 pub struct Layer {
     origin: String,
@@ -22,7 +24,7 @@ impl Layer {
     /// Reads a TOML file.
     ///
     /// # Errors
-    /// Where the file cannot be read or is not TOML, with the line.
+    /// Returns an error, with the line number, if the file cannot be read or is not TOML.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
         let origin = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError::new(&origin, error))?;
@@ -30,10 +32,12 @@ impl Layer {
             let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
             ConfigError::new(format!("{origin}:{line}"), one_line(error.message()))
         })?;
-        Ok(Self { origin, table })
+        let mut layer = Self { origin, table };
+        renamed::update(&mut layer.table).map_err(|defect| ConfigError::new(&layer.origin, defect))?;
+        Ok(layer)
     }
 
-    /// States `section.key` (or a top-level `key`); `None` leaves it to the layers below.
+    /// Sets `section.key` (or a top-level `key`). `None` leaves the value of lower layers unchanged.
     pub fn set(&mut self, key: &str, value: Option<impl Into<Value>>) -> &mut Self {
         if let Some(value) = value {
             match key.split_once('.') {
@@ -47,7 +51,7 @@ impl Layer {
         self
     }
 
-    /// The value of `section.key` (or a top-level `key`), if stated.
+    /// Returns the value of `section.key` (or a top-level `key`), if set.
     pub fn get(&self, key: &str) -> Option<&Value> {
         match key.split_once('.') {
             None => self.table.get(key),
@@ -55,15 +59,15 @@ impl Layer {
         }
     }
 
-    /// What errors call this layer.
+    /// Returns the name of this layer in errors.
     pub fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// Writes this layer's values over `base`, whose keys are all the keys there are.
+    /// Writes this layer's values over `base`, which must contain all valid keys.
     ///
     /// # Errors
-    /// For a key that `base` lacks, or a value of another type than the one in `base`.
+    /// Returns an error for a key that `base` lacks, or a value of a different type than in `base`.
     pub(super) fn apply_to(&self, base: &mut Table) -> Result<(), ConfigError> {
         merge(base, &self.table, "").map_err(|defect| ConfigError::new(&self.origin, defect))
     }
@@ -74,7 +78,7 @@ fn merge(base: &mut Table, over: &Table, prefix: &str) -> Result<(), String> {
         let name = format!("{prefix}{key}");
         if !base.contains_key(key) {
             let known: Vec<_> = base.keys().map(String::as_str).collect();
-            return Err(format!("unknown key `{name}`; the keys here are {}", known.join(", ")));
+            return Err(format!("unknown key `{name}`; valid keys are {}", known.join(", ")));
         }
         match (&mut base[key], value) {
             (Value::Table(base), Value::Table(over)) => merge(base, over, &format!("{name}."))?,

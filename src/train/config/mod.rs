@@ -6,6 +6,7 @@
 
 mod defaults;
 mod layer;
+mod renamed;
 mod run;
 mod telemetry;
 mod validate;

@@ -16,10 +16,10 @@ use nnunet_nn::ops::Precision;
 use nnunet_nn::optim::ScheduleConfig;
 use serde::{Deserialize, Serialize};
 
-/// Everything a training run is told, with no gaps: two runs of the same configuration and data are the same run.
+/// Complete configuration of a training run. Two runs with the same configuration and data give the same result.
 ///
-/// In TOML the first seven are top-level keys, the rest sections. Defaults are nnU-Net v2's (`nnUNetTrainer.py`), and
-/// with an optimiser of NVIDIA's nnU-Net its constants.
+/// In TOML, the scalar fields are top-level keys and the other fields are sections. Defaults are nnU-Net v2's
+/// (`nnUNetTrainer.py`), or the constants of NVIDIA's nnU-Net for its optimizers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
@@ -27,17 +27,17 @@ pub struct RunConfig {
     pub plans: String,
     /// Name of a configuration in the plans: `2d`, `3d_fullres`, `3d_lowres`, `3d_cascade_fullres`.
     pub configuration: String,
-    /// Which cases are held out.
+    /// Held-out cases.
     pub fold: FoldId,
-    /// Seed of every random draw.
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// Where tensors are computed.
+    /// Compute device.
     pub device: Device,
     /// Number format of activations.
     pub precision: Precision,
-    /// Give the lower-resolution decoder stages an output and a loss of their own.
+    /// Deep supervision: give the lower-resolution decoder stages their own output and loss.
     pub deep_supervision: bool,
-    /// Folder of the run's results.
+    /// Folder for the results of the run.
     pub run_dir: PathBuf,
     pub training: TrainingConfig,
     pub data: DataConfig,
@@ -45,95 +45,96 @@ pub struct RunConfig {
     pub optimizer: OptimizerConfig,
     pub schedule: ScheduleConfig,
     pub dist: DistConfig,
-    /// Runs from before it was there can be read.
+    /// Optional in the file, so that the configurations of older runs can be read.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
 }
 
-/// How long, how much at a time, how often saved.
+/// Duration, batch size and checkpoints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingConfig {
     pub epochs: usize,
-    /// Optimiser steps per epoch, whatever the number of ranks.
+    /// Optimizer steps per epoch, independent of the number of ranks.
     pub iterations_per_epoch: usize,
-    /// Validation batches after each epoch; 0 turns the pseudo Dice off.
+    /// Validation batches after each epoch; 0 disables the pseudo Dice.
     pub validation_iterations: usize,
-    /// Samples per rank and step; the plans' value unless overridden.
+    /// Samples per rank and step; defaults to the plans' value.
     pub batch_size: usize,
-    /// Batches per rank whose gradients make one step.
-    pub accumulate: usize,
-    /// Keep the activations between the network's stages only, and compute those within once more on the way back.
+    /// Gradient accumulation: batches per rank and optimizer step.
+    pub gradient_accumulation_steps: usize,
+    /// Keep only the activations between the stages of the network, and recompute the others in the backward pass.
     pub gradient_checkpointing: bool,
     /// Epochs between two checkpoints.
     pub checkpoint_every: usize,
-    /// How many of the newest checkpoints are kept, at least one.
+    /// Number of newest checkpoints to keep, at least one.
     pub keep_checkpoints: usize,
-    /// Epochs between two checkpoints that are kept for ever; 0 for none.
+    /// Epochs between two checkpoints that are kept permanently; 0 for none.
     pub keep_every: usize,
-    /// What is done when loss or gradient are no numbers.
+    /// Action when the loss or gradient is NaN or infinite.
     pub on_nan: OnNan,
-    /// Weights to begin with, see [`nnunet_interop::load_pretrained`]; empty for random ones.
+    /// Initial weights, see [`crate::interop::load_pretrained`]; empty for random initialization.
     pub pretrained_weights: PathBuf,
 }
 
-/// Where samples come from and what is done to them.
+/// Sampling, loading and augmentation of training data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Part of the global batch whose patches are centred on foreground, `0..=1`.
+    /// Fraction of the global batch whose patches are centered on foreground, `0..=1`.
     pub oversample_foreground: f64,
-    /// Which samples those are.
+    /// Selection of the foreground samples.
     pub oversampling: Oversampling,
     pub augmentation: AugmentationPreset,
     /// Loader threads per rank.
     pub workers: usize,
-    /// Which case each sample takes.
+    /// Assignment of cases to samples.
     pub shard: Shard,
-    /// GB of cases that each rank keeps in memory; 0 for none.
+    /// Size of each rank's in-memory case cache in GB; 0 for none.
     pub cache_gb: f64,
-    /// Folder on a local disk of each host for copies of the cases; empty for none.
-    pub stage_dir: PathBuf,
-    /// For the second stage of a cascade: run directories of the first; empty for all in the work folder.
+    /// Folder on a local disk of each host, used to cache copies of the cases; empty for none.
+    pub local_cache_dir: PathBuf,
+    /// Run directories of the first stage, for the second stage of a cascade; empty for all in the work folder.
     pub previous_stage: Vec<PathBuf>,
 }
 
-/// What is minimised.
+/// Loss function.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LossConfig {
     pub kind: LossKind,
-    /// Dice over the whole batch (of all ranks) instead of per sample; the plans' value unless overridden.
+    /// Compute Dice over the whole batch (of all ranks) instead of per sample; defaults to the plans' value.
     pub batch_dice: bool,
-    /// Give the background a part in the Dice and in the focal loss of classes.
+    /// Include the background in the Dice and in the focal loss of classes.
     pub include_background: bool,
-    /// Percentage of the voxels whose cross-entropies count with `dice_topk`.
+    /// Percentage of the voxels with the highest cross-entropy that `dice_topk` uses.
     pub topk_percent: f64,
-    /// Exponent of `dice_focal`.
+    /// Exponent gamma of `dice_focal`.
     pub focal_gamma: f64,
-    /// Factor of the cross-entropy per class, background first; empty for none.
+    /// Cross-entropy weight per class, background first; empty for none.
     pub class_weights: Vec<f64>,
 }
 
-/// How ranks work together.
+/// Distributed training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DistConfig {
-    /// Size of a bucket of gradients in MiB of f32.
+    /// Size of a gradient bucket in MiB of f32.
     pub bucket_mb: f64,
-    /// Format of gradients on the wire.
+    /// Transfer format of gradients.
     pub compression: Wire,
-    /// Send each bucket as soon as it is full, rather than all after the backward pass.
+    /// Overlap communication with the backward pass: send each bucket as soon as it is full.
     pub overlap: bool,
-    /// Seconds that a collective may take.
+    /// Timeout of a collective in seconds.
     pub timeout_s: f64,
-    /// Seconds that a collective may take up to the end of the first step: ranks start and tune at different speeds.
+    /// Timeout of a collective until the end of the first step, in seconds; longer because ranks start and tune kernels
+    /// at different speeds.
     pub first_timeout_s: f64,
-    /// Steps between two comparisons of the weights of all ranks; 0: never.
-    pub compare_every: usize,
+    /// Steps between two consistency checks of the weights over all ranks; 0 to disable.
+    pub weight_check_interval: usize,
 }
 
-/// The optimiser and its constants.
+/// Optimizer and its constants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerConfig {
@@ -141,74 +142,75 @@ pub struct OptimizerConfig {
     /// Initial learning rate.
     pub lr: f64,
     pub weight_decay: f64,
-    /// Momentum of SGD, `0..1`; the others do not use it.
+    /// Momentum of SGD, `0..1`; ignored by other optimizers.
     pub momentum: f64,
-    /// Nesterov's form of SGD's momentum.
+    /// Use Nesterov momentum in SGD.
     pub nesterov: bool,
-    /// Slow weights that follow the optimiser's (`nnunet_nn::optim::Lookahead`).
+    /// Use Lookahead: slow weights that follow the optimizer's weights (`crate::optim::Lookahead`).
     pub lookahead: bool,
-    /// Largest L2 norm of all gradients together; 0 turns clipping off.
-    pub clip: f64,
+    /// Maximum L2 norm of all gradients together (gradient clipping); 0 to disable.
+    pub max_grad_norm: f64,
 }
 
-/// What a run does when loss or gradient are no numbers.
+/// Action when the loss or gradient is NaN or infinite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum OnNan {
-    /// End, with an error that names the cases.
+    /// Stop with an error that names the cases.
     Stop,
-    /// Leave the step out and go on: 20 times in a row at most.
+    /// Skip the step and continue; at most 20 times in a row.
     Skip,
-    /// Go back to the last checkpoint, and on from there with other samples: three times at most.
+    /// Return to the last checkpoint and continue with different samples; at most three times for the same step.
     Rollback,
 }
 
-/// Update rule of the weights.
+/// Optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
-    /// Stochastic gradient descent with momentum: nnU-Net v2's.
+    /// Stochastic gradient descent with momentum, as in nnU-Net v2.
     Sgd,
-    /// Adam: NVIDIA's nnU-Net's.
+    /// Adam, as in NVIDIA's nnU-Net.
     Adam,
-    /// Adam with the weight decay apart from the gradient (Loshchilov and Hutter 2019).
+    /// Adam with decoupled weight decay (Loshchilov and Hutter 2019).
     Adamw,
-    /// Adam with rectified first steps (Liu et al. 2020).
+    /// Adam with a rectified adaptive learning rate (Liu et al. 2020).
     Radam,
 }
 
-/// What the loss is made of.
+/// Loss terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "clap", value(rename_all = "snake_case"))]
 pub enum LossKind {
-    /// Dice and cross-entropy: nnU-Net's.
+    /// Dice and cross-entropy, as in nnU-Net.
     DiceCe,
-    /// Dice and the cross-entropy of the hardest voxels; for classes only.
+    /// Dice and the cross-entropy of the hardest voxels; only for classes, not regions.
     DiceTopk,
-    /// Dice and focal loss: NVIDIA's nnU-Net with `--focal`.
+    /// Dice and focal loss, as in NVIDIA's nnU-Net with `--focal`.
     DiceFocal,
-    /// Cross-entropy alone.
+    /// Cross-entropy only.
     Ce,
-    /// Dice alone.
+    /// Dice only.
     Dice,
 }
 
 impl LossKind {
-    /// Whether classes can be weighted in it.
+    /// Returns whether the loss contains a cross-entropy, so that classes can be weighted.
     pub fn has_cross_entropy(self) -> bool {
         matches!(self, Self::DiceCe | Self::DiceTopk | Self::Ce)
     }
 }
 
 impl RunConfig {
-    /// Lays `plans`, `file` and `flags` over the defaults, later ones first, and validates the result.
+    /// Applies `plans`, `file` and `flags` on top of the defaults, in this order, and validates the result.
     ///
     /// # Errors
-    /// One line that names the layer and the key: unknown, of the wrong type, or out of its range.
+    /// Returns an error in one line that names the layer and the key if a key is unknown or a value has the wrong type
+    /// or is out of range.
     pub fn resolve(plans: Layer, file: Option<Layer>, flags: Layer) -> Result<Self, ConfigError> {
         let layers: Vec<&Layer> = [&plans].into_iter().chain(&file).chain([&flags]).collect();
         let mut table =
@@ -223,7 +225,7 @@ impl RunConfig {
             resolved.validate().map_err(|defect| ConfigError::new(layer.origin(), defect))?;
             config = Some(resolved);
         }
-        let config = config.ok_or_else(|| ConfigError::new("configuration", "no layer given"))?;
+        let config = config.ok_or_else(|| ConfigError::new("configuration", "no configuration layer given"))?;
         let misfit = |defect| ConfigError::new("configuration", format!("`precision` {defect}"));
         config.precision.check(config.device).map_err(misfit)?;
         Ok(config)
@@ -232,15 +234,16 @@ impl RunConfig {
     /// Reads the `config.toml` of a run.
     ///
     /// # Errors
-    /// As [`RunConfig::resolve`].
+    /// Same as [`RunConfig::resolve`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Self::resolve(Layer::default(), Some(Layer::from_file(path)?), Layer::default())
     }
 
-    /// Writes `config.toml` into the run's folder, if it has another or none: one that goes on needs no room on the disk.
+    /// Writes `config.toml` into the run's folder, unless it already has the same content: resuming needs no disk
+    /// space.
     ///
     /// # Errors
-    /// Where the folder cannot be written.
+    /// Returns an error if the folder cannot be written.
     pub fn save(&self) -> io::Result<()> {
         let (path, text) = (self.run_dir().config(), self.to_toml());
         match fs::read(&path) {
@@ -249,20 +252,20 @@ impl RunConfig {
         }
     }
 
-    /// The configuration as it is printed and saved.
+    /// Formats the configuration as TOML, for printing and saving.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a struct of numbers, strings and tables is always valid TOML")
     }
 
-    /// The files of this run.
+    /// Returns the folder of this run.
     pub fn run_dir(&self) -> RunDir {
         RunDir::new(&self.run_dir)
     }
 }
 
-/// The uppermost statement of a key that other defaults depend on.
+/// Returns the value of a key from the highest layer that sets it; other defaults depend on these keys.
 fn stated<T: for<'de> Deserialize<'de>>(layers: &[&Layer], key: &str) -> Option<T> {
-    // A value that is no `T` is reported when its layer is applied.
+    // A value that is not a `T` is reported when its layer is applied.
     layers.iter().rev().find_map(|layer| layer.get(key)).and_then(|value| value.clone().try_into().ok())
 }
 

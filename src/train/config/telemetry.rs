@@ -1,26 +1,26 @@
-//! How a run can be watched, beside the files that it always writes.
+//! Optional monitoring of a run, in addition to the files that it always writes.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-/// What watches a run on request.
+/// Monitoring outputs that are enabled on request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetryConfig {
-    /// Where Prometheus can ask, see [`TelemetryConfig::metrics_address`]; empty for nowhere.
+    /// Listen address for Prometheus, see [`TelemetryConfig::metrics_address`]; empty to disable.
     pub metrics_addr: String,
     /// Write event files for TensorBoard.
     pub tensorboard: bool,
 }
 
 impl TelemetryConfig {
-    /// The address of the first rank of each host; each other's is as many ports further as its number on the host.
+    /// Parses the address for the first rank of each host. Other ranks add their local rank to the port.
     ///
-    /// `9400` and `:9400` are of the loopback interface: who wants others states which. `localhost:9400` is as well.
+    /// `9400`, `:9400` and `localhost:9400` mean the loopback interface; other interfaces must be given explicitly.
     ///
     /// # Errors
-    /// It is no address with a port.
+    /// Returns an error if the text is not an address with a port.
     pub fn metrics_address(&self) -> Result<Option<SocketAddr>, String> {
         let text = self.metrics_addr.as_str();
         if text.is_empty() {

@@ -1,4 +1,4 @@
-//! The ranges of a configuration's values.
+//! Validation of configuration values.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use super::{OptimizerKind, RunConfig};
 use nnunet_data::work::check_plans_name;
 
 impl RunConfig {
-    /// Checks every value against its range; the error is one line that names the key.
+    /// Checks every value against its range. The error is one line that names the key.
     pub(super) fn validate(&self) -> Result<(), String> {
         let Self { training, data, loss, optimizer, schedule, dist, telemetry, .. } = self;
         check_plans_name(&self.plans).map_err(|defect| format!("`plans`: {defect}"))?;
@@ -15,11 +15,11 @@ impl RunConfig {
             ("training.epochs", training.epochs),
             ("training.iterations_per_epoch", training.iterations_per_epoch),
             ("training.batch_size", training.batch_size),
-            ("training.accumulate", training.accumulate),
+            ("training.gradient_accumulation_steps", training.gradient_accumulation_steps),
             ("training.checkpoint_every", training.checkpoint_every),
             ("training.keep_checkpoints", training.keep_checkpoints),
             ("data.workers", data.workers),
-            ("schedule.first_cycle_steps", schedule.first_cycle_steps),
+            ("schedule.t_0", schedule.t_0),
         ];
         for (key, value) in at_least_one {
             require(value >= 1, key, value, "at least 1")?;
@@ -46,13 +46,13 @@ impl RunConfig {
             require(false, "loss.class_weights", weight, "0 to 1e6 for each class")?;
         }
         if !loss.class_weights.is_empty() && !loss.kind.has_cross_entropy() {
-            return Err("`loss.class_weights` are for a `loss.kind` with a cross-entropy".into());
+            return Err("`loss.class_weights` requires a `loss.kind` with cross-entropy".into());
         }
         require(
             schedule.warmup_steps < training.epochs.saturating_mul(training.iterations_per_epoch),
             "schedule.warmup_steps",
             schedule.warmup_steps,
-            "fewer than the run has",
+            "less than the total number of steps of the run",
         )?;
         let above_zero = [
             ("dist.bucket_mb", dist.bucket_mb),
@@ -64,10 +64,10 @@ impl RunConfig {
         }
         let not_negative = [
             ("optimizer.weight_decay", optimizer.weight_decay),
-            ("optimizer.clip", optimizer.clip),
+            ("optimizer.max_grad_norm", optimizer.max_grad_norm),
             ("schedule.power", schedule.power),
             ("data.cache_gb", data.cache_gb),
-            ("schedule.end_lr", schedule.end_lr),
+            ("schedule.min_lr", schedule.min_lr),
         ];
         for (key, value) in not_negative {
             require(value >= 0.0 && value.is_finite(), key, value, "0 or more")?;

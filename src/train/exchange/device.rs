@@ -1,4 +1,4 @@
-//! Buckets in device memory.
+//! Gradient buckets in device memory.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -13,15 +13,15 @@ use nnunet_comm::distributed::{
 use nnunet_core::trace::{self, Flight};
 use nnunet_nn::ops::{GradientSink, NnOps};
 
-/// Exchanges gradients without their leaving the devices: the host only queues.
+/// Reduces gradients in device memory; the host only queues the work.
 pub struct DeviceExchange<B: NnOps> {
     rank: usize,
     layout: BucketLayout,
-    /// Of the parameters.
+    /// Parameter shapes.
     shapes: Vec<Vec<usize>>,
     options: ExchangeOptions,
     collectives: Arc<dyn DeviceCollectives>,
-    /// Where a tensor lies: [`NnOps::device_buffer`], but in tests.
+    /// Returns the memory of a tensor: [`NnOps::device_buffer`], except in tests.
     locate: fn(&FloatTensor<B>) -> Option<DeviceBuffer>,
     state: Mutex<State<B>>,
 }
@@ -29,22 +29,22 @@ pub struct DeviceExchange<B: NnOps> {
 struct State<B: NnOps> {
     slots: Vec<Slot<B>>,
     turn: Turn,
-    /// What could not be queued, to be met at the end of the step.
+    /// First error while queueing, to be returned at the end of the step.
     failure: Option<CommError>,
 }
 
 /// A bucket.
 struct Slot<B: NnOps> {
-    /// By place in the bucket, summed up over the step's batches so far.
+    /// Gradients by position in the bucket, summed over the step's batches so far.
     gradients: Vec<Option<FloatTensor<B>>>,
-    /// All of them one after the other, in the format on the wire, once it is sent.
+    /// All gradients concatenated in the transfer format, once the bucket is sent.
     flat: Option<FloatTensor<B>>,
-    /// From when its reduction is queued until the device has done all of them.
+    /// Trace span, from queueing the reduction until the device has completed all of them.
     flight: Option<Flight>,
 }
 
 impl<B: NnOps> DeviceExchange<B> {
-    /// An exchange for parameters of these shapes.
+    /// Creates a reducer for parameters with these shapes.
     pub fn new(
         rank: usize,
         layout: BucketLayout,
@@ -62,7 +62,7 @@ impl<B: NnOps> DeviceExchange<B> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends the buckets that are full, or all of them.
+    /// Sends the full buckets, or all remaining ones.
     fn send(&self, state: &mut State<B>, all: bool) {
         while let Some(number) = state.turn.next_to_send(all) {
             let what = state.turn.name_of(number);
@@ -72,7 +72,7 @@ impl<B: NnOps> DeviceExchange<B> {
         }
     }
 
-    /// Joins a bucket's gradients and queues their reduction.
+    /// Concatenates a bucket's gradients and queues their reduction.
     fn start(&self, slot: &mut Slot<B>, bucket: usize, what: &str) -> Result<(), CommError> {
         let began = Instant::now();
         let fail = |reason: &str| CommError {
@@ -83,7 +83,7 @@ impl<B: NnOps> DeviceExchange<B> {
             reason: reason.into(),
         };
         let gradients: Option<Vec<_>> = slot.gradients.iter_mut().map(Option::take).collect();
-        let gradients = gradients.ok_or_else(|| fail("a gradient is missing: please report"))?;
+        let gradients = gradients.ok_or_else(|| fail("a gradient is missing; please report"))?;
         let lines = gradients.into_iter().map(|gradient| {
             let len = gradient.shape().num_elements();
             B::float_reshape(gradient, Shape::new([len]))
@@ -95,8 +95,8 @@ impl<B: NnOps> DeviceExchange<B> {
             Wire::F16 => B::float_cast(flat, FloatDType::F16),
             Wire::Bf16 => B::float_cast(flat, FloatDType::BF16),
         };
-        let buffer = (self.locate)(&flat).ok_or_else(|| fail("its memory cannot be reached: please report"))?;
-        // Kept until the end of the step: NCCL knows only the address.
+        let buffer = (self.locate)(&flat).ok_or_else(|| fail("its memory is inaccessible; please report"))?;
+        // Kept alive until the end of the step: NCCL only has the address.
         slot.flat = Some(flat);
         slot.flight = Some(trace::flight(|| format!("all-reduce of {what}")));
         self.collectives.start_all_reduce(buffer, ReduceOp::Mean, what)
@@ -152,12 +152,12 @@ impl<B: NnOps> Exchange<B> for DeviceExchange<B> {
     }
 }
 
-/// In a recording, waits until the device has done the reductions.
+/// While recording, waits until the device has completed the reductions.
 fn end_flights<B: NnOps>(state: &mut State<B>) {
     if trace::is_on()
         && let Some(flat) = state.slots.iter().find_map(|slot| slot.flat.as_ref())
     {
-        // What has failed on the device is met by whoever reads its results.
+        // An error on the device is reported when its results are read.
         let _ = B::sync(&B::float_device(flat));
     }
     state.slots.iter_mut().for_each(|slot| slot.flight = None);
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use nnunet_comm::distributed::Element;
 
-    /// Notes what it is given, and leaves it as it is.
+    /// Records the buffers and leaves them unchanged.
     #[derive(Default)]
     struct Recorder {
         reduced: Mutex<Vec<(String, Vec<f32>)>>,
@@ -192,7 +192,7 @@ mod tests {
         fn start_all_reduce(&self, buffer: DeviceBuffer, op: ReduceOp, what: &str) -> Result<(), CommError> {
             assert_eq!((op, buffer.element), (ReduceOp::Mean, Element::F32));
             let pointer = std::ptr::with_exposed_provenance::<f32>(buffer.pointer as usize);
-            // SAFETY: the buffer is that of a tensor which the exchange keeps.
+            // SAFETY: the buffer belongs to a tensor that the reducer keeps alive.
             let values = unsafe { std::slice::from_raw_parts(pointer, buffer.len) }.to_vec();
             self.reduced.lock().unwrap().push((what.into(), values));
             self.refusal()
@@ -220,7 +220,7 @@ mod tests {
         Flex::float_from_data(TensorData::new(values.to_vec(), shape.to_vec()), &Default::default())
     }
 
-    /// Three parameters in two buckets: the last two in the first.
+    /// Three parameters in two buckets, the last two parameters in the first bucket.
     fn exchange(recorder: &Arc<Recorder>, accumulate: usize, overlap: bool) -> DeviceExchange<Flex> {
         let shapes = vec![vec![2, 2], vec![1, 2], vec![3]];
         let layout = BucketLayout::new(&[4, 2, 3], &[0, 1, 2], 5);

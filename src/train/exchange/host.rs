@@ -1,4 +1,4 @@
-//! Buckets in host memory.
+//! Gradient buckets in host memory.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,10 +9,10 @@ use super::{Exchange, ExchangeOptions};
 use nnunet_comm::distributed::{BucketLayout, CommError, Pending, ReduceOp, Reducer};
 use nnunet_nn::ops::GradientSink;
 
-/// Exchanges gradients through host memory.
+/// Reduces gradients through host memory.
 pub struct HostExchange<B: Backend> {
     layout: BucketLayout,
-    /// Of the parameters.
+    /// Parameter shapes.
     shapes: Vec<Vec<usize>>,
     options: ExchangeOptions,
     reducer: Arc<dyn Reducer>,
@@ -27,13 +27,13 @@ struct State {
 
 /// A bucket.
 struct Slot {
-    /// Empty while it is under way.
+    /// Bucket values; empty while the reduction is in flight.
     data: Vec<f32>,
     under_way: Option<Box<dyn Pending>>,
 }
 
 impl<B: Backend> HostExchange<B> {
-    /// An exchange for parameters of these shapes.
+    /// Creates a reducer for parameters with these shapes.
     pub fn new(
         layout: BucketLayout,
         shapes: Vec<Vec<usize>>,
@@ -50,7 +50,7 @@ impl<B: Backend> HostExchange<B> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends the buckets that are full, or all of them.
+    /// Sends the full buckets, or all remaining ones.
     fn send(&self, state: &mut State, all: bool) {
         while let Some(number) = state.turn.next_to_send(all) {
             let slot = &mut state.slots[number];

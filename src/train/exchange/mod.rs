@@ -1,9 +1,9 @@
-//! From this rank's gradients to their mean over the ranks.
+//! Averaging of gradients over the ranks.
 //!
-//! The backward pass hands over each gradient the moment it is ready ([`GradientSink`]); it goes to its place in a bucket
-//! ([`BucketLayout`](nnunet_comm::distributed::BucketLayout)), and a bucket that is full goes out while the pass goes on. At the end
-//! of the step one waits for what is still under way. Where several batches make one step (gradient accumulation), they
-//! are summed up in the buckets and only the last sends them out.
+//! The backward pass delivers each gradient as soon as it is ready ([`GradientSink`]). It is copied to its place in a
+//! bucket ([`BucketLayout`](crate::dist::BucketLayout)), and a full bucket is sent while the backward pass continues.
+//! The end of the step waits for the buckets still in flight. With gradient accumulation, gradients are summed in the
+//! buckets over several batches, and only the last batch sends them.
 
 mod device;
 mod host;
@@ -19,21 +19,21 @@ pub use host::HostExchange;
 use nnunet_comm::distributed::{BucketLayout, CommError, Communicator, Wire, check_agreement};
 use nnunet_nn::ops::{GradientSink, NnOps};
 
-/// How gradients are exchanged.
+/// Options for the gradient reduction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExchangeOptions {
-    /// Values per bucket, unless a single parameter has more.
+    /// Maximum number of values per bucket; a larger parameter has its own bucket.
     pub bucket_len: usize,
-    /// Format on the wire.
+    /// Transfer format.
     pub wire: Wire,
-    /// Send each bucket as soon as it is full, rather than all after the backward pass.
+    /// Overlap communication with the backward pass: send each bucket as soon as it is full.
     pub overlap: bool,
-    /// Batches per step.
+    /// Batches per step (gradient accumulation).
     pub accumulate: usize,
 }
 
 impl ExchangeOptions {
-    /// Whether buckets go out as soon as they are full in one of the step's batches: only the last completes them.
+    /// Returns whether full buckets are sent during a batch of the step; only the last batch completes them.
     fn sends_early(&self, batch: usize) -> bool {
         self.overlap && batch + 1 == self.accumulate
     }
@@ -41,20 +41,20 @@ impl ExchangeOptions {
 
 /// Collects the gradients of a step and averages them over its batches and the ranks.
 pub trait Exchange<B: Backend>: GradientSink<B> {
-    /// Begins with one of the step's batches, `0 .. accumulate`.
+    /// Starts one of the step's batches, `0 .. accumulate`.
     fn begin(&self, batch: usize);
 
-    /// Waits for the result: one gradient per parameter, `None` for those that have none.
+    /// Waits for the averaged gradients, one per parameter; `None` for parameters without gradient.
     ///
     /// # Errors
-    /// A rank is gone.
+    /// Returns an error if a rank is lost.
     fn finish(&self) -> Result<Vec<Option<FloatTensor<B>>>, CommError>;
 }
 
-/// The exchange for parameters of these shapes.
+/// Creates the reducer for parameters with these shapes.
 ///
 /// # Errors
-/// The ranks do not agree on the layout, or one is gone.
+/// Returns an error if the layout differs between ranks, or a rank is lost.
 pub fn exchange<B: NnOps>(
     layout: BucketLayout,
     shapes: Vec<Vec<usize>>,

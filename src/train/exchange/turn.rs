@@ -1,40 +1,40 @@
-//! Which buckets are full, and which goes out next.
+//! Order in which buckets are sent.
 
 use nnunet_comm::distributed::BucketLayout;
 
-/// How far a step's batch has come.
+/// Progress of a batch.
 pub(super) struct Turn {
-    /// Gradients of each bucket that have not come yet.
+    /// Number of missing gradients per bucket.
     missing: Vec<usize>,
-    /// Which of the step's batches it is.
+    /// Number of the batch within the step.
     batch: usize,
-    /// The next bucket to send: they go out in order, which is the same on all ranks.
+    /// Next bucket to send. Buckets are sent in order, which is the same on all ranks.
     next: usize,
 }
 
 impl Turn {
-    /// Of the first batch.
+    /// Starts with the first batch.
     pub(super) fn new(layout: &BucketLayout) -> Self {
         let missing = layout.buckets().iter().map(|bucket| bucket.parameters.len()).collect();
         Self { missing, batch: 0, next: 0 }
     }
 
-    /// Begins with one of the step's batches.
+    /// Starts one of the step's batches.
     pub(super) fn begin(&mut self, batch: usize, layout: &BucketLayout) {
         *self = Self { batch, ..Self::new(layout) };
     }
 
-    /// Which of the step's batches it is.
+    /// Returns the number of the batch within the step.
     pub(super) fn batch(&self) -> usize {
         self.batch
     }
 
-    /// A gradient of a bucket has come.
+    /// Records the arrival of a gradient of a bucket.
     pub(super) fn arrived(&mut self, bucket: usize) {
         self.missing[bucket] -= 1;
     }
 
-    /// Takes the next bucket to send: one that is full, or any that is left.
+    /// Returns the next bucket to send if it is full, or, with `any`, the next remaining one.
     pub(super) fn next_to_send(&mut self, any: bool) -> Option<usize> {
         let missing = self.missing.get(self.next)?;
         (any || *missing == 0).then(|| {
@@ -43,7 +43,7 @@ impl Turn {
         })
     }
 
-    /// What errors call a bucket.
+    /// Returns the name of a bucket in errors.
     pub(super) fn name_of(&self, bucket: usize) -> String {
         format!("gradient bucket {} of {}", bucket + 1, self.missing.len())
     }

@@ -7,34 +7,35 @@ use std::path::{Path, PathBuf};
 use super::{EpochRecord, Observer, TelemetryError};
 use nnunet_core::fsio;
 
-/// Appends a line per epoch, each in one write. What cannot be written, for the disk is full, is written with the next line.
+/// Appends one line per epoch, each in a single write. A line that cannot be written, for example on a full disk, is
+/// written with the next one.
 pub struct JsonLines {
     path: PathBuf,
     file: File,
-    /// Length of the file: whole lines.
+    /// Length of the file in bytes; always complete lines.
     length: u64,
     /// Lines that are not in the file yet.
     waiting: String,
 }
 
 impl JsonLines {
-    /// Begins at `next_epoch`: what the file has of this epoch and later ones, left by a run that died after its last
-    /// checkpoint, is dropped, as is a half-written line. At 0 the file begins anew.
+    /// Opens the log to continue at `next_epoch`. Entries of this and later epochs, left by a run that died after its
+    /// last checkpoint, are removed, as is a partial last line. With `next_epoch` 0 the file is recreated.
     ///
     /// # Errors
-    /// The file cannot be read or written, or a line before the last is damaged.
+    /// Returns an error if the file cannot be read or written, or a complete line is invalid.
     pub fn open(path: &Path, next_epoch: usize) -> Result<Self, TelemetryError> {
         let fail = |error| TelemetryError::io(path, error);
         let text =
             if next_epoch > 0 && path.exists() { std::fs::read_to_string(path).map_err(fail)? } else { String::new() };
-        // Whole lines are kept as they are: a number that is read and written again may change in its last digit.
+        // Complete lines are kept unchanged: parsing and formatting a number may change its last digit.
         let mut kept = String::new();
         for line in whole_lines(&text) {
             if parse(path, line)?.epoch < next_epoch {
                 kept.extend([line.1, "\n"]);
             }
         }
-        // On a full disk nothing can be written, but a file can be shortened.
+        // On a full disk nothing can be written, but a file can still be truncated.
         if !(next_epoch > 0 && path.exists() && text.starts_with(&kept)) {
             fsio::write_bytes(path, kept.as_bytes()).map_err(fail)?;
         }
@@ -43,10 +44,10 @@ impl JsonLines {
         Ok(Self { path: path.to_owned(), file, length: kept.len() as u64, waiting: String::new() })
     }
 
-    /// Appends what waits, wholly or not at all.
+    /// Appends the pending lines, all or nothing.
     fn append(&mut self) -> io::Result<()> {
         if let Err(error) = self.file.write_all(self.waiting.as_bytes()) {
-            // Shortening a file needs no room.
+            // Truncating a file needs no disk space.
             self.file.set_len(self.length)?;
             return Err(error);
         }
@@ -57,10 +58,14 @@ impl JsonLines {
 }
 
 impl Drop for JsonLines {
-    /// A last attempt.
+    /// Tries once more to write the pending lines.
     fn drop(&mut self) {
         if let Err(error) = self.append() {
-            tracing::warn!("{}: {error}; lacks the last {} line(s)", self.path.display(), self.waiting.lines().count());
+            tracing::warn!(
+                "{}: {error}; the last {} line(s) are missing",
+                self.path.display(),
+                self.waiting.lines().count()
+            );
         }
     }
 }
@@ -72,7 +77,10 @@ impl Observer for JsonLines {
         if let Err(error) = self.append()
             && is_first
         {
-            tracing::warn!("{}: {error}; the run goes on, and it is tried again after each epoch", self.path.display());
+            tracing::warn!(
+                "{}: {error}; training continues, and the write is retried after each epoch",
+                self.path.display()
+            );
         }
         Ok(())
     }
@@ -83,16 +91,16 @@ fn line(record: &EpochRecord) -> String {
     json + "\n"
 }
 
-/// Reads a log; a half-written last line is left out.
+/// Reads a log; a partial last line is ignored.
 ///
 /// # Errors
-/// The file cannot be read, or a whole line is damaged.
+/// Returns an error if the file cannot be read, or a complete line is invalid.
 pub fn read_log(path: &Path) -> Result<Vec<EpochRecord>, TelemetryError> {
     let text = std::fs::read_to_string(path).map_err(|error| TelemetryError::io(path, error))?;
     whole_lines(&text).map(|line| parse(path, line)).collect()
 }
 
-/// Lines with their numbers, without a last one that no line break ends.
+/// Returns the complete lines with their numbers; a last line without a line break is ignored.
 fn whole_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole.lines().enumerate()

@@ -1,7 +1,7 @@
-//! What a run tells about itself.
+//! Progress reporting of a run.
 //!
-//! Training calls an [`Observer`] after each step and each epoch; what is done with it (a line of `log.jsonl`, a progress
-//! bar, `progress.png`, an endpoint for Prometheus, event files for TensorBoard) is one file or folder each here. Only rank 0 has those that write files.
+//! Training calls an [`Observer`] after each step and each epoch. Each output has its own file or folder here:
+//! `log.jsonl`, progress bar, `progress.png`, Prometheus endpoint, TensorBoard event files. Only rank 0 writes files.
 
 mod json_lines;
 mod observer;

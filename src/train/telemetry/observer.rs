@@ -1,33 +1,33 @@
-//! The seam between a run and those who watch it.
+//! Interface between a run and its observers.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{EpochRecord, IterationRecord, PictureRecord, RunState};
 
-/// An observer that could not do its part.
+/// Error of an observer.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// A file can be neither read nor written.
+    /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    /// A file, or what was to become of it, is not what it should be.
+    /// The contents of a file are invalid or cannot be created.
     #[error("{path}: {defect}")]
     Invalid { path: PathBuf, defect: String },
 }
 
 impl TelemetryError {
-    /// The system's error with the file at `path`.
+    /// Creates an error from an I/O error on the file at `path`.
     pub fn io(path: &Path, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
 
-    /// A defect of the file at `path`.
+    /// Creates an error for invalid contents of the file at `path`.
     pub fn invalid(path: &Path, defect: impl std::fmt::Display) -> Self {
         Self::Invalid { path: path.to_owned(), defect: defect.to_string() }
     }
 
-    /// What is wrong, without the path.
+    /// Returns the description of the error, without the path.
     pub fn defect(&self) -> String {
         match self {
             Self::Io { source, .. } => source.to_string(),
@@ -36,47 +36,47 @@ impl TelemetryError {
     }
 }
 
-/// Watches a run.
+/// Observer of a run.
 pub trait Observer: Send {
-    /// A training step is done.
+    /// Called after each training step.
     ///
     /// # Errors
-    /// Ends the run: a log with holes is no log.
+    /// An error ends the run, since the log would be incomplete.
     fn iteration(&mut self, _: &IterationRecord) -> Result<(), TelemetryError> {
         Ok(())
     }
 
-    /// There is something to see of an epoch, which is not over yet.
+    /// Called when an image for the current epoch is available; the epoch is not finished yet.
     ///
     /// # Errors
-    /// Ends the run.
+    /// An error ends the run.
     fn picture(&mut self, _: &PictureRecord) -> Result<(), TelemetryError> {
         Ok(())
     }
 
-    /// An epoch is done and its checkpoint, if one was due, is written.
+    /// Called after each epoch, when its checkpoint, if one was due, is written.
     ///
     /// # Errors
-    /// Ends the run.
+    /// An error ends the run.
     fn epoch_finished(&mut self, _: &EpochRecord) -> Result<(), TelemetryError> {
         Ok(())
     }
 
-    /// The run is at something else now.
+    /// Called when the state of the run changes.
     ///
     /// # Errors
-    /// Ends the run.
+    /// An error ends the run.
     fn run_is(&mut self, _: RunState) -> Result<(), TelemetryError> {
         Ok(())
     }
 }
 
-/// Any number of observers, told in order.
+/// A list of observers, called in order.
 #[derive(Default)]
 pub struct Observers(Vec<Box<dyn Observer>>);
 
 impl Observers {
-    /// Adds one.
+    /// Adds an observer.
     pub fn with(mut self, observer: impl Observer + 'static) -> Self {
         self.0.push(Box::new(observer));
         self

@@ -1,4 +1,4 @@
-//! `progress.png`: losses and pseudo Dice, epoch times, learning rate over the epochs, as nnU-Net draws them.
+//! `progress.png`: losses and pseudo Dice, epoch times and learning rate over the epochs, as in nnU-Net.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ const VALIDATION: RGBColor = RGBColor(210, 40, 40);
 const DICE: RGBColor = RGBColor(120, 190, 120);
 const EMA: RGBColor = RGBColor(0, 120, 40);
 
-/// Redraws the picture after every epoch from the log beside it.
+/// Redraws the plot after every epoch.
 pub struct ProgressPlot {
     path: PathBuf,
     records: Vec<EpochRecord>,
@@ -22,10 +22,10 @@ pub struct ProgressPlot {
 }
 
 impl ProgressPlot {
-    /// Draws to `path`, with the epochs that `log` has already.
+    /// Creates a plot at `path` that starts with the epochs already in `log`.
     ///
     /// # Errors
-    /// The log is damaged.
+    /// Returns an error if the log is invalid.
     pub fn new(path: &Path, log: &Path) -> Result<Self, TelemetryError> {
         let records = if log.exists() { read_log(log)? } else { Vec::new() };
         Ok(Self { path: path.to_owned(), records, warned: false })
@@ -57,11 +57,11 @@ impl Observer for ProgressPlot {
     fn epoch_finished(&mut self, record: &EpochRecord) -> Result<(), TelemetryError> {
         self.records.push(record.clone());
         let png = chart::png(&self.panels()).map_err(|error| TelemetryError::invalid(&self.path, error))?;
-        // A picture that cannot be written is no reason to end a training.
+        // A plot that cannot be written must not end the training.
         if let Err(error) = fsio::write_atomically(&self.path, |file| file.write_all(&png))
             && !std::mem::replace(&mut self.warned, true)
         {
-            tracing::warn!("{}: {error}; the run goes on without", self.path.display());
+            tracing::warn!("{}: {error}; training continues without it", self.path.display());
         }
         Ok(())
     }
@@ -96,7 +96,7 @@ mod tests {
         for colour in [TRAIN, VALIDATION, DICE, EMA] {
             assert!(count(&pixels, colour) > 500, "{colour:?}");
         }
-        // Without validation there are only names.
+        // Without validation only the curve names are drawn.
         let bare = EpochRecord { val_loss: None, pseudo_dice: vec![], ema_pseudo_dice: None, ..records[0].clone() };
         assert!(count(&colours(&[bare]), VALIDATION) < 500);
     }

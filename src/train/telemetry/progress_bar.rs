@@ -1,4 +1,4 @@
-//! Progress on standard error: a bar on a terminal, now and then a line elsewhere.
+//! Progress on standard error: a bar on a terminal, otherwise a line from time to time.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -7,25 +7,25 @@ use indicatif::{HumanDuration, ProgressBar as Bar, ProgressStyle};
 
 use super::{EpochRecord, IterationRecord, Observer, RunState, TelemetryError};
 
-/// Seconds between two lines of an epoch where there is no terminal.
+/// Time between two progress lines of an epoch without a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Loss, samples per second and time left.
+/// Shows loss, samples per second and remaining time.
 pub struct ProgressBar {
     epochs: usize,
     iterations_per_epoch: usize,
-    /// Samples of a step over all ranks.
+    /// Samples per step over all ranks.
     global_batch_size: usize,
     first_epoch: usize,
     began: Instant,
     epoch_began: Instant,
     last_line: Instant,
-    /// `None` where standard error is no terminal.
+    /// `None` if standard error is not a terminal.
     bar: Option<Bar>,
 }
 
 impl ProgressBar {
-    /// Begins at `first_epoch` of `epochs`.
+    /// Creates a bar that starts at `first_epoch` of `epochs`.
     pub fn new(first_epoch: usize, epochs: usize, iterations_per_epoch: usize, global_batch_size: usize) -> Self {
         let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}");
         let bar = std::io::stderr().is_terminal().then(|| {
@@ -44,7 +44,7 @@ impl ProgressBar {
         }
     }
 
-    /// Time left, from the mean time of the steps so far.
+    /// Estimates the remaining time from the mean time of the steps so far.
     fn left(&self, record: &IterationRecord) -> Duration {
         let done = (record.epoch - self.first_epoch) * self.iterations_per_epoch + record.iteration + 1;
         let all = (self.epochs - self.first_epoch) * self.iterations_per_epoch;
@@ -61,7 +61,7 @@ impl ProgressBar {
 impl Observer for ProgressBar {
     fn iteration(&mut self, record: &IterationRecord) -> Result<(), TelemetryError> {
         if record.iteration == 0 {
-            // The first step's time is not known; a fraction of it does not matter.
+            // The start time of the first step is not known exactly; the error of less than one step is negligible.
             self.last_line = Instant::now();
         }
         let prefix = format!("epoch {}/{}", record.epoch + 1, self.epochs);

@@ -1,96 +1,96 @@
-//! The records of a run.
+//! Records passed to observers.
 
 use serde::{Deserialize, Serialize};
 
-/// What a run is at.
+/// State of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunState {
     Training,
-    /// Predicting the held-out cases.
+    /// Predicts the held-out cases.
     Predicting,
     Finished,
-    /// On request, to be resumed.
+    /// Stopped on request; can be resumed.
     Stopped,
 }
 
-/// One step, as this rank saw it.
+/// One step, as seen by this rank.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct IterationRecord {
-    /// Both from 0.
+    /// Epoch, from 0; `iteration` is the step within it, from 0.
     pub epoch: usize,
     pub iteration: usize,
     /// Loss of the global batch.
     pub loss: f64,
     /// Learning rate.
     pub lr: f64,
-    /// Norm of the averaged gradient before clipping; not finite where the step made no update.
+    /// L2 norm of the averaged gradient before clipping; not finite if the step was skipped.
     pub gradient_norm: f64,
-    /// By which the loss was multiplied; `None` where it is not.
+    /// Loss scale; `None` without loss scaling.
     pub loss_scale: Option<f64>,
     pub times: StepTimes,
 }
 
-/// What a step took on this rank, in seconds; of steps that a device had queued, each has the mean.
+/// Times of a step on this rank, in seconds. Steps that were queued on a device together each have their mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepTimes {
-    /// All of it.
+    /// Total time.
     pub total: f64,
-    /// Waiting for data.
+    /// Time waiting for data.
     pub data_wait: f64,
-    /// Waiting in collectives.
+    /// Time waiting in collectives.
     pub communication: f64,
 }
 
-/// A picture of an epoch.
+/// An image for an epoch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PictureRecord {
-    /// From 0.
+    /// Epoch, from 0.
     pub epoch: usize,
-    /// What it is of.
+    /// Title of the image.
     pub name: &'static str,
-    /// A file with so many pixels, width and height.
+    /// PNG file; `size` is its width and height in pixels.
     pub png: Vec<u8>,
     pub size: [u32; 2],
 }
 
-/// One epoch: an object of `log.jsonl`, keys in this order.
+/// One epoch, as an object of `log.jsonl`; keys have this order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
-    /// From 0.
+    /// Epoch, from 0.
     pub epoch: usize,
-    /// Mean loss over the steps, of the global batches.
+    /// Mean loss over the steps, for the global batches.
     pub train_loss: f64,
-    /// Mean loss over the validation batches; null without any.
+    /// Mean loss over the validation batches; null without validation.
     pub val_loss: Option<f64>,
-    /// Per foreground class or region; null for one that did not occur.
+    /// Pseudo Dice per foreground class or region; null for a class that did not occur.
     pub pseudo_dice: Vec<Option<f64>>,
     /// Exponential moving average of the mean pseudo Dice.
     pub ema_pseudo_dice: Option<f64>,
     /// Learning rate of the first step.
     pub lr: f64,
-    /// Training samples per second, over all ranks, validation left out.
+    /// Training samples per second over all ranks, excluding validation.
     pub samples_per_s: f64,
     /// Mean time of a training step in seconds.
     pub step_s: f64,
-    /// Time the steps of this epoch waited for data, in seconds, mean over the ranks.
+    /// Time that the steps of this epoch waited for data, in seconds, mean over the ranks.
     pub data_wait_s: f64,
-    /// Time the steps of this epoch waited in collectives, in seconds, mean over the ranks: communication that was not
-    /// hidden behind the computation, and waiting for slower ranks.
+    /// Time that the steps of this epoch waited in collectives, in seconds, mean over the ranks: communication that did
+    /// not overlap computation, and waiting for slower ranks.
     pub comm_s: f64,
-    /// The part of it that ranks waited for the slowest rank.
+    /// Part of `comm_s` spent waiting for the slowest rank.
     pub straggler_s: f64,
-    /// Time that the steps waited for the copy of the weights that is written as a checkpoint.
+    /// Time that the steps waited for the copy of the weights that is written as a checkpoint, in seconds.
     #[serde(default)]
     pub checkpoint_s: f64,
-    /// Wall time of the epoch, validation and checkpoint included, in seconds.
+    /// Wall time of the epoch including validation and checkpoint, in seconds.
     pub epoch_s: f64,
     /// Mean norm of the averaged gradient before clipping.
     pub gradient_norm: f64,
-    /// By which the loss is multiplied; null where it is not.
+    /// Loss scale; null without loss scaling.
     #[serde(default)]
     pub loss_scale: Option<f64>,
-    /// Steps without an update, because a gradient was not finite.
+    /// Steps without an update because a gradient was not finite.
     #[serde(default)]
     pub skipped_steps: usize,
     /// Number of processes.
@@ -99,7 +99,7 @@ pub struct EpochRecord {
 
 #[cfg(test)]
 impl EpochRecord {
-    /// A plausible record.
+    /// Returns a plausible record.
     pub(super) fn example(epoch: usize) -> Self {
         let progress = epoch as f64 / 10.0;
         Self {

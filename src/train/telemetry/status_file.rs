@@ -1,4 +1,4 @@
-//! `status.json`: where a run stands, for programs that watch it from outside.
+//! `status.json`: current status of a run, for external monitoring.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -8,39 +8,39 @@ use serde::{Deserialize, Serialize};
 use super::{EpochRecord, IterationRecord, Observer, RunState, TelemetryError};
 use nnunet_core::fsio;
 
-/// How often the file is written at most.
+/// Minimum time between two writes of the file.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The contents of `status.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     pub state: RunState,
-    /// Of the last step, from 0.
+    /// Epoch of the last step, from 0.
     pub epoch: usize,
     pub iteration: usize,
-    /// Number of steps done since the beginning of the run.
+    /// Number of steps since the start of the run.
     pub step: u64,
     pub epochs: usize,
     pub iterations_per_epoch: usize,
     pub world_size: usize,
-    /// Process of rank 0.
+    /// Process ID of rank 0.
     pub pid: u32,
-    /// When this was written, in seconds since 1970.
+    /// Time of writing, in seconds since 1970.
     pub updated_unix: u64,
 }
 
-/// Writes `status.json`, about once a second while steps are made.
+/// Writes `status.json`, about once a second during training.
 pub struct StatusFile {
     path: PathBuf,
     status: Status,
     written: Option<Instant>,
-    /// Whether the file is behind.
+    /// Whether the status has changed since the last write.
     stale: bool,
     warned: bool,
 }
 
 impl StatusFile {
-    /// Nothing is written before the first step.
+    /// Creates the writer; the file is first written after the first step.
     pub fn new(path: &Path, epochs: usize, iterations_per_epoch: usize, world_size: usize) -> Self {
         let status = Status {
             state: RunState::Training,
@@ -56,7 +56,7 @@ impl StatusFile {
         Self { path: path.to_owned(), status, written: None, stale: false, warned: false }
     }
 
-    /// A file that cannot be written is no reason to end a training.
+    /// Writes the file. A failure only causes a warning, since it must not end the training.
     fn write(&mut self) {
         self.written = Some(Instant::now());
         self.stale = false;
@@ -64,7 +64,7 @@ impl StatusFile {
         if let Err(error) = fsio::write_json(&self.path, &self.status)
             && !std::mem::replace(&mut self.warned, true)
         {
-            tracing::warn!("{}: {error}; the run goes on without", self.path.display());
+            tracing::warn!("{}: {error}; training continues without it", self.path.display());
         }
     }
 }
@@ -94,7 +94,7 @@ impl Observer for StatusFile {
 }
 
 impl Drop for StatusFile {
-    /// A run that fails leaves the step at which it did.
+    /// Writes the last step of a failed run.
     fn drop(&mut self) {
         if self.stale {
             self.write();

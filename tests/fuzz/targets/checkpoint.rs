@@ -1,5 +1,6 @@
-//! A checkpoint folder, one of whose files is what is given: the checksums by their digits, the header by its brace,
-//! otherwise the weights. Where it is not the checksums themselves, they are right: whoever means harm computes them.
+//! A checkpoint folder with one file replaced by the input: SHA256SUMS if it starts with a hex digit, checkpoint.json
+//! if it starts with a brace, otherwise the weights. The checksums are valid unless they are the input, as an attacker
+//! can compute them.
 #![no_main]
 
 #[path = "../../common/plans.rs"]
@@ -16,7 +17,7 @@ use nnunet_dist::checkpoint::SavedModel;
 use nnunet_dist_fuzz::{folder, in_little_memory};
 use sha2::{Digest, Sha256};
 
-/// The files of a whole checkpoint.
+/// The files of a complete checkpoint.
 struct Whole {
     folder: PathBuf,
     header: Vec<u8>,
@@ -39,7 +40,7 @@ fn sum_of(name: &str, bytes: &[u8]) -> String {
     format!("{sum}  {name}\n")
 }
 
-// The model is made before the time of the first input counts.
+// The model is made before the first input is timed.
 fuzz_target!(init: { whole(); }, |bytes: &[u8]| {
     let whole = whole();
     let (mut header, mut weights, mut sums) = (whole.header.as_slice(), whole.weights.as_slice(), None);

@@ -1,4 +1,4 @@
-//! `dataset.json`, of nnU-Net v2 and of the Decathlon.
+//! `dataset.json` of nnU-Net v2 and of the Decathlon.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! NumPy's archives of probabilities: a whole archive, or the array in one.
+//! NumPy archives of probabilities: a whole archive, or the array in one.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Headers of text: NRRD and MetaImage.
+//! Text headers: NRRD and MetaImage.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

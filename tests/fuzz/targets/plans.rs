@@ -1,4 +1,4 @@
-//! Plans, as far as the shape of the network.
+//! Plans, up to the shape of the network.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! PyTorch's files: a whole archive, or the pickle in one beside storages of 64 bytes.
+//! PyTorch files: a whole archive, or the pickle of one with storages of 64 bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,7 +1,7 @@
-//! The TCP connections between the ranks and rank 0's board.
+//! TCP heartbeat connections from all ranks to a server on rank 0.
 //!
-//! A connection begins with a token that only the job knows. Then every line is either a rank's sign of life, which is
-//! answered by an empty line, or an empty line, which is answered by all members as JSON.
+//! A connection starts with a secret token known only to the job. Each following line is either a heartbeat of a rank
+//! as JSON, answered with an empty line, or an empty line, answered with the state of all ranks as JSON.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -18,19 +18,19 @@ use super::Health;
 use super::verdict::Member;
 use crate::distributed::threads::host_name;
 
-/// Time between two signs of life.
+/// Time between two heartbeats.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a connection or an answer may take.
+/// Timeout for connecting and for an answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Room for an invitation, the same on all ranks.
+/// Size of the serialized endpoint message, the same on all ranks.
 pub(in crate::distributed) const INVITATION_BYTES: usize = 4096;
 
-/// The longest line that is read from a connection.
+/// Maximum length of a line read from a connection, in bytes.
 const LONGEST_LINE: u64 = 1 << 24;
 
-/// Where rank 0's board is.
+/// Address and token of the heartbeat server on rank 0.
 #[derive(Serialize, Deserialize)]
 struct Invitation {
     token: String,
@@ -38,7 +38,7 @@ struct Invitation {
     addresses: Vec<SocketAddr>,
 }
 
-/// Rank 0's knowledge of the others.
+/// Heartbeat server of rank 0, with the last known state of the other ranks.
 pub(super) struct Board {
     token: String,
     own: Weak<Health>,
@@ -46,7 +46,8 @@ pub(super) struct Board {
 }
 
 impl Board {
-    /// Listens for the other ranks, and gives the invitation that they need. `own` is rank 0's.
+    /// Starts listening for the other ranks. Returns the server and its serialized endpoint. `own` is the state of rank
+    /// 0.
     pub(super) fn open(own: &Arc<Health>) -> io::Result<(Arc<Self>, Vec<u8>)> {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         let port = listener.local_addr()?.port();
@@ -57,14 +58,14 @@ impl Board {
         let invitation = Invitation { token: token.clone(), host: host_name(), addresses };
         let invitation = serde_json::to_vec(&invitation).map_err(io::Error::other)?;
         if invitation.len() > INVITATION_BYTES {
-            return Err(io::Error::other("this host has too many addresses"));
+            return Err(io::Error::other("this host has too many network addresses"));
         }
         let board = Arc::new(Self { token, own: Arc::downgrade(own), seen: Mutex::default() });
         let shared = board.clone();
         spawn("heartbeats", move || {
             for connection in listener.incoming().flatten() {
                 let board = shared.clone();
-                // A connection that cannot have a thread is closed; its rank tries again.
+                // If no thread can be started, the connection is closed and its rank tries again.
                 let _ = spawn("heartbeat of a rank", move || {
                     let _ = board.serve(&connection);
                 });
@@ -73,7 +74,7 @@ impl Board {
         Ok((board, invitation))
     }
 
-    /// Answers one connection until it ends.
+    /// Serves one connection until it is closed.
     fn serve(&self, connection: &TcpStream) -> io::Result<()> {
         connection.set_nodelay(true)?;
         connection.set_write_timeout(Some(TIMEOUT))?;
@@ -95,7 +96,7 @@ impl Board {
         }
     }
 
-    /// All ranks that have ever been heard of, rank 0 first.
+    /// Returns the state of all ranks that have ever connected, sorted by rank.
     pub(super) fn members(&self) -> Vec<Member> {
         let own = self.own.upgrade().map(|health| health.member());
         let seen = self.seen();
@@ -113,19 +114,19 @@ impl Board {
     }
 }
 
-/// The way to rank 0's board.
+/// Heartbeat client: the connection to the server on rank 0.
 pub(super) struct Contact {
     invitation: Invitation,
-    /// The address that works from here.
+    /// Server address that is reachable from this host.
     address: SocketAddr,
-    /// When rank 0 last answered.
+    /// Time of the last answer from rank 0.
     answered: Mutex<Instant>,
 }
 
 impl Contact {
-    /// Connects to the board and sends signs of life from now on; `None`, with a warning, where it cannot be reached.
+    /// Connects to the server and starts sending heartbeats. Returns `None`, with a warning, if it cannot be reached.
     pub(super) fn open(own: &Arc<Health>, invitation: &[u8]) -> Option<Arc<Self>> {
-        // Rank 0 has none where it could not listen, and has said so.
+        // The message is empty if rank 0 could not listen; it has logged a warning in that case.
         let invitation = invitation.split(|&byte| byte == 0).next().filter(|text| !text.is_empty())?;
         let invitation: Invitation = serde_json::from_slice(invitation).ok()?;
         let Some((address, stream)) = invitation.addresses.iter().find_map(|&address| {
@@ -133,7 +134,7 @@ impl Contact {
             Some((address, stream))
         }) else {
             tracing::warn!(
-                "no heartbeat: none of {:?} of {} can be reached from {}; a rank that is lost will not be named",
+                "heartbeat disabled: none of the addresses {:?} of {} is reachable from {}; a lost rank cannot be named",
                 invitation.addresses,
                 invitation.host,
                 host_name()
@@ -146,7 +147,7 @@ impl Contact {
         Some(contact)
     }
 
-    /// Sends a sign of life now and then, for as long as there is somebody who lives.
+    /// Sends a heartbeat once per [`INTERVAL`] as long as the owner exists.
     fn beat(&self, own: &Weak<Health>, mut stream: Option<TcpStream>) {
         while let Some(health) = own.upgrade() {
             if stream.is_none() {
@@ -168,10 +169,10 @@ impl Contact {
         }
     }
 
-    /// All ranks as rank 0 knows them.
+    /// Requests the state of all ranks from rank 0.
     ///
     /// # Errors
-    /// Why rank 0 does not answer, as the reason of a failure.
+    /// Returns the failure reason if rank 0 does not answer.
     pub(super) fn ask(&self) -> Result<Vec<Member>, String> {
         let answer = greet(self.address, &self.invitation.token).and_then(|mut stream| {
             stream.write_all(b"\n")?;
@@ -181,8 +182,8 @@ impl Contact {
         answer.map_err(|error| {
             let since = self.answered.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
             format!(
-                "no sign of life from rank 0 on {} for {:.1} s: frozen or dead, or the host or its link, or this host's, \
-                 is down ({})",
+                "no heartbeat from rank 0 on {} for {:.1} s: the process is frozen or dead, or its host or a network \
+                 link is down ({})",
                 self.invitation.host,
                 since.as_secs_f64(),
                 match error.kind() {
@@ -194,7 +195,7 @@ impl Contact {
     }
 }
 
-/// Connects and shows the token.
+/// Connects to the server and sends the token.
 fn greet(address: SocketAddr, token: &str) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_nodelay(true)?;
@@ -204,7 +205,10 @@ fn greet(address: SocketAddr, token: &str) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// A line without its end. The other end of the connection being gone is an error.
+/// Reads a line and strips its newline.
+///
+/// # Errors
+/// Returns an error if the peer has closed the connection.
 fn read_line(from: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
     from.take(LONGEST_LINE).read_line(&mut line)?;
@@ -218,12 +222,12 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.into()).stack_size(256 << 10).spawn(work).map(|_| ())
 }
 
-/// The IPv4 addresses of this host, those that only the host itself can reach last.
+/// Returns the IPv4 addresses of this host, loopback addresses last.
 fn own_addresses() -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     let mut list = std::ptr::null_mut();
-    // SAFETY: `getifaddrs` sets `list` to a linked list that stays valid until `freeifaddrs`; an address whose family is
-    // AF_INET is a `sockaddr_in`.
+    // SAFETY: `getifaddrs` sets `list` to a linked list that stays valid until `freeifaddrs`; an address whose family
+    // is AF_INET is a `sockaddr_in`.
     unsafe {
         if libc::getifaddrs(&mut list) == 0 {
             let mut entry = list;
@@ -247,7 +251,7 @@ fn own_addresses() -> Vec<IpAddr> {
 mod tests {
     use super::*;
 
-    /// Rank 0 and another, joined.
+    /// Creates rank 0 and rank 1, connected to each other.
     fn pair() -> [Arc<Health>; 2] {
         let ranks = [0, 1].map(Health::new);
         let invitation = ranks[0].invitation();
@@ -258,7 +262,7 @@ mod tests {
     fn eventually(mut holds: impl FnMut() -> bool) {
         let began = Instant::now();
         while !holds() {
-            assert!(began.elapsed() < Duration::from_secs(30), "it never comes true");
+            assert!(began.elapsed() < Duration::from_secs(30), "the condition did not become true within 30 s");
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -285,6 +289,6 @@ mod tests {
             invitation: Invitation { token: "guess".into(), ..invitation },
             answered: Mutex::new(Instant::now()),
         };
-        assert!(contact.ask().unwrap_err().starts_with("no sign of life from rank 0"));
+        assert!(contact.ask().unwrap_err().starts_with("no heartbeat from rank 0"));
     }
 }

@@ -1,9 +1,9 @@
-//! Telling a rank that is dead or hangs from one that is slow.
+//! Heartbeats that distinguish a dead or hung rank from a slow one.
 //!
-//! A collective waits for the last rank, and when its deadline has passed nobody knows from the collective itself who is
-//! missing, or whether one is. So every rank sends a sign of life to rank 0 once a second, over a TCP connection that has
-//! nothing to do with MPI or NCCL ([`heartbeat`]): that its process runs, what it is at, whether it waits for others. A
-//! rank whose collective is late asks rank 0 for all of them and comes to a [`Verdict`] ([`verdict`]).
+//! A collective waits for the slowest rank. When it times out, the collective itself cannot tell which rank is missing,
+//! or whether one is. So every rank sends a heartbeat to rank 0 once a second over a TCP connection that is independent
+//! of MPI and NCCL ([`heartbeat`]): its process is alive, its current phase, and whether it waits for others. A rank
+//! whose collective is late requests the state of all ranks from rank 0 and derives a [`Verdict`] ([`verdict`]).
 
 mod heartbeat;
 mod verdict;
@@ -19,24 +19,24 @@ use verdict::{Member, judge};
 use super::Witness;
 use super::threads::host_name;
 
-/// This rank's part in the exchange of signs of life.
+/// Heartbeat state of this rank.
 pub(super) struct Health {
     rank: usize,
     own: Mutex<Own>,
-    /// Of rank 0.
+    /// Heartbeat server; set on rank 0 only.
     board: OnceLock<Arc<Board>>,
-    /// Of the others: the way to rank 0's.
+    /// Heartbeat client; set on all other ranks.
     contact: OnceLock<Arc<Contact>>,
 }
 
-/// What this rank is at.
+/// Current activity of this rank.
 struct Own {
     phase: String,
-    /// Whether that may take any time.
+    /// Whether the phase may take an unbounded time.
     long: bool,
-    /// The collective it waits in.
+    /// Collective in which the rank waits, if any.
     waiting: Option<String>,
-    /// When one of them last changed.
+    /// Time of the last change of any of these.
     changed: Instant,
 }
 
@@ -46,7 +46,7 @@ impl Health {
         Arc::new(Self { rank, own: Mutex::new(own), board: OnceLock::new(), contact: OnceLock::new() })
     }
 
-    /// What this rank is at from now on, and whether that may take any time.
+    /// Sets the current phase of this rank, and whether it may take an unbounded time.
     pub(super) fn enter(&self, phase: &str, long: bool) {
         let mut own = self.own();
         own.long = long;
@@ -54,7 +54,7 @@ impl Health {
         own.changed = Instant::now();
     }
 
-    /// Notes that this rank waits in a collective, until the guard is dropped.
+    /// Marks this rank as waiting in a collective until the guard is dropped.
     pub(super) fn waiting(&self, operation: &str) -> Waiting<'_> {
         let mut own = self.own();
         own.waiting = Some(operation.to_owned());
@@ -63,7 +63,8 @@ impl Health {
         Waiting(self)
     }
 
-    /// On rank 0: opens the board and says where; of the others nothing is asked.
+    /// Starts the heartbeat server on rank 0 and returns its serialized endpoint. Returns an empty message on other
+    /// ranks.
     pub(super) fn invitation(self: &Arc<Self>) -> Vec<u8> {
         if self.rank > 0 {
             return Vec::new();
@@ -74,13 +75,13 @@ impl Health {
                 invitation
             }
             Err(error) => {
-                tracing::warn!("no heartbeat: a rank that is lost will not be named: {error}");
+                tracing::warn!("heartbeat disabled, errors cannot name a lost rank: {error}");
                 Vec::new()
             }
         }
     }
 
-    /// Accepts the invitation of rank 0: signs of life are sent from now on.
+    /// Connects to the heartbeat server of rank 0 and starts sending heartbeats.
     pub(super) fn join(self: &Arc<Self>, invitation: &[u8]) {
         if self.rank > 0
             && let Some(contact) = Contact::open(self, invitation)
@@ -89,7 +90,7 @@ impl Health {
         }
     }
 
-    /// Why a collective has not come to its end after `limit`.
+    /// Diagnoses a collective that has not completed after `limit`.
     pub(super) fn verdict(&self, limit: Duration) -> Verdict {
         let members = match (self.board.get(), self.contact.get()) {
             (Some(board), _) => board.members(),
@@ -98,15 +99,13 @@ impl Health {
                 Err(reason) => return Verdict::Lost(reason),
             },
             (None, None) => {
-                return Verdict::Lost(
-                    "the deadline has passed, and there is no heartbeat to tell who is missing".into(),
-                );
+                return Verdict::Lost("timeout; the missing rank is unknown because the heartbeat is disabled".into());
             }
         };
         judge(self.rank, &members, limit)
     }
 
-    /// This rank as others see it.
+    /// Returns the state of this rank as reported to others.
     fn member(&self) -> Member {
         let own = self.own();
         Member {
@@ -127,7 +126,7 @@ impl Health {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What this rank is at.
+    /// Returns the current phase of this rank.
     pub(super) fn phase(&self) -> String {
         self.own().phase.clone()
     }
@@ -150,7 +149,7 @@ impl Witness for Health {
     }
 }
 
-/// While it lives, its rank waits for others.
+/// Guard: the rank counts as waiting in a collective until it is dropped.
 pub(super) struct Waiting<'a>(&'a Health);
 
 impl Drop for Waiting<'_> {

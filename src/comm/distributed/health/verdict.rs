@@ -1,49 +1,50 @@
-//! From signs of life to who is to blame.
+//! Diagnosis of a late collective from the heartbeats of all ranks.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// A rank that has not been heard of for so long is dead, frozen or cut off: five beats are missing.
+/// A rank without a heartbeat for this long (five missed heartbeats) is dead, frozen or unreachable.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// The last rank may have come to the collective just before the others lost their patience.
+/// Tolerance for a last rank that reached the collective just before the timeout of the others.
 const JUST_NOW: Duration = Duration::from_secs(2);
 
-/// A rank as rank 0 knows it.
+/// State of a rank as known to rank 0.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Member {
     pub rank: usize,
     pub host: String,
-    /// Time since its last sign of life.
+    /// Milliseconds since its last heartbeat.
     pub silent_ms: u64,
-    /// Time since it last began, ended or waited for something.
+    /// Milliseconds since it last entered a phase, or started or stopped waiting.
     pub idle_ms: u64,
     /// Whether it waits for others in a collective.
     pub waiting: bool,
-    /// What it is at.
+    /// Current phase.
     pub phase: String,
-    /// Whether that may take any time.
+    /// Whether the phase may take an unbounded time.
     pub long: bool,
 }
 
-/// Why a collective is late.
+/// Cause of a late collective.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::distributed) enum Verdict {
-    /// Somebody is still at work: go on waiting.
+    /// Another rank is still working: continue to wait.
     Slow(String),
-    /// It will never be done.
+    /// The collective can never complete.
     Lost(String),
 }
 
-/// Judges what rank `own` has waited for, for `limit`, by the ranks that have ever given a sign of life.
+/// Diagnoses the collective in which rank `own` has waited for `limit`, from the `members` that have ever sent a
+/// heartbeat.
 pub(super) fn judge(own: usize, members: &[Member], limit: Duration) -> Verdict {
     let ms = |duration: Duration| duration.as_millis() as u64;
     let others = || members.iter().filter(|member| member.rank != own);
     let silent: Vec<_> = others().filter(|member| member.silent_ms >= ms(SILENCE)).collect();
     if let Some(longest) = silent.iter().max_by_key(|member| member.silent_ms) {
         return Verdict::Lost(format!(
-            "no sign of life from {} for {:.1} s: frozen or dead, or the host or its link is down",
+            "no heartbeat from {} for {:.1} s: the process is frozen or dead, or its host or network link is down",
             names(&silent),
             longest.silent_ms as f64 / 1000.0
         ));
@@ -52,23 +53,23 @@ pub(super) fn judge(own: usize, members: &[Member], limit: Duration) -> Verdict 
     let stuck = busy.iter().filter(|member| !member.long && member.idle_ms >= ms(limit));
     if let Some(stuck) = stuck.max_by_key(|member| member.idle_ms) {
         return Verdict::Lost(format!(
-            "{} is alive but has hung for {:.1} s in {}",
+            "{} is alive but has made no progress for {:.1} s in {}",
             name(stuck),
             stuck.idle_ms as f64 / 1000.0,
             stuck.phase
         ));
     }
     if let Some(last) = busy.first() {
-        return Verdict::Slow(format!("{} is still at work in {}", name(last), last.phase));
+        return Verdict::Slow(format!("{} is still working in {}", name(last), last.phase));
     }
     match others().min_by_key(|member| member.idle_ms) {
-        Some(last) if last.idle_ms < ms(JUST_NOW) => Verdict::Slow(format!("{} has only now come to it", name(last))),
+        Some(last) if last.idle_ms < ms(JUST_NOW) => Verdict::Slow(format!("{} has only just reached it", name(last))),
         Some(last) => Verdict::Lost(format!(
-            "all ranks are alive and wait, {} in {}: messages were lost, or the ranks are not at the same step",
+            "all ranks are alive and waiting, {} in {}: messages were lost, or the ranks are at different steps",
             name(last),
             last.phase
         )),
-        None => Verdict::Lost("the deadline has passed, and no other rank has ever given a sign of life".into()),
+        None => Verdict::Lost("timeout, and no other rank has ever sent a heartbeat".into()),
     }
 }
 
@@ -76,7 +77,7 @@ fn name(member: &Member) -> String {
     format!("rank {} on {}", member.rank, member.host)
 }
 
-/// No more than a line of them.
+/// Lists at most 8 ranks with their hosts.
 fn names(members: &[&Member]) -> String {
     const NAMED: usize = 8;
     let mut text = members.iter().take(NAMED).map(|member| name(member)).collect::<Vec<_>>().join(", ");
@@ -111,15 +112,15 @@ mod tests {
             member(2, 0, 0, true),
             member(3, 7_000, 0, false),
         ]);
-        assert!(reason.starts_with("no sign of life from rank 1 on node1, rank 3 on node3 for 9.0 s"), "{reason}");
+        assert!(reason.starts_with("no heartbeat from rank 1 on node1, rank 3 on node3 for 9.0 s"), "{reason}");
     }
 
     #[test]
     fn who_works_is_slow_and_who_does_nothing_hangs() {
         let members = [member(0, 0, 20_000, true), member(1, 500, 19_000, false), member(2, 0, 20_000, true)];
-        assert_eq!(judge(0, &members, LIMIT), Verdict::Slow("rank 1 on node1 is still at work in step 3".into()));
+        assert_eq!(judge(0, &members, LIMIT), Verdict::Slow("rank 1 on node1 is still working in step 3".into()));
         let members = [member(0, 0, 20_000, true), member(1, 500, 21_000, false)];
-        assert_eq!(lost(&members), "rank 1 on node1 is alive but has hung for 21.0 s in step 3");
+        assert_eq!(lost(&members), "rank 1 on node1 is alive but has made no progress for 21.0 s in step 3");
         let members = [members[0].clone(), Member { long: true, ..members[1].clone() }];
         assert!(matches!(judge(0, &members, LIMIT), Verdict::Slow(_)));
     }

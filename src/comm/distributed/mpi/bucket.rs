@@ -1,4 +1,4 @@
-//! Buckets on their way through the engine.
+//! All-reduces of buckets through the engine.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::wait::{Look, Patience};
 use crate::distributed::health::Health;
 use crate::distributed::{CommError, Fault, Pending, ReduceOp, Reducer, Wire};
 
-/// The way to the engine for those who have buckets.
+/// Handle to the engine for starting all-reduces of buckets.
 #[derive(Clone)]
 pub(super) struct Rings {
     pub rank: usize,
@@ -25,7 +25,7 @@ impl Reducer for Rings {
     }
 }
 
-/// A bucket under way.
+/// A bucket in flight.
 struct Bucket {
     ticket: Ticket,
     rings: Rings,
@@ -38,7 +38,7 @@ impl Pending for Bucket {
         engine.waiting += 1;
         let (operation, began) = match engine.ring(self.ticket) {
             Some(ring) => (ring.operation().to_owned(), ring.began()),
-            None => unreachable!("a bucket is taken once, by its only ticket"),
+            None => unreachable!("each bucket is taken once, by its only ticket"),
         };
         drop(engine);
         let _waiting = health.waiting(&operation);
@@ -46,7 +46,7 @@ impl Pending for Bucket {
         let outcome = Patience::new(limit, health).until(*rank, &operation, began, || {
             let mut engine = shared.lock();
             if engine.is_broken() {
-                let reason = "an operation before it has failed".into();
+                let reason = "an earlier operation has failed".into();
                 return Err(error(*rank, &operation, began, Fault::Lost, reason));
             }
             let moved = engine.poll()?;

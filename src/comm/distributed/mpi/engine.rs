@@ -1,8 +1,8 @@
-//! Who may call MPI when, and the thread that moves buckets while the others compute.
+//! Serialized access to MPI, and the progress thread that advances buckets during computation.
 //!
-//! MPI makes progress only within its own calls, so a bucket that is under way needs somebody who calls. That is a
-//! thread of its own, which looks again and again while there are buckets, with short sleeps while nothing moves: it
-//! costs next to nothing while the network is what one waits for, and a core where the copies are the work.
+//! MPI makes progress only inside its own calls, so a bucket in flight needs a thread that keeps calling MPI. The
+//! progress thread polls while there are buckets, and sleeps briefly while nothing moves: it costs almost nothing while
+//! waiting for the network, and one core while copying dominates.
 
 use std::collections::VecDeque;
 use std::ffi::c_int;
@@ -13,35 +13,37 @@ use std::time::Duration;
 use super::ring::{Place, Ring, Scratch, tag_after};
 use crate::distributed::{CommError, ReduceOp, Wire};
 
-/// Lanes under way at a time, over all buckets: enough to keep a link busy while chunks are summed up.
+/// Maximum number of segments in flight over all buckets: enough to keep a link busy while chunks are summed.
 const LANES: usize = 8;
 
-/// How often the thread looks without sleeping after something has moved.
+/// Number of polls without sleeping after the last progress.
 const EAGER: u32 = 64;
 
-/// How long it sleeps then. A link of 10 Gbit/s fills a socket's buffer in about that time.
+/// Sleep between polls after that. A 10 Gbit/s link fills a socket buffer in about this time.
 const NAP: Duration = Duration::from_micros(50);
 
-/// The number of an all-reduce under way.
+/// Number that identifies an all-reduce in flight.
 pub(super) type Ticket = u64;
 
-/// The all-reduces under way. Whoever holds its lock may call MPI: it was started with `MPI_THREAD_SERIALIZED`.
+/// The all-reduces in flight. Only the holder of its lock may call MPI, which is initialized with
+/// `MPI_THREAD_SERIALIZED`.
 pub(super) struct Engine {
     place: Place,
-    /// Oldest first; they end in that order for those who wait, whichever is done first.
+    /// Oldest first. Waiters receive results in this order, regardless of which all-reduce completes first.
     active: VecDeque<(Ticket, Ring)>,
-    /// Of lanes that are done.
+    /// Scratch memory of completed segments, for reuse.
     spare: Vec<Scratch>,
     next_ticket: Ticket,
     next_tag: c_int,
-    /// Those who wait for an all-reduce move it themselves; two that do would only get in each other's way.
+    /// Number of threads that wait for an all-reduce. They poll themselves; the progress thread pauses meanwhile to
+    /// avoid contention.
     pub(super) waiting: usize,
-    /// After a failure nothing is polled any more: buffers that MPI still knows may be gone.
+    /// Set after a failure. Polling stops because buffers that MPI still references may have been freed.
     broken: bool,
     stopping: bool,
 }
 
-/// The engine, shared with its thread.
+/// The engine, shared with the progress thread.
 pub(super) struct Shared {
     engine: Mutex<Engine>,
     work: Condvar,
@@ -62,28 +64,29 @@ impl Shared {
         Arc::new(Self { engine: Mutex::new(engine), work: Condvar::new() })
     }
 
-    /// The right to call MPI.
+    /// Locks the engine. The guard is the permission to call MPI.
     pub(super) fn lock(&self) -> MutexGuard<'_, Engine> {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins an all-reduce and wakes the thread.
+    /// Starts an all-reduce and wakes the progress thread.
     pub(super) fn begin(&self, data: Vec<f32>, op: ReduceOp, wire: Wire, operation: String) -> Ticket {
         let ticket = self.lock().begin(data, op, wire, operation);
         self.work.notify_one();
         ticket
     }
 
-    /// Starts the thread; it ends by [`Shared::stop`].
+    /// Starts the progress thread; [`Shared::stop`] ends it.
     ///
     /// # Errors
-    /// The system has no more threads. All-reduces then make progress only while somebody waits for them.
+    /// Returns an error if the thread cannot be created. All-reduces then make progress only while a caller waits for
+    /// them.
     pub(super) fn start_thread(self: &Arc<Self>) -> std::io::Result<thread::JoinHandle<()>> {
         let shared = self.clone();
         thread::Builder::new().name("mpi progress".into()).spawn(move || shared.make_progress())
     }
 
-    /// Ends the thread.
+    /// Ends the progress thread.
     pub(super) fn stop(&self) {
         self.lock().stopping = true;
         self.work.notify_all();
@@ -100,7 +103,7 @@ impl Shared {
             if engine.stopping {
                 return;
             }
-            // Whoever waits for the all-reduce will meet the error.
+            // The caller that waits for the all-reduce receives the error.
             let moved = engine.waiting == 0 && engine.poll().unwrap_or(false);
             drop(engine);
             idle = if moved { 0 } else { idle + 1 };
@@ -116,15 +119,15 @@ impl Engine {
         let tag = self.next_tag;
         self.next_tag = tag_after(tag, data.len(), self.place.world_size);
         self.active.push_back((ticket, Ring::new(self.place, data, op, wire, tag, operation)));
-        // A failure is met by whoever waits for it.
+        // An error is reported to the caller that waits for the result.
         let _ = self.poll();
         ticket
     }
 
-    /// Moves what can be moved; says whether anything did.
+    /// Advances all-reduces as far as possible without blocking; returns whether anything moved.
     ///
     /// # Errors
-    /// Of MPI; the engine is broken then.
+    /// Returns an error if an MPI call fails; the engine is broken afterwards.
     pub(super) fn poll(&mut self) -> Result<bool, CommError> {
         if self.broken {
             return Ok(false);
@@ -145,33 +148,33 @@ impl Engine {
         Ok(moved)
     }
 
-    /// The all-reduce of a ticket, if it is still there.
+    /// Returns the all-reduce of a ticket, or `None` if it has been taken.
     pub(super) fn ring(&self, ticket: Ticket) -> Option<&Ring> {
         self.active.iter().find(|(number, _)| *number == ticket).map(|(_, ring)| ring)
     }
 
-    /// Takes the result of a ticket, if it is there.
+    /// Takes the result of a ticket, or returns `None` if it is not complete.
     pub(super) fn take(&mut self, ticket: Ticket) -> Option<Vec<f32>> {
         let index = self.active.iter().position(|(number, ring)| *number == ticket && ring.is_done())?;
         self.active.remove(index).map(|(_, ring)| ring.into_data())
     }
 
-    /// Whether a call has failed: the other ranks may never come to the end.
+    /// Returns whether an MPI call has failed; the other ranks may then never finish.
     pub(super) fn is_broken(&self) -> bool {
         self.broken
     }
 
-    /// Nothing is polled any more.
+    /// Marks the engine as broken; polling stops.
     pub(super) fn break_off(&mut self) {
         self.broken = true;
     }
 
-    /// Whether an all-reduce is under way.
+    /// Returns whether an all-reduce is in flight.
     pub(super) fn is_busy(&self) -> bool {
         !self.active.is_empty()
     }
 }
 
-// SAFETY: an MPI handle may be a raw pointer, which is why the compiler does not see it: but any thread may use it, one
-// at a time, and that is what the lock around the engine is for.
+// SAFETY: an MPI handle may be a raw pointer, so `Send` is not derived. Any thread may use it, one at a time, and the
+// lock around the engine guarantees that.
 unsafe impl Send for Engine {}

@@ -1,12 +1,12 @@
-//! The ranks of an MPI job, on host memory.
+//! Communicator of an MPI job, for host memory.
 //!
-//! rsmpi's safe functions drop MPI's return codes and its `Universe` waits for the other ranks even while a panic
-//! unwinds, so this folder calls the C functions that rsmpi binds. No call blocks: every collective is begun and then
-//! looked after until it is done or its deadline has passed, for a blocking one would hang for ever where a rank, a host
-//! or a link is gone (Open MPI notices a cut link after minutes or never).
+//! rsmpi's safe functions ignore MPI's return codes, and its `Universe` waits for the other ranks even while a panic
+//! unwinds, so this folder calls the C functions that rsmpi binds. No call blocks: every collective is started and then
+//! polled until it completes or times out. A blocking call would hang forever when a rank, a host or a link is lost
+//! (Open MPI detects a cut link after minutes or never).
 //!
-//! Small collectives are MPI's own ([`wait`]); gradients take [`ring`], which the thread of [`engine`] moves on while the
-//! others compute.
+//! Small collectives use MPI's own algorithms ([`wait`]). Gradients use [`ring`], which the progress thread of
+//! [`engine`] advances during computation.
 
 mod bucket;
 mod calls;
@@ -33,23 +33,23 @@ use self::wait::{Look, Patience};
 use super::health::Health;
 use super::{CommError, Communicator, Fault, ReduceOp, Reducer, Witness, failure};
 
-/// Elements per call. MPI counts in `c_int`; and it allocates temporary buffers as large as a message.
+/// Elements per call. MPI counts in `c_int`, and it allocates temporary buffers as large as a message.
 const PER_CALL: usize = 1 << 24;
 
-/// Bytes per gather, of all ranks together: longer messages take several. Its displacements are `c_int`, too.
+/// Bytes per gather, over all ranks; longer messages take several gathers. Displacements are `c_int`, too.
 const PER_GATHER: usize = 1 << 26;
 
-/// How long a collective may take before [`Communicator::set_timeout`] says otherwise: ranks may start minutes apart.
+/// Timeout of a collective until [`Communicator::set_timeout`] is called. Ranks may start minutes apart.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// `MPI_IN_PLACE` of mpi.h, which as a macro with a cast has no binding: 1 in Open MPI, whose handles are pointers, and
-/// -1 in MPICH and its descendants, whose handles are integers.
+/// `MPI_IN_PLACE` of mpi.h. As a macro with a cast it has no binding: 1 in Open MPI, whose handles are pointers, and -1
+/// in MPICH and its derivatives, whose handles are integers.
 const IN_PLACE: *const c_void =
     ptr::without_provenance(if size_of::<ffi::MPI_Comm>() == size_of::<c_int>() { usize::MAX } else { 1 });
 
-/// An MPI job. Dropping it waits for all ranks and shuts MPI down, unless a collective has failed.
+/// Communicator of an MPI job. Dropping it waits for all ranks and finalizes MPI, unless a collective has failed.
 pub(super) struct MpiComm {
-    /// With our own duplicate of `MPI_COMM_WORLD`, so that no message of a library can be taken for one of ours.
+    /// Uses our own duplicate of `MPI_COMM_WORLD`, so that messages of libraries cannot match ours.
     place: Place,
     local_rank: usize,
     local_size: usize,
@@ -59,11 +59,11 @@ pub(super) struct MpiComm {
     health: Arc<Health>,
 }
 
-// SAFETY: an MPI handle may be a raw pointer; any thread may use it, one at a time, for which it takes `shared`'s lock.
+// SAFETY: an MPI handle may be a raw pointer. Any thread may use it, one at a time, while holding the lock of `shared`.
 unsafe impl Send for MpiComm {}
 
 impl MpiComm {
-    /// Starts MPI. `rank` is what the launcher says, for errors until MPI says it.
+    /// Initializes MPI. `rank` is the launcher's rank, used in errors until MPI reports its own.
     pub(super) fn start(rank: usize) -> Result<Self, CommError> {
         let began = Instant::now();
         let check = |call: &str, code: c_int| check(rank, call, began, code);
@@ -75,10 +75,10 @@ impl MpiComm {
             let wanted = ffi::RSMPI_THREAD_SERIALIZED;
             check("MPI_Init_thread", ffi::MPI_Init_thread(ptr::null_mut(), ptr::null_mut(), wanted, &mut level))?;
             if level < wanted {
-                let reason = format!("{} was built without support for threads", library_version());
+                let reason = format!("{} was built without thread support (MPI_THREAD_SERIALIZED)", library_version());
                 return Err(error(rank, "MPI_Init_thread", began, Fault::Unavailable, reason));
             }
-            // The duplicate inherits it. Without it an error would end the process before our message.
+            // The duplicate inherits the handler. Without it an MPI error would end the process before our message.
             let handler = ffi::RSMPI_ERRORS_RETURN;
             check("MPI_Comm_set_errhandler", ffi::MPI_Comm_set_errhandler(ffi::RSMPI_COMM_WORLD, handler))?;
             let mut handle = ffi::RSMPI_COMM_NULL;
@@ -98,17 +98,17 @@ impl MpiComm {
         let shared = Shared::new(place);
         let thread = shared.start_thread();
         if let Err(error) = &thread {
-            tracing::warn!("gradients are not exchanged behind the computation, for want of a thread: {error}");
+            tracing::warn!("communication overlap disabled: cannot start the progress thread: {error}");
         }
         let patience = Arc::new(Mutex::new(PATIENCE));
         let health = Health::new(place.rank);
         Self { place, local_rank, local_size, shared, thread: thread.ok(), patience, health }
     }
 
-    /// Begins to exchange signs of life, so that errors can name the rank that is missing. A collective.
+    /// Starts the heartbeats, so that errors can name a missing rank. A collective.
     ///
     /// # Errors
-    /// Of the collective; a network that does not let them through is only warned of.
+    /// Returns an error if the collective fails. A network that blocks the heartbeats only causes a warning.
     pub(super) fn watch_over(&self) -> Result<(), CommError> {
         let invitation = self.health.invitation();
         let mut message = vec![0; crate::distributed::health::INVITATION_BYTES];
@@ -125,7 +125,7 @@ impl MpiComm {
         Patience::new(limit, &self.health)
     }
 
-    /// Begins an operation by `call` and looks after it until it is done.
+    /// Starts an operation with `call` and polls it until it completes.
     fn run(
         &self,
         operation: &str,
@@ -140,7 +140,7 @@ impl MpiComm {
         let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
         let mut engine = self.shared.lock();
         let outcome = if engine.is_broken() {
-            let reason = "an operation before it has failed".into();
+            let reason = "an earlier operation has failed".into();
             Err(error(self.place.rank, &operation, began, Fault::Lost, reason))
         } else {
             finished(call(&mut request))
@@ -150,8 +150,8 @@ impl MpiComm {
             self.patience().until(self.place.rank, &operation, began, || {
                 let mut flag = 0;
                 let _engine = self.shared.lock();
-                // SAFETY: the request is the one begun above; its buffers are borrowed by the caller, who returns only
-                // after it is done, or after a failure, when MPI is called no more.
+                // SAFETY: the request is the one started above. Its buffers are borrowed by the caller, who returns
+                // only after completion, or after a failure, when MPI is no longer called.
                 finished(unsafe { ffi::MPI_Test(&mut request, &mut flag, ffi::RSMPI_STATUS_IGNORE) })?;
                 Ok(if flag == 0 { Look::Still } else { Look::Done(()) })
             })
@@ -163,7 +163,7 @@ impl MpiComm {
         outcome
     }
 
-    /// `ranks` is the number of ranks in the type of the data.
+    /// All-reduces `data` in place. `ranks` is the number of ranks, as a value of the data type.
     fn reduce<T: Element + DivAssign>(
         &self,
         data: &mut [T],
@@ -173,7 +173,8 @@ impl MpiComm {
     ) -> Result<(), CommError> {
         for part in data.chunks_mut(PER_CALL) {
             let count = part.len() as c_int;
-            // SAFETY: the buffer holds `count` elements of the type, exclusively borrowed until the operation is over.
+            // SAFETY: the buffer holds `count` elements of the type, exclusively borrowed until the operation
+            // completes.
             self.run("all-reduce", what, |request| unsafe {
                 let op = if op == ReduceOp::Max { ffi::RSMPI_MAX } else { ffi::RSMPI_SUM };
                 let (buffer, datatype, handle) = (part.as_mut_ptr().cast(), T::datatype(), self.place.handle);
@@ -189,7 +190,8 @@ impl MpiComm {
     fn copy_from<T: Element>(&self, root: usize, data: &mut [T], what: &str) -> Result<(), CommError> {
         for part in data.chunks_mut(PER_CALL) {
             let (count, root) = (part.len() as c_int, root as c_int);
-            // SAFETY: the buffer holds `count` elements of the type, exclusively borrowed until the operation is over.
+            // SAFETY: the buffer holds `count` elements of the type, exclusively borrowed until the operation
+            // completes.
             self.run("broadcast", what, |request| unsafe {
                 ffi::MPI_Ibcast(part.as_mut_ptr().cast(), count, T::datatype(), root, self.place.handle, request)
             })?;
@@ -197,12 +199,12 @@ impl MpiComm {
         Ok(())
     }
 
-    /// How many bytes each rank has for a gather.
+    /// Gathers the number of bytes that each rank contributes.
     fn gather_lengths(&self, own: usize, what: &str) -> Result<Vec<usize>, CommError> {
         let own = own as u64;
         let mut lengths = vec![0u64; self.place.world_size];
         let (sent, received) = (ptr::from_ref(&own).cast(), lengths.as_mut_ptr().cast());
-        // SAFETY: one element is sent, and there is room for one of each rank; both live until the operation is over.
+        // SAFETY: one element is sent, and there is room for one per rank; both live until the operation completes.
         self.run("gather", what, |request| unsafe {
             let one = ffi::RSMPI_UINT64_T;
             ffi::MPI_Iallgather(sent, 1, one, received, 1, one, self.place.handle, request)
@@ -210,7 +212,7 @@ impl MpiComm {
         Ok(lengths.into_iter().map(|length| length as usize).collect())
     }
 
-    /// Gathers `counts[rank]` bytes of each rank, one after the other.
+    /// Gathers `counts[rank]` bytes from each rank, concatenated in rank order.
     fn gather_parts(&self, own: &[u8], counts: &[usize], what: &str) -> Result<Vec<u8>, CommError> {
         debug_assert_eq!(own.len(), counts[self.place.rank]);
         let mut received = vec![0u8; counts.iter().sum()];
@@ -218,7 +220,7 @@ impl MpiComm {
         let offsets: Vec<_> = offsets.map(|offset| offset as c_int).collect();
         let counts: Vec<_> = counts.iter().map(|&count| count as c_int).collect();
         let (sent, buffer) = (own.as_ptr().cast(), received.as_mut_ptr().cast());
-        // SAFETY: each buffer is as long as the counts say, and all is alive until the operation is over.
+        // SAFETY: each buffer is as long as the counts say, and all live until the operation completes.
         self.run("gather", what, |request| unsafe {
             let (byte, counts, offsets) = (ffi::RSMPI_UINT8_T, counts.as_ptr(), offsets.as_ptr());
             let (length, handle) = (own.len() as c_int, self.place.handle);
@@ -308,9 +310,9 @@ impl Communicator for MpiComm {
 
     fn abort(&self, code: i32, reason: &str) -> ! {
         let rank = format!("rank {}: ", self.place.rank);
-        // A `CommError` names the rank itself.
+        // A `CommError` already names the rank.
         failure::say(&format!("error: {rank}{}", reason.strip_prefix(&rank).unwrap_or(reason)));
-        // Nobody else is within MPI while the job is ended.
+        // Hold the lock so that no other thread is inside MPI while the job ends.
         let _engine = self.shared.lock();
         end_job(code)
     }
@@ -320,17 +322,18 @@ impl Drop for MpiComm {
     fn drop(&mut self) {
         self.shared.stop();
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread has ended the job by itself.
+            // A panic of the thread has already ended the job.
             let _ = thread.join();
         }
         let engine = self.shared.lock();
-        // The shutdown waits for all ranks. After a failure that would be for ever; a process that ends without it makes
-        // the launcher end the others.
+        // MPI_Finalize waits for all ranks, which after a failure would be forever. A process that exits without it
+        // makes the launcher end the others.
         if engine.is_broken() || engine.is_busy() || std::thread::panicking() {
             return;
         }
         let (rank, began) = (self.place.rank, Instant::now());
-        // SAFETY: MPI is running and no call is under way, since `self` is exclusively borrowed and the thread is gone.
+        // SAFETY: MPI is running and no call is in flight, since `self` is exclusively borrowed and the thread has
+        // ended.
         let ended = unsafe {
             check(rank, "MPI_Comm_free", began, ffi::MPI_Comm_free(&mut self.place.handle))
                 .and_then(|()| check(rank, "MPI_Finalize", began, ffi::MPI_Finalize()))
@@ -348,8 +351,8 @@ pub(super) fn end_job(code: i32) -> ! {
     failure::leave_soon(status);
     failure::let_others_speak();
     let mut finalized = 0;
-    // SAFETY: MPI was started, for this is known only to a job. MPI_Abort may come from a thread beside one that is
-    // within a call, which MPI_THREAD_SERIALIZED does not promise to work; `leave_soon` covers that.
+    // SAFETY: MPI is initialized, since only an MPI job calls this. MPI_Abort may run concurrently with another thread
+    // that is inside a call, which MPI_THREAD_SERIALIZED does not guarantee to work; `leave_soon` covers that.
     unsafe {
         if ffi::MPI_Finalized(&mut finalized) == ffi::MPI_SUCCESS as c_int && finalized == 0 {
             ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, status);
@@ -358,8 +361,8 @@ pub(super) fn end_job(code: i32) -> ! {
     failure::leave_now(status)
 }
 
-/// Ranks that wait for others spin. Where loader threads or more ranks than cores want to run, that may cost them a
-/// thousand times the exchange itself, so Open MPI is asked to give the core away between two looks.
+/// Makes Open MPI yield the core between two polls. Ranks that wait for others spin; with loader threads or more ranks
+/// than cores, that may cost a thousand times the exchange itself.
 fn yield_while_waiting() {
     const SETTING: &str = "OMPI_MCA_mpi_yield_when_idle";
     if env::var_os(SETTING).is_none() {
@@ -368,7 +371,7 @@ fn yield_while_waiting() {
     }
 }
 
-/// This process's rank in a communicator, and its size.
+/// Returns this process's rank in a communicator, and the communicator's size.
 fn place_in(
     comm: ffi::MPI_Comm,
     check: impl Fn(&str, c_int) -> Result<(), CommError>,

@@ -1,15 +1,15 @@
-//! An all-reduce that makes progress in small steps, so that it can go on behind a computation.
+//! Ring all-reduce that progresses in small steps, so that it can overlap computation.
 //!
-//! MPI's own `MPI_Iallreduce` would do, but its algorithms for large messages are slower than those of the blocking call
-//! (Open MPI reduces in place over a tree), it knows no 16-bit floats, and nobody can tell whom it waits for.
+//! MPI's own `MPI_Iallreduce` has slower algorithms for large messages than the blocking call (Open MPI reduces in
+//! place over a tree), does not support 16-bit floats, and cannot report which rank it waits for.
 //!
-//! The buffer is cut into lanes, each lane into one chunk per rank. A lane is a ring all-reduce of its own (Patarasuk and
-//! Yuan 2009, "Bandwidth optimal all-reduce algorithms"): in `n - 1` steps chunks travel around the ring and are summed
-//! up on the way, in `n - 1` more the finished chunks travel on to everyone. Each rank sends and receives
-//! `2 (n - 1) / n` of the buffer, the least possible. Several lanes are under way at a time, so that one is summed up
-//! while the others travel; chunks are small enough to be summed up in the cache.
+//! The buffer is divided into segments, each segment into one chunk per rank. A segment is an independent ring
+//! all-reduce (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms"): in `n - 1` steps chunks travel
+//! around the ring and are summed (reduce-scatter), in `n - 1` more the finished chunks travel on to all ranks
+//! (all-gather). Each rank sends and receives `2 (n - 1) / n` of the buffer, which is optimal. Several segments are in
+//! flight at a time, so that one is summed while the others travel; chunks are small enough to be summed in the cache.
 //!
-//! A chunk is summed up in the order of the ring, once, and copied from there: all ranks get the same bits, in every run.
+//! Each chunk is summed once, in ring order, and then copied: all ranks get the same bits, in every run.
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
@@ -21,10 +21,10 @@ use super::calls::{Element, check};
 use crate::distributed::{CommError, ReduceOp, Wire};
 use nnunet_core::trace::{self, Flight};
 
-/// Values per chunk: large enough that a message's overhead does not count, small enough for the cache.
+/// Values per chunk: large enough to amortize the overhead of a message, small enough for the cache.
 const CHUNK: usize = 1 << 16;
 
-/// The place of a ring in its job.
+/// Communicator, rank and size for a ring.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub handle: ffi::MPI_Comm,
@@ -32,28 +32,30 @@ pub(super) struct Place {
     pub world_size: usize,
 }
 
-/// An all-reduce under way.
+/// An all-reduce in flight.
 pub(super) struct Ring {
     buffer: Buffer,
-    /// Lanes under way, oldest first.
+    /// Segments in flight, oldest first.
     lanes: Vec<Lane>,
-    /// Where the next lane begins.
+    /// Offset of the next segment.
     next: usize,
-    /// Tag of the next lane.
+    /// Tag of the next segment.
     tag: c_int,
 }
 
-/// The smallest upper bound of tags that MPI allows is 32767. Lanes that far apart are never under way together.
+/// Number of tags in use. MPI guarantees an upper bound of at least 32767. Segments that far apart are never in flight
+/// together.
 const TAGS: c_int = 32_000;
 
-/// The tag after a ring whose first was `tag`; the same on all ranks, for they begin the same rings in the same order.
+/// Returns the tag after a ring whose first tag was `tag`. All ranks agree, since they start the same rings in the same
+/// order.
 pub(super) fn tag_after(tag: c_int, len: usize, world_size: usize) -> c_int {
     let lanes = len.div_ceil(CHUNK * world_size);
     ((i64::from(tag) + lanes as i64) % i64::from(TAGS)) as c_int
 }
 
 impl Ring {
-    /// Begins nothing yet: [`Ring::poll`] does. `operation` is what errors call it.
+    /// Creates the ring without starting it; [`Ring::poll`] does. `operation` is its name in errors.
     pub(super) fn new(
         place: Place,
         mut data: Vec<f32>,
@@ -62,7 +64,7 @@ impl Ring {
         tag: c_int,
         operation: String,
     ) -> Self {
-        // Before they are rounded, so that the sum does not leave the range of 16 bits.
+        // Scale before rounding, so that the sum stays within the range of the 16-bit format.
         if wire != Wire::F32 && op == ReduceOp::Mean {
             let factor = 1.0 / place.world_size as f32;
             data.iter_mut().for_each(|value| *value *= factor);
@@ -72,29 +74,29 @@ impl Ring {
         Self { buffer, lanes: Vec::new(), next: 0, tag }
     }
 
-    /// What errors call it.
+    /// Returns the name used in errors.
     pub(super) fn operation(&self) -> &str {
         &self.buffer.operation
     }
 
-    /// When it was asked for.
+    /// Returns the time at which the all-reduce was requested.
     pub(super) fn began(&self) -> Instant {
         self.buffer.began
     }
 
-    /// Whether the result is there.
+    /// Returns whether the result is complete.
     pub(super) fn is_done(&self) -> bool {
         self.lanes.is_empty() && self.next == self.buffer.data.len()
     }
 
-    /// The result.
+    /// Returns the result.
     pub(super) fn into_data(self) -> Vec<f32> {
         debug_assert!(self.is_done());
         self.buffer.data
     }
 
-    /// Does what can be done without waiting, with at most `limit` lanes under way. Gives the number of lanes under way
-    /// and whether anything has happened.
+    /// Advances as far as possible without waiting, with at most `limit` segments in flight. Returns the number of
+    /// segments in flight and whether anything moved.
     pub(super) fn poll(&mut self, limit: usize, spare: &mut Vec<Scratch>) -> Result<(usize, bool), CommError> {
         let Self { buffer, lanes, next, tag } = self;
         let mut moved = false;
@@ -134,7 +136,7 @@ impl Ring {
     }
 }
 
-/// What is reduced, and how.
+/// The data and its reduction parameters.
 struct Buffer {
     place: Place,
     data: Vec<f32>,
@@ -142,7 +144,7 @@ struct Buffer {
     wire: Wire,
     operation: String,
     began: Instant,
-    /// Until it is done.
+    /// Trace span, open until the all-reduce is complete.
     flight: Option<Flight>,
 }
 
@@ -158,23 +160,23 @@ enum Progress {
     Done,
 }
 
-/// Part of the buffer, in one chunk per rank.
+/// A segment of the buffer, divided into one chunk per rank.
 struct Lane {
     range: Range<usize>,
     tag: c_int,
-    /// `0 .. 2 (n - 1)`; the first half sums up, the second hands on what is finished.
+    /// Step in `0 .. 2 (n - 1)`: the first half reduces, the second distributes finished chunks.
     step: usize,
-    /// The receive and the send of the step.
+    /// Receive and send request of the step.
     requests: [ffi::MPI_Request; 2],
     scratch: Scratch,
 }
 
-/// A lane's own memory, which the next one takes over: fresh memory would cost more than what is done with it.
+/// Scratch memory of a segment, reused by later segments: allocating it costs more than the work done with it.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// What arrives to be summed up.
+    /// Received values to be summed.
     values: Vec<f32>,
-    /// What travels in a 16-bit format.
+    /// Chunks in the 16-bit transfer format.
     sent_bits: Vec<u16>,
     received_bits: Vec<u16>,
 }
@@ -191,11 +193,11 @@ impl Lane {
         Self { range, tag, step: 0, requests: [null; 2], scratch }
     }
 
-    /// Finishes the step if its messages are through, and begins the next.
+    /// Completes the step if its messages have arrived, and starts the next.
     fn advance(&mut self, buffer: &mut Buffer) -> Result<Progress, CommError> {
         for request in &mut self.requests {
             let mut flag = 0;
-            // SAFETY: the request is null or under way, and its buffers are alive (see `post`).
+            // SAFETY: the request is null or in flight, and its buffers are alive (see `post`).
             let code = unsafe { ffi::MPI_Test(request, &mut flag, ffi::RSMPI_STATUS_IGNORE) };
             buffer.check(code)?;
             if flag == 0 {
@@ -211,15 +213,15 @@ impl Lane {
         Ok(Progress::Step)
     }
 
-    /// Sends a chunk and asks for another.
+    /// Starts sending a chunk and receiving another.
     fn post(&mut self, buffer: &mut Buffer) -> Result<(), CommError> {
         let Place { handle, rank, world_size } = buffer.place;
         let (outgoing, incoming) = self.chunks(buffer);
         let (sends, receives) = (outgoing.len() as c_int, incoming.len() as c_int);
         let (sent, received, datatype) = if buffer.wire == Wire::F32 {
             let base = buffer.data.as_mut_ptr();
-            // What is finished goes straight to its place.
-            // SAFETY: both chunks lie within the data.
+            // Finished chunks are received directly into the buffer.
+            // SAFETY: both chunks are within the data.
             let place = unsafe { base.add(incoming.start) };
             let received = if self.is_summing(buffer) { self.scratch.values.as_mut_ptr() } else { place };
             // SAFETY: as above.
@@ -234,9 +236,9 @@ impl Lane {
         };
         let (next, previous) = ((rank + 1) % world_size, (rank + world_size - 1) % world_size);
         let [receive, send] = &mut self.requests;
-        // SAFETY: the buffers are vectors with room for the counts, which are not resized, and neither read nor written
-        // until the requests are through: the two chunks of a step are distinct, as are those of two lanes. A ring is
-        // dropped before that only after a fault, when no MPI call is made any more but the one that ends the job.
+        // SAFETY: the buffers are vectors with room for the counts. They are not resized, read or written until the
+        // requests complete: the two chunks of a step are distinct, as are the chunks of two segments. A ring is
+        // dropped earlier only after a fault, when the only remaining MPI call is the one that ends the job.
         unsafe {
             let code = ffi::MPI_Irecv(received, receives, datatype, previous as c_int, self.tag, handle, receive);
             buffer.check(code)?;
@@ -244,7 +246,7 @@ impl Lane {
         }
     }
 
-    /// Adds the chunk that has arrived to ours, or puts it in its place.
+    /// Adds the received chunk to ours, or stores it if it is finished.
     fn take_in(&mut self, buffer: &mut Buffer) {
         let (outgoing, incoming) = self.chunks(buffer);
         let is_rounded = buffer.wire != Wire::F32;
@@ -259,14 +261,14 @@ impl Lane {
                 ReduceOp::Max => ours.iter_mut().zip(values).for_each(|(ours, theirs)| *ours = ours.max(*theirs)),
                 _ => ours.iter_mut().zip(values).for_each(|(ours, theirs)| *ours += *theirs),
             }
-            // It has come full circle.
+            // The chunk has passed all ranks.
             if self.step == ranks - 2 && buffer.op == ReduceOp::Mean && !is_rounded {
                 ours.iter_mut().for_each(|value| *value /= ranks as f32);
             }
         } else if is_rounded {
             buffer.data[incoming].copy_from_slice(values);
             if self.step == ranks - 1 {
-                // The others got our chunk rounded, so we keep it rounded.
+                // The others received our chunk rounded, so keep the rounded values.
                 buffer.wire.decode(&self.scratch.sent_bits[..outgoing.len()], &mut buffer.data[outgoing]);
             }
         }
@@ -276,8 +278,8 @@ impl Lane {
         self.step < buffer.place.world_size - 1
     }
 
-    /// The chunks that this rank sends and receives in the step, as ranges of the whole buffer: around the ring
-    /// backwards, from its own.
+    /// Returns the ranges of the buffer that this rank sends and receives in the current step. Chunks go backwards
+    /// around the ring, starting with the rank's own.
     fn chunks(&self, buffer: &Buffer) -> (Range<usize>, Range<usize>) {
         let Place { rank, world_size, .. } = buffer.place;
         let chunk = |steps: usize| {

@@ -1,4 +1,4 @@
-//! Waiting, with an end.
+//! Polling with a timeout.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,23 +7,23 @@ use super::calls::error;
 use crate::distributed::health::{Health, Verdict};
 use crate::distributed::{CommError, Fault};
 
-/// How often one looks without sleeping.
+/// Number of polls without sleeping.
 const EAGER: u32 = 256;
-/// How long one sleeps from then on: a look costs a microsecond, so that the core is free for those who compute.
+/// Sleep between later polls. A poll costs about a microsecond, so the core is free for computation.
 const NAP: Duration = Duration::from_micros(20);
-/// After waiting so long, another millisecond does not count.
+/// After this much waiting, another millisecond of latency is negligible.
 const LONG: Duration = Duration::from_secs(1);
 const LONG_NAP: Duration = Duration::from_millis(1);
 
-/// What one has seen.
+/// Result of a poll.
 pub(super) enum Look<T> {
     Done(T),
-    /// It comes nearer.
+    /// Progress was made, but the operation is not complete.
     Moving,
     Still,
 }
 
-/// How long a rank waits for the others.
+/// Timeout for waiting on other ranks.
 pub(super) struct Patience<'a> {
     limit: Duration,
     health: &'a Health,
@@ -34,10 +34,10 @@ impl<'a> Patience<'a> {
         Self { limit, health }
     }
 
-    /// Looks until there is something, or until the deadline has passed and those who are late are not just slow.
+    /// Polls until `look` returns a result, or until the timeout has passed and the late ranks are not just slow.
     ///
     /// # Errors
-    /// Of `look`, or who is missing.
+    /// Returns the error of `look`, or an error that names the missing rank.
     pub(super) fn until<T>(
         &self,
         rank: usize,
@@ -46,7 +46,7 @@ impl<'a> Patience<'a> {
         mut look: impl FnMut() -> Result<Look<T>, CommError>,
     ) -> Result<T, CommError> {
         let mut looks = 0;
-        // A bucket may have been under way for long before anybody waits for it; the others may have begun only now.
+        // A bucket may have been in flight long before a caller waits for it; other ranks may have started only now.
         let mut deadline = Instant::now() + self.limit;
         loop {
             match look()? {
@@ -63,7 +63,7 @@ impl<'a> Patience<'a> {
                 match self.health.verdict(self.limit) {
                     Verdict::Slow(reason) => {
                         tracing::warn!(
-                            "rank {rank}: {operation} has taken {:.0} s so far: {reason}",
+                            "rank {rank}: {operation} is still waiting after {:.0} s: {reason}",
                             began.elapsed().as_secs_f64()
                         );
                         deadline = now + self.limit;

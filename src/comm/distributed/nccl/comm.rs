@@ -1,4 +1,4 @@
-//! The ranks of a job whose GPUs are joined by NCCL.
+//! Communicator of a job whose GPUs are connected by NCCL.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,23 +6,23 @@ use std::time::Duration;
 use super::NcclLink;
 use crate::distributed::{CommError, Communicator, DeviceCollectives, ReduceOp, Reducer, Witness};
 
-/// The host's communicator, with device collectives beside it.
+/// The host communicator plus device collectives.
 ///
-/// What is in host memory stays on the host's way. Each of its collectives first asks whether NCCL has failed: the other
-/// ranks have met the same failure, so that waiting for them would only hide it.
+/// Data in host memory is exchanged by the host communicator. Each of its collectives first checks whether NCCL has
+/// failed: the other ranks have seen the same failure, so waiting for them would only hide it.
 pub struct NcclComm {
-    /// Dropped first: its leave needs the others, which the host's communicator lets go.
+    /// Dropped first: finalizing NCCL requires the other ranks, which the host communicator releases when dropped.
     link: Arc<NcclLink>,
     host: Box<dyn Communicator>,
 }
 
 impl NcclComm {
-    /// Puts `link` beside the communicator that it was joined by.
+    /// Combines `link` with the host communicator that was used to join it.
     pub fn new(host: Box<dyn Communicator>, link: NcclLink) -> Self {
         Self { link: Arc::new(link), host }
     }
 
-    /// The host's communicator, as long as NCCL has not failed.
+    /// Returns the host communicator, or the error of NCCL if it has failed.
     fn host(&self) -> Result<&dyn Communicator, CommError> {
         self.link.check().map(|()| self.host.as_ref())
     }

@@ -1,4 +1,4 @@
-//! NCCL, opened at run time: the one file that knows its C interface.
+//! NCCL, loaded at run time. This is the only file that knows its C interface.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
@@ -11,14 +11,14 @@ use libloading::Library;
 
 use crate::cuda::open_first;
 
-/// Names under which the loader is asked for the library: that of PyPI's wheels and of NVIDIA's and the distributions'
-/// packages, and that of their development files.
+/// Library names passed to the loader: the name in PyPI wheels and in the packages of NVIDIA and the distributions, and
+/// the name in their development packages.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
-/// Names a file, or a folder to look in.
+/// Environment variable with the path of the library file, or of a folder that contains it.
 const VARIABLE: &str = "NNUNET_DIST_NCCL";
 
-/// How to get it.
+/// Installation instructions for error messages.
 pub(super) const INSTALL: &str = "install it with `apt-get install libnccl2` or `pip install nvidia-nccl-cu12`, or name \
                                   the file in NNUNET_DIST_NCCL";
 
@@ -26,19 +26,19 @@ pub(super) const INSTALL: &str = "install it with `apt-get install libnccl2` or 
 const CONFIG_MAGIC: u32 = 0xcafe_beef;
 /// `NCCL_CONFIG_UNDEF_INT`.
 const UNDEFINED: c_int = c_int::MIN;
-/// The NCCL whose layout cudarc's `ncclConfig_t` has: 2.30. Older ones read only as much of it as they know.
+/// NCCL version whose layout cudarc's `ncclConfig_t` has: 2.30. Older versions read only the fields that they know.
 const CONFIG_VERSION: u32 = 23_000;
 
-/// Declares the functions in use as a struct of pointers, filled from the library by name.
+/// Declares the C functions in use as a struct of pointers, loaded from the library by name.
 ///
-/// Results are integers, not cudarc's enum: a library newer than this build may return values that the enum lacks.
+/// Results are integers, not cudarc's enum: a newer library may return values that the enum lacks.
 macro_rules! functions {
     ($($name:ident($($argument:ty),*) -> $result:ty;)*) => {
         #[allow(non_snake_case)]
         struct Functions { $($name: unsafe extern "C" fn($($argument),*) -> $result,)* }
 
         impl Functions {
-            /// The name of the first function that is missing is the error.
+            /// Returns the name of the first missing function as the error.
             ///
             /// # Safety
             /// The library must be NCCL 2.
@@ -64,15 +64,15 @@ functions! {
     ncclGetLastError(ncclComm_t) -> *const c_char;
 }
 
-/// The opened library. It is never closed: NCCL's threads may outlive its communicators.
+/// The loaded library. It is never unloaded, since NCCL's threads may outlive its communicators.
 pub(super) struct Nccl {
     functions: Functions,
-    /// Where it was found.
+    /// Path from which it was loaded.
     pub(super) path: PathBuf,
     version: usize,
 }
 
-/// A call of NCCL that failed.
+/// A failed NCCL call.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{call}: {message}")]
 pub(super) struct NcclError {
@@ -82,38 +82,38 @@ pub(super) struct NcclError {
 }
 
 impl NcclError {
-    /// Whether it is the installation or its use that is wrong, so that another attempt would fail alike: of
-    /// `ncclResult_t`, unhandled CUDA error, internal error, invalid argument, invalid usage.
+    /// Returns whether the installation or its use is at fault, so that a retry would fail the same way: `ncclResult_t`
+    /// unhandled CUDA error, internal error, invalid argument or invalid usage.
     pub(super) fn is_lasting(&self) -> bool {
         matches!(self.code, 1 | 3 | 4 | 5)
     }
 }
 
-/// How a call of a non-blocking communicator stands.
+/// Status of a call on a non-blocking communicator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     Done,
-    /// `ncclInProgress`: the communicator must not be given anything else until [`Nccl::progress`] says otherwise.
+    /// `ncclInProgress`: no other call is allowed on the communicator until [`Nccl::progress`] returns `Done`.
     Going,
 }
 
 impl Nccl {
-    /// Opens the library, once.
+    /// Loads the library on the first call; later calls return the same instance.
     ///
     /// # Errors
-    /// Why there is none; [`INSTALL`] says how to get it.
+    /// Returns an error if the library cannot be loaded; [`INSTALL`] says how to install it.
     pub(super) fn open() -> Result<&'static Self, String> {
         static LIBRARY: OnceLock<Result<Nccl, String>> = OnceLock::new();
         let find = || open_first(VARIABLE, &NAMES, "nccl").and_then(|(library, path)| load(library, path));
         LIBRARY.get_or_init(find).as_ref().map_err(Clone::clone)
     }
 
-    /// Such as `2.30.7`.
+    /// Returns the version, such as `2.30.7`.
     pub(super) fn version(&self) -> String {
         format!("{}.{}.{}", self.version / 10_000, self.version / 100 % 100, self.version % 100)
     }
 
-    /// A name for a new group of ranks. The process that makes it must live until all ranks have joined.
+    /// Creates the unique ID of a new communicator. The creating process must live until all ranks have joined.
     pub(super) fn unique_id(&self) -> Result<ncclUniqueId, NcclError> {
         let mut id = ncclUniqueId { internal: [0; 128] };
         // SAFETY: the out-pointer is valid.
@@ -121,8 +121,8 @@ impl Nccl {
         Ok(id)
     }
 
-    /// Begins to join a group, without blocking; [`Nccl::progress`] tells when it is done. A communicator may come back
-    /// even where it fails, and is to be aborted then.
+    /// Starts joining a communicator without blocking; [`Nccl::progress`] reports when it is done. A communicator may
+    /// be returned even on failure and must be aborted then.
     pub(super) fn begin_join(
         &self,
         rank: usize,
@@ -137,10 +137,10 @@ impl Nccl {
         (comm, self.step("ncclCommInitRankConfig", code))
     }
 
-    /// How the communicator stands.
+    /// Returns the status of the communicator.
     ///
     /// # Safety
-    /// It must be one that has neither been aborted nor destroyed. So for all functions below.
+    /// The communicator must not have been aborted or destroyed. The same holds for all functions below.
     pub(super) unsafe fn progress(&self, comm: ncclComm_t) -> Result<Progress, NcclError> {
         let mut state = 0;
         // SAFETY: promised by the caller; the out-pointer is valid.
@@ -149,10 +149,10 @@ impl Nccl {
         self.step("NCCL", state).map_err(|error| NcclError { message: self.explain(comm, error.code), ..error })
     }
 
-    /// Queues an all-reduce in place.
+    /// Queues an in-place all-reduce.
     ///
     /// # Safety
-    /// `pointer` must be that of `len` elements in the memory of the communicator's device.
+    /// `pointer` must point to `len` elements in the memory of the communicator's device.
     pub(super) unsafe fn all_reduce(
         &self,
         pointer: u64,
@@ -168,7 +168,7 @@ impl Nccl {
         self.step("ncclAllReduce", code).map_err(|error| NcclError { message: self.explain(comm, error.code), ..error })
     }
 
-    /// Begins to flush the communicator: all ranks must.
+    /// Starts to finalize the communicator; all ranks must call this.
     ///
     /// # Safety
     /// See [`Nccl::progress`].
@@ -177,25 +177,25 @@ impl Nccl {
         self.step("ncclCommFinalize", unsafe { (self.functions.ncclCommFinalize)(comm) })
     }
 
-    /// Frees a finalized communicator.
+    /// Destroys a finalized communicator.
     ///
     /// # Safety
-    /// As [`Nccl::progress`]; it is the communicator's end.
+    /// See [`Nccl::progress`]; the communicator must not be used afterwards.
     pub(super) unsafe fn destroy(&self, comm: ncclComm_t) -> Result<Progress, NcclError> {
         // SAFETY: promised by the caller.
         self.step("ncclCommDestroy", unsafe { (self.functions.ncclCommDestroy)(comm) })
     }
 
-    /// Ends what is under way on this rank, and frees the communicator.
+    /// Aborts the operations in flight on this rank, and frees the communicator.
     ///
     /// # Safety
-    /// As [`Nccl::progress`], with no other thread inside NCCL; it is the communicator's end.
+    /// See [`Nccl::progress`]. No other thread may be inside NCCL, and the communicator must not be used afterwards.
     pub(super) unsafe fn abort(&self, comm: ncclComm_t) -> Result<Progress, NcclError> {
         // SAFETY: promised by the caller.
         self.step("ncclCommAbort", unsafe { (self.functions.ncclCommAbort)(comm) })
     }
 
-    /// NCCL's words for a result, with its account of the last error where it has one.
+    /// Returns NCCL's description of a result code, with the details of the last error if available.
     fn explain(&self, comm: ncclComm_t, code: c_int) -> String {
         // SAFETY: both return null or a string that lives as long as the library or until the next error.
         let (kind, detail) =
@@ -221,7 +221,7 @@ impl Nccl {
 
 fn load(library: Library, path: PathBuf) -> Result<Nccl, String> {
     let old = |what: &str| format!("{}: NCCL 2.14 or newer is needed ({what})", path.display());
-    // SAFETY: it goes by the name of NCCL 2.
+    // SAFETY: the library has the name of NCCL 2.
     let functions = unsafe { Functions::load(&library) }.map_err(|name| old(&format!("{name} is missing")))?;
     // NCCL's threads may outlive its communicators.
     std::mem::forget(library);
@@ -234,7 +234,7 @@ fn load(library: Library, path: PathBuf) -> Result<Nccl, String> {
 
 /// `NCCL_CONFIG_INITIALIZER`, with `blocking = 0`.
 fn non_blocking() -> ncclConfig_t {
-    // SAFETY: integers and pointers, for which zero is valid.
+    // SAFETY: the fields are integers and pointers, for which zero is valid.
     let zero: ncclConfig_t = unsafe { MaybeUninit::zeroed().assume_init() };
     ncclConfig_t {
         size: size_of::<ncclConfig_t>(),

@@ -1,4 +1,4 @@
-//! The connection of this rank's GPU with those of the others.
+//! NCCL connection of this rank's GPU with the GPUs of the other ranks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,42 +13,45 @@ use crate::cuda::{Context, Driver, DriverError, Event};
 use crate::distributed::placement::{choose_gpu, local_place, refuse_shared_gpus};
 use crate::distributed::{CommError, Communicator, DeviceBuffer, DeviceCollectives, Element, Fault, ReduceOp};
 
-/// How often one looks for the end of something that takes seconds, once in a run.
+/// Poll interval for operations that take seconds and happen once per run.
 const NAP: Duration = Duration::from_millis(1);
 
-const JOINING: &str = "joining the GPUs by NCCL";
+const JOINING: &str = "NCCL initialization";
 
-/// How long NCCL may take.
+/// Timeouts for NCCL operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// To join, and for the first reduction: connections are made, kernels are compiled, ranks start apart.
+    /// For joining and for the first reduction: connections are made, kernels are compiled, ranks start at different
+    /// times.
     pub first: Duration,
-    /// For each reduction from then on, counted from the end of the one before.
+    /// For each later reduction, counted from the end of the previous one.
     pub later: Duration,
 }
 
-/// A GPU that is joined with those of the other ranks.
+/// A GPU that is connected with the GPUs of the other ranks.
 ///
-/// Dropping it takes leave of the others, or aborts where something has failed.
+/// Dropping it finalizes the NCCL communicator, or aborts it after a failure.
 pub struct NcclLink {
     watched: Arc<Watched>,
     watchdog: Option<JoinHandle<()>>,
-    /// Lets reductions wait for the computation. One is enough: a wait is for what was last recorded before it.
+    /// Event that makes reductions wait for the computation. One event is enough: a wait covers what was last recorded
+    /// before it.
     computed: Event,
-    /// Lets the computation wait for reductions.
+    /// Event that makes the computation wait for reductions.
     reduced: Event,
-    /// Whether the computation has not been told to wait for the last reductions.
+    /// Whether reductions have been queued that the computation does not wait for yet.
     unfinished: AtomicBool,
     gpu: usize,
 }
 
-/// Chooses this rank's GPU: its number among those that the process sees, and its UUID. A collective of `host`.
+/// Selects this rank's GPU and returns its index among the GPUs visible to the process, and its UUID. A collective of
+/// `host`.
 ///
 /// # Errors
-/// [`Fault::Unavailable`] where there is no driver or no GPU of the rank's own.
+/// Returns [`Fault::Unavailable`] if there is no CUDA driver, or no GPU for this rank alone.
 pub fn own_gpu(host: &dyn Communicator) -> Result<(usize, String), CommError> {
     let began = Instant::now();
-    let unavailable = |reason: String| failure(host.rank(), "choosing a GPU", began, Fault::Unavailable, reason);
+    let unavailable = |reason: String| failure(host.rank(), "GPU selection", began, Fault::Unavailable, reason);
     let driver = Driver::open().map_err(unavailable)?;
     let visible = driver.devices().map_err(|error| unavailable(error.to_string()))?;
     let gpu = choose_gpu(host, local_place(host)?, visible)?;
@@ -58,11 +61,12 @@ pub fn own_gpu(host: &dyn Communicator) -> Result<(usize, String), CommError> {
 }
 
 impl NcclLink {
-    /// Chooses this rank's GPU and joins it with the others'. A collective of `host`.
+    /// Selects this rank's GPU and connects it with the GPUs of the other ranks. A collective of `host`.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`] where NCCL, the driver or a GPU of the rank's own is missing, or where NCCL refuses;
-    /// [`Fault::Lost`] where another rank does not come. The other ranks may wait for this one then: end the job.
+    /// Returns [`Fault::Unavailable`] if NCCL, the driver or a GPU for this rank alone is missing, or if NCCL reports
+    /// an error; [`Fault::Lost`] if another rank does not join. Other ranks may still wait for this one, so the caller
+    /// must end the job.
     pub fn join(host: &dyn Communicator, timeouts: Timeouts) -> Result<Self, CommError> {
         let began = Instant::now();
         let unavailable = |reason: String| failure(host.rank(), JOINING, began, Fault::Unavailable, reason);
@@ -72,7 +76,7 @@ impl NcclLink {
         let context = Context::of_device(driver, gpu).map_err(|error| unavailable(error.to_string()))?;
         let link = Self::connect(host, nccl, context, gpu, timeouts)?;
         tracing::info!(
-            "rank {}: GPU {gpu} ({uuid}) joined by NCCL {} ({}) in {:.1} s",
+            "rank {}: GPU {gpu} ({uuid}) initialized NCCL {} ({}) in {:.1} s",
             host.rank(),
             nccl.version(),
             nccl.path.display(),
@@ -97,7 +101,7 @@ impl NcclLink {
         let comm = join_group(host, nccl, id, timeouts.first)?;
         let watched = Watched::new(host.rank(), nccl, context, stream, (comm, timeouts), host.witness());
         let watchdog = watched.start_watchdog().map_err(|error| {
-            let reason = format!("no thread can be had to look after NCCL: {error}");
+            let reason = format!("cannot start the NCCL watchdog thread: {error}");
             failure(host.rank(), JOINING, began, Fault::Unavailable, reason)
         });
         let mut link = Self { watched, watchdog: None, computed, reduced, unfinished: AtomicBool::new(false), gpu };
@@ -105,38 +109,38 @@ impl NcclLink {
         Ok(link)
     }
 
-    /// The number of the GPU among those that this process sees, for the compute backend to use the same.
+    /// Returns the index of the GPU among those visible to this process; the compute backend must use the same one.
     pub fn gpu(&self) -> usize {
         self.gpu
     }
 
-    /// How long a reduction may take from now on.
+    /// Sets the timeout of later reductions.
     pub fn set_timeout(&self, timeout: Duration) {
         self.watched.lock().timeouts = Timeouts { first: timeout, later: timeout };
     }
 
-    /// Lets reductions that are started from now on wait for all that the device has been given to compute.
+    /// Makes later reductions wait for all work submitted to the compute streams so far.
     fn follow_computation(&self) -> Result<(), DriverError> {
         let context = &self.watched.context;
         context.make_current()?;
-        // Not under the lock: without context events it waits, and if for a reduction that never ends, until the watchdog
-        // has aborted that.
+        // Must not hold the lock: without context events `record` blocks. If it waits for a reduction that never
+        // completes, it returns only after the watchdog has aborted that reduction.
         context.record(&self.computed)?;
         if context.has_events() { self.watched.stream.wait_for(&self.computed) } else { Ok(()) }
     }
 
-    /// Queues the reduction and waits until NCCL has taken it, which is at once but for the first ones.
+    /// Queues the reduction and waits until NCCL has accepted it, which is immediate except for the first ones.
     fn queue(&self, buffer: DeviceBuffer, op: ReduceOp, what: &str) -> Result<(), CommError> {
         let began = Instant::now();
         let (nccl, stream) = (self.watched.nccl, self.watched.stream.handle.cast());
         let broken = |reason: String| Broken { operation: name_of(what), elapsed: began.elapsed(), reason };
         let (mut state, comm) = self.watched.healthy()?;
         let (element, op) = (data_type(buffer.element), operation(op));
-        // SAFETY: the communicator is in the state, whose lock is held; the caller vouches for the buffer.
+        // SAFETY: the communicator is in the state, whose lock is held; the caller guarantees the buffer.
         let mut progress = unsafe { nccl.all_reduce(buffer.pointer, buffer.len, element, op, comm, stream) };
         while let Ok(Progress::Going) = progress {
             if began.elapsed() >= state.limit() {
-                let reason = "NCCL has not made its connections: another rank is lost or hangs".into();
+                let reason = "timeout while NCCL connects: another rank is lost or hung".into();
                 return Err(self.watched.break_off(state, broken(reason)));
             }
             drop(state);
@@ -159,14 +163,14 @@ impl NcclLink {
         Ok(())
     }
 
-    /// Lets the computation wait for the reductions, by the device's own order.
+    /// Makes the computation wait for the reductions by stream order on the device.
     fn order_computation_after(&self) -> Result<(), DriverError> {
         self.watched.context.make_current()?;
         self.watched.stream.record(&self.reduced)?;
         self.watched.context.wait_for(&self.reduced)
     }
 
-    /// Waits until the reductions are done, or given up.
+    /// Blocks until the reductions are complete or have failed.
     fn wait_on_host(&self) -> Result<(), CommError> {
         loop {
             let (state, _) = self.watched.healthy()?;
@@ -179,7 +183,7 @@ impl NcclLink {
         }
     }
 
-    /// Takes leave of the other ranks; `false` where that fails, or takes too long.
+    /// Finalizes and destroys the communicator; returns `false` on failure or timeout.
     fn take_leave(&self, comm: ncclComm_t, limit: Duration) -> bool {
         let (nccl, began) = (self.watched.nccl, Instant::now());
         // SAFETY: the communicator was taken out of the state.
@@ -192,7 +196,7 @@ impl NcclLink {
             // SAFETY: as above.
             progress = unsafe { nccl.progress(comm) };
         }
-        // SAFETY: as above; nobody uses it any more.
+        // SAFETY: as above; nothing else uses it any more.
         progress.is_ok() && unsafe { nccl.destroy(comm) }.is_ok()
     }
 }
@@ -234,11 +238,12 @@ impl Drop for NcclLink {
         let mut state = self.watched.lock();
         let (comm, limit) = (state.comm.take(), state.limit());
         drop(state);
-        // Where nothing is left to take leave of, the watchdog may still be at the abort, which can take for ever.
+        // Without a communicator there is nothing to finalize. The watchdog may still be in the abort, which can take
+        // forever.
         let Some(comm) = comm else { return };
         if let Some(watchdog) = self.watchdog.take() {
             watchdog.thread().unpark();
-            // A panic of the watchdog has ended the job.
+            // A panic of the watchdog has already ended the job.
             let _ = watchdog.join();
         }
         if thread::panicking() || !self.take_leave(comm, limit) {
@@ -248,7 +253,7 @@ impl Drop for NcclLink {
     }
 }
 
-/// Rank 0 makes the name of the group, and all get it.
+/// Creates the unique ID of the communicator on rank 0 and broadcasts it.
 fn share_id(host: &dyn Communicator, nccl: &Nccl) -> Result<ncclUniqueId, CommError> {
     let began = Instant::now();
     let mut bytes = [0u8; 128];
@@ -256,11 +261,11 @@ fn share_id(host: &dyn Communicator, nccl: &Nccl) -> Result<ncclUniqueId, CommEr
         let id = nccl.unique_id().map_err(|error| refusal(host.rank(), began, &error))?;
         bytes = id.internal.map(|byte| byte as u8);
     }
-    host.broadcast_bytes(&mut bytes, 0, "the name of the NCCL group")?;
+    host.broadcast_bytes(&mut bytes, 0, "the NCCL unique ID")?;
     Ok(ncclUniqueId { internal: bytes.map(|byte| byte as _) })
 }
 
-/// Joins the group, without blocking inside NCCL.
+/// Joins the communicator, without blocking inside NCCL.
 fn join_group(
     host: &dyn Communicator,
     nccl: &Nccl,
@@ -274,20 +279,20 @@ fn join_group(
             break;
         }
         thread::sleep(NAP);
-        // SAFETY: the communicator was given out with this progress and has not been aborted.
+        // SAFETY: the communicator was returned with this progress and has not been aborted.
         progress = unsafe { nccl.progress(comm) };
     }
     let error = match progress {
         Ok(Progress::Done) => return Ok(comm),
         Ok(Progress::Going) => {
-            let reason = "the deadline has passed: another rank has not come, or the network does not let NCCL through \
-                          (NCCL_SOCKET_IFNAME chooses the interface, NCCL_DEBUG=INFO says more)";
+            let reason = "timeout: another rank did not join, or the network blocks NCCL \
+                          (set NCCL_SOCKET_IFNAME to select the interface, NCCL_DEBUG=INFO for details)";
             failure(rank, JOINING, began, Fault::Lost, reason.into())
         }
         Err(error) => refusal(rank, began, &error),
     };
     if !comm.is_null() {
-        // SAFETY: as above; nobody else knows it.
+        // SAFETY: as above; no other reference exists.
         let _ = unsafe { nccl.abort(comm) };
     }
     Err(error)

@@ -1,11 +1,12 @@
-//! The thread that looks after reductions under way, since nobody waits for them.
+//! Watchdog thread for reductions in flight, since no other thread waits for them.
 //!
-//! Every [`PERIOD`] it asks NCCL for errors of its own threads (`ncclCommGetAsyncError`) and the device for reductions
-//! that are done (`cuEventQuery`). On an error, or when the oldest reduction is late, it remembers what happened and
-//! aborts the communicator, which makes the device go on; the next call of the thread that trains meets the error.
+//! Every [`PERIOD`] it polls NCCL for asynchronous errors (`ncclCommGetAsyncError`) and the device for completed
+//! reductions (`cuEventQuery`). On an error, or when the oldest reduction times out, it records the failure and aborts
+//! the communicator, which lets the device continue. The next call of the training thread returns the error.
 //!
-//! NCCL allows one thread at a time inside a communicator, and none beside `ncclCommAbort`. So whoever calls NCCL holds
-//! the lock of [`State`], and whoever aborts has taken the communicator out of it before: once, whoever comes first.
+//! NCCL allows one thread at a time inside a communicator, and none concurrent with `ncclCommAbort`. So every NCCL call
+//! is made while holding the lock of [`State`], and the thread that aborts first takes the communicator out of it,
+//! which happens only once.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -19,51 +20,51 @@ use super::link::Timeouts;
 use crate::cuda::{Context, Event, Stream};
 use crate::distributed::{CommError, Fault, Witness};
 
-/// How often it looks. Also how long an event of a reduction that is done stays out of use.
+/// Poll interval. An event of a completed reduction is reused after at most this time.
 const PERIOD: Duration = Duration::from_millis(20);
-/// A reduction that takes so long waits for another rank.
+/// A reduction that takes this long counts as waiting for another rank.
 const WAITING: Duration = Duration::from_secs(1);
-/// The exit code of a job that may be tried again.
+/// Exit code of a job that may be retried.
 const RETRY: i32 = 75;
 
-/// What the thread that trains and the watchdog share.
+/// State shared by the training thread and the watchdog.
 pub(super) struct Watched {
     pub(super) rank: usize,
     pub(super) nccl: &'static Nccl,
     pub(super) context: Context,
-    /// On which reductions are queued.
+    /// Stream on which reductions are queued.
     pub(super) stream: Stream,
     state: Mutex<State>,
-    /// Knows which rank is lost.
+    /// Diagnoses lost ranks, if available.
     witness: Option<Arc<dyn Witness>>,
 }
 
 pub(super) struct State {
-    /// `None` when it has been aborted or destroyed.
+    /// `None` after it has been aborted or destroyed.
     pub(super) comm: Option<ncclComm_t>,
     pub(super) timeouts: Timeouts,
-    /// In the order of the stream.
+    /// Reductions in flight, in stream order.
     under_way: VecDeque<Reduction>,
-    /// Events of reductions that are done.
+    /// Events of completed reductions, for reuse.
     spare: Vec<Event>,
-    /// How many reductions are done.
+    /// Number of completed reductions.
     done: u64,
     broken: Option<Broken>,
     stopping: bool,
 }
 
-// SAFETY: NCCL allows calls from any thread, one at a time, which is what the lock around the state is for.
+// SAFETY: NCCL allows calls from any thread, one at a time, and the lock around the state guarantees that.
 unsafe impl Send for State {}
 
 struct Reduction {
     what: String,
-    /// Happens when the device is done with it.
+    /// Event that fires when the device has completed the reduction.
     done: Event,
-    /// When it had nothing before it any more.
+    /// Time since which no earlier reduction has been pending.
     since: Instant,
 }
 
-/// What went wrong, to be told by the next call.
+/// A failure, to be returned by the next call.
 #[derive(Clone, Debug)]
 pub(super) struct Broken {
     pub(super) operation: String,
@@ -92,15 +93,15 @@ impl Watched {
         Arc::new(Self { rank, nccl, context, stream, state: Mutex::new(state), witness })
     }
 
-    /// A panic of whoever held the lock has ended the job.
+    /// Locks the state. A poisoned lock is ignored, because a panic of its holder ends the job.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The state, with a communicator that works.
+    /// Returns the locked state with its working communicator.
     ///
     /// # Errors
-    /// Why it does not.
+    /// Returns the recorded failure, if any.
     pub(super) fn healthy(&self) -> Result<(MutexGuard<'_, State>, ncclComm_t), CommError> {
         let state = self.lock();
         match (&state.broken, state.comm) {
@@ -110,16 +111,16 @@ impl Watched {
         }
     }
 
-    /// Remembers the first thing that went wrong and aborts the communicator, unless somebody has done so before. Returns
-    /// what is remembered.
+    /// Records the failure and aborts the communicator, unless an earlier failure has done so. Returns the first
+    /// failure.
     pub(super) fn break_off(&self, mut state: MutexGuard<'_, State>, broken: Broken) -> CommError {
         let error = state.broken.get_or_insert(broken).error(self.rank);
         let comm = state.comm.take();
-        // Freeing it may take long. Nobody can enter NCCL meanwhile, for want of a communicator.
+        // Freeing it may take long. No thread can enter NCCL meanwhile, since the state has no communicator.
         drop(state);
         if let Some(comm) = comm {
             tracing::error!("{error}; aborting the NCCL communicator");
-            // SAFETY: it was taken out under the lock, which all calls hold.
+            // SAFETY: it was taken out under the lock that all calls hold.
             if let Err(error) = unsafe { self.nccl.abort(comm) } {
                 tracing::warn!("rank {}: {error}", self.rank);
             }
@@ -127,15 +128,16 @@ impl Watched {
         error
     }
 
-    /// Starts the thread.
+    /// Starts the watchdog thread.
     pub(super) fn start_watchdog(self: &Arc<Self>) -> std::io::Result<thread::JoinHandle<()>> {
         let (watched, limit) = (self.clone(), self.lock().limit());
         thread::Builder::new().name("NCCL watchdog".into()).spawn(move || watched.watch(limit))
     }
 
-    /// `limit` is the one to begin with: the thread that trains may be in NCCL before the state has been seen once.
+    /// Runs the watchdog loop. `limit` is the initial timeout: the training thread may be inside NCCL before the state
+    /// has been read once.
     fn watch(&self, mut limit: Duration) {
-        // NCCL binds its caller to the communicator's device itself; a failure shows in the calls below.
+        // NCCL binds the calling thread to the communicator's device itself; a failure shows in the calls below.
         let _ = self.context.make_current();
         let mut seen = Instant::now();
         loop {
@@ -157,7 +159,7 @@ impl Watched {
         }
     }
 
-    /// Looks once.
+    /// Polls NCCL and the device once.
     fn look(&self, mut state: MutexGuard<'_, State>) {
         let Some(comm) = state.comm else { return };
         // SAFETY: the communicator is in the state, whose lock is held.
@@ -175,7 +177,7 @@ impl Watched {
         }
     }
 
-    /// Breaks off when the oldest reduction is late and no rank is known to be at work still.
+    /// Aborts when the oldest reduction has timed out and no rank is known to be still working.
     fn judge_oldest(&self, state: MutexGuard<'_, State>) {
         let Some(oldest) = state.under_way.front() else {
             self.witness.iter().for_each(|witness| witness.waits(None));
@@ -188,11 +190,11 @@ impl Watched {
         if age < limit {
             return;
         }
-        // It may ask over the network, for which nobody else must wait.
+        // The diagnosis may use the network, so release the lock for it.
         drop(state);
         let verdict = match &self.witness {
             Some(witness) => witness.verdict(limit),
-            None => Err("the deadline has passed: another rank is lost or hangs".into()),
+            None => Err("timeout: another rank is lost or hung".into()),
         };
         let mut state = self.lock();
         if state.done != number {
@@ -206,7 +208,7 @@ impl Watched {
             (Ok(reason), Some(oldest)) => {
                 let waited = oldest.since.elapsed().as_secs_f64();
                 tracing::warn!(
-                    "rank {}: {} has taken {waited:.0} s so far: {reason}",
+                    "rank {}: {} is still waiting after {waited:.0} s: {reason}",
                     self.rank,
                     name_of(&oldest.what)
                 );
@@ -216,43 +218,44 @@ impl Watched {
         }
     }
 
-    /// The last resort, where the thread that trains does not come back from NCCL or the driver: aborting a communicator
-    /// that another thread is in corrupts memory, and the error has nobody to return to. The launcher ends the others.
+    /// Exits the process as a last resort, when the training thread does not return from NCCL or the driver. Aborting a
+    /// communicator that another thread is inside of corrupts memory, and there is no caller to return the error to.
+    /// The launcher then ends the other ranks.
     fn leave(&self, elapsed: Duration) -> ! {
         let seconds = elapsed.as_secs_f64();
-        eprintln!("error: rank {}: a call of NCCL or the CUDA driver has hung for {seconds:.1} s", self.rank);
-        // SAFETY: no preconditions. Exit handlers would wait for the thread that hangs.
+        eprintln!("error: rank {}: a call to NCCL or the CUDA driver has hung for {seconds:.1} s", self.rank);
+        // SAFETY: `_exit` has no preconditions. Exit handlers would wait for the hung thread.
         unsafe { libc::_exit(RETRY) }
     }
 
-    /// Lets the watchdog end at its next look.
+    /// Makes the watchdog end at its next poll.
     pub(super) fn stop(&self) {
         self.lock().stopping = true;
     }
 }
 
 impl State {
-    /// Notes a reduction whose end is `done`.
+    /// Adds a reduction in flight whose completion event is `done`.
     pub(super) fn watch_for(&mut self, what: &str, done: Event) {
         self.under_way.push_back(Reduction { what: what.to_owned(), done, since: Instant::now() });
     }
 
-    /// An event that is not in use.
+    /// Returns an event for reuse, if there is one.
     pub(super) fn spare_event(&mut self) -> Option<Event> {
         self.spare.pop()
     }
 
-    /// Whether the device is done with all reductions, as far as the watchdog has looked.
+    /// Returns whether all reductions are complete as of the last poll of the watchdog.
     pub(super) fn is_idle(&self) -> bool {
         self.under_way.is_empty()
     }
 
-    /// How long a reduction may take now.
+    /// Returns the current timeout of a reduction.
     pub(super) fn limit(&self) -> Duration {
         if self.done == 0 { self.timeouts.first } else { self.timeouts.later }
     }
 
-    /// Lets go of the reductions that are done.
+    /// Removes completed reductions.
     fn take_what_is_done(&mut self) -> Result<(), String> {
         while let Some(oldest) = self.under_way.front() {
             if !oldest.done.has_happened().map_err(|error| error.to_string())? {
@@ -270,7 +273,7 @@ impl State {
     fn oldest_failed(&self, reason: String) -> Broken {
         match self.under_way.front() {
             Some(oldest) => Broken { operation: name_of(&oldest.what), elapsed: oldest.since.elapsed(), reason },
-            None => Broken { operation: "NCCL between two all-reduces".into(), elapsed: Duration::ZERO, reason },
+            None => Broken { operation: "NCCL (no all-reduce in flight)".into(), elapsed: Duration::ZERO, reason },
         }
     }
 }
@@ -287,7 +290,7 @@ impl Broken {
     }
 }
 
-/// A reduction as errors name it.
+/// Returns the name of a reduction in errors.
 pub(super) fn name_of(what: &str) -> String {
     format!("NCCL all-reduce of {what}")
 }

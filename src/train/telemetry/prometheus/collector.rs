@@ -1,4 +1,4 @@
-//! From what a rank knows to metrics.
+//! Conversion of a rank's state to metrics.
 
 use std::fmt;
 use std::fs;
@@ -11,91 +11,95 @@ use prometheus_client::metrics::MetricType;
 use super::snapshot::Snapshot;
 use crate::telemetry::EpochRecord;
 
-/// What is asked of the rank's GPU.
+/// Measurements of the rank's GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GpuReading {
-    /// Bytes in use by whomever, and all of them.
+    /// Used (by all processes) and total memory in bytes.
     pub memory: Option<[u64; 2]>,
-    /// Part of the time in which it computed, `0..=1`.
+    /// Fraction of time in which the GPU was busy, `0..=1`.
     pub utilization: Option<f64>,
 }
 
-/// Asks the GPU.
+/// Function that reads the GPU.
 pub type AskGpu = Box<dyn Fn() -> GpuReading + Send + Sync>;
 
-/// The metrics of a rank.
+/// Metrics collector of a rank.
 pub struct RankCollector {
     pub snapshot: Arc<Mutex<Snapshot>>,
-    /// What run it is, by labels.
+    /// Labels that identify the run.
     pub run: Vec<(&'static str, String)>,
-    /// `None` for a rank without one.
+    /// `None` for a rank without a GPU.
     pub gpu: Option<AskGpu>,
 }
 
-/// A number that may go up and down: name, help, value, which is left out while there is none.
+/// A value that may rise and fall: name, help, value. It is omitted while the value is unknown.
 type Gauge = (&'static str, &'static str, fn(&Snapshot) -> Option<f64>);
-/// A number that only grows while the process lives.
+/// A value that only grows during the lifetime of the process.
 type Counter = (&'static str, &'static str, fn(&Snapshot) -> f64);
 
 const GAUGES: [Gauge; 27] = [
-    ("epochs", "Epochs that the run is to have", |s| Some(s.facts.epochs as f64)),
-    ("steps_per_epoch", "Steps of an epoch", |s| Some(s.facts.steps_per_epoch as f64)),
-    ("step", "Steps of the run that are done", |s| Some(s.step as f64)),
+    ("epochs", "Total epochs of the run", |s| Some(s.facts.epochs as f64)),
+    ("steps_per_epoch", "Steps per epoch", |s| Some(s.facts.steps_per_epoch as f64)),
+    ("step", "Completed steps of the run", |s| Some(s.step as f64)),
     ("epoch", "Epoch of the last step, from 0", |s| Some(s.last_step.as_ref()?.epoch as f64)),
-    ("loss", "Loss of the last step, of the global batch", |s| Some(s.last_step.as_ref()?.loss)),
+    ("loss", "Loss of the last step over the global batch", |s| Some(s.last_step.as_ref()?.loss)),
     ("learning_rate", "Learning rate of the last step", |s| Some(s.last_step.as_ref()?.lr)),
     ("gradient_norm", "Norm of the last step's averaged gradient before clipping", |s| {
         Some(s.last_step.as_ref()?.gradient_norm)
     }),
-    ("loss_scale", "Factor of the last step's loss", |s| s.last_step.as_ref()?.loss_scale),
-    ("samples_per_second", "Training samples over all ranks, by the time of this rank's last steps", |s| {
-        s.samples_per_s()
-    }),
-    ("last_step_seconds", "Time of a step on this rank, mean of the last that were reported", |s| {
+    ("loss_scale", "Loss scale of the last step", |s| s.last_step.as_ref()?.loss_scale),
+    (
+        "samples_per_second",
+        "Training samples per second over all ranks, from the time of this rank's last steps",
+        |s| s.samples_per_s(),
+    ),
+    ("last_step_seconds", "Time of a step on this rank, mean of the last reported steps", |s| {
         Some(s.last_step.as_ref()?.times.total)
     }),
-    ("last_data_wait_seconds", "The part of it that was waiting for data", |s| {
+    ("last_data_wait_seconds", "Part of last_step_seconds spent waiting for data", |s| {
         Some(s.last_step.as_ref()?.times.data_wait)
     }),
-    ("last_communication_seconds", "The part of it that was waiting in collectives", |s| {
+    ("last_communication_seconds", "Part of last_step_seconds spent waiting in collectives", |s| {
         Some(s.last_step.as_ref()?.times.communication)
     }),
-    ("last_epoch", "Last epoch that is over, from 0; epoch_... is of it, as in log.jsonl", |s| {
+    ("last_epoch", "Last finished epoch, from 0; epoch_... refers to it, as in log.jsonl", |s| {
         epoch(s, |epoch| epoch.epoch as f64)
     }),
-    ("epoch_loss", "Mean loss of the steps", |s| epoch(s, |epoch| epoch.train_loss)),
-    ("epoch_validation_loss", "Mean loss of the validation batches", |s| s.last_epoch.as_ref()?.val_loss),
-    ("epoch_samples_per_second", "Training samples over all ranks", |s| epoch(s, |epoch| epoch.samples_per_s)),
-    ("epoch_step_seconds", "Mean time of a step, mean of the ranks", |s| epoch(s, |epoch| epoch.step_s)),
-    ("epoch_data_wait_seconds", "Waiting for data in all steps, mean of the ranks", |s| {
+    ("epoch_loss", "Mean loss over the steps", |s| epoch(s, |epoch| epoch.train_loss)),
+    ("epoch_validation_loss", "Mean loss over the validation batches", |s| s.last_epoch.as_ref()?.val_loss),
+    ("epoch_samples_per_second", "Training samples per second over all ranks", |s| {
+        epoch(s, |epoch| epoch.samples_per_s)
+    }),
+    ("epoch_step_seconds", "Mean time of a step, averaged over the ranks", |s| epoch(s, |epoch| epoch.step_s)),
+    ("epoch_data_wait_seconds", "Time waiting for data in all steps, mean over the ranks", |s| {
         epoch(s, |epoch| epoch.data_wait_s)
     }),
-    ("epoch_communication_seconds", "Waiting in collectives in all steps, mean of the ranks", |s| {
+    ("epoch_communication_seconds", "Time waiting in collectives in all steps, mean over the ranks", |s| {
         epoch(s, |epoch| epoch.comm_s)
     }),
-    ("epoch_straggler_seconds", "The part of it that was waiting for the slowest rank", |s| {
+    ("epoch_straggler_seconds", "Part of epoch_communication_seconds spent waiting for the slowest rank", |s| {
         epoch(s, |epoch| epoch.straggler_s)
     }),
-    ("epoch_checkpoint_seconds", "Time until the next step could be made, on rank 0, which saves", |s| {
+    ("epoch_checkpoint_seconds", "Time that checkpoints blocked training, on rank 0", |s| {
         epoch(s, |epoch| epoch.checkpoint_s)
     }),
-    ("epoch_seconds", "Time of the epoch with validation and checkpoint", |s| epoch(s, |epoch| epoch.epoch_s)),
+    ("epoch_seconds", "Time of the epoch including validation and checkpoint", |s| epoch(s, |epoch| epoch.epoch_s)),
     ("epoch_gradient_norm", "Mean norm of the averaged gradient before clipping", |s| {
         epoch(s, |epoch| epoch.gradient_norm)
     }),
-    ("epoch_loss_scale", "Factor of the loss at the end", |s| s.last_epoch.as_ref()?.loss_scale),
+    ("epoch_loss_scale", "Loss scale at the end of the epoch", |s| s.last_epoch.as_ref()?.loss_scale),
     ("epoch_skipped_steps", "Steps without an update", |s| epoch(s, |epoch| epoch.skipped_steps as f64)),
     ("ema_pseudo_dice", "Moving average of the mean pseudo Dice", |s| s.ema_pseudo_dice),
-    ("best_ema_pseudo_dice", "The best that it has been", |s| s.best_ema_pseudo_dice),
+    ("best_ema_pseudo_dice", "Best value of ema_pseudo_dice so far", |s| s.best_ema_pseudo_dice),
 ];
 
 const COUNTERS: [Counter; 8] = [
     ("steps", "Steps made by this process", |s| s.made.steps as f64),
-    ("skipped_steps", "Those without an update, as a gradient was not finite", |s| s.made.skipped_steps as f64),
+    ("skipped_steps", "Steps without an update because a gradient was not finite", |s| s.made.skipped_steps as f64),
     ("step_seconds", "Time of all steps on this rank", |s| s.made.steps_s),
-    ("data_wait_seconds", "The part of it that was waiting for data", |s| s.made.data_wait_s),
-    ("communication_seconds", "The part of it that was waiting in collectives", |s| s.made.communication_s),
-    ("checkpoint_seconds", "Steps waiting for the copy that is saved, on rank 0", |s| s.made.checkpoint_s),
+    ("data_wait_seconds", "Part of step_seconds spent waiting for data", |s| s.made.data_wait_s),
+    ("communication_seconds", "Part of step_seconds spent waiting in collectives", |s| s.made.communication_s),
+    ("checkpoint_seconds", "Time that steps waited for the checkpoint copy, on rank 0", |s| s.made.checkpoint_s),
     ("rollbacks", "Returns of the run to an earlier checkpoint", |s| s.rollbacks as f64),
     ("restarts", "Attempts of nnunet-launch before this one", |s| s.facts.restarts as f64),
 ];
@@ -113,10 +117,10 @@ impl fmt::Debug for RankCollector {
 impl Collector for RankCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let run = self.run.as_slice();
-        encoder.encode_descriptor("run", "What is trained", None, MetricType::Info)?.encode_info(&run)?;
+        encoder.encode_descriptor("run", "Identity of the training run", None, MetricType::Info)?.encode_info(&run)?;
         self.encode_snapshot(&mut encoder)?;
         if let Some(bytes) = resident_memory() {
-            gauge(&mut encoder, "resident_memory_bytes", "Memory of the process", bytes as f64)?;
+            gauge(&mut encoder, "resident_memory_bytes", "Resident memory of the process", bytes as f64)?;
         }
         self.gpu.as_ref().map_or(Ok(()), |ask| encode_gpu(&mut encoder, ask()))
     }
@@ -138,12 +142,12 @@ impl RankCollector {
     }
 }
 
-/// As a label's value stands in the text format; the encoder leaves it as it is.
+/// Escapes a label value for the text format, which the encoder does not do.
 pub fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// Of the classes that there were, or that were predicted.
+/// Encodes the pseudo Dice of the classes that occurred in the labels or predictions.
 fn encode_pseudo_dice(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
     let values = snapshot.last_epoch.iter().flat_map(|epoch| &epoch.pseudo_dice);
     let known =
@@ -162,11 +166,11 @@ fn encode_pseudo_dice(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> f
 
 fn encode_gpu(encoder: &mut DescriptorEncoder, reading: GpuReading) -> fmt::Result {
     if let Some([used, all]) = reading.memory {
-        gauge(encoder, "gpu_memory_used_bytes", "Memory of the rank's GPU in use, by whomever", used as f64)?;
-        gauge(encoder, "gpu_memory_total_bytes", "Memory of the rank's GPU", all as f64)?;
+        gauge(encoder, "gpu_memory_used_bytes", "Memory of the rank's GPU used by all processes", used as f64)?;
+        gauge(encoder, "gpu_memory_total_bytes", "Total memory of the rank's GPU", all as f64)?;
     }
     match reading.utilization {
-        Some(part) => gauge(encoder, "gpu_utilization_ratio", "Part of the time in which the GPU computed", part),
+        Some(part) => gauge(encoder, "gpu_utilization_ratio", "Fraction of time in which the GPU was busy", part),
         None => Ok(()),
     }
 }
@@ -175,7 +179,7 @@ fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: f64) ->
     encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
 }
 
-/// Bytes of memory that this process has.
+/// Returns the resident memory of this process in bytes.
 fn resident_memory() -> Option<u64> {
     let text = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;

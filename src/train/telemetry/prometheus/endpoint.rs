@@ -1,4 +1,4 @@
-//! A rank's place where Prometheus asks.
+//! Prometheus endpoint of a rank.
 
 use std::env;
 use std::net::SocketAddr;
@@ -15,25 +15,25 @@ use nnunet_comm::distributed::{Communicator, host_name};
 use nnunet_nn::Device;
 use nnunet_nn::checkpoint::Progress;
 
-/// Of every metric.
+/// Prefix of all metric names.
 const PREFIX: &str = "nnunet_train";
 
-/// How often `nnunet-launch` has started the job again.
+/// Environment variable with the number of restarts by `nnunet-launch`.
 const RESTARTS: &str = "NNUNET_LAUNCH_RESTARTS";
 
-/// Answers with the metrics of this rank as long as it lives.
+/// Serves the metrics of this rank until it is dropped.
 pub struct MetricsEndpoint {
     snapshot: Arc<Mutex<Snapshot>>,
     _server: Server,
 }
 
 impl MetricsEndpoint {
-    /// Begins to answer, at the configured address or as many ports further as this rank's number on its host. `classes` are
-    /// the names of those that have a pseudo Dice.
+    /// Starts the endpoint at the configured address, with the local rank added to the port. `classes` are the names of
+    /// the classes that have a pseudo Dice.
     ///
-    /// `None` where nobody asks for it, and where it cannot be, which is no reason to end a run: then there is a warning.
+    /// Returns `None` if no address is configured, or, with a warning, if it cannot be used: this must not end the run.
     pub fn of_run(config: &RunConfig, classes: Vec<String>, comm: &dyn Communicator) -> Option<Self> {
-        // An address that is none has been refused with the configuration.
+        // An invalid address has already been rejected when the configuration was validated.
         let first = config.telemetry.metrics_address().ok().flatten()?;
         let rank = comm.rank();
         let snapshot = Arc::new(Mutex::new(Snapshot { facts: facts(config, classes, comm), ..Snapshot::default() }));
@@ -53,25 +53,25 @@ impl MetricsEndpoint {
             }
             Err(defect) => {
                 tracing::warn!(
-                    "{defect}; rank {rank} has no metrics, the run goes on; name another port in --metrics-addr"
+                    "{defect}; rank {rank} has no metrics, training continues; choose another port with --metrics-addr"
                 );
                 None
             }
         }
     }
 
-    /// Keeps the metrics up to date.
+    /// Returns an observer that keeps the metrics up to date.
     pub fn observer(&self) -> MetricsObserver {
         MetricsObserver(self.snapshot.clone())
     }
 
-    /// The run begins there, or has gone back.
+    /// Sets the position at which the run starts, resumes, or continues after a rollback.
     pub fn goes_on_from(&self, progress: &Progress) {
         lock(&self.snapshot).goes_on_from(progress);
     }
 }
 
-/// What a [`MetricsEndpoint`] knows of steps and epochs.
+/// Observer that updates the metrics of a [`MetricsEndpoint`].
 pub struct MetricsObserver(Arc<Mutex<Snapshot>>);
 
 impl Observer for MetricsObserver {
@@ -86,14 +86,14 @@ impl Observer for MetricsObserver {
     }
 }
 
-/// Numbers are whole at any time.
+/// Locks the snapshot. A poisoned lock is ignored, since every field is always valid.
 fn lock(snapshot: &Mutex<Snapshot>) -> MutexGuard<'_, Snapshot> {
     snapshot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn address_of(first: SocketAddr, local_rank: usize) -> Result<SocketAddr, String> {
     let port = u16::try_from(usize::from(first.port()) + local_rank);
-    let port = port.map_err(|_| format!("{first}: there is no port for rank {local_rank} of the host"))?;
+    let port = port.map_err(|_| format!("{first}: no port for rank {local_rank} of the host"))?;
     Ok(SocketAddr::new(first.ip(), port))
 }
 
@@ -102,13 +102,13 @@ fn facts(config: &RunConfig, classes: Vec<String>, comm: &dyn Communicator) -> F
     Facts {
         epochs: training.epochs,
         steps_per_epoch: training.iterations_per_epoch,
-        global_batch_size: training.batch_size * training.accumulate * comm.world_size(),
+        global_batch_size: training.batch_size * training.gradient_accumulation_steps * comm.world_size(),
         classes,
         restarts: env::var(RESTARTS).ok().and_then(|number| number.parse().ok()).unwrap_or(0),
     }
 }
 
-/// What run it is.
+/// Returns the labels that identify the run.
 fn labels(config: &RunConfig, comm: &dyn Communicator) -> Vec<(&'static str, String)> {
     let labels = [
         ("configuration", config.configuration.clone()),
@@ -121,7 +121,7 @@ fn labels(config: &RunConfig, comm: &dyn Communicator) -> Vec<(&'static str, Str
     labels.map(|(name, value)| (name, escaped(&value))).into()
 }
 
-/// With labels that tell the ranks apart.
+/// Creates a registry whose metrics carry labels for rank and host.
 fn registry(rank: usize, collector: RankCollector) -> Registry {
     let labels = [("rank", rank.to_string()), ("host", escaped(&host_name()))];
     let labels = labels.map(|(name, value)| (name.into(), value.into()));
@@ -130,14 +130,14 @@ fn registry(rank: usize, collector: RankCollector) -> Registry {
     registry
 }
 
-/// Asks the GPU that this rank computes on, where NVML knows it.
+/// Returns a function that reads the GPU of this rank, if NVML supports it.
 fn gpu(config: &RunConfig, comm: &dyn Communicator) -> Option<AskGpu> {
     #[cfg(feature = "nccl")]
     if config.device == Device::Cuda {
-        // A process by itself has taken the first that it sees.
+        // A single process uses the first visible GPU.
         match super::GpuMeter::open(comm.gpu().unwrap_or(0)) {
             Ok(meter) => return Some(Box::new(move || meter.read())),
-            Err(defect) => tracing::debug!("rank {}: no metrics of the GPU: {defect}", comm.rank()),
+            Err(defect) => tracing::debug!("rank {}: no GPU metrics: {defect}", comm.rank()),
         }
     }
     let _ = (config.device == Device::Cuda, comm);
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
     use crate::telemetry::StepTimes;
 
-    /// Of a rank that knows everything.
+    /// Returns the text for a rank with all values known.
     fn metrics() -> String {
         let facts =
             Facts { epochs: 10, steps_per_epoch: 5, classes: vec!["a \"b\"".into(), "c".into()], ..Facts::default() };
@@ -179,7 +179,7 @@ mod tests {
         text
     }
 
-    /// The names of all samples in a text.
+    /// Returns the names of all samples in a text.
     fn names(text: &str) -> BTreeSet<&str> {
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         samples.map(|line| line.split(['{', ' ']).next().unwrap_or_default()).collect()
@@ -216,7 +216,7 @@ mod tests {
         assert!(address_of(first, 2).unwrap_err().contains("no port for rank 2"));
     }
 
-    /// Every expression of a dashboard.
+    /// Collects every expression of a dashboard.
     fn queries<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
         match value {
             Value::Array(values) => values.iter().for_each(|value| queries(value, found)),
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_dashboard_asks_for_what_there_is() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/grafana/nnunet-dist.json");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/grafana/nnunet-dist.json");
         let dashboard: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
         let mut found = Vec::new();
         queries(&dashboard, &mut found);
@@ -239,8 +239,8 @@ mod tests {
         let text = metrics();
         let there = names(&text);
         let missing: Vec<_> = asked.difference(&there).collect();
-        assert!(missing.is_empty(), "the dashboard asks for {missing:?}, which nobody has");
-        // And it leaves out only what others say as well.
+        assert!(missing.is_empty(), "the dashboard uses {missing:?}, which no rank exports");
+        // The dashboard must use every metric.
         let left_out: Vec<_> = there.difference(&asked).map(|name| name.trim_start_matches("nnunet_train_")).collect();
         assert_eq!(left_out, Vec::<&str>::new());
         for panel in dashboard["panels"].as_array().unwrap() {

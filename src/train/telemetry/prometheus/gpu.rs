@@ -1,4 +1,4 @@
-//! What NVML says of a GPU.
+//! GPU measurements from NVML.
 
 use std::sync::OnceLock;
 
@@ -7,17 +7,17 @@ use nvml_wrapper::{Device, Nvml, error::NvmlError};
 use super::GpuReading;
 use nnunet_comm::cuda::Driver;
 
-/// A GPU as NVML knows it, which numbers them in another way than CUDA does.
+/// An NVML device handle. NVML numbers the GPUs differently from CUDA.
 pub struct GpuMeter(Device<'static>);
 
 impl GpuMeter {
-    /// The GPU that has this number among those that the process sees.
+    /// Opens the GPU with this index among those visible to the process.
     ///
     /// # Errors
-    /// There is no CUDA driver, no such GPU, or no NVML that knows it.
+    /// Returns an error if there is no CUDA driver, no such GPU, or no NVML that supports it.
     pub fn open(gpu: usize) -> Result<Self, String> {
         let uuid = Driver::open()?.uuid(gpu).map_err(|error| error.to_string())?;
-        // NVML has another word for a part of a GPU.
+        // NVML uses a different prefix for a MIG instance.
         let names = [uuid.clone(), uuid.replacen("GPU-", "MIG-", 1)];
         let nvml = nvml()?;
         let found = names.into_iter().map(|name| nvml.device_by_uuid(name)).reduce(Result::or);
@@ -25,7 +25,7 @@ impl GpuMeter {
         device.map(Self).map_err(|error| format!("NVML does not know {uuid}: {error}"))
     }
 
-    /// How it is now; what it does not tell is left out.
+    /// Reads the current values; unavailable values are `None`.
     pub fn read(&self) -> GpuReading {
         GpuReading {
             memory: self.0.memory_info().ok().map(|memory| [memory.used, memory.total]),
@@ -34,7 +34,7 @@ impl GpuMeter {
     }
 }
 
-/// The library, opened once.
+/// Loads NVML on the first call.
 fn nvml() -> Result<&'static Nvml, String> {
     static NVML: OnceLock<Result<Nvml, String>> = OnceLock::new();
     NVML.get_or_init(|| Nvml::init().map_err(|error| format!("NVML: {error}"))).as_ref().map_err(Clone::clone)

@@ -1,9 +1,8 @@
-//! Metrics of a run for Prometheus: every rank answers `GET /metrics` at a port of its own, in the text format of
-//! OpenMetrics.
+//! Prometheus metrics of a run: every rank serves `GET /metrics` on its own port, in the OpenMetrics text format.
 //!
-//! An [`Observer`](super::Observer) keeps a [`Snapshot`](snapshot::Snapshot) up to date, which costs nothing. Only when
-//! somebody asks, a thread of its own ([`server`]) makes text of it ([`collector`]), asks the system for the process's memory
-//! and NVML for the GPU's (`gpu`).
+//! An [`Observer`](super::Observer) keeps a [`Snapshot`](snapshot::Snapshot) up to date at negligible cost. Only on a
+//! request, a separate thread ([`server`]) encodes it as text ([`collector`]) and reads the memory of the process and,
+//! from NVML, of the GPU (`gpu`).
 
 mod collector;
 mod endpoint;

@@ -1,4 +1,4 @@
-//! HTTP for a handful of clients, on a thread of its own.
+//! HTTP server for a few clients, on its own thread.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -17,23 +17,23 @@ use tokio::{net, runtime};
 
 use crate::http::{Limits, accept_all};
 
-/// Nobody reads a page of numbers for longer.
+/// Maximum duration of a connection.
 const CONNECTION_TIME: Duration = Duration::from_secs(600);
 const CONNECTIONS: usize = 16;
-/// Of OpenMetrics as text.
+/// Content type of the OpenMetrics text format.
 const FORMAT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Answers until it is dropped.
+/// Serves requests until it is dropped.
 pub struct Server {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Answers `GET /metrics` at `address` with what is registered.
+    /// Serves the metrics of `registry` at `address`, under `GET /metrics`.
     ///
     /// # Errors
-    /// The address cannot be listened on, or there is no thread left.
+    /// Returns an error if the address cannot be bound, or the thread cannot be started.
     pub fn start(address: SocketAddr, registry: Registry) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
@@ -45,7 +45,7 @@ impl Server {
         };
         let serve = async move {
             let limits = Limits { connections: CONNECTIONS, connection_time: CONNECTION_TIME };
-            // Whoever is still reading at the end is cut off.
+            // Connections that are still open at the end are closed.
             let open = GracefulShutdown::new();
             tokio::select! {
                 () = accept_all(listener, router(registry), limits, &open) => {}
@@ -59,7 +59,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // The thread waits for a word, or for the end of whoever could send it.
+        // Dropping the sender stops the thread.
         self.stop = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

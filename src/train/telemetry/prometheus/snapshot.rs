@@ -1,13 +1,13 @@
-//! What a rank knows of its run at a moment.
+//! Current state of a rank's run, as exported to Prometheus.
 
 use crate::telemetry::{EpochRecord, IterationRecord};
 use nnunet_nn::checkpoint::Progress;
 
-/// All that changes in a run, and what does not.
+/// Constant and current values of a run.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     pub facts: Facts,
-    /// Steps of the run that are done.
+    /// Completed steps of the run.
     pub step: u64,
     pub last_step: Option<IterationRecord>,
     pub last_epoch: Option<EpochRecord>,
@@ -17,25 +17,25 @@ pub struct Snapshot {
     pub made: Made,
 }
 
-/// What does not change.
+/// Constant values of a run.
 #[derive(Debug, Default)]
 pub struct Facts {
     pub epochs: usize,
     pub steps_per_epoch: usize,
-    /// Samples of a step over all ranks.
+    /// Samples per step over all ranks.
     pub global_batch_size: usize,
     /// Names of foreground classes or regions.
     pub classes: Vec<String>,
-    /// Attempts before this one, as the launcher says.
+    /// Number of earlier attempts according to the launcher.
     pub restarts: u64,
 }
 
-/// What this process has done since it began; it never becomes less.
+/// Totals of this process since its start; they never decrease.
 #[derive(Debug, Default)]
 pub struct Made {
     pub steps: u64,
     pub skipped_steps: u64,
-    /// Seconds.
+    /// Time of all steps, in seconds.
     pub steps_s: f64,
     pub data_wait_s: f64,
     pub communication_s: f64,
@@ -43,7 +43,7 @@ pub struct Made {
 }
 
 impl Snapshot {
-    /// The run begins, or goes on, from there.
+    /// Sets the position at which the run starts, resumes, or continues after a rollback.
     pub fn goes_on_from(&mut self, progress: &Progress) {
         self.step = progress.steps(self.facts.steps_per_epoch as u64);
         self.ema_pseudo_dice = progress.ema_pseudo_dice;
@@ -51,7 +51,7 @@ impl Snapshot {
         self.rollbacks = progress.rollbacks;
     }
 
-    /// A step is done.
+    /// Adds a finished step.
     pub fn iteration(&mut self, record: &IterationRecord) {
         self.step = (record.epoch * self.facts.steps_per_epoch + record.iteration + 1) as u64;
         self.made.steps += 1;
@@ -62,7 +62,7 @@ impl Snapshot {
         self.last_step = Some(record.clone());
     }
 
-    /// An epoch is done.
+    /// Adds a finished epoch.
     pub fn epoch_finished(&mut self, record: &EpochRecord) {
         self.made.checkpoint_s += record.checkpoint_s;
         self.ema_pseudo_dice = record.ema_pseudo_dice;
@@ -71,7 +71,7 @@ impl Snapshot {
         self.last_epoch = Some(record.clone());
     }
 
-    /// Samples per second over all ranks, by the time of this rank's last steps.
+    /// Returns samples per second over all ranks, from the time of this rank's last steps.
     pub fn samples_per_s(&self) -> Option<f64> {
         let total = self.last_step.as_ref()?.times.total;
         (total > 0.0).then(|| self.facts.global_batch_size as f64 / total)

@@ -1,4 +1,4 @@
-//! The messages of an event file, as far as they are used here, and how they are framed.
+//! Messages of an event file, as far as they are used here, and their framing.
 //!
 //! Source: `event.proto`, `summary.proto` and `lib/io/record_writer.h` of TensorFlow.
 
@@ -6,12 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 
-/// What the first message of every file says of its format.
+/// Format version in the first message of every file.
 pub const VERSION: &str = "brain.Event:2";
 /// `SessionLog.SessionStatus.START`.
 pub const START: i32 = 1;
 
-/// Something that happened at a step.
+/// An event at a step.
 #[derive(Clone, PartialEq, Message)]
 pub struct Event {
     /// Seconds since 1970.
@@ -39,7 +39,7 @@ pub struct Summary {
     pub value: Vec<Value>,
 }
 
-/// A value under a name.
+/// A value with its tag.
 #[derive(Clone, PartialEq, Message)]
 pub struct Value {
     #[prost(string, tag = "1")]
@@ -62,10 +62,10 @@ pub struct Image {
     pub height: i32,
     #[prost(int32, tag = "2")]
     pub width: i32,
-    /// 3: RGB.
+    /// Color space; 3 is RGB.
     #[prost(int32, tag = "3")]
     pub colorspace: i32,
-    /// A PNG file.
+    /// PNG file.
     #[prost(bytes = "vec", tag = "4")]
     pub encoded_image_string: Vec<u8>,
 }
@@ -77,27 +77,27 @@ pub struct SessionLog {
 }
 
 impl Event {
-    /// At a step, now.
+    /// Creates an event at a step with the current time.
     pub fn now(step: u64, what: What) -> Self {
         let wall_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
         Self { wall_time, step: i64::try_from(step).unwrap_or(i64::MAX), what: Some(what) }
     }
 
-    /// Numbers under their names.
+    /// Creates an event with scalars by tag.
     pub fn scalars(step: u64, scalars: impl IntoIterator<Item = (String, f64)>) -> Self {
         let content = |value| Some(Content::SimpleValue(value as f32));
         let value = scalars.into_iter().map(|(tag, number)| Value { tag, content: content(number) }).collect();
         Self::now(step, What::Summary(Summary { value }))
     }
 
-    /// A PNG file under a name.
+    /// Creates an event with a PNG image. The size is width and height in pixels.
     pub fn image(step: u64, tag: &str, png: Vec<u8>, [width, height]: [u32; 2]) -> Self {
         let [width, height] = [width, height].map(|pixels| i32::try_from(pixels).unwrap_or(i32::MAX));
         let content = Some(Content::Image(Image { height, width, colorspace: 3, encoded_image_string: png }));
         Self::now(step, What::Summary(Summary { value: vec![Value { tag: tag.to_owned(), content }] }))
     }
 
-    /// As it stands in a file: its length, the checksum of that, the message, its checksum.
+    /// Returns the record as stored in the file: length, checksum of the length, message, checksum of the message.
     pub fn framed(&self) -> Vec<u8> {
         let message = self.encode_to_vec();
         let length = (message.len() as u64).to_le_bytes();
@@ -106,7 +106,7 @@ impl Event {
     }
 }
 
-/// A checksum of data that may hold checksums itself is turned and moved.
+/// Masks a checksum by a rotation and an offset, since the data may contain checksums.
 fn masked(sum: u32) -> u32 {
     sum.rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_frame_is_that_of_tensorflow() {
-        // As `tf.summary.create_file_writer` begins a file, but for the time.
+        // Bytes written by `tf.summary.create_file_writer` at the start of a file, except for the time.
         let event = Event { wall_time: 1.0, step: 0, what: Some(What::FileVersion(VERSION.into())) };
         let framed = event.framed();
         assert_eq!(framed[..8], 24_u64.to_le_bytes());

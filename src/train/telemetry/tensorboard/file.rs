@@ -1,4 +1,4 @@
-//! A file of events, to which is only added.
+//! Append-only event file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -8,23 +8,24 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::event::{Event, START, SessionLog, VERSION, What};
 use nnunet_comm::distributed::host_name;
 
-/// How the names of event files begin; TensorBoard looks for it.
+/// Name prefix of event files, required by TensorBoard.
 const PREFIX: &str = "events.out.tfevents.";
 
-/// A file of whole events.
+/// A file of complete events.
 pub struct EventFile {
     path: PathBuf,
     file: File,
-    /// Length of the file: whole events.
+    /// Length of the file in bytes; always complete events.
     length: u64,
     warned: bool,
 }
 
 impl EventFile {
-    /// Begins a file in `folder`, after those that are there, for a run that goes on at `step`; at 0 they are removed.
+    /// Creates a file in `folder` that sorts after the existing ones, for a run that continues at `step`. At step 0 the
+    /// existing event files are removed.
     ///
     /// # Errors
-    /// The folder cannot be written to.
+    /// Returns an error if the folder cannot be written to.
     pub fn begin(folder: &Path, step: u64) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let others = event_files(folder)?;
@@ -41,20 +42,21 @@ impl EventFile {
         Ok(begun)
     }
 
-    /// Adds an event. Where the disk is full it is left out, which is no reason to end a run.
+    /// Appends an event. If it cannot be written, for example on a full disk, it is dropped with a warning, since this
+    /// must not end the run.
     pub fn add(&mut self, event: &Event) {
         if let Err(error) = self.append(event)
             && !std::mem::replace(&mut self.warned, true)
         {
-            tracing::warn!("{}: {error}; events are left out, the run goes on", self.path.display());
+            tracing::warn!("{}: {error}; events are not written, training continues", self.path.display());
         }
     }
 
-    /// Appends an event, wholly or not at all.
+    /// Appends an event, all or nothing.
     fn append(&mut self, event: &Event) -> io::Result<()> {
         let bytes = event.framed();
         if let Err(error) = self.file.write_all(&bytes) {
-            // Shortening a file needs no room.
+            // Truncating a file needs no disk space.
             self.file.set_len(self.length)?;
             return Err(error);
         }
@@ -63,7 +65,7 @@ impl EventFile {
     }
 }
 
-/// The event files in a folder.
+/// Returns the event files in a folder.
 fn event_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let paths = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
     let is_events = |path: &PathBuf| file_name(path).starts_with(PREFIX);
@@ -74,7 +76,7 @@ fn file_name(path: &Path) -> &str {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
-/// A name that TensorBoard reads after those of `others`: times of ten digits are in the order of their letters.
+/// Returns a name that TensorBoard reads after `others`. Times have ten digits, so they sort lexicographically.
 fn name_after(others: &[PathBuf]) -> String {
     let time = |path: &PathBuf| file_name(path).strip_prefix(PREFIX)?.split('.').next()?.parse::<u64>().ok();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
@@ -97,7 +99,7 @@ mod tests {
         fs::write(folder.path().join("notes.txt"), "mine").unwrap();
         let paths = [0, 5, 5].map(|step| EventFile::begin(folder.path(), step).unwrap().path);
         assert_eq!(files(), paths);
-        // A run that begins anew has nothing to do with what was there.
+        // A run that starts from scratch ignores earlier files.
         let anew = EventFile::begin(folder.path(), 0).unwrap();
         assert_eq!(files(), std::slice::from_ref(&anew.path));
         assert!(anew.path > paths[2] && folder.path().join("notes.txt").exists());

@@ -1,9 +1,9 @@
-//! Event files for TensorBoard: what is in `log.jsonl`, every step's loss, and pictures.
+//! Event files for TensorBoard: the values of `log.jsonl`, the loss of every step, and images.
 //!
-//! An [`EventFile`](file::EventFile) is a sequence of framed messages ([`event`]); TensorBoard reads all files of a folder in
-//! the order of their names. Everything is logged at a step of the run, what belongs to an epoch at its last one. A run that
-//! goes on begins another file with a message that it starts at that step, upon which a reader forgets what it has of later
-//! ones: steps that were made after the checkpoint and are made again.
+//! An [`EventFile`](file::EventFile) is a sequence of framed messages ([`event`]). TensorBoard reads all files of a
+//! folder in order of their names. Every event has a step of the run; values of an epoch use its last step. A resumed
+//! run starts a new file with a message that it starts at its step. The reader then discards later steps from earlier
+//! files: they were made after the checkpoint and are repeated.
 
 mod event;
 mod file;

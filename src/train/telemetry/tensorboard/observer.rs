@@ -1,4 +1,4 @@
-//! What of a run goes into event files.
+//! Observer that writes a run to event files.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::event::Event;
 use super::file::EventFile;
 use crate::telemetry::{EpochRecord, IterationRecord, Observer, PictureRecord, TelemetryError};
 
-/// Writes an event for each step, each epoch and each picture.
+/// Writes an event for each step, each epoch and each image.
 pub struct TensorBoard {
     file: EventFile,
     iterations_per_epoch: usize,
@@ -17,24 +17,24 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Begins a file in `folder` for a run of which so many steps are done. `None`, with a warning, where there can be none:
-    /// that is no reason to end a run.
+    /// Creates a file in `folder` for a run with `steps_done` completed steps. Returns `None`, with a warning, if this
+    /// fails, since it must not end the run.
     pub fn begin(folder: &Path, steps_done: u64, iterations_per_epoch: usize, classes: Vec<String>) -> Option<Self> {
         match EventFile::begin(folder, steps_done) {
             Ok(file) => Some(Self { file, iterations_per_epoch, classes }),
             Err(error) => {
-                tracing::warn!("{}: {error}; nothing for TensorBoard, the run goes on", folder.display());
+                tracing::warn!("{}: {error}; TensorBoard output disabled, training continues", folder.display());
                 None
             }
         }
     }
 
-    /// The last step of an epoch, from 0 over the whole run.
+    /// Returns the last step of an epoch, counted from 0 over the whole run.
     fn last_step(&self, epoch: usize) -> u64 {
         ((epoch + 1) * self.iterations_per_epoch).saturating_sub(1) as u64
     }
 
-    /// All numbers of a record by their keys; those of classes by their names too.
+    /// Returns all numbers of a record by key; values of classes also by class name.
     fn scalars(&self, record: &EpochRecord) -> Vec<(String, f64)> {
         let record = serde_json::to_value(record).expect("a record of numbers is always valid JSON");
         let entries = record.as_object().into_iter().flatten();

@@ -1,4 +1,4 @@
-//! Sliding windows on the GPU: cut, mirrored and added up there, they come to what the host adds up.
+//! Sliding windows on the GPU: cropping, mirroring and accumulation there give the result of the host.
 
 use burn::backend::Flex;
 use gpu_tests::Gpu;

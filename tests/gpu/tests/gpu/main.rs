@@ -1,4 +1,4 @@
-//! What a GPU computes, against the CPU and PyTorch. One program, for building it takes long.
+//! Compares GPU results with the CPU and PyTorch. One test program, because it takes long to build.
 
 mod infer;
 mod operations;

@@ -1,5 +1,5 @@
-//! Networks, their gradients and optimisation steps agree with PyTorch's (`fixtures/net`, `tests/fixtures`), in every precision
-//! that the device has.
+//! Networks, their gradients and optimization steps agree with PyTorch's (`fixtures/net`, `tests/fixtures`), in every
+//! precision that the device supports.
 
 #[path = "../../../common/mod.rs"]
 mod common;

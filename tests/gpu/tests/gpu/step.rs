@@ -1,5 +1,5 @@
-//! Training steps on the GPU, or on Vulkan in software: all that a step does there is queued, and comes to what the CPU
-//! computes.
+//! Training steps on the GPU, or on Vulkan in software: all device work of a step is queued, and gives the result of
+//! the CPU.
 
 use burn::backend::{Autodiff, Flex};
 use gpu_tests::{Gpu, formats};
@@ -83,7 +83,7 @@ fn steps_are_those_of_the_cpu() {
         let (expected, weights) = train::<Autodiff<Flex>>(Default::default(), Precision::Fp32, rule, batch_dice);
         let (ours, our_weights) = train::<Autodiff<Gpu>>(device.clone(), Precision::Fp32, rule, batch_dice);
         assert_alike(2e-4, &ours, &expected);
-        // Adam divides small gradients by their size: rounding decides the direction of some weights.
+        // Adam divides small gradients by their size: rounding decides the sign of some updates.
         let far = our_weights.iter().zip(&weights).filter(|(ours, cpus)| (**ours - **cpus).abs() > 2e-3).count();
         assert!(far * 100 < weights.len(), "{far} of {} weights differ", weights.len());
     }
@@ -109,7 +109,7 @@ fn gradient_checkpointing_trains_the_same() {
 }
 
 #[test]
-fn sixteen_bits_train_as_well() {
+fn sixteen_bit_precisions_train_too() {
     let Some(device) = gpu_tests::device() else { return };
     let (expected, _) = train::<Autodiff<Flex>>(Default::default(), Precision::Fp32, sgd(), true);
     let all = [Precision::AmpFp16, Precision::AmpBf16].map(|precision| (precision.activations(), 0.0));
@@ -118,7 +118,7 @@ fn sixteen_bits_train_as_well() {
         let (ours, _) = train::<Autodiff<Gpu>>(device.clone(), precision, sgd(), true);
         let skipped: Vec<_> = ours.iter().filter(|step| !step.gradient_norm.is_finite()).collect();
         println!("{precision:?}: {ours:?}");
-        // The first scales may overflow; each time the next is half of it, and the step is not made.
+        // The first scales may overflow; each time the next one is half of it, and the step is skipped.
         for pair in ours.windows(2) {
             let factor = if pair[0].gradient_norm.is_finite() { 1.0 } else { 0.5 };
             assert_eq!(pair[1].loss_scale, factor * pair[0].loss_scale, "{pair:?}");
@@ -145,7 +145,7 @@ fn validate<B: ComputeBackend>(device: B::Device, loss: &SegmentationLoss) -> Va
 }
 
 #[test]
-fn validation_counts_what_the_cpu_counts() {
+fn validation_counts_equal_the_cpus() {
     let Some(device) = gpu_tests::device() else { return };
     let regions = Target::Regions(vec![vec![1, 2], vec![2], vec![1]]);
     let classes = SegmentationLoss::new(Target::Classes, true, None);

@@ -1,0 +1,24 @@
+//! The command line, the book, packaging and dependencies.
+
+#[path = "../../common/generated.rs"]
+mod generated;
+#[path = "../../common/job.rs"]
+mod job;
+#[path = "../../common/book.rs"]
+mod pages;
+#[path = "../../common/plans.rs"]
+mod plans;
+#[path = "../../common/dicom.rs"]
+mod series;
+
+mod architecture;
+mod bench;
+mod book;
+mod book_commands;
+mod cli;
+mod cli_reference;
+mod deploy;
+mod doctor;
+mod inspect;
+mod mapping;
+mod supply_chain;

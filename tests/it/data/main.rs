@@ -1,0 +1,20 @@
+//! Image formats, datasets, preprocessing, the case store, augmentation and sampling.
+
+#[path = "../../common/mod.rs"]
+mod common;
+#[path = "../../common/dicom.rs"]
+mod series;
+
+mod augmentation;
+mod convert;
+mod dataset;
+mod dicom;
+mod fingerprint_reference;
+mod formats;
+mod nifti_corpus;
+mod phantom;
+mod preprocess_reference;
+mod properties;
+mod resample_reference;
+mod sampling;
+mod store;
