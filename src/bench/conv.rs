@@ -5,7 +5,7 @@ use std::hint::black_box;
 use burn::tensor::{Distribution, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use super::{Row, StepBench, Work, measure};
-use nnunet_data::plan::{Block, ConvNorm, Head, Upwards};
+use nnunet_data::plan::{Block, ConvNorm, Head, Upsample};
 use nnunet_nn::ops::{ConvParams, ConvPass, NnOps, Precision, reference};
 
 /// One convolution. A transposed convolution is listed as the convolution whose input gradient it is: from the finer to
@@ -116,7 +116,7 @@ impl StepBench {
             stage.blocks.iter().fold(input, |extent, block| add(block, extent));
         }
         for (stage, &input) in description.decoder.iter().zip(extents.iter().rev().skip(1)) {
-            let Upwards { from, to, stride, .. } = stage.up;
+            let Upsample { from, to, stride, .. } = stage.up;
             layers.push(ConvLayer { n, input, c_in: to, c_out: from, kernel: stride, stride });
             let Head { from: c_in, classes: c_out, .. } = stage.head;
             heads.push(ConvLayer { n, input, c_in, c_out, kernel: [1; 3], stride: [1; 3] });

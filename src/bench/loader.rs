@@ -51,9 +51,9 @@ impl LoaderBench {
     /// Returns the error of the store.
     pub fn run(&self, rounds: usize) -> Result<Report, LoaderError> {
         let mut rows = vec![self.spatial(rounds)?];
-        for (number, (name, probability)) in self.pipeline.steps().enumerate() {
+        for (number, (name, probability)) in self.pipeline.transforms().enumerate() {
             let pipeline = &self.pipeline;
-            let seconds = self.transform(rounds, |patch, rng| pipeline.apply_step(number, patch, rng));
+            let seconds = self.transform(rounds, |patch, rng| pipeline.apply_transform(number, patch, rng));
             rows.push(self.row(format!("{name} × {probability}"), seconds));
         }
         if self.pipeline.previous_stage().is_some() {

@@ -2,7 +2,7 @@
 
 use super::{Row, StepBench};
 use nnunet_comm::distributed::CommError;
-use nnunet_data::plan::assumed_memory_gb;
+use nnunet_data::plan::estimate_memory_gb;
 use nnunet_nn::Device;
 use nnunet_nn::backend::ComputeBackend;
 
@@ -47,7 +47,7 @@ impl StepBench {
         let before_bytes = memory_in_use(kind);
         let steps = self.run::<B>(device, 1)?;
         let Self { network, patch, batch_size, .. } = self;
-        let planned_gb = assumed_memory_gb(&network.shape, *patch, network.classes, *batch_size);
+        let planned_gb = estimate_memory_gb(&network.shape, *patch, network.classes, *batch_size);
         Ok(StepMemory { peak_bytes: memory_in_use(kind), before_bytes, planned_gb, steps })
     }
 }

@@ -8,7 +8,7 @@ use super::{Row, Work, measure};
 use nnunet_comm::distributed::Single;
 use nnunet_data::dataset::{CaseFiles, Dataset};
 use nnunet_data::plan::Plans;
-use nnunet_data::preprocess::{Limits, PreprocessError, Preprocessor, preprocess_dataset};
+use nnunet_data::preprocess::{PreprocessError, Preprocessor, ResourceLimits, preprocess_dataset};
 use nnunet_data::store;
 
 /// Number of cases used for the individual steps, all of which are held in memory.
@@ -24,7 +24,7 @@ pub fn preprocess(
     plans: &Plans,
     configuration: &str,
     folder: &Path,
-    limits: Limits,
+    limits: ResourceLimits,
     rounds: usize,
 ) -> Result<Vec<Row>, PreprocessError> {
     let all = measure(rounds, || {
@@ -64,7 +64,8 @@ impl Pieces<'_> {
         };
         let cases = self.files.par_iter().map(read).collect::<Result<Vec<_>, _>>()?;
         let prepared = cases.par_iter().map(|case| self.preprocessor.prepare(case)).collect::<Result<Vec<_>, _>>()?;
-        let finished: Vec<_> = prepared.par_iter().map(|case| self.preprocessor.finish(case.clone())).collect();
+        let finished: Vec<_> =
+            prepared.par_iter().map(|case| self.preprocessor.resample_and_locate(case.clone())).collect();
         let write = |(files, case): (&CaseFiles, _)| {
             store::write_case(self.folder, &files.id, case)
                 .map_err(|cause| PreprocessError::Write { case: id(files), cause })

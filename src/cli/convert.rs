@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
-use nnunet_data::dataset::{Layout, convert_dataset};
+use nnunet_data::dataset::{RawLayout, convert_dataset};
 use nnunet_image::{ConvertOptions, convert};
 
 /// Convert an image to another format, a DICOM folder to an image, or a raw dataset to another layout.
@@ -63,7 +63,7 @@ impl Convert {
             convert(input, output, &options)?;
             println!("{}", output.display());
         }
-        let datasets = [(&self.msd, Layout::NnUnet), (&self.to_msd, Layout::Decathlon)];
+        let datasets = [(&self.msd, RawLayout::NnUnet), (&self.to_msd, RawLayout::Decathlon)];
         for (source, layout) in datasets {
             if let (Some(source), Some(output)) = (source, &self.output) {
                 let [train, test] = convert_dataset(source, output, layout, self.overwrite)?;

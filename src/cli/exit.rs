@@ -23,7 +23,7 @@ use nnunet_data::dataset::DatasetError;
 use nnunet_data::loader::LoaderError;
 use nnunet_data::plan::PlanError;
 use nnunet_data::preprocess::PreprocessError;
-use nnunet_data::store::{StageError, StoreError};
+use nnunet_data::store::{LocalCacheError, StoreError};
 use nnunet_data::work::ConfigError;
 use nnunet_eval::EvalError;
 use nnunet_image::ImageError;
@@ -94,7 +94,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || matches!(cause.downcast_ref(), Some(InteropError::File { .. }))
         || matches!(cause.downcast_ref(), Some(ScalingError::Setting(_)))
         || matches!(cause.downcast_ref(), Some(PreprocessError::Case { .. }))
-        || matches!(cause.downcast_ref(), Some(StageError::Copy { .. }))
+        || matches!(cause.downcast_ref(), Some(LocalCacheError::Copy { .. }))
         || matches!(cause.downcast_ref(), Some(LoaderError::Setup(_)))
         || matches!(
             cause.downcast_ref(),

@@ -63,7 +63,7 @@ impl Plan {
     /// Plans on rank 0; the other ranks wait.
     pub(super) fn run(self) -> anyhow::Result<()> {
         let comm = distributed::init()?;
-        comm.enter_long("planning");
+        comm.enter_unbounded("planning");
         if comm.rank() == 0 {
             or_abort(self.plan(), &*comm)?;
         }
@@ -72,7 +72,7 @@ impl Plan {
 
     fn plan(self) -> anyhow::Result<()> {
         let dataset = open_valid(&self.dataset)?;
-        let planner = PlannerOptions::of(self.planner);
+        let planner = PlannerOptions::for_planner(self.planner);
         let options = PlannerOptions {
             gpu_memory_gb: self.gpu_memory.unwrap_or(planner.gpu_memory_gb),
             configurations: self.configurations,

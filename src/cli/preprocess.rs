@@ -11,7 +11,7 @@ use super::ranks::or_abort;
 use nnunet_comm::distributed::{self, Communicator};
 use nnunet_data::dataset::Dataset;
 use nnunet_data::plan::Plans;
-use nnunet_data::preprocess::{Limits, preprocess_dataset};
+use nnunet_data::preprocess::{ResourceLimits, preprocess_dataset};
 use nnunet_data::work::{Source, WorkDir};
 
 /// Crop, normalize and resample all training cases according to the plans.
@@ -57,7 +57,7 @@ impl Preprocess {
         let source = Source::load(&work)?;
         let plans = plans::load(&work)?;
         let dataset = Dataset::open(&source.dataset)?;
-        let limits = Limits { threads: self.jobs, memory: self.max_memory };
+        let limits = ResourceLimits { threads: self.jobs, memory: self.max_memory };
         for (name, data_identifier) in self.chosen(&plans)? {
             let folder = work.preprocessed(&data_identifier);
             // The result of rank 0 is valid for all ranks.

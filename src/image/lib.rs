@@ -3,6 +3,7 @@
 //! [`read_volume`], [`read_labels`] and [`write_labels`] select the format by file name; the rest of the crate only
 //! sees [`Volume`] and [`LabelMap`]. A damaged file results in an error that names the file.
 
+pub mod components;
 mod convert;
 mod crop;
 mod dicom;

@@ -174,7 +174,7 @@ fn predict_all<'c, B: NnOps>(
     for (id, result) in from {
         let began = Instant::now();
         let segmented = result.and_then(|PreprocessedCase { data, properties, .. }| {
-            comm.enter_long(&format!("prediction of {id}"));
+            comm.enter_unbounded(&format!("prediction of {id}"));
             let segmentation = predictor.segment(data.view(), &properties, save_probabilities)?;
             Ok((segmentation, properties))
         });

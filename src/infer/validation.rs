@@ -33,7 +33,7 @@ pub fn validate_fold<B: NnOps>(
     let voxels = cases.iter().map(|case| Ok(store.info(case)?.shape.iter().product::<usize>() as u64));
     let own = share_of(comm, &voxels.collect::<Result<Vec<_>, StoreError>>()?);
     for case in own.iter().map(|&number| &cases[number]) {
-        comm.enter_long(&format!("validation of {case}"));
+        comm.enter_unbounded(&format!("validation of {case}"));
         let info = store.info(case)?;
         let mut whole = info.blank_patch(info.shape);
         store.read_patch(case, [0; 3], &mut whole)?;

@@ -136,7 +136,7 @@ impl<'a> Conversion<'a> {
         let transpose = transpose.filter(|axes| (0..3).all(|axis| axes.contains(&axis)));
         let transpose =
             transpose.ok_or_else(|| InteropError::new(folder, "plans: transpose_forward is not a permutation"))?;
-        let classes = ClassGroups::of(dataset).map_err(|defect| InteropError::new(folder, defect))?;
+        let classes = ClassGroups::from_dataset(dataset).map_err(|defect| InteropError::new(folder, defect))?;
         Ok(Self { folder, configuration, transpose, channels: dataset.num_channels(), classes })
     }
 

@@ -8,7 +8,7 @@ use nnunet_comm::distributed::CommError;
 use nnunet_data::dataset::DatasetError;
 use nnunet_data::loader::LoaderError;
 use nnunet_data::plan::PlanError;
-use nnunet_data::store::{StageError, StoreError};
+use nnunet_data::store::{LocalCacheError, StoreError};
 use nnunet_eval::EvalError;
 use nnunet_infer::InferError;
 use nnunet_interop::InteropError;
@@ -29,7 +29,7 @@ pub enum TrainError {
     Store(#[from] StoreError),
     /// The preprocessed cases cannot be copied to a local disk.
     #[error("{0}")]
-    Stage(#[from] StageError),
+    Stage(#[from] LocalCacheError),
     /// A batch cannot be created.
     #[error("{0}")]
     Loader(#[from] LoaderError),

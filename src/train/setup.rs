@@ -25,7 +25,8 @@ use nnunet_data::dataset::{DatasetJson, Splits};
 use nnunet_data::loader::{Loader, LoaderOptions, Sampler, SamplerOptions, Shard};
 use nnunet_data::plan::{Configuration, Plans};
 use nnunet_data::store::{
-    ANNOTATED, CachedStore, CaseStore, NativeStore, StoreError, read_case_properties, stage, stage_label_maps,
+    ANNOTATED, CachedStore, CaseStore, NativeStore, StoreError, copy_label_maps_to_local_cache, copy_to_local_cache,
+    read_case_properties,
 };
 use nnunet_data::work::{FoldId, WorkDir};
 use nnunet_infer::NextStage;
@@ -322,8 +323,8 @@ fn stage_cases(
     config: &RunConfig,
     comm: &dyn Communicator,
 ) -> Result<(PathBuf, NativeStore), TrainError> {
-    let staged = stage(folder, cases, &config.data.local_cache_dir, comm)?;
-    let previous = stage_label_maps(previous, &config.data.local_cache_dir, comm)?;
+    let staged = copy_to_local_cache(folder, cases, &config.data.local_cache_dir, comm)?;
+    let previous = copy_label_maps_to_local_cache(previous, &config.data.local_cache_dir, comm)?;
     let store = NativeStore::open(&staged)?.with_previous_stage(&previous)?;
     Ok((staged, store))
 }

@@ -111,7 +111,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
                 self.show(epoch, validation.and_then(|validation| validation.seen))?;
             }
             if self.comm.rank() == 0 {
-                self.comm.enter_long(&format!("checkpoint of epoch {}", epoch + 1));
+                self.comm.enter_unbounded(&format!("checkpoint of epoch {}", epoch + 1));
             }
             let checkpoint_s = self.save(is_best).as_secs_f64();
             let ema_pseudo_dice = self.progress.ema_pseudo_dice;
@@ -283,7 +283,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     /// Waits on all ranks until rank 0 has written its checkpoints.
     fn finish_saving(&self, what: &str) -> Result<(), TrainError> {
         if let Some(saver) = &self.saver {
-            self.comm.enter_long(what);
+            self.comm.enter_unbounded(what);
             saver.finish()?;
         }
         Ok(self.comm.barrier(what)?)

@@ -9,7 +9,7 @@ use crate::cli::preprocess::bytes;
 use nnunet_data::dataset::{self, Dataset};
 use nnunet_data::phantom::PhantomOptions;
 use nnunet_data::plan::{self, PlannerOptions};
-use nnunet_data::preprocess::Limits;
+use nnunet_data::preprocess::ResourceLimits;
 
 /// Number of generated cases if no dataset is given: enough to keep all cores busy.
 const PHANTOMS: usize = 24;
@@ -49,7 +49,7 @@ impl Preprocess {
         let configurations = vec![self.configuration.clone()];
         let options = PlannerOptions { configurations, ..PlannerOptions::default() };
         let plans = plan::plan(&dataset.name, &dataset.json, &fingerprint, &options)?;
-        let limits = Limits { memory: self.max_memory, ..Limits::default() };
+        let limits = ResourceLimits { memory: self.max_memory, ..ResourceLimits::default() };
         let out = folder.path().join("preprocessed");
         let rows = bench::preprocess(&dataset, &plans, &self.configuration, &out, limits, rounds)?;
         Ok(Report::new("preprocess", rows))

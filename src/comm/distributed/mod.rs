@@ -130,7 +130,7 @@ pub trait Communicator: Send {
     fn enter(&self, _phase: &str) {}
     /// Like [`Communicator::enter`], for a phase of unbounded duration such as a case or a file. Other ranks wait as
     /// long as this rank sends heartbeats.
-    fn enter_long(&self, _phase: &str) {}
+    fn enter_unbounded(&self, _phase: &str) {}
     /// Prints rank and reason, then ends the whole job at once with an exit code (`1..=255`; any other becomes 1).
     ///
     /// For an error that the other ranks do not share: they would wait for this rank forever.

@@ -2,15 +2,20 @@
 
 use std::ops::Range;
 
-use super::draw::uniform;
+use nnunet_core::math::power;
 use nnunet_core::rng::Stream;
+use rand::Rng;
+
+use super::distributions::{chance, uniform};
+use super::voxels::{Statistics, channels_mut, shape};
+use crate::store::Patch;
 
 /// A random Gaussian weighting of a patch, rescaled to 0..1 within it.
 ///
 /// Follows batchgeneratorsv2 `LocalTransform` with the settings of `nnUNetTrainerDA5`: each axis has its own center,
 /// uniform in -0.5..1.5 times the patch extent, and its own standard deviation, log-uniform from a sixth of the extent
 /// to the whole extent. The weight of a voxel is the mean of the Gaussian over its volume.
-pub(super) struct Bump {
+pub(super) struct GaussianWeight {
     /// Gaussian profile along each axis.
     axes: [Vec<f64>; 3],
     low: f64,
@@ -22,7 +27,7 @@ const CENTRE: Range<f64> = -0.5..1.5;
 /// The smallest standard deviation is the extent divided by this, in whole voxels.
 const NARROWEST: usize = 6;
 
-impl Bump {
+impl GaussianWeight {
     pub(super) fn draw(shape: [usize; 3], rng: &mut Stream) -> Self {
         let axes = shape.map(|extent| {
             if extent == 1 {
@@ -68,6 +73,75 @@ fn gaussian(extent: usize, centre: f64, std: f64) -> Vec<f64> {
     (0..extent).map(mean).collect()
 }
 
+/// Adds a random Gaussian bump, positive or negative, to each channel.
+///
+/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.3, then each channel with probability 0.5; amplitude uniform in 1..5,
+/// positive or negative with equal probability (batchgeneratorsv2 `BrightnessGradientAdditiveTransform`, without mean
+/// centering).
+#[derive(Clone, Debug)]
+pub struct BrightnessGradient {
+    /// Range of the amplitude, in units of the normalized intensity.
+    pub height: Range<f64>,
+    /// Probability of changing a channel.
+    pub per_channel: f64,
+}
+
+impl BrightnessGradient {
+    /// Changes the intensities in place.
+    pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
+        let shape = shape(patch);
+        for channel in channels_mut(patch) {
+            if !chance(self.per_channel, rng) {
+                continue;
+            }
+            let bump = GaussianWeight::draw(shape, rng);
+            let sign = if rng.random::<bool>() { 1.0 } else { -1.0 };
+            let height = (sign * uniform(&self.height, rng)) as f32;
+            bump.for_rows(channel, |row, bump| {
+                row.iter_mut().zip(bump).for_each(|(value, bump)| *value += height * bump)
+            });
+        }
+    }
+}
+
+/// Ranges below this are treated as zero.
+const EPSILON: f32 = 1e-8;
+
+/// Blends a channel with its gamma-corrected version, weighted by a random Gaussian.
+///
+/// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.3, then each channel with probability 0.5; exponent uniform in
+/// 0.01..0.8 or in 1.5..4, with equal probability (batchgeneratorsv2 `LocalGammaTransform`).
+#[derive(Clone, Debug)]
+pub struct LocalGamma {
+    /// Exponent ranges: one that brightens and one that darkens.
+    pub exponents: [Range<f64>; 2],
+    /// Probability of changing a channel.
+    pub per_channel: f64,
+}
+
+impl LocalGamma {
+    /// Changes the intensities in place.
+    pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
+        let shape = shape(patch);
+        for channel in channels_mut(patch) {
+            if !chance(self.per_channel, rng) {
+                continue;
+            }
+            let bump = GaussianWeight::draw(shape, rng);
+            let exponent = uniform(&self.exponents[usize::from(chance(0.5, rng))], rng) as f32;
+            let Statistics { low, high, .. } = Statistics::compute(channel);
+            let extent = (high - low).max(EPSILON);
+            bump.for_rows(channel, |row, bump| {
+                for (value, bump) in row.iter_mut().zip(bump) {
+                    let before = (*value - low) / extent;
+                    let after = power(before, exponent);
+                    *value = (before + bump * (after - before)) * extent + low;
+                }
+            });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,7 +151,7 @@ mod tests {
         // `LocalTransform._generate_kernel((2, 3, 5))` with centers of 0.4, -0.3 and 1.2 extents and widths of 1, 2 and
         // 3 voxels (scipy.stats.norm.cdf).
         let axes = [gaussian(2, 0.8, 1.0), gaussian(3, -0.9, 2.0), gaussian(5, 6.0, 3.0)];
-        let bump = Bump::new(axes);
+        let bump = GaussianWeight::new(axes);
         let mut values = vec![0.0; 30];
         bump.for_rows(&mut values, |row, bump| row.copy_from_slice(bump));
         for (ours, expected) in values.iter().zip(BUMP) {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-use super::draw::{chance, uniform};
+use super::distributions::{chance, uniform};
 use super::voxels::{channels_mut, shape};
 use crate::store::Patch;
 use nnunet_core::rng::Stream;
@@ -38,7 +38,7 @@ impl LowResolution {
             if self.keep_z {
                 small[0] = full[0];
             }
-            coarsen(channel, full, small, &mut rows);
+            downsample_and_upsample(channel, full, small, &mut rows);
         }
     }
 }
@@ -48,8 +48,8 @@ impl LowResolution {
 ///
 /// Both steps run at once along x, so the rows of the coarse volume keep their full length; they are then blended row
 /// by row.
-fn coarsen(values: &mut [f32], full: [usize; 3], small: [usize; 3], rows: &mut Vec<f32>) {
-    let [zs, ys, xs] = [0, 1, 2].map(|axis| Support::along(small[axis], full[axis]));
+fn downsample_and_upsample(values: &mut [f32], full: [usize; 3], small: [usize; 3], rows: &mut Vec<f32>) {
+    let [zs, ys, xs] = [0, 1, 2].map(|axis| LinearWeights::along(small[axis], full[axis]));
     let [near_z, near_y, near_x] = [0, 1, 2].map(|axis| nearest(small[axis], full[axis]));
     let [_, ny, nx] = full;
     rows.clear();
@@ -87,14 +87,14 @@ fn nearest(small: usize, full: usize) -> Vec<usize> {
 }
 
 /// The two coarse voxels around a fine voxel, with their weights.
-struct Support {
+struct LinearWeights {
     low: usize,
     high: usize,
     /// Weight of `high`.
     fraction: f32,
 }
 
-impl Support {
+impl LinearWeights {
     /// Computes the support of each fine voxel of an axis.
     fn along(small: usize, full: usize) -> Vec<Self> {
         let step = small as f64 / full as f64;
@@ -120,7 +120,7 @@ mod tests {
         // Computed by hand: sources (i + 0.5) * 7/4 down, (i + 0.5) * 4/7 - 0.5 up, clamped at the ends.
         let mut line: Vec<f32> = (0..7).map(|value| value as f32).collect();
         assert_eq!(nearest(4, 7), [0, 2, 4, 6]);
-        coarsen(&mut line, [1, 1, 7], [1, 1, 4], &mut Vec::new());
+        downsample_and_upsample(&mut line, [1, 1, 7], [1, 1, 4], &mut Vec::new());
         let expected = [0.0, 0.714_285_7, 1.857_142_9, 3.0, 4.142_857, 5.285_714_4, 6.0];
         for (value, expected) in line.iter().zip(expected) {
             assert!((value - expected).abs() < 1e-5, "{line:?}");
@@ -131,7 +131,7 @@ mod tests {
     fn an_unchanged_size_changes_nothing() {
         let volume: Vec<f32> = (0..60).map(|value| (value as f32).sin()).collect();
         let mut result = volume.clone();
-        coarsen(&mut result, [3, 4, 5], [3, 4, 5], &mut Vec::new());
+        downsample_and_upsample(&mut result, [3, 4, 5], [3, 4, 5], &mut Vec::new());
         assert_eq!(result, volume);
     }
 
@@ -143,7 +143,7 @@ mod tests {
             let mut values: Vec<f32> = (0..9).map(|value| (value as f32 * 1.3).cos()).collect();
             let mut small = [1; 3];
             small[axis] = 5;
-            coarsen(&mut values, shape, small, &mut Vec::new());
+            downsample_and_upsample(&mut values, shape, small, &mut Vec::new());
             values
         };
         let along_x = line(2);
@@ -158,7 +158,7 @@ mod tests {
         // `torch.nn.functional.interpolate` to (3, 4, 4) by `nearest-exact`, and back by `trilinear`.
         let value = |i: usize| ((0.7 * i as f64).sin() + 0.3 * (2.1 * i as f64).cos()) as f32;
         let mut values: Vec<f32> = (0..120).map(value).collect();
-        coarsen(&mut values, [4, 5, 6], [3, 4, 4], &mut Vec::new());
+        downsample_and_upsample(&mut values, [4, 5, 6], [3, 4, 4], &mut Vec::new());
         for (ours, expected) in values.iter().zip(COARSE) {
             assert!((ours - expected).abs() < 2e-5, "{ours} instead of {expected}");
         }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use multiversion::multiversion;
 use rand::Rng;
 
-use super::draw::uniform;
+use super::distributions::uniform;
 use super::voxels::data_mut;
 use crate::store::Patch;
 use nnunet_core::math::{log2, sin_cos};
@@ -36,12 +36,12 @@ impl GaussianNoise {
 }
 
 /// States of xoshiro128++ generators (Blackman and Vigna 2021), stored word by word with the generators interleaved.
-type Generators = [[u32; LANES]; 4];
+type XoshiroLanes = [[u32; LANES]; 4];
 
 /// Adds normal deviates of this standard deviation, each computed from two uniform deviates with the Box-Muller
 /// transform. The values are bounded at 5.8 standard deviations; the exact tail beyond has a probability of 1e-8.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn add_noise(values: &mut [f32], std: f32, generators: Generators) {
+fn add_noise(values: &mut [f32], std: f32, generators: XoshiroLanes) {
     let mut generators = generators;
     for block in values.chunks_mut(2 * LANES) {
         let (radii, turns) = (next(&mut generators), next(&mut generators));
@@ -61,7 +61,7 @@ fn add_noise(values: &mut [f32], std: f32, generators: Generators) {
 
 /// Returns the next number of each generator.
 #[inline(always)]
-fn next([a, b, c, d]: &mut Generators) -> [u32; LANES] {
+fn next([a, b, c, d]: &mut XoshiroLanes) -> [u32; LANES] {
     let mut numbers = [0; LANES];
     for lane in 0..LANES {
         numbers[lane] = a[lane].wrapping_add(d[lane]).rotate_left(7).wrapping_add(a[lane]);

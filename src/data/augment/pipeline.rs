@@ -1,39 +1,40 @@
 //! Ordered list of the transforms applied to a sample.
 
+use nnunet_core::rng::Stream;
+use serde::{Deserialize, Serialize};
+
+use super::axes::equal_axes;
 use super::cascade::{BitVolume, PreviousStage};
-use super::draw::chance;
+use super::distributions::chance;
 use super::spatial::{Spatial, in_plane};
-use super::turn::alike_axes;
 use super::voxels::shape;
 use super::{
-    AdditiveBrightness, BlankRectangle, BlurWidths, BrightnessContrast, BrightnessGradient, Contrast, ExchangeAxes,
-    Gamma, GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror,
-    MultiplicativeBrightness, QuarterTurn, Sharpen,
+    AdditiveBrightness, BlankRectangle, BlurWidths, BrightnessContrast, BrightnessGradient, Contrast, Gamma,
+    GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror,
+    MultiplicativeBrightness, Rot90, Sharpen, TransposeAxes,
 };
-use crate::augment::AugmentationPreset;
 use crate::store::{Patch, Region};
-use nnunet_core::rng::Stream;
 
 /// A spatial transform followed by named transforms, each with the probability of being applied to a sample.
 pub struct Pipeline {
     spatial: Spatial,
-    steps: Vec<Step>,
+    transforms: Vec<Transform>,
     previous_stage: Option<PreviousStage>,
 }
 
-struct Step {
+struct Transform {
     name: &'static str,
     probability: f64,
-    apply: Box<Apply>,
+    apply: Box<TransformFn>,
 }
 
 /// A transform bound to its settings.
-type Apply = dyn Fn(&mut Patch, &mut Stream) + Send + Sync;
+type TransformFn = dyn Fn(&mut Patch, &mut Stream) + Send + Sync;
 
 impl Pipeline {
     /// Creates a pipeline; add transforms with [`Pipeline::then`].
     pub fn new(spatial: Spatial) -> Self {
-        Self { spatial, steps: Vec::new(), previous_stage: None }
+        Self { spatial, transforms: Vec::new(), previous_stage: None }
     }
 
     /// Creates the pipeline of a preset. `patch_size` is `(z, y, x)`, `mirror_axes` a subset of 0 (z), 1 (y) and 2 (x);
@@ -101,14 +102,14 @@ impl Pipeline {
         let contrasts = [true, false].map(|keep_range| Contrast { factor: 0.5..2.0, per_channel: 0.5, keep_range });
         let low_resolution = LowResolution { scale: 0.25..1.0, per_channel: 0.5, keep_z: in_plane(patch_size) };
         let gammas = ["gamma inverted", "gamma inverted again"];
-        let rectangle = BlankRectangle::of_patch(patch_size);
+        let rectangle = BlankRectangle::for_patch(patch_size);
         let gradient = BrightnessGradient { height: 1.0..5.0, per_channel: 0.5 };
         let local_gamma = LocalGamma { exponents: [0.01..0.8, 1.5..4.0], per_channel: 0.5 };
         let sharpen = Sharpen { strength: 0.1..1.0, per_channel: 0.5 };
         let mut pipeline = Self::new(Spatial::strong(patch_size));
-        let axes = alike_axes(patch_size);
+        let axes = equal_axes(patch_size);
         if !axes.is_empty() {
-            let (turn, exchange) = (QuarterTurn { axes: axes.clone() }, ExchangeAxes { axes });
+            let (turn, exchange) = (Rot90 { axes: axes.clone() }, TransposeAxes { axes });
             pipeline = pipeline.then("quarter turn", 0.5, move |patch, rng| turn.apply(patch, rng)).then(
                 "exchanged axes",
                 0.5,
@@ -145,7 +146,7 @@ impl Pipeline {
         probability: f64,
         apply: impl Fn(&mut Patch, &mut Stream) + Send + Sync + 'static,
     ) -> Self {
-        self.steps.push(Step { name, probability, apply: Box::new(apply) });
+        self.transforms.push(Transform { name, probability, apply: Box::new(apply) });
         self
     }
 
@@ -179,8 +180,8 @@ impl Pipeline {
     }
 
     /// Returns the name and probability of each transform after the spatial one, in order.
-    pub fn steps(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
-        self.steps.iter().map(|step| (step.name, step.probability))
+    pub fn transforms(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
+        self.transforms.iter().map(|transform| (transform.name, transform.probability))
     }
 
     /// Returns the spatial transform, which crops the patch.
@@ -188,12 +189,12 @@ impl Pipeline {
         &self.spatial
     }
 
-    /// Applies transform `number` of [`Pipeline::steps`] regardless of its probability, to benchmark it alone.
+    /// Applies transform `number` of [`Pipeline::transforms`] regardless of its probability, to benchmark it alone.
     ///
     /// # Panics
     /// Panics if there is no such transform.
-    pub fn apply_step(&self, number: usize, patch: &mut Patch, rng: &mut Stream) {
-        (self.steps[number].apply)(patch, rng);
+    pub fn apply_transform(&self, number: usize, patch: &mut Patch, rng: &mut Stream) {
+        (self.transforms[number].apply)(patch, rng);
     }
 
     /// Returns the transform that makes channels of the previous stage's segmentation, in a cascade.
@@ -205,9 +206,9 @@ impl Pipeline {
     /// outside the image stay -1. In a cascade, call [`Pipeline::one_hot`] afterwards.
     pub fn apply<'a>(&self, read: impl Into<Region<'a>>, patch: &mut Patch, rng: &mut Stream) {
         self.spatial.apply(read, patch, rng);
-        for step in &self.steps {
-            if chance(step.probability, rng) {
-                (step.apply)(patch, rng);
+        for transform in &self.transforms {
+            if chance(transform.probability, rng) {
+                (transform.apply)(patch, rng);
             }
         }
     }
@@ -228,18 +229,34 @@ impl std::fmt::Debug for Pipeline {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pipeline")
             .field("spatial", &self.spatial)
-            .field("steps", &self.steps().collect::<Vec<_>>())
+            .field("transforms", &self.transforms().collect::<Vec<_>>())
             .field("previous_stage", &self.previous_stage)
             .finish()
     }
 }
 
+/// Augmentation transforms of training patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
+pub enum AugmentationPreset {
+    /// Complete list of nnU-Net v2.
+    Nnunet,
+    /// Shorter list of NVIDIA's nnU-Net: zoom, mirroring, noise, blur, brightness and contrast.
+    #[serde(alias = "basic")]
+    #[cfg_attr(feature = "clap", value(alias = "basic"))]
+    Nvidia,
+    /// Longest list of nnU-Net v2 (`nnUNetTrainerDA5`).
+    Strong,
+    /// No augmentation.
+    None,
+}
+
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array3, Array4};
-
     use super::*;
     use crate::augment::blank_patch;
+    use ndarray::{Array3, Array4};
     use nnunet_core::rng::{Purpose, stream};
 
     /// The previous stage's label map, here equal to the labels, is transformed like the labels, also outside the

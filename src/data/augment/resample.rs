@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-use super::tap::{self, Tap, between};
 use super::voxels::{channels_mut, label_maps_mut, shape};
 use crate::store::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Patch, Region};
 
@@ -39,7 +38,7 @@ pub(super) fn resample(source: Region, target: &mut Patch, matrix: &[[f64; 3]; 3
                 let turned: f64 = (0..3).map(|column| matrix[axis][column] * offset[column]).sum();
                 (turned + centre(source.size[axis])) as f32
             });
-            let line = Line { start, step: matrix.map(|row| row[2] as f32), len: nx };
+            let line = SourceLine { start, step: matrix.map(|row| row[2] as f32), len: nx };
             fill_row(&source, target, (z * ny + y) * nx, &line, &mut border);
         }
     }
@@ -47,7 +46,7 @@ pub(super) fn resample(source: Region, target: &mut Patch, matrix: &[[f64; 3]; 3
 
 /// Fills the row of the target that starts at index `row`. `border` is scratch memory, reused for each row, with the
 /// target index and the interpolation stencil of each position between the source and its padding.
-fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &Line, border: &mut Vec<(usize, Tap)>) {
+fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &SourceLine, border: &mut Vec<(usize, Stencil)>) {
     let voxels = source.voxels();
     let touching = line.touching(&voxels);
     let within = line.within(&voxels, &touching);
@@ -55,7 +54,7 @@ fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &Line, border
     border.extend(
         (touching.start..within.start)
             .chain(within.end..touching.end)
-            .map(|x| (row + x, Tap::at(line.position(x), source, &voxels))),
+            .map(|x| (row + x, Stencil::at(line.position(x), source, &voxels))),
     );
     let beyond = [row..row + touching.start, row + touching.end..row + line.len];
     let part = row + within.start..row + within.end;
@@ -63,25 +62,25 @@ fn fill_row(source: &Region, target: &mut Patch, row: usize, line: &Line, border
 
     for (target, source) in channels_mut(target).zip(source.channels()) {
         beyond.iter().for_each(|beyond| target[beyond.clone()].fill(OUTSIDE_INTENSITY));
-        border.iter().for_each(|(index, tap)| target[*index] = tap.blend(source));
+        border.iter().for_each(|(index, stencil)| target[*index] = stencil.blend(source));
         blend(&source[grid.base..], &grid, line, within.start, &mut target[part.clone()]);
     }
     let label_maps = [Some(source.labels), source.previous].into_iter().flatten();
     for (target, source) in label_maps_mut(target).zip(label_maps) {
         beyond.iter().for_each(|beyond| target[beyond.clone()].fill(OUTSIDE_LABEL));
-        border.iter().for_each(|(index, tap)| target[*index] = tap.vote(source));
-        vote(&source[grid.base..], &grid, line, within.start, &mut target[part.clone()]);
+        border.iter().for_each(|(index, stencil)| target[*index] = stencil.majority(source));
+        vote_row(&source[grid.base..], &grid, line, within.start, &mut target[part.clone()]);
     }
 }
 
 /// The line through the source box that a row of the target maps to, in box positions.
-struct Line {
+struct SourceLine {
     start: [f32; 3],
     step: [f32; 3],
     len: usize,
 }
 
-impl Line {
+impl SourceLine {
     fn position(&self, x: usize) -> [f32; 3] {
         std::array::from_fn(|axis| self.start[axis] + x as f32 * self.step[axis])
     }
@@ -159,7 +158,7 @@ struct Grid {
 }
 
 impl Grid {
-    fn new(source: &Region, line: &Line, voxels: &[Range<usize>; 3]) -> Self {
+    fn new(source: &Region, line: &SourceLine, voxels: &[Range<usize>; 3]) -> Self {
         let [_, ny, nx] = source.shape;
         let stride = |axis: usize, stride| if line.on_last_voxel(axis, voxels) { 0 } else { stride };
         let (to_y, to_z) = (stride(1, nx), stride(0, ny * nx));
@@ -173,7 +172,7 @@ impl Grid {
     /// Returns the index relative to `base` of the first of the eight neighbors, and the fractional offsets from it,
     /// for the positions from `x` on. Positions at or after `end` are replaced by the last one before it.
     #[inline(always)]
-    fn locate(&self, line: &Line, x: usize, end: usize) -> ([u32; BLOCK], [[f32; BLOCK]; 3]) {
+    fn locate(&self, line: &SourceLine, x: usize, end: usize) -> ([u32; BLOCK], [[f32; BLOCK]; 3]) {
         let (mut first, mut fraction) = ([0; BLOCK], [[0.0; BLOCK]; 3]);
         let last = (end - 1 - x) as i32;
         for lane in 0..BLOCK {
@@ -218,7 +217,7 @@ impl Grid {
 
 /// Interpolates the positions from `x` on. All their neighbors must be in `channel`, which starts at the grid's base.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]) {
+fn blend(channel: &[f32], grid: &Grid, line: &SourceLine, x: usize, target: &mut [f32]) {
     let end = x + target.len();
     for (target, x) in target.chunks_mut(BLOCK).zip((x..end).step_by(BLOCK)) {
         let (first, [fz, fy, fx]) = grid.locate(line, x, end);
@@ -226,10 +225,10 @@ fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]
         for (lane, value) in target.iter_mut().enumerate() {
             // SAFETY: checked above for the whole block.
             let [[a0, a1], [b0, b1], [c0, c1], [d0, d1]] = unsafe { grid.neighbours(channel, first[lane]) };
-            let near = [between(a0, b0, fy[lane]), between(a1, b1, fy[lane])];
-            let far = [between(c0, d0, fy[lane]), between(c1, d1, fy[lane])];
-            let pair = [between(near[0], far[0], fz[lane]), between(near[1], far[1], fz[lane])];
-            *value = between(pair[0], pair[1], fx[lane]);
+            let near = [lerp(a0, b0, fy[lane]), lerp(a1, b1, fy[lane])];
+            let far = [lerp(c0, d0, fy[lane]), lerp(c1, d1, fy[lane])];
+            let pair = [lerp(near[0], far[0], fz[lane]), lerp(near[1], far[1], fz[lane])];
+            *value = lerp(pair[0], pair[1], fx[lane]);
         }
     }
 }
@@ -237,7 +236,7 @@ fn blend(channel: &[f32], grid: &Grid, line: &Line, x: usize, target: &mut [f32]
 /// Computes the labels of the positions from `x` on. All their neighbors must be in `labels`, which starts at the
 /// grid's base. In most cases all eight neighbors are equal.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn vote(labels: &[i16], grid: &Grid, line: &Line, x: usize, target: &mut [i16]) {
+fn vote_row(labels: &[i16], grid: &Grid, line: &SourceLine, x: usize, target: &mut [i16]) {
     let end = x + target.len();
     for (target, x) in target.chunks_mut(BLOCK).zip((x..end).step_by(BLOCK)) {
         let (first, [fz, fy, fx]) = grid.locate(line, x, end);
@@ -249,10 +248,96 @@ fn vote(labels: &[i16], grid: &Grid, line: &Line, x: usize, target: &mut [i16]) 
                 a[0]
             } else {
                 let neighbours = [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]];
-                tap::vote(neighbours, [fz[lane], fy[lane], fx[lane]])
+                majority_label(neighbours, [fz[lane], fy[lane], fx[lane]])
             };
         }
     }
+}
+
+/// Label scores that differ by less than this are tied (batchgeneratorsv2 rounds scores to float16, which is similarly
+/// coarse).
+const TIE: f32 = 5e-4;
+
+/// The eight voxels around a position, ordered by z, y, x with the lower voxel first and x fastest.
+pub(super) struct Stencil {
+    /// Index of each voxel, or `None` for padding.
+    index: [Option<usize>; 8],
+    /// Offset of the position from the first voxel, along z, y and x.
+    fraction: [f32; 3],
+}
+
+impl Stencil {
+    /// Creates the stencil for a `position` in the source box; `voxels` are the box positions that are not padding.
+    pub(super) fn at(position: [f32; 3], source: &Region, voxels: &[Range<usize>; 3]) -> Self {
+        let corner = position.map(floor);
+        let fraction = std::array::from_fn(|axis| position[axis] - corner[axis] as f32);
+        let [_, ny, nx] = source.shape;
+        let stride = [ny * nx, nx, 1];
+        // The contribution of each axis to the index, for both voxels along the axis.
+        let offsets: [[Option<usize>; 2]; 3] = std::array::from_fn(|axis| {
+            [0, 1].map(|step| {
+                let at = corner[axis] as isize + step;
+                let inside = at >= 0 && voxels[axis].contains(&at.cast_unsigned());
+                inside.then(|| (source.lo[axis] + at).cast_unsigned() * stride[axis])
+            })
+        });
+        let index = std::array::from_fn(|k| {
+            let [z, y, x] = [offsets[0][k >> 2], offsets[1][k >> 1 & 1], offsets[2][k & 1]];
+            Some(z? + y? + x?)
+        });
+        Self { index, fraction }
+    }
+
+    /// Returns the interpolated intensity.
+    pub(super) fn blend(&self, channel: &[f32]) -> f32 {
+        let value = |index: Option<usize>| index.map_or(OUTSIDE_INTENSITY, |index| channel[index]);
+        interpolate(self.index.map(value), self.fraction)
+    }
+
+    /// Returns the label with the largest sum of weights.
+    fn majority(&self, labels: &[i16]) -> i16 {
+        let labels = self.index.map(|index| index.map_or(OUTSIDE_LABEL, |index| labels[index]));
+        if labels.iter().all(|label| *label == labels[0]) { labels[0] } else { majority_label(labels, self.fraction) }
+    }
+}
+
+/// Returns the label with the largest sum of linear weights among eight neighbors. Ties go to the label of the nearest
+/// neighbor or, if it is not tied, to the smallest label.
+fn majority_label(labels: [i16; 8], fraction: [f32; 3]) -> i16 {
+    // The sum of a label's weights equals the interpolation of its indicator.
+    let score = |label: i16| interpolate(labels.map(|other| f32::from(u8::from(other == label))), fraction);
+    let far = fraction.map(|fraction| usize::from(fraction > 0.5));
+    let nearest = labels[far[0] << 2 | far[1] << 1 | far[2]];
+    let nearest_score = score(nearest);
+    // All weights sum to 1, so no other label can score higher.
+    if nearest_score >= 0.5 {
+        return nearest;
+    }
+    let scores = labels.map(score);
+    let best = scores.iter().copied().fold(0.0, f32::max);
+    if nearest_score >= best - TIE {
+        return nearest;
+    }
+    (0..8).filter(|&k| scores[k] == best).map(|k| labels[k]).min().expect("the maximum is one of the scores")
+}
+
+/// Interpolates linearly between eight neighbors.
+#[inline(always)]
+fn interpolate(values: [f32; 8], [z, y, x]: [f32; 3]) -> f32 {
+    let along = |k: usize| lerp(values[k], values[k + 1], x);
+    lerp(lerp(along(0), along(2), y), lerp(along(4), along(6), y), z)
+}
+
+/// Interpolates linearly between two neighbors.
+#[inline(always)]
+pub(super) fn lerp(low: f32, high: f32, fraction: f32) -> f32 {
+    low + fraction * (high - low)
+}
+
+/// Computes `value.floor()` without the library call that baseline x86-64 requires.
+fn floor(value: f32) -> i32 {
+    let truncated = value as i32;
+    truncated - i32::from(value < truncated as f32)
 }
 
 #[cfg(test)]
@@ -332,16 +417,37 @@ mod tests {
                     let turned = (0..3).map(|k| matrix[axis][k] * (offset[k] - (shape[k] as f64 - 1.0) / 2.0));
                     (turned.sum::<f64>() + (size[axis] as f64 - 1.0) / 2.0) as f32
                 });
-                let tap = Tap::at(position, &source, &source.voxels());
+                let stencil = Stencil::at(position, &source, &source.voxels());
                 for (channel, data) in source.channels().enumerate() {
-                    let (value, expected) = (target.data[[channel, z, y, x]], tap.blend(data));
+                    let (value, expected) = (target.data[[channel, z, y, x]], stencil.blend(data));
                     assert!((value - expected).abs() < 0.02, "{value} instead of {expected} at {position:?}");
                 }
                 // Halfway between two labels, rounding of the position decides.
                 if position.iter().all(|at| (at - at.floor() - 0.5).abs() > 1e-3) {
-                    assert_eq!(label, tap.vote(source.labels), "at {position:?}");
+                    assert_eq!(label, stencil.majority(source.labels), "at {position:?}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_label_wins_by_its_total_weight() {
+        let flat = |labels: [i16; 4]| std::array::from_fn(|k| labels[k & 3]);
+        // Two corners of label 7 outweigh the single nearest one of label 3.
+        assert_eq!(majority_label(flat([3, 7, 7, 1]), [0.0, 0.45, 0.45]), 7);
+        // An exact tie goes to the nearest neighbor or, if all are equally near, to the first.
+        assert_eq!(majority_label(flat([5, 2, 5, 2]), [0.0, 0.0, 0.5]), 5);
+        assert_eq!(majority_label(flat([5, 2, 5, 2]), [0.0, 0.0, 0.5001]), 2);
+    }
+
+    #[test]
+    fn padding_counts_as_zero_and_as_the_label_outside() {
+        let (data, labels) = ([4.0, 8.0], [1, 2]);
+        let case =
+            Region { data: &data, labels: &labels, previous: None, shape: [1, 1, 2], lo: [0; 3], size: [1, 1, 2] };
+        let source = Region { lo: [0, 0, -1], size: [1, 1, 4], ..case };
+        let stencil = |x: f32| Stencil::at([0.0, 0.0, x], &source, &source.voxels());
+        assert_eq!([0.25, 1.5, 2.75].map(|x| stencil(x).blend(&data)), [1.0, 6.0, 2.0]);
+        assert_eq!([0.25, 0.75, 1.0, 2.25, 2.75, 3.0].map(|x| stencil(x).majority(&labels)), [-1, 1, 1, 2, -1, -1]);
     }
 }

@@ -3,11 +3,12 @@
 use std::f64::consts::PI;
 use std::ops::Range;
 
-use super::crop::centre_crop;
-use super::draw::{chance, uniform};
-use super::resample::resample;
-use crate::store::{Patch, Region};
 use nnunet_core::rng::Stream;
+
+use super::distributions::{chance, uniform};
+use super::resample::resample;
+use super::voxels::shape;
+use crate::store::{Patch, Region};
 
 /// A 3D patch whose longest axis exceeds its first axis by more than this factor is augmented slice by slice (nnU-Net's
 /// `ANISO_THRESHOLD`).
@@ -180,6 +181,14 @@ fn rotation_after_scaling(angles: [f64; 3], scales: [f64; 3]) -> [[f64; 3]; 3] {
 
 fn product(a: &[[f64; 3]; 3], b: &[[f64; 3]; 3]) -> [[f64; 3]; 3] {
     a.map(|row| std::array::from_fn(|column| (0..3).map(|k| row[k] * b[k][column]).sum()))
+}
+
+/// Copies the center of `read` into `patch`; the shape of `patch` sets the extent.
+///
+/// If the size difference is odd, the extra voxel is dropped at the end, as in batchgeneratorsv2's `crop_tensor`.
+pub fn centre_crop<'a>(read: impl Into<Region<'a>>, patch: &mut Patch) {
+    let size = shape(patch);
+    read.into().centre(size).copy_to(patch);
 }
 
 #[cfg(test)]

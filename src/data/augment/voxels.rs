@@ -46,7 +46,7 @@ pub(super) struct Statistics {
 
 impl Statistics {
     /// Computes the statistics in one pass, with sums in f64.
-    pub(super) fn of(values: &[f32]) -> Self {
+    pub(super) fn compute(values: &[f32]) -> Self {
         statistics(values)
     }
 
@@ -104,7 +104,7 @@ mod tests {
             let values: Vec<f32> = (0..count).map(|index| 1000.0 + (index as f32 * 0.7).sin()).collect();
             let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / count as f64;
             let squares: f64 = values.iter().map(|&value| (f64::from(value) - mean).powi(2)).sum();
-            let statistics = Statistics::of(&values);
+            let statistics = Statistics::compute(&values);
             assert!((f64::from(statistics.mean) - mean).abs() < 1e-4, "{statistics:?}");
             assert!((f64::from(statistics.std) - (squares / count as f64).sqrt()).abs() < 1e-6, "{statistics:?}");
             assert_eq!(statistics.low, values.iter().copied().fold(f32::MAX, f32::min));

@@ -8,14 +8,14 @@ use ndarray::{Axis, s};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::images::{stems, with_channel};
+use super::case::{stems, with_channel};
 use super::{CaseFiles, Dataset, DatasetError, DatasetJson, LabelValue, find_images};
 use nnunet_core::fsio;
 use nnunet_image::{self as image, Volume};
 
 /// Layout of a raw dataset: file naming and description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
+pub enum RawLayout {
     /// nnU-Net v2: one file per channel, `CASE_0000`.
     NnUnet,
     /// Medical Segmentation Decathlon: one `.nii.gz` file with all channels.
@@ -40,7 +40,7 @@ const DECATHLON_ENDING: &str = ".nii.gz";
 pub fn convert_dataset(
     source: &Path,
     output: &Path,
-    layout: Layout,
+    layout: RawLayout,
     overwrite: bool,
 ) -> Result<[usize; 2], DatasetError> {
     check_output(output, overwrite)?;
@@ -77,7 +77,7 @@ fn check_output(output: &Path, overwrite: bool) -> Result<(), DatasetError> {
 /// Moves a finished folder to its final path.
 fn replace(folder: tempfile::TempDir, output: &Path) -> Result<(), DatasetError> {
     let failed = DatasetError::io(output);
-    share(folder.path()).map_err(&failed)?;
+    set_default_permissions(folder.path()).map_err(&failed)?;
     let old = output.with_file_name(format!(
         ".replaced-{}",
         folder.path().file_name().unwrap_or_default().to_string_lossy().trim_start_matches(".partial-")
@@ -95,13 +95,13 @@ fn replace(folder: tempfile::TempDir, output: &Path) -> Result<(), DatasetError>
 
 /// Sets permissions: temporary folders are private to their owner, but datasets should be shared like other folders.
 #[cfg(unix)]
-fn share(folder: &Path) -> io::Result<()> {
+fn set_default_permissions(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
 }
 
 #[cfg(not(unix))]
-fn share(_: &Path) -> io::Result<()> {
+fn set_default_permissions(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
@@ -122,14 +122,14 @@ fn test_cases(dataset: &Dataset) -> Result<Vec<CaseFiles>, DatasetError> {
 struct Conversion<'a> {
     /// Description of the source dataset.
     json: &'a DatasetJson,
-    layout: Layout,
+    layout: RawLayout,
 }
 
 impl Conversion<'_> {
     fn ending(&self) -> &str {
         match self.layout {
-            Layout::NnUnet => &self.json.file_ending,
-            Layout::Decathlon => DECATHLON_ENDING,
+            RawLayout::NnUnet => &self.json.file_ending,
+            RawLayout::Decathlon => DECATHLON_ENDING,
         }
     }
 
@@ -142,8 +142,8 @@ impl Conversion<'_> {
         let (images, labels) = (folder.join(format!("images{part}")), folder.join(format!("labels{part}")));
         fs::create_dir_all(&images).map_err(DatasetError::io(&images))?;
         match self.layout {
-            Layout::NnUnet => self.split(case, &images)?,
-            Layout::Decathlon => self.join(case, &images)?,
+            RawLayout::NnUnet => self.split(case, &images)?,
+            RawLayout::Decathlon => self.join(case, &images)?,
         }
         let Some(label) = &case.label else { return Ok(()) };
         let target = labels.join(format!("{}{}", case.id, self.ending()));
@@ -192,7 +192,7 @@ impl Conversion<'_> {
         json.num_training = cases.len();
         // File list of the old layout.
         json.other.shift_remove("dataset");
-        if self.layout == Layout::NnUnet {
+        if self.layout == RawLayout::NnUnet {
             return serde_json::to_value(&json).map_err(|error| invalid(error.to_string()));
         }
         let mut labels = Vec::new();

@@ -5,24 +5,51 @@
 //! encounter defects only if files change in the meantime.
 
 mod case;
-mod description;
-mod error;
+mod dataset_json;
 mod fingerprint;
-mod images;
-mod intensities;
-mod json;
 mod layout;
 mod numpy;
 mod raw;
 mod splits;
 mod validate;
 
-pub use case::{Case, CaseFiles};
-pub use error::DatasetError;
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nnunet_image::ImageError;
+
+pub use case::{Case, CaseFiles, case_name, find_images, group_images};
+pub use dataset_json::{DatasetJson, Foreground, LabelValue};
 pub use fingerprint::{Fingerprint, IntensityProperties, extract_fingerprint};
-pub use images::{case_name, find_images, group_images};
-pub use json::{DatasetJson, Foreground, LabelValue};
-pub use layout::{Layout, convert_dataset};
+pub use layout::{RawLayout, convert_dataset};
 pub use raw::Dataset;
 pub use splits::{Fold, Splits};
 pub use validate::validate;
+
+/// An error in a dataset or a file that describes one.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// A file or folder has invalid contents.
+    #[error("{}: {defect}", path.display())]
+    Invalid { path: PathBuf, defect: String },
+    /// A file or folder cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    /// The cross-validation splits are invalid or lack the requested fold.
+    #[error("splits: {0}")]
+    Splits(String),
+    /// An image or label map cannot be read.
+    #[error("{0}")]
+    Image(#[from] ImageError),
+}
+
+impl DatasetError {
+    pub fn invalid(path: &Path, defect: impl Display) -> Self {
+        Self::Invalid { path: path.to_owned(), defect: defect.to_string() }
+    }
+
+    fn io(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+}

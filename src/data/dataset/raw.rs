@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::description::{Description, ListedCase};
-use super::images::{folder_name, group_by_case, stems, with_channel};
+use super::case::{folder_name, group_by_case, stems, with_channel};
+use super::dataset_json::{Description, ListedCase};
 use super::{CaseFiles, DatasetError, DatasetJson};
 
 /// A raw dataset in the layout of nnU-Net v2 or the Medical Segmentation Decathlon.

@@ -19,13 +19,13 @@ pub fn validate(dataset: &Dataset) -> Vec<String> {
     if expected != found {
         problems.push(in_json(format!("numTraining is {expected}, but there are {found} cases")));
     }
-    let expected = Expected { channels: dataset.json.num_channels(), labels: allowed_labels(&dataset.json) };
+    let expected = CaseExpectation { channels: dataset.json.num_channels(), labels: allowed_labels(&dataset.json) };
     problems.par_extend(dataset.cases.par_iter().flat_map_iter(|case| problems_of_case(case, &expected)));
     problems
 }
 
 /// Expected properties of every case, from dataset.json.
-struct Expected {
+struct CaseExpectation {
     channels: usize,
     labels: Vec<i16>,
 }
@@ -34,7 +34,7 @@ fn allowed_labels(json: &DatasetJson) -> Vec<i16> {
     json.classes().into_iter().chain(json.ignore_label()).collect()
 }
 
-fn problems_of_case(case: &CaseFiles, expected: &Expected) -> Vec<String> {
+fn problems_of_case(case: &CaseFiles, expected: &CaseExpectation) -> Vec<String> {
     let mut problems = Problems::default();
     let images: Vec<_> = case.images.iter().map(|path| (path.as_path(), problems.header(path))).collect();
     let label = case.label.as_deref().map(|path| (path, problems.header(path)));

@@ -7,15 +7,31 @@
 //! 4. [`Loader::next`] delivers the batches in order. A worker failure is returned there as a [`LoaderError`] that
 //!    names the case, never as a hang.
 
-mod batch;
-mod error;
-mod order;
 mod prefetch;
 mod sampler;
-mod worker;
 
-pub use batch::{Batch, SampleId};
-pub use error::LoaderError;
-pub use order::Shard;
-pub use prefetch::{Loader, LoaderOptions};
-pub use sampler::{Oversampling, Sampler, SamplerOptions};
+pub use prefetch::{Batch, Loader, LoaderOptions};
+pub use sampler::{Oversampling, SampleId, Sampler, SamplerOptions, Shard};
+
+/// A batch that cannot be delivered. After the first error the loader returns it again on every call.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoaderError {
+    /// The loader cannot start with the given settings.
+    #[error("data loader: {0}")]
+    Setup(String),
+    /// A sample could not be drawn, read or augmented.
+    #[error("case {case}, sample {index} of epoch {epoch}: {cause}")]
+    Sample {
+        /// Identifier of the case.
+        case: String,
+        /// Epoch of the sample.
+        epoch: u64,
+        /// Index of the sample in the epoch's global sequence.
+        index: u64,
+        /// Error of the store, or the message of the worker's panic.
+        cause: String,
+    },
+    /// All batches of the requested epochs were delivered.
+    #[error("data loader: a batch was requested after the end of the last epoch")]
+    Finished,
+}

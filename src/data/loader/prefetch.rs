@@ -1,18 +1,57 @@
-//! Queue of batches between the worker threads and the training loop.
+//! Prefetching of batches: worker threads read and augment samples, and the loader delivers whole batches in order.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use ndarray::{Array3, Array4, Array5, Axis, s};
+use nnunet_core::rng::{Purpose, stream};
+use nnunet_core::trace;
 
-use super::worker::{self, Context, Job, Report};
-use super::{Batch, LoaderError, Sampler};
-use crate::augment::Pipeline;
-use crate::store::CaseStore;
+use super::{LoaderError, SampleId, Sampler};
+use crate::augment::cascade::{BitVolume, PreviousStage};
+use crate::augment::{Pipeline, blank_patch};
+use crate::store::{CaseStore, Patch, Region};
+
+/// One rank's part of a global batch, in host memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Intensities, `(sample, channel, z, y, x)`; in a cascade followed by the classes of the previous stage, 0 or 1.
+    pub images: Array5<f32>,
+    /// Labels, `(sample, z, y, x)`; no value is negative.
+    pub labels: Array4<i16>,
+    /// Identity and location of each sample.
+    pub samples: Vec<SampleId>,
+}
+
+impl Batch {
+    /// Creates a batch of zeros without sample identities.
+    fn blank(samples: usize, channels: usize, [z, y, x]: [usize; 3]) -> Self {
+        Self {
+            images: Array5::zeros((samples, channels, z, y, x)),
+            labels: Array4::zeros((samples, z, y, x)),
+            samples: Vec::with_capacity(samples),
+        }
+    }
+
+    /// Writes a sample at `position`; labels outside the image become background, as in nnU-Net's last transform.
+    /// `one_hot` are the channels after those of the patch.
+    fn write_sample(&mut self, position: usize, patch: &Patch, one_hot: &[BitVolume]) {
+        let mut sample = self.images.index_axis_mut(Axis(0), position);
+        let channels = patch.data.len_of(Axis(0));
+        sample.slice_mut(s![..channels, .., .., ..]).assign(&patch.data);
+        for (class, mut channel) in one_hot.iter().zip(sample.outer_iter_mut().skip(channels)) {
+            class.write_to(channel.as_slice_mut().expect("batches are in C order"));
+        }
+        self.labels.index_axis_mut(Axis(0), position).zip_mut_with(&patch.labels, |to, &from| *to = from.max(0));
+    }
+}
 
 /// Delivers one rank's batches in order, prefetched by worker threads.
 ///
@@ -21,13 +60,13 @@ use crate::store::CaseStore;
 pub struct Loader {
     sampler: Sampler,
     options: LoaderOptions,
-    context: Arc<Context>,
+    context: Arc<WorkerContext>,
     /// `None` while the loader is being dropped: closing the queue stops the workers.
-    jobs: Option<Sender<Job>>,
-    reports: Receiver<Report>,
+    requests: Option<Sender<SampleRequest>>,
+    reports: Receiver<WorkerResult>,
     workers: Vec<JoinHandle<()>>,
     /// Batches being filled, the next one to deliver first.
-    pending: VecDeque<Pending>,
+    pending: VecDeque<PendingBatch>,
     /// Number of delivered batches, which is also the ticket of the first pending batch.
     delivered: u64,
     /// Recycled buffers for later batches.
@@ -57,7 +96,7 @@ pub struct LoaderOptions {
     pub iterations_per_epoch: u64,
 }
 
-struct Pending {
+struct PendingBatch {
     batch: Arc<Mutex<Batch>>,
     /// Number of samples not yet written.
     missing: usize,
@@ -78,14 +117,14 @@ impl Loader {
         check(&sampler, &pipeline, &options).map_err(LoaderError::Setup)?;
         let channels = sampler.channels().map_err(|error| LoaderError::Setup(error.to_string()))?;
         let seed = sampler.options().seed;
-        let context = Arc::new(Context { store, pipeline, seed, channels, cancelled: AtomicBool::new(false) });
-        let (jobs, job_queue) = unbounded();
+        let context = Arc::new(WorkerContext { store, pipeline, seed, channels, cancelled: AtomicBool::new(false) });
+        let (requests, request_queue) = unbounded();
         let (report_sender, reports) = unbounded();
         let mut loader = Self {
             sampler,
             options,
             context,
-            jobs: Some(jobs),
+            requests: Some(requests),
             reports,
             workers: Vec::new(),
             pending: VecDeque::new(),
@@ -95,10 +134,10 @@ impl Loader {
             failure: None,
         };
         for number in 0..loader.options.workers {
-            let (context, jobs, reports) = (loader.context.clone(), job_queue.clone(), report_sender.clone());
+            let (context, requests, reports) = (loader.context.clone(), request_queue.clone(), report_sender.clone());
             let worker = std::thread::Builder::new()
                 .name(format!("loader-{number}"))
-                .spawn(move || worker::run(&context, &jobs, &reports))
+                .spawn(move || run_worker(&context, &requests, &reports))
                 .map_err(|error| LoaderError::Setup(format!("cannot start worker thread {number}: {error}")))?;
             loader.workers.push(worker);
         }
@@ -156,7 +195,7 @@ impl Loader {
     }
 
     /// Returns the next worker report; counts the waiting time if none is available yet.
-    fn next_report(&mut self) -> Result<Report, LoaderError> {
+    fn next_report(&mut self) -> Result<WorkerResult, LoaderError> {
         let gone = || LoaderError::Setup("all worker threads have ended".into());
         match self.reports.try_recv() {
             Ok(report) => Ok(report),
@@ -191,11 +230,11 @@ impl Loader {
         batch.samples.clone_from(&samples);
         let batch = Arc::new(Mutex::new(batch));
         for (position, sample) in samples.into_iter().enumerate() {
-            let job = Job { sample, batch: batch.clone(), position, ticket };
-            let queue = self.jobs.as_ref().expect("the queue is closed only by drop");
-            queue.send(job).map_err(|_| LoaderError::Setup("all worker threads have ended".into()))?;
+            let request = SampleRequest { sample, batch: batch.clone(), position, ticket };
+            let queue = self.requests.as_ref().expect("the queue is closed only by drop");
+            queue.send(request).map_err(|_| LoaderError::Setup("all worker threads have ended".into()))?;
         }
-        self.pending.push_back(Pending { batch, missing: size });
+        self.pending.push_back(PendingBatch { batch, missing: size });
         Ok(())
     }
 }
@@ -203,9 +242,9 @@ impl Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         self.context.cancelled.store(true, Ordering::Relaxed);
-        self.jobs = None;
+        self.requests = None;
         for worker in self.workers.drain(..) {
-            // Panics inside a job were caught and reported; a panic outside a job is ignored.
+            // Panics inside a request were caught and reported; a panic outside a request is ignored.
             let _ = worker.join();
         }
     }
@@ -249,4 +288,108 @@ fn check(sampler: &Sampler, pipeline: &Pipeline, options: &LoaderOptions) -> Res
         ));
     }
     Ok(())
+}
+
+/// A request to fetch one sample.
+struct SampleRequest {
+    sample: SampleId,
+    /// Batch to write the sample to, at `position`.
+    batch: Arc<Mutex<Batch>>,
+    position: usize,
+    /// Sequence number of the batch, returned in the report.
+    ticket: u64,
+}
+
+/// Result of a request: the ticket of its batch, or the error.
+type WorkerResult = Result<u64, LoaderError>;
+
+/// State shared by all workers.
+struct WorkerContext {
+    store: Arc<dyn CaseStore>,
+    pipeline: Arc<Pipeline>,
+    seed: u64,
+    /// Number of image channels.
+    channels: usize,
+    /// Set when the remaining requests are no longer needed.
+    cancelled: AtomicBool,
+}
+
+impl WorkerContext {
+    /// Returns the number of network input channels: those of the image and, in a cascade, of the previous stage.
+    fn input_channels(&self) -> usize {
+        self.channels + self.pipeline.previous_stage().map_or(0, PreviousStage::num_channels)
+    }
+}
+
+/// Processes requests until the queue closes, the loader is dropped or a request fails.
+fn run_worker(context: &WorkerContext, requests: &Receiver<SampleRequest>, reports: &Sender<WorkerResult>) {
+    let mut buffers = Buffers::new(context);
+    for request in requests {
+        if context.cancelled.load(Ordering::Relaxed) {
+            return;
+        }
+        // The buffers of a request that panicked are never read: the loader delivers nothing after an error.
+        let outcome = catch_unwind(AssertUnwindSafe(|| buffers.fill(context, &request)));
+        let result = outcome.unwrap_or_else(|panic| Err(format!("the worker panicked: {}", message_of(&*panic))));
+        let ticket = request.ticket;
+        let SampleId { case, epoch, index, .. } = request.sample;
+        // Drop before sending the report, so that the loader is the only owner of the batch.
+        drop(request.batch);
+        let report = result.map(|()| ticket).map_err(|cause| LoaderError::Sample { case, epoch, index, cause });
+        if reports.send(report).is_err() {
+            return;
+        }
+    }
+}
+
+/// Memory of one worker, reused for all of its samples.
+struct Buffers {
+    /// Read buffer for stores that cannot lend regions of their memory.
+    read: Patch,
+    patch: Patch,
+}
+
+impl Buffers {
+    fn new(context: &WorkerContext) -> Self {
+        let size = context.pipeline.patch_size();
+        let previous = context.pipeline.previous_stage().map(|_| Array3::zeros(size));
+        Self { read: Patch::default(), patch: Patch { previous, ..blank_patch(context.channels, size) } }
+    }
+
+    /// Reads and augments a sample and writes it to its batch.
+    fn fill(&mut self, context: &WorkerContext, request: &SampleRequest) -> Result<(), String> {
+        let SampleId { case, epoch, index, lo, .. } = &request.sample;
+        let WorkerContext { store, pipeline, .. } = context;
+        let info = store.info(case).map_err(|error| error.to_string())?;
+        let channels = info.channels;
+        if channels != context.channels {
+            return Err(format!("has {channels} channels, the first case has {}; preprocess again", context.channels));
+        }
+        if pipeline.previous_stage().is_some() && !info.has_previous {
+            return Err("has no segmentation from the previous stage of the cascade".into());
+        }
+        let mut rng = stream(context.seed, Purpose::Augment, *epoch, *index);
+        let Self { read, patch } = self;
+        let _span = trace::span_of("sample", || case.clone());
+        let mut augment = |region: Region| {
+            let _span = trace::span("augment");
+            pipeline.apply(region, patch, &mut rng)
+        };
+        store
+            .with_region(case, *lo, pipeline.read_patch_size(), read, &mut augment)
+            .map_err(|error| error.to_string())?;
+        let one_hot = pipeline.one_hot(&self.patch, &mut rng);
+        request.batch.lock().unwrap_or_else(PoisonError::into_inner).write_sample(
+            request.position,
+            &self.patch,
+            &one_hot,
+        );
+        Ok(())
+    }
+}
+
+/// Returns the message of a panic.
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

@@ -6,8 +6,6 @@
 //! varies between cases imitate a magnetic resonance scanner. A small network learns the task in about 200 iterations.
 
 mod anatomy;
-mod noise;
-mod render;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -85,7 +83,7 @@ impl PhantomOptions {
 
     fn write_case(&self, dir: &Path, index: usize) -> Result<(), PhantomError> {
         let mut rng = stream(self.seed, Purpose::Phantom, 0, index as u64);
-        let phantom = render::render(self.shape.map(|extent| extent.max(8)), &mut rng);
+        let phantom = anatomy::render(self.shape.map(|extent| extent.max(8)), &mut rng);
         let part = if index < self.train_cases { "Tr" } else { "Ts" };
         let case = format!("phantom_{index:03}");
         write_volume(&dir.join(format!("images{part}/{case}_0000{ENDING}")), &phantom.image)?;

@@ -4,9 +4,9 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::lift::lift;
-use super::networks::{NETWORKS, Network};
-use super::{PlanError, parameter_count};
+use super::PlanError;
+use super::network::{Network, NetworkShape, parameter_count, to_3d};
+use super::networks::NETWORKS;
 
 /// Arguments that name Python classes.
 const CLASSES: [&str; 4] = ["conv_op", "norm_op", "dropout_op", "nonlin"];
@@ -52,30 +52,9 @@ pub struct Architecture {
     pub kw_requires_import: Vec<String>,
 }
 
-/// The network parameters of an [`Architecture`], with 2D shapes padded to 3D.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NetworkShape {
-    /// Network class.
-    pub network: &'static Network,
-    /// Feature maps of each stage, highest resolution first.
-    pub features: Vec<usize>,
-    /// Convolution kernel of each stage, `(z, y, x)`.
-    pub kernels: Vec<[usize; 3]>,
-    /// Stride of the first convolution of each stage; the first entry is 1.
-    pub strides: Vec<[usize; 3]>,
-    /// Blocks per encoder stage: convolutions or residual blocks, depending on the network.
-    pub blocks_encoder: Vec<usize>,
-    /// Convolutions per decoder stage, lowest resolution first.
-    pub convs_decoder: Vec<usize>,
-    /// True if convolutions have a bias.
-    pub conv_bias: bool,
-    /// Epsilon of the instance norm.
-    pub norm_eps: f64,
-}
-
 impl Architecture {
     /// Creates the architecture of this shape; `axes` is the number of spatial axes, 2 or 3.
-    pub(super) fn of(shape: &NetworkShape, axes: usize) -> Self {
+    pub(super) fn from_shape(shape: &NetworkShape, axes: usize) -> Self {
         let real = |triples: &[[usize; 3]]| -> Vec<Vec<usize>> {
             triples.iter().map(|triple| triple[3 - axes..].to_vec()).collect()
         };
@@ -113,7 +92,7 @@ impl Architecture {
         self.check_arguments(network)?;
         let stages: usize = self.required("n_stages")?;
         if !(2..=MAX_STAGES).contains(&stages) {
-            return Err(wrong("n_stages", format!("is {stages}; must be 2 to {MAX_STAGES}")));
+            return Err(invalid_argument("n_stages", format!("is {stages}; must be 2 to {MAX_STAGES}")));
         }
         let shape = NetworkShape {
             network,
@@ -126,15 +105,18 @@ impl Architecture {
             norm_eps: self.inner("norm_op_kwargs", "eps")?.unwrap_or(1e-5),
         };
         if shape.strides[0] != [1; 3] {
-            return Err(wrong("strides", "the first stride must be 1 along every axis"));
+            return Err(invalid_argument("strides", "the first stride must be 1 along every axis"));
         }
         if !(shape.norm_eps > 0.0 && shape.norm_eps < 1.0) {
-            return Err(wrong("norm_op_kwargs", format!("eps is {}; must be above 0 and below 1", shape.norm_eps)));
+            return Err(invalid_argument(
+                "norm_op_kwargs",
+                format!("eps is {}; must be above 0 and below 1", shape.norm_eps),
+            ));
         }
         let is_kernel = |extent: &usize| extent % 2 == 1 && *extent <= MAX_KERNEL;
         if let Some(kernel) = shape.kernels.iter().find(|kernel| !kernel.iter().all(is_kernel)) {
             let reason = format!("{kernel:?} must be odd along every axis, and at most {MAX_KERNEL}");
-            return Err(wrong("kernel_sizes", reason));
+            return Err(invalid_argument("kernel_sizes", reason));
         }
         Ok(shape)
     }
@@ -145,7 +127,7 @@ impl Architecture {
             ..=MAX_PARAMETERS => Ok(()),
             count => {
                 let reason = format!("the network would have {count} parameters; at most {MAX_PARAMETERS} are allowed");
-                Err(wrong("features_per_stage", reason))
+                Err(invalid_argument("features_per_stage", reason))
             }
         }
     }
@@ -154,14 +136,14 @@ impl Architecture {
     pub(super) fn axes(&self) -> Result<usize, PlanError> {
         let op: String = self.required("conv_op")?;
         let suffix = op.rsplit('.').next().unwrap_or_default();
-        (2..=3)
-            .find(|axes| suffix == format!("Conv{axes}d"))
-            .ok_or_else(|| wrong("conv_op", format!("{op} is not supported; use {} or {}", conv_op(2), conv_op(3))))
+        (2..=3).find(|axes| suffix == format!("Conv{axes}d")).ok_or_else(|| {
+            invalid_argument("conv_op", format!("{op} is not supported; use {} or {}", conv_op(2), conv_op(3)))
+        })
     }
 
     fn network(&self) -> Result<&'static Network, PlanError> {
         let class = &self.network_class_name;
-        Network::of_class(class).ok_or_else(|| PlanError::Architecture {
+        Network::from_class_name(class).ok_or_else(|| PlanError::Architecture {
             key: "network_class_name".to_owned(),
             reason: format!("unknown network class {class}; use one of {}", NETWORKS.map(Network::name).join(", ")),
         })
@@ -172,14 +154,14 @@ impl Architecture {
         self.check_class("norm_op", &format!("InstanceNorm{axes}d"))?;
         self.check_class("nonlin", "LeakyReLU")?;
         if self.inner("norm_op_kwargs", "affine")? != Some(true) {
-            return Err(wrong("norm_op_kwargs", "is only supported with affine: true"));
+            return Err(invalid_argument("norm_op_kwargs", "is only supported with affine: true"));
         }
         if self.inner("nonlin_kwargs", "negative_slope")?.unwrap_or(LEAKY_SLOPE) != LEAKY_SLOPE {
-            return Err(wrong("nonlin_kwargs", format!("negative_slope must be {LEAKY_SLOPE}")));
+            return Err(invalid_argument("nonlin_kwargs", format!("negative_slope must be {LEAKY_SLOPE}")));
         }
         match self.optional::<String>("dropout_op")? {
             None => Ok(()),
-            Some(op) => Err(wrong("dropout_op", format!("{op} is not supported; use null"))),
+            Some(op) => Err(invalid_argument("dropout_op", format!("{op} is not supported; use null"))),
         }
     }
 
@@ -190,7 +172,7 @@ impl Architecture {
         match self.arch_kwargs.iter().find(|(key, value)| !is_read(key) && asks(value)) {
             None => Ok(()),
             Some((key, value)) => {
-                Err(wrong(key, format!("{value} is not supported for {}; remove it", network.name())))
+                Err(invalid_argument(key, format!("{value} is not supported for {}; remove it", network.name())))
             }
         }
     }
@@ -200,7 +182,7 @@ impl Architecture {
         if class.rsplit('.').next() == Some(expected) {
             return Ok(());
         }
-        Err(wrong(key, format!("{class} is not supported; use a {expected}")))
+        Err(invalid_argument(key, format!("{class} is not supported; use a {expected}")))
     }
 
     /// Reads one positive number per stage; a single number applies to all stages.
@@ -212,7 +194,7 @@ impl Architecture {
         if numbers.len() == stages && numbers.iter().all(|number| (1..=most).contains(number)) {
             return Ok(numbers);
         }
-        Err(wrong(key, format!("{numbers:?} must be {stages} numbers from 1 to {most}")))
+        Err(invalid_argument(key, format!("{numbers:?} must be {stages} numbers from 1 to {most}")))
     }
 
     /// Reads one positive number per stage and axis; a single number applies to all.
@@ -221,15 +203,15 @@ impl Architecture {
             Repeated::Once(extent) => vec![Repeated::Once(extent); stages],
             Repeated::Each(extents) => extents,
         };
-        let lifted: Option<Vec<_>> = extents.into_iter().map(|extent| extent.lifted(axes)).collect();
+        let lifted: Option<Vec<_>> = extents.into_iter().map(|extent| extent.to_3d(axes)).collect();
         lifted
             .filter(|lifted| lifted.len() == stages)
-            .ok_or_else(|| wrong(key, format!("must be {stages} lists of {axes} positive numbers each")))
+            .ok_or_else(|| invalid_argument(key, format!("must be {stages} lists of {axes} positive numbers each")))
     }
 
     fn required<T: DeserializeOwned>(&self, key: &str) -> Result<T, PlanError> {
         let value = self.arch_kwargs.get(key);
-        parse(key, value.ok_or_else(|| wrong(key, "is missing"))?)
+        parse(key, value.ok_or_else(|| invalid_argument(key, "is missing"))?)
     }
 
     fn optional<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, PlanError> {
@@ -253,21 +235,21 @@ enum Repeated<T> {
 
 impl Repeated<usize> {
     /// Returns `(z, y, x)` of an extent in `axes` axes; `None` if the number of axes differs or an extent is 0.
-    fn lifted(self, axes: usize) -> Option<[usize; 3]> {
+    fn to_3d(self, axes: usize) -> Option<[usize; 3]> {
         let extents = match self {
             Self::Once(extent) => vec![extent; axes],
             Self::Each(extents) => extents,
         };
-        (extents.len() == axes && !extents.contains(&0)).then(|| lift(&extents, 1))
+        (extents.len() == axes && !extents.contains(&0)).then(|| to_3d(&extents, 1))
     }
 }
 
 fn parse<T: DeserializeOwned>(key: &str, value: &Value) -> Result<T, PlanError> {
-    T::deserialize(value).map_err(|error| wrong(key, error))
+    T::deserialize(value).map_err(|error| invalid_argument(key, error))
 }
 
 /// Creates the error of an invalid or unsupported network argument.
-pub(super) fn wrong(key: &str, reason: impl ToString) -> PlanError {
+pub(super) fn invalid_argument(key: &str, reason: impl ToString) -> PlanError {
     PlanError::Architecture { key: format!("arch_kwargs.{key}"), reason: reason.to_string() }
 }
 
@@ -298,7 +280,7 @@ mod tests {
         for network in NETWORKS {
             for axes in [2, 3] {
                 let shape = shape(network);
-                assert_eq!(Architecture::of(&shape, axes).network_shape().unwrap(), shape);
+                assert_eq!(Architecture::from_shape(&shape, axes).network_shape().unwrap(), shape);
             }
         }
     }
@@ -323,13 +305,13 @@ mod tests {
             ("n_blocks_per_stage", json!([1, 3]), "[1,3] is not supported for PlainConvUNet"),
         ];
         for (key, value, expected) in cases {
-            let mut architecture = Architecture::of(&shape(&PLAIN_CONV_UNET), 3);
+            let mut architecture = Architecture::from_shape(&shape(&PLAIN_CONV_UNET), 3);
             architecture.arch_kwargs.insert(key.to_owned(), value);
             let message = architecture.network_shape().unwrap_err().to_string();
             assert!(message.starts_with(&format!("architecture.arch_kwargs.{key}")), "{message}");
             assert!(message.contains(expected), "{message}");
         }
-        let mut architecture = Architecture::of(&shape(&PLAIN_CONV_UNET), 3);
+        let mut architecture = Architecture::from_shape(&shape(&PLAIN_CONV_UNET), 3);
         architecture.network_class_name = "a.b.Primus".to_owned();
         let message = architecture.network_shape().unwrap_err().to_string();
         let known = "unknown network class a.b.Primus; use one of PlainConvUNet, ResidualEncoderUNet";
@@ -338,14 +320,14 @@ mod tests {
 
     #[test]
     fn a_list_of_numbers_is_one_per_stage() {
-        let mut architecture = Architecture::of(&shape(&PLAIN_CONV_UNET), 3);
+        let mut architecture = Architecture::from_shape(&shape(&PLAIN_CONV_UNET), 3);
         architecture.arch_kwargs.insert("strides".to_owned(), json!([1, 2]));
         assert_eq!(architecture.network_shape().unwrap().strides, [[1; 3], [2; 3]]);
     }
 
     #[test]
     fn options_that_are_off_may_be_stated() {
-        let mut architecture = Architecture::of(&shape(&PLAIN_CONV_UNET), 3);
+        let mut architecture = Architecture::from_shape(&shape(&PLAIN_CONV_UNET), 3);
         for (key, value) in [("nonlin_first", json!(false)), ("stem_channels", Value::Null)] {
             architecture.arch_kwargs.insert(key.to_owned(), value);
         }

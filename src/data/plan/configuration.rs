@@ -4,9 +4,9 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::architecture::wrong;
-use super::lift::lift;
-use super::{Architecture, NetworkShape, PlanError};
+use super::architecture::invalid_argument;
+use super::network::{NetworkShape, to_3d};
+use super::{Architecture, PlanError};
 use crate::dataset::DatasetJson;
 
 /// The only supported resampling function of nnU-Net: splines, with optional separate resampling along z.
@@ -99,7 +99,7 @@ impl Configuration {
 
     /// Returns the patch size in voxels, `(z, y, x)`; z is 1 for 2D.
     pub fn patch_size3(&self) -> [usize; 3] {
-        lift(&self.patch_size, 1)
+        to_3d(&self.patch_size, 1)
     }
 
     /// Returns the configuration whose segmentations are additional network input, in the second stage of a cascade.
@@ -124,7 +124,7 @@ impl Configuration {
 
     /// Returns the target spacing in mm, `(z, y, x)`; z is a placeholder of 1 for 2D, where the slice spacing is kept.
     pub fn spacing3(&self) -> [f64; 3] {
-        lift(&self.spacing, 1.0)
+        to_3d(&self.spacing, 1.0)
     }
 
     /// Returns the resampling of images to the target spacing.
@@ -151,24 +151,27 @@ impl Configuration {
         let (axes, patch) = (self.architecture.axes()?, self.patch_size3());
         if axes != self.patch_size.len() {
             let patch = &self.patch_size;
-            return Err(wrong("conv_op", format!("a {axes}D network is incompatible with patch_size {patch:?}")));
+            return Err(invalid_argument(
+                "conv_op",
+                format!("a {axes}D network is incompatible with patch_size {patch:?}"),
+            ));
         }
         let divisor = |axis: usize| shape.strides.iter().map(|stride| stride[axis]).fold(1, usize::saturating_mul);
         let by: [usize; 3] = std::array::from_fn(divisor);
         if (0..3).any(|axis| patch[axis] % by[axis] != 0) {
             let reason = format!("patch_size {patch:?} is not divisible by their product {by:?}");
-            return Err(wrong("strides", reason));
+            return Err(invalid_argument("strides", reason));
         }
         if patch == by {
             let reason = format!("reduce patch_size {patch:?} to a single voxel, which cannot be instance-normalized");
-            return Err(wrong("strides", reason));
+            return Err(invalid_argument("strides", reason));
         }
         self.architecture.check_size(&shape)?;
         Ok(shape)
     }
 
     /// Returns the first inconsistency that the schema allows.
-    pub(super) fn contradiction(&self) -> Option<String> {
+    pub(super) fn inconsistency(&self) -> Option<String> {
         // data_identifier names a folder, whose cases preprocessing replaces.
         if matches!(self.data_identifier.as_str(), "" | "." | "..") || self.data_identifier.contains(['/', '\\']) {
             return Some(format!("data_identifier {:?} must be the name of a folder", self.data_identifier));

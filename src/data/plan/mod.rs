@@ -6,27 +6,52 @@
 
 mod architecture;
 mod configuration;
-mod error;
-mod estimate;
-mod layers;
-mod lift;
+mod network;
 mod networks;
-mod old_format;
 mod patch;
 mod planner;
 mod plans;
 mod presets;
 mod spacing;
-mod topology;
 
-pub use architecture::{Architecture, NetworkShape};
+use std::path::PathBuf;
+
+pub use architecture::Architecture;
 pub use configuration::{Configuration, ResamplingSpec};
-pub use error::PlanError;
-pub use estimate::{feature_map_size, parameter_count};
-pub use layers::{Block, ConvNorm, DecoderStage, Head, Layers, ResidualBlock, Upwards};
-pub use networks::{NETWORKS, Network, PLAIN_CONV_UNET, RESIDUAL_ENCODER_UNET};
-pub use patch::assumed_memory_gb;
+pub use network::{
+    Block, ConvNorm, DecoderStage, Head, Layers, Network, NetworkShape, ResidualBlock, Upsample, feature_map_size,
+    parameter_count,
+};
+pub use networks::{NETWORKS, PLAIN_CONV_UNET, RESIDUAL_ENCODER_UNET};
+pub use patch::{Topology, estimate_memory_gb};
 pub use planner::{PlannerOptions, plan};
 pub use plans::{ConfigurationEntry, InheritedConfiguration, Plans};
 pub use presets::Planner;
-pub use topology::Topology;
+
+/// An error while creating, reading, writing or interpreting plans.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The plans file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+
+    /// The plans file is not JSON, or a key is missing or has another type.
+    #[error("{}: not a plans file of nnU-Net v2: {source}", path.display())]
+    Malformed { path: PathBuf, source: serde_json::Error },
+
+    /// The plans have no configuration of this name.
+    #[error("no configuration {name:?} in {plans}; available: {}", available.join(", "))]
+    UnknownConfiguration { name: String, plans: String, available: Vec<String> },
+
+    /// A configuration is inconsistent, or its network is unsupported.
+    #[error("{plans}: configuration {name:?}: {reason}")]
+    Invalid { plans: String, name: String, reason: String },
+
+    /// The network is unsupported.
+    #[error("architecture.{key}: {reason}")]
+    Architecture { key: String, reason: String },
+
+    /// A fingerprint or option for which planning is impossible.
+    #[error("cannot plan {dataset}: {reason}")]
+    Unplannable { dataset: String, reason: String },
+}

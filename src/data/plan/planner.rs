@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use serde_json::{Value, json};
 
 use super::configuration::resampling_fn;
-use super::patch::{Demand, Fit};
+use super::patch::{PatchPlan, PatchRequest};
 use super::plans::{ConfigurationEntry, InheritedConfiguration};
 use super::presets::Preset;
 use super::spacing;
@@ -48,7 +48,7 @@ pub struct PlannerOptions {
 
 impl PlannerOptions {
     /// Returns the default options of a planner.
-    pub fn of(planner: Planner) -> Self {
+    pub fn for_planner(planner: Planner) -> Self {
         Self {
             planner,
             gpu_memory_gb: planner.gpu_memory_gb(),
@@ -62,7 +62,7 @@ impl PlannerOptions {
 
 impl Default for PlannerOptions {
     fn default() -> Self {
-        Self::of(Planner::Default)
+        Self::for_planner(Planner::Default)
     }
 }
 
@@ -200,8 +200,9 @@ impl Planning<'_> {
         dataset_voxels: f64,
     ) -> Result<Configuration, PlanError> {
         let (classes, gpu_memory_gb) = (self.dataset.labels.len(), self.options.gpu_memory_gb);
-        let demand = Demand { spacing, median_shape, dataset_voxels, classes, gpu_memory_gb, preset: self.preset };
-        let Some(Fit { patch_size, batch_size, shape }) = demand.fit() else {
+        let request =
+            PatchRequest { spacing, median_shape, dataset_voxels, classes, gpu_memory_gb, preset: self.preset };
+        let Some(PatchPlan { patch_size, batch_size, shape }) = request.fit() else {
             return Err(self.unplannable(format!("no patch size of {name} fits into {gpu_memory_gb} GB of GPU memory")));
         };
         let normalization_schemes: Vec<_> = self.dataset.channel_names.values().map(|name| scheme(name)).collect();
@@ -221,7 +222,7 @@ impl Planning<'_> {
             resampling_fn_seg_kwargs: ResamplingSpec::labels(),
             resampling_fn_probabilities: resampling_fn(),
             resampling_fn_probabilities_kwargs: ResamplingSpec::probabilities(),
-            architecture: Architecture::of(&shape, spacing.len()),
+            architecture: Architecture::from_shape(&shape, spacing.len()),
             batch_dice: false,
             previous_stage: None,
             next_stage: None,
@@ -234,7 +235,7 @@ impl Planning<'_> {
     /// nnU-Net's residual planners share data even with a custom target spacing, and so train on data resampled to a
     /// different spacing; here they do not.
     fn data_identifier(&self, configuration: &str) -> String {
-        let shared = self.preset.shares_data_of.filter(|_| self.options.target_spacing.is_none());
+        let shared = self.preset.shares_data_with.filter(|_| self.options.target_spacing.is_none());
         let plans = match configuration {
             TWO_D | FULLRES => shared.unwrap_or(&self.options.plans_name),
             _ => &self.options.plans_name,

@@ -1,16 +1,17 @@
 //! `nnUNetPlans.json` in nnU-Net v2's schema.
 
-use std::fmt;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 use indexmap::IndexMap;
-use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
-use serde_json::Value;
-
-use super::{Configuration, PlanError, old_format};
-use crate::dataset::IntensityProperties;
 use nnunet_core::fsio;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
+
+use super::{Configuration, PlanError};
+use crate::dataset::IntensityProperties;
 
 /// Contents of a plans file. Unknown keys are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,12 +36,12 @@ pub struct Plans {
     #[serde(flatten)]
     pub other: IndexMap<String, Value>,
     #[serde(skip)]
-    pub(super) origin: Origin,
+    pub(super) origin: PlansSource,
 }
 
 /// Path of the plans file, if any, for error messages; ignored when plans are compared.
 #[derive(Clone, Default)]
-pub(super) struct Origin(Option<PathBuf>);
+pub(super) struct PlansSource(Option<PathBuf>);
 
 /// One entry of `configurations`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -69,7 +70,7 @@ impl Plans {
         let text = std::fs::read(path).map_err(|source| PlanError::File { path: path.to_owned(), source })?;
         let plans = serde_json::from_slice(&text);
         let plans: Self = plans.map_err(|source| PlanError::Malformed { path: path.to_owned(), source })?;
-        Ok(Self { origin: Origin(Some(path.to_owned())), ..plans })
+        Ok(Self { origin: PlansSource(Some(path.to_owned())), ..plans })
     }
 
     /// Writes a plans file in nnU-Net's formatting (indented by four spaces).
@@ -93,7 +94,7 @@ impl Plans {
     /// inconsistency or an unsupported network.
     pub fn configuration(&self, name: &str) -> Result<Configuration, PlanError> {
         let configuration = self.resolve(name)?;
-        if let Some(reason) = configuration.contradiction() {
+        if let Some(reason) = configuration.inconsistency() {
             return Err(self.invalid(name, reason));
         }
         configuration.network_shape().map_err(|error| self.invalid(name, error.to_string()))?;
@@ -102,14 +103,14 @@ impl Plans {
 
     /// Creates the error of an invalid configuration of these plans.
     pub(crate) fn invalid(&self, name: &str, reason: String) -> PlanError {
-        PlanError::Invalid { plans: self.place(), name: name.to_owned(), reason }
+        PlanError::Invalid { plans: self.source_name(), name: name.to_owned(), reason }
     }
 
     /// Returns a description of these plans for error messages.
-    fn place(&self) -> String {
+    fn source_name(&self) -> String {
         match &self.origin {
-            Origin(Some(path)) => path.display().to_string(),
-            Origin(None) => format!("{} of {}", self.plans_name, self.dataset_name),
+            PlansSource(Some(path)) => path.display().to_string(),
+            PlansSource(None) => format!("{} of {}", self.plans_name, self.dataset_name),
         }
     }
 
@@ -143,19 +144,19 @@ impl Plans {
     fn entry(&self, name: &str) -> Result<&ConfigurationEntry, PlanError> {
         self.configurations.get(name).ok_or_else(|| PlanError::UnknownConfiguration {
             name: name.to_owned(),
-            plans: self.place(),
+            plans: self.source_name(),
             available: self.configurations.keys().cloned().collect(),
         })
     }
 }
 
-impl PartialEq for Origin {
+impl PartialEq for PlansSource {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl fmt::Debug for Origin {
+impl fmt::Debug for PlansSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("_")
     }
@@ -165,7 +166,7 @@ impl fmt::Debug for Origin {
 impl<'de> Deserialize<'de> for ConfigurationEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut value = Value::deserialize(deserializer)?;
-        old_format::modernize(&mut value);
+        upgrade_old_format(&mut value);
         let of = value.get("data_identifier").and_then(Value::as_str).unwrap_or("a configuration").to_owned();
         let entry = if value.get("inherits_from").is_some() {
             serde_json::from_value(value).map(Self::Inherited)
@@ -173,5 +174,78 @@ impl<'de> Deserialize<'de> for ConfigurationEntry {
             serde_json::from_value(value).map(Self::Full)
         };
         entry.map_err(|error| D::Error::custom(format_args!("{of}: {error}")))
+    }
+}
+
+/// Adds the `architecture` to a configuration in the old format, as nnU-Net does (`plans_handler.py`). All other
+/// configurations are unchanged, including invalid ones, which then lack the key.
+fn upgrade_old_format(configuration: &mut Value) {
+    if configuration.get("architecture").is_none()
+        && let Some(architecture) = architecture(configuration)
+    {
+        configuration["architecture"] = architecture;
+    }
+}
+
+fn architecture(configuration: &Value) -> Option<Value> {
+    let (class, convolutions) = match configuration.get("UNet_class_name")?.as_str()? {
+        "PlainConvUNet" => ("unet.PlainConvUNet", "n_conv_per_stage"),
+        "ResidualEncoderUNet" => ("residual_unet.ResidualEncoderUNet", "n_blocks_per_stage"),
+        _ => return None,
+    };
+    let number = |key: &str| configuration.get(key)?.as_u64();
+    let (base, max) = (number("UNet_base_num_features")?, number("unet_max_num_features")?);
+    let encoder = configuration.get("n_conv_per_stage_encoder")?.as_array()?;
+    let features: Vec<u64> =
+        (0..encoder.len() as u32).map(|stage| base.saturating_mul(2u64.saturating_pow(stage)).min(max)).collect();
+    let axes = configuration.get("patch_size")?.as_array()?.len();
+    Some(json!({
+        "network_class_name": format!("dynamic_network_architectures.architectures.{class}"),
+        "arch_kwargs": {
+            "n_stages": encoder.len(),
+            "features_per_stage": features,
+            "conv_op": format!("torch.nn.modules.conv.Conv{axes}d"),
+            "kernel_sizes": configuration.get("conv_kernel_sizes")?,
+            "strides": configuration.get("pool_op_kernel_sizes")?,
+            convolutions: encoder,
+            "n_conv_per_stage_decoder": configuration.get("n_conv_per_stage_decoder")?,
+            "conv_bias": true,
+            "norm_op": format!("torch.nn.modules.instancenorm.InstanceNorm{axes}d"),
+            "norm_op_kwargs": {"eps": 1e-5, "affine": true},
+            "dropout_op": null,
+            "dropout_op_kwargs": null,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": true},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_become_an_architecture_and_new_plans_stay() {
+        let old = json!({
+            "patch_size": [40, 56, 40],
+            "UNet_class_name": "PlainConvUNet", "UNet_base_num_features": 32, "unet_max_num_features": 100,
+            "n_conv_per_stage_encoder": [2, 2, 2], "n_conv_per_stage_decoder": [2, 2],
+            "pool_op_kernel_sizes": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+            "conv_kernel_sizes": [[3, 3, 3], [3, 3, 3], [3, 3, 3]],
+        });
+        let mut configuration = old.clone();
+        upgrade_old_format(&mut configuration);
+        let architecture: crate::plan::Architecture =
+            serde_json::from_value(configuration["architecture"].clone()).unwrap();
+        assert_eq!(architecture.arch_kwargs["features_per_stage"], json!([32, 64, 100]));
+        assert_eq!(architecture.arch_kwargs["conv_op"], "torch.nn.modules.conv.Conv3d");
+        assert_eq!(architecture.arch_kwargs["strides"], old["pool_op_kernel_sizes"]);
+        let new = configuration.clone();
+        upgrade_old_format(&mut configuration);
+        assert_eq!(configuration, new);
+        let mut unknown = json!({"UNet_class_name": "MyUNet"});
+        upgrade_old_format(&mut unknown);
+        assert!(unknown.get("architecture").is_none());
     }
 }

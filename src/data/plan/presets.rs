@@ -1,6 +1,7 @@
 //! Presets of nnU-Net v2's planners: one algorithm with different networks and constants.
 
-use super::networks::{Network, PLAIN_CONV_UNET, RESIDUAL_ENCODER_UNET};
+use super::network::Network;
+use super::networks::{PLAIN_CONV_UNET, RESIDUAL_ENCODER_UNET};
 
 /// Planners of nnU-Net v2; also accepted by class name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +41,11 @@ pub(super) struct Preset {
     /// Convolutions of each decoder stage.
     pub convs_decoder: usize,
     /// Maximum fraction of the dataset's voxels in a batch.
-    pub max_part_of_dataset: f64,
+    pub max_dataset_fraction: f64,
     /// True if a patch fits as soon as it fits with the smallest batch; false requires the reference batch.
     pub fits_with_smallest_batch: bool,
     /// Plans whose preprocessed data are shared for `2d` and `3d_fullres`, to avoid a copy under another name.
-    pub shares_data_of: Option<&'static str>,
+    pub shares_data_with: Option<&'static str>,
 }
 
 const DEFAULT: Preset = Preset {
@@ -55,9 +56,9 @@ const DEFAULT: Preset = Preset {
     feature_maps: [85e6, 560e6],
     blocks_encoder: &[2],
     convs_decoder: 2,
-    max_part_of_dataset: 0.05,
+    max_dataset_fraction: 0.05,
     fits_with_smallest_batch: true,
-    shares_data_of: None,
+    shares_data_with: None,
 };
 
 const RES_ENC_M: Preset = Preset {
@@ -68,9 +69,9 @@ const RES_ENC_M: Preset = Preset {
     feature_maps: [135e6, 680e6],
     blocks_encoder: &[1, 3, 4, 6],
     convs_decoder: 1,
-    max_part_of_dataset: 1.0,
+    max_dataset_fraction: 1.0,
     fits_with_smallest_batch: false,
-    shares_data_of: Some(DEFAULT.plans_name),
+    shares_data_with: Some(DEFAULT.plans_name),
 };
 
 const RES_ENC_L: Preset = Preset {
@@ -112,7 +113,7 @@ impl Planner {
 
 impl Preset {
     /// Returns the first preset that uses this network.
-    pub fn of_network(network: &Network) -> &'static Self {
+    pub fn for_network(network: &Network) -> &'static Self {
         let mut presets = Planner::ALL.iter().map(|planner| planner.preset());
         presets.find(|preset| preset.network == network).unwrap_or(&DEFAULT)
     }

@@ -31,7 +31,7 @@ impl ClassGroups {
     ///
     /// # Errors
     /// Returns a description of the problem if `regions_class_order` is invalid.
-    pub fn of(dataset: &DatasetJson) -> Result<Self, String> {
+    pub fn from_dataset(dataset: &DatasetJson) -> Result<Self, String> {
         if let Some(problem) = dataset.region_problem() {
             return Err(problem);
         }
@@ -54,7 +54,7 @@ impl ClassGroups {
     /// only on `labels` and `case` (an integer that identifies the case, such as [`case_number`]).
     pub fn sample(&self, labels: ArrayView3<i16>, case: u64) -> BTreeMap<i16, Vec<[u32; 3]>> {
         let memberships = self.memberships();
-        let groups_of = |label: i16| memberships.get(place(label)?);
+        let groups_of = |label: i16| memberships.get(label_index(label)?);
 
         let mut counts = vec![0u64; self.groups.len()];
         // Most rows contain none of the classes; testing for that is cheaper than a lookup per label.
@@ -89,7 +89,7 @@ impl ClassGroups {
     fn memberships(&self) -> Vec<Vec<usize>> {
         let mut memberships = Vec::new();
         for (group, (_, members)) in self.groups.iter().enumerate() {
-            for label in members.iter().filter_map(|&label| place(label)) {
+            for label in members.iter().filter_map(|&label| label_index(label)) {
                 if memberships.len() <= label {
                     memberships.resize(label + 1, Vec::new());
                 }
@@ -101,7 +101,7 @@ impl ClassGroups {
 }
 
 /// Returns the index of a label in a table that starts at the label of voxels outside the image (-1).
-fn place(label: i16) -> Option<usize> {
+fn label_index(label: i16) -> Option<usize> {
     usize::try_from(i32::from(label) - i32::from(OUTSIDE_LABEL)).ok()
 }
 
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn all_of_a_small_class_and_a_share_of_a_large_one() {
-        let groups = ClassGroups::of(&dataset(
+        let groups = ClassGroups::from_dataset(&dataset(
             r#""labels": {"background": 0, "small": 1, "large": 2, "huge": 3, "absent": 4, "ignore": 5}"#,
         ))
         .unwrap();
@@ -179,20 +179,22 @@ mod tests {
     #[test]
     fn regions_go_by_their_output_class() {
         let regions = r#""labels": {"background": 0, "whole": [1, 2], "core": [2]}"#;
-        let groups = ClassGroups::of(&dataset(&format!(r#"{regions}, "regions_class_order": [1, 2]"#))).unwrap();
+        let groups =
+            ClassGroups::from_dataset(&dataset(&format!(r#"{regions}, "regions_class_order": [1, 2]"#))).unwrap();
         let labels = Array3::from_shape_vec((1, 1, 4), vec![0, 1, 2, 1]).unwrap();
         let sample = groups.sample(labels.view(), 0);
         assert_eq!(sample[&1], [[0, 0, 1], [0, 0, 2], [0, 0, 3]]);
         assert_eq!(sample[&2], [[0, 0, 2]]);
 
         let ignoring = regions.replace(r#""core""#, r#""ignore": 3, "core""#);
-        let groups = ClassGroups::of(&dataset(&format!(r#"{ignoring}, "regions_class_order": [1, 2]"#))).unwrap();
+        let groups =
+            ClassGroups::from_dataset(&dataset(&format!(r#"{ignoring}, "regions_class_order": [1, 2]"#))).unwrap();
         let labels = Array3::from_shape_vec((1, 1, 5), vec![0, 1, 3, 2, -1]).unwrap();
         let sample = groups.sample(labels.view(), 0);
         assert_eq!(sample[&ANNOTATED], [[0, 0, 0], [0, 0, 1], [0, 0, 3], [0, 0, 4]]);
         assert_eq!((sample[&1].len(), sample[&2].len()), (2, 1));
 
-        assert!(ClassGroups::of(&dataset(regions)).unwrap_err().contains("regions_class_order"));
-        assert!(ClassGroups::of(&dataset(&format!(r#"{regions}, "regions_class_order": [1]"#))).is_err());
+        assert!(ClassGroups::from_dataset(&dataset(regions)).unwrap_err().contains("regions_class_order"));
+        assert!(ClassGroups::from_dataset(&dataset(&format!(r#"{regions}, "regions_class_order": [1]"#))).is_err());
     }
 }

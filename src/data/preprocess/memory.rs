@@ -1,12 +1,14 @@
 //! Memory budget that limits the number of cases in memory.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Returns an upper bound on the memory needed to preprocess one case without cropping, in bytes.
 ///
 /// Reading and cropping hold two copies of the image, each with labels and a mask; resampling holds the image before
 /// and after, with labels, and the spline coefficients of one channel.
-pub fn need(channels: usize, raw: [usize; 3], resampled: [usize; 3]) -> u64 {
+pub fn case_memory_bound(channels: usize, raw: [usize; 3], resampled: [usize; 3]) -> u64 {
     let voxels = |shape: [usize; 3]| shape.into_iter().fold(1u64, |product, n| product.saturating_mul(n as u64));
     let (raw, resampled, channels) = (voxels(raw), voxels(resampled), channels as u64);
     // Four bytes per intensity, two per label, one per mask voxel.
@@ -16,34 +18,34 @@ pub fn need(channels: usize, raw: [usize; 3], resampled: [usize; 3]) -> u64 {
 }
 
 /// A memory budget shared by cases: each case is admitted, in request order, as soon as enough memory is free.
-pub struct Budget {
+pub struct MemoryBudget {
     bytes: u64,
     used: Mutex<u64>,
     freed: Condvar,
     /// Held by the case at the head of the queue, so that small cases cannot starve a large one.
-    turn: Mutex<()>,
+    queue: Mutex<()>,
 }
 
-impl Budget {
+impl MemoryBudget {
     /// Creates a budget of `bytes` bytes.
     pub fn new(bytes: u64) -> Self {
-        Self { bytes, used: Mutex::new(0), freed: Condvar::new(), turn: Mutex::new(()) }
+        Self { bytes, used: Mutex::new(0), freed: Condvar::new(), queue: Mutex::new(()) }
     }
 
     /// Returns true if a case needing `need` bytes fits the budget. A larger case is also admitted, but only alone.
-    pub fn holds(&self, need: u64) -> bool {
+    pub fn fits(&self, need: u64) -> bool {
         need <= self.bytes
     }
 
     /// Blocks until enough memory is free and reserves it until the returned guard is dropped.
-    pub fn admit(&self, need: u64) -> Admission<'_> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn acquire(&self, need: u64) -> Permit<'_> {
+        let _queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let has_no_room = |used: &mut u64| *used > 0 && used.saturating_add(need) > self.bytes;
         let mut used = self.freed.wait_while(self.used(), has_no_room).unwrap_or_else(PoisonError::into_inner);
         // A case larger than the budget reserves only one byte more than the budget, so that the sum cannot overflow.
         let taken = need.min(self.bytes.saturating_add(1));
         *used += taken;
-        Admission { budget: self, taken }
+        Permit { budget: self, taken }
     }
 
     fn used(&self) -> MutexGuard<'_, u64> {
@@ -51,37 +53,71 @@ impl Budget {
     }
 }
 
-/// A guard for memory reserved from a [`Budget`].
-pub struct Admission<'a> {
-    budget: &'a Budget,
+/// A guard for memory reserved from a [`MemoryBudget`].
+pub struct Permit<'a> {
+    budget: &'a MemoryBudget,
     taken: u64,
 }
 
-impl Drop for Admission<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         *self.budget.used() -= self.taken;
         self.budget.freed.notify_all();
     }
 }
 
+/// Mount point of control groups.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Returns the memory limit in bytes: the machine's memory or, if lower, the limit of the control group (cgroup v2 or
+/// v1); `None` if the kernel reports neither.
+pub fn memory_limit() -> Option<u64> {
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = groups.lines().flat_map(limit_files).filter_map(|path| fs::read_to_string(path).ok());
+    // "max" means no limit.
+    limits.filter_map(|text| text.trim().parse().ok()).chain(machine).min()
+}
+
+fn total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// Returns the limit files of the control group in `group` (`ID:CONTROLLERS:PATH`) and of all its ancestors; every
+/// limit applies.
+fn limit_files(group: &str) -> Vec<PathBuf> {
+    let mut parts = group.splitn(3, ':').skip(1);
+    let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return Vec::new() };
+    let (root, file) = match controllers {
+        "" => (PathBuf::from(CGROUPS), "memory.max"),
+        names if names.split(',').any(|name| name == "memory") => {
+            (Path::new(CGROUPS).join("memory"), "memory.limit_in_bytes")
+        }
+        _ => return Vec::new(),
+    };
+    let path = root.join(path.trim_start_matches('/'));
+    path.ancestors().take_while(|folder| folder.starts_with(&root)).map(|folder| folder.join(file)).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use super::*;
     use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
     use std::thread;
-
-    use super::*;
 
     #[test]
     fn a_case_needs_what_its_arrays_take() {
         // Downsampling: cropping needs the most, two copies of the image plus labels and masks.
-        assert_eq!(need(1, [10; 3], [5; 3]), 16_000);
+        assert_eq!(case_memory_bound(1, [10; 3], [5; 3]), 16_000);
         // Upsampling by 2: the image once, plus eight times its size.
-        assert_eq!(need(2, [10; 3], [20; 3]), 15_000 + 80_000);
-        assert_eq!(need(1, [usize::MAX; 3], [1; 3]), u64::MAX);
+        assert_eq!(case_memory_bound(2, [10; 3], [20; 3]), 15_000 + 80_000);
+        assert_eq!(case_memory_bound(1, [usize::MAX; 3], [1; 3]), u64::MAX);
     }
 
     /// Runs threads with these needs; returns the largest number of bytes and of cases held at the same time.
-    fn most_at_a_time(budget: &Budget, needs: &[u64]) -> (u64, usize) {
+    fn most_at_a_time(budget: &MemoryBudget, needs: &[u64]) -> (u64, usize) {
         let (bytes, cases) = (AtomicU64::new(0), AtomicUsize::new(0));
         let (most_bytes, most_cases) = (AtomicU64::new(0), AtomicUsize::new(0));
         thread::scope(|scope| {
@@ -89,7 +125,7 @@ mod tests {
                 let (bytes, cases, most_bytes, most_cases) = (&bytes, &cases, &most_bytes, &most_cases);
                 scope.spawn(move || {
                     for _ in 0..20 {
-                        let _admission = budget.admit(need);
+                        let _permit = budget.acquire(need);
                         most_bytes.fetch_max(bytes.fetch_add(need, Ordering::SeqCst) + need, Ordering::SeqCst);
                         most_cases.fetch_max(cases.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                         thread::yield_now();
@@ -105,16 +141,16 @@ mod tests {
 
     #[test]
     fn cases_together_stay_within_the_budget() {
-        let (bytes, cases) = most_at_a_time(&Budget::new(10), &[3, 4, 5, 6, 10, 1]);
+        let (bytes, cases) = most_at_a_time(&MemoryBudget::new(10), &[3, 4, 5, 6, 10, 1]);
         assert!(bytes <= 10 && cases <= 3, "{bytes} bytes in {cases} cases");
     }
 
     #[test]
-    fn what_fits_is_admitted_at_once_and_what_does_not_waits_its_turn() {
-        let budget = Budget::new(10);
-        let (first, _second) = (budget.admit(4), budget.admit(6));
+    fn a_fitting_case_proceeds_and_a_larger_one_waits_in_order() {
+        let budget = MemoryBudget::new(10);
+        let (first, _second) = (budget.acquire(4), budget.acquire(6));
         thread::scope(|scope| {
-            let third = scope.spawn(|| drop(budget.admit(4)));
+            let third = scope.spawn(|| drop(budget.acquire(4)));
             assert!(!third.is_finished());
             drop(first);
         });
@@ -122,11 +158,26 @@ mod tests {
 
     #[test]
     fn a_case_beyond_the_budget_runs_alone() {
-        let budget = Budget::new(10);
-        assert!(budget.holds(10) && !budget.holds(11));
+        let budget = MemoryBudget::new(10);
+        assert!(budget.fits(10) && !budget.fits(11));
         let (_, cases) = most_at_a_time(&budget, &[11, 1000, u64::MAX / 64]);
         assert_eq!(cases, 1);
         let (bytes, _) = most_at_a_time(&budget, &[2, 100, 3]);
         assert_eq!(bytes, 100, "no other case runs with it");
+    }
+
+    #[test]
+    fn the_limits_of_all_groups_above_count() {
+        let files = limit_files("0::/slurm/job_7");
+        let expected = ["slurm/job_7/memory.max", "slurm/memory.max", "memory.max"];
+        assert_eq!(files, expected.map(|file| Path::new(CGROUPS).join(file)));
+        assert_eq!(limit_files("5:cpu,memory:/"), [Path::new(CGROUPS).join("memory/memory.limit_in_bytes")]);
+        assert!(limit_files("4:cpu:/a").is_empty() && limit_files("nonsense").is_empty());
+    }
+
+    #[test]
+    fn the_machines_memory_is_found() {
+        assert_eq!(total("MemTotal:       24000 kB\nMemFree: 1 kB\n"), Some(24_576_000));
+        assert!(memory_limit().is_none_or(|bytes| bytes > 1 << 20));
     }
 }

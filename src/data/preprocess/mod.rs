@@ -5,17 +5,16 @@
 //! all cores, within a memory limit, and fills the [`store`](crate::store). Prediction runs the same [`Preprocessor`]
 //! on unlabeled cases and maps results back with [`CaseProperties::restore`].
 
-mod granted;
 mod locations;
 mod memory;
 mod normalize;
 mod preprocessor;
 mod run;
 
-pub use granted::granted_memory;
 pub use locations::{ClassGroups, case_number};
+pub use memory::memory_limit;
 pub use normalize::Normalization;
-pub use preprocessor::{Prepared, PreprocessError, Preprocessor};
-pub use run::{Limits, Report, preprocess_dataset};
+pub use preprocessor::{CroppedCase, PreprocessError, Preprocessor};
+pub use run::{PreprocessSummary, ResourceLimits, preprocess_dataset};
 
 pub use crate::store::{CaseProperties, PreprocessedCase};

@@ -103,21 +103,21 @@ impl Normalization {
 /// Returns the mean and standard deviation (at least [`EPSILON`]) of the values inside the mask, or of all values
 /// without a mask; uses two passes in double precision, as single precision loses digits on large images.
 fn moments(image: ArrayView3<f32>, mask: Option<ArrayView3<bool>>) -> (f32, f32) {
-    let sum_of = |centre: f64, power: Power| {
+    let sum_of = |centre: f64, moment: Moment| {
         let (image, mask) = (image.as_standard_layout(), mask.as_ref().map(|mask| mask.as_standard_layout()));
         let image = image.as_slice().expect("in C order");
         let mask = mask.as_ref().map(|mask| mask.as_slice().expect("in C order"));
         let deviations = Deviations { image, mask, centre };
-        sum_of(&deviations, power)
+        sum_of(&deviations, moment)
     };
     let count = mask.as_ref().map_or(image.len(), |mask| mask.iter().filter(|inside| **inside).count()).max(1) as f64;
-    let mean = sum_of(0.0, Power::First) / count;
-    let squares = sum_of(mean, Power::Second);
+    let mean = sum_of(0.0, Moment::First) / count;
+    let squares = sum_of(mean, Moment::Second);
     (mean as f32, ((squares / count).sqrt() as f32).max(EPSILON))
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Power {
+enum Moment {
     First,
     Second,
 }
@@ -133,12 +133,12 @@ struct Deviations<'a> {
 const LANES: usize = 32;
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn sum_of(deviations: &Deviations, power: Power) -> f64 {
-    match (power, deviations.mask) {
-        (Power::First, None) => deviations.sum(|deviation, _| deviation),
-        (Power::Second, None) => deviations.sum(|deviation, _| deviation * deviation),
-        (Power::First, Some(_)) => deviations.sum(|deviation, inside| if inside { deviation } else { 0.0 }),
-        (Power::Second, Some(_)) => {
+fn sum_of(deviations: &Deviations, moment: Moment) -> f64 {
+    match (moment, deviations.mask) {
+        (Moment::First, None) => deviations.sum(|deviation, _| deviation),
+        (Moment::Second, None) => deviations.sum(|deviation, _| deviation * deviation),
+        (Moment::First, Some(_)) => deviations.sum(|deviation, inside| if inside { deviation } else { 0.0 }),
+        (Moment::Second, Some(_)) => {
             deviations.sum(|deviation, inside| if inside { deviation * deviation } else { 0.0 })
         }
     }

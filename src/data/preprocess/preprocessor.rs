@@ -100,7 +100,7 @@ impl Preprocessor {
             normalizations,
             resampling_data: resampling(configuration.resampling_data()),
             resampling_labels: resampling(configuration.resampling_labels()),
-            classes: ClassGroups::of(dataset).map_err(|defect| fail(format!("dataset.json: {defect}")))?,
+            classes: ClassGroups::from_dataset(dataset).map_err(|defect| fail(format!("dataset.json: {defect}")))?,
         })
     }
 
@@ -110,7 +110,7 @@ impl Preprocessor {
     /// Returns an error if the number of channels differs from the plans, if image and label map differ in shape, or if
     /// the intensities contradict the normalization scheme.
     pub fn run(&self, case: &Case) -> Result<PreprocessedCase, PreprocessError> {
-        Ok(self.finish(self.prepare(case)?))
+        Ok(self.resample_and_locate(self.prepare(case)?))
     }
 
     /// Runs the first half of [`Preprocessor::run`]: transposes, crops to nonzero and normalizes. The raw case is not
@@ -118,12 +118,12 @@ impl Preprocessor {
     ///
     /// # Errors
     /// Returns an error under the same conditions as [`Preprocessor::run`].
-    pub fn prepare(&self, case: &Case) -> Result<Prepared, PreprocessError> {
+    pub fn prepare(&self, case: &Case) -> Result<CroppedCase, PreprocessError> {
         self.prepare_unnamed(case).map_err(|defect| PreprocessError::Case { case: case.id.clone(), defect })
     }
 
     /// Runs the second half: resamples, and samples the class locations.
-    pub fn finish(&self, mut prepared: Prepared) -> PreprocessedCase {
+    pub fn resample_and_locate(&self, mut prepared: CroppedCase) -> PreprocessedCase {
         if let Some(resampled) = self.resample_image(&prepared) {
             prepared.data = resampled;
         }
@@ -131,22 +131,22 @@ impl Preprocessor {
             prepared.labels = Some(resampled);
         }
         let class_locations = prepared.labels.as_ref().map(|labels| self.locate(&prepared, labels));
-        let Prepared { data, labels, mut properties, .. } = prepared;
+        let CroppedCase { data, labels, mut properties, .. } = prepared;
         properties.class_locations = class_locations.unwrap_or_default();
         PreprocessedCase { data, labels, properties }
     }
 
     /// Resamples the image; `None` if its extent does not change.
-    pub fn resample_image(&self, prepared: &Prepared) -> Option<Array4<f32>> {
-        let Prepared { data, properties, .. } = prepared;
+    pub fn resample_image(&self, prepared: &CroppedCase) -> Option<Array4<f32>> {
+        let CroppedCase { data, properties, .. } = prepared;
         let [from, to] = [properties.spacing_before_resampling(), properties.spacing_after_resampling];
         let shape = properties.shape_after_resampling;
         prepared.is_resampled().then(|| image::resample_data(data.view(), shape, from, to, &self.resampling_data))
     }
 
     /// Resamples the labels; `None` if their extent does not change, or there are none.
-    pub fn resample_labels(&self, prepared: &Prepared) -> Option<Array3<i16>> {
-        let Prepared { labels, properties, .. } = prepared;
+    pub fn resample_labels(&self, prepared: &CroppedCase) -> Option<Array3<i16>> {
+        let CroppedCase { labels, properties, .. } = prepared;
         let [from, to] = [properties.spacing_before_resampling(), properties.spacing_after_resampling];
         let shape = properties.shape_after_resampling;
         let labels = labels.as_ref().filter(|_| prepared.is_resampled())?;
@@ -154,7 +154,7 @@ impl Preprocessor {
     }
 
     /// Samples the class locations in the resampled labels of a case.
-    pub fn locate(&self, prepared: &Prepared, labels: &Array3<i16>) -> BTreeMap<i16, Vec<[u32; 3]>> {
+    pub fn locate(&self, prepared: &CroppedCase, labels: &Array3<i16>) -> BTreeMap<i16, Vec<[u32; 3]>> {
         self.classes.sample(labels.view(), prepared.case)
     }
 
@@ -162,11 +162,11 @@ impl Preprocessor {
     pub fn shape_after_resampling(&self, image: &ImageHeader) -> [usize; 3] {
         let [_, shape @ ..] = image.shape;
         let spacing = self.transpose_forward.map(|raw| image.geometry.spacing[raw]);
-        let target = self.target_spacing.of(spacing);
+        let target = self.target_spacing.for_case(spacing);
         image::compute_new_shape(self.transpose_forward.map(|raw| shape[raw]), spacing, target)
     }
 
-    fn prepare_unnamed(&self, case: &Case) -> Result<Prepared, String> {
+    fn prepare_unnamed(&self, case: &Case) -> Result<CroppedCase, String> {
         let channels = case.image.data.len_of(Axis(0));
         if channels != self.normalizations.len() {
             return Err(format!("has {channels} channels, but the plans have {}", self.normalizations.len()));
@@ -179,11 +179,11 @@ impl Preprocessor {
             return Err(format!("the label map's shape {labels:?} differs from the image's {image:?}"));
         }
 
-        let Cropped { bbox, mut data, labels, inside } = crop_to_nonzero(image, labels);
+        let NonzeroCrop { bbox, mut data, labels, inside } = crop_to_nonzero(image, labels);
         self.normalize(&mut data, inside.view())?;
 
         let spacing = self.transpose_forward.map(|raw| case.image.geometry.spacing[raw]);
-        let target = self.target_spacing.of(spacing);
+        let target = self.target_spacing.for_case(spacing);
         let cropped_shape = spatial(&data);
         let shape = image::compute_new_shape(cropped_shape, spacing, target);
         if shape.contains(&0) {
@@ -201,7 +201,7 @@ impl Preprocessor {
             spacing_after_resampling: target,
             class_locations: BTreeMap::new(),
         };
-        Ok(Prepared { case: case_number(&case.id), data, labels, properties })
+        Ok(CroppedCase { case: case_number(&case.id), data, labels, properties })
     }
 
     fn normalize(&self, data: &mut Array4<f32>, inside: ArrayView3<bool>) -> Result<(), String> {
@@ -226,7 +226,7 @@ impl TargetSpacing {
     }
 
     /// Returns the target spacing for a case of this spacing.
-    fn of(self, spacing: [f64; 3]) -> [f64; 3] {
+    fn for_case(self, spacing: [f64; 3]) -> [f64; 3] {
         match self {
             Self::InPlane([y, x]) => [spacing[0], y, x],
             Self::Volume(target) => target,
@@ -234,9 +234,9 @@ impl TargetSpacing {
     }
 }
 
-/// A cropped and normalized case, from [`Preprocessor::prepare`] for [`Preprocessor::finish`].
+/// A cropped and normalized case, from [`Preprocessor::prepare`] for [`Preprocessor::resample_and_locate`].
 #[derive(Clone, Debug)]
-pub struct Prepared {
+pub struct CroppedCase {
     /// [`case_number`] of the case.
     case: u64,
     data: Array4<f32>,
@@ -245,14 +245,14 @@ pub struct Prepared {
     properties: CaseProperties,
 }
 
-impl Prepared {
+impl CroppedCase {
     fn is_resampled(&self) -> bool {
         self.properties.shape_after_resampling != self.properties.shape_after_cropping_and_before_resampling
     }
 }
 
 /// The nonzero part of a case, in C order.
-struct Cropped {
+struct NonzeroCrop {
     /// `[start, end)` of the crop along each axis.
     bbox: [[usize; 2]; 3],
     data: Array4<f32>,
@@ -262,7 +262,7 @@ struct Cropped {
 }
 
 /// Crops to the bounding box of the nonzero voxels and marks the background outside the mask in the labels.
-fn crop_to_nonzero(image: ArrayView4<f32>, labels: Option<ArrayView3<i16>>) -> Cropped {
+fn crop_to_nonzero(image: ArrayView4<f32>, labels: Option<ArrayView3<i16>>) -> NonzeroCrop {
     let mask = image::nonzero_mask(image);
     let bbox @ [z, y, x] = image::bounding_box(&mask);
     let kept = s![z[0]..z[1], y[0]..y[1], x[0]..x[1]];
@@ -278,7 +278,7 @@ fn crop_to_nonzero(image: ArrayView4<f32>, labels: Option<ArrayView3<i16>>) -> C
         labels
     });
     let data = image.slice(s![.., z[0]..z[1], y[0]..y[1], x[0]..x[1]]).as_standard_layout().into_owned();
-    Cropped { bbox, data, labels, inside }
+    NonzeroCrop { bbox, data, labels, inside }
 }
 
 fn spatial(data: &Array4<f32>) -> [usize; 3] {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 
-use super::granted::granted_memory;
-use super::memory::{self, Budget};
+use super::memory::memory_limit;
+use super::memory::{self, MemoryBudget};
 use super::{PreprocessError, Preprocessor};
 use crate::dataset::{CaseFiles, Dataset, DatasetError};
 use crate::plan::Plans;
@@ -22,7 +22,7 @@ const CASES_PER_THREAD: usize = 2;
 
 /// Result of [`preprocess_dataset`].
 #[derive(Clone, Debug, PartialEq)]
-pub struct Report {
+pub struct PreprocessSummary {
     /// Number of cases written, over all ranks.
     pub cases: usize,
     /// Voxels written, over all cases; channels are not counted separately.
@@ -33,7 +33,7 @@ pub struct Report {
 
 /// Resource limits of preprocessing per rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub struct ResourceLimits {
     /// Number of compute threads; 0 uses one per core of the rank.
     pub threads: usize,
     /// Maximum total memory of the cases in flight, in bytes; `None` uses half of the memory limit (machine or control
@@ -41,15 +41,15 @@ pub struct Limits {
     pub memory: Option<u64>,
 }
 
-impl Limits {
+impl ResourceLimits {
     /// Creates limits with this number of threads and the default memory limit.
     pub fn threads(threads: usize) -> Self {
         Self { threads, memory: None }
     }
 
-    fn budget(self, comm: &dyn Communicator) -> Budget {
-        let default = || granted_memory().map_or(u64::MAX, |bytes| bytes / 2 / comm.local_size().max(1) as u64);
-        Budget::new(self.memory.unwrap_or_else(default))
+    fn budget(self, comm: &dyn Communicator) -> MemoryBudget {
+        let default = || memory_limit().map_or(u64::MAX, |bytes| bytes / 2 / comm.local_size().max(1) as u64);
+        MemoryBudget::new(self.memory.unwrap_or_else(default))
     }
 }
 
@@ -68,10 +68,10 @@ pub fn preprocess_dataset(
     plans: &Plans,
     configuration: &str,
     out_dir: &Path,
-    limits: Limits,
+    limits: ResourceLimits,
     on_case: &(dyn Fn(&str) + Sync),
     comm: &dyn Communicator,
-) -> Result<Report, PreprocessError> {
+) -> Result<PreprocessSummary, PreprocessError> {
     let began = Instant::now();
     let preprocessor = Preprocessor::new(plans, configuration, &dataset.json)?;
     let costs: Vec<u64> = dataset.cases.iter().map(CaseFiles::bytes).collect();
@@ -81,20 +81,25 @@ pub fn preprocess_dataset(
         store::clear(out_dir)?;
     }
     comm.barrier("begin of preprocessing")?;
-    comm.enter_long("preprocessing");
+    comm.enter_unbounded("preprocessing");
     let cases: Vec<&CaseFiles> = share_of(comm, &costs).into_iter().map(|number| &dataset.cases[number]).collect();
     let threads = if limits.threads == 0 { rayon::current_num_threads() } else { limits.threads };
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
         .map_err(|cause| PreprocessError::Threads { jobs: threads, cause })?;
-    let line =
-        Line { preprocessor, channels: dataset.json.channel_names.len(), pool, budget: limits.budget(comm), out_dir };
+    let pipeline = CasePipeline {
+        preprocessor,
+        channels: dataset.json.channel_names.len(),
+        pool,
+        budget: limits.budget(comm),
+        out_dir,
+    };
     let voxels = AtomicUsize::new(0);
     // One feeder thread per case in flight: with a parallel iterator over the cases, a thread waiting for a subtask of
     // one case could start another case, and the number of cases in memory would be unbounded.
     for_each_until_error(&cases, CASES_PER_THREAD * threads, &|files| -> Result<(), PreprocessError> {
-        let outcome = catch_unwind(AssertUnwindSafe(|| line.preprocess(files)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| pipeline.preprocess(files)));
         let written = outcome.unwrap_or_else(|_| Err(PreprocessError::Panic { case: files.id.clone() }))?;
         voxels.fetch_add(written, Ordering::Relaxed);
         on_case(&files.id);
@@ -102,28 +107,28 @@ pub fn preprocess_dataset(
     })?;
     let mut voxels = [voxels.into_inner() as f64];
     comm.all_reduce_f64(&mut voxels, ReduceOp::Sum, "preprocessed voxels")?;
-    Ok(Report { cases: dataset.cases.len(), voxels: voxels[0] as usize, elapsed: began.elapsed() })
+    Ok(PreprocessSummary { cases: dataset.cases.len(), voxels: voxels[0] as usize, elapsed: began.elapsed() })
 }
 
 /// State shared by all cases of a run.
-struct Line<'a> {
+struct CasePipeline<'a> {
     preprocessor: Preprocessor,
     /// Number of image channels of the dataset.
     channels: usize,
     /// Compute threads.
     pool: ThreadPool,
-    budget: Budget,
+    budget: MemoryBudget,
     out_dir: &'a Path,
 }
 
-impl Line<'_> {
+impl CasePipeline<'_> {
     /// Reads, preprocesses and writes one case; returns the number of voxels written.
     fn preprocess(&self, files: &CaseFiles) -> Result<usize, PreprocessError> {
         let id = || files.id.clone();
         let unreadable = |cause| PreprocessError::Read { case: id(), cause };
-        let need = self.need(files).map_err(unreadable)?;
-        let _admission = self.budget.admit(need);
-        if !self.budget.holds(need) {
+        let need = self.case_memory_bound(files).map_err(unreadable)?;
+        let _permit = self.budget.acquire(need);
+        if !self.budget.fits(need) {
             tracing::warn!(
                 "case {}: may need {} MB, over the memory limit; preprocessing it alone",
                 files.id,
@@ -134,7 +139,7 @@ impl Line<'_> {
             let case = files.load(self.channels).map_err(unreadable)?;
             let prepared = self.preprocessor.prepare(&case)?;
             drop(case);
-            Ok::<_, PreprocessError>(self.preprocessor.finish(prepared))
+            Ok::<_, PreprocessError>(self.preprocessor.resample_and_locate(prepared))
         })?;
         // Not in the pool, so that its threads do not block on the disk.
         store::write_case(self.out_dir, &files.id, &preprocessed)
@@ -143,11 +148,15 @@ impl Line<'_> {
     }
 
     /// Returns an upper bound on the memory of a case in bytes, from the header of its first image.
-    fn need(&self, files: &CaseFiles) -> Result<u64, DatasetError> {
+    fn case_memory_bound(&self, files: &CaseFiles) -> Result<u64, DatasetError> {
         let Some(first) = files.images.first() else { return Ok(0) };
         let header = image::read_header(first)?;
         let [channels, raw @ ..] = header.shape;
-        Ok(memory::need(channels.max(self.channels), raw, self.preprocessor.shape_after_resampling(&header)))
+        Ok(memory::case_memory_bound(
+            channels.max(self.channels),
+            raw,
+            self.preprocessor.shape_after_resampling(&header),
+        ))
     }
 }
 

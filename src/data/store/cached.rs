@@ -12,11 +12,11 @@ use super::{CaseInfo, CaseStore, Patch, Region, StoreError};
 pub struct CachedStore {
     inner: Arc<dyn CaseStore>,
     bound: usize,
-    state: Mutex<State>,
+    state: Mutex<CacheState>,
 }
 
 #[derive(Default)]
-struct State {
+struct CacheState {
     cases: HashMap<String, Cached>,
     bytes: usize,
     /// Logical clock, incremented on every use.
@@ -47,8 +47,8 @@ impl CachedStore {
     /// Returns a case, reading it if it is not cached; `None` if it is too large or cannot be read.
     fn whole(&self, case: &str) -> Result<Option<Arc<Patch>>, StoreError> {
         let info = self.inner.info(case)?;
-        let Some(place) = self.place(case, info) else { return Ok(None) };
-        let whole = place.get_or_init(|| self.read_whole(case, info).ok().map(Arc::new));
+        let Some(slot) = self.slot(case, info) else { return Ok(None) };
+        let whole = slot.get_or_init(|| self.read_whole(case, info).ok().map(Arc::new));
         if whole.is_none() {
             // The caller gets the error itself, by reading from the inner store.
             self.forget(case);
@@ -57,7 +57,7 @@ impl CachedStore {
     }
 
     /// Returns the slot of a case; `None` if it is too large.
-    fn place(&self, case: &str, info: &CaseInfo) -> Option<Arc<Case>> {
+    fn slot(&self, case: &str, info: &CaseInfo) -> Option<Arc<Case>> {
         let bytes = info.bytes();
         if bytes > self.bound {
             return None;
@@ -73,9 +73,9 @@ impl CachedStore {
             state.drop_least_recently_used();
         }
         state.bytes += bytes;
-        let place = Arc::new(Case::new());
-        state.cases.insert(case.to_owned(), Cached { case: place.clone(), bytes, last_used: now });
-        Some(place)
+        let slot = Arc::new(Case::new());
+        state.cases.insert(case.to_owned(), Cached { case: slot.clone(), bytes, last_used: now });
+        Some(slot)
     }
 
     fn read_whole(&self, case: &str, info: &CaseInfo) -> Result<Patch, StoreError> {
@@ -92,12 +92,12 @@ impl CachedStore {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, CacheState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl CacheState {
     fn drop_least_recently_used(&mut self) {
         let oldest = self.cases.iter().min_by_key(|(_, cached)| cached.last_used).map(|(case, _)| case.clone());
         let oldest = oldest.expect("a nonzero cache size implies a cached case");

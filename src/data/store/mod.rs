@@ -5,11 +5,10 @@
 
 mod cached;
 mod case;
-mod crop;
+mod local_cache;
 mod native;
 pub mod npy;
 mod region;
-mod stage;
 
 use std::path::PathBuf;
 
@@ -18,9 +17,9 @@ use sha2::{Digest, Sha256};
 
 pub use cached::CachedStore;
 pub use case::{ANNOTATED, CaseProperties, PreprocessedCase};
+pub use local_cache::{LocalCacheError, copy_label_maps_to_local_cache, copy_to_local_cache};
 pub use native::{NativeStore, clear, label_map, read_case_properties, write_case, write_label_map};
 pub use region::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Region};
-pub use stage::{StageError, stage, stage_label_maps};
 
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]

@@ -118,8 +118,8 @@ impl Parameters {
         }
     }
 
-    fn up(&mut self, up: &plan::Upwards) -> (usize, Option<usize>) {
-        let plan::Upwards { name, from, to, stride, bias } = up;
+    fn up(&mut self, up: &plan::Upsample) -> (usize, Option<usize>) {
+        let plan::Upsample { name, from, to, stride, bias } = up;
         let weight = self.add(format!("{name}.weight"), convolution(*from, *to, *stride));
         (weight, bias.then(|| self.add(format!("{name}.bias"), vec![*to])))
     }

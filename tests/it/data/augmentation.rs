@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ndarray::{Array3, Array4, Axis};
 use nnunet_dist::augment::AugmentationPreset;
 use nnunet_dist::augment::{
-    AdditiveBrightness, BlankRectangle, BlurWidths, BrightnessContrast, BrightnessGradient, Contrast, ExchangeAxes,
-    Gamma, GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror,
-    MultiplicativeBrightness, Pipeline, QuarterTurn, Sharpen, Spatial, centre_crop,
+    AdditiveBrightness, BlankRectangle, BlurWidths, BrightnessContrast, BrightnessGradient, Contrast, Gamma,
+    GaussianBlur, GaussianNoise, LocalGamma, LowResolution, MaskOutside, MedianFilter, Mirror,
+    MultiplicativeBrightness, Pipeline, Rot90, Sharpen, Spatial, TransposeAxes, centre_crop,
 };
 use nnunet_dist::rng::{Purpose, Stream, stream};
 use nnunet_dist::store::Patch;
@@ -309,7 +309,7 @@ fn low_resolution_loses_detail_but_keeps_the_slices_apart() {
 #[test]
 fn rot90_and_transpose_permute_data_and_labels_alike() {
     let original = textured([5, 7, 7]);
-    let (turn, exchange) = (QuarterTurn { axes: vec![1, 2] }, ExchangeAxes { axes: vec![1, 2] });
+    let (turn, exchange) = (Rot90 { axes: vec![1, 2] }, TransposeAxes { axes: vec![1, 2] });
     let mut seen = BTreeMap::<Vec<i16>, usize>::new();
     for index in 0..800 {
         let mut patch = original.clone();
@@ -413,7 +413,7 @@ fn blank_rectangles_have_the_sizes_and_number_of_the_reference() {
     for index in 0..400 {
         let mut patch = textured(size);
         let before = patch.clone();
-        let one = BlankRectangle { count: 1..2, per_channel: 1.0, ..BlankRectangle::of_patch(size) };
+        let one = BlankRectangle { count: 1..2, per_channel: 1.0, ..BlankRectangle::for_patch(size) };
         one.apply(&mut patch, &mut rng(index));
         let changed: Vec<_> =
             patch.data.indexed_iter().filter(|(at, value)| at.0 == 0 && **value != before.data[*at]).collect();
@@ -524,7 +524,7 @@ fn a_transform_runs_with_its_probability() {
 fn presets_list_the_transforms_of_the_reference() {
     let steps = |preset, shape| {
         let pipeline = Pipeline::preset(preset, shape, &[0, 1, 2], &[true]);
-        pipeline.steps().collect::<Vec<_>>()
+        pipeline.transforms().collect::<Vec<_>>()
     };
     let nvidia = [("mirror", 1.0), ("noise", 0.15), ("blur", 0.15), ("brightness and contrast", 0.15)];
     assert_eq!(steps(AugmentationPreset::Nvidia, SHAPE), nvidia);

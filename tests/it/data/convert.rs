@@ -5,7 +5,7 @@ use std::path::Path;
 
 use assert_cmd::Command;
 use ndarray::{Array3, Array4, Axis, s};
-use nnunet_dist::dataset::{Dataset, Layout, convert_dataset, validate};
+use nnunet_dist::dataset::{Dataset, RawLayout, convert_dataset, validate};
 use nnunet_dist::image::{Geometry, LabelMap, Volume, read_labels, read_volume, write_labels, write_volume};
 use predicates::str::contains;
 use serde_json::{Value, json};
@@ -120,22 +120,22 @@ fn nothing_is_replaced_unasked_or_partially() {
     let folder = tempfile::tempdir().unwrap();
     let [msd, v2] = ["Task99_Example", "Dataset099_Example"].map(|name| folder.path().join(name));
     decathlon(&msd);
-    convert_dataset(&msd, &v2, Layout::NnUnet, false).unwrap();
-    let error = convert_dataset(&msd, &v2, Layout::NnUnet, false).unwrap_err().to_string();
+    convert_dataset(&msd, &v2, RawLayout::NnUnet, false).unwrap();
+    let error = convert_dataset(&msd, &v2, RawLayout::NnUnet, false).unwrap_err().to_string();
     assert!(error.contains("Dataset099_Example: exists already"), "{error}");
     fs::remove_file(v2.join("imagesTr/a_0000.nii.gz")).unwrap();
-    convert_dataset(&msd, &v2, Layout::NnUnet, true).unwrap();
+    convert_dataset(&msd, &v2, RawLayout::NnUnet, true).unwrap();
     assert!(v2.join("imagesTr/a_0000.nii.gz").is_file());
 
     let precious = folder.path().join("home");
     fs::create_dir(&precious).unwrap();
     fs::write(precious.join("thesis.tex"), "").unwrap();
-    let error = convert_dataset(&msd, &precious, Layout::NnUnet, true).unwrap_err().to_string();
+    let error = convert_dataset(&msd, &precious, RawLayout::NnUnet, true).unwrap_err().to_string();
     assert!(error.contains("is not a dataset") && precious.join("thesis.tex").is_file(), "{error}");
 
     // A case that cannot be read leaves no partial output, and the existing output stays.
     fs::write(msd.join("imagesTr/b.nii.gz"), "broken").unwrap();
-    let error = convert_dataset(&msd, &v2, Layout::NnUnet, true).unwrap_err().to_string();
+    let error = convert_dataset(&msd, &v2, RawLayout::NnUnet, true).unwrap_err().to_string();
     assert!(error.contains("b.nii.gz"), "{error}");
     assert_eq!(names(&v2.join("imagesTr")).len(), 4);
     assert_eq!(names(folder.path()), ["Dataset099_Example", "Task99_Example", "home"]);
@@ -144,12 +144,12 @@ fn nothing_is_replaced_unasked_or_partially() {
     description["labels"]["whole"] = json!([1, 2]);
     description["regions_class_order"] = json!([1, 2, 3]);
     fs::write(v2.join("dataset.json"), description.to_string()).unwrap();
-    let error = convert_dataset(&v2, &folder.path().join("t"), Layout::Decathlon, false).unwrap_err().to_string();
+    let error = convert_dataset(&v2, &folder.path().join("t"), RawLayout::Decathlon, false).unwrap_err().to_string();
     assert!(error.contains("whole is a region"), "{error}");
     let mut description = json_of(&v2.join("dataset.json"));
     description["labels"] = json!({"background": 0, "edema": 1});
     description["dataset"] = json!({"../../evil": {"images": [], "label": "x"}});
     fs::write(v2.join("dataset.json"), description.to_string()).unwrap();
-    let error = convert_dataset(&v2, &folder.path().join("t"), Layout::NnUnet, false).unwrap_err().to_string();
+    let error = convert_dataset(&v2, &folder.path().join("t"), RawLayout::NnUnet, false).unwrap_err().to_string();
     assert!(error.contains("is not a valid case name"), "{error}");
 }

@@ -11,7 +11,7 @@ use nnunet_dist::distributed::Single;
 use nnunet_dist::image::LabelMap;
 use nnunet_dist::phantom::PhantomOptions;
 use nnunet_dist::plan::{PlannerOptions, Plans, plan};
-use nnunet_dist::preprocess::{Limits, PreprocessedCase, Preprocessor, preprocess_dataset};
+use nnunet_dist::preprocess::{PreprocessedCase, Preprocessor, ResourceLimits, preprocess_dataset};
 use nnunet_dist::store::{CaseStore, NativeStore, Patch};
 use serde_json::{Value, json};
 
@@ -88,7 +88,8 @@ fn a_preprocessed_dataset_replaces_the_contents_of_the_store() {
     let done = Mutex::new(Vec::new());
     let on_case = |id: &str| done.lock().unwrap().push(id.to_owned());
     let report =
-        preprocess_dataset(&dataset, &plans, "3d_fullres", out.path(), Limits::threads(2), &on_case, &Single).unwrap();
+        preprocess_dataset(&dataset, &plans, "3d_fullres", out.path(), ResourceLimits::threads(2), &on_case, &Single)
+            .unwrap();
     assert_eq!(report.cases, references.len());
     let mut done = done.into_inner().unwrap();
     done.sort();
@@ -105,9 +106,10 @@ fn a_preprocessed_dataset_replaces_the_contents_of_the_store() {
     }
 
     dataset.cases[0].label = Some(dataset.root.join("not_there.nii.gz"));
-    let error = preprocess_dataset(&dataset, &plans, "3d_fullres", out.path(), Limits::threads(1), &|_| {}, &Single)
-        .unwrap_err()
-        .to_string();
+    let error =
+        preprocess_dataset(&dataset, &plans, "3d_fullres", out.path(), ResourceLimits::threads(1), &|_| {}, &Single)
+            .unwrap_err()
+            .to_string();
     assert!(error.contains(&dataset.cases[0].id) && error.contains("not_there.nii.gz"), "{error}");
 }
 
@@ -120,7 +122,7 @@ fn the_output_does_not_depend_on_threads_and_memory() {
     let fingerprint = extract_fingerprint(&dataset).unwrap();
     let plans = plan(&dataset.name, &dataset.json, &fingerprint, &PlannerOptions::default()).unwrap();
 
-    let written = |limits: Limits| {
+    let written = |limits: ResourceLimits| {
         let out = tempfile::tempdir().unwrap();
         preprocess_dataset(&dataset, &plans, "3d_fullres", out.path(), limits, &|_| {}, &Single).unwrap();
         let mut files: Vec<_> = fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -128,11 +130,11 @@ fn the_output_does_not_depend_on_threads_and_memory() {
         let contents = |path: PathBuf| (path.file_name().unwrap().to_owned(), fs::read(path).unwrap());
         files.into_iter().map(contents).collect::<Vec<_>>()
     };
-    let expected = written(Limits::threads(1));
+    let expected = written(ResourceLimits::threads(1));
     assert_eq!(expected.len(), 3 * 5);
     // One byte: each case alone. A megabyte: some at the same time.
     for (threads, memory) in [(1, 1), (3, 1), (3, 1_000_000), (3, u64::MAX)] {
-        let same = written(Limits { threads, memory: Some(memory) }) == expected;
+        let same = written(ResourceLimits { threads, memory: Some(memory) }) == expected;
         assert!(same, "{threads} threads and {memory} bytes write something else");
     }
 }

@@ -44,7 +44,7 @@ fn options(plans: &str) -> PlannerOptions {
         None => (plans, None),
     };
     let planner = Planner::from_str(&planner.replace('_', "-"), false).unwrap();
-    let options = PlannerOptions::of(planner);
+    let options = PlannerOptions::for_planner(planner);
     PlannerOptions { gpu_memory_gb: gpu_memory_gb.unwrap_or(options.gpu_memory_gb), ..options }
 }
 
@@ -69,7 +69,7 @@ fn patches_and_batches_of_the_other_planners_equal_nnunets() {
         let Some(Value::Object(planners)) = table.get(path.file_stem().unwrap().to_str().unwrap()) else { continue };
         for (name, expected) in planners {
             let (planner, setting) = name.split_once(' ').unwrap_or((name, ""));
-            let mut options = PlannerOptions::of(Planner::from_str(planner, false).unwrap());
+            let mut options = PlannerOptions::for_planner(Planner::from_str(planner, false).unwrap());
             match setting {
                 "" => {}
                 "spacing" => options.target_spacing = Some([2.0, 1.0, 1.5]),
@@ -406,7 +406,8 @@ mod made_up {
     fn errors_in_an_edited_file_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine.json");
-        let options = PlannerOptions { configurations: vec!["2d".into()], ..PlannerOptions::of(Planner::ResEncM) };
+        let options =
+            PlannerOptions { configurations: vec!["2d".into()], ..PlannerOptions::for_planner(Planner::ResEncM) };
         let fingerprint = fingerprint([400, 500, 500], [1.0; 3]);
         let plans = plan::plan("Dataset001_Large", &dataset(), &fingerprint, &options).unwrap();
         let refused = |pointer: &str, value: Value, key: &str, defect: &str| {
@@ -447,7 +448,7 @@ mod made_up {
     fn a_given_spacing_is_planned_and_has_its_own_data_identifier() {
         let fingerprint = fingerprint([100, 120, 140], [1.0; 3]);
         let planned = |planner, target_spacing| {
-            let options = PlannerOptions { target_spacing, ..PlannerOptions::of(planner) };
+            let options = PlannerOptions { target_spacing, ..PlannerOptions::for_planner(planner) };
             plan::plan("Dataset001", &dataset(), &fingerprint, &options)
         };
         // The coarsest axis comes first, in any order of the axes.

@@ -17,7 +17,9 @@ use nnunet_dist::loader::{Batch, Loader, LoaderOptions, Oversampling, Sampler, S
 use nnunet_dist::phantom::PhantomOptions;
 use nnunet_dist::plan::Plans;
 use nnunet_dist::rng::Purpose;
-use nnunet_dist::store::{CachedStore, CaseStore, NativeStore, label_map, stage_label_maps, write_label_map};
+use nnunet_dist::store::{
+    CachedStore, CaseStore, NativeStore, copy_label_maps_to_local_cache, label_map, write_label_map,
+};
 use nnunet_dist::work::{RunDir, WorkDir};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -307,7 +309,7 @@ fn the_previous_stage_is_read_cached_and_staged_with_its_case() {
     let open = || NativeStore::open(&cascade.store()).unwrap();
     let store: Arc<dyn CaseStore> = Arc::new(open().with_previous_stage(&truth).unwrap());
     let disk = cascade.path("disk");
-    let staged = stage_label_maps(&truth, &disk, &Single).unwrap();
+    let staged = copy_label_maps_to_local_cache(&truth, &disk, &Single).unwrap();
     assert!(staged.values().all(|file| file.starts_with(&disk)));
     let staged = open().with_previous_stage(&staged).unwrap();
     let cached = CachedStore::new(store.clone(), 1 << 30);

@@ -304,7 +304,7 @@ impl Communicator for MpiComm {
         self.health.enter(phase, false);
     }
 
-    fn enter_long(&self, phase: &str) {
+    fn enter_unbounded(&self, phase: &str) {
         self.health.enter(phase, true);
     }
 

@@ -94,8 +94,8 @@ impl Communicator for NcclComm {
         self.host.enter(phase);
     }
 
-    fn enter_long(&self, phase: &str) {
-        self.host.enter_long(phase);
+    fn enter_unbounded(&self, phase: &str) {
+        self.host.enter_unbounded(phase);
     }
 
     fn abort(&self, code: i32, reason: &str) -> ! {

@@ -5,16 +5,10 @@
 //! dilated, eroded or smoothed ([`RandomBinaryOperator`]) and small missing components ([`RemoveRandomComponent`]). A
 //! channel is a [`BitVolume`], so that the CPU processes 64 to 512 voxels at a time.
 
-mod ball;
-mod bits;
-mod components;
+mod bit_volume;
+mod morphology;
 mod previous_stage;
-mod random_operator;
-mod remove_component;
 
-pub use ball::{Ball, Morphology};
-pub use bits::BitVolume;
-pub use components::Components;
-pub use previous_stage::PreviousStage;
-pub use random_operator::RandomBinaryOperator;
-pub use remove_component::RemoveRandomComponent;
+pub use bit_volume::BitVolume;
+pub use morphology::{Ball, Morphology};
+pub use previous_stage::{PreviousStage, RandomBinaryOperator, RemoveRandomComponent};

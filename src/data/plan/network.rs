@@ -1,6 +1,58 @@
-//! Layers of a network as plain data, used by the planner to estimate sizes and by the model to build the network.
+//! Shape and layers of a network as plain data: the planner estimates sizes from them, the model is built from them.
 
-use super::NetworkShape;
+use std::fmt;
+
+/// The network parameters of an [`Architecture`], with 2D shapes padded to 3D.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetworkShape {
+    /// Network class.
+    pub network: &'static Network,
+    /// Feature maps of each stage, highest resolution first.
+    pub features: Vec<usize>,
+    /// Convolution kernel of each stage, `(z, y, x)`.
+    pub kernels: Vec<[usize; 3]>,
+    /// Stride of the first convolution of each stage; the first entry is 1.
+    pub strides: Vec<[usize; 3]>,
+    /// Blocks per encoder stage: convolutions or residual blocks, depending on the network.
+    pub blocks_encoder: Vec<usize>,
+    /// Convolutions per decoder stage, lowest resolution first.
+    pub convs_decoder: Vec<usize>,
+    /// True if convolutions have a bias.
+    pub conv_bias: bool,
+    /// Epsilon of the instance norm.
+    pub norm_eps: f64,
+}
+
+/// A U-Net variant: the blocks of its stages and its names in plans.
+pub struct Network {
+    /// Python class in plans; networks are identified by its last component.
+    pub class: &'static str,
+    /// Key in plans of the number of blocks per encoder stage.
+    pub blocks_key: &'static str,
+    /// Returns the blocks of an encoder stage, given the stage (0 is the highest resolution) and its input channels.
+    pub encoder_stage: fn(&NetworkShape, usize, usize) -> Vec<Block>,
+    /// Returns the blocks of a decoder stage, given the stage (0 is the lowest resolution) and its input channels.
+    pub decoder_stage: fn(&NetworkShape, usize, usize) -> Vec<Block>,
+}
+
+impl Network {
+    /// Returns the class name without its module.
+    pub fn name(&self) -> &'static str {
+        self.class.rsplit('.').next().unwrap_or(self.class)
+    }
+}
+
+impl PartialEq for Network {
+    fn eq(&self, other: &Self) -> bool {
+        self.class == other.class
+    }
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// A convolution followed by an instance norm with scale and shift.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,14 +98,14 @@ pub struct ResidualBlock {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecoderStage {
     /// Transposed convolution whose kernel equals its stride.
-    pub up: Upwards,
+    pub up: Upsample,
     pub blocks: Vec<Block>,
     pub head: Head,
 }
 
 /// A transposed convolution whose kernel equals its stride; its parameters are `NAME.weight` and `NAME.bias`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upwards {
+pub struct Upsample {
     pub name: String,
     pub from: usize,
     pub to: usize,
@@ -93,7 +145,7 @@ impl NetworkShape {
             let stage = self.stage_of_decoder(index);
             let (below, features) = (self.features[stage + 1], self.features[stage]);
             DecoderStage {
-                up: Upwards {
+                up: Upsample {
                     name: format!("decoder.transpconvs.{index}"),
                     from: below,
                     to: features,
@@ -157,14 +209,14 @@ impl ConvNorm {
 
 /// Position of blocks in the network: the encoder stage of their resolution, their input feature maps, and the stride
 /// of the first block.
-pub(super) struct Place<'a> {
+pub(super) struct BlockPosition<'a> {
     pub shape: &'a NetworkShape,
     pub stage: usize,
     pub from: usize,
     pub stride: [usize; 3],
 }
 
-impl Place<'_> {
+impl BlockPosition<'_> {
     /// Creates `count` convolutions `NAME.0`, `NAME.1`, ...
     pub(super) fn convolutions(&self, name: &str, count: usize) -> Vec<Block> {
         let place = |index| self.conv(format!("{name}.{index}"), index == 0);
@@ -197,5 +249,69 @@ impl Place<'_> {
         let to = self.shape.features[self.stage];
         let (from, stride) = if is_first { (self.from, self.stride) } else { (to, [1; 3]) };
         ConvNorm { name, from, to, kernel: self.shape.kernels[self.stage], stride, bias: self.shape.conv_bias }
+    }
+}
+
+/// Returns the number of elements of all feature maps that the forward pass of one sample keeps for the backward pass
+/// (`compute_conv_feature_map_size` of dynamic_network_architectures, without the deep-supervision heads).
+///
+/// `patch` is in voxels `(z, y, x)`; `classes` includes the background.
+pub fn feature_map_size(shape: &NetworkShape, patch: [usize; 3], classes: usize) -> u64 {
+    let Layers { encoder, decoder } = shape.layers(1, classes);
+    let mut extent = patch;
+    let mut voxels = Vec::new();
+    let mut size = 0;
+    for (blocks, &features) in encoder.iter().zip(&shape.features) {
+        for block in blocks {
+            let stride = block.stride();
+            extent = std::array::from_fn(|axis| extent[axis] / stride[axis]);
+            size += (block.outputs() * features) as u64 * volume(extent);
+        }
+        voxels.push(volume(extent));
+    }
+    // The decoder runs from the second-lowest resolution upwards.
+    for (stage, voxels) in decoder.iter().zip(voxels.iter().rev().skip(1)) {
+        let outputs = 1 + stage.blocks.iter().map(|block| block.outputs()).sum::<usize>();
+        size += (outputs * stage.up.to) as u64 * voxels;
+    }
+    size + classes as u64 * voxels.first().copied().unwrap_or(0)
+}
+
+/// Returns the number of trainable parameters of the network, including deep-supervision heads.
+///
+/// `channels` is the number of input channels; `classes` includes the background.
+pub fn parameter_count(shape: &NetworkShape, channels: usize, classes: usize) -> u64 {
+    let Layers { encoder, decoder } = shape.layers(channels, classes);
+    let blocks = encoder.iter().flatten().chain(decoder.iter().flat_map(|stage| &stage.blocks));
+    let in_blocks: u64 = blocks.flat_map(|block| block.convolutions()).map(|(conv, _)| conv.parameters()).sum();
+    let beside = decoder.iter().map(|stage| {
+        let up = volume(stage.up.stride) * (stage.up.from * stage.up.to) as u64;
+        let bias = if stage.up.bias { stage.up.to } else { 0 };
+        up + (bias + classes * (stage.head.from + 1)) as u64
+    });
+    in_blocks + beside.sum::<u64>()
+}
+
+fn volume(extent: [usize; 3]) -> u64 {
+    extent.iter().map(|&extent| extent as u64).product()
+}
+
+/// Converts `(y, x)` or `(z, y, x)` to `(z, y, x)`, with `z` as the first entry for 2D.
+pub(super) fn to_3d<T: Copy>(axes: &[T], z: T) -> [T; 3] {
+    let mut padded = [z; 3];
+    for (to, from) in padded.iter_mut().rev().zip(axes.iter().rev()) {
+        *to = *from;
+    }
+    padded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_dimensions_are_three_with_one_slice() {
+        assert_eq!(to_3d(&[5, 7], 1), [1, 5, 7]);
+        assert_eq!(to_3d(&[3, 5, 7], 1), [3, 5, 7]);
     }
 }

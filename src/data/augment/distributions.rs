@@ -15,7 +15,7 @@ pub(super) fn uniform(range: &Range<f64>, rng: &mut Stream) -> f64 {
 /// `BGContrast`).
 ///
 /// Unlike [`uniform`], an asymmetric range such as `0.7..1.5` weakens as often as it strengthens.
-pub(super) fn around_one(range: &Range<f64>, rng: &mut Stream) -> f64 {
+pub(super) fn balanced_factor(range: &Range<f64>, rng: &mut Stream) -> f64 {
     if chance(0.5, rng) && range.start < 1.0 {
         uniform(&(range.start..1.0), rng)
     } else {
@@ -37,7 +37,7 @@ mod tests {
     #[test]
     fn around_one_is_balanced_and_stays_in_range() {
         let mut rng = stream(1, Purpose::Augment, 0, 0);
-        let draws: Vec<f64> = (0..4000).map(|_| around_one(&(0.7..1.5), &mut rng)).collect();
+        let draws: Vec<f64> = (0..4000).map(|_| balanced_factor(&(0.7..1.5), &mut rng)).collect();
         assert!(draws.iter().all(|draw| (0.7..1.5).contains(draw)));
         let below = draws.iter().filter(|&&draw| draw < 1.0).count() as f64 / draws.len() as f64;
         assert!((below - 0.5).abs() < 0.03, "{below}");

@@ -2,6 +2,8 @@
 
 use multiversion::multiversion;
 
+use nnunet_image::components::{Components, RowRuns};
+
 /// A set of voxels of a patch, one bit per voxel. Each row along x uses whole 64-bit words, lowest bit first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BitVolume {
@@ -23,7 +25,7 @@ impl BitVolume {
     ///
     /// # Panics
     /// Panics if the number of labels differs from the number of voxels.
-    pub fn of_label(labels: &[i16], shape: [usize; 3], label: i16) -> Self {
+    pub fn from_label(labels: &[i16], shape: [usize; 3], label: i16) -> Self {
         assert_eq!(labels.len(), shape.iter().product::<usize>());
         let mut set = Self::empty(shape);
         if !labels.is_empty() {
@@ -87,6 +89,18 @@ impl BitVolume {
         }
     }
 
+    /// Returns the connected components of the set.
+    pub fn components(&self) -> Components {
+        let [nz, ny, _] = self.shape;
+        Components::find([nz, ny], |[z, y], runs| add_runs(self.words_of(z, y), runs))
+    }
+
+    /// Removes a component, as returned by [`BitVolume::components`], from the set.
+    pub fn remove_component(&mut self, components: &Components, component: usize) {
+        let runs = components.runs().filter(|(_, other)| *other == component);
+        runs.for_each(|(run, _)| self.remove(run.row, run.begin, run.end));
+    }
+
     /// Returns the number of words per row.
     pub(super) fn row(&self) -> usize {
         self.row
@@ -104,6 +118,22 @@ impl BitVolume {
     /// Returns the words of a row.
     pub(super) fn words_of(&self, z: usize, y: usize) -> &[u64] {
         &self.words[(z * self.shape[1] + y) * self.row..][..self.row]
+    }
+}
+
+/// Appends the runs of set bits of a row.
+fn add_runs(words: &[u64], runs: &mut RowRuns) {
+    for (index, &word) in words.iter().enumerate() {
+        let (mut word, mut at) = (word, 64 * index);
+        while word != 0 {
+            let skipped = word.trailing_zeros();
+            word >>= skipped;
+            let length = word.trailing_ones();
+            let begin = at + skipped as usize;
+            at = begin + length as usize;
+            runs.push(begin, at);
+            word = word.checked_shr(length).unwrap_or(0);
+        }
     }
 }
 
@@ -143,7 +173,7 @@ mod tests {
         for shape in [[2, 3, 5], [1, 2, 64], [2, 1, 70], [3, 2, 128]] {
             let voxels = shape.iter().product::<usize>();
             let labels: Vec<i16> = (0..voxels).map(|index| (index * index % 7) as i16 - 1).collect();
-            let mut set = BitVolume::of_label(&labels, shape, 3);
+            let mut set = BitVolume::from_label(&labels, shape, 3);
             let mut written = vec![f32::NAN; voxels];
             set.write_to(&mut written);
             for (index, label) in labels.iter().enumerate() {
@@ -163,5 +193,33 @@ mod tests {
         all.remove([1, 0], 60, 70);
         assert_eq!(all.count(), 390);
         assert!(!all.contains([1, 0, 60]) && !all.contains([1, 0, 69]) && all.contains([1, 0, 70]));
+    }
+
+    #[test]
+    fn components_equal_those_of_the_label_map() {
+        for shape in [[5, 7, 70], [1, 12, 130], [9, 8, 5]] {
+            for every in [2, 3, 5, 9, 40] {
+                let is_set = |index: usize| ((index as u64 * 2_654_435_761) >> 7).is_multiple_of(every);
+                let labels: Vec<i16> = (0..shape.iter().product()).map(|index| i16::from(is_set(index))).collect();
+                let mut set = BitVolume::from_label(&labels, shape, 1);
+                let components = set.components();
+                let labels = ndarray::Array3::from_shape_vec(shape, labels).unwrap();
+                let expected = Components::from_labels(labels.view(), &[1]);
+                assert!(components.runs().eq(expected.runs()), "{shape:?}, one in {every}");
+                for (number, size) in components.sizes().iter().enumerate() {
+                    let before = set.count();
+                    set.remove_component(&components, number);
+                    assert_eq!(before - set.count(), *size);
+                }
+                assert!(set.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_may_cross_words_and_fill_them() {
+        let all = BitVolume::empty([2, 1, 200]).complement();
+        assert_eq!(all.components().sizes(), [400]);
+        assert!(all.complement().components().sizes().is_empty());
     }
 }

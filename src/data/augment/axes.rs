@@ -1,18 +1,67 @@
-//! Rotations by 90 degrees and axis transpositions, without interpolation, along axes of equal extent.
+//! Mirroring.
 
 use ndarray::{Array3, Axis};
+use nnunet_core::rng::Stream;
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-use super::voxels::shape;
+use super::distributions::chance;
+use super::voxels::{channels_mut, label_maps_mut, shape};
 use crate::store::Patch;
-use nnunet_core::rng::Stream;
+
+/// Mirrors data and labels along each allowed axis with probability 0.5 (batchgeneratorsv2 `MirrorTransform`).
+#[derive(Clone, Debug)]
+pub struct Mirror {
+    /// Axes to mirror: 0 = z, 1 = y, 2 = x.
+    pub axes: Vec<usize>,
+}
+
+impl Mirror {
+    /// Changes data and labels in place, in one pass for all axes.
+    pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
+        let shape = shape(patch);
+        let mut flips = [false; 3];
+        for &axis in &self.axes {
+            flips[axis] ^= chance(0.5, rng);
+        }
+        channels_mut(patch).for_each(|channel| flip(channel, shape, flips));
+        label_maps_mut(patch).for_each(|labels| flip(labels, shape, flips));
+    }
+}
+
+/// Reverses some axes of a volume of this shape by swapping every row with its mirror image.
+fn flip<T>(values: &mut [T], [nz, ny, nx]: [usize; 3], [flip_z, flip_y, flip_x]: [bool; 3]) {
+    let image = |row: usize| {
+        let (z, y) = (row / ny, row % ny);
+        (if flip_z { nz - 1 - z } else { z }) * ny + if flip_y { ny - 1 - y } else { y }
+    };
+    for row in 0..nz * ny {
+        let other = image(row);
+        if other < row {
+            continue;
+        }
+        let (head, tail) = values.split_at_mut(other * nx);
+        let second = &mut tail[..nx];
+        if other == row {
+            if flip_x {
+                second.reverse();
+            }
+            continue;
+        }
+        let first = &mut head[row * nx..][..nx];
+        if flip_x {
+            first.iter_mut().zip(second.iter_mut().rev()).for_each(|(a, b)| std::mem::swap(a, b));
+        } else {
+            first.swap_with_slice(second);
+        }
+    }
+}
 
 /// Returns the axes that share the most common extent, which `strong` rotates and transposes; empty if no two axes are
 /// equal.
 ///
 /// For a 2D patch only y and x are considered (nnU-Net v2, `nnUNetTrainerDA5.get_training_transforms`).
-pub(super) fn alike_axes(patch_size: [usize; 3]) -> Vec<usize> {
+pub(super) fn equal_axes(patch_size: [usize; 3]) -> Vec<usize> {
     let first = usize::from(patch_size[0] == 1);
     let alike = |axis: usize| (first..3).filter(|&other| patch_size[other] == patch_size[axis]).count();
     let most = (first..3).map(alike).max().unwrap_or(0);
@@ -23,19 +72,19 @@ pub(super) fn alike_axes(patch_size: [usize; 3]) -> Vec<usize> {
 ///
 /// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.5 (batchgeneratorsv2 `Rot90Transform`).
 #[derive(Clone, Debug)]
-pub struct QuarterTurn {
+pub struct Rot90 {
     /// Candidate axes, at least two and of equal extent: 0 = z, 1 = y, 2 = x.
     pub axes: Vec<usize>,
 }
 
-impl QuarterTurn {
+impl Rot90 {
     /// Changes data and labels in place.
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         let quarters = rng.random_range(0..4);
         let mut axes = self.axes.clone();
         axes.shuffle(rng);
         let (a, b) = (axes[0].min(axes[1]), axes[0].max(axes[1]));
-        turn(patch, a, b, quarters);
+        rot90(patch, a, b, quarters);
     }
 }
 
@@ -43,12 +92,12 @@ impl QuarterTurn {
 ///
 /// nnU-Net v2's `nnUNetTrainerDA5`: probability 0.5 (batchgeneratorsv2 `TransposeAxesTransform`).
 #[derive(Clone, Debug)]
-pub struct ExchangeAxes {
+pub struct TransposeAxes {
     /// Axes to permute, of equal extent: 0 = z, 1 = y, 2 = x.
     pub axes: Vec<usize>,
 }
 
-impl ExchangeAxes {
+impl TransposeAxes {
     /// Changes data and labels in place.
     pub fn apply(&self, patch: &mut Patch, rng: &mut Stream) {
         let mut shuffled = self.axes.clone();
@@ -60,7 +109,7 @@ impl ExchangeAxes {
 }
 
 /// Rotates from axis `a` to axis `b`, as `numpy.rot90` does.
-fn turn(patch: &mut Patch, a: usize, b: usize, quarters: usize) {
+fn rot90(patch: &mut Patch, a: usize, b: usize, quarters: usize) {
     let mut sources = [0, 1, 2];
     let mut reversed = [false; 3];
     if quarters % 2 == 1 {
@@ -91,17 +140,16 @@ fn rearranged(labels: &Array3<i16>, sources: [usize; 3], reversed: [bool; 3]) ->
 
 #[cfg(test)]
 mod tests {
-    use ndarray::Array4;
-
     use super::*;
+    use ndarray::Array4;
 
     #[test]
     fn the_axes_are_those_of_nnunet() {
-        assert_eq!(alike_axes([16, 16, 16]), [0, 1, 2]);
-        assert_eq!(alike_axes([40, 56, 40]), [0, 2]);
-        assert_eq!(alike_axes([28, 256, 256]), [1, 2]);
-        assert_eq!(alike_axes([1, 64, 64]), [1, 2]);
-        assert!(alike_axes([1, 1, 64]).is_empty() && alike_axes([8, 16, 32]).is_empty());
+        assert_eq!(equal_axes([16, 16, 16]), [0, 1, 2]);
+        assert_eq!(equal_axes([40, 56, 40]), [0, 2]);
+        assert_eq!(equal_axes([28, 256, 256]), [1, 2]);
+        assert_eq!(equal_axes([1, 64, 64]), [1, 2]);
+        assert!(equal_axes([1, 1, 64]).is_empty() && equal_axes([8, 16, 32]).is_empty());
     }
 
     #[test]
@@ -111,7 +159,7 @@ mod tests {
             let data = Array4::from_shape_vec((1, 1, 2, 2), vec![0.0, 1.0, 2.0, 3.0]).unwrap();
             let labels = Array3::from_shape_vec((1, 2, 2), vec![0, 1, 2, 3]).unwrap();
             let mut patch = Patch { data, previous: Some(labels.clone()), labels };
-            turn(&mut patch, 1, 2, quarters);
+            rot90(&mut patch, 1, 2, quarters);
             assert_eq!(patch.labels.as_slice().unwrap(), expected);
             assert_eq!(patch.previous, Some(patch.labels.clone()));
             assert_eq!(patch.data.as_slice().unwrap(), expected.map(f32::from));

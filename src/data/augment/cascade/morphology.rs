@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-use super::bits::{BitVolume, tail};
+use super::bit_volume::{BitVolume, tail};
 
 /// A ball of voxels with a diameter of `size`, the structuring element of [`Morphology`]; a disk in a single slice.
 ///
@@ -203,7 +203,7 @@ mod tests {
             let second = is_within([12, 12, 50], [1, 1, 2], 90) && !is_within([12, 12, 50], [1, 1, 1], 16);
             *label = i16::from(first || second || is_scattered);
         }
-        BitVolume::of_label(&labels, shape, 1)
+        BitVolume::from_label(&labels, shape, 1)
     }
 
     /// 64-bit FNV-1a of one byte per voxel.

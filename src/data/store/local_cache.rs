@@ -10,23 +10,23 @@ use super::native::files_of;
 use nnunet_comm::distributed::Communicator;
 use nnunet_core::fsio;
 
-/// Copies `cases` of the store at `folder` into a separate folder below `stage_dir`, once per host, and returns that
+/// Copies `cases` of the store at `folder` into a separate folder below `local_cache_dir`, once per host, and returns that
 /// folder. The ranks of a host share the work; all files are present on return. An existing file of the same size and
 /// modification time is kept. Concurrent jobs may stage the same cases.
 ///
 /// # Errors
 /// Returns an error if a file cannot be read or written; it names the folder and the space the cases need.
-pub fn stage(
+pub fn copy_to_local_cache(
     folder: &Path,
     cases: &[String],
-    stage_dir: &Path,
+    local_cache_dir: &Path,
     comm: &dyn Communicator,
-) -> Result<PathBuf, StageError> {
-    let staged = stage_dir.join(name_of(folder));
+) -> Result<PathBuf, LocalCacheError> {
+    let staged = local_cache_dir.join(cache_name(folder));
     let mut files: Vec<PathBuf> = cases.iter().flat_map(|case| files_of(folder, case)).collect();
     files.sort();
     let copies: Vec<_> = files.iter().map(|file| staged.join(file.file_name().unwrap_or_default())).collect();
-    copy_all(&files, &copies, stage_dir, comm)?;
+    copy_all(&files, &copies, local_cache_dir, comm)?;
     Ok(staged)
 }
 
@@ -34,18 +34,18 @@ pub fn stage(
 ///
 /// # Errors
 /// Returns an error under the same conditions as [`stage`].
-pub fn stage_label_maps(
+pub fn copy_label_maps_to_local_cache(
     label_maps: &BTreeMap<String, PathBuf>,
-    stage_dir: &Path,
+    local_cache_dir: &Path,
     comm: &dyn Communicator,
-) -> Result<BTreeMap<String, PathBuf>, StageError> {
+) -> Result<BTreeMap<String, PathBuf>, LocalCacheError> {
     let copy_of = |file: &Path| {
-        let folder = stage_dir.join(name_of(file.parent().unwrap_or(Path::new("."))));
+        let folder = local_cache_dir.join(cache_name(file.parent().unwrap_or(Path::new("."))));
         folder.join(file.file_name().unwrap_or_default())
     };
     let files: Vec<PathBuf> = label_maps.values().cloned().collect();
     let copies: Vec<PathBuf> = files.iter().map(|file| copy_of(file)).collect();
-    copy_all(&files, &copies, stage_dir, comm)?;
+    copy_all(&files, &copies, local_cache_dir, comm)?;
     Ok(label_maps.keys().cloned().zip(copies).collect())
 }
 
@@ -53,16 +53,16 @@ pub fn stage_label_maps(
 fn copy_all(
     files: &[PathBuf],
     copies: &[PathBuf],
-    stage_dir: &Path,
+    local_cache_dir: &Path,
     comm: &dyn Communicator,
-) -> Result<(), StageError> {
-    let fail = |source: io::Error| StageError::Copy {
-        folder: stage_dir.to_owned(),
+) -> Result<(), LocalCacheError> {
+    let fail = |source: io::Error| LocalCacheError::Copy {
+        folder: local_cache_dir.to_owned(),
         megabytes: files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum::<u64>() >> 20,
         source,
     };
     for (file, copy) in files.iter().zip(copies).skip(comm.local_rank()).step_by(comm.local_size()) {
-        comm.enter_long("staging of preprocessed cases");
+        comm.enter_unbounded("staging of preprocessed cases");
         copy_if_needed(file, copy).map_err(fail)?;
     }
     Ok(comm.barrier("staging of preprocessed cases")?)
@@ -70,7 +70,7 @@ fn copy_all(
 
 /// An error while staging cases.
 #[derive(Debug, thiserror::Error)]
-pub enum StageError {
+pub enum LocalCacheError {
     /// A file could not be copied.
     #[error("{}: cannot copy {megabytes} MB of preprocessed cases: {source}; use another --stage-dir, or omit it", folder.display())]
     Copy { folder: PathBuf, megabytes: u64, source: io::Error },
@@ -83,7 +83,7 @@ pub enum StageError {
 }
 
 /// Returns the store's name with a hash of its path, so that the stores of two datasets do not mix.
-fn name_of(folder: &Path) -> String {
+fn cache_name(folder: &Path) -> String {
     let path = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let hash =
         path.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
@@ -127,7 +127,7 @@ mod tests {
             folder_with(&[("a.npy", "data"), ("a_seg.npy", "labels"), ("a.json", "{}"), ("b.npy", "not asked for")]);
         let disk = tempfile::tempdir().unwrap();
         let cases = ["a".to_owned()];
-        let staged = stage(store.path(), &cases, disk.path(), &Single).unwrap();
+        let staged = copy_to_local_cache(store.path(), &cases, disk.path(), &Single).unwrap();
         assert_eq!(fs::read_to_string(staged.join("a.npy")).unwrap(), "data");
         assert_eq!(fs::read_dir(&staged).unwrap().count(), 3);
 
@@ -135,7 +135,7 @@ mod tests {
         let inode = |name: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(staged.join(name)).unwrap());
         let before = inode("a.npy");
         fs::write(staged.join("a_seg.npy"), "cut").unwrap();
-        assert_eq!(stage(store.path(), &cases, disk.path(), &Single).unwrap(), staged);
+        assert_eq!(copy_to_local_cache(store.path(), &cases, disk.path(), &Single).unwrap(), staged);
         assert_eq!(inode("a.npy"), before);
         assert_eq!(fs::read_to_string(staged.join("a_seg.npy")).unwrap(), "labels");
     }
@@ -144,15 +144,18 @@ mod tests {
     fn stores_do_not_mix() {
         let [one, other] = [(); 2].map(|()| folder_with(&[("a.npy", "x"), ("a_seg.npy", "y"), ("a.json", "{}")]));
         let disk = tempfile::tempdir().unwrap();
-        let staged = |store: &tempfile::TempDir| stage(store.path(), &["a".to_owned()], disk.path(), &Single).unwrap();
+        let staged = |store: &tempfile::TempDir| {
+            copy_to_local_cache(store.path(), &["a".to_owned()], disk.path(), &Single).unwrap()
+        };
         assert_ne!(staged(&one), staged(&other));
     }
 
     #[test]
     fn a_folder_that_cannot_hold_them_is_named() {
         let store = folder_with(&[("a.npy", "x"), ("a_seg.npy", "y"), ("a.json", "{}"), ("file", "")]);
-        let error =
-            stage(store.path(), &["a".to_owned()], &store.path().join("file"), &Single).unwrap_err().to_string();
+        let error = copy_to_local_cache(store.path(), &["a".to_owned()], &store.path().join("file"), &Single)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("file: cannot copy 0 MB") && error.contains("--stage-dir"), "{error}");
     }
 }
