@@ -29,16 +29,16 @@ pub struct ConvTiming {
     /// Timing of the kernel used in training.
     pub ours: Row,
     /// Timing of Burn's kernel.
-    pub burns: Option<Row>,
+    pub burn: Option<Row>,
 }
 
 impl ConvTiming {
     /// Records the time of Burn's kernel on this GPU; where it is faster than cuDNN's, it is used from now on.
     #[cfg(feature = "cuda")]
-    pub fn note(&self, gpu: usize) {
+    pub fn record_burn_timing(&self, gpu: usize) {
         use nnunet_nn::ops::{BufferDtype, cudnn::ConvProblem, is_tf32_allowed, record_burn_timing};
 
-        let Some(burns) = &self.burns else { return };
+        let Some(burns) = &self.burn else { return };
         let dtype = match self.ours.work.precision {
             Precision::Fp32 | Precision::Tf32 => BufferDtype::F32,
             Precision::AmpBf16 => BufferDtype::Bf16,
@@ -125,11 +125,11 @@ impl StepBench {
     }
 
     /// Times all passes of all layers except the heads, which use other kernels.
-    pub fn convolutions<B: NnOps>(&self, device: &B::Device, rounds: usize, with_burns: bool) -> Vec<ConvTiming> {
+    pub fn convolutions<B: NnOps>(&self, device: &B::Device, rounds: usize, with_burn: bool) -> Vec<ConvTiming> {
         let layers = counted(self.convolutions_and_heads().0).into_iter();
         let passes = [ConvPass::Forward, ConvPass::BackwardInput, ConvPass::BackwardWeights];
         layers
-            .flat_map(|(layer, _)| passes.map(|pass| self.time::<B>(layer, pass, device, rounds, with_burns)))
+            .flat_map(|(layer, _)| passes.map(|pass| self.time::<B>(layer, pass, device, rounds, with_burn)))
             .collect()
     }
 
@@ -139,7 +139,7 @@ impl StepBench {
         pass: ConvPass,
         device: &B::Device,
         rounds: usize,
-        with_burns: bool,
+        with_burn: bool,
     ) -> ConvTiming {
         let ConvLayer { n, input: [z, y, x], c_in, c_out, kernel: [kz, ky, kx], stride } = layer;
         let [oz, oy, ox] = layer.output();
@@ -168,7 +168,7 @@ impl StepBench {
                 ConvPass::BackwardWeights => B::conv_backward_weights(x, weight, grad, params).weight,
             }
         });
-        let burns = with_burns.then(|| {
+        let burn = with_burn.then(|| {
             timed("Burn's", &|| {
                 let (x, weight, grad) = (x.clone(), weight.clone(), grad.clone());
                 match pass {
@@ -178,7 +178,7 @@ impl StepBench {
                 }
             })
         });
-        ConvTiming { layer, pass, ours, burns }
+        ConvTiming { layer, pass, ours, burn }
     }
 }
 
@@ -249,7 +249,7 @@ mod tests {
         };
         let timings = step.convolutions::<burn::backend::Flex>(&Default::default(), 1, true);
         assert_eq!(timings.len(), 3 * (step.layers().len() - 1));
-        assert!(timings.iter().all(|timing| timing.burns.is_some()));
+        assert!(timings.iter().all(|timing| timing.burn.is_some()));
         assert!(timings[0].ours.name.starts_with("Forward 1x1->4 @1x8x8 k1x3x3 s1x1x1"), "{}", timings[0].ours.name);
     }
 }

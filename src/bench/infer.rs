@@ -59,19 +59,19 @@ impl InferFolder {
     /// Returns an error if the network or an image cannot be read, or a label map cannot be written.
     pub fn measure(&self, rounds: usize) -> Result<Vec<Row>, InferError> {
         let Self { images, options, previous_stage } = self;
-        let work = Measure { images, options, previous_stage: previous_stage.as_deref(), rounds };
+        let work = InferMeasurement { images, options, previous_stage: previous_stage.as_deref(), rounds };
         on_device(options.device, options.precision, &Single, work)?
     }
 }
 
-struct Measure<'a> {
+struct InferMeasurement<'a> {
     images: &'a Path,
     options: &'a PredictOptions,
     previous_stage: Option<&'a Path>,
     rounds: usize,
 }
 
-impl OnDevice for Measure<'_> {
+impl OnDevice for InferMeasurement<'_> {
     type Output = Result<Vec<Row>, InferError>;
 
     fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {

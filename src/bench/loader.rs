@@ -70,7 +70,7 @@ impl LoaderBench {
 
     fn spatial(&self, rounds: usize) -> Result<Row, LoaderError> {
         let (read, mut patch) = (self.read_batch()?, self.blank());
-        let seconds = unfailing(rounds, || {
+        let seconds = measure_infallible(rounds, || {
             for (index, read) in self.repeated(&read) {
                 self.pipeline.spatial().apply(read, &mut patch, &mut self.stream(index));
                 black_box(&mut patch);
@@ -82,7 +82,7 @@ impl LoaderBench {
     /// Times a transform on noise: some transforms are faster on a constant.
     fn transform(&self, rounds: usize, apply: impl Fn(&mut Patch, &mut Stream)) -> Timings {
         let mut patch = self.blank();
-        unfailing(rounds, || {
+        measure_infallible(rounds, || {
             for index in 0..self.samples.len() {
                 if index % self.batch_size == 0 {
                     texture(&mut patch);
@@ -101,7 +101,7 @@ impl LoaderBench {
             patch.clone()
         });
         let patches: Vec<Patch> = patches.collect();
-        let seconds = unfailing(rounds, || {
+        let seconds = measure_infallible(rounds, || {
             for (index, patch) in self.repeated(&patches) {
                 black_box(self.pipeline.one_hot(patch, &mut self.stream(index)));
             }
@@ -111,7 +111,7 @@ impl LoaderBench {
 
     fn targets(&self, rounds: usize) -> Row {
         let patch = self.blank();
-        let seconds = unfailing(rounds, || {
+        let seconds = measure_infallible(rounds, || {
             (0..self.samples.len()).for_each(|_| make_targets(&patch));
         });
         self.row("targets".into(), seconds)
@@ -119,7 +119,7 @@ impl LoaderBench {
 
     fn augment(&self, rounds: usize) -> Result<Row, LoaderError> {
         let (read, mut patch) = (self.read_batch()?, self.blank());
-        let seconds = unfailing(rounds, || {
+        let seconds = measure_infallible(rounds, || {
             for (index, read) in self.repeated(&read) {
                 let mut rng = self.stream(index);
                 self.pipeline.apply(read, &mut patch, &mut rng);
@@ -199,7 +199,7 @@ impl LoaderBench {
 }
 
 /// Times work that cannot fail.
-fn unfailing(rounds: usize, mut run: impl FnMut()) -> Timings {
+fn measure_infallible(rounds: usize, mut run: impl FnMut()) -> Timings {
     let timings = measure::<Infallible>(rounds, || {
         run();
         Ok(())

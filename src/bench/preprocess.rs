@@ -12,7 +12,7 @@ use nnunet_data::preprocess::{PreprocessError, Preprocessor, ResourceLimits, pre
 use nnunet_data::store;
 
 /// Number of cases used for the individual steps, all of which are held in memory.
-const CASES_OF_PIECES: usize = 16;
+const STEP_CASES: usize = 16;
 
 /// Preprocesses all cases of the dataset into `folder`, as `nnunet-dist preprocess` does, then times each step
 /// separately on the first cases, using all cores.
@@ -33,14 +33,14 @@ pub fn preprocess(
     let work = |cases: usize| Work { items: cases as f64, ..Work::default() };
     let mut rows = vec![Row { name: "all cases".into(), unit: "cases", work: work(dataset.cases.len()), seconds: all }];
 
-    let files = &dataset.cases[..dataset.cases.len().min(CASES_OF_PIECES)];
-    let pieces = Pieces {
+    let files = &dataset.cases[..dataset.cases.len().min(STEP_CASES)];
+    let steps = PreprocessSteps {
         preprocessor: Preprocessor::new(plans, configuration, &dataset.json)?,
         channels: dataset.json.channel_names.len(),
         files,
         folder,
     };
-    rows.extend(pieces.measure(rounds)?.into_iter().map(|(name, seconds)| Row {
+    rows.extend(steps.measure(rounds)?.into_iter().map(|(name, seconds)| Row {
         name: format!("  {name}"),
         unit: "cases",
         work: work(files.len()),
@@ -49,14 +49,14 @@ pub fn preprocess(
     Ok(rows)
 }
 
-struct Pieces<'a> {
+struct PreprocessSteps<'a> {
     preprocessor: Preprocessor,
     channels: usize,
     files: &'a [CaseFiles],
     folder: &'a Path,
 }
 
-impl Pieces<'_> {
+impl PreprocessSteps<'_> {
     fn measure(&self, rounds: usize) -> Result<Vec<(&'static str, super::Timings)>, PreprocessError> {
         let id = |files: &CaseFiles| files.id.clone();
         let read = |files: &CaseFiles| {

@@ -42,7 +42,7 @@ impl Peak {
     }
 
     /// Measures the peak rates of a GPU; fp16 is assumed to equal bf16.
-    pub fn of_gpu<B: NnOps>(device: &B::Device) -> Self {
+    pub fn measure_gpu<B: NnOps>(device: &B::Device) -> Self {
         Self {
             matmul_tflops: matmul::<B>(Precision::Fp32, MATRIX_OF_GPU, device),
             matmul_bf16_tflops: matmul::<B>(nnunet_nn::backend::mixed_precision(Device::Cuda), MATRIX_OF_GPU, device),

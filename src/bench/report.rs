@@ -76,11 +76,11 @@ impl Report {
     /// Creates a report of these rows; measures the machine's peak.
     pub fn new(bench: &'static str, rows: Vec<Row>) -> Self {
         let memory_bytes = peak_resident_bytes();
-        Self { memory_bytes, ..Self::beside(bench, rows, Peak::measure()) }
+        Self { memory_bytes, ..Self::with_peak(bench, rows, Peak::measure()) }
     }
 
     /// Creates a report of these rows with the peak of the device they were measured on.
-    pub fn beside(bench: &'static str, rows: Vec<Row>, peak: Peak) -> Self {
+    pub fn with_peak(bench: &'static str, rows: Vec<Row>, peak: Peak) -> Self {
         let memory_bytes = peak_resident_bytes();
         Self { bench, threads: rayon::current_num_threads(), rows, peak, memory_bytes }
     }

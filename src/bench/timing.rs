@@ -16,9 +16,9 @@ impl Timings {
         Self(seconds)
     }
 
-    /// Seconds per piece, if each run consisted of `pieces` equal pieces.
-    pub fn divided_by(self, pieces: usize) -> Self {
-        Self(self.0.into_iter().map(|seconds| seconds / pieces as f64).collect())
+    /// Seconds per part, if each run consisted of `parts` equal parts.
+    pub fn divided_by(self, parts: usize) -> Self {
+        Self(self.0.into_iter().map(|seconds| seconds / parts as f64).collect())
     }
 
     /// Median; the mean of the two middle values for an even number.

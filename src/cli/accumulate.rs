@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::plans::PlansFlag;
-use crate::crossval::{self, HeldOut};
+use crate::crossval::{self, HeldOutResults};
 use nnunet_data::work::WorkDir;
 
 /// Collect the held-out predictions of all folds in one folder and evaluate them together.
@@ -38,7 +38,7 @@ pub struct Accumulate {
 impl Accumulate {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let work = self.plans.on(WorkDir::new(self.work));
-        let held_out = HeldOut::open(&work, &self.folds)?;
+        let held_out = HeldOutResults::open(&work, &self.folds)?;
         let folder = held_out.prepare_folder(&self.configuration, self.output.as_deref())?;
         let summary = crossval::accumulate(&held_out, &self.configuration, &folder)?;
         print!("{}", summary.table());

@@ -96,7 +96,7 @@ impl Evaluate {
         let mut tolerance = Tolerance::default();
         for (class, mm) in &self.tolerance {
             match class {
-                Some(class) => tolerance.of_class.push((class.clone(), *mm)),
+                Some(class) => tolerance.per_class.push((class.clone(), *mm)),
                 None => tolerance.general = *mm,
             }
         }

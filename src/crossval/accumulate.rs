@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::{CrossvalError, HeldOut};
+use super::{CrossvalError, HeldOutResults};
 use nnunet_core::fsio;
 use nnunet_eval::{Classes, Measures, Summary, evaluate_files};
 
@@ -13,7 +13,7 @@ use nnunet_eval::{Classes, Measures, Summary, evaluate_files};
 ///
 /// # Errors
 /// Returns an error if a fold has not been validated, a case is in two folds, or a file cannot be read or written.
-pub fn accumulate(held_out: &HeldOut, configuration: &str, folder: &Path) -> Result<Summary, CrossvalError> {
+pub fn accumulate(held_out: &HeldOutResults, configuration: &str, folder: &Path) -> Result<Summary, CrossvalError> {
     let files = held_out.files(configuration, &held_out.dataset.file_ending)?;
     let copied: Vec<_> = files
         .par_iter()
@@ -23,8 +23,8 @@ pub fn accumulate(held_out: &HeldOut, configuration: &str, folder: &Path) -> Res
         })
         .collect();
     copied.into_iter().collect::<Result<(), _>>()?;
-    held_out.describe(folder)?;
-    let classes = Classes::of_dataset(&held_out.dataset);
+    held_out.copy_description(folder)?;
+    let classes = Classes::from_dataset(&held_out.dataset);
     let summary = evaluate_files(&held_out.pairs(folder)?, &classes, &Measures::default())?;
     summary.save(&folder.join("summary.json"))?;
     Ok(summary)

@@ -2,7 +2,7 @@
 
 use super::candidate::Candidate;
 use super::information::{Best, Information, Model};
-use super::{CrossvalError, HeldOut, instructions};
+use super::{CrossvalError, HeldOutResults, instructions};
 use nnunet_core::fsio;
 use nnunet_data::plan::Plans;
 use nnunet_data::work::WorkDir;
@@ -31,7 +31,7 @@ pub struct BestOptions {
 /// # Errors
 /// Returns an error if a fold has not been trained or has no probabilities, or if a file cannot be read or written.
 pub fn find_best(work: &WorkDir, options: &BestOptions) -> Result<(Information, Determined), CrossvalError> {
-    let held_out = HeldOut::open(work, &options.folds)?;
+    let held_out = HeldOutResults::open(work, &options.folds)?;
     let plans = Plans::load(&work.plans())?;
     let configurations = trained(work, &plans, &options.configurations)?;
     let mut candidates = Vec::new();

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::held_out::{folds_text, renew};
-use super::{CrossvalError, HeldOut, accumulate};
+use super::held_out::{folds_text, recreate_dir};
+use super::{CrossvalError, HeldOutResults, accumulate};
 use nnunet_eval::{Classes, Measures, Summary, evaluate_files};
 use nnunet_infer::ensemble::{Members, merge_cases};
 
@@ -29,7 +29,7 @@ pub(super) fn name_of(members: &[&str], folds: &str) -> String {
 
 impl Candidate {
     /// Candidate from the label maps of a configuration's folds.
-    pub fn single(held_out: &HeldOut, configuration: &str) -> Result<Self, CrossvalError> {
+    pub fn single(held_out: &HeldOutResults, configuration: &str) -> Result<Self, CrossvalError> {
         let folder = held_out.prepare_folder(configuration, None)?;
         let summary = accumulate(held_out, configuration, &folder)?;
         let name = configuration.to_owned();
@@ -37,7 +37,7 @@ impl Candidate {
     }
 
     /// Candidate from the averaged probabilities of two configurations.
-    pub fn pair(held_out: &HeldOut, members: [&str; 2]) -> Result<Self, CrossvalError> {
+    pub fn pair(held_out: &HeldOutResults, members: [&str; 2]) -> Result<Self, CrossvalError> {
         let mut first = probabilities(held_out, members[0])?;
         let mut second = probabilities(held_out, members[1])?;
         for (one, other, [has, lacks]) in [(&first, &second, members), (&second, &first, [members[1], members[0]])] {
@@ -48,18 +48,18 @@ impl Candidate {
             }
         }
         let cases: Vec<String> = first.keys().cloned().collect();
-        let of_case = |case: String| {
+        let members_of = |case: String| {
             let probabilities = [&mut first, &mut second].into_iter().filter_map(|files| files.remove(&case));
             Members { probabilities: probabilities.collect(), case }
         };
-        let cases: Vec<Members> = cases.into_iter().map(of_case).collect();
+        let cases: Vec<Members> = cases.into_iter().map(members_of).collect();
 
         let name = name_of(&members, &folds_text(&held_out.folds));
         let folder = held_out.work.ensemble(&name);
-        renew(&folder)?;
+        recreate_dir(&folder)?;
         merge_cases(&cases, &folder, &held_out.dataset, false)?;
-        held_out.describe(&folder)?;
-        let classes = Classes::of_dataset(&held_out.dataset);
+        held_out.copy_description(&folder)?;
+        let classes = Classes::from_dataset(&held_out.dataset);
         let summary = evaluate_files(&held_out.pairs(&folder)?, &classes, &Measures::default())?;
         summary.save(&folder.join("summary.json"))?;
         Ok(Self { name, members: members.map(str::to_owned).to_vec(), folder, summary })
@@ -73,7 +73,7 @@ impl Candidate {
 }
 
 /// Probability files of a configuration by case; all validated cases must have one.
-fn probabilities(held_out: &HeldOut, configuration: &str) -> Result<BTreeMap<String, PathBuf>, CrossvalError> {
+fn probabilities(held_out: &HeldOutResults, configuration: &str) -> Result<BTreeMap<String, PathBuf>, CrossvalError> {
     let files = held_out.files(configuration, ".npz")?;
     let validated = held_out.files(configuration, &held_out.dataset.file_ending)?;
     let Some(missing) = listed(validated.keys().filter(|case| !files.contains_key(*case))) else { return Ok(files) };

@@ -11,7 +11,7 @@ use nnunet_eval::Pair;
 
 /// The held-out cases of a work folder's dataset, and access to the predictions of the folds.
 #[derive(Clone, Debug)]
-pub struct HeldOut<'a> {
+pub struct HeldOutResults<'a> {
     pub(super) work: &'a WorkDir,
     /// Contents of the `dataset.json`.
     pub dataset: DatasetJson,
@@ -22,7 +22,7 @@ pub struct HeldOut<'a> {
     splits: Splits,
 }
 
-impl<'a> HeldOut<'a> {
+impl<'a> HeldOutResults<'a> {
     /// Opens a work folder; an empty `folds` selects all folds.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl<'a> HeldOut<'a> {
     pub fn prepare_folder(&self, configuration: &str, output: Option<&Path>) -> Result<PathBuf, CrossvalError> {
         let Some(output) = output else {
             let folder = self.work.crossval(configuration, &folds_text(&self.folds));
-            renew(&folder)?;
+            recreate_dir(&folder)?;
             return Ok(folder);
         };
         fs::create_dir_all(output).map_err(CrossvalError::io(output))?;
@@ -109,7 +109,7 @@ impl<'a> HeldOut<'a> {
     }
 
     /// Copies `dataset.json` and `plans.json` to a folder of results, as nnU-Net does.
-    pub(super) fn describe(&self, folder: &Path) -> Result<(), CrossvalError> {
+    pub(super) fn copy_description(&self, folder: &Path) -> Result<(), CrossvalError> {
         for (from, name) in [(self.work.dataset_json(), "dataset.json"), (self.work.plans(), "plans.json")] {
             let to = folder.join(name);
             nnunet_core::fsio::copy(&from, &to).map_err(CrossvalError::io(&to))?;
@@ -137,7 +137,7 @@ fn cases_in(folder: &Path, ending: &str) -> Result<BTreeMap<String, PathBuf>, Cr
 }
 
 /// Creates an empty folder, replacing an existing one.
-pub(super) fn renew(folder: &Path) -> Result<(), CrossvalError> {
+pub(super) fn recreate_dir(folder: &Path) -> Result<(), CrossvalError> {
     if folder.exists() {
         fs::remove_dir_all(folder).map_err(CrossvalError::io(folder))?;
     }

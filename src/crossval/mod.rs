@@ -17,6 +17,6 @@ mod instructions;
 pub use accumulate::accumulate;
 pub use best::{BestOptions, find_best};
 pub use error::CrossvalError;
-pub use held_out::HeldOut;
+pub use held_out::HeldOutResults;
 pub use information::{Best, Information, Model};
 pub use instructions::instructions;

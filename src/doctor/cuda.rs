@@ -6,7 +6,7 @@ use super::Finding;
 use super::shared_library::SharedLibrary;
 
 /// Whether this build supports training on a GPU and therefore requires these parts.
-const OFFERED: bool = cfg!(feature = "cuda");
+const CUDA_BUILD: bool = cfg!(feature = "cuda");
 const REPOSITORY: &str = "(from https://developer.download.nvidia.com/compute/cuda/repos)";
 /// Value of `CUDA_SUCCESS`, `ncclSuccess` and `NVRTC_SUCCESS`.
 const SUCCESS: c_int = 0;
@@ -93,7 +93,7 @@ fn nccl_version() -> Result<String, String> {
 
 /// A part that `--device cuda` requires.
 fn missing(part: &'static str, effect: &str, fix: String) -> Finding {
-    if OFFERED {
+    if CUDA_BUILD {
         Finding::needed(part, effect, fix)
     } else {
         Finding::optional(part, format!("{effect} (this build has no CUDA: cargo build --features cuda)"), fix)
@@ -184,12 +184,12 @@ mod tests {
 
     #[test]
     fn only_a_build_for_cuda_needs_its_parts() {
-        let super::super::State::Missing { needed, effect, fix } = missing("NVRTC", "for x", "get it".into()).state
+        let super::super::PartState::Missing { needed, effect, fix } = missing("NVRTC", "for x", "get it".into()).state
         else {
             panic!("missing is missing");
         };
-        assert_eq!(needed, OFFERED);
-        assert!(effect.starts_with("for x") && effect.contains("--features cuda") != OFFERED, "{effect}");
+        assert_eq!(needed, CUDA_BUILD);
+        assert!(effect.starts_with("for x") && effect.contains("--features cuda") != CUDA_BUILD, "{effect}");
         assert_eq!(fix, "get it");
     }
 }

@@ -8,12 +8,12 @@ pub struct Finding {
     /// Name of the part.
     pub part: &'static str,
     /// State of the part.
-    pub state: State,
+    pub state: PartState,
 }
 
 /// State of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum PartState {
     /// Available; version and other details.
     Found(String),
     /// Missing or unusable.
@@ -29,21 +29,21 @@ pub enum State {
 
 impl Finding {
     pub(super) fn found(part: &'static str, details: impl Into<String>) -> Self {
-        Self { part, state: State::Found(details.into()) }
+        Self { part, state: PartState::Found(details.into()) }
     }
 
     /// A missing part that is optional.
     pub(super) fn optional(part: &'static str, effect: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { part, state: State::Missing { effect: effect.into(), fix: fix.into(), needed: false } }
+        Self { part, state: PartState::Missing { effect: effect.into(), fix: fix.into(), needed: false } }
     }
 
     /// A missing part that a feature of this build requires.
     pub(super) fn needed(part: &'static str, effect: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { part, state: State::Missing { effect: effect.into(), fix: fix.into(), needed: true } }
+        Self { part, state: PartState::Missing { effect: effect.into(), fix: fix.into(), needed: true } }
     }
 
     fn is_needed(&self) -> bool {
-        matches!(self.state, State::Missing { needed: true, .. })
+        matches!(self.state, PartState::Missing { needed: true, .. })
     }
 }
 
@@ -55,12 +55,12 @@ pub fn render(findings: &[Finding]) -> String {
     for finding in findings {
         let mark = if finding.is_needed() { '!' } else { ' ' };
         let (word, details) = match &finding.state {
-            State::Found(details) => ("found", details),
-            State::Missing { effect, .. } => ("missing", effect),
+            PartState::Found(details) => ("found", details),
+            PartState::Missing { effect, .. } => ("missing", effect),
         };
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{mark} {:width$}  {word:7}  {details}", finding.part);
-        if let State::Missing { fix, .. } = &finding.state {
+        if let PartState::Missing { fix, .. } = &finding.state {
             let _ = writeln!(text, "  {:width$}  {:7}  fix: {fix}", "", "");
         }
     }

@@ -10,7 +10,7 @@ mod mpi;
 mod shared_library;
 mod space;
 
-pub use finding::{Finding, State, render};
+pub use finding::{Finding, PartState, render};
 
 /// Checks every part that any command can use.
 pub fn examine() -> Vec<Finding> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::process::{Command, Stdio};
 
-use super::{Finding, State};
+use super::{Finding, PartState};
 
 const LAUNCHER: &str = "mpirun";
 const INSTALL: &str = "sudo apt-get install openmpi-bin";
@@ -30,7 +30,7 @@ fn library() -> Finding {
 fn launcher(library: &Finding) -> Finding {
     let output = Command::new(LAUNCHER).arg("--version").stdin(Stdio::null()).output();
     match output {
-        Ok(output) if output.status.success() => judge(&String::from_utf8_lossy(&output.stdout), library),
+        Ok(output) if output.status.success() => check_launcher(&String::from_utf8_lossy(&output.stdout), library),
         Ok(output) => missing(format!("`mpirun --version` fails ({})", output.status)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             missing("not on PATH; required to start several processes".to_owned())
@@ -40,10 +40,10 @@ fn launcher(library: &Finding) -> Finding {
 }
 
 /// With the launcher of another MPI implementation, every process would see a world of size 1.
-fn judge(version: &str, library: &Finding) -> Finding {
+fn check_launcher(version: &str, library: &Finding) -> Finding {
     let is_open_mpi = |text: &str| text.contains("Open MPI");
     match &library.state {
-        State::Found(library) if is_open_mpi(library) != is_open_mpi(version) => {
+        PartState::Found(library) if is_open_mpi(library) != is_open_mpi(version) => {
             let effect = format!("`{}` is not the launcher of {library}", first_line(version));
             let package = if is_open_mpi(library) { "openmpi" } else { "mpich" };
             let fix = format!("export PATH=DIR:$PATH # DIR: where this MPI's mpirun is, or run mpirun.{package}");
@@ -78,11 +78,15 @@ mod tests {
     #[test]
     fn the_launcher_must_be_the_librarys() {
         let library = Finding::found("MPI", "Open MPI v4.1.4");
-        assert_eq!(judge("mpirun (Open MPI) 4.1.4\n", &library), Finding::found("mpirun", "mpirun (Open MPI) 4.1.4"));
-        let State::Missing { effect, needed: true, .. } = judge("HYDRA build details:\n", &library).state else {
+        assert_eq!(
+            check_launcher("mpirun (Open MPI) 4.1.4\n", &library),
+            Finding::found("mpirun", "mpirun (Open MPI) 4.1.4")
+        );
+        let PartState::Missing { effect, needed: true, .. } = check_launcher("HYDRA build details:\n", &library).state
+        else {
             panic!("MPICH's launcher cannot start Open MPI's processes");
         };
         assert!(effect.contains("HYDRA") && effect.contains("Open MPI v4.1.4"), "{effect}");
-        assert!(matches!(judge("HYDRA build details:", &missing(String::new())).state, State::Found(_)));
+        assert!(matches!(check_launcher("HYDRA build details:", &missing(String::new())).state, PartState::Found(_)));
     }
 }

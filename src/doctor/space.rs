@@ -55,15 +55,15 @@ fn free_and_total(path: &Path) -> io::Result<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::State;
+    use crate::doctor::PartState;
 
     #[test]
     fn room_is_measured_and_lack_of_it_reported() {
         let folder_of = |path: &str, least| folder("temp folder", Path::new(path), least, "make room").state;
-        let State::Found(room) = folder_of("/", 0) else { panic!("the root exists") };
+        let PartState::Found(room) = folder_of("/", 0) else { panic!("the root exists") };
         assert!(room.starts_with("/: ") && room.ends_with(" GiB free"), "{room}");
         for (path, least) in [("/", u64::MAX), ("/no/such/folder", 0)] {
-            let State::Missing { fix, needed, .. } = folder_of(path, least) else { panic!("{path} is no use") };
+            let PartState::Missing { fix, needed, .. } = folder_of(path, least) else { panic!("{path} is no use") };
             assert_eq!((fix.as_str(), needed), ("make room", false));
         }
     }

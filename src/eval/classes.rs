@@ -25,8 +25,8 @@ pub struct Classes {
 impl Classes {
     /// Classes of a dataset, by nnU-Net's rules (`LabelManager`): regions in the order of the file if any label is a
     /// region of several classes, else classes in ascending order; without background.
-    pub fn of_dataset(dataset: &DatasetJson) -> Self {
-        Self::of_labels(dataset.labels.iter().map(|(name, value)| (name.as_str(), value.clone())))
+    pub fn from_dataset(dataset: &DatasetJson) -> Self {
+        Self::from_declared(dataset.labels.iter().map(|(name, value)| (name.as_str(), value.clone())))
     }
 
     /// Reads the classes that a `dataset.json` declares, in nnU-Net's form (name to class) or that of the Medical
@@ -44,16 +44,16 @@ impl Classes {
                 Err(_) => Err(EvalError::invalid(path, format!("label `{key}` has no class number"))),
             },
         });
-        Ok(Self::of_labels(labels.collect::<Result<Vec<_>, _>>()?))
+        Ok(Self::from_declared(labels.collect::<Result<Vec<_>, _>>()?))
     }
 
     /// All labels except the background, for label maps without a `dataset.json`.
-    pub fn of_seen(labels: &BTreeSet<i16>) -> Self {
+    pub fn from_labels(labels: &BTreeSet<i16>) -> Self {
         let foreground = labels.iter().filter(|&&label| label != 0).map(|&label| LabelValue::Class(label)).collect();
         Self { foreground, ignore_label: None }
     }
 
-    fn of_labels<'a>(labels: impl IntoIterator<Item = (&'a str, LabelValue)>) -> Self {
+    fn from_declared<'a>(labels: impl IntoIterator<Item = (&'a str, LabelValue)>) -> Self {
         let (ignore, mut foreground): (Vec<_>, Vec<_>) = labels
             .into_iter()
             .filter(|(_, value)| value.members().iter().any(|&class| class != 0))
@@ -62,7 +62,7 @@ impl Classes {
         let has_regions = foreground.iter().any(|(_, value)| value.members().len() > 1);
         if !has_regions {
             let classes: BTreeSet<i16> = foreground.iter().flat_map(|(_, value)| value.members()).copied().collect();
-            return Self { ignore_label, ..Self::of_seen(&classes) };
+            return Self { ignore_label, ..Self::from_labels(&classes) };
         }
         Self { foreground: foreground.drain(..).map(|(_, value)| value).collect(), ignore_label }
     }

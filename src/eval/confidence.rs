@@ -54,7 +54,7 @@ impl Summary {
         }
         let names: Vec<&str> = self.foreground_mean.scores().map(|(name, _)| name).collect();
         let classes: Vec<&String> = self.mean.keys().collect();
-        let table = Table::of(&self, &classes, &names);
+        let table = ScoreTable::new(&self, &classes, &names);
         let draws: Vec<Vec<f64>> = (0..resamples as u64)
             .into_par_iter()
             .map(|number| {
@@ -69,21 +69,21 @@ impl Summary {
             Interval { lower, upper, cases }
         };
         // Columns are ordered by class, then by metric; index `classes.len()` is the mean over classes.
-        let of_class = |class: usize| {
+        let intervals_of = |class: usize| {
             let named = names.iter().enumerate().map(|(metric, name)| {
                 let column = class * names.len() + metric;
                 ((*name).to_owned(), interval(column, table.defined(column)))
             });
             named.collect::<IndexMap<String, Interval>>()
         };
-        let mean = classes.iter().enumerate().map(|(class, name)| ((*name).clone(), of_class(class))).collect();
-        let foreground_mean = of_class(classes.len());
+        let mean = classes.iter().enumerate().map(|(class, name)| ((*name).clone(), intervals_of(class))).collect();
+        let foreground_mean = intervals_of(classes.len());
         Self { confidence: Some(Confidence { level: LEVEL, resamples, seed, foreground_mean, mean }), ..self }
     }
 }
 
 /// Metric values of all cases.
-struct Table {
+struct ScoreTable {
     cases: usize,
     metrics: usize,
     /// Whether a class is part of the mean over classes.
@@ -92,8 +92,8 @@ struct Table {
     scores: Vec<f64>,
 }
 
-impl Table {
-    fn of(summary: &Summary, classes: &[&String], names: &[&str]) -> Self {
+impl ScoreTable {
+    fn new(summary: &Summary, classes: &[&String], names: &[&str]) -> Self {
         let undefined = Metrics::from_counts(0, 0, 0, 0);
         let scores = summary.metric_per_case.iter().flat_map(|case| {
             classes.iter().flat_map(|class| {
@@ -116,9 +116,9 @@ impl Table {
 
     /// Means over these cases by class and metric, followed by the means over classes by metric.
     fn means(&self, cases: &[usize]) -> Vec<f64> {
-        let of_column =
+        let mean_of_column =
             |column: usize| mean_of_defined(&mut cases.iter().map(|case| self.scores[case * self.columns() + column]));
-        let mut means: Vec<f64> = (0..self.columns()).map(of_column).collect();
+        let mut means: Vec<f64> = (0..self.columns()).map(mean_of_column).collect();
         let over_classes = (0..self.metrics).map(|metric| {
             let foreground = self.is_foreground.iter().enumerate().filter(|(_, is_foreground)| **is_foreground);
             mean_of(&mut foreground.map(|(class, _)| means[class * self.metrics + metric]))
@@ -131,10 +131,10 @@ impl Table {
     /// Number of cases in which a column is defined; for the mean over classes, in which it is defined for any class.
     fn defined(&self, column: usize) -> usize {
         let (class, metric) = (column / self.metrics, column % self.metrics);
-        let is_of =
+        let includes =
             |other: usize| if class < self.is_foreground.len() { other == class } else { self.is_foreground[other] };
         let is_defined = |case: &usize| {
-            let classes = (0..self.is_foreground.len()).filter(|class| is_of(*class));
+            let classes = (0..self.is_foreground.len()).filter(|class| includes(*class));
             classes.map(|class| self.scores[case * self.columns() + class * self.metrics + metric]).any(|x| !x.is_nan())
         };
         (0..self.cases).filter(is_defined).count()

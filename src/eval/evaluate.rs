@@ -84,10 +84,10 @@ fn evaluate_pair(pair: &Pair, classes: &Classes, measures: &Measures) -> Result<
         let mut metrics = counts.metrics(class, classes.ignore_label);
         for &measure in &measures.chosen {
             let value = match (&surfaces, measure) {
-                (Some(surfaces), Measure::Nsd) => surfaces.normalised_dice(measures.tolerance.of(&key)),
+                (Some(surfaces), Measure::Nsd) => surfaces.normalized_surface_dice(measures.tolerance.for_class(&key)),
                 (Some(surfaces), Measure::Hd95) => surfaces.hausdorff_95(),
                 (Some(surfaces), Measure::Assd) => surfaces.average(),
-                _ => of_counts(measure, &metrics, spacing.iter().product()),
+                _ => measure_from_counts(measure, &metrics, spacing.iter().product()),
             };
             metrics.measured.set(measure, value);
         }
@@ -101,12 +101,12 @@ fn evaluate_pair(pair: &Pair, classes: &Classes, measures: &Measures) -> Result<
 }
 
 fn surface_distances(masks: &ClassMasks, class: &LabelValue, spacing: [f64; 3]) -> SurfaceDistances {
-    let [prediction, reference] = masks.of(class);
+    let [prediction, reference] = masks.for_class(class);
     SurfaceDistances::new(prediction.view(), reference.view(), masks.extent(), spacing)
 }
 
 /// Value of a measure that follows from voxel counts; `voxel` is the voxel volume in mm³.
-fn of_counts(measure: Measure, metrics: &Metrics<u64>, voxel: f64) -> f64 {
+fn measure_from_counts(measure: Measure, metrics: &Metrics<u64>, voxel: f64) -> f64 {
     let [tp, fp, tn, n_pred, n_ref] =
         [metrics.tp, metrics.fp, metrics.tn, metrics.n_pred, metrics.n_ref].map(|count| count as f64);
     // 0 / 0 is NaN: undefined.
@@ -127,16 +127,20 @@ mod tests {
 
     #[test]
     fn rates_and_volumes_follow_from_the_counts() {
-        let of = |metrics: &Metrics<u64>| {
-            Measure::ALL.map(|measure| of_counts(measure, metrics, 0.5)).into_iter().take(5).collect::<Vec<_>>()
+        let measured = |metrics: &Metrics<u64>| {
+            Measure::ALL
+                .map(|measure| measure_from_counts(measure, metrics, 0.5))
+                .into_iter()
+                .take(5)
+                .collect::<Vec<_>>()
         };
-        assert_eq!(of(&Metrics::from_counts(6, 2, 4, 14)), [0.6, 0.75, 0.875, 1.0, -0.2]);
-        let [sensitivity, precision, specificity, avd, rvd] = of(&Metrics::from_counts(0, 3, 0, 5))[..] else {
+        assert_eq!(measured(&Metrics::from_counts(6, 2, 4, 14)), [0.6, 0.75, 0.875, 1.0, -0.2]);
+        let [sensitivity, precision, specificity, avd, rvd] = measured(&Metrics::from_counts(0, 3, 0, 5))[..] else {
             panic!()
         };
         assert!(sensitivity.is_nan() && rvd.is_nan());
         assert_eq!((precision, specificity, avd), (0.0, 0.625, 1.5));
-        let [sensitivity, precision, ..] = of(&Metrics::from_counts(0, 0, 3, 5))[..] else { panic!() };
+        let [sensitivity, precision, ..] = measured(&Metrics::from_counts(0, 0, 3, 5))[..] else { panic!() };
         assert!(sensitivity == 0.0 && precision.is_nan());
     }
 }

@@ -34,7 +34,7 @@ pub fn evaluate_folder(predictions: &Path, truth: &Path, options: &FolderOptions
     let classes = match (&options.classes, dataset_json(predictions, truth)) {
         (Some(classes), _) => classes.clone(),
         (None, Some(path)) => Classes::read(&path)?,
-        (None, None) => Classes::of_seen(&labels_of(&pairs)?),
+        (None, None) => Classes::from_labels(&labels_of(&pairs)?),
     };
     if classes.foreground.is_empty() {
         return Err(EvalError::invalid(truth, "has no foreground class to evaluate"));

@@ -34,7 +34,7 @@ impl<'a> ClassMasks<'a> {
     }
 
     /// Masks of a class or region in the prediction and the reference, both cropped to the bounding box of their union.
-    pub fn of(&self, class: &LabelValue) -> [Array3<bool>; 2] {
+    pub fn for_class(&self, class: &LabelValue) -> [Array3<bool>; 2] {
         let boxes = class.members().iter().filter_map(|label| self.bounds.get(label));
         let [z, y, x] = boxes.copied().reduce(around).unwrap_or([[0, 0]; 3]);
         let crop = s![z[0]..z[1], y[0]..y[1], x[0]..x[1]];
@@ -88,15 +88,15 @@ mod tests {
         reference[[1, 3, 3]] = 2;
         reference[[3, 4, 5]] = 9;
         let masks = ClassMasks::new(prediction.view(), reference.view(), Some(9));
-        let [predicted, truly] = masks.of(&LabelValue::Class(1));
+        let [predicted, truly] = masks.for_class(&LabelValue::Class(1));
         assert_eq!((predicted.dim(), predicted[[0, 0, 0]], truly[[0, 0, 0]]), ((1, 1, 1), true, false));
-        let [predicted, truly] = masks.of(&LabelValue::Region(vec![2, 1]));
+        let [predicted, truly] = masks.for_class(&LabelValue::Region(vec![2, 1]));
         assert_eq!(predicted.dim(), (3, 3, 3));
         let set =
             |mask: &Array3<bool>| mask.indexed_iter().filter(|(_, set)| **set).map(|(at, _)| at).collect::<Vec<_>>();
         assert_eq!(set(&predicted), [(0, 0, 0), (0, 0, 1)]);
         assert_eq!(set(&truly), [(0, 1, 0)]);
-        assert_eq!(masks.of(&LabelValue::Class(7))[0].len(), 0);
+        assert_eq!(masks.for_class(&LabelValue::Class(7))[0].len(), 0);
         assert_eq!(masks.extent(), [4, 5, 6]);
     }
 }

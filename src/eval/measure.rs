@@ -57,7 +57,7 @@ impl Measure {
     }
 
     /// Whether it needs surface distances, which take longer than counting voxels.
-    pub fn is_of_surfaces(self) -> bool {
+    pub fn needs_surfaces(self) -> bool {
         matches!(self, Self::Nsd | Self::Hd95 | Self::Assd)
     }
 }
@@ -74,7 +74,7 @@ pub struct Measures {
 impl Measures {
     /// Whether any measure needs surface distances.
     pub fn need_surfaces(&self) -> bool {
-        self.chosen.iter().any(|measure| measure.is_of_surfaces())
+        self.chosen.iter().any(|measure| measure.needs_surfaces())
     }
 }
 
@@ -84,21 +84,21 @@ pub struct Tolerance {
     /// Tolerance of classes without an own entry.
     pub general: f64,
     /// Tolerances by the key of the class or region in `summary.json`.
-    pub of_class: Vec<(String, f64)>,
+    pub per_class: Vec<(String, f64)>,
 }
 
 impl Default for Tolerance {
     /// 1 mm.
     fn default() -> Self {
-        Self { general: 1.0, of_class: Vec::new() }
+        Self { general: 1.0, per_class: Vec::new() }
     }
 }
 
 impl Tolerance {
     /// Tolerance of a class; white space in its key is ignored.
-    pub fn of(&self, class: &str) -> f64 {
+    pub fn for_class(&self, class: &str) -> f64 {
         let plain = |key: &str| key.split_whitespace().collect::<String>();
-        let found = self.of_class.iter().rev().find(|(key, _)| plain(key) == plain(class));
+        let found = self.per_class.iter().rev().find(|(key, _)| plain(key) == plain(class));
         found.map_or(self.general, |(_, tolerance)| *tolerance)
     }
 }
@@ -164,9 +164,9 @@ mod tests {
 
     #[test]
     fn a_class_has_its_own_tolerance_or_the_general_one() {
-        let of_class = vec![("2".to_owned(), 0.5), ("(1,2)".to_owned(), 3.0)];
-        let tolerance = Tolerance { general: 1.5, of_class };
-        assert_eq!(["1", "2", "(1, 2)"].map(|class| tolerance.of(class)), [1.5, 0.5, 3.0]);
+        let per_class = vec![("2".to_owned(), 0.5), ("(1,2)".to_owned(), 3.0)];
+        let tolerance = Tolerance { general: 1.5, per_class };
+        assert_eq!(["1", "2", "(1, 2)"].map(|class| tolerance.for_class(class)), [1.5, 0.5, 3.0]);
     }
 
     #[test]

@@ -128,17 +128,17 @@ impl Metrics<u64> {
 impl Metrics<f64> {
     /// Computes each member from the same member of `others`.
     fn combine(others: &[Self], f: impl Fn(&mut dyn Iterator<Item = f64>) -> f64) -> Self {
-        let of = |get: fn(&Self) -> f64| f(&mut others.iter().map(get));
+        let combined = |get: fn(&Self) -> f64| f(&mut others.iter().map(get));
         let measured: Vec<Measured> = others.iter().map(|metrics| metrics.measured).collect();
         Self {
-            dice: of(|metrics| metrics.dice),
-            fn_: of(|metrics| metrics.fn_),
-            fp: of(|metrics| metrics.fp),
-            iou: of(|metrics| metrics.iou),
-            tn: of(|metrics| metrics.tn),
-            tp: of(|metrics| metrics.tp),
-            n_pred: of(|metrics| metrics.n_pred),
-            n_ref: of(|metrics| metrics.n_ref),
+            dice: combined(|metrics| metrics.dice),
+            fn_: combined(|metrics| metrics.fn_),
+            fp: combined(|metrics| metrics.fp),
+            iou: combined(|metrics| metrics.iou),
+            tn: combined(|metrics| metrics.tn),
+            tp: combined(|metrics| metrics.tp),
+            n_pred: combined(|metrics| metrics.n_pred),
+            n_ref: combined(|metrics| metrics.n_ref),
             measured: Measured::combine(&measured, |get| f(&mut measured.iter().map(get))),
         }
     }

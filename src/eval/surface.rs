@@ -54,7 +54,7 @@ impl SurfaceDistances {
 
     /// Normalized surface Dice: the fraction of both surfaces within `tolerance` mm of the other one (Nikolov et al.
     /// 2021; MONAI, `compute_surface_dice`). 0 if one mask is empty, NaN if both are.
-    pub fn normalised_dice(&self, tolerance: f64) -> f64 {
+    pub fn normalized_surface_dice(&self, tolerance: f64) -> f64 {
         if self.is_one_empty {
             return 0.0;
         }
@@ -86,12 +86,12 @@ fn surface(mask: ArrayView3<bool>, extent: [usize; 3]) -> Array3<bool> {
     let axes: Vec<usize> = (0..3).filter(|axis| extent[*axis] > 1).collect();
     let is_inner = |at: [usize; 3]| {
         axes.iter().all(|&axis| {
-            let neighbour = |index: usize| {
-                let mut neighbour = at;
-                neighbour[axis] = index;
-                mask[neighbour]
+            let neighbor = |index: usize| {
+                let mut neighbor = at;
+                neighbor[axis] = index;
+                mask[neighbor]
             };
-            at[axis] > 0 && at[axis] + 1 < shape[axis] && neighbour(at[axis] - 1) && neighbour(at[axis] + 1)
+            at[axis] > 0 && at[axis] + 1 < shape[axis] && neighbor(at[axis] - 1) && neighbor(at[axis] + 1)
         })
     };
     let mut surface = Array3::from_elem(mask.raw_dim(), false);
@@ -126,9 +126,9 @@ mod tests {
         // All 26 voxels but the center are surface; those of the far faces are two steps of 0.7 mm away.
         assert_eq!((distances.from_prediction.len(), distances.from_reference.len()), (26, 26));
         assert!((distances.hausdorff_95() - 1.4).abs() < 1e-6);
-        assert_eq!(distances.normalised_dice(1.4), 1.0);
+        assert_eq!(distances.normalized_surface_dice(1.4), 1.0);
         let within: usize = distances.both().filter(|distance| *distance < 0.8).count();
-        assert_eq!(distances.normalised_dice(0.7), within as f64 / 52.0);
+        assert_eq!(distances.normalized_surface_dice(0.7), within as f64 / 52.0);
     }
 
     #[test]
@@ -148,12 +148,12 @@ mod tests {
         let [empty, mut full] = masks([3, 3, 3]);
         full.fill(true);
         let one = SurfaceDistances::new(empty.view(), full.view(), [3; 3], [1.0; 3]);
-        assert!(one.normalised_dice(2.0) == 0.0 && one.hausdorff_95().is_nan() && one.average().is_nan());
+        assert!(one.normalized_surface_dice(2.0) == 0.0 && one.hausdorff_95().is_nan() && one.average().is_nan());
         let other = SurfaceDistances::new(full.view(), empty.view(), [3; 3], [1.0; 3]);
-        assert!(other.normalised_dice(2.0) == 0.0 && other.hausdorff_95().is_nan() && other.average().is_nan());
+        assert!(other.normalized_surface_dice(2.0) == 0.0 && other.hausdorff_95().is_nan() && other.average().is_nan());
         let both = SurfaceDistances::new(empty.view(), empty.view(), [3; 3], [1.0; 3]);
-        assert!(both.normalised_dice(2.0).is_nan() && both.hausdorff_95().is_nan() && both.average().is_nan());
+        assert!(both.normalized_surface_dice(2.0).is_nan() && both.hausdorff_95().is_nan() && both.average().is_nan());
         let same = SurfaceDistances::new(full.view(), full.view(), [3; 3], [1.0; 3]);
-        assert_eq!((same.normalised_dice(0.0), same.hausdorff_95(), same.average()), (1.0, 0.0, 0.0));
+        assert_eq!((same.normalized_surface_dice(0.0), same.hausdorff_95(), same.average()), (1.0, 0.0, 0.0));
     }
 }

@@ -54,7 +54,7 @@ fn fill_holes(mask: &mut Array3<bool>) {
     }
     while let Some(index) = reached.pop() {
         let (k, j, i) = (index / (y * x), index / x % y, index % x);
-        let neighbours = [
+        let neighbors = [
             (i > 0, index.wrapping_sub(1)),
             (i + 1 < x, index + 1),
             (j > 0, index.wrapping_sub(x)),
@@ -62,8 +62,8 @@ fn fill_holes(mask: &mut Array3<bool>) {
             (k > 0, index.wrapping_sub(y * x)),
             (k + 1 < z, index + y * x),
         ];
-        for (_, neighbour) in neighbours.into_iter().filter(|(exists, _)| *exists) {
-            reach(neighbour, &mut outside, &mut reached);
+        for (_, neighbor) in neighbors.into_iter().filter(|(exists, _)| *exists) {
+            reach(neighbor, &mut outside, &mut reached);
         }
     }
     inside.iter_mut().zip(outside).for_each(|(inside, outside)| *inside = !outside);

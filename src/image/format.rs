@@ -9,7 +9,7 @@ use super::meta_image::MetaImage;
 use super::nifti::Nifti;
 use super::nrrd::Nrrd;
 use super::raster::{Bmp, Png, Tiff};
-use super::seam::{ImageHeader, ImageReader, ImageWriter};
+use super::reader_writer::{ImageHeader, ImageReader, ImageWriter};
 use super::{ImageError, LabelMap, Volume};
 
 trait Format: ImageReader + ImageWriter {}

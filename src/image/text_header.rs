@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use super::ImageError;
-use super::stored::file_len;
+use super::raw_voxels::file_len;
 
 /// Maximum header length. Some programs store the history of a segmentation in the header.
 const MAX_LEN: u64 = 16 << 20;

@@ -25,7 +25,7 @@ impl Default for Geometry {
 
 /// Factor of the spacing along z of a 2D image to the larger spacing in the plane, as in nnU-Net
 /// (`simpleitk_reader_writer.py`, `natural_image_reader_writer.py`).
-const ACROSS: f64 = 999.0;
+const Z_SPACING_FACTOR: f64 = 999.0;
 
 /// Geometry of a 2D image, in the order `(x, y)`.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,21 +40,21 @@ pub struct Plane {
 
 impl Geometry {
     /// Geometry of a 2D image as 3D with one slice.
-    pub fn of_plane(plane: &Plane) -> Self {
+    pub fn from_plane(plane: &Plane) -> Self {
         let Plane { spacing: [x, y], origin, direction: [a, b] } = plane;
         Self {
-            spacing: [ACROSS * x.max(*y), *y, *x],
+            spacing: [Z_SPACING_FACTOR * x.max(*y), *y, *x],
             origin: [origin[0], origin[1], 0.0],
             direction: [[a[0], a[1], 0.0], [b[0], b[1], 0.0], [0.0, 0.0, 1.0]],
         }
     }
 
-    /// The inverse of [`Geometry::of_plane`]; `None` if the image is not 2D.
+    /// The inverse of [`Geometry::from_plane`]; `None` if the image is not 2D.
     pub fn plane(&self) -> Option<Plane> {
         let [z, y, x] = self.spacing;
         let [[a, b, _], [c, d, _], _] = self.direction;
         let plane = Plane { spacing: [x, y], origin: [self.origin[0], self.origin[1]], direction: [[a, b], [c, d]] };
-        let same = Self::of_plane(&plane);
+        let same = Self::from_plane(&plane);
         let is_plane =
             (same.spacing[0] - z).abs() <= 1e-6 * z && same.origin == self.origin && same.direction == self.direction;
         is_plane.then_some(plane)
@@ -73,7 +73,7 @@ impl Geometry {
     }
 
     /// Description of the first invalid value of a geometry read from a file.
-    pub(super) fn defect(&self) -> Option<String> {
+    pub(super) fn invalid_value(&self) -> Option<String> {
         if let Some(mm) = self.spacing.iter().find(|mm| !(mm.is_finite() && **mm > 0.0)) {
             return Some(format!("a spacing of {mm} mm"));
         }

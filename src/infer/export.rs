@@ -183,10 +183,10 @@ struct Scratch {
 
 /// Interpolates a row between two rows of two planes.
 fn blend_rows<'r>(planes: &'r [(ArrayView3<f32>, f32); 2], y: Tap, blended: &'r mut Vec<f32>) -> &'r [f32] {
-    let weighted = planes.iter().flat_map(|(plane, of_plane)| {
+    let weighted = planes.iter().flat_map(|(plane, from_plane)| {
         y.pair().map(|(row, of_row)| {
             let row = plane.index_axis(Axis(0), row).to_slice().expect("rows of logits are contiguous");
-            (row, of_plane * of_row)
+            (row, from_plane * of_row)
         })
     });
     let mut weighted = weighted.filter(|(_, weight)| *weight > 0.0);

@@ -56,7 +56,7 @@ pub fn evaluate_held_out<B: NnOps>(
     };
     // Each rank evaluates the cases that it has predicted.
     let (numbers, pairs): (Vec<usize>, Vec<Pair>) = own.iter().filter_map(pair).unzip();
-    let results = evaluate_cases(&pairs, &Classes::of_dataset(&job.model.dataset), &Measures::default())?;
+    let results = evaluate_cases(&pairs, &Classes::from_dataset(&job.model.dataset), &Measures::default())?;
     let cases = gather(numbers, results, job.comm)?;
     if job.comm.rank() > 0 {
         return Ok(None);

@@ -49,7 +49,7 @@ impl OnDevice for Measure {
         }
         Ok(match self.device {
             Device::Cpu => Report::new("step", rows),
-            Device::Cuda => Report::beside("step", rows, Peak::of_gpu::<B::InnerBackend>(&device)),
+            Device::Cuda => Report::with_peak("step", rows, Peak::measure_gpu::<B::InnerBackend>(&device)),
         })
     }
 }

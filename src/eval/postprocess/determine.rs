@@ -39,13 +39,13 @@ pub struct Determined {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trial {
     /// `all foreground`, or the key of the class or region in `summary.json`.
-    pub of: String,
+    pub name: String,
     /// Dice without the step: mean over the classes, or of the class.
     pub before: f64,
     /// Dice with the step.
     pub after: f64,
     /// Whether the step is part of the selected postprocessing.
-    pub is_kept: bool,
+    pub is_selected: bool,
 }
 
 /// Contents of `postprocessing.json`.
@@ -81,7 +81,7 @@ pub fn determine(
     dataset: &DatasetJson,
     options: DetermineOptions,
 ) -> Result<Determined, EvalError> {
-    let classes = Classes::of_dataset(dataset);
+    let classes = Classes::from_dataset(dataset);
     let before = evaluate_files(pairs, &classes, &Measures::default())?;
     let mut postprocessing = Postprocessing::default();
     let mut trials = Vec::new();
@@ -89,15 +89,15 @@ pub fn determine(
     let foreground: Vec<i16> = dataset.classes().into_iter().filter(|label| *label != 0).collect();
     let step = KeepLargest { labels: foreground, background_label: 0 };
     let after = evaluate_with(pairs, &Postprocessing { steps: vec![step.clone()] }, &classes)?;
-    let is_kept = improves(&before, &after);
+    let is_selected = improves(&before, &after);
     trials.push(Trial {
-        of: "all foreground".to_owned(),
+        name: "all foreground".to_owned(),
         before: before.foreground_mean.dice,
         after: after.foreground_mean.dice,
-        is_kept,
+        is_selected,
     });
-    let mut current = if is_kept { after } else { before.clone() };
-    postprocessing.steps.extend(is_kept.then_some(step));
+    let mut current = if is_selected { after } else { before.clone() };
+    postprocessing.steps.extend(is_selected.then_some(step));
 
     if classes.foreground.len() > 1 {
         let groups: Vec<&[LabelValue]> = match dataset.has_regions() {
@@ -107,13 +107,13 @@ pub fn determine(
         for group in groups {
             let dice = dice_after_each(pairs, &postprocessing, group, &classes)?;
             for (class, after) in group.iter().zip(dice) {
-                let of = class_key(class);
-                let before = current.mean.get(&of).map_or(f64::NAN, |metrics| metrics.dice);
-                let is_kept = after > before;
-                trials.push(Trial { of, before, after, is_kept });
-                postprocessing.steps.extend(is_kept.then(|| KeepLargest::of(class)));
+                let name = class_key(class);
+                let before = current.mean.get(&name).map_or(f64::NAN, |metrics| metrics.dice);
+                let is_selected = after > before;
+                trials.push(Trial { name, before, after, is_selected });
+                postprocessing.steps.extend(is_selected.then(|| KeepLargest::for_class(class)));
             }
-            if dataset.has_regions() && trials.last().is_some_and(|trial| trial.is_kept) {
+            if dataset.has_regions() && trials.last().is_some_and(|trial| trial.is_selected) {
                 current = evaluate_with(pairs, &postprocessing, &classes)?;
             }
         }
@@ -154,10 +154,10 @@ pub fn determine_folder(
 impl Determined {
     /// One line per trial, and the mean Dice before and after.
     pub fn table(&self) -> String {
-        let name = |trial: &Trial| format!("largest component of {}", trial.of);
+        let name = |trial: &Trial| format!("largest component of {}", trial.name);
         let width = self.trials.iter().map(|trial| name(trial).chars().count()).max().unwrap_or(0);
         let line = |trial: &Trial| {
-            let verdict = if trial.is_kept { "kept" } else { "no" };
+            let verdict = if trial.is_selected { "kept" } else { "no" };
             format!("{:<width$}  Dice {:.4} -> {:.4}  {verdict}\n", name(trial), trial.before, trial.after)
         };
         let lines: String = self.trials.iter().map(line).collect();
@@ -200,7 +200,7 @@ fn dice_after_each(
         let [mut prediction, reference] = read_pair(pair)?;
         postprocessing.apply(&mut prediction.data);
         // Steps of one group do not interfere: classes are disjoint, and regions come in groups of one.
-        Postprocessing { steps: group.iter().map(KeepLargest::of).collect() }.apply(&mut prediction.data);
+        Postprocessing { steps: group.iter().map(KeepLargest::for_class).collect() }.apply(&mut prediction.data);
         let counts = Confusion::new(&reference.data, &prediction.data);
         let metrics = group.iter().map(|class| (class_key(class), counts.metrics(class, classes.ignore_label)));
         Ok(CaseResult {
@@ -213,12 +213,12 @@ fn dice_after_each(
     Ok(group.iter().map(|class| summary.mean.get(&class_key(class)).map_or(f64::NAN, |mean| mean.dice)).collect())
 }
 
-/// Runs `of` on all pairs in parallel; returns all results, or the first error in input order.
+/// Runs `run` on all pairs in parallel; returns all results, or the first error in input order.
 fn in_parallel<T: Send>(
     pairs: &[Pair],
-    of: impl Fn(&Pair) -> Result<T, EvalError> + Send + Sync,
+    run: impl Fn(&Pair) -> Result<T, EvalError> + Send + Sync,
 ) -> Result<Vec<T>, EvalError> {
-    let results: Vec<_> = pairs.par_iter().map(of).collect();
+    let results: Vec<_> = pairs.par_iter().map(run).collect();
     results.into_iter().collect()
 }
 

@@ -33,7 +33,7 @@ pub struct KeepLargest {
 
 impl KeepLargest {
     /// Step for a class, or for the union of the classes of a region.
-    pub fn of(class: &LabelValue) -> Self {
+    pub fn for_class(class: &LabelValue) -> Self {
         Self { labels: class.members().to_vec(), background_label: 0 }
     }
 }

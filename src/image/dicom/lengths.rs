@@ -25,13 +25,13 @@ const DEPTH: usize = 64;
 /// # Errors
 /// Returns a one-line message without the path. Files that are not DICOM pass; the parser rejects them.
 pub fn check_lengths(path: &Path) -> Result<(), String> {
-    let mut file = BufReader::new(File::open(path).map_err(line)?);
-    let length = file.get_ref().metadata().map_err(line)?.len();
-    let Some(start) = start_of(&mut file).map_err(line)? else { return Ok(()) };
-    file.seek(SeekFrom::Start(start + MAGIC.len() as u64)).map_err(line)?;
+    let mut file = BufReader::new(File::open(path).map_err(error_chain)?);
+    let length = file.get_ref().metadata().map_err(error_chain)?.len();
+    let Some(start) = start_of(&mut file).map_err(error_chain)? else { return Ok(()) };
+    file.seek(SeekFrom::Start(start + MAGIC.len() as u64)).map_err(error_chain)?;
     check_meta(&mut file, length)?;
-    file.seek(SeekFrom::Start(start)).map_err(line)?;
-    let meta = FileMetaTable::from_reader(&mut file).map_err(line)?;
+    file.seek(SeekFrom::Start(start)).map_err(error_chain)?;
+    let meta = FileMetaTable::from_reader(&mut file).map_err(error_chain)?;
     match TransferSyntaxRegistry.get(meta.transfer_syntax()) {
         // Encapsulated syntaxes compress only the pixel data, not the data set (DICOM PS3.5, annex A).
         Some(syntax) if !matches!(syntax.codec(), Codec::Dataset(_)) => check_data_set(file, length, syntax),
@@ -51,21 +51,21 @@ fn start_of(file: &mut impl Read) -> std::io::Result<Option<u64>> {
 /// follow.
 fn check_meta(file: &mut BufReader<File>, length: u64) -> Result<(), String> {
     let decoder = file_header_decoder();
-    let header = |file: &mut BufReader<File>| decoder.decode_header(file).map_err(line);
+    let header = |file: &mut BufReader<File>| decoder.decode_header(file).map_err(error_chain);
     let (first, _) = header(file)?;
     if first.tag != META_LENGTH || first.len.0 != 4 {
         return Err("does not start with the length of its file meta group (0002,0000)".into());
     }
     let mut group = [0; 4];
-    file.read_exact(&mut group).map_err(line)?;
+    file.read_exact(&mut group).map_err(error_chain)?;
     let mut left_of_group = u32::from_le_bytes(group);
     while left_of_group > 0 {
         let (element, bytes) = header(file)?;
-        let left = length.saturating_sub(file.stream_position().map_err(line)?);
+        let left = length.saturating_sub(file.stream_position().map_err(error_chain)?);
         if u64::from(element.len.0) > left {
-            return Err(claim(element.tag, element.len.0, left));
+            return Err(length_error(element.tag, element.len.0, left));
         }
-        file.seek_relative(element.len.0.into()).map_err(line)?;
+        file.seek_relative(element.len.0.into()).map_err(error_chain)?;
         left_of_group = left_of_group.saturating_sub(bytes as u32).saturating_sub(element.len.0);
     }
     Ok(())
@@ -73,52 +73,52 @@ fn check_meta(file: &mut BufReader<File>, length: u64) -> Result<(), String> {
 
 /// A sequence or item whose end has not been read.
 #[derive(PartialEq)]
-enum Open {
+enum OpenElement {
     Sequence,
     Item,
 }
 
 /// Checks the data set with the parser's own token reader, which stops before each value.
 fn check_data_set(file: BufReader<File>, length: u64, syntax: &TransferSyntax) -> Result<(), String> {
-    let mut reader = LazyDataSetReader::new_with_ts(file, syntax).map_err(line)?;
+    let mut reader = LazyDataSetReader::new_with_ts(file, syntax).map_err(error_chain)?;
     let mut open = Vec::new();
     let mut items = 0;
     while let Some(token) = reader.advance() {
-        match token.map_err(line)? {
+        match token.map_err(error_chain)? {
             // Same stop condition as the parser: the first element with a tag after PixelData.
             LazyDataToken::ElementHeader(header) if open.is_empty() && header.tag > PIXEL_DATA => return Ok(()),
             LazyDataToken::SequenceStart { tag, .. } if open.is_empty() && tag > PIXEL_DATA => return Ok(()),
-            LazyDataToken::SequenceStart { .. } => open.push(Open::Sequence),
+            LazyDataToken::SequenceStart { .. } => open.push(OpenElement::Sequence),
             LazyDataToken::PixelSequenceStart => {
-                open.push(Open::Sequence);
+                open.push(OpenElement::Sequence);
                 items = 0;
             }
             LazyDataToken::ItemStart { .. } => {
-                open.push(Open::Item);
+                open.push(OpenElement::Item);
                 items += 1;
             }
             // The parser panics on an item end outside of an item.
-            LazyDataToken::ItemEnd if open.pop() != Some(Open::Item) => {
+            LazyDataToken::ItemEnd if open.pop() != Some(OpenElement::Item) => {
                 return Err("has an item end (FFFE,E00D) outside of an item".into());
             }
             LazyDataToken::SequenceEnd => drop(open.pop()),
             LazyDataToken::LazyValue { header, decoder } => {
                 let (left, claimed) = (length.saturating_sub(decoder.position()), header.len.0);
                 if u64::from(claimed) > left {
-                    return Err(claim(header.tag, claimed, left));
+                    return Err(length_error(header.tag, claimed, left));
                 }
                 // Parsed, not skipped: if the length is not a multiple of the value size, the parser reads fewer bytes.
-                LazyDataToken::LazyValue { header, decoder }.into_value().map_err(line)?;
+                LazyDataToken::LazyValue { header, decoder }.into_value().map_err(error_chain)?;
             }
             LazyDataToken::LazyItemValue { len, decoder } => {
                 let left = length.saturating_sub(decoder.position());
                 if u64::from(len) > left {
-                    return Err(claim(PIXEL_DATA, len, left));
+                    return Err(length_error(PIXEL_DATA, len, left));
                 }
                 if items == 1 && len % 4 > 0 {
                     return Err(format!("has a basic offset table of {len} bytes, not a multiple of 4"));
                 }
-                LazyDataToken::LazyItemValue { len, decoder }.skip().map_err(line)?;
+                LazyDataToken::LazyItemValue { len, decoder }.skip().map_err(error_chain)?;
             }
             _ => {}
         }
@@ -130,12 +130,12 @@ fn check_data_set(file: BufReader<File>, length: u64, syntax: &TransferSyntax) -
     Ok(())
 }
 
-fn claim(Tag(group, element): Tag, claimed: u32, left: u64) -> String {
+fn length_error(Tag(group, element): Tag, claimed: u32, left: u64) -> String {
     format!("({group:04X},{element:04X}) declares {claimed} bytes, but the file has only {left} left")
 }
 
 /// One line with the error's causes: the parser's own message only says where parsing stopped.
-fn line(error: impl Error + Send + Sync + 'static) -> String {
+fn error_chain(error: impl Error + Send + Sync + 'static) -> String {
     format!("{:#}", anyhow::Error::new(error))
 }
 

@@ -13,7 +13,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use self::series::Series;
-use super::seam::{ImageHeader, ImageReader};
+use super::reader_writer::{ImageHeader, ImageReader};
 use super::{ImageError, Volume};
 
 /// Reader for a folder with the files of one series, or for a single file with one slice.

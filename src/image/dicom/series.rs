@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use ndarray::Array4;
 use rayon::prelude::*;
 
-use super::slice::{Found, Slice};
+use super::slice::{SeriesFile, Slice};
 use super::{files, is_dicom};
-use crate::seam::ImageHeader;
+use crate::reader_writer::ImageHeader;
 use crate::{Geometry, ImageError, Volume};
 
 /// Maximum deviation of a slice from its expected position, as a fraction of the slice distance: positions in files are
@@ -32,8 +32,8 @@ impl Series {
     pub fn find(folder: &Path, uid: Option<&str>) -> Result<Self, ImageError> {
         let fail = |defect: String| ImageError::new(folder, defect);
         let paths: Vec<PathBuf> = files(folder)?.into_iter().filter(|path| is_dicom(path)).collect();
-        let found = paths.par_iter().map(|path| Found::read(path)).collect::<Result<Vec<_>, _>>()?;
-        let mut by_series: BTreeMap<String, Vec<Found>> = BTreeMap::new();
+        let found = paths.par_iter().map(|path| SeriesFile::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let mut by_series: BTreeMap<String, Vec<SeriesFile>> = BTreeMap::new();
         for file in found.into_iter().flatten() {
             by_series.entry(file.series.clone()).or_default().push(file);
         }
@@ -50,13 +50,13 @@ impl Series {
             None => by_series.into_values().next().ok_or_else(|| fail("has no DICOM image".into()))?,
         };
         let slices = chosen.into_iter().map(|file| file.slice).collect::<Result<Vec<_>, _>>()?;
-        Self::of(folder, slices)
+        Self::new(folder, slices)
     }
 
     pub fn header(&self) -> Result<ImageHeader, ImageError> {
         let [y, x] = self.slices[0].extents;
-        let number = self.slices[0].number();
-        Ok(ImageHeader { shape: [1, self.slices.len(), y, x], number, geometry: self.geometry.clone() })
+        let scalar_type = self.slices[0].scalar_type();
+        Ok(ImageHeader { shape: [1, self.slices.len(), y, x], scalar_type, geometry: self.geometry.clone() })
     }
 
     pub fn read(&self) -> Result<Volume, ImageError> {
@@ -70,7 +70,7 @@ impl Series {
     }
 
     /// Sorts slices into a stack and checks that they are one.
-    fn of(folder: &Path, mut slices: Vec<Slice>) -> Result<Self, ImageError> {
+    fn new(folder: &Path, mut slices: Vec<Slice>) -> Result<Self, ImageError> {
         let first = &slices[0];
         let normal = unit(cross(first.x, first.y)).filter(|_| dot(first.x, first.y).abs() < 1e-3);
         let Some(normal) = normal else {
@@ -81,8 +81,8 @@ impl Series {
             return Err(ImageError::new(path, format!("{what} differs from that of {}", first.path.display())));
         }
         slices.sort_by(|a, b| dot(a.position, normal).total_cmp(&dot(b.position, normal)));
-        let places: Vec<f64> = slices.iter().map(|slice| dot(slice.position, normal)).collect();
-        let gap = check_places(&slices, &places).map_err(|defect| ImageError::new(folder, defect))?;
+        let positions: Vec<f64> = slices.iter().map(|slice| dot(slice.position, normal)).collect();
+        let gap = check_positions(&slices, &positions).map_err(|defect| ImageError::new(folder, defect))?;
         let (first, last) = (&slices[0], &slices[slices.len() - 1]);
         let way: [f64; 3] = std::array::from_fn(|i| last.position[i] - first.position[i]);
         let along = dot(way, normal);
@@ -97,32 +97,33 @@ impl Series {
             origin: first.position,
             direction: std::array::from_fn(|row| [first.x[row], first.y[row], normal[row]]),
         };
-        match geometry.defect() {
+        match geometry.invalid_value() {
             Some(defect) => Err(ImageError::new(&first.path, format!("states {defect}"))),
             None => Ok(Self { slices, geometry }),
         }
     }
 }
 
-/// Distance between slices in mm; `places` are the ascending positions along the normal.
-fn check_places(slices: &[Slice], places: &[f64]) -> Result<f64, String> {
+/// Distance between slices in mm; `positions` are the ascending positions along the normal.
+fn check_positions(slices: &[Slice], positions: &[f64]) -> Result<f64, String> {
     let name = |index: usize| slices[index].path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut gaps: Vec<f64> = places.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let mut gaps: Vec<f64> = positions.windows(2).map(|pair| pair[1] - pair[0]).collect();
     let Some(last) = gaps.len().checked_sub(1) else { return Ok(slices[0].thickness.unwrap_or(1.0)) };
     if let Some(index) = gaps.iter().position(|gap| *gap < 1e-4) {
         let (first, second) = (name(index), name(index + 1));
         return Err(format!("{first} and {second} have the same position: several images of one slice"));
     }
-    let mean = (places[last + 1] - places[0]) / (last + 1) as f64;
-    let is_off = |(index, place): (usize, &f64)| (place - places[0] - mean * index as f64).abs() > MAX_OFFSET * mean;
-    if !places.iter().enumerate().any(is_off) {
+    let mean = (positions[last + 1] - positions[0]) / (last + 1) as f64;
+    let is_off =
+        |(index, position): (usize, &f64)| (position - positions[0] - mean * index as f64).abs() > MAX_OFFSET * mean;
+    if !positions.iter().enumerate().any(is_off) {
         return Ok(mean);
     }
-    let by_place = gaps.clone();
+    let by_position = gaps.clone();
     let (_, median, _) = gaps.select_nth_unstable_by(last / 2, f64::total_cmp);
     let median = *median;
     let mut holes = Vec::new();
-    for (index, gap) in by_place.iter().enumerate() {
+    for (index, gap) in by_position.iter().enumerate() {
         let steps = (gap / median).round();
         if (gap - steps * median).abs() > MAX_OFFSET * median || steps < 1.0 {
             let (first, second) = (name(index), name(index + 1));
@@ -132,7 +133,7 @@ fn check_places(slices: &[Slice], places: &[f64]) -> Result<f64, String> {
         }
         if steps > 1.0 {
             let (first, second) = (name(index), name(index + 1));
-            holes.push(format!("{} between {first} and {second} ({:.2} mm)", steps - 1.0, places[index]));
+            holes.push(format!("{} between {first} and {second} ({:.2} mm)", steps - 1.0, positions[index]));
         }
     }
     match holes.is_empty() {
@@ -154,9 +155,9 @@ fn differs(slice: &Slice, first: &Slice) -> Option<&'static str> {
 }
 
 /// One entry per series with the attributes that distinguish it.
-fn list(by_series: &BTreeMap<String, Vec<Found>>) -> String {
-    let line = |(uid, files): (&String, &Vec<Found>)| {
-        let Found { modality, description, path, .. } = &files[0];
+fn list(by_series: &BTreeMap<String, Vec<SeriesFile>>) -> String {
+    let line = |(uid, files): (&String, &Vec<SeriesFile>)| {
+        let SeriesFile { modality, description, path, .. } = &files[0];
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         format!("{uid} ({modality} {description:?}, {} files, {name} ...)", files.len())
     };

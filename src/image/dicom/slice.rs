@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use dicom_object::{DefaultDicomObject, OpenFileOptions, Tag};
 
 use super::lengths::check_lengths;
-use crate::stored::file_len;
-use crate::{ImageError, Number};
+use crate::raw_voxels::file_len;
+use crate::{ImageError, ScalarType};
 
 /// Attributes read here (DICOM PS3.6), with their keywords.
 const MODALITY: (Tag, &str) = (Tag(0x0008, 0x0060), "Modality");
@@ -34,7 +34,7 @@ const PIXEL_DATA: (Tag, &str) = (Tag(0x7FE0, 0x0010), "PixelData");
 const NATIVE: [&str; 2] = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"];
 
 /// A file of a series.
-pub struct Found {
+pub struct SeriesFile {
     pub path: PathBuf,
     /// SeriesInstanceUID.
     pub series: String,
@@ -72,7 +72,7 @@ struct Bits {
     signed: bool,
 }
 
-impl Found {
+impl SeriesFile {
     /// Reads everything but the pixels; `None` for an object without pixels, such as a report or a DICOMDIR.
     pub fn read(path: &Path) -> Result<Option<Self>, ImageError> {
         let not_whole = |defect: String| ImageError::new(path, format!("is not a valid DICOM file: {defect}"));
@@ -83,7 +83,7 @@ impl Found {
         let (Some(series), Some(_)) = (attributes.text(SERIES_INSTANCE_UID), attributes.text(ROWS)) else {
             return Ok(None);
         };
-        let slice = Slice::of(path, &attributes).map_err(|defect| ImageError::new(path, defect));
+        let slice = Slice::parse(path, &attributes).map_err(|defect| ImageError::new(path, defect));
         let text = |attribute| attributes.text(attribute).unwrap_or_default();
         let (modality, description) = (text(MODALITY), text(SERIES_DESCRIPTION));
         Ok(Some(Self { path: path.to_owned(), series, modality, description, slice }))
@@ -91,7 +91,7 @@ impl Found {
 }
 
 impl Slice {
-    fn of(path: &Path, attributes: &Attributes) -> Result<Self, String> {
+    fn parse(path: &Path, attributes: &Attributes) -> Result<Self, String> {
         let syntax = attributes.0.meta().transfer_syntax();
         if !NATIVE.contains(&syntax) {
             return Err(format!("is compressed ({}); decompress it with `gdcmconv --raw IN OUT`", syntax_name(syntax)));
@@ -105,8 +105,8 @@ impl Slice {
         if samples != 1 || !photometric.starts_with("MONOCHROME") {
             return Err(format!("is not grayscale: {samples} samples per pixel, {photometric}"));
         }
-        let extents = [attributes.needed(ROWS)?, attributes.needed(COLUMNS)?];
-        let allocated = attributes.needed(BITS_ALLOCATED)?;
+        let extents = [attributes.required(ROWS)?, attributes.required(COLUMNS)?];
+        let allocated = attributes.required(BITS_ALLOCATED)?;
         let stored = attributes.number(BITS_STORED)?.unwrap_or(allocated);
         let high = attributes.number(HIGH_BIT)?.unwrap_or(stored.saturating_sub(1));
         let signed = attributes.number(PIXEL_REPRESENTATION)?.unwrap_or(0usize) == 1;
@@ -142,14 +142,14 @@ impl Slice {
     }
 
     /// Scalar type of the stored values.
-    pub fn number(&self) -> Number {
+    pub fn scalar_type(&self) -> ScalarType {
         match (self.bits.allocated, self.bits.signed) {
-            (8, false) => Number::U8,
-            (8, true) => Number::I8,
-            (16, false) => Number::U16,
-            (16, true) => Number::I16,
-            (_, false) => Number::U32,
-            (_, true) => Number::I32,
+            (8, false) => ScalarType::U8,
+            (8, true) => ScalarType::I8,
+            (16, false) => ScalarType::U16,
+            (16, true) => ScalarType::I16,
+            (_, false) => ScalarType::U32,
+            (_, true) => ScalarType::I32,
         }
     }
 
@@ -204,7 +204,7 @@ impl Attributes<'_> {
         self.text(attribute).map(parse).transpose()
     }
 
-    fn needed(&self, attribute: (Tag, &str)) -> Result<usize, String> {
+    fn required(&self, attribute: (Tag, &str)) -> Result<usize, String> {
         self.number(attribute)?.ok_or_else(|| missing(attribute))
     }
 

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::stored::{Packing, Stored, beside, describe, file_len, is_gzip};
+use crate::raw_voxels::{Encoding, RawVoxels, describe_io_error, file_len, is_gzip, resolve_data_file};
 use crate::text_header::{TextHeader, extents, numbers};
 use crate::volume::Plane;
-use crate::{Geometry, ImageError, Number};
+use crate::{Geometry, ImageError, ScalarType};
 
 /// The field that ends a header.
 const LAST: &str = "ElementDataFile";
@@ -17,7 +17,7 @@ pub struct Header {
     pub shape: [usize; 4],
     /// Scalars per voxel.
     pub components: usize,
-    pub stored: Stored,
+    pub raw_voxels: RawVoxels,
     pub geometry: Geometry,
 }
 
@@ -48,28 +48,28 @@ impl Fields<'_> {
         let extent = |axis: usize| size.get(axis).copied().unwrap_or(1);
         let shape = [extent(3), extent(2), extent(1), extent(0)];
         let components = self.one("ElementNumberOfChannels")?.unwrap_or(1usize);
-        let number = element_type(self.get(&["ElementType"]).ok_or("its header has no ElementType")?)?;
+        let scalar_type = parse_element_type(self.get(&["ElementType"]).ok_or("its header has no ElementType")?)?;
         let count = shape.iter().try_fold(components, |count, extent| count.checked_mul(*extent));
         let count = count
             .filter(|count| *count > 0 && *count <= isize::MAX as usize / 8)
             .ok_or_else(|| format!("ElementNumberOfChannels is {components}"))?;
         let geometry = self.geometry(axes)?;
-        Ok(self.stored(path, data_file, len, number, count).map(|stored| Header {
+        Ok(self.raw_voxels(path, data_file, len, scalar_type, count).map(|raw_voxels| Header {
             shape,
             components,
-            stored,
+            raw_voxels,
             geometry,
         }))
     }
 
-    fn stored(
+    fn raw_voxels(
         &self,
         path: &Path,
         data_file: &str,
         len: u64,
-        number: Number,
+        scalar_type: ScalarType,
         count: usize,
-    ) -> Result<Stored, ImageError> {
+    ) -> Result<RawVoxels, ImageError> {
         let fail = |defect: String| ImageError::new(path, defect);
         if data_file.starts_with("LIST") || data_file.contains('%') {
             let remedy = "one file per slice is not supported; convert it with SimpleITK or `c3d IN -o OUT.mha`";
@@ -77,28 +77,32 @@ impl Fields<'_> {
         }
         let (file, mut begin) = match data_file {
             "LOCAL" | "Local" | "local" => (path.to_owned(), len),
-            name => (beside(path, LAST, name)?, 0),
+            name => (resolve_data_file(path, LAST, name)?, 0),
         };
         let packed = self.flag(&["CompressedData"]).map_err(fail)?;
-        let packing = match (self.flag(&["BinaryData"]).map_err(fail)?.unwrap_or(true), packed.unwrap_or(false)) {
-            (false, _) => Packing::Text,
-            (true, false) => Packing::Raw,
-            (true, true) => match is_gzip(&file, begin).map_err(|error| ImageError::new(&file, describe(&error)))? {
-                true => Packing::Gzip,
-                false => Packing::Zlib,
-            },
+        let encoding = match (self.flag(&["BinaryData"]).map_err(fail)?.unwrap_or(true), packed.unwrap_or(false)) {
+            (false, _) => Encoding::Text,
+            (true, false) => Encoding::Raw,
+            (true, true) => {
+                match is_gzip(&file, begin).map_err(|error| ImageError::new(&file, describe_io_error(&error)))? {
+                    true => Encoding::Gzip,
+                    false => Encoding::Zlib,
+                }
+            }
         };
         match self.one::<i64>("HeaderSize").map_err(fail)?.unwrap_or(0) {
             0 => {}
             // The voxels are the last bytes of the file.
-            -1 if packing == Packing::Raw => {
-                begin = file_len(&file)?.saturating_sub((count as u64).saturating_mul(number.size() as u64)).max(begin);
+            -1 if encoding == Encoding::Raw => {
+                begin = file_len(&file)?
+                    .saturating_sub((count as u64).saturating_mul(scalar_type.size() as u64))
+                    .max(begin);
             }
             bytes if bytes > 0 => begin = begin.saturating_add(bytes as u64),
             bytes => return Err(fail(format!("HeaderSize is {bytes}"))),
         }
         let big_endian = self.flag(&["BinaryDataByteOrderMSB", "ElementByteOrderMSB"]).map_err(fail)?.unwrap_or(false);
-        Ok(Stored { path: file, begin, skip: 0, packing, number, big_endian, count, scaling: None })
+        Ok(RawVoxels { path: file, begin, skip: 0, encoding, scalar_type, big_endian, count, scaling: None })
     }
 
     fn geometry(&self, axes: usize) -> Result<Geometry, String> {
@@ -122,7 +126,7 @@ impl Fields<'_> {
             if spacing[axis] < 0.0 { -cosine } else { cosine }
         };
         let geometry = match axes {
-            2 => Geometry::of_plane(&Plane {
+            2 => Geometry::from_plane(&Plane {
                 spacing: [spacing[0].abs(), spacing[1].abs()],
                 origin: [origin[0], origin[1]],
                 direction: [[cosine(0, 0), cosine(0, 1)], [cosine(1, 0), cosine(1, 1)]],
@@ -133,7 +137,7 @@ impl Fields<'_> {
                 direction: std::array::from_fn(|row| std::array::from_fn(|axis| cosine(row, axis))),
             },
         };
-        match geometry.defect() {
+        match geometry.invalid_value() {
             Some(defect) => Err(format!("its header states {defect}")),
             None => Ok(geometry),
         }
@@ -160,18 +164,18 @@ impl Fields<'_> {
 }
 
 /// `MET_LONG` has 4 bytes, regardless of the size of `long` in C.
-fn element_type(name: &str) -> Result<Number, String> {
+fn parse_element_type(name: &str) -> Result<ScalarType, String> {
     Ok(match name.strip_suffix("_ARRAY").unwrap_or(name) {
-        "MET_CHAR" | "MET_ASCII_CHAR" => Number::I8,
-        "MET_UCHAR" => Number::U8,
-        "MET_SHORT" => Number::I16,
-        "MET_USHORT" => Number::U16,
-        "MET_INT" | "MET_LONG" => Number::I32,
-        "MET_UINT" | "MET_ULONG" => Number::U32,
-        "MET_LONG_LONG" => Number::I64,
-        "MET_ULONG_LONG" => Number::U64,
-        "MET_FLOAT" => Number::F32,
-        "MET_DOUBLE" => Number::F64,
+        "MET_CHAR" | "MET_ASCII_CHAR" => ScalarType::I8,
+        "MET_UCHAR" => ScalarType::U8,
+        "MET_SHORT" => ScalarType::I16,
+        "MET_USHORT" => ScalarType::U16,
+        "MET_INT" | "MET_LONG" => ScalarType::I32,
+        "MET_UINT" | "MET_ULONG" => ScalarType::U32,
+        "MET_LONG_LONG" => ScalarType::I64,
+        "MET_ULONG_LONG" => ScalarType::U64,
+        "MET_FLOAT" => ScalarType::F32,
+        "MET_DOUBLE" => ScalarType::F64,
         _ => return Err(format!("ElementType {name} is not supported")),
     })
 }

@@ -11,8 +11,8 @@ use std::path::Path;
 use ndarray::Array4;
 
 use self::header::Header;
-use super::number::components_first;
-use super::seam::{ImageHeader, ImageReader, ImageWriter};
+use super::reader_writer::{ImageHeader, ImageReader, ImageWriter};
+use super::scalar_type::components_first;
 use super::{ImageError, LabelMap, Volume};
 
 /// Reader and writer of MetaImage files.
@@ -20,14 +20,14 @@ pub struct MetaImage;
 
 impl ImageReader for MetaImage {
     fn read_header(&self, path: &Path) -> Result<ImageHeader, ImageError> {
-        let Header { shape: [images, z, y, x], components, stored, geometry } = Header::read(path)?;
-        stored.check()?;
-        Ok(ImageHeader { shape: [images * components, z, y, x], number: stored.number, geometry })
+        let Header { shape: [images, z, y, x], components, raw_voxels, geometry } = Header::read(path)?;
+        raw_voxels.check()?;
+        Ok(ImageHeader { shape: [images * components, z, y, x], scalar_type: raw_voxels.scalar_type, geometry })
     }
 
     fn read_volume(&self, path: &Path) -> Result<Volume, ImageError> {
-        let Header { shape: [images, z, y, x], components, stored, geometry } = Header::read(path)?;
-        let numbers = components_first(stored.read()?, components, z * y * x);
+        let Header { shape: [images, z, y, x], components, raw_voxels, geometry } = Header::read(path)?;
+        let numbers = components_first(raw_voxels.read()?, components, z * y * x);
         let data = Array4::from_shape_vec((images * components, z, y, x), numbers);
         Ok(Volume { data: data.expect("length matches the header"), geometry })
     }

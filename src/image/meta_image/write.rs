@@ -5,29 +5,34 @@ use std::path::Path;
 
 use flate2::{Compression, write::ZlibEncoder};
 
-use crate::number::{Numbers, components_last};
-use crate::{Geometry, ImageError, LabelMap, Number, Volume};
+use crate::scalar_type::{EncodedVoxels, components_last};
+use crate::{Geometry, ImageError, LabelMap, ScalarType, Volume};
 use nnunet_core::fsio;
 
 pub fn labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
     let (z, y, x) = labels.data.dim();
     let values = labels.data.as_standard_layout();
-    write(path, [1, z, y, x], &labels.geometry, &Numbers::of_labels(values.as_slice().expect("standard layout")))
+    write(
+        path,
+        [1, z, y, x],
+        &labels.geometry,
+        &EncodedVoxels::from_labels(values.as_slice().expect("standard layout")),
+    )
 }
 
 /// Writes a volume; channels become the components of a voxel.
 pub fn volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
     let (c, z, y, x) = volume.data.dim();
     let values = components_last(&volume.data);
-    let values = Numbers::of_intensities(values.as_slice().expect("standard layout"));
+    let values = EncodedVoxels::from_intensities(values.as_slice().expect("standard layout"));
     write(path, [c, z, y, x], &volume.geometry, &values)
 }
 
-fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) -> Result<(), ImageError> {
+fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &EncodedVoxels) -> Result<(), ImageError> {
     let fail = |error: io::Error| ImageError::new(path, format!("cannot be written: {error}"));
     let mut packed = ZlibEncoder::new(Vec::new(), Compression::fast());
     let packed = voxels.write(&mut packed).and_then(|()| packed.finish()).map_err(fail)?;
-    let header = |data_file: &str| header(shape, voxels.number(), geometry, packed.len(), data_file);
+    let header = |data_file: &str| header(shape, voxels.scalar_type(), geometry, packed.len(), data_file);
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("mhd")) {
         let data = path.with_extension("zraw");
         // Written after the voxels, so that a header never exists without its data file.
@@ -42,7 +47,13 @@ fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) 
     written.map_err(fail)
 }
 
-fn header([c, z, y, x]: [usize; 4], number: Number, geometry: &Geometry, packed: usize, data_file: &str) -> String {
+fn header(
+    [c, z, y, x]: [usize; 4],
+    scalar_type: ScalarType,
+    geometry: &Geometry,
+    packed: usize,
+    data_file: &str,
+) -> String {
     let Geometry { spacing, origin, direction } = geometry;
     let axis = |axis: usize| [0, 1, 2].map(|row: usize| direction[row][axis]);
     let (axes, matrix, origin, spacing, size) = match geometry.plane().filter(|_| z == 1) {
@@ -64,7 +75,7 @@ fn header([c, z, y, x]: [usize; 4], number: Number, geometry: &Geometry, packed:
         list(&origin),
         list(&spacing),
         list(&size),
-        element_type(number)
+        element_type_name(scalar_type)
     )
 }
 
@@ -72,11 +83,11 @@ fn list<T: std::fmt::Display>(values: &[T]) -> String {
     values.iter().map(T::to_string).collect::<Vec<_>>().join(" ")
 }
 
-fn element_type(number: Number) -> &'static str {
-    match number {
-        Number::U8 => "MET_UCHAR",
-        Number::I16 => "MET_SHORT",
-        Number::U16 => "MET_USHORT",
+fn element_type_name(scalar_type: ScalarType) -> &'static str {
+    match scalar_type {
+        ScalarType::U8 => "MET_UCHAR",
+        ScalarType::I16 => "MET_SHORT",
+        ScalarType::U16 => "MET_USHORT",
         _ => "MET_FLOAT",
     }
 }

@@ -1,7 +1,7 @@
 //! Parsing and validation of NIfTI-1, NIfTI-2 and ANALYZE headers.
 
 use super::affine::{self, Affine};
-use crate::{Geometry, Number};
+use crate::{Geometry, ScalarType};
 
 /// Number of bytes to read before parsing: the length of the longer header.
 pub const MAX_LEN: usize = 540;
@@ -25,7 +25,7 @@ pub struct Header {
 /// Storage format of a voxel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VoxelType {
-    pub number: Number,
+    pub scalar_type: ScalarType,
     /// Scalars per voxel: 3 for RGB, 2 for complex.
     pub components: usize,
 }
@@ -33,24 +33,24 @@ pub struct VoxelType {
 impl VoxelType {
     /// Looks up a NIFTI_TYPE_* code of nifti1.h.
     fn from_code(code: i64) -> Result<Self, String> {
-        let (number, components) = match code {
-            2 => (Number::U8, 1),
-            4 => (Number::I16, 1),
-            8 => (Number::I32, 1),
-            16 => (Number::F32, 1),
-            32 => (Number::F32, 2),
-            64 => (Number::F64, 1),
-            128 => (Number::U8, 3),
-            256 => (Number::I8, 1),
-            512 => (Number::U16, 1),
-            768 => (Number::U32, 1),
-            1024 => (Number::I64, 1),
-            1280 => (Number::U64, 1),
-            1792 => (Number::F64, 2),
-            2304 => (Number::U8, 4),
+        let (scalar_type, components) = match code {
+            2 => (ScalarType::U8, 1),
+            4 => (ScalarType::I16, 1),
+            8 => (ScalarType::I32, 1),
+            16 => (ScalarType::F32, 1),
+            32 => (ScalarType::F32, 2),
+            64 => (ScalarType::F64, 1),
+            128 => (ScalarType::U8, 3),
+            256 => (ScalarType::I8, 1),
+            512 => (ScalarType::U16, 1),
+            768 => (ScalarType::U32, 1),
+            1024 => (ScalarType::I64, 1),
+            1280 => (ScalarType::U64, 1),
+            1792 => (ScalarType::F64, 2),
+            2304 => (ScalarType::U8, 4),
             _ => return Err(format!("datatype {code} is not supported")),
         };
-        Ok(Self { number, components })
+        Ok(Self { scalar_type, components })
     }
 }
 

@@ -11,7 +11,7 @@ mod write;
 
 use std::path::Path;
 
-use super::seam::{ImageHeader, ImageReader, ImageWriter};
+use super::reader_writer::{ImageHeader, ImageReader, ImageWriter};
 use super::{ImageError, LabelMap, Volume};
 
 /// Reader and writer of NIfTI files.

@@ -6,26 +6,26 @@ use std::path::{Path, PathBuf};
 use ndarray::Array4;
 
 use super::header::{Header, MAX_LEN};
-use crate::number::components_first;
-use crate::seam::ImageHeader;
-use crate::stored::{Packing, Source, Stored, describe, is_gzip};
+use crate::raw_voxels::{Encoding, RawVoxels, VoxelStream, describe_io_error, is_gzip};
+use crate::reader_writer::ImageHeader;
+use crate::scalar_type::components_first;
 use crate::{ImageError, Volume};
 
 /// Reads shape and geometry.
 pub fn header(path: &Path) -> Result<ImageHeader, ImageError> {
-    let files = Files::of(path);
+    let files = Files::from_path(path);
     let header = files.read_header()?;
-    files.stored(&header)?.check()?;
+    files.raw_voxels(&header)?.check()?;
     let [channels, z, y, x] = header.shape;
     let shape = [channels * header.voxel.components, z, y, x];
-    Ok(ImageHeader { shape, number: header.voxel.number, geometry: header.geometry })
+    Ok(ImageHeader { shape, scalar_type: header.voxel.scalar_type, geometry: header.geometry })
 }
 
 /// Reads the image.
 pub fn volume(path: &Path) -> Result<Volume, ImageError> {
-    let files = Files::of(path);
+    let files = Files::from_path(path);
     let header = files.read_header()?;
-    let numbers = files.stored(&header)?.read()?;
+    let numbers = files.raw_voxels(&header)?.read()?;
     let [channels, z, y, x] = header.shape;
     let components = header.voxel.components;
     let numbers = components_first(numbers, components, z * y * x);
@@ -40,7 +40,7 @@ struct Files {
 }
 
 impl Files {
-    fn of(path: &Path) -> Self {
+    fn from_path(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (stem, gz) = match name.strip_suffix(".gz") {
             Some(stem) => (stem, ".gz"),
@@ -60,21 +60,21 @@ impl Files {
     }
 
     fn read_header(&self) -> Result<Header, ImageError> {
-        let fail = |error: io::Error| ImageError::new(&self.header, describe(&error));
+        let fail = |error: io::Error| ImageError::new(&self.header, describe_io_error(&error));
         let mut bytes = Vec::with_capacity(MAX_LEN);
-        let source = Source::open(&self.header, 0, packing(&self.header)?).map_err(fail)?;
-        source.take(MAX_LEN as u64).read_to_end(&mut bytes).map_err(fail)?;
+        let stream = VoxelStream::open(&self.header, 0, encoding(&self.header)?).map_err(fail)?;
+        stream.take(MAX_LEN as u64).read_to_end(&mut bytes).map_err(fail)?;
         Header::parse(&bytes, self.is_pair()).map_err(|defect| ImageError::new(&self.header, defect))
     }
 
     /// Location and encoding of the voxels. A compressed file is compressed as a whole.
-    fn stored(&self, header: &Header) -> Result<Stored, ImageError> {
-        Ok(Stored {
+    fn raw_voxels(&self, header: &Header) -> Result<RawVoxels, ImageError> {
+        Ok(RawVoxels {
             path: self.voxels.clone(),
             begin: 0,
             skip: header.offset,
-            packing: packing(&self.voxels)?,
-            number: header.voxel.number,
+            encoding: encoding(&self.voxels)?,
+            scalar_type: header.voxel.scalar_type,
             big_endian: header.big_endian,
             count: header.numbers(),
             scaling: header.scaling,
@@ -82,7 +82,7 @@ impl Files {
     }
 }
 
-fn packing(path: &Path) -> Result<Packing, ImageError> {
-    let gzip = is_gzip(path, 0).map_err(|error| ImageError::new(path, describe(&error)))?;
-    Ok(if gzip { Packing::Gzip } else { Packing::Raw })
+fn encoding(path: &Path) -> Result<Encoding, ImageError> {
+    let gzip = is_gzip(path, 0).map_err(|error| ImageError::new(path, describe_io_error(&error)))?;
+    Ok(if gzip { Encoding::Gzip } else { Encoding::Raw })
 }

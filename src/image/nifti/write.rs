@@ -6,8 +6,8 @@ use std::path::Path;
 use flate2::{Compression, write::GzEncoder};
 
 use super::affine;
-use crate::number::Numbers;
-use crate::{Geometry, ImageError, LabelMap, Number, Volume};
+use crate::scalar_type::EncodedVoxels;
+use crate::{Geometry, ImageError, LabelMap, ScalarType, Volume};
 use nnunet_core::fsio;
 
 /// Header and the four bytes that state that there is no extension.
@@ -17,7 +17,12 @@ const VOX_OFFSET: usize = 352;
 pub fn labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
     let (z, y, x) = labels.data.dim();
     let values = labels.data.as_standard_layout();
-    write(path, [1, z, y, x], &labels.geometry, &Numbers::of_labels(values.as_slice().expect("standard layout")))
+    write(
+        path,
+        [1, z, y, x],
+        &labels.geometry,
+        &EncodedVoxels::from_labels(values.as_slice().expect("standard layout")),
+    )
 }
 
 /// Writes the smallest of 8-bit integers, 16-bit integers and 32-bit floats that holds all values exactly; channels
@@ -25,16 +30,16 @@ pub fn labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
 pub fn volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
     let (c, z, y, x) = volume.data.dim();
     let values = volume.data.as_standard_layout();
-    let values = Numbers::of_intensities(values.as_slice().expect("standard layout"));
+    let values = EncodedVoxels::from_intensities(values.as_slice().expect("standard layout"));
     write(path, [c, z, y, x], &volume.geometry, &values)
 }
 
-fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) -> Result<(), ImageError> {
+fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &EncodedVoxels) -> Result<(), ImageError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if !name.ends_with(".nii") && !name.ends_with(".nii.gz") {
         return Err(ImageError::new(path, "cannot be written: the name of a NIfTI file must end in .nii or .nii.gz"));
     }
-    let header = header(shape, voxels.number(), geometry).map_err(|defect| ImageError::new(path, defect))?;
+    let header = header(shape, voxels.scalar_type(), geometry).map_err(|defect| ImageError::new(path, defect))?;
     let result = fsio::write_atomically(path, |file| {
         if name.ends_with(".gz") {
             let mut encoder = BufWriter::with_capacity(1 << 18, GzEncoder::new(file, Compression::fast()));
@@ -50,18 +55,18 @@ fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) 
 }
 
 /// NIFTI_TYPE_* code of nifti1.h.
-fn datatype(number: Number) -> i16 {
-    match number {
-        Number::U8 => 2,
-        Number::I16 => 4,
-        Number::U16 => 512,
+fn datatype(scalar_type: ScalarType) -> i16 {
+    match scalar_type {
+        ScalarType::U8 => 2,
+        ScalarType::I16 => 4,
+        ScalarType::U16 => 512,
         _ => 16,
     }
 }
 
 /// Header and empty extension. The sform always holds the geometry; the qform holds it if the directions are
 /// orthonormal.
-fn header([c, z, y, x]: [usize; 4], number: Number, geometry: &Geometry) -> Result<Vec<u8>, String> {
+fn header([c, z, y, x]: [usize; 4], scalar_type: ScalarType, geometry: &Geometry) -> Result<Vec<u8>, String> {
     let mut header = Bytes(vec![0; VOX_OFFSET]);
     let axes: &[usize] = if c == 1 { &[x, y, z] } else { &[x, y, z, c] };
     header.i16(40, axes.len() as i16);
@@ -71,8 +76,8 @@ fn header([c, z, y, x]: [usize; 4], number: Number, geometry: &Geometry) -> Resu
         header.i16(42 + 2 * axis, extent);
     }
     header.i32(0, 348);
-    header.i16(70, datatype(number));
-    header.i16(72, 8 * number.size() as i16);
+    header.i16(70, datatype(scalar_type));
+    header.i16(72, 8 * scalar_type.size() as i16);
     for axis in 0..3 {
         header.f32(80 + 4 * axis, geometry.spacing[2 - axis]);
     }

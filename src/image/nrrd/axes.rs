@@ -14,7 +14,7 @@ pub struct Axes {
 }
 
 impl Axes {
-    pub fn of(fields: &Fields, size: &[usize]) -> Result<Self, String> {
+    pub fn new(fields: &Fields, size: &[usize]) -> Result<Self, String> {
         let vectors = vectors(fields, size.len())?;
         let kinds: Vec<&str> =
             fields.get(&["kinds"]).map(|kinds| kinds.split_ascii_whitespace().collect()).unwrap_or_default();
@@ -36,7 +36,7 @@ impl Axes {
             Some(vectors) => oriented(fields, &spatial, vectors)?,
             None => upright(fields, &spatial, size.len())?,
         };
-        match geometry.defect() {
+        match geometry.invalid_value() {
             Some(defect) => Err(format!("its header states {defect}")),
             None => Ok(Self { spatial, channel: others.pop(), geometry }),
         }
@@ -89,7 +89,7 @@ fn oriented(fields: &Fields, spatial: &[usize], vectors: &[Option<Vec<f64>>]) ->
     let length = |axis: usize| columns[axis][..axes].iter().map(|mm| mm * mm).sum::<f64>().sqrt();
     let cosine = |row: usize, axis: usize| columns[axis][row] / length(axis) * signs[row];
     Ok(match axes {
-        2 => Geometry::of_plane(&Plane {
+        2 => Geometry::from_plane(&Plane {
             spacing: [length(0), length(1)],
             origin: [origin[0] * signs[0], origin[1] * signs[1]],
             direction: [[cosine(0, 0), cosine(0, 1)], [cosine(1, 0), cosine(1, 1)]],
@@ -141,7 +141,7 @@ fn upright(fields: &Fields, spatial: &[usize], axes: usize) -> Result<Geometry, 
     };
     let sign = |axis: usize| if spacing[axis] < 0.0 { -1.0 } else { 1.0 };
     Ok(match spatial.len() {
-        2 => Geometry::of_plane(&Plane {
+        2 => Geometry::from_plane(&Plane {
             spacing: [spacing[0].abs(), spacing[1].abs()],
             origin: [origin(0), origin(1)],
             direction: [[sign(0), 0.0], [0.0, sign(1)]],

@@ -3,16 +3,16 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::stored::{Packing, Stored, beside, file_len};
+use crate::raw_voxels::{Encoding, RawVoxels, file_len, resolve_data_file};
 use crate::text_header::extents;
-use crate::{ImageError, Number};
+use crate::{ImageError, ScalarType};
 
 /// Header fields by lower-case name.
 pub struct Fields<'a>(HashMap<String, &'a str>);
 
 impl<'a> Fields<'a> {
     /// Parses header lines. Comments and `key:=value` pairs are ignored; they do not describe the voxels.
-    pub fn of(lines: &'a [String]) -> Self {
+    pub fn parse(lines: &'a [String]) -> Self {
         let fields = lines.iter().skip(1).filter(|line| !line.starts_with('#') && !line.contains(":="));
         let pairs = fields.filter_map(|line| line.split_once(':'));
         Self(pairs.map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim())).collect())
@@ -32,21 +32,21 @@ impl<'a> Fields<'a> {
         extents("sizes", self.get(&["sizes"]).ok_or("its header has no sizes")?, axes)
     }
 
-    pub fn stored(&self, path: &Path, len: u64, count: usize) -> Result<Stored, ImageError> {
+    pub fn raw_voxels(&self, path: &Path, len: u64, count: usize) -> Result<RawVoxels, ImageError> {
         let fail = |defect: String| ImageError::new(path, defect);
         let kind = self.get(&["type"]).ok_or_else(|| fail("its header has no type".into()))?;
-        let number = number_type(kind).ok_or_else(|| fail(format!("type {kind} is not supported")))?;
-        let encoding = self.get(&["encoding"]).ok_or_else(|| fail("its header has no encoding".into()))?;
-        let packing = match encoding.to_ascii_lowercase().as_str() {
-            "raw" => Packing::Raw,
-            "gzip" | "gz" => Packing::Gzip,
-            "ascii" | "text" | "txt" => Packing::Text,
-            _ => return Err(fail(format!("encoding {encoding} is not supported; supported are raw, gzip and ascii"))),
+        let scalar_type = parse_scalar_type(kind).ok_or_else(|| fail(format!("type {kind} is not supported")))?;
+        let name = self.get(&["encoding"]).ok_or_else(|| fail("its header has no encoding".into()))?;
+        let encoding = match name.to_ascii_lowercase().as_str() {
+            "raw" => Encoding::Raw,
+            "gzip" | "gz" => Encoding::Gzip,
+            "ascii" | "text" | "txt" => Encoding::Text,
+            _ => return Err(fail(format!("encoding {name} is not supported; supported are raw, gzip and ascii"))),
         };
         let big_endian = match self.get(&["endian"]) {
             Some("little") => false,
             Some("big") => true,
-            None if number.size() == 1 || packing == Packing::Text => false,
+            None if scalar_type.size() == 1 || encoding == Encoding::Text => false,
             other => {
                 return Err(fail(format!("endian is {}, neither little nor big", other.unwrap_or("missing"))));
             }
@@ -57,7 +57,7 @@ impl<'a> Fields<'a> {
                 let remedy = "one file per slice is not supported; convert it with SimpleITK or `unu save -f nrrd`";
                 return Err(fail(format!("data file is {name}: {remedy}")));
             }
-            Some(name) => (beside(path, "data file", name)?, 0),
+            Some(name) => (resolve_data_file(path, "data file", name)?, 0),
         };
         if let Some(lines) = self.get(&["line skip", "lineskip"]).filter(|lines| *lines != "0") {
             return Err(fail(format!("line skip is {lines}; only 0 is supported")));
@@ -66,29 +66,31 @@ impl<'a> Fields<'a> {
         match self.get(&["byte skip", "byteskip"]) {
             None => {}
             // The voxels are the last bytes of the file.
-            Some("-1") if packing == Packing::Raw => {
-                begin = file_len(&file)?.saturating_sub((count as u64).saturating_mul(number.size() as u64)).max(begin);
+            Some("-1") if encoding == Encoding::Raw => {
+                begin = file_len(&file)?
+                    .saturating_sub((count as u64).saturating_mul(scalar_type.size() as u64))
+                    .max(begin);
             }
             Some(bytes) => skip = bytes.parse().map_err(|_| fail(format!("byte skip is {bytes}")))?,
         }
-        Ok(Stored { path: file, begin, skip, packing, number, big_endian, count, scaling: None })
+        Ok(RawVoxels { path: file, begin, skip, encoding, scalar_type, big_endian, count, scaling: None })
     }
 }
 
 /// Type names of the format definition, section 5: all spellings of the C types.
-fn number_type(name: &str) -> Option<Number> {
+fn parse_scalar_type(name: &str) -> Option<ScalarType> {
     let words: Vec<_> = name.split_ascii_whitespace().filter(|word| !["int", "signed"].contains(word)).collect();
     Some(match (words.join(" ").as_str(), name) {
-        (_, "int" | "signed int") | ("int32" | "int32_t", _) => Number::I32,
-        ("char" | "int8" | "int8_t", _) => Number::I8,
-        ("uchar" | "unsigned char" | "uint8" | "uint8_t", _) => Number::U8,
-        ("short" | "int16" | "int16_t", _) => Number::I16,
-        ("ushort" | "unsigned short" | "uint16" | "uint16_t", _) => Number::U16,
-        ("uint" | "unsigned" | "uint32" | "uint32_t", _) => Number::U32,
-        ("longlong" | "long long" | "int64" | "int64_t", _) => Number::I64,
-        ("ulonglong" | "unsigned long long" | "uint64" | "uint64_t", _) => Number::U64,
-        ("float", _) => Number::F32,
-        ("double", _) => Number::F64,
+        (_, "int" | "signed int") | ("int32" | "int32_t", _) => ScalarType::I32,
+        ("char" | "int8" | "int8_t", _) => ScalarType::I8,
+        ("uchar" | "unsigned char" | "uint8" | "uint8_t", _) => ScalarType::U8,
+        ("short" | "int16" | "int16_t", _) => ScalarType::I16,
+        ("ushort" | "unsigned short" | "uint16" | "uint16_t", _) => ScalarType::U16,
+        ("uint" | "unsigned" | "uint32" | "uint32_t", _) => ScalarType::U32,
+        ("longlong" | "long long" | "int64" | "int64_t", _) => ScalarType::I64,
+        ("ulonglong" | "unsigned long long" | "uint64" | "uint64_t", _) => ScalarType::U64,
+        ("float", _) => ScalarType::F32,
+        ("double", _) => ScalarType::F64,
         _ => return None,
     })
 }
@@ -99,20 +101,20 @@ mod tests {
 
     #[test]
     fn types_are_known_in_all_spellings() {
-        for (name, number) in [
-            ("signed char", Number::I8),
-            ("short int", Number::I16),
-            ("signed short", Number::I16),
-            ("unsigned short int", Number::U16),
-            ("int", Number::I32),
-            ("unsigned int", Number::U32),
-            ("long long int", Number::I64),
-            ("unsigned long long", Number::U64),
-            ("double", Number::F64),
+        for (name, scalar_type) in [
+            ("signed char", ScalarType::I8),
+            ("short int", ScalarType::I16),
+            ("signed short", ScalarType::I16),
+            ("unsigned short int", ScalarType::U16),
+            ("int", ScalarType::I32),
+            ("unsigned int", ScalarType::U32),
+            ("long long int", ScalarType::I64),
+            ("unsigned long long", ScalarType::U64),
+            ("double", ScalarType::F64),
         ] {
-            assert_eq!(number_type(name), Some(number), "{name}");
+            assert_eq!(parse_scalar_type(name), Some(scalar_type), "{name}");
         }
-        assert_eq!(number_type("block"), None);
-        assert_eq!(number_type("signed"), None);
+        assert_eq!(parse_scalar_type("block"), None);
+        assert_eq!(parse_scalar_type("signed"), None);
     }
 }

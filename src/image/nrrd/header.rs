@@ -5,7 +5,7 @@ use std::path::Path;
 use super::axes::Axes;
 use super::fields::Fields;
 use crate::ImageError;
-use crate::stored::Stored;
+use crate::raw_voxels::RawVoxels;
 use crate::text_header::TextHeader;
 
 /// A validated header.
@@ -13,7 +13,7 @@ pub struct Header {
     /// Extents in file order, fastest axis first.
     pub size: Vec<usize>,
     pub axes: Axes,
-    pub stored: Stored,
+    pub raw_voxels: RawVoxels,
 }
 
 impl Header {
@@ -23,11 +23,11 @@ impl Header {
         if !text.lines.first().is_some_and(|magic| magic.starts_with("NRRD000")) {
             return Err(fail("is not an NRRD file: it does not start with NRRD000".into()));
         }
-        let fields = Fields::of(&text.lines);
+        let fields = Fields::parse(&text.lines);
         let size = fields.size().map_err(fail)?;
-        let axes = Axes::of(&fields, &size).map_err(fail)?;
-        let stored = fields.stored(path, text.len, size.iter().product())?;
-        Ok(Self { size, axes, stored })
+        let axes = Axes::new(&fields, &size).map_err(fail)?;
+        let raw_voxels = fields.raw_voxels(path, text.len, size.iter().product())?;
+        Ok(Self { size, axes, raw_voxels })
     }
 
     /// File indices of the axes `(channel, z, y, x)`; `None` for an axis the file does not have.

@@ -13,7 +13,7 @@ use std::path::Path;
 use ndarray::{Array4, ArrayD, Axis};
 
 use self::header::Header;
-use super::seam::{ImageHeader, ImageReader, ImageWriter};
+use super::reader_writer::{ImageHeader, ImageReader, ImageWriter};
 use super::{ImageError, LabelMap, Volume};
 
 /// Reader and writer of NRRD files.
@@ -22,14 +22,14 @@ pub struct Nrrd;
 impl ImageReader for Nrrd {
     fn read_header(&self, path: &Path) -> Result<ImageHeader, ImageError> {
         let header = Header::read(path)?;
-        header.stored.check()?;
+        header.raw_voxels.check()?;
         let shape = header.order().map(|axis| axis.map_or(1, |axis| header.size[axis]));
-        Ok(ImageHeader { shape, number: header.stored.number, geometry: header.axes.geometry })
+        Ok(ImageHeader { shape, scalar_type: header.raw_voxels.scalar_type, geometry: header.axes.geometry })
     }
 
     fn read_volume(&self, path: &Path) -> Result<Volume, ImageError> {
         let header = Header::read(path)?;
-        let numbers = header.stored.read()?;
+        let numbers = header.raw_voxels.read()?;
         let mut order = header.order();
         // The file lists the fastest axis first, ndarray last.
         let count = header.size.len();

@@ -5,32 +5,37 @@ use std::path::Path;
 
 use flate2::{Compression, write::GzEncoder};
 
-use crate::number::Numbers;
-use crate::{Geometry, ImageError, LabelMap, Number, Volume};
+use crate::scalar_type::EncodedVoxels;
+use crate::{Geometry, ImageError, LabelMap, ScalarType, Volume};
 use nnunet_core::fsio;
 
 pub fn labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
     let (z, y, x) = labels.data.dim();
     let values = labels.data.as_standard_layout();
-    write(path, [1, z, y, x], &labels.geometry, &Numbers::of_labels(values.as_slice().expect("standard layout")))
+    write(
+        path,
+        [1, z, y, x],
+        &labels.geometry,
+        &EncodedVoxels::from_labels(values.as_slice().expect("standard layout")),
+    )
 }
 
 /// Writes a volume; channels become the slowest axis, of kind `list`.
 pub fn volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
     let (c, z, y, x) = volume.data.dim();
     let values = volume.data.as_standard_layout();
-    let values = Numbers::of_intensities(values.as_slice().expect("standard layout"));
+    let values = EncodedVoxels::from_intensities(values.as_slice().expect("standard layout"));
     write(path, [c, z, y, x], &volume.geometry, &values)
 }
 
-fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) -> Result<(), ImageError> {
+fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &EncodedVoxels) -> Result<(), ImageError> {
     let fail = |path: &Path, error: io::Error| ImageError::new(path, format!("cannot be written: {error}"));
     let pack = |file: &mut dyn Write| {
         let mut encoder = GzEncoder::new(file, Compression::fast());
         voxels.write(&mut encoder)?;
         encoder.finish().map(drop)
     };
-    let header = header(shape, voxels.number(), geometry);
+    let header = header(shape, voxels.scalar_type(), geometry);
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("nhdr")) {
         let data = path.with_extension("raw.gz");
         // Written after the voxels, so that a header never exists without its data file.
@@ -47,7 +52,7 @@ fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Numbers) 
 }
 
 /// Header fields without the empty line that ends the header.
-fn header([c, z, y, x]: [usize; 4], number: Number, geometry: &Geometry) -> String {
+fn header([c, z, y, x]: [usize; 4], scalar_type: ScalarType, geometry: &Geometry) -> String {
     let Geometry { spacing, origin, direction } = geometry;
     let (space, mut sizes, mut directions, origin) = match geometry.plane().filter(|_| z == 1) {
         Some(plane) => {
@@ -69,7 +74,7 @@ fn header([c, z, y, x]: [usize; 4], number: Number, geometry: &Geometry) -> Stri
     format!(
         "NRRD0004\ntype: {}\ndimension: {}\n{space}\nsizes: {}\nspace directions: {}\nkinds: {}\nendian: little\n\
          encoding: gzip\nspace origin: {origin}\n",
-        number_type(number),
+        scalar_type_name(scalar_type),
         sizes.len(),
         sizes.join(" "),
         directions.join(" "),
@@ -81,11 +86,11 @@ fn vector(values: &[f64]) -> String {
     format!("({})", values.iter().map(f64::to_string).collect::<Vec<_>>().join(","))
 }
 
-fn number_type(number: Number) -> &'static str {
-    match number {
-        Number::U8 => "uint8",
-        Number::I16 => "int16",
-        Number::U16 => "uint16",
+fn scalar_type_name(scalar_type: ScalarType) -> &'static str {
+    match scalar_type {
+        ScalarType::U8 => "uint8",
+        ScalarType::I16 => "int16",
+        ScalarType::U16 => "uint16",
         _ => "float",
     }
 }

@@ -7,9 +7,9 @@ use std::path::Path;
 use image::codecs::bmp::{BmpDecoder, BmpEncoder};
 use image::{ColorType, ImageDecoder};
 
-use super::{Pixels, check_claim, geometry, labels_as_volume, volume_of};
-use crate::seam::{ImageHeader, ImageReader, ImageWriter};
-use crate::{ImageError, LabelMap, Number, Volume};
+use super::{Pixels, check_declared_size, geometry, labels_as_volume, volume_of};
+use crate::reader_writer::{ImageHeader, ImageReader, ImageWriter};
+use crate::{ImageError, LabelMap, ScalarType, Volume};
 use nnunet_core::fsio;
 
 /// Reader and writer of BMP files.
@@ -35,7 +35,7 @@ impl Picture {
     }
 
     /// Whether all palette entries are gray.
-    fn is_grey(&self) -> bool {
+    fn is_gray(&self) -> bool {
         self.palette.as_ref().is_some_and(|palette| palette.iter().all(|[r, g, b]| r == g && g == b))
     }
 
@@ -51,14 +51,14 @@ impl Picture {
     }
 
     fn channels(&self) -> usize {
-        if self.palette.is_some() && !self.is_grey() { 3 } else { self.samples() }
+        if self.palette.is_some() && !self.is_gray() { 3 } else { self.samples() }
     }
 
     /// Indices or colors, `(y, x, sample)`.
     fn read(self, path: &Path) -> Result<Vec<u8>, ImageError> {
         let [height, width] = self.extents();
         let claimed = (height as u64).saturating_mul(width as u64).saturating_mul(self.samples() as u64);
-        check_claim(path, claimed)?;
+        check_declared_size(path, claimed)?;
         let mut bytes = vec![0; claimed as usize];
         self.decoder.read_image(&mut bytes).map_err(|error| damaged(path, &error))?;
         Ok(bytes)
@@ -86,7 +86,11 @@ impl ImageReader for Bmp {
     fn read_header(&self, path: &Path) -> Result<ImageHeader, ImageError> {
         let picture = Picture::open(path)?;
         let [height, width] = picture.extents();
-        Ok(ImageHeader { shape: [picture.channels(), 1, height, width], number: Number::U8, geometry: geometry() })
+        Ok(ImageHeader {
+            shape: [picture.channels(), 1, height, width],
+            scalar_type: ScalarType::U8,
+            geometry: geometry(),
+        })
     }
 
     fn read_volume(&self, path: &Path) -> Result<Volume, ImageError> {
@@ -97,8 +101,8 @@ impl ImageReader for Bmp {
         let pixels: Vec<f32> = match palette {
             None => bytes.into_iter().map(f32::from).collect(),
             Some(palette) => {
-                let colour = |index: &u8| palette.get(usize::from(*index)).copied().unwrap_or_default();
-                bytes.iter().flat_map(|index| colour(index).into_iter().take(channels)).map(f32::from).collect()
+                let color = |index: &u8| palette.get(usize::from(*index)).copied().unwrap_or_default();
+                bytes.iter().flat_map(|index| color(index).into_iter().take(channels)).map(f32::from).collect()
             }
         };
         volume_of(&pixels, [height, width, channels])
@@ -108,7 +112,7 @@ impl ImageReader for Bmp {
     /// Reads labels: gray values, or the indices of a color palette.
     fn read_label_values(&self, path: &Path) -> Result<Volume, ImageError> {
         let picture = Picture::open(path)?;
-        if picture.palette.is_none() || picture.is_grey() {
+        if picture.palette.is_none() || picture.is_gray() {
             return self.read_volume(path);
         }
         let [height, width] = picture.extents();
@@ -125,15 +129,15 @@ impl ImageWriter for Bmp {
     fn write_volume(&self, path: &Path, volume: &Volume) -> Result<(), ImageError> {
         let fail = |error: &dyn std::fmt::Display| ImageError::new(path, format!("cannot be written: {error}"));
         let (channels, z, height, width) = volume.data.dim();
-        let Pixels::Bits8(pixels) = Pixels::of(&volume.data).map_err(|defect| fail(&defect))? else {
+        let Pixels::Bits8(pixels) = Pixels::from_volume(volume).map_err(|defect| fail(&defect))? else {
             return Err(fail(&"BMP can only hold integers from 0 to 255"));
         };
         if z != 1 {
             return Err(fail(&format_args!("BMP can hold one slice, not {z}")));
         }
-        let colour = if channels == 1 { ColorType::L8 } else { ColorType::Rgb8 };
+        let color = if channels == 1 { ColorType::L8 } else { ColorType::Rgb8 };
         let mut bytes = Vec::new();
-        let encoded = BmpEncoder::new(&mut bytes).encode(&pixels, width as u32, height as u32, colour);
+        let encoded = BmpEncoder::new(&mut bytes).encode(&pixels, width as u32, height as u32, color);
         encoded.map_err(|error| fail(&error))?;
         fsio::write_bytes(path, &bytes).map_err(|error| fail(&error))
     }

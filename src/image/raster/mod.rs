@@ -15,8 +15,8 @@ use ndarray::{Array4, ArrayView3, Axis};
 pub use self::bmp::Bmp;
 pub use self::png::Png;
 pub use self::tiff::Tiff;
-use super::number::components_last;
-use super::stored::file_len;
+use super::raw_voxels::file_len;
+use super::scalar_type::components_last;
 use super::volume::Plane;
 use super::{Geometry, ImageError, LabelMap, Volume};
 
@@ -25,11 +25,11 @@ const MAX_INFLATION: u64 = 4096;
 
 /// Geometry of a 2D image.
 fn geometry() -> Geometry {
-    Geometry::of_plane(&Plane { spacing: [1.0; 2], origin: [0.0; 2], direction: [[1.0, 0.0], [0.0, 1.0]] })
+    Geometry::from_plane(&Plane { spacing: [1.0; 2], origin: [0.0; 2], direction: [[1.0, 0.0], [0.0, 1.0]] })
 }
 
 /// Checks the size declared by the header against the size of the file, before allocating.
-fn check_claim(path: &Path, claimed: u64) -> Result<(), ImageError> {
+fn check_declared_size(path: &Path, claimed: u64) -> Result<(), ImageError> {
     let length = file_len(path)?;
     match claimed > length.saturating_mul(MAX_INFLATION) {
         true => Err(ImageError::new(path, format!("declares {claimed} bytes of pixels in a file of {length} bytes"))),
@@ -52,7 +52,7 @@ enum Pixels {
 
 impl Pixels {
     /// Converts `(channel, z, y, x)` to `(z, y, x, channel)` integers.
-    fn of(data: &Array4<f32>) -> Result<Self, String> {
+    fn from_volume(Volume { data, .. }: &Volume) -> Result<Self, String> {
         let channels = data.len_of(Axis(0));
         if !matches!(channels, 1 | 3) {
             return Err(format!("cannot hold {channels} channels, only 1 (grayscale) or 3 (RGB)"));

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter};
 use std::path::Path;
 
-use super::{Pixels, check_claim, geometry, labels_as_volume, volume_of};
-use crate::seam::{ImageHeader, ImageReader, ImageWriter};
-use crate::{ImageError, LabelMap, Number, Volume};
+use super::{Pixels, check_declared_size, geometry, labels_as_volume, volume_of};
+use crate::reader_writer::{ImageHeader, ImageReader, ImageWriter};
+use crate::{ImageError, LabelMap, ScalarType, Volume};
 use nnunet_core::fsio;
 
 /// Reader and writer of PNG files.
@@ -25,7 +25,7 @@ impl Png {
         decoder.set_transformations(transformations);
         let mut reader = decoder.read_info().map_err(fail)?;
         let size = reader.output_buffer_size();
-        check_claim(path, size as u64)?;
+        check_declared_size(path, size as u64)?;
         let mut bytes = vec![0; size];
         let frame = reader.next_frame(&mut bytes).map_err(fail)?;
         reader.finish().map_err(fail)?;
@@ -58,8 +58,9 @@ impl ImageReader for Png {
         let reader = decoder.read_info().map_err(fail)?;
         let channels = reader.output_color_type().0.samples();
         let (width, height) = reader.info().size();
-        let number = if reader.output_color_type().1 == png::BitDepth::Sixteen { Number::U16 } else { Number::U8 };
-        Ok(ImageHeader { shape: [channels, 1, height as usize, width as usize], number, geometry: geometry() })
+        let scalar_type =
+            if reader.output_color_type().1 == png::BitDepth::Sixteen { ScalarType::U16 } else { ScalarType::U8 };
+        Ok(ImageHeader { shape: [channels, 1, height as usize, width as usize], scalar_type, geometry: geometry() })
     }
 
     fn read_volume(&self, path: &Path) -> Result<Volume, ImageError> {
@@ -79,7 +80,7 @@ impl ImageWriter for Png {
 
     fn write_volume(&self, path: &Path, volume: &Volume) -> Result<(), ImageError> {
         let fail = |error: &dyn std::fmt::Display| ImageError::new(path, format!("cannot be written: {error}"));
-        let pixels = Pixels::of(&volume.data).map_err(|defect| fail(&defect))?;
+        let pixels = Pixels::from_volume(volume).map_err(|defect| fail(&defect))?;
         let (channels, z, height, width) = volume.data.dim();
         if z != 1 {
             return Err(fail(&format_args!("PNG can hold one slice, not {z}")));

@@ -12,9 +12,9 @@ use tiff::{
     decoder::{Decoder, DecodingResult},
 };
 
-use super::{Pixels, check_claim, geometry, labels_as_volume, spacing_file};
-use crate::seam::{ImageHeader, ImageReader, ImageWriter};
-use crate::{Geometry, ImageError, LabelMap, Number, Volume};
+use super::{Pixels, check_declared_size, geometry, labels_as_volume, spacing_file};
+use crate::reader_writer::{ImageHeader, ImageReader, ImageWriter};
+use crate::{Geometry, ImageError, LabelMap, ScalarType, Volume};
 use nnunet_core::fsio;
 
 /// Reader and writer of TIFF files.
@@ -26,17 +26,17 @@ struct Pages<'a> {
     decoder: Decoder<BufReader<File>>,
     /// `(y, x, channel)` of a page.
     shape: [usize; 3],
-    number: Number,
+    scalar_type: ScalarType,
 }
 
 impl<'a> Pages<'a> {
     fn open(path: &'a Path) -> Result<Self, ImageError> {
         let file = File::open(path).map_err(|error| ImageError::new(path, error))?;
         let decoder = Decoder::new(BufReader::new(file)).map_err(|error| damaged(path, &error))?;
-        let mut pages = Self { path, decoder, shape: [0; 3], number: Number::U8 };
+        let mut pages = Self { path, decoder, shape: [0; 3], scalar_type: ScalarType::U8 };
         pages.shape = pages.page_shape()?;
-        pages.number = pages.page_number()?;
-        check_claim(path, pages.shape.iter().map(|extent| *extent as u64).product())?;
+        pages.scalar_type = pages.page_scalar_type()?;
+        check_declared_size(path, pages.shape.iter().map(|extent| *extent as u64).product())?;
         Ok(pages)
     }
 
@@ -55,21 +55,21 @@ impl<'a> Pages<'a> {
         Ok([height as usize, width as usize, channels])
     }
 
-    fn page_number(&mut self) -> Result<Number, ImageError> {
+    fn page_scalar_type(&mut self) -> Result<ScalarType, ImageError> {
         let bits = self.decoder.colortype().map_err(|error| damaged(self.path, &error))?.bit_depth();
         let format = self.decoder.find_tag(Tag::SampleFormat).ok().flatten();
         let format = format.and_then(|value| value.into_u16_vec().ok()?.first().copied()).unwrap_or(1);
         Ok(match (SampleFormat::from_u16(format), bits) {
-            (Some(SampleFormat::IEEEFP), 64) => Number::F64,
-            (Some(SampleFormat::IEEEFP), _) => Number::F32,
-            (Some(SampleFormat::Int), 0..=8) => Number::I8,
-            (Some(SampleFormat::Int), 9..=16) => Number::I16,
-            (Some(SampleFormat::Int), 17..=32) => Number::I32,
-            (Some(SampleFormat::Int), _) => Number::I64,
-            (_, 0..=8) => Number::U8,
-            (_, 9..=16) => Number::U16,
-            (_, 17..=32) => Number::U32,
-            _ => Number::U64,
+            (Some(SampleFormat::IEEEFP), 64) => ScalarType::F64,
+            (Some(SampleFormat::IEEEFP), _) => ScalarType::F32,
+            (Some(SampleFormat::Int), 0..=8) => ScalarType::I8,
+            (Some(SampleFormat::Int), 9..=16) => ScalarType::I16,
+            (Some(SampleFormat::Int), 17..=32) => ScalarType::I32,
+            (Some(SampleFormat::Int), _) => ScalarType::I64,
+            (_, 0..=8) => ScalarType::U8,
+            (_, 9..=16) => ScalarType::U16,
+            (_, 17..=32) => ScalarType::U32,
+            _ => ScalarType::U64,
         })
     }
 
@@ -142,14 +142,14 @@ impl ImageReader for Tiff {
         }
         let [height, width, channels] = pages.shape;
         let shape = [channels, count, height, width];
-        Ok(ImageHeader { shape, number: pages.number, geometry: geometry_of(path, count)? })
+        Ok(ImageHeader { shape, scalar_type: pages.scalar_type, geometry: geometry_of(path, count)? })
     }
 
     fn read_volume(&self, path: &Path) -> Result<Volume, ImageError> {
         let mut pages = Pages::open(path)?;
         let mut slices = vec![pages.samples()?];
         while pages.next()? {
-            check_claim(path, (slices.len() * slices[0].len()) as u64)?;
+            check_declared_size(path, (slices.len() * slices[0].len()) as u64)?;
             slices.push(pages.samples()?);
         }
         let [height, width, channels] = pages.shape;
@@ -172,7 +172,7 @@ impl ImageWriter for Tiff {
 /// Writes one page per slice, and a spacing file unless the image is 2D.
 fn write(path: &Path, volume: &Volume, is_image: bool) -> Result<(), ImageError> {
     let fail = |error: &dyn std::fmt::Display| ImageError::new(path, format!("cannot be written: {error}"));
-    let pixels = Pixels::of(&volume.data).map_err(|defect| fail(&defect))?;
+    let pixels = Pixels::from_volume(volume).map_err(|defect| fail(&defect))?;
     let bytes = encode(&pixels, volume.data.dim()).map_err(|error| fail(&error))?;
     // The spacing is written first, so that an image never exists without it.
     if volume.geometry.plane().is_none() {

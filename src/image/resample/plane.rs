@@ -72,7 +72,7 @@ impl<'a> PlaneResampler<'a> {
         }
         let columns = self.columns.as_flattened_mut();
         extend_edges(columns, BLOCK, margin);
-        if taps.of_coefficients() {
+        if taps.needs_coefficients() {
             to_coefficients(columns, BLOCK);
         }
         for ((tap, weights), column) in taps.taps.iter().zip(&mut self.resampled) {
@@ -94,7 +94,7 @@ fn resample_loaded(resampler: &mut PlaneResampler, out: &mut [f32], range: [f32;
     let PlaneResampler { from, to, taps, .. } = *resampler;
     if let Some(taps) = taps[0] {
         extend_edges(&mut resampler.plane, from[1], taps.margin);
-        if taps.of_coefficients() {
+        if taps.needs_coefficients() {
             to_coefficients(&mut resampler.plane, from[1]);
         }
     }

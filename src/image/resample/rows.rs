@@ -18,12 +18,12 @@ pub fn extend_edges(rows: &mut [f32], width: usize, margin: usize) {
 #[inline(always)]
 pub fn weighted_sum(rows: &[f32], width: usize, weights: &[f32; 4], support: usize, out: &mut [f32]) {
     let [b, c, d] = [1, 2, 3].map(|k: usize| k.min(support - 1) * width);
-    weighted_sum_of([rows, &rows[b..], &rows[c..], &rows[d..]], weights, support, out);
+    weighted_sum_of_rows([rows, &rows[b..], &rows[c..], &rows[d..]], weights, support, out);
 }
 
 /// [`weighted_sum`] of rows at arbitrary addresses, each at the start of its slice.
 #[inline(always)]
-pub fn weighted_sum_of(rows: [&[f32]; 4], weights: &[f32; 4], support: usize, out: &mut [f32]) {
+pub fn weighted_sum_of_rows(rows: [&[f32]; 4], weights: &[f32; 4], support: usize, out: &mut [f32]) {
     let len = out.len();
     let [a, b, c, d] = rows;
     let [a, b, c, d] = [&a[..len], &b[..len], &c[..len], &d[..len]];

@@ -40,7 +40,7 @@ impl Taps {
     }
 
     /// Whether the weights apply to spline coefficients, which must be computed first.
-    pub fn of_coefficients(&self) -> bool {
+    pub fn needs_coefficients(&self) -> bool {
         self.support == 4
     }
 }

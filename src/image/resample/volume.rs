@@ -9,7 +9,7 @@ use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut3, Axis, CowArray, Ix3};
 use rayon::prelude::*;
 
 use super::plane::PlaneResampler;
-use super::rows::{extend_edges, to_coefficients, weighted_sum_of};
+use super::rows::{extend_edges, to_coefficients, weighted_sum_of_rows};
 use super::taps::Taps;
 
 /// Lines along z processed at once; few enough for the cache of a core.
@@ -86,7 +86,7 @@ impl<'a> Planes<'a> {
     fn new(image: &'a CowArray<f32, Ix3>, taps: &'a Taps) -> Self {
         let (z, y, x) = image.dim();
         let image = image.view().into_shape_with_order((z, y * x)).expect("in C order");
-        if !taps.of_coefficients() {
+        if !taps.needs_coefficients() {
             return Self { source: image.into(), taps };
         }
         let mut coefficients = Array2::zeros((z + 2 * taps.margin, y * x));
@@ -111,7 +111,7 @@ impl<'a> Planes<'a> {
     /// Computes plane `k` of the new image.
     fn interpolate(&self, k: usize, out: &mut [f32]) {
         let (first, weights) = &self.taps.taps[k];
-        let has_margin = self.taps.of_coefficients();
+        let has_margin = self.taps.needs_coefficients();
         let rows = [0, 1, 2, 3].map(|tap| {
             // A source without margins is extended by its first and last planes.
             let row = if has_margin { first + tap } else { (first + tap).saturating_sub(self.taps.margin) };
@@ -130,7 +130,7 @@ fn fill_coefficients(rows: &mut [f32], width: usize, margin: usize) {
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn sum_of_planes(planes: [&[f32]; 4], weights: &[f32; 4], support: usize, out: &mut [f32]) {
-    weighted_sum_of(planes, weights, support, out);
+    weighted_sum_of_rows(planes, weights, support, out);
 }
 
 /// Smallest and largest value.

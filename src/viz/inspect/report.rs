@@ -71,7 +71,7 @@ impl ImageReport {
         Self {
             file: path.to_owned(),
             shape: header.shape,
-            number: header.number.name(),
+            number: header.scalar_type.name(),
             spacing: geometry.spacing,
             origin: geometry.origin,
             direction: geometry.direction,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use nnunet_dist::dataset::find_images;
-use nnunet_dist::image::{Number, read_header, read_series, read_volume};
+use nnunet_dist::image::{ScalarType, read_header, read_series, read_volume};
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
 use tempfile::TempDir;
@@ -43,7 +43,7 @@ fn slices_are_sorted_and_in_their_place() {
     assert_eq!(geometry.origin, [-10.0, 20.0, 0.0]);
     assert_eq!(geometry.direction, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
     let header = read_header(folder.path()).unwrap();
-    assert_eq!((header.shape, header.number), ([1, 4, 2, 3], Number::U16));
+    assert_eq!((header.shape, header.scalar_type), ([1, 4, 2, 3], ScalarType::U16));
     assert_eq!(&header.geometry, geometry);
 
     // Coronal slices from back to front, in implicit VR.
@@ -135,7 +135,7 @@ fn one_of_several_series_is_chosen() {
     let convert = |flags: &[&str]| program().arg("convert").arg(folder.path()).arg(&output).args(flags).assert();
     convert(&[]).code(3).stderr(contains("select one with --series"));
     convert(&["--series", "1.2.3.1"]).success();
-    assert_eq!(read_header(&output).unwrap().number, Number::I16);
+    assert_eq!(read_header(&output).unwrap().scalar_type, ScalarType::I16);
     convert(&["--series", "1.2.3.1"]).code(3).stderr(contains("already exists").and(contains("--overwrite")));
     convert(&["--series", "1.2.3.1", "--overwrite"]).success();
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, Array4};
 use nnunet_dist::image::{
-    Geometry, LabelMap, Number, Plane, Volume, read_header, read_labels, read_volume, write_labels, write_volume,
+    Geometry, LabelMap, Plane, ScalarType, Volume, read_header, read_labels, read_volume, write_labels, write_volume,
 };
 use tempfile::TempDir;
 
@@ -42,31 +42,31 @@ fn files_of_other_programs_are_read_as_those_programs_do() {
     let turned = geometry([0.5, 0.75, 2.0], [1.0, -2.0, 3.0], [c, 0.0, s, s, 0.0, -c, 0.0, 1.0, 0.0]);
     let upright = Geometry::default();
     let plane = Plane { spacing: [0.5, 0.75], origin: [1.0, -2.0], direction: [[c, -s], [s, c]] };
-    let plane = Geometry::of_plane(&plane);
+    let plane = Geometry::from_plane(&plane);
     assert_eq!(plane.spacing, [999.0 * 0.75, 0.75, 0.5], "as nnU-Net has it");
     let flat = Geometry { spacing: [999.0, 1.0, 1.0], ..Geometry::default() };
     let stack = Geometry { spacing: [2.0, 0.75, 0.5], ..Geometry::default() };
     for (name, channels, z, number, geometry) in [
-        ("packed.mha", 1, 2, Number::I16, &turned),
-        ("packed.mhd", 1, 2, Number::I16, &turned),
-        ("plain.mhd", 1, 2, Number::I16, &turned),
-        ("packed.nrrd", 1, 2, Number::I16, &turned),
-        ("packed.nhdr", 1, 2, Number::I16, &turned),
-        ("plane.mha", 1, 1, Number::I16, &plane),
-        ("plane.nrrd", 1, 1, Number::I16, &plane),
-        ("vector.mha", 2, 2, Number::F32, &upright),
-        ("vector.nrrd", 2, 2, Number::F32, &upright),
-        ("four.mha", 2, 2, Number::U8, &upright),
-        ("four.nrrd", 2, 2, Number::U8, &upright),
-        ("long.nrrd", 1, 2, Number::I64, &upright),
-        ("stack_0000.tif", 1, 2, Number::U16, &stack),
-        ("grey.bmp", 1, 1, Number::U8, &flat),
+        ("packed.mha", 1, 2, ScalarType::I16, &turned),
+        ("packed.mhd", 1, 2, ScalarType::I16, &turned),
+        ("plain.mhd", 1, 2, ScalarType::I16, &turned),
+        ("packed.nrrd", 1, 2, ScalarType::I16, &turned),
+        ("packed.nhdr", 1, 2, ScalarType::I16, &turned),
+        ("plane.mha", 1, 1, ScalarType::I16, &plane),
+        ("plane.nrrd", 1, 1, ScalarType::I16, &plane),
+        ("vector.mha", 2, 2, ScalarType::F32, &upright),
+        ("vector.nrrd", 2, 2, ScalarType::F32, &upright),
+        ("four.mha", 2, 2, ScalarType::U8, &upright),
+        ("four.nrrd", 2, 2, ScalarType::U8, &upright),
+        ("long.nrrd", 1, 2, ScalarType::I64, &upright),
+        ("stack_0000.tif", 1, 2, ScalarType::U16, &stack),
+        ("grey.bmp", 1, 1, ScalarType::U8, &flat),
     ] {
         let volume = read_volume(&made(name)).unwrap();
         assert_eq!(volume.data, ramp(channels, z), "{name}");
         assert_near(&volume.geometry, geometry, name);
         let header = read_header(&made(name)).unwrap();
-        assert_eq!((header.shape, header.number), ([channels, z, 3, 4], number), "{name}");
+        assert_eq!((header.shape, header.scalar_type), ([channels, z, 3, 4], number), "{name}");
         assert_eq!(header.geometry, volume.geometry, "{name}");
     }
     let colour = read_volume(&made("colour.bmp")).unwrap().data;
@@ -185,7 +185,7 @@ fn written_images_are_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let (c, s) = (0.6, 0.8);
     let turned = geometry([0.7, 1.1, 2.5], [-3.25, 4.0, 1e-3], [c, -s, 0.0, 0.0, 0.0, -1.0, s, c, 0.0]);
-    let plane = Geometry::of_plane(&Plane { spacing: [0.3, 0.2], origin: [5.0, 6.0], direction: [[c, -s], [s, c]] });
+    let plane = Geometry::from_plane(&Plane { spacing: [0.3, 0.2], origin: [5.0, 6.0], direction: [[c, -s], [s, c]] });
     let stacked = Geometry { spacing: [2.5, 1.1, 0.7], ..Geometry::default() };
     let flat = Geometry { spacing: [999.0, 1.0, 1.0], ..Geometry::default() };
     for (name, geometry, z) in [
@@ -202,7 +202,7 @@ fn written_images_are_read_back() {
         let path = folder.path().join(name);
         let data = Array3::from_shape_fn((z, 4, 5), |(z, y, x)| ((z + y * x) % 7) as i16);
         write_labels(&path, &LabelMap { data: data.clone(), geometry: geometry.clone() }).unwrap();
-        assert_eq!(read_header(&path).unwrap().number, Number::U8, "{name}");
+        assert_eq!(read_header(&path).unwrap().scalar_type, ScalarType::U8, "{name}");
         let back = read_labels(&path).unwrap();
         assert_eq!(back.data, data, "{name}");
         assert_near(&back.geometry, geometry, name);
@@ -220,13 +220,13 @@ fn written_images_are_read_back() {
             }
             written.unwrap();
             let number = if factor == 1.0 {
-                Number::U8
+                ScalarType::U8
             } else if factor < 0.0 {
-                Number::I16
+                ScalarType::I16
             } else {
-                Number::F32
+                ScalarType::F32
             };
-            assert_eq!(read_header(&path).unwrap().number, number, "{name}");
+            assert_eq!(read_header(&path).unwrap().scalar_type, number, "{name}");
             let back = read_volume(&path).unwrap();
             assert_eq!(back.data, data, "{name}");
             assert_near(&back.geometry, geometry, name);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ndarray::{Array3, Array4, s};
-use nnunet_dist::crossval::{BestOptions, CrossvalError, HeldOut, Information, accumulate, find_best};
+use nnunet_dist::crossval::{BestOptions, CrossvalError, HeldOutResults, Information, accumulate, find_best};
 use nnunet_dist::dataset::{DatasetJson, Fold};
 use nnunet_dist::ensemble::{EnsembleOptions, ensemble_folders};
 use nnunet_dist::eval::Summary;
@@ -252,7 +252,7 @@ fn ties_go_to_the_simpler_configuration_and_folds_can_be_chosen() {
     let (information, _) = crossval.find(&BestOptions { folds: vec![1], ..Default::default() }).unwrap();
     assert_eq!(information.best_model_or_ensemble.selected_model_or_models[0].configuration, "2d");
     assert_eq!(information.folds, [1]);
-    let held_out = HeldOut::open(&crossval.work, &[1]).unwrap();
+    let held_out = HeldOutResults::open(&crossval.work, &[1]).unwrap();
     let folder = crossval.folder.path().join("gathered");
     let summary = accumulate(&held_out, "2d", &folder).unwrap();
     let names: Vec<_> = summary.metric_per_case.iter().map(|case| case.prediction_file.file_name().unwrap()).collect();

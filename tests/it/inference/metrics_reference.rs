@@ -66,7 +66,7 @@ fn write(folder: &Path, [predicted, truth]: [Array3<i16>; 2], spacing: [f64; 3])
 /// All measures of the classes, with a tolerance of 1 mm.
 fn evaluate(pair: &Pair, foreground: Vec<LabelValue>, ignore_label: Option<i16>, tolerance: f64) -> Summary {
     let classes = Classes { foreground, ignore_label };
-    let tolerance = Tolerance { general: tolerance, of_class: Vec::new() };
+    let tolerance = Tolerance { general: tolerance, per_class: Vec::new() };
     let measures = Measures { chosen: Measure::ALL.to_vec(), tolerance };
     evaluate_files(std::slice::from_ref(pair), &classes, &measures).unwrap()
 }

@@ -125,7 +125,7 @@ fn the_label_map_has_the_format_of_the_images() {
         (".mha", "3d_fullres", [9, 20, 18], oblique()),
         (".nrrd", "3d_fullres", [9, 20, 18], oblique()),
         (".tif", "3d_fullres", [9, 20, 18], Geometry { spacing: [2.5, 0.8, 1.1], ..Geometry::default() }),
-        (".mha", "2d", [1, 20, 18], Geometry::of_plane(&plane)),
+        (".mha", "2d", [1, 20, 18], Geometry::from_plane(&plane)),
     ] {
         let bench = Bench::new(configuration, |_, dataset| dataset.file_ending = ending.to_owned());
         let mut volume = image(shape, 0, geometry);

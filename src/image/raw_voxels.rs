@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use flate2::bufread::ZlibDecoder;
 use flate2::read::MultiGzDecoder;
 
-use super::{ImageError, Number};
+use super::{ImageError, ScalarType};
 
 /// Maximum expansion factor of a deflate stream (RFC 1951: 258 bytes from 2 bits).
 const MAX_INFLATION: u64 = 1032;
@@ -19,7 +19,7 @@ const BLOCK: usize = 1 << 18;
 
 /// Encoding of the voxel data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Packing {
+pub enum Encoding {
     Raw,
     Gzip,
     Zlib,
@@ -29,30 +29,30 @@ pub enum Packing {
 
 /// Location and format of the voxel data in a file.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub struct RawVoxels {
     pub path: PathBuf,
     /// Byte offset of the (compressed) data.
     pub begin: u64,
     /// Bytes to skip after decompression.
     pub skip: u64,
-    pub packing: Packing,
-    pub number: Number,
+    pub encoding: Encoding,
+    pub scalar_type: ScalarType,
     pub big_endian: bool,
     pub count: usize,
     /// Slope and intercept.
     pub scaling: Option<(f64, f64)>,
 }
 
-impl Stored {
+impl RawVoxels {
     /// Checks that the file is large enough for `count` scalars.
     pub fn check(&self) -> Result<(), ImageError> {
         let packed = file_len(&self.path)?.saturating_sub(self.begin);
-        let bytes = (self.count as u64).saturating_mul(self.number.size() as u64).saturating_add(self.skip);
-        let (claimed, most) = match self.packing {
-            Packing::Raw => (bytes, packed),
-            Packing::Gzip | Packing::Zlib => (bytes, packed.saturating_mul(MAX_INFLATION)),
+        let bytes = (self.count as u64).saturating_mul(self.scalar_type.size() as u64).saturating_add(self.skip);
+        let (claimed, most) = match self.encoding {
+            Encoding::Raw => (bytes, packed),
+            Encoding::Gzip | Encoding::Zlib => (bytes, packed.saturating_mul(MAX_INFLATION)),
             // A digit and a space each, except for the last.
-            Packing::Text => ((self.count as u64).saturating_mul(2).saturating_sub(1), packed),
+            Encoding::Text => ((self.count as u64).saturating_mul(2).saturating_sub(1), packed),
         };
         match claimed > most {
             true => {
@@ -65,26 +65,26 @@ impl Stored {
     /// Reads the scalars in file order.
     pub fn read(&self) -> Result<Vec<f32>, ImageError> {
         self.check()?;
-        let fail = |error: io::Error| self.fail(describe(&error));
+        let fail = |error: io::Error| self.fail(describe_io_error(&error));
         let mut numbers = Vec::new();
         numbers.try_reserve_exact(self.count).map_err(|error| self.fail(error))?;
-        let mut source = Source::open(&self.path, self.begin, self.packing).map_err(fail)?;
-        if self.packing == Packing::Text {
+        let mut stream = VoxelStream::open(&self.path, self.begin, self.encoding).map_err(fail)?;
+        if self.encoding == Encoding::Text {
             let mut text = String::new();
-            source.read_to_string(&mut text).map_err(fail)?;
+            stream.read_to_string(&mut text).map_err(fail)?;
             self.parse(&text, &mut numbers)?;
             return Ok(numbers);
         }
-        source.skip(self.skip).map_err(fail)?;
-        let mut left = self.count * self.number.size();
+        stream.skip(self.skip).map_err(fail)?;
+        let mut left = self.count * self.scalar_type.size();
         let mut block = vec![0u8; BLOCK.min(left)];
         while left > 0 {
             let block = &mut block[..BLOCK.min(left)];
-            source.read_exact(block).map_err(fail)?;
+            stream.read_exact(block).map_err(fail)?;
             left -= block.len();
-            self.number.decode(block, self.big_endian, self.scaling, &mut numbers);
+            self.scalar_type.decode(block, self.big_endian, self.scaling, &mut numbers);
         }
-        source.finish().map_err(fail)?;
+        stream.finish().map_err(fail)?;
         Ok(numbers)
     }
 
@@ -106,22 +106,22 @@ impl Stored {
 }
 
 /// Decompressed bytes of a file.
-pub enum Source {
+pub enum VoxelStream {
     Plain(BufReader<File>),
     Gzip(Box<MultiGzDecoder<BufReader<File>>>),
     Zlib(Box<ZlibDecoder<BufReader<File>>>),
 }
 
-impl Source {
+impl VoxelStream {
     /// Opens the file at byte `begin`.
-    pub fn open(path: &Path, begin: u64, packing: Packing) -> io::Result<Self> {
+    pub fn open(path: &Path, begin: u64, encoding: Encoding) -> io::Result<Self> {
         let mut file = File::open(path)?;
         file.seek(SeekFrom::Start(begin))?;
         let file = BufReader::with_capacity(1 << 16, file);
-        Ok(match packing {
-            Packing::Raw | Packing::Text => Self::Plain(file),
-            Packing::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(file))),
-            Packing::Zlib => Self::Zlib(Box::new(ZlibDecoder::new(file))),
+        Ok(match encoding {
+            Encoding::Raw | Encoding::Text => Self::Plain(file),
+            Encoding::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(file))),
+            Encoding::Zlib => Self::Zlib(Box::new(ZlibDecoder::new(file))),
         })
     }
 
@@ -147,7 +147,7 @@ impl Source {
     }
 }
 
-impl Read for Source {
+impl Read for VoxelStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(file) => file.read(buffer),
@@ -173,7 +173,7 @@ pub fn file_len(path: &Path) -> Result<u64, ImageError> {
 }
 
 /// Path of the data file named in `field` of the header; it must be in the header's folder or below.
-pub fn beside(header: &Path, field: &str, name: &str) -> Result<PathBuf, ImageError> {
+pub fn resolve_data_file(header: &Path, field: &str, name: &str) -> Result<PathBuf, ImageError> {
     let parts = || Path::new(name).components();
     let inside = parts().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if !inside || name.contains('\0') || !parts().any(|part| matches!(part, Component::Normal(_))) {
@@ -184,7 +184,7 @@ pub fn beside(header: &Path, field: &str, name: &str) -> Result<PathBuf, ImageEr
 }
 
 /// Describes an I/O error as a defect of the file.
-pub fn describe(error: &io::Error) -> String {
+pub fn describe_io_error(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => "is truncated: the file ends within its data".into(),
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => format!("is damaged: {error}"),
@@ -203,10 +203,13 @@ mod tests {
     #[test]
     fn a_header_names_no_file_outside_its_folder() {
         let header = Path::new("/data/case/a.mhd");
-        assert_eq!(beside(header, "ElementDataFile", "a.raw").unwrap(), Path::new("/data/case/a.raw"));
-        assert_eq!(beside(header, "ElementDataFile", "./raw/a.raw").unwrap(), Path::new("/data/case/./raw/a.raw"));
+        assert_eq!(resolve_data_file(header, "ElementDataFile", "a.raw").unwrap(), Path::new("/data/case/a.raw"));
+        assert_eq!(
+            resolve_data_file(header, "ElementDataFile", "./raw/a.raw").unwrap(),
+            Path::new("/data/case/./raw/a.raw")
+        );
         for name in ["../a.raw", "/etc/passwd", "raw/../../a", "", "."] {
-            let error = beside(header, "ElementDataFile", name).unwrap_err().to_string();
+            let error = resolve_data_file(header, "ElementDataFile", name).unwrap_err().to_string();
             assert!(error.contains("a.mhd: ElementDataFile is"), "{error}");
         }
     }
@@ -217,19 +220,19 @@ mod tests {
         let mut encoder = GzEncoder::new(file.as_file_mut(), Compression::fast());
         encoder.write_all(&vec![0; 8 << 20]).unwrap();
         encoder.finish().unwrap();
-        let stored = |count| Stored {
+        let raw_voxels = |count| RawVoxels {
             path: file.path().to_owned(),
             begin: 0,
             skip: 0,
-            packing: Packing::Gzip,
-            number: Number::U8,
+            encoding: Encoding::Gzip,
+            scalar_type: ScalarType::U8,
             big_endian: false,
             count,
             scaling: None,
         };
-        assert_eq!(stored(8 << 20).read().unwrap().len(), 8 << 20);
-        assert!(stored(100).read().unwrap_err().to_string().contains("more than its header declares"));
-        assert!(stored(9 << 20).read().unwrap_err().to_string().contains("truncated"));
-        assert!(stored(usize::MAX).read().unwrap_err().to_string().contains("header declares"));
+        assert_eq!(raw_voxels(8 << 20).read().unwrap().len(), 8 << 20);
+        assert!(raw_voxels(100).read().unwrap_err().to_string().contains("more than its header declares"));
+        assert!(raw_voxels(9 << 20).read().unwrap_err().to_string().contains("truncated"));
+        assert!(raw_voxels(usize::MAX).read().unwrap_err().to_string().contains("header declares"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Geometry, ImageError, LabelMap, Number, Volume};
+use super::{Geometry, ImageError, LabelMap, ScalarType, Volume};
 
 /// Shape and geometry of an image, without its voxels.
 #[derive(Clone, Debug, PartialEq)]
@@ -10,7 +10,7 @@ pub struct ImageHeader {
     /// `(channel, z, y, x)`.
     pub shape: [usize; 4],
     /// Scalar type of the voxels in the file.
-    pub number: Number,
+    pub scalar_type: ScalarType,
     /// Physical position of the voxels.
     pub geometry: Geometry,
 }

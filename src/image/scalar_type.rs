@@ -9,7 +9,7 @@ const BLOCK: usize = 1 << 16;
 
 /// Scalar type of the voxels in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Number {
+pub enum ScalarType {
     U8,
     I8,
     U16,
@@ -22,7 +22,7 @@ pub enum Number {
     F64,
 }
 
-impl Number {
+impl ScalarType {
     /// Size of one scalar in bytes.
     pub fn size(self) -> usize {
         match self {
@@ -66,7 +66,7 @@ impl Number {
 
     /// Decodes `bytes` and appends the values, scaled by slope and intercept in double precision, as nibabel does.
     pub(super) fn decode(self, bytes: &[u8], big_endian: bool, scaling: Option<(f64, f64)>, numbers: &mut Vec<f32>) {
-        macro_rules! of {
+        macro_rules! append {
             ($type:ty) => {{
                 const SIZE: usize = size_of::<$type>();
                 let read = |bytes: &[u8; SIZE]| match big_endian {
@@ -83,53 +83,53 @@ impl Number {
             }};
         }
         match self {
-            Self::U8 => of!(u8),
-            Self::I8 => of!(i8),
-            Self::U16 => of!(u16),
-            Self::I16 => of!(i16),
-            Self::U32 => of!(u32),
-            Self::I32 => of!(i32),
-            Self::U64 => of!(u64),
-            Self::I64 => of!(i64),
-            Self::F32 => of!(f32),
-            Self::F64 => of!(f64),
+            Self::U8 => append!(u8),
+            Self::I8 => append!(i8),
+            Self::U16 => append!(u16),
+            Self::I16 => append!(i16),
+            Self::U32 => append!(u32),
+            Self::I32 => append!(i32),
+            Self::U64 => append!(u64),
+            Self::I64 => append!(i64),
+            Self::F32 => append!(f32),
+            Self::F64 => append!(f64),
         }
     }
 }
 
 /// Values to write, little-endian, in the smallest type that holds them.
-pub(super) enum Numbers<'a> {
+pub(super) enum EncodedVoxels<'a> {
     Labels(&'a [i16]),
-    Intensities(&'a [f32], Number),
+    Intensities(&'a [f32], ScalarType),
 }
 
-impl<'a> Numbers<'a> {
-    pub fn of_labels(labels: &'a [i16]) -> Self {
+impl<'a> EncodedVoxels<'a> {
+    pub fn from_labels(labels: &'a [i16]) -> Self {
         Self::Labels(labels)
     }
 
-    pub fn of_intensities(values: &'a [f32]) -> Self {
-        Self::Intensities(values, Number::smallest(values))
+    pub fn from_intensities(values: &'a [f32]) -> Self {
+        Self::Intensities(values, ScalarType::smallest(values))
     }
 
     /// Scalar type to write: one of `uint8`, `int16`, `uint16` and `float32`.
-    pub fn number(&self) -> Number {
+    pub fn scalar_type(&self) -> ScalarType {
         match self {
-            Self::Labels(labels) if labels.iter().all(|label| u8::try_from(*label).is_ok()) => Number::U8,
-            Self::Labels(_) => Number::I16,
-            Self::Intensities(_, number) => *number,
+            Self::Labels(labels) if labels.iter().all(|label| u8::try_from(*label).is_ok()) => ScalarType::U8,
+            Self::Labels(_) => ScalarType::I16,
+            Self::Intensities(_, scalar_type) => *scalar_type,
         }
     }
 
     pub fn write(&self, file: &mut dyn Write) -> io::Result<()> {
-        match (self, self.number()) {
-            (Self::Labels(labels), Number::U8) => write_numbers(file, labels, |label| [label as u8]),
+        match (self, self.scalar_type()) {
+            (Self::Labels(labels), ScalarType::U8) => write_numbers(file, labels, |label| [label as u8]),
             (Self::Labels(labels), _) => write_numbers(file, labels, i16::to_le_bytes),
-            (Self::Intensities(values, _), Number::U8) => write_numbers(file, values, |value| [value as u8]),
-            (Self::Intensities(values, _), Number::I16) => {
+            (Self::Intensities(values, _), ScalarType::U8) => write_numbers(file, values, |value| [value as u8]),
+            (Self::Intensities(values, _), ScalarType::I16) => {
                 write_numbers(file, values, |value| (value as i16).to_le_bytes())
             }
-            (Self::Intensities(values, _), Number::U16) => {
+            (Self::Intensities(values, _), ScalarType::U16) => {
                 write_numbers(file, values, |value| (value as u16).to_le_bytes())
             }
             (Self::Intensities(values, _), _) => write_numbers(file, values, f32::to_le_bytes),
@@ -172,22 +172,22 @@ mod tests {
 
     #[test]
     fn values_come_back_from_the_smallest_type_that_holds_them() {
-        for (values, number) in [
-            (vec![0.0, 255.0], Number::U8),
-            (vec![-1.0, 255.0], Number::I16),
-            (vec![0.0, 40000.0], Number::U16),
-            (vec![-1.0, 40000.0], Number::F32),
-            (vec![0.5], Number::F32),
-            (vec![f32::INFINITY], Number::F32),
-            (vec![], Number::U8),
+        for (values, scalar_type) in [
+            (vec![0.0, 255.0], ScalarType::U8),
+            (vec![-1.0, 255.0], ScalarType::I16),
+            (vec![0.0, 40000.0], ScalarType::U16),
+            (vec![-1.0, 40000.0], ScalarType::F32),
+            (vec![0.5], ScalarType::F32),
+            (vec![f32::INFINITY], ScalarType::F32),
+            (vec![], ScalarType::U8),
         ] {
-            let numbers = Numbers::of_intensities(&values);
-            assert_eq!(numbers.number(), number, "{values:?}");
+            let numbers = EncodedVoxels::from_intensities(&values);
+            assert_eq!(numbers.scalar_type(), scalar_type, "{values:?}");
             let (mut bytes, mut back) = (Vec::new(), Vec::new());
             numbers.write(&mut bytes).unwrap();
-            number.decode(&bytes, false, None, &mut back);
+            scalar_type.decode(&bytes, false, None, &mut back);
             assert_eq!(back, values);
         }
-        assert_eq!(Number::smallest(&[f32::NAN]), Number::F32);
+        assert_eq!(ScalarType::smallest(&[f32::NAN]), ScalarType::F32);
     }
 }
