@@ -36,18 +36,18 @@ impl ConvTiming {
     /// Records the time of Burn's kernel on this GPU; where it is faster than cuDNN's, it is used from now on.
     #[cfg(feature = "cuda")]
     pub fn note(&self, gpu: usize) {
-        use nnunet_nn::ops::{Element, cudnn::Problem, note_burns, tf32};
+        use nnunet_nn::ops::{BufferDtype, cudnn::Problem, note_burns, tf32};
 
         let Some(burns) = &self.burns else { return };
         let element = match self.ours.work.precision {
-            Precision::Fp32 | Precision::Tf32 => Element::F32,
-            Precision::AmpBf16 => Element::Bf16,
-            Precision::AmpFp16 => Element::F16,
+            Precision::Fp32 | Precision::Tf32 => BufferDtype::F32,
+            Precision::AmpBf16 => BufferDtype::Bf16,
+            Precision::AmpFp16 => BufferDtype::F16,
         };
         let ConvLayer { n, input, c_in, c_out, kernel, stride } = self.layer;
         let (padding, tf32) = (self.layer.padding(), tf32::allowed());
         // Weight gradients are f32 where cuDNN supports that.
-        for weight_element in [Element::F32, element] {
+        for weight_element in [BufferDtype::F32, element] {
             let pass = self.pass;
             let problem =
                 Problem { pass, n, input, c_in, c_out, kernel, stride, padding, element, weight_element, tf32 };

@@ -63,7 +63,7 @@ impl Plan {
     /// Of several processes, the first plans and the others wait.
     pub(super) fn run(self) -> anyhow::Result<()> {
         let comm = distributed::init()?;
-        comm.enter_long("planning");
+        comm.enter_unbounded("planning");
         if comm.rank() == 0 {
             or_abort(self.plan(), &*comm)?;
         }

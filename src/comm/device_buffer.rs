@@ -2,7 +2,7 @@
 
 /// Element type of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Element {
+pub enum BufferDtype {
     /// IEEE single precision.
     F32,
     /// IEEE half precision.
@@ -22,5 +22,5 @@ pub struct DeviceBuffer {
     /// Number of elements.
     pub len: usize,
     /// Type of the elements.
-    pub element: Element,
+    pub element: BufferDtype,
 }

@@ -8,4 +8,4 @@ pub mod cuda;
 mod device_buffer;
 pub mod distributed;
 
-pub use device_buffer::{DeviceBuffer, Element};
+pub use device_buffer::{BufferDtype, DeviceBuffer};

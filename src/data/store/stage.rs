@@ -62,7 +62,7 @@ fn copy_all(
         source,
     };
     for (file, copy) in files.iter().zip(copies).skip(comm.local_rank()).step_by(comm.local_size()) {
-        comm.enter_long("staging of preprocessed cases");
+        comm.enter_unbounded("staging of preprocessed cases");
         copy_if_needed(file, copy).map_err(fail)?;
     }
     Ok(comm.barrier("staging of preprocessed cases")?)

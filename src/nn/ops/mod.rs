@@ -34,7 +34,7 @@ pub use cube::GpuRuntime;
 pub use cube::note_burns;
 pub use host::host;
 pub use loss::{DeviceLoss, LossGradientInput, LossParts, LossRule, LossTarget, VoxelRule};
-pub use nnunet_comm::{DeviceBuffer, Element};
+pub use nnunet_comm::{BufferDtype, DeviceBuffer};
 pub use precision::Precision;
 pub use update::{AdamStep, Control, ControlRule, INITIAL_SCALE, Scaler, SgdStep};
 pub use windows::{DeviceWindows, SAMPLE_NUMBERS, WindowPlace, WindowTerms};

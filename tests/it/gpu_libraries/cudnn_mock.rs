@@ -6,7 +6,7 @@ use std::env;
 use std::path::PathBuf;
 
 use nnunet_dist::ops::cudnn::{ConvError, Convolutions, Cudnn, Options, Problem};
-use nnunet_dist::ops::{Element, Pass};
+use nnunet_dist::ops::{BufferDtype, Pass};
 
 use crate::machine::{Machine, PART};
 
@@ -26,8 +26,8 @@ fn problem(pass: Pass, tf32: bool) -> Problem {
         kernel: [3, 3, 1],
         stride: [1, 2, 2],
         padding: [1, 1, 0],
-        element: Element::F32,
-        weight_element: Element::F32,
+        element: BufferDtype::F32,
+        weight_element: BufferDtype::F32,
         tf32,
     }
 }
@@ -135,7 +135,7 @@ fn part_of_a_rank() {
             }
         },
         "mixed" => {
-            let mixed = Problem { element: Element::Bf16, ..problem(Pass::BackwardWeights, false) };
+            let mixed = Problem { element: BufferDtype::Bf16, ..problem(Pass::BackwardWeights, false) };
             // SAFETY: the mock refuses before it reads anything.
             match unsafe { convolutions.run(&mixed, [16, 32, 48]) } {
                 Err(error @ ConvError::NoEngine(_)) => println!("left: {error}"),

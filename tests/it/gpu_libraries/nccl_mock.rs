@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nnunet_dist::distributed::{
-    self, CommError, Communicator, DeviceBuffer, Element, NcclComm, NcclLink, ReduceOp, Timeouts, Wire,
+    self, BufferDtype, CommDtype, CommError, Communicator, DeviceBuffer, NcclComm, NcclLink, ReduceOp, Timeouts,
 };
 
 use crate::job;
@@ -244,7 +244,7 @@ fn train(comm: &NcclComm) {
     // Values in host memory are reduced on the host.
     let mut losses = [1.0];
     comm.all_reduce(&mut losses, ReduceOp::Sum, "losses").unwrap();
-    let sums = comm.reducer().start(vec![1.0], ReduceOp::Sum, Wire::F32, "sums").wait().unwrap();
+    let sums = comm.reducer().start(vec![1.0], ReduceOp::Sum, CommDtype::F32, "sums").wait().unwrap();
     assert_eq!((losses, sums), ([ranks], vec![ranks]));
 }
 
@@ -271,7 +271,7 @@ fn fail(comm: &NcclComm) {
 
 fn buffer(values: &mut [f32]) -> DeviceBuffer {
     let pointer = values.as_mut_ptr().expose_provenance() as u64;
-    DeviceBuffer { pointer, len: values.len(), element: Element::F32 }
+    DeviceBuffer { pointer, len: values.len(), element: BufferDtype::F32 }
 }
 
 /// True if the loader finds a library that is not a mock.

@@ -3,7 +3,7 @@
 use burn::tensor::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 
-use crate::ops::{ConvParams, DeviceBuffer, Element, Pass};
+use crate::ops::{BufferDtype, ConvParams, DeviceBuffer, Pass};
 
 /// A CubeCL runtime that supports this crate's operations.
 pub trait GpuRuntime: CubeRuntime {
@@ -48,11 +48,11 @@ pub(super) fn device_buffer<R: GpuRuntime>(tensor: &CubeTensor<R>) -> Option<Dev
 }
 
 /// Returns `None` for types that vendor libraries do not support.
-pub(super) fn element_of(dtype: DType) -> Option<Element> {
+pub(super) fn element_of(dtype: DType) -> Option<BufferDtype> {
     match dtype {
-        DType::F32 => Some(Element::F32),
-        DType::F16 => Some(Element::F16),
-        DType::BF16 => Some(Element::Bf16),
+        DType::F32 => Some(BufferDtype::F32),
+        DType::F16 => Some(BufferDtype::F16),
+        DType::BF16 => Some(BufferDtype::Bf16),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use super::descriptor::{Descriptor, Kind, Name, Value};
 use super::library::{CallError, Cudnn, Pointer};
 use super::problem::Problem;
-use crate::ops::{Element, Pass};
+use crate::ops::{BufferDtype, Pass};
 
 /// Tensor ids: input, weights and output, or their gradients.
 pub(super) const IDS: [i64; 3] = [1, 2, 3];
@@ -77,7 +77,7 @@ impl Graph {
 }
 
 /// Describes a tensor with cuDNN's dimension order `(first, channels, spatial...)` and channels-last memory.
-fn tensor(library: &'static Cudnn, id: i64, dimensions: &[i64], element: Element) -> Result<Descriptor, CallError> {
+fn tensor(library: &'static Cudnn, id: i64, dimensions: &[i64], element: BufferDtype) -> Result<Descriptor, CallError> {
     let mut strides = vec![1; dimensions.len()];
     let mut stride = dimensions[1];
     for axis in (2..dimensions.len()).rev() {
@@ -99,11 +99,11 @@ fn tensor(library: &'static Cudnn, id: i64, dimensions: &[i64], element: Element
 }
 
 /// `cudnnDataType_t`.
-fn data_type(element: Element) -> c_int {
+fn data_type(element: BufferDtype) -> c_int {
     match element {
-        Element::F32 => FLOAT,
-        Element::F16 => 2,
-        Element::Bf16 => 9,
+        BufferDtype::F32 => FLOAT,
+        BufferDtype::F16 => 2,
+        BufferDtype::Bf16 => 9,
     }
 }
 

@@ -6,7 +6,7 @@ use super::descriptor::{Descriptor, Kind, Name, Value};
 use super::graph::{Graph, IDS};
 use super::library::{CallError, Cudnn, Pointer};
 use super::problem::Problem;
-use crate::ops::Element;
+use crate::ops::BufferDtype;
 
 /// `CUDNN_HEUR_MODE_A` and `_FALLBACK`: engines ranked by a performance model, then engines that support most problems.
 const MODES: [c_int; 2] = [3, 2];
@@ -125,7 +125,7 @@ fn pointer(address: u64) -> Pointer {
 /// Whether an engine's numerical notes satisfy the problem's precision (as in PyTorch's `plan_filter`).
 fn is_welcome(notes: &[c_int], problem: &Problem, deterministic: bool) -> bool {
     let has = |note| notes.contains(&note);
-    let is_f32 = problem.element == Element::F32;
+    let is_f32 = problem.element == BufferDtype::F32;
     !(has(REDUCED_PRECISION)
         || has(DOWN_CONVERT) && !(is_f32 && problem.tf32)
         || has(TENSOR_CORE) && is_f32 && !problem.tf32
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
     use crate::ops::Pass;
 
-    fn problem(element: Element, tf32: bool) -> Problem {
+    fn problem(element: BufferDtype, tf32: bool) -> Problem {
         Problem {
             pass: Pass::Forward,
             n: 1,
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn engines_that_lose_digits_or_order_are_left_out() {
         let [fp32, tf32, bf16] =
-            [problem(Element::F32, false), problem(Element::F32, true), problem(Element::Bf16, false)];
+            [problem(BufferDtype::F32, false), problem(BufferDtype::F32, true), problem(BufferDtype::Bf16, false)];
         assert!(is_welcome(&[], &fp32, true));
         assert!(!is_welcome(&[TENSOR_CORE], &fp32, false));
         assert!(is_welcome(&[TENSOR_CORE], &tf32, false) && is_welcome(&[TENSOR_CORE], &bf16, false));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::ops::{Element, Pass};
+use crate::ops::{BufferDtype, Pass};
 
 /// Parameters that determine the kernel of a convolution: cross-correlation with input `(n, z, y, x, c_in)`, weights
 /// `(c_out, kz, ky, kx, c_in)` and output `(n, z, y, x, c_out)`, all contiguous.
@@ -19,9 +19,9 @@ pub struct Problem {
     /// Zero padding on either side of each axis.
     pub padding: [usize; 3],
     /// Type of input and output; accumulation is in f32.
-    pub element: Element,
+    pub element: BufferDtype,
     /// Type of the weights. Their gradient may be f32 if the other tensors are 16-bit.
-    pub weight_element: Element,
+    pub weight_element: BufferDtype,
     /// Whether f32 may be multiplied on tensor cores as TF32 (10-bit mantissas).
     pub tf32: bool,
 }

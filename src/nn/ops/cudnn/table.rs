@@ -110,7 +110,7 @@ fn default_folder() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::Element;
+    use crate::ops::BufferDtype;
     use crate::ops::Pass;
 
     fn problem(c_out: usize) -> Problem {
@@ -123,8 +123,8 @@ mod tests {
             kernel: [3; 3],
             stride: [1, 2, 2],
             padding: [1; 3],
-            element: Element::Bf16,
-            weight_element: Element::F32,
+            element: BufferDtype::Bf16,
+            weight_element: BufferDtype::F32,
             tf32: false,
         }
     }
