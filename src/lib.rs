@@ -1,32 +1,32 @@
 //! nnU-Net trained across many GPUs and nodes.
 //!
-//! # The way of one voxel
+//! # Data flow
 //!
-//! Read the modules in this order; each arrow is one function call in one place, and no module reaches backwards.
+//! Read the modules in this order. Each step is one function call in one place, and no module depends on a later one.
 //!
-//! 1. [`image`]: a file becomes a [`image::Volume`] (voxels with spacing, origin and direction).
-//! 2. [`dataset`]: a folder of files becomes cases; validation, fingerprint and cross-validation splits.
-//! 3. [`plan`]: the fingerprint becomes [`plan::Plans`]: spacing, patch size, network topology, batch size.
-//! 4. [`preprocess`]: a case is cropped, normalised, resampled and written to the [`store`].
-//! 5. [`loader`]: worker threads cut patches out of the store and [`augment`] them into batches.
-//! 6. [`model`]: the U-Net, built from plans on the operations of [`ops`]; [`loss`] gives loss and gradient.
-//! 7. [`interop`]: networks and preprocessed cases of nnU-Net v2 come in, networks go out to it and to other programs.
-//! 8. [`dist`]: gradients are averaged over the ranks; [`optim`] turns them into new weights.
-//! 9. [`train`]: the loop that ties 5 to 8 together, validates, and leaves [`checkpoint`]s; [`telemetry`] tells how it goes,
-//!    [`trace`] where the time of a step goes.
-//! 10. [`infer`]: a checkpoint and an image become a label map in the image's own geometry.
-//! 11. [`serve`]: the same over HTTP, for programs that send images.
-//! 12. [`eval`]: label maps become Dice and `summary.json`; [`ensemble`] averages predictions, [`postprocess`] tidies them,
-//!     and [`crossval`] finds out which of them to trust with new images.
-//! 13. [`inspect`]: what is in a case, in words, in numbers and in a picture.
-//! 14. [`report`]: what a run has left in its files, on a terminal and as a page to read.
-//! 15. [`scaling`]: how fast all this is on how many ranks, measured and predicted.
-//! 16. [`bench`]: how fast each part is alone, next to what the machine can do at most.
+//! 1. [`image`]: reads a file into an [`image::Volume`] (voxels with spacing, origin and direction).
+//! 2. [`dataset`]: turns a folder of files into cases; validation, fingerprint and cross-validation splits.
+//! 3. [`plan`]: derives [`plan::Plans`] from the fingerprint: spacing, patch size, network topology, batch size.
+//! 4. [`preprocess`]: crops, normalizes and resamples a case and writes it to the [`store`].
+//! 5. [`loader`]: worker threads sample patches from the store, [`augment`] them and assemble batches.
+//! 6. [`model`]: the U-Net, built from the plans on the operations of [`ops`]; [`loss`] computes loss and gradient.
+//! 7. [`interop`]: imports networks and preprocessed cases of nnU-Net v2; exports networks to it and to other programs.
+//! 8. [`dist`]: averages gradients over the ranks; [`optim`] updates the weights.
+//! 9. [`train`]: the training loop around 5 to 8, validation and [`checkpoint`]s; [`telemetry`] reports metrics,
+//!    [`trace`] records a timeline of each step.
+//! 10. [`infer`]: predicts a label map in the image's own geometry from a checkpoint and an image.
+//! 11. [`serve`]: inference over HTTP.
+//! 12. [`eval`]: computes Dice and `summary.json` from label maps; [`ensemble`] averages predictions, [`postprocess`]
+//!     removes small components, and [`crossval`] selects the best configuration by cross-validation.
+//! 13. [`inspect`]: shows the contents of a case as text, statistics and a picture.
+//! 14. [`report`]: reads the files of a run and shows them in a terminal and as an HTML page.
+//! 15. [`scaling`]: measures throughput for several numbers of ranks and predicts it for more.
+//! 16. [`bench`]: benchmarks of single parts, relative to the peak of the machine.
 //!
 //! # Conventions
 //!
-//! Arrays are C-order `(channel, z, y, x)`, spacing is `(z, y, x)` in mm. A 2D configuration is a 3D one whose z extent
-//! is 1, everywhere in memory; only files (plans, PNG) know two dimensions. Images are `f32`, labels `i16`.
+//! Arrays are C-order `(channel, z, y, x)`, spacing is `(z, y, x)` in mm. In memory, a 2D configuration is a 3D one
+//! with a z extent of 1; only files (plans, PNG) are two-dimensional. Images are `f32`, labels `i16`.
 
 #[cfg(feature = "program")]
 pub mod bench;

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     let cli = match Cli::from_arguments() {
         Ok(cli) => cli,
         Err(usage) => {
-            // Where not even the help can be printed there is nobody to tell.
+            // If even the help text cannot be printed, there is nowhere to report it.
             let _ = usage.print();
             return if usage.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS };
         }
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = exit::code(&error);
-            // Being stopped on request is no error; the log has said it, once for all ranks.
+            // A requested stop is not an error; the log has already reported it once for all ranks.
             if code != exit::STOPPED {
                 eprintln!("error: {}", exit::one_line(&error));
             }

@@ -1,4 +1,4 @@
-//! The remote shell: `ssh`, or whatever is called in the same way.
+//! Remote shell: `ssh` or a program with the same calling convention.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -7,24 +7,24 @@ use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// A host that has not answered by then is taken for lost.
+/// Timeout after which a host counts as lost.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A program that runs a command on a host: `AGENT HOST COMMAND`, the command being a line for a shell.
+/// Program that runs a command on a host: `AGENT HOST COMMAND`, with the command as a line for a shell.
 #[derive(Debug, Clone)]
 pub struct Agent {
     words: Vec<String>,
 }
 
 impl Agent {
-    /// The agent of a command line, its own flags included; `ssh` without one.
+    /// Parses the command line of the agent, including its flags; defaults to `ssh`.
     pub fn new(line: Option<&str>) -> Self {
-        // A lost host must not ask for a password, nor hold the connection for minutes.
+        // A lost host must not prompt for a password or block the connection for minutes.
         let line = line.unwrap_or("ssh -o BatchMode=yes -o ConnectTimeout=5");
         Self { words: line.split_whitespace().map(str::to_owned).collect() }
     }
 
-    /// Runs `script` on all `hosts` at the same time and gives those where it did not succeed within seconds.
+    /// Runs `script` on all `hosts` in parallel and returns the hosts on which it failed or timed out.
     pub async fn run_on_all(&self, hosts: &[String], script: &str) -> Vec<String> {
         let mut jobs = JoinSet::new();
         for (index, host) in hosts.iter().enumerate() {
@@ -44,7 +44,7 @@ impl Agent {
     fn command(&self, host: &str, script: &str) -> Option<Command> {
         let (program, flags) = self.words.split_first()?;
         let mut command = Command::new(program);
-        // The login shell of the host may be of any kind; `sh` reads the script.
+        // The login shell of the host may be of any kind, so `sh` runs the script.
         command.args(flags).arg(host).arg(format!("sh -c {}", shlex::try_quote(script).ok()?));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
         Some(command)
@@ -67,7 +67,7 @@ mod tests {
     async fn hosts_that_do_not_answer_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent");
-        // As ssh does: the words after the host are joined and read by a shell.
+        // Like ssh, joins the words after the host and passes them to a shell.
         fs::write(&path, "#!/bin/sh\n[ \"$1\" = -q ] && shift\nh=$1; shift\n[ $h != gone ] && eval \"$*\"\n").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         let agent = Agent::new(Some(&format!("{} -q", path.display())));

@@ -1,4 +1,4 @@
-//! The command line of the launcher.
+//! Command line of the launcher.
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -25,22 +25,22 @@ Exit codes:
   0    the job succeeded
   1    internal error of the launcher or of a rank
   2    usage: an unknown flag, more processes than slots or GPUs
-  3    a rank found data, plans or configuration invalid
+  3    a rank reported invalid data, plans or configuration
   4    mpirun, srun, a device or a library is missing
-  75   a rank, a host or the network was lost, or the job hung, and no restart was left: try again
-  79   stopped by a signal after a checkpoint was saved; `train --resume` goes on
+  75   a rank, a host or the network failed, or the job hung, and no restarts are left: try again
+  79   stopped by a signal after saving a checkpoint; continue with `train --resume`
   101  a rank panicked
   130  interrupted (143: terminated) before the job could save";
 
-/// Starts nnunet-dist on several GPUs and hosts, watches it from outside, and restarts it from the newest checkpoint.
+/// Start nnunet-dist on several GPUs and hosts, supervise it, and restart it from the latest checkpoint.
 #[derive(Debug, Parser)]
 #[command(name = "nnunet-launch", version, after_help = AFTER_HELP, max_term_width = 120)]
 pub struct Arguments {
-    /// Number of processes; `-np N` is understood too [default: one per GPU of this host, or the sum of the slots].
+    /// Number of processes; `-np N` also works [default: one per GPU of this host, or the sum of the slots].
     #[arg(short = 'n', long = "np", value_name = "N")]
     pub processes: Option<NonZeroUsize>,
 
-    /// Hosts with their number of processes, such as node1:8,node2:8.
+    /// Hosts with their numbers of processes, such as node1:8,node2:8.
     #[arg(short = 'H', long = "host", value_name = "HOST[:N],…", value_delimiter = ',')]
     pub hosts: Vec<Host>,
 
@@ -48,70 +48,70 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with = "hosts")]
     pub hostfile: Option<PathBuf>,
 
-    /// Start with srun, inside an allocation of Slurm.
+    /// Start with srun, inside a Slurm allocation.
     #[arg(long, conflicts_with_all = ["hosts", "hostfile", "mpirun", "interface", "rsh_agent"])]
     pub slurm: bool,
 
-    /// How often a job that failed in a way that may pass is started again.
+    /// Maximum number of restarts after temporary failures.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_restarts: u32,
 
-    /// Seconds before the first restart; doubled each time, up to 60.
+    /// Seconds before the first restart; doubled for each further one, up to 60.
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub backoff: Duration,
 
-    /// Seconds to wait before a restart for hosts that do not answer.
+    /// Seconds to wait for unreachable hosts before a restart.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub host_wait: Duration,
 
-    /// Seconds without progress after which a training is killed; 0 for never.
+    /// Seconds without progress after which training is killed; 0 disables the check.
     #[arg(long, value_name = "SECONDS", default_value = "1800", value_parser = seconds)]
     pub hang_timeout: Duration,
 
-    /// Seconds that a job has to end by itself after a rank reported that another one is lost.
+    /// Seconds in which a job must end after a rank has reported an error, before it is killed.
     #[arg(long, value_name = "SECONDS", default_value = "8", value_parser = seconds)]
     pub grace: Duration,
 
-    /// Network interface of the exchange between hosts, such as eth0.
+    /// Network interface for communication between hosts, such as eth0.
     #[arg(long, value_name = "NAME")]
     pub interface: Option<String>,
 
-    /// Program that runs a command on a host, called as `PATH HOST COMMAND` [default: ssh].
+    /// Remote shell program, called as `PATH HOST COMMAND` [default: ssh].
     #[arg(long, value_name = "PATH")]
     pub rsh_agent: Option<String>,
 
-    /// What each rank runs [default: nnunet-dist beside this program, or of the PATH].
+    /// Program that each rank runs [default: nnunet-dist beside this program, or in the PATH].
     #[arg(long, value_name = "PATH")]
     pub program: Option<PathBuf>,
 
-    /// The mpirun to use: of Open MPI or of MPICH, as nnunet-dist was built.
+    /// The mpirun to use, from Open MPI or MPICH; must match the MPI of nnunet-dist.
     #[arg(long, value_name = "PATH", default_value = "mpirun")]
     pub mpirun: PathBuf,
 
-    /// Print the command line and do nothing.
+    /// Print the command line without running it.
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Print the completion script of a shell and do nothing else.
+    /// Print a shell completion script and exit.
     #[arg(long, value_name = "SHELL", exclusive = true)]
     pub completions: Option<Shell>,
 
-    /// Arguments of nnunet-dist, beginning with its command: train, predict, …
+    /// Arguments of nnunet-dist, starting with its command: train, predict, …
     #[arg(last = true, required = true, value_name = "ARGUMENTS")]
     pub arguments: Vec<OsString>,
 }
 
 impl Arguments {
-    /// Parses a whole command line, the name of the program included.
+    /// Parses a command line, including the program name.
     ///
     /// # Errors
     ///
-    /// What clap has to say, help and version included.
+    /// Returns clap's error, which also represents help and version.
     pub fn from_command_line(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         Self::try_parse_from(with_long_np(words))
     }
 
-    /// The script that completes this program's flags in `shell`.
+    /// Generates the completion script for `shell`.
     pub fn completion_script(shell: Shell) -> Vec<u8> {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Self::command(), "nnunet-launch", &mut script);
@@ -119,7 +119,7 @@ impl Arguments {
     }
 }
 
-/// Replaces mpirun's `-np`, which is no short flag in the usual sense, by `--np`.
+/// Replaces mpirun's `-np`, which clap cannot parse as a short flag, by `--np`.
 fn with_long_np(words: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     let mut is_ours = true;
     words.into_iter().map(move |word| {
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(arguments.arguments, ["train", "-np", "4"]);
     }
 
-    /// The words of `args` of the launcher's container.
+    /// Returns the `args` of the launcher's container.
     fn kubernetes() -> Vec<OsString> {
         let text = include_str!("../../configs/deploy/kubernetes/train.yaml");
         let lines = text.lines().map(str::trim).skip_while(|line| *line != "args:").skip(1);

@@ -1,4 +1,4 @@
-//! Nobody is left behind: every process that carries the marker of a job is killed, on all its hosts.
+//! Kills orphaned processes: every process with the marker of a job, on all its hosts.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::agent::Agent;
 use crate::environment::MARKER;
 
-/// Ends what is left of a job.
+/// Kills the remaining processes of a job.
 #[derive(Debug)]
 pub struct Cleaner {
     marker: String,
@@ -15,18 +15,19 @@ pub struct Cleaner {
 }
 
 impl Cleaner {
-    /// A cleaner of the job with this marker, on this host and on `hosts`.
+    /// Creates a cleaner for the job with this marker, on this host and on `hosts`.
     pub fn new(marker: &str, agent: Agent, hosts: Vec<String>) -> Self {
         Self { marker: marker.to_owned(), agent, hosts }
     }
 
-    /// Kills all processes of the job, here and there, in a bounded time. Gives the hosts that did not answer.
+    /// Kills all processes of the job on this and the other hosts, with a timeout. Returns the hosts that did not
+    /// answer.
     pub async fn kill_all(&self) -> Vec<String> {
         kill_here(&format!("{MARKER}={}", self.marker));
         self.agent.run_on_all(&self.hosts, &script(&self.marker)).await
     }
 
-    /// The hosts that do not answer.
+    /// Returns the hosts that do not answer.
     pub async fn missing_hosts(&self) -> Vec<String> {
         self.agent.run_on_all(&self.hosts, "true").await
     }
@@ -40,21 +41,21 @@ fn kill_here(mark: &str) {
     for id in ids.filter(|id| id.unsigned_abs() != std::process::id()) {
         let folder = Path::new("/proc").join(id.to_string());
         if ["environ", "cmdline"].iter().any(|file| contains(&folder.join(file), mark)) {
-            // SAFETY: no preconditions. The process was this job's a moment ago.
+            // SAFETY: no preconditions. The process belonged to this job a moment ago.
             unsafe { libc::kill(id, libc::SIGKILL) };
         }
     }
 }
 
 fn contains(path: &Path, mark: &str) -> bool {
-    // Processes of other users cannot be read, and are not of this job.
+    // Processes of other users cannot be read and do not belong to this job.
     fs::read(path).is_ok_and(|bytes| bytes.windows(mark.len()).any(|window| window == mark.as_bytes()))
 }
 
-/// [`kill_here`] for a shell of another host.
+/// Returns a shell script that does the same as [`kill_here`] on another host.
 ///
-/// The mark is put together by the script, so that the shells which carry the script on their command lines do not carry
-/// the mark; the list of processes is made before the first `grep`, which does carry it, is started.
+/// The script assembles the mark from two parts, so that shells with the script on their command line do not contain
+/// the mark. The process list is expanded before the first `grep`, which does contain it, starts.
 fn script(marker: &str) -> String {
     format!(
         "m={MARKER}; m=\"$m={marker}\"; \

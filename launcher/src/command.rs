@@ -1,4 +1,4 @@
-//! The command line that starts the ranks: of Open MPI's mpirun, of MPICH's (Hydra), or of Slurm's srun.
+//! Command line that starts the ranks, for mpirun of Open MPI or MPICH (Hydra), or for Slurm's srun.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,24 +8,24 @@ use crate::layout::Layout;
 use crate::output::Tags;
 use crate::task::Task;
 
-/// Seconds until a dead link is probed, between probes, and how many may be lost. mpirun's own 300 s, 20 s and 9 let a
-/// job with a lost host hang for minutes.
+/// TCP keep-alive: idle seconds before the first probe, seconds between probes, number of lost probes allowed. With
+/// mpirun's defaults of 300 s, 20 s and 9, a job with a lost host hangs for minutes.
 const KEEP_ALIVE: [(&str, &str); 3] =
     [("oob_tcp_keepalive_time", "3"), ("oob_tcp_keepalive_intvl", "1"), ("oob_tcp_keepalive_probes", "3")];
 
-/// The program that starts the ranks.
+/// Program that starts the ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Starter {
-    /// mpirun of Open MPI.
+    /// Open MPI's mpirun.
     OpenMpi(PathBuf),
-    /// mpirun of MPICH and its descendants.
+    /// Hydra, the mpirun of MPICH and its derivatives.
     Hydra(PathBuf),
-    /// srun.
+    /// Slurm's srun.
     Slurm(PathBuf),
 }
 
 impl Starter {
-    /// Tells by the output of `mpirun --version` whose it is.
+    /// Detects the MPI implementation from the output of `mpirun --version`.
     pub fn detect(mpirun: &Path, version: &str) -> Option<Self> {
         let version = version.to_lowercase();
         if ["open mpi", "openrte", "prrte"].iter().any(|name| version.contains(name)) {
@@ -37,7 +37,7 @@ impl Starter {
         }
     }
 
-    /// How it marks the lines of a rank.
+    /// Returns the format of rank tags in the output.
     pub fn tags(&self, layout: &Layout) -> Tags {
         match self {
             _ if layout.is_single() => Tags::None,
@@ -54,25 +54,25 @@ impl Starter {
     }
 }
 
-/// What a command line is made of, but for the task.
+/// Everything that determines the command line, except the task.
 #[derive(Debug)]
 pub struct Start {
-    /// The program that starts the ranks.
+    /// Program that starts the ranks.
     pub starter: Starter,
-    /// How many, and where.
+    /// Number and hosts of the ranks.
     pub layout: Layout,
-    /// Interface of the exchange between hosts.
+    /// Network interface for communication between hosts.
     pub interface: Option<String>,
-    /// The remote shell, with its own flags; `None` for the starter's default.
+    /// Remote shell with its flags; `None` for the default of mpirun.
     pub agent: Option<String>,
-    /// Variables set for the job.
+    /// Environment variables of the job.
     pub settings: Settings,
-    /// Open MPI wants to be told that running as root is meant.
+    /// Whether to permit Open MPI to run as root.
     pub is_root: bool,
 }
 
 impl Start {
-    /// The program to start and its arguments.
+    /// Returns the program and its arguments.
     pub fn words(&self, task: &Task) -> Vec<OsString> {
         let flags = match &self.starter {
             Starter::OpenMpi(_) => self.open_mpi(),
@@ -86,7 +86,7 @@ impl Start {
         words
     }
 
-    /// The line to type into a shell for the same effect, without the supervision.
+    /// Returns an equivalent command line for a shell, without supervision.
     pub fn shell_line(&self, task: &Task) -> String {
         let settings = self.settings.iter().map(|(name, value)| format!("{name}={}", quoted(value)));
         let words = self.words(task).into_iter().map(|word| quoted(&word.to_string_lossy()));
@@ -102,12 +102,14 @@ impl Start {
             flags.word("--tag-output");
         }
         if self.layout.seats.is_empty() {
-            // mpirun takes the cores of this host for its slots; on the CPU more ranks than that are slow, not wrong.
+            // By default, mpirun has as many slots as this host has cores; more ranks on the CPU are slow, but not an
+            // error.
             flags.word("--oversubscribe");
         } else {
             flags.pair("--host", &self.host_list());
         }
-        // By slot: the ranks of a host are consecutive. Unbound: each rank binds its threads to its share of the cores.
+        // By slot: the ranks of a host are consecutive. No binding: each rank binds its threads to its share of the
+        // cores.
         flags.pair("--map-by", "slot").pair("--bind-to", "none");
         if let Some(agent) = &self.agent {
             flags.parameter("plm", "rsh").parameter("plm_rsh_agent", agent);
@@ -119,10 +121,11 @@ impl Start {
         if let Some(interface) = &self.interface {
             flags.parameter("oob_tcp_if_include", interface).parameter("btl_tcp_if_include", interface);
         }
-        // A rank that waits gives its core to one that computes.
+        // Waiting ranks yield their cores to computing ones.
         flags.parameter("mpi_yield_when_idle", "1");
         if let Some(marker) = self.marker() {
-            // Parameters appear on the command lines of the daemons on other hosts, which the environment does not reach.
+            // Parameters appear on the command lines of the daemons on other hosts, which do not receive the
+            // environment.
             flags.parameter(&MARKER.to_lowercase(), &format!("{MARKER}={marker}"));
         }
         exported(&self.settings).iter().for_each(|name| {
@@ -131,7 +134,7 @@ impl Start {
         flags.0
     }
 
-    /// Hydra hands its whole environment on, places ranks host by host, and knows no keep-alive.
+    /// Hydra forwards its whole environment, places ranks host by host, and has no keep-alive setting.
     fn hydra(&self) -> Vec<String> {
         let mut flags = Flags::new(self.count("-n"));
         if !self.layout.is_single() {
@@ -150,8 +153,8 @@ impl Start {
         flags.0
     }
 
-    /// Without `--kill-on-bad-exit` a dead rank leaves the others waiting until the time limit; Debian's Open MPI knows no
-    /// other `--mpi` than pmix.
+    /// Without `--kill-on-bad-exit`, the other ranks wait for a dead rank until the time limit. Debian's Open MPI
+    /// supports only `--mpi=pmix`.
     fn slurm(&self) -> Vec<String> {
         let mut flags = Flags::new(self.layout.processes.map(|number| format!("--ntasks={number}")));
         for word in ["--mpi=pmix", "--kill-on-bad-exit=1", "--distribution=block", "--cpu-bind=none", "--export=ALL"] {
@@ -177,7 +180,7 @@ impl Start {
     }
 }
 
-/// Flags as they are written.
+/// Flag list builder.
 struct Flags(Vec<String>);
 
 impl Flags {
@@ -199,13 +202,13 @@ impl Flags {
     }
 }
 
-/// A word as a shell reads it back. Flags and host lists stay as they are; shlex would quote their `=` and `:`.
+/// Quotes a word for a shell. Flags and host lists stay unquoted; shlex would quote their `=` and `:`.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=,@%+".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {
         return word.to_owned();
     }
-    // No argument has a zero byte, the only thing that could not be quoted.
+    // Only NUL bytes cannot be quoted, and arguments contain none.
     shlex::Quoter::new().allow_nul(true).quote(word).map_or_else(|_| word.to_owned(), Into::into)
 }
 

@@ -1,11 +1,11 @@
-//! The environment variables of a job.
+//! Environment variables of a job.
 
 use std::env;
 
-/// Marks every process of a job, on whatever host, so that none is left behind.
+/// Marks every process of a job on all hosts, for cleanup.
 pub const MARKER: &str = "NNUNET_LAUNCH_JOB";
 
-/// How many attempts there have been before this one; not set in the first.
+/// Number of earlier attempts; not set in the first attempt.
 const RESTARTS: &str = "NNUNET_LAUNCH_RESTARTS";
 
 const NAMES: [&str; 9] = [
@@ -21,19 +21,19 @@ const NAMES: [&str; 9] = [
 ];
 const PREFIXES: [&str; 3] = ["NCCL_", "NNUNET_", "UCX_"];
 
-/// The variables that a job sets for its processes.
+/// Environment variables that a job sets for its processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings(Vec<(String, String)>);
 
 impl Settings {
-    /// The marker; permission for Open MPI to run as root; NCCL's interface, where the user did not choose another.
+    /// Sets the marker, permission for Open MPI to run as root, and NCCL's interface unless the user has set it.
     pub fn new(marker: &str, is_root: bool, interface: Option<&str>) -> Self {
         let mut settings = vec![(MARKER.to_owned(), marker.to_owned())];
         if is_root {
             settings.push(("OMPI_ALLOW_RUN_AS_ROOT".into(), "1".into()));
             settings.push(("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM".into(), "1".into()));
         }
-        // MPI also understands networks such as 10.0.0.0/24; NCCL only knows names, exact ones behind a `=`.
+        // MPI also accepts networks such as 10.0.0.0/24; NCCL only accepts names, with `=` for an exact match.
         if let Some(name) = interface.filter(|name| !name.contains('/') && env::var_os("NCCL_SOCKET_IFNAME").is_none())
         {
             settings.push(("NCCL_SOCKET_IFNAME".into(), format!("={name}")));
@@ -41,25 +41,25 @@ impl Settings {
         Self(settings)
     }
 
-    /// Tells the ranks how many attempts there have been.
+    /// Sets the number of earlier attempts for the ranks.
     pub fn restarted(&mut self, times: usize) {
         self.0.retain(|(name, _)| name != RESTARTS);
         self.0.push((RESTARTS.to_owned(), times.to_string()));
     }
 
-    /// Names and values.
+    /// Iterates over names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 }
 
-/// The variables to export to the ranks, sorted: those of the environment that matter, and those set for the job.
+/// Returns the sorted names of the variables to export to the ranks: selected inherited ones and those set for the job.
 pub fn exported(settings: &Settings) -> Vec<String> {
     let inherited = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     select(inherited.chain(settings.iter().map(|(name, _)| name.to_owned())))
 }
 
-/// Those of the names that matter to nnunet-dist and to the libraries it opens.
+/// Selects the names that are relevant for nnunet-dist and the libraries that it loads.
 fn select(names: impl Iterator<Item = String>) -> Vec<String> {
     let mut names: Vec<String> = names
         .filter(|name| NAMES.contains(&name.as_str()) || PREFIXES.iter().any(|prefix| name.starts_with(prefix)))

@@ -1,26 +1,26 @@
-//! Why a job cannot even be started.
+//! Errors before the start of a job.
 
 use std::io;
 
-/// An error of the launcher itself. What becomes of a job that was started is a [`crate::verdict::Verdict`].
+/// Error of the launcher. The outcome of a started job is a [`crate::verdict::Verdict`].
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// The command line asks for something that cannot be; the text names the flag to change.
+    /// The command line requests something impossible; the text names the flag to change.
     #[error("{0}")]
     Usage(String),
-    /// A program or a device is missing; the text says how to get it.
+    /// A program or device is missing; the text tells how to install it.
     #[error("{0}")]
     Missing(String),
-    /// The operating system refused something that always works.
+    /// An operating system call failed unexpectedly.
     #[error(transparent)]
     System(#[from] io::Error),
 }
 
 impl LaunchError {
-    /// The exit code of a wrong command line.
+    /// Exit code for an invalid command line.
     pub const USAGE: u8 = 2;
 
-    /// The exit code of the launcher.
+    /// Returns the exit code of the launcher.
     pub fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => Self::USAGE,

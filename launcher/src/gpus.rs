@@ -1,4 +1,4 @@
-//! How many GPUs this host has, and how many of them a process may see.
+//! Number of GPUs of this host that a process can use.
 
 use std::env;
 use std::fs;
@@ -8,17 +8,17 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// Where NVIDIA's kernel driver lists its GPUs, one folder each.
+/// Directory in which NVIDIA's kernel driver lists its GPUs, one folder each.
 const DRIVER: &str = "/proc/driver/nvidia/gpus";
 
-/// A broken driver lets `nvidia-smi` wait for ever.
+/// Timeout for `nvidia-smi`, which may hang forever with a broken driver.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The number of GPUs that processes of this host can use: those installed that `CUDA_VISIBLE_DEVICES` lets through.
+/// Returns the number of usable GPUs of this host: the installed ones that `CUDA_VISIBLE_DEVICES` selects.
 pub async fn count() -> usize {
     let installed = match listed_by_tool().await {
         Some(number) => number,
-        // In a container this may list GPUs that the container has no access to, hence the second choice.
+        // Fallback only: in a container, the driver may list GPUs that the container cannot access.
         None => fs::read_dir(DRIVER).map_or(0, |folder| folder.flatten().count()),
     };
     env::var("CUDA_VISIBLE_DEVICES").map_or(installed, |mask| visible(&mask, installed))
@@ -36,10 +36,10 @@ fn count_in_list(text: &str) -> usize {
     text.lines().filter(|line| line.starts_with("GPU ")).count()
 }
 
-/// The number of devices that a value of `CUDA_VISIBLE_DEVICES` shows, of those installed.
+/// Returns the number of installed devices that a value of `CUDA_VISIBLE_DEVICES` selects.
 ///
-/// The list holds indices or UUIDs and ends at the first invalid entry (CUDA C++ Programming Guide, "CUDA Environment
-/// Variables").
+/// The list contains indices or UUIDs and ends at the first invalid entry (CUDA C++ Programming Guide, "CUDA
+/// Environment Variables").
 fn visible(mask: &str, installed: usize) -> usize {
     let is_valid = |entry: &&str| match entry.parse::<usize>() {
         Ok(index) => index < installed,

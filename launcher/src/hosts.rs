@@ -3,19 +3,19 @@
 use std::ffi::CStr;
 use std::str::FromStr;
 
-/// A host and how many processes it takes.
+/// Host with its number of processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// Its name, or its address.
+    /// Name or address of the host.
     pub name: String,
-    /// `None` where the user did not say.
+    /// Number of processes; `None` if not specified.
     pub slots: Option<usize>,
 }
 
 impl FromStr for Host {
     type Err = String;
 
-    /// Reads `NAME` or `NAME:SLOTS`.
+    /// Parses `NAME` or `NAME:SLOTS`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, slots) = match text.split_once(':') {
             Some((name, slots)) => (name, Some(positive(slots)?)),
@@ -28,29 +28,29 @@ impl FromStr for Host {
     }
 }
 
-/// Reads a host file of Open MPI (`node1 slots=8`) or MPICH (`node1:8`); `#` begins a comment.
+/// Parses a host file of Open MPI (`node1 slots=8`) or MPICH (`node1:8`); `#` starts a comment.
 ///
 /// # Errors
 ///
-/// A text that names the line.
+/// Returns an error text with the line number.
 pub fn parse_hostfile(text: &str) -> Result<Vec<Host>, String> {
     let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.split('#').next().unwrap_or("").trim()));
     let hosts: Vec<Host> = lines
         .filter(|(_, line)| !line.is_empty())
         .map(|(number, line)| parse_line(line).map_err(|defect| format!("line {number}: {defect}")))
         .collect::<Result<_, _>>()?;
-    if hosts.is_empty() { Err("no host in it".to_owned()) } else { Ok(hosts) }
+    if hosts.is_empty() { Err("contains no hosts".to_owned()) } else { Ok(hosts) }
 }
 
-/// Whether `name` means the machine that the launcher runs on.
+/// Returns whether `name` refers to the machine of the launcher.
 pub fn is_this_machine(name: &str) -> bool {
     is_same_machine(name, &this_machine())
 }
 
-/// The host name, as the kernel has it; empty where it has none.
+/// Returns the kernel's host name, or an empty string.
 fn this_machine() -> String {
     let mut buffer = [0u8; 256];
-    // SAFETY: the buffer is as long as said; the last byte stays zero.
+    // SAFETY: the buffer has the given length; the last byte stays zero.
     let answer = unsafe { libc::gethostname(buffer.as_mut_ptr().cast(), buffer.len() - 1) };
     let name = CStr::from_bytes_until_nul(&buffer).ok().filter(|_| answer == 0);
     name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
@@ -61,7 +61,7 @@ fn is_same_machine(name: &str, this: &str) -> bool {
     let is_address = name.parse::<std::net::IpAddr>().is_ok();
     let is_loopback =
         name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
-    // One of the two may lack the domain; where both have one, it counts.
+    // Compare without the domain if one of the names lacks it.
     let is_name =
         name == this || (!is_address && short(name) == short(this) && !(name.contains('.') && this.contains('.')));
     is_loopback || (!this.is_empty() && is_name)
@@ -73,9 +73,9 @@ fn parse_line(line: &str) -> Result<Host, String> {
     for word in words {
         match word.split_once('=') {
             Some(("slots", value)) => host.slots = Some(positive(value)?),
-            // Open MPI's upper limit for oversubscription, which the launcher never does.
+            // Open MPI's upper limit for oversubscription, which the launcher never uses.
             Some(("max_slots" | "max-slots", _)) => {}
-            _ => return Err(format!("`{word}` is not understood; write `{} slots=N`", host.name)),
+            _ => return Err(format!("`{word}` is not supported; write `{} slots=N`", host.name)),
         }
     }
     Ok(host)

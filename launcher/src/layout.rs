@@ -1,55 +1,56 @@
-//! How many processes run, and on which hosts.
+//! Number of processes and their hosts.
 
 use crate::error::LaunchError;
 use crate::hosts::{Host, is_this_machine};
 use crate::task::Task;
 
-/// What the user asked for.
+/// Requested placement.
 #[derive(Debug)]
 pub enum Place {
-    /// This host.
+    /// This host only.
     Here,
-    /// A list of hosts.
+    /// Hosts from a list.
     Hosts(Vec<Host>),
-    /// The allocation of Slurm, which may have said its number of tasks.
+    /// Slurm allocation, with its number of tasks if known.
     Slurm { tasks: Option<usize> },
 }
 
-/// Processes of one host.
+/// Number of processes on one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seats {
-    /// The host's name.
+    /// Name of the host.
     pub host: String,
-    /// At least one.
+    /// Number of processes, at least one.
     pub processes: usize,
 }
 
-/// The processes of a job, host by host; the ranks of a host are consecutive.
+/// Processes of a job per host; the ranks of a host are consecutive.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// All processes; `None` where Slurm decides.
+    /// Total number of processes; `None` if Slurm decides.
     pub processes: Option<usize>,
-    /// The hosts, in the order of their ranks; empty for this host, and with Slurm.
+    /// Hosts in rank order; empty for this host only, and with Slurm.
     pub seats: Vec<Seats>,
-    /// What the user should know about a number that they did not give.
+    /// Note to the user about a number of processes chosen by default.
     pub notice: Option<String>,
 }
 
-/// What this host can do.
+/// GPUs of this host.
 #[derive(Debug, Clone, Copy)]
 pub struct Gpus {
-    /// GPUs that its processes can use.
+    /// Number of usable GPUs.
     pub here: usize,
-    /// Whether several ranks may share one (NCCL from 2.30 on, `NCCL_MULTI_RANK_GPU_ENABLE=1`).
+    /// Whether several ranks may share one GPU (NCCL 2.30 and later, `NCCL_MULTI_RANK_GPU_ENABLE=1`).
     pub shared: bool,
 }
 
 impl Layout {
-    /// Decides the number of processes and their places.
+    /// Determines the number of processes and their hosts.
     ///
     /// # Errors
     ///
-    /// More processes than slots, or more processes that want a GPU than this host has GPUs.
+    /// Returns an error if there are more processes than slots, or more processes on this host than GPUs if the task
+    /// uses GPUs.
     pub fn new(asked: Option<usize>, place: &Place, task: &Task, gpus: Gpus) -> Result<Self, LaunchError> {
         let layout = match place {
             Place::Here => Self::here(asked, task, gpus.here),
@@ -62,12 +63,12 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Whether lines need no rank in front of them.
+    /// Returns whether there is one process only, so that output needs no rank prefix.
     pub fn is_single(&self) -> bool {
         self.processes == Some(1)
     }
 
-    /// The hosts that are reached through the remote shell.
+    /// Returns the hosts that are accessed through the remote shell.
     pub fn remote_hosts(&self) -> Vec<String> {
         self.seats.iter().map(|seats| seats.host.clone()).filter(|host| !is_this_machine(host)).collect()
     }
@@ -75,9 +76,9 @@ impl Layout {
     fn here(asked: Option<usize>, task: &Task, gpus: usize) -> Self {
         let (processes, notice) = match asked {
             Some(number) => (number, None),
-            None if task.wants_cpu() => (1, Some("--device cpu: 1 process; -np N for more".to_owned())),
-            None if gpus == 0 => (1, Some("no GPU on this host: 1 process; -np N for more".to_owned())),
-            None => (gpus, Some(format!("1 process for each of the {gpus} GPUs of this host"))),
+            None if task.wants_cpu() => (1, Some("--device cpu: starting 1 process; use -np N for more".to_owned())),
+            None if gpus == 0 => (1, Some("no GPU on this host: starting 1 process; use -np N for more".to_owned())),
+            None => (gpus, Some(format!("starting 1 process per GPU, {gpus} in total"))),
         };
         Self { processes: Some(processes), seats: Vec::new(), notice }
     }
@@ -88,14 +89,14 @@ impl Layout {
         let processes = asked.unwrap_or(available);
         if processes > available {
             return Err(LaunchError::Usage(format!(
-                "{processes} processes do not fit into the {available} slots of the hosts: lower -np, or give more slots \
-                 as HOST:N"
+                "{processes} processes do not fit into the {available} slots of the hosts: lower -np, or specify more \
+                 slots as HOST:N"
             )));
         }
         Ok(Self { processes: Some(processes), seats: fill(&slots, processes), notice })
     }
 
-    /// Only this host's GPUs are known before the ranks run; those of other hosts are checked by the ranks themselves.
+    /// Only this host's GPUs are known before the ranks run; ranks on other hosts check theirs.
     fn check_gpus(&self, place: &Place, gpus: usize) -> Result<(), LaunchError> {
         let here = match place {
             Place::Here => self.processes.unwrap_or(0),
@@ -118,7 +119,7 @@ impl Layout {
     }
 }
 
-/// The slots of each host, a host that is listed twice once.
+/// Returns the slots of each host; duplicate hosts are merged.
 fn slots(asked: Option<usize>, hosts: &[Host]) -> (Vec<Seats>, Option<String>) {
     let mut merged: Vec<(String, Option<usize>)> = Vec::new();
     for host in hosts {
@@ -129,11 +130,11 @@ fn slots(asked: Option<usize>, hosts: &[Host]) -> (Vec<Seats>, Option<String>) {
     }
     let silent = merged.iter().filter(|(_, slots)| slots.is_none()).count();
     let (each, rest) = match asked {
-        // Nobody said how many: the processes are spread evenly, the first hosts taking what is left over.
+        // No slot counts given: the processes are distributed evenly, and the first hosts take the remainder.
         Some(number) if silent == merged.len() => (number / silent, number % silent),
         _ => (1, 0),
     };
-    let notice = (silent > 0 && asked.is_none()).then(|| "1 process per host without a number: HOST:N for more".into());
+    let notice = (silent > 0 && asked.is_none()).then(|| "starting 1 process per host; use HOST:N for more".into());
     let seat = |(index, (host, slots)): (usize, (String, Option<usize>))| Seats {
         host,
         processes: slots.unwrap_or(each + usize::from(index < rest)),
@@ -141,7 +142,7 @@ fn slots(asked: Option<usize>, hosts: &[Host]) -> (Vec<Seats>, Option<String>) {
     (merged.into_iter().enumerate().map(seat).collect(), notice)
 }
 
-/// Takes `processes` seats, host after host; hosts without any are left out.
+/// Assigns `processes` to the slots, host by host; hosts without processes are omitted.
 fn fill(slots: &[Seats], processes: usize) -> Vec<Seats> {
     let mut left = processes;
     let mut taken = Vec::new();

@@ -1,13 +1,14 @@
-//! `nnunet-launch` starts `nnunet-dist` on several GPUs and hosts, watches it from outside, and restarts it.
+//! `nnunet-launch` starts `nnunet-dist` on several GPUs and hosts, supervises it, and restarts it after failures.
 //!
-//! # The way of a job
+//! # Control flow
 //!
-//! 1. [`arguments`]: the command line; [`task`]: what each rank shall run.
-//! 2. [`hosts`], [`gpus`] and [`layout`]: how many processes, and where.
-//! 3. [`command`]: the line of `mpirun` or `srun` that starts them; [`environment`]: the variables that travel along.
-//! 4. [`supervise`]: one attempt, from start to end. [`output`] prefixes its lines, [`status`] follows its progress,
-//!    [`patience`] decides when it hangs, [`signals`] are passed on, [`cleanup`] leaves nobody behind.
-//! 5. [`verdict`]: what an end means; [`restart`]: whether to try again; [`run`] ties all of it together.
+//! 1. [`arguments`]: parses the command line; [`task`]: the program that each rank runs.
+//! 2. [`hosts`], [`gpus`] and [`layout`]: determine the number of processes and their hosts.
+//! 3. [`command`]: builds the command line of `mpirun` or `srun`; [`environment`]: selects the variables to export.
+//! 4. [`supervise`]: runs one attempt from start to end. [`output`] prefixes lines with ranks, [`status`] follows the
+//!    progress, [`patience`] detects hangs, [`signals`] forwards signals, [`cleanup`] kills orphaned processes.
+//! 5. [`verdict`]: classifies the end of an attempt; [`restart`]: decides whether to try again; [`run`]: combines all
+//!    of this.
 
 mod agent;
 mod arguments;
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     let arguments = match Arguments::from_command_line(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(usage) => {
-            // Where not even the help can be printed there is nobody to tell.
+            // If even the help text cannot be printed, there is nowhere to report it.
             let _ = usage.print();
             return if usage.use_stderr() { LaunchError::USAGE.into() } else { ExitCode::SUCCESS };
         }

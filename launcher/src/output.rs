@@ -1,45 +1,45 @@
-//! The lines of a job: which rank said what.
+//! Output lines of a job, with the rank that wrote each line.
 //!
-//! Open MPI's `--tag-output` puts `[job,rank]<stdout>:` in front of every piece it gets from a rank, so the pieces of a
-//! line that is long or slowly written come with tags in their middle, mixed with those of other ranks. [`Assembler`] puts
-//! the lines together again.
+//! Open MPI's `--tag-output` puts `[job,rank]<stdout>:` in front of every chunk that it receives from a rank. Lines
+//! that are long or written slowly consist of several chunks with tags in between, interleaved with those of other
+//! ranks. [`Assembler`] reassembles the lines.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-/// How the starter marks the lines of a rank.
+/// Format of the rank tag on a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tags {
-    /// Not at all.
+    /// No tag.
     None,
     /// `[1,3]<stdout>:text`
     OpenMpi,
     /// `[3] text`
     Hydra,
-    /// `3: text`, the number perhaps filled up with spaces
+    /// `3: text`, with the number optionally padded with spaces
     Slurm,
 }
 
-/// A line without its tag and its newline.
+/// Line without its tag and newline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// `None` where the starter itself speaks, or where lines carry no rank.
+    /// Rank; `None` for lines of mpirun or srun themselves, and for untagged output.
     pub rank: Option<usize>,
     bytes: Vec<u8>,
 }
 
 impl Line {
-    /// The words; what is not UTF-8 is replaced.
+    /// Returns the text; bytes that are not UTF-8 are replaced.
     pub fn text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.bytes)
     }
 
-    /// Writes the line with its rank in front, as it came otherwise, in one piece.
+    /// Writes the line with its rank as prefix and otherwise unchanged, in one write.
     ///
     /// # Errors
     ///
-    /// The stream's.
+    /// Returns the error of the stream.
     pub fn write(&self, mut stream: impl Write) -> io::Result<()> {
         let mut line = self.rank.map(|rank| format!("[{rank}] ").into_bytes()).unwrap_or_default();
         line.extend_from_slice(&self.bytes);
@@ -49,21 +49,21 @@ impl Line {
     }
 }
 
-/// Makes lines of ranks out of the lines of a stream.
+/// Reassembles the lines of ranks from the lines of a stream.
 #[derive(Debug)]
 pub struct Assembler {
     tags: Tags,
-    /// What ranks have begun to say.
+    /// Unfinished lines of each rank.
     begun: BTreeMap<Option<usize>, Vec<u8>>,
 }
 
 impl Assembler {
-    /// An assembler for one stream.
+    /// Creates an assembler for one stream.
     pub fn new(tags: Tags) -> Self {
         Self { tags, begun: BTreeMap::new() }
     }
 
-    /// Takes the stream's next line, without its newline, and gives the line of the rank that it ends.
+    /// Takes the stream's next line, without its newline, and returns the rank's line that it completes.
     pub fn line(&mut self, mut bytes: &[u8]) -> Line {
         let (mut rank, text) = self.leading_tag(bytes);
         bytes = text;
@@ -78,7 +78,7 @@ impl Assembler {
         Line { rank, bytes: line }
     }
 
-    /// What ranks left unfinished when the stream ended.
+    /// Returns the unfinished lines at the end of the stream.
     pub fn finish(self) -> impl Iterator<Item = Line> {
         self.begun.into_iter().filter(|(_, bytes)| !bytes.is_empty()).map(|(rank, bytes)| Line { rank, bytes })
     }
@@ -94,14 +94,14 @@ impl Assembler {
     }
 }
 
-/// A tag of Open MPI, by its place in a line.
+/// Position and rank of an Open MPI tag in a line.
 struct Tag {
     begin: usize,
     end: usize,
     rank: usize,
 }
 
-/// The first `[job,rank]<stream>:` of a line.
+/// Finds the first `[job,rank]<stream>:` of a line.
 fn find_tag(bytes: &[u8]) -> Option<Tag> {
     let brackets = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'[');
     brackets.map(|(begin, _)| begin).find_map(|begin| {
@@ -157,7 +157,7 @@ mod tests {
     fn pieces_of_lines_are_put_together() {
         let stream =
             "[1,0]<stdout>:ab[1,1]<stdout>:AB[1,0]<stdout>:cd\n[1,1]<stdout>:CD\n[1,0]<stdout>:rest[1,1]<stdout>:Rest";
-        // What ends the stream without a newline belongs to the rank that spoke last.
+        // Text without a newline at the end of the stream belongs to the last tagged rank.
         assert_eq!(shown(Tags::OpenMpi, stream), "[0] abcd\n[1] ABCD\n[1] Rest\n[0] rest\n");
         assert_eq!(shown(Tags::OpenMpi, "[1,0]<stdout>:long [1,0]<stdout>:line"), "[0] long line\n");
     }

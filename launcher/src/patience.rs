@@ -1,19 +1,19 @@
-//! When a job that still runs has to be killed.
+//! Deadlines after which a running job is killed.
 
 use std::time::{Duration, Instant};
 
 use crate::verdict::Cause;
 
-/// How long a job may do nothing visible.
+/// Time limits for a job without visible activity.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// From the first report of a rank that something is lost to the end of the job.
+    /// Time from the first reported error of a rank to the end of the job.
     pub grace: Duration,
-    /// Between two signs of progress; `None` for ever.
+    /// Time between two signs of progress; `None` for no limit.
     pub hang: Option<Duration>,
 }
 
-/// The deadlines of one attempt. It knows no clock: each call says what time it is.
+/// Deadlines of one attempt. It reads no clock; each call passes the current time.
 #[derive(Debug)]
 pub struct Patience {
     limits: Limits,
@@ -23,13 +23,13 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// A job that starts at `now`.
+    /// Creates the deadlines of a job that starts at `now`.
     pub fn new(limits: Limits, now: Instant) -> Self {
         Self { limits, last_sign: now, has_status: false, trouble: None }
     }
 
-    /// A rank or the starter said something. It is a sign of life until there are better ones; a rank that is in trouble
-    /// says so and has the grace to end.
+    /// Records an output line. Lines count as signs of life until the first status; an error of a rank starts the grace
+    /// period.
     pub fn line(&mut self, text: &str, now: Instant) {
         if !self.has_status {
             self.last_sign = now;
@@ -39,25 +39,25 @@ impl Patience {
         }
     }
 
-    /// The files of the run have changed.
+    /// Records a change of the run's files.
     pub fn progress(&mut self, now: Instant) {
         self.has_status = true;
         self.last_sign = now;
     }
 
-    /// The job was sent a signal that ends it.
+    /// Records that a signal to end the job was sent.
     pub fn ends_by(&mut self, signal: i32, now: Instant) {
         self.trouble.get_or_insert((now, Some(signal)));
     }
 
-    /// When the next deadline is.
+    /// Returns the next deadline.
     pub fn deadline(&self) -> Option<Instant> {
         let trouble = self.trouble.map(|(since, _)| since + self.limits.grace);
         let hang = self.limits.hang.map(|limit| self.last_sign + limit);
         trouble.into_iter().chain(hang).min()
     }
 
-    /// Why the job has to be killed at `now`, if it has to.
+    /// Returns the cause to kill the job at `now`, if there is one.
     pub fn exhausted(&self, now: Instant) -> Option<Cause> {
         if let Some((_, signal)) = self.trouble.filter(|(since, _)| *since + self.limits.grace <= now) {
             return Some(signal.map_or(Cause::Unended(self.limits.grace), Cause::Asked));

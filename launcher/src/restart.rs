@@ -1,4 +1,4 @@
-//! Whether a job is started again, and the account of its attempts.
+//! Restart policy and the table of attempts.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -6,46 +6,46 @@ use std::time::Duration;
 use crate::status::Progress;
 use crate::verdict::{End, RETRY, Verdict};
 
-/// The longest wait before a restart.
+/// Maximum wait before a restart.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// One attempt, once it is over.
+/// One finished attempt.
 #[derive(Debug, Clone)]
 pub struct Attempt {
-    /// How it ended.
+    /// End of the attempt.
     pub end: End,
-    /// What that means.
+    /// Classification of the end.
     pub verdict: Verdict,
-    /// How far the training came; `None` before its first step.
+    /// Last known training progress; `None` before the first step.
     pub progress: Option<Progress>,
-    /// One line.
+    /// Reason for the end, in one line.
     pub reason: String,
-    /// From start to end.
+    /// Time from start to end.
     pub duration: Duration,
 }
 
-/// What comes after an attempt.
+/// Action after an attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The launcher ends with this code.
+    /// End the launcher with this exit code.
     End(u8),
-    /// The next attempt begins after this time.
+    /// Restart after this time.
     Restart(Duration),
-    /// The launcher ends with [`RETRY`], for this reason.
+    /// End the launcher with [`RETRY`], for this reason.
     GiveUp(String),
 }
 
-/// How often, and how soon.
+/// Limit and backoff of restarts.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
-    /// Attempts after the first.
+    /// Maximum number of restarts.
     pub max_restarts: u32,
-    /// The wait before the first restart.
+    /// Wait before the first restart.
     pub backoff: Duration,
 }
 
 impl Policy {
-    /// Decides after the last of `attempts`.
+    /// Decides what to do after the last of `attempts`.
     pub fn next(&self, attempts: &[Attempt]) -> Next {
         let Some((last, earlier)) = attempts.split_last() else { return Next::Restart(Duration::ZERO) };
         match last.verdict {
@@ -59,20 +59,20 @@ impl Policy {
                 })
             }
             Verdict::Retry if earlier.len() >= self.max_restarts as usize => {
-                Next::GiveUp(format!("no restart of {} is left", self.max_restarts))
+                Next::GiveUp(format!("restart limit of {} reached", self.max_restarts))
             }
             Verdict::Retry => Next::Restart(self.wait(earlier.len())),
         }
     }
 
-    /// The wait after `earlier` restarts: doubled each time, up to a minute.
+    /// Returns the wait after `earlier` restarts: doubled each time, up to a minute.
     pub fn wait(&self, earlier: usize) -> Duration {
         let factor = 1 << earlier.min(16);
         self.backoff.saturating_mul(factor).min(LONGEST)
     }
 }
 
-/// The account of all attempts, a line each.
+/// Formats all attempts as a table with one line each.
 pub fn table(attempts: &[Attempt]) -> String {
     let mut text = format!("{:>7}  {:<10}  {:<14}  {:>8}  reason\n", "attempt", "end", "reached", "seconds");
     for (index, attempt) in attempts.iter().enumerate() {
@@ -117,7 +117,7 @@ mod tests {
     fn restarts_are_counted() {
         assert_eq!(next(0, &[Some(1)]), Next::End(75));
         assert_eq!(next(2, &[Some(1), Some(2)]), Next::Restart(Duration::from_secs(2)));
-        assert_eq!(next(2, &[Some(1), Some(2), Some(3)]), Next::GiveUp("no restart of 2 is left".into()));
+        assert_eq!(next(2, &[Some(1), Some(2), Some(3)]), Next::GiveUp("restart limit of 2 reached".into()));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A whole job: prepare, attempt, restart, account.
+//! Lifecycle of a job: preparation, attempts, restarts, summary.
 
 use std::env;
 use std::fs;
@@ -26,14 +26,14 @@ use crate::supervise::{Supervisor, say};
 use crate::task::Task;
 use crate::verdict::RETRY;
 
-/// An mpirun that does not tell its version by then does not work.
+/// Timeout for `mpirun --version`; after it, mpirun counts as not working.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs a command line and gives the launcher's exit code.
+/// Runs a command line and returns the launcher's exit code.
 ///
 /// # Errors
 ///
-/// Nothing could be started; what becomes of a job that was started is an exit code.
+/// Returns an error if nothing could be started; the outcome of a started job is an exit code.
 pub async fn run(arguments: Arguments) -> Result<u8, LaunchError> {
     let task = Task::new(arguments.program.clone(), arguments.arguments.clone());
     let marker = marker();
@@ -58,7 +58,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, LaunchError> {
     job.run(task).await
 }
 
-/// A job under way.
+/// State of a running job.
 struct Job {
     supervisor: Supervisor,
     policy: Policy,
@@ -100,7 +100,7 @@ impl Job {
         ));
     }
 
-    /// Waits the back-off, and then for hosts that are away.
+    /// Waits for the backoff, and then for unreachable hosts.
     async fn wait_to_restart(&mut self, wait: Duration) -> Result<(), String> {
         self.pause(wait).await?;
         let began = Instant::now();
@@ -113,22 +113,22 @@ impl Job {
             if began.elapsed() >= self.host_wait {
                 return Err(format!("no answer from {missing}"));
             }
-            say(&format!("waiting for {missing}, which does not answer"));
+            say(&format!("waiting for {missing}: no answer"));
             let left = self.host_wait.saturating_sub(began.elapsed());
             self.pause(self.policy.wait(round).min(left)).await?;
         }
         Ok(())
     }
 
-    /// Does nothing for a while, unless a signal ends the job meanwhile.
+    /// Sleeps for a while, unless a signal ends the job.
     async fn pause(&mut self, time: Duration) -> Result<(), String> {
         tokio::select! {
             () = sleep(time) => Ok(()),
-            signal = self.signals.next() => Err(format!("asked to by signal {signal}")),
+            signal = self.signals.next() => Err(format!("stopped by signal {signal}")),
         }
     }
 
-    /// The last words: what became of the attempts, where that is not obvious.
+    /// Prints the table of attempts, except after a first attempt that succeeded, and the reason for giving up.
     fn end(&self, code: u8, why: Option<&str>) -> u8 {
         if code != 0 || self.attempts.len() > 1 {
             table(&self.attempts).lines().for_each(say);
@@ -180,13 +180,13 @@ async fn starter(arguments: &Arguments) -> Result<Starter, LaunchError> {
     let mpirun = &arguments.mpirun;
     let version = version(mpirun).await.map_err(|defect| {
         LaunchError::Missing(format!(
-            "{}: {defect}; install Open MPI (openmpi-bin) or MPICH (mpich), or name the program with --mpirun",
+            "{}: {defect}; install Open MPI (openmpi-bin) or MPICH (mpich), or pass the program with --mpirun",
             mpirun.display()
         ))
     })?;
     Starter::detect(mpirun, &version).ok_or_else(|| {
         LaunchError::Missing(format!(
-            "{} --version names neither Open MPI nor MPICH: name another program with --mpirun",
+            "{} --version reports neither Open MPI nor MPICH: pass another program with --mpirun",
             mpirun.display()
         ))
     })
@@ -200,7 +200,7 @@ async fn version(mpirun: &Path) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
 }
 
-/// A name that no other job on any host has.
+/// Returns a job name that is unique on all hosts.
 fn marker() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
     format!("{}-{now}", std::process::id())

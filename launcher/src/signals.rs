@@ -1,47 +1,47 @@
-//! Signals to the launcher, and what becomes of them.
+//! Signal handling of the launcher.
 
 use std::io;
 
 use libc::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What a signal to the launcher means for the job.
+/// Action on the job for a signal to the launcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Send this one to the starter, which hands it on: the ranks save a checkpoint and stop.
+    /// Send this signal to mpirun or srun, which forwards it: the ranks save a checkpoint and stop.
     Save(i32),
-    /// Send this one to the starter, which ends the job.
+    /// Send this signal to mpirun or srun, which ends the job.
     End(i32),
-    /// Kill everything now.
+    /// Kill all processes immediately.
     Kill,
 }
 
-/// The signals that the launcher takes.
+/// Handlers of the signals that the launcher catches.
 #[derive(Debug)]
 pub struct Signals {
     user: Signal,
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
-    /// The first that came.
+    /// First received signal.
     first: Option<i32>,
-    /// Whether one came that can be meant more seriously by repeating it.
+    /// Whether a signal has been received that kills the job when repeated.
     is_urgent: bool,
 }
 
 impl Signals {
-    /// Takes the signals from now on.
+    /// Installs the signal handlers.
     ///
     /// # Errors
     ///
-    /// The system's, when it lets no handler be set.
+    /// Returns the system's error if a handler cannot be installed.
     pub fn new() -> io::Result<Self> {
         let take = |number| signal(SignalKind::from_raw(number));
         let (user, terminate, interrupt, hang_up) = (take(SIGUSR1)?, take(SIGTERM)?, take(SIGINT)?, take(SIGHUP)?);
         Ok(Self { user, terminate, interrupt, hang_up, first: None, is_urgent: false })
     }
 
-    /// The next signal.
+    /// Waits for the next signal.
     pub async fn next(&mut self) -> i32 {
         tokio::select! {
             Some(()) = self.user.recv() => SIGUSR1,
@@ -52,7 +52,7 @@ impl Signals {
         }
     }
 
-    /// What to do about a signal.
+    /// Decides on the action for a signal.
     pub fn act(&mut self, signal: i32, is_training: bool) -> Action {
         let action = act(signal, self.is_urgent, is_training);
         self.first = self.first.or(Some(signal));
@@ -60,13 +60,13 @@ impl Signals {
         action
     }
 
-    /// The signal that asked for an end first, if one did.
+    /// Returns the first received signal, if any.
     pub fn asked(&self) -> Option<i32> {
         self.first
     }
 }
 
-/// TERM becomes USR1 for a training: mpirun kills its ranks one second after TERM, too soon for a checkpoint.
+/// TERM becomes USR1 for training: mpirun kills its ranks one second after TERM, too soon for a checkpoint.
 fn act(signal: i32, is_repeated: bool, is_training: bool) -> Action {
     match signal {
         SIGUSR1 => Action::Save(SIGUSR1),

@@ -1,4 +1,4 @@
-//! How far a training is: `status.json` and `log.jsonl` of its run directory.
+//! Training progress from `status.json` and `log.jsonl` of the run directory.
 
 use std::fmt;
 use std::fs;
@@ -9,15 +9,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-/// How often the files are looked at.
+/// Polling interval of the files.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// The point that a training reached.
+/// Progress of a training run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Optimiser steps since the beginning of the run.
+    /// Optimizer steps since the start of the run.
     Step(u64),
-    /// Epochs that are over, where steps are not known.
+    /// Finished epochs, if steps are not known.
     Epochs(u64),
 }
 
@@ -30,7 +30,7 @@ impl fmt::Display for Progress {
     }
 }
 
-/// The run directory, if `line` is the one that names it in the configuration that rank 0 prints.
+/// Returns the run directory if `line` is its entry in the configuration printed by rank 0.
 pub fn run_dir(line: &str) -> Option<PathBuf> {
     if !line.starts_with("run_dir") {
         return None;
@@ -39,19 +39,19 @@ pub fn run_dir(line: &str) -> Option<PathBuf> {
     table.get("run_dir")?.as_str().map(PathBuf::from)
 }
 
-/// Looks at the files of a run until it is dropped, on a thread of its own: a file system that hangs takes nobody along.
+/// Polls the files of a run until it is dropped, on its own thread, so that a hanging file system blocks nothing else.
 #[derive(Debug)]
 pub struct Watcher {
     _stop: mpsc::Sender<()>,
 }
 
 impl Watcher {
-    /// Calls `news` whenever something has changed. What lies there at the beginning is older than this attempt, unless it
-    /// was written after `since`. When the watcher is dropped, the files are looked at once more.
+    /// Calls `news` after every change. Initial file contents count as a change only if they were written after
+    /// `since`. The files are read once more when the watcher is dropped.
     pub fn start(run_dir: &Path, since: SystemTime, news: impl Fn(Progress) + Send + 'static) -> Self {
         let (stop, stopped) = mpsc::channel();
         let mut files = Files::new(run_dir, since);
-        // Without a thread the attempt has no progress to show; it is still ended by its other signs.
+        // Without the thread, the attempt has no progress to show; its end is still detected by other means.
         let _ = thread::Builder::new().name("status".into()).spawn(move || {
             loop {
                 let is_last = stopped.recv_timeout(EVERY) != Err(RecvTimeoutError::Timeout);
@@ -67,7 +67,7 @@ impl Watcher {
     }
 }
 
-/// The content of `status.json` that tells whether a training lives.
+/// Fields of `status.json` that show whether training is alive.
 #[derive(Debug, Clone, PartialEq)]
 struct Pulse {
     state: String,
@@ -86,7 +86,7 @@ impl Pulse {
     }
 }
 
-/// The files as they were when last looked at.
+/// Contents of the files at the last poll.
 struct Files {
     status: PathBuf,
     log: PathBuf,
@@ -104,7 +104,7 @@ impl Files {
         files
     }
 
-    /// Where the training is, if anything has changed. The log speaks where there is no status.
+    /// Returns the progress if anything has changed. The log is used only if there is no status.
     fn news(&mut self) -> Option<Progress> {
         if let Some(pulse) = self.read_pulse() {
             let is_new = self.pulse.as_ref() != Some(&pulse);
@@ -123,7 +123,7 @@ impl Files {
     }
 }
 
-/// The number of epochs that a `log.jsonl` tells of.
+/// Returns the number of epochs in a `log.jsonl`.
 fn epochs_in(text: &str) -> Option<u64> {
     let last: Value = serde_json::from_str(text.lines().last()?).ok()?;
     Some(last.get("epoch")?.as_u64()? + 1)

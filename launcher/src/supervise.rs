@@ -1,7 +1,8 @@
-//! One attempt: the starter is started, watched and, if need be, killed.
+//! One attempt: starts mpirun or srun, supervises it and kills it if necessary.
 //!
-//! Whatever can block, be it a full terminal or a dead file system, does so on a thread of its own. The supervision
-//! itself only waits for the end of the starter, news of those threads, signals, and deadlines.
+//! Operations that can block, such as writing to a full terminal or reading a dead file system, run on their own
+//! threads. The supervision itself only waits for the end of the child process, events of those threads, signals, and
+//! deadlines.
 
 use std::io::{self, BufRead, BufReader, PipeReader, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -25,37 +26,37 @@ use crate::status::{self, Progress, Watcher};
 use crate::task::Task;
 use crate::verdict::{Cause, End, Words, judge, reason};
 
-/// Between asking the starter to end and killing it.
+/// Time between SIGTERM and SIGKILL.
 const TERM_TO_KILL: Duration = Duration::from_secs(3);
 
-/// For the last lines, once the starter is gone; and for a killed process to be gone.
+/// Time limit for reading the last lines after the child process has ended, and for the end of a killed process.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Prints a line of the launcher itself, in one write.
+/// Prints a line of the launcher itself to standard error, in one write.
 pub fn say(text: &str) {
-    // Where not even stderr is left there is nobody to tell.
+    // If even standard error is closed, there is nowhere to report it.
     let _ = io::stderr().write_all(format!("nnunet-launch: {text}\n").as_bytes());
 }
 
-/// What all attempts of a job have in common.
+/// State that all attempts of a job share.
 #[derive(Debug)]
 pub struct Supervisor {
-    /// How the ranks are started.
+    /// Command that starts the ranks.
     pub start: Start,
-    /// How long they may do nothing.
+    /// Time limits without activity.
     pub limits: Limits,
-    /// Who ends what is left of them.
+    /// Kills the remaining processes.
     pub cleaner: Cleaner,
-    /// The run directory, once rank 0 has named it.
+    /// Run directory, once rank 0 has printed it.
     pub run_dir: Option<PathBuf>,
 }
 
 impl Supervisor {
-    /// Runs `task` on all ranks, to whatever end.
+    /// Runs `task` on all ranks until it ends.
     ///
     /// # Errors
     ///
-    /// The starter cannot be started.
+    /// Returns an error if mpirun or srun cannot be started.
     pub async fn attempt(&mut self, task: &Task, signals: &mut Signals) -> Result<Attempt, LaunchError> {
         let began = Instant::now();
         let mut run = Run::start(self, task)?;
@@ -82,13 +83,13 @@ impl Supervisor {
     }
 }
 
-/// What the threads of a run tell.
+/// Event from the threads of a run.
 enum Event {
     Line(String),
     Progress(Progress),
 }
 
-/// The starter while it runs, and what is known about the ranks.
+/// Running child process (mpirun or srun), and the known state of the ranks.
 struct Run {
     child: Child,
     events: UnboundedReceiver<Event>,
@@ -127,7 +128,7 @@ impl Run {
     }
 
     async fn watch_over(&mut self, task: &Task, limits: Limits, signals: &mut Signals) -> io::Result<End> {
-        // Only a training shows its progress.
+        // Only training reports progress.
         let limits = Limits { hang: limits.hang.filter(|_| task.is_training()), ..limits };
         let mut patience = Patience::new(limits, Instant::now());
         loop {
@@ -171,43 +172,44 @@ impl Run {
 
     fn watch(&mut self, run_dir: PathBuf) {
         if let Some(sender) = self.sender.clone() {
-            // The receiver lives as long as the run; after it nobody wants the news.
+            // The receiver lives as long as the run; afterwards, progress is not needed.
             let tell = move |progress| drop(sender.send(Event::Progress(progress)));
             self.watcher = Some(Watcher::start(&run_dir, self.since, tell));
         }
         self.run_dir = Some(run_dir);
     }
 
-    /// Sends a signal to the starter alone; the ranks get it from there.
+    /// Sends a signal only to the child process, which forwards it to the ranks.
     fn send(&self, signal: i32) {
         if let Some(id) = self.id() {
-            // SAFETY: no preconditions; the process has not been waited for, so that the number is its own.
+            // SAFETY: no preconditions; the process has not been waited for, so its ID cannot have been reused.
             unsafe { libc::kill(id, signal) };
         }
     }
 
-    /// Asks the starter to end, and kills its process group if it has not after `patience`.
+    /// Sends SIGTERM to the child process, and kills its process group after `patience`.
     async fn kill(&mut self, cause: Cause, patience: Duration) -> End {
         let id = self.id();
         if !patience.is_zero() {
             self.send(libc::SIGTERM);
-            // Whether it ended or not, what is left of its group is killed below.
+            // In either case, the rest of the group is killed below.
             let _ = timeout(patience, self.child.wait()).await;
         }
         if let Some(id) = id {
-            // SAFETY: no preconditions; the group is that of the starter, which has its own.
+            // SAFETY: no preconditions; the child process has its own process group.
             unsafe { libc::kill(-id, libc::SIGKILL) };
         }
-        // Not even a killed process ends while it waits for a dead file system.
+        // Even a killed process does not end while it waits for a dead file system.
         let _ = timeout(LAST_WORDS, self.child.wait()).await;
         End::Killed(cause)
     }
 
-    /// Takes in what the threads still have to tell.
+    /// Handles the remaining events of the threads.
     async fn last_words(&mut self) {
         self.watcher = None;
         self.sender = None;
-        // The sender being gone, `note` starts no further watcher; processes that were left may hold a stream open.
+        // Without a sender, `note` starts no further watcher. Orphaned processes may keep a stream open, hence the
+        // timeout.
         let all = async {
             while let Some(event) = self.events.recv().await {
                 self.note(event);
@@ -228,28 +230,28 @@ fn spawn(start: &Start, task: &Task, stdout: Stdio, stderr: Stdio) -> Result<Chi
     };
     let mut command = Command::new(program);
     command.args(arguments).envs(start.settings.iter()).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-    // A group of its own: ^C reaches the starter through the launcher only.
+    // Own process group: ^C reaches the child process only through the launcher.
     command.process_group(0);
     let launcher = std::process::id();
-    // SAFETY: between fork and exec only system calls are made, which is allowed there.
+    // SAFETY: between fork and exec, the closure makes only system calls, which is allowed there.
     unsafe { command.pre_exec(move || die_with(launcher)) };
     command
         .spawn()
         .map_err(|error| LaunchError::Missing(format!("{} cannot be started: {error}", program.to_string_lossy())))
 }
 
-/// Lets this process be terminated when the launcher dies; the ranks then end with it.
+/// Requests SIGTERM for this process when the launcher dies, which also ends the ranks.
 fn die_with(launcher: u32) -> io::Result<()> {
     // SAFETY: no preconditions.
     let (answer, parent) = unsafe { (libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM), libc::getppid()) };
     if answer != 0 {
         return Err(io::Error::last_os_error());
     }
-    // It may have died already.
+    // The launcher may have died already.
     if u32::try_from(parent) == Ok(launcher) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
 }
 
-/// Copies a stream of the starter to ours, with ranks in front of its lines, on a thread.
+/// Copies a stream of the child process to ours on a thread, prefixing lines with ranks.
 fn pass_on(
     name: &str,
     from: PipeReader,
@@ -264,7 +266,7 @@ fn copy(from: impl io::Read, mut to: impl Write, tags: Tags, sender: &UnboundedS
     let mut from = BufReader::new(from);
     let mut assembler = Assembler::new(tags);
     let mut tell = |line: Line| {
-        // The supervision hears the line even where nobody reads ours any more; and the reverse at the very end.
+        // Each send is independent: the supervision may have ended, or our stream may be closed.
         let _ = sender.send(Event::Line(line.text().into_owned()));
         let _ = line.write(&mut to);
     };

@@ -1,40 +1,40 @@
-//! What each rank shall run.
+//! Program that each rank runs.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// A program and its arguments.
+/// Program and its arguments.
 #[derive(Debug, Clone)]
 pub struct Task {
-    /// `nnunet-dist`, unless told otherwise.
+    /// Path of the program, `nnunet-dist` by default.
     pub program: PathBuf,
-    /// Its arguments, beginning with the command.
+    /// Arguments, starting with the command.
     pub arguments: Vec<OsString>,
 }
 
 impl Task {
-    /// The task of a command line; without a program it is the `nnunet-dist` beside this one, or that of the PATH.
+    /// Creates the task of a command line. The default program is the `nnunet-dist` beside this one, or in the PATH.
     pub fn new(program: Option<PathBuf>, arguments: Vec<OsString>) -> Self {
         Self { program: program.or_else(beside_us).unwrap_or_else(|| "nnunet-dist".into()), arguments }
     }
 
-    /// Whether this is `train`, which can be stopped, resumed and watched.
+    /// Returns whether the command is `train`, which can be stopped, resumed and monitored.
     pub fn is_training(&self) -> bool {
         self.arguments.first().is_some_and(|word| word == "train")
     }
 
-    /// Whether the arguments say `--device cuda`.
+    /// Returns whether the arguments contain `--device cuda`.
     pub fn wants_gpu(&self) -> bool {
         self.device().is_some_and(|device| device == "cuda")
     }
 
-    /// Whether the arguments say `--device cpu`.
+    /// Returns whether the arguments contain `--device cpu`.
     pub fn wants_cpu(&self) -> bool {
         self.device().is_some_and(|device| device == "cpu")
     }
 
-    /// The same task going on from the newest checkpoint, if there is one.
+    /// Returns the same task, continued from the latest checkpoint if there is one.
     pub fn resumed(&self) -> Self {
         let mut task = self.clone();
         if self.is_training() && !self.says_resume() {

@@ -1,40 +1,40 @@
-//! What the end of an attempt means.
+//! Classification of the end of an attempt.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Try again: a rank, a host or the network was lost.
+/// Temporary failure: a rank, a host or the network was lost.
 pub const RETRY: u8 = 75;
-/// Stopped by a signal after a checkpoint was saved.
+/// Stopped by a signal after saving a checkpoint.
 pub const STOPPED: u8 = 79;
 
-/// Exit codes of nnunet-dist that no restart can change: usage, invalid data, something missing, a panic.
+/// Exit codes of nnunet-dist that no restart can change: usage, invalid data, missing device or library, panic.
 const FINAL: [u8; 4] = [2, 3, 4, 101];
 
-/// How the starter ended.
+/// End of mpirun or srun.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// By itself.
+    /// Regular exit with this code.
     Exit(i32),
-    /// By a signal that the launcher did not send.
+    /// Signal that was not sent by the launcher.
     Signal(i32),
-    /// By the launcher.
+    /// Killed by the launcher.
     Killed(Cause),
 }
 
-/// Why the launcher killed a job.
+/// Cause for the launcher to kill a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// A rank reported a loss and the job did not end in this time.
+    /// A rank reported an error and the job did not end within this time.
     Unended(Duration),
-    /// Nothing moved for this time.
+    /// No progress for this time.
     Hang(Duration),
     /// The user sent this signal.
     Asked(i32),
 }
 
 impl End {
-    /// Whether all ranks are known to be gone, because they said how they ended.
+    /// Returns whether all ranks are known to have ended, because the exit code is one of nnunet-dist.
     pub fn is_orderly(&self) -> bool {
         matches!(self, Self::Exit(code) if [0, STOPPED].iter().chain(&FINAL).any(|known| i32::from(*known) == *code))
     }
@@ -56,25 +56,25 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unended(grace) => {
-                write!(f, "a rank reported an error, and {:.0} s later the job had not ended", grace.as_secs_f64())
+                write!(f, "a rank reported an error and the job did not end in {:.0} s", grace.as_secs_f64())
             }
             Self::Hang(time) => write!(f, "no progress for {:.0} s", time.as_secs_f64()),
-            Self::Asked(signal) => write!(f, "asked to by signal {signal}"),
+            Self::Asked(signal) => write!(f, "stopped by signal {signal}"),
         }
     }
 }
 
-/// What the ranks said before the end.
+/// Errors that the ranks reported before the end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Words {
-    /// The first line of a rank that begins with `error:`.
+    /// First line of a rank that begins with `error:`.
     pub error: Option<String>,
-    /// The first final exit code of a rank that srun told of; its own may be that of another rank.
+    /// First final exit code of a rank in srun's messages; srun's own exit code may be that of another rank.
     pub reported: Option<u8>,
 }
 
 impl Words {
-    /// Listens to a line, without the rank in front of it.
+    /// Records a line, without the rank prefix.
     pub fn hear(&mut self, text: &str) {
         if self.error.is_none() && text.starts_with("error:") {
             self.error = Some(text.trim_end().to_owned());
@@ -83,23 +83,23 @@ impl Words {
     }
 }
 
-/// What to do about an end.
+/// Action after the end of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing: all went well.
+    /// No action: success.
     Success,
-    /// Nothing: the user stopped it.
+    /// No action: stopped by the user.
     Stopped(u8),
-    /// Start again, if allowed.
+    /// Restart, if allowed.
     Retry,
-    /// Tell the user; the same would happen again.
+    /// Report to the user; a restart would fail again.
     Final(u8),
 }
 
-/// Judges the end of an attempt; `stop` is the signal that asked the job to stop, if one did.
+/// Classifies the end of an attempt; `stop` is the signal that requested the stop, if any.
 pub fn judge(end: &End, words: &Words, stop: Option<i32>) -> Verdict {
     let last_resort = match (stop, words.reported) {
-        // A rank without a handler, mpirun after ^C: nothing was saved, and nobody wants a restart.
+        // A rank without a handler, or mpirun after ^C: nothing was saved, and a restart is not wanted.
         (Some(signal), _) => Verdict::Stopped(low_byte(128 + signal)),
         (None, Some(code)) => Verdict::Final(code),
         (None, None) => Verdict::Retry,
@@ -109,7 +109,7 @@ pub fn judge(end: &End, words: &Words, stop: Option<i32>) -> Verdict {
         End::Exit(code) if *code == i32::from(STOPPED) => Verdict::Stopped(STOPPED),
         End::Exit(code) if FINAL.contains(&low_byte(*code)) => Verdict::Final(low_byte(*code)),
         End::Exit(code) if *code == i32::from(RETRY) && stop.is_some() => Verdict::Stopped(RETRY),
-        // 1 is an internal error of a rank, which says so, and what mpirun ends with when it lost a host.
+        // Exit code 1 is an internal error of a rank, with a message, or mpirun's code for a lost host.
         End::Exit(1) if words.error.is_some() && stop.is_none() => Verdict::Final(1),
         End::Exit(_) | End::Signal(_) => last_resort,
         End::Killed(Cause::Asked(signal)) => Verdict::Stopped(low_byte(128 + signal)),
@@ -118,7 +118,7 @@ pub fn judge(end: &End, words: &Words, stop: Option<i32>) -> Verdict {
     }
 }
 
-/// One line on why an attempt ended: the words of a rank before those of the system.
+/// Returns a one-line reason for the end of an attempt: the error of a rank, or else that of the system.
 pub fn reason(end: &End, words: &Words) -> String {
     match (end, &words.error) {
         (End::Exit(code), _) if *code == i32::from(STOPPED) => "stopped after saving a checkpoint".to_owned(),
@@ -127,18 +127,18 @@ pub fn reason(end: &End, words: &Words) -> String {
         (End::Exit(0), None) => "done".to_owned(),
         (End::Exit(code @ 129..=192), None) => format!("a rank ended by signal {}", code - 128),
         (End::Exit(205), None) => "mpirun lost the connection to a host".to_owned(),
-        (End::Exit(code), None) => format!("exit code {code}, no rank said why"),
+        (End::Exit(code), None) => format!("exit code {code} without an error message"),
         (End::Signal(signal), None) => format!("ended by signal {signal}"),
     }
 }
 
-/// The exit code in `srun: error: node1: task 3: Exited with exit code 3`.
+/// Parses the exit code in `srun: error: node1: task 3: Exited with exit code 3`.
 fn reported(line: &str) -> Option<u8> {
     let (_, rest) = line.strip_prefix("srun: error: ")?.split_once("Exited with exit code ")?;
     rest.trim().parse().ok()
 }
 
-/// What of an exit code the system hands on.
+/// Returns the part of an exit code that the system passes on.
 fn low_byte(code: i32) -> u8 {
     code.to_le_bytes()[0]
 }

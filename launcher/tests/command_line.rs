@@ -1,4 +1,4 @@
-//! What the launcher says without starting anything.
+//! Output of the launcher without starting a job.
 
 mod common;
 

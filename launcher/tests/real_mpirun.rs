@@ -1,4 +1,4 @@
-//! The real mpirun, with a shell in the place of nnunet-dist.
+//! Tests with the real mpirun, and a shell in place of nnunet-dist.
 
 mod common;
 
@@ -8,7 +8,8 @@ use std::process::Command;
 
 use common::{observe, wait_for};
 
-/// `nnunet-launch` with two shells under the mpirun of this machine; `None`, with a line that says so, without one.
+/// Returns `nnunet-launch` with two shells under the mpirun of this machine; prints a note and returns `None` without
+/// one.
 fn shells(mpirun: &str, flags: &[&str], script: &str) -> Option<Command> {
     if !env::split_paths(&env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(mpirun).is_file()) {
         println!("skipped: no {mpirun}");
@@ -53,7 +54,7 @@ fn mpirun_hands_codes_and_signals_on() {
         wait_for("the start of the ranks", || ready("0") && ready("1"));
         common::send(child.id() as i32, libc::SIGUSR1);
         let outcome = common::finish(child);
-        // That of MPICH may end with 0 after a signal, whatever the ranks exit with.
+        // MPICH's mpirun may exit with 0 after a signal, independent of the ranks' exit codes.
         if !(mpirun == "mpirun.mpich" && outcome.status.success()) {
             outcome.ended_with(79);
         }

@@ -1,10 +1,10 @@
-//! Restarts: what is tried again, from where, and when the launcher gives up.
+//! Restarts: failures that are retried, the checkpoint used, and giving up.
 
 mod common;
 
 use common::{Stage, finish, send, wait_for};
 
-/// Writes the status of a training that is at `$1`.
+/// Writes the status of a training at step `$1`.
 const STATUS: &str = "at() { echo \"[1,0]<stdout>:run_dir = '$DIR'\"; \
     echo \"{\\\"state\\\":\\\"training\\\",\\\"step\\\":$1,\\\"updated_unix\\\":$(($(date +%s) + 1))}\" > $DIR/status.json; }\n";
 
@@ -28,7 +28,7 @@ fn a_loss_is_tried_again_from_the_newest_checkpoint() {
     assert_eq!(outcome.stdout, "done\n");
     assert!(stage.read("words.1").ends_with(" train -w work\n"));
     assert!(stage.read("words.2").ends_with(" train --resume=auto -w work\n"));
-    // For the metrics of the run.
+    // The variable is exported for the metrics of the run.
     assert!(stage.read("words.2").contains(" -x NNUNET_LAUNCH_RESTARTS "));
     assert_eq!([stage.read("restarts.1"), stage.read("restarts.2")], ["none\n", "1\n"]);
 }
@@ -55,7 +55,7 @@ fn the_same_step_twice_is_given_up() {
 #[test]
 fn restarts_that_come_further_are_counted() {
     let stage = Stage::new(&format!("{STATUS}at $ATTEMPT; sleep 0.2; exit 75"));
-    stage.train(&["--max-restarts", "2"]).ended_with(75).says("giving up: no restart of 2 is left");
+    stage.train(&["--max-restarts", "2"]).ended_with(75).says("giving up: restart limit of 2 reached");
     assert_eq!(stage.read("attempts"), "3\n");
 }
 
@@ -74,7 +74,7 @@ fn a_host_that_stays_away_is_named() {
 #[test]
 fn a_host_that_comes_back_is_waited_for() {
     let stage = Stage::new("[ $ATTEMPT = 2 ] || exit 75");
-    // The host is away when it is cleaned, and when it is first looked for.
+    // The host does not answer during cleanup and at the first check.
     let count = stage.path("probes");
     stage.program("agent", &format!("#!/bin/sh\necho >> {0}; [ $(wc -l < {0}) -gt 2 ]\n", count.display()));
     let agent = stage.path("agent");

@@ -1,4 +1,4 @@
-//! The launcher sees every job to its end: jobs that fail, hang, ignore signals, or lose their launcher.
+//! Supervision of jobs that fail, hang, ignore signals, or lose their launcher.
 
 mod common;
 
@@ -25,7 +25,7 @@ fn one_rank_has_no_prefix() {
 
 #[test]
 fn a_rank_that_reports_a_loss_and_hangs_is_killed() {
-    // The starter ignores TERM, as one does that waits for a frozen host.
+    // The fake mpirun ignores TERM, like one that waits for a frozen host.
     let stage =
         Stage::new("trap '' TERM; echo '[1,1]<stderr>:error: rank 1: rank 0 is lost' >&2; while :; do sleep 1; done");
     let outcome = stage.train(&["--grace", "0.2"]);
@@ -50,7 +50,7 @@ fn a_training_without_progress_hangs() {
 
 #[test]
 fn what_a_job_leaves_behind_is_killed() {
-    // A rank in a group of its own, as those of mpirun are, outlives the starter.
+    // The rank runs in its own process group, like ranks of mpirun, and outlives mpirun.
     let stage = Stage::new(
         "setsid sh -c 'echo $$ > '$DIR'/rank; exec sleep 300' & until [ -s $DIR/rank ]; do sleep 0.05; done; exit 137",
     );

@@ -8,13 +8,13 @@ use super::plans::PlansFlag;
 use crate::crossval::{self, HeldOut};
 use nnunet_data::work::WorkDir;
 
-/// Gather the held-out cases of all folds in one folder and evaluate them together.
+/// Collect the held-out predictions of all folds in one folder and evaluate them together.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   nnunet-dist accumulate -w hippocampus -c 3d_fullres")]
 pub struct Accumulate {
-    /// Work folder in which the folds were trained.
+    /// Work folder with the trained folds.
     #[arg(short, long, value_name = "DIR")]
     work: PathBuf,
 
@@ -29,8 +29,8 @@ pub struct Accumulate {
     #[arg(short, long, value_name = "FOLD", num_args = 1..)]
     folds: Vec<usize>,
 
-    /// Folder for the label maps; must be empty or not there
-    /// [default: WORK/runs/CONFIGURATION/crossval_results_folds_FOLDS, made anew].
+    /// Folder for the label maps; must be empty or must not exist [default:
+    /// WORK/runs/CONFIGURATION/crossval_results_folds_FOLDS, replaced if it exists].
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
 }

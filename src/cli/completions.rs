@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 use super::Cli;
 
-/// Print a shell's completion script.
+/// Print a shell completion script.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -15,7 +15,7 @@ Examples:
   nnunet-dist completions zsh > ~/.zfunc/_nnunet-dist
   nnunet-dist completions fish > ~/.config/fish/completions/nnunet-dist.fish")]
 pub struct Completions {
-    /// The shell.
+    /// Shell to complete for.
     shell: Shell,
 }
 

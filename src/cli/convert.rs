@@ -7,9 +7,10 @@ use clap::{ArgGroup, Args};
 use nnunet_data::dataset::{Layout, convert_dataset};
 use nnunet_image::{ConvertOptions, convert};
 
-/// Convert an image to another format, a folder of DICOM files to an image, or a raw dataset to another layout.
+/// Convert an image to another format, a DICOM folder to an image, or a raw dataset to another layout.
 ///
-/// Formats are known by their names: .nii, .nii.gz, .mha, .mhd, .nrrd, .nhdr, .png, .bmp, .tif, .tiff; DICOM is read only.
+/// File extensions select the format: .nii, .nii.gz, .mha, .mhd, .nrrd, .nhdr, .png, .bmp, .tif, .tiff. DICOM is
+/// read-only.
 #[derive(Debug, Args)]
 #[command(
     group = ArgGroup::new("what").args(["input", "msd", "to_msd"]).required(true),
@@ -21,35 +22,36 @@ Examples:
   nnunet-dist convert --to-msd Dataset005_Prostate -o msd/Task05_Prostate"
 )]
 pub struct Convert {
-    /// Image, or folder with the DICOM files of a series [default: none, where a dataset is converted].
+    /// Image, or folder with the DICOM files of a series [default: none, if a dataset is converted].
     #[arg(value_name = "IN", requires = "target")]
     input: Option<PathBuf>,
 
-    /// Image to write [default: none, where a dataset is converted].
+    /// Image to write [default: none, if a dataset is converted].
     #[arg(value_name = "OUT", conflicts_with_all = ["msd", "to_msd"])]
     target: Option<PathBuf>,
 
-    /// The image is a label map: numbers of classes.
+    /// Treat the image as a label map (integer classes).
     #[arg(long, requires = "input")]
     labels: bool,
 
-    /// SeriesInstanceUID of the series to read, where a folder has several [default: the only one].
+    /// SeriesInstanceUID of the series to read, if a folder contains several [default: the only one].
     #[arg(long, value_name = "UID", requires = "input", conflicts_with = "labels")]
     series: Option<String>,
 
-    /// Dataset of the Medical Segmentation Decathlon, or of nnU-Net v1, to convert to nnU-Net v2's layout [default: none].
+    /// Dataset of the Medical Segmentation Decathlon or of nnU-Net v1 to convert to nnU-Net v2's layout [default:
+    /// none].
     #[arg(long, value_name = "DIR", requires = "output")]
     msd: Option<PathBuf>,
 
-    /// Dataset in nnU-Net v2's layout to convert to the Decathlon's [default: none].
+    /// Dataset in nnU-Net v2's layout to convert to the Decathlon's layout [default: none].
     #[arg(long, value_name = "DIR", requires = "output")]
     to_msd: Option<PathBuf>,
 
-    /// Folder of the converted dataset [default: none, where an image is converted].
+    /// Folder of the converted dataset [default: none, if an image is converted].
     #[arg(short, long, value_name = "DIR", conflicts_with = "input")]
     output: Option<PathBuf>,
 
-    /// Replace what is there.
+    /// Overwrite existing files.
     #[arg(long)]
     overwrite: bool,
 }

@@ -6,7 +6,7 @@ use clap::Args;
 
 use nnunet_infer::ensemble::{self, EnsembleOptions};
 
-/// Average the class probabilities of several predictions of the same images into one label map each.
+/// Average the class probabilities of several predictions of the same images and write label maps.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
@@ -14,19 +14,19 @@ Example:
   nnunet-dist predict -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs -o b --save-probabilities
   nnunet-dist ensemble -i a b -o ensemble --dataset-json hippocampus/dataset.json")]
 pub struct Ensemble {
-    /// Folders with CASE.npz and a label map for each; all must have the same cases.
+    /// Folders with CASE.npz and a label map for each case; all must contain the same cases.
     #[arg(short, long, value_name = "DIR", num_args = 1.., required = true)]
     inputs: Vec<PathBuf>,
 
-    /// Folder for the label maps; created where missing.
+    /// Folder for the label maps; created if missing.
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
-    /// Write the mean probabilities beside the label maps.
+    /// Also write the mean probabilities.
     #[arg(long)]
     save_npz: bool,
 
-    /// Description of the dataset [default: dataset.json in the first folder].
+    /// dataset.json of the dataset [default: dataset.json in the first folder].
     #[arg(long, value_name = "FILE")]
     dataset_json: Option<PathBuf>,
 }

@@ -8,7 +8,7 @@ use super::positive;
 use nnunet_data::dataset::LabelValue;
 use nnunet_eval::{self as eval, Classes, FolderOptions, Measure, Measures, Tolerance};
 
-/// Compare predicted label maps with the true ones: Dice, IoU and voxel counts per class and case, and what is asked for.
+/// Compare predicted label maps with the reference: Dice, IoU, voxel counts and optional metrics per class and case.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -20,16 +20,16 @@ pub struct Evaluate {
     #[arg(short, long, value_name = "DIR")]
     predictions: PathBuf,
 
-    /// Folder of true label maps with the same file names.
+    /// Folder of reference label maps with the same file names.
     #[arg(short, long, value_name = "DIR")]
     ground_truth: PathBuf,
 
-    /// Where to write the result in nnU-Net's schema [default: PREDICTIONS/summary.json].
+    /// Result file in nnU-Net's schema [default: PREDICTIONS/summary.json].
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Description of the classes or regions [default: dataset.json in or beside the true label maps, else beside the
-    /// predictions; without one, all labels that occur].
+    /// dataset.json with the classes or regions [default: dataset.json in or beside the reference label maps, else
+    /// beside the predictions; without one, all labels that occur].
     #[arg(long, value_name = "FILE", conflicts_with = "labels")]
     dataset_json: Option<PathBuf>,
 
@@ -37,37 +37,37 @@ pub struct Evaluate {
     #[arg(short, long, value_name = "LABEL", num_args = 1.., value_parser = label_or_region)]
     labels: Vec<LabelValue>,
 
-    /// Voxels whose true label is this one do not count [default: none].
+    /// Exclude voxels with this reference label [default: none].
     #[arg(long, value_name = "LABEL", requires = "labels", allow_negative_numbers = true)]
     ignore_label: Option<i16>,
 
-    /// Pass over true label maps without a prediction.
+    /// Skip reference label maps without a prediction.
     #[arg(long)]
     chill: bool,
 
-    /// Metrics beyond those of nnU-Net: sensitivity, precision, specificity, avd, rvd, nsd, hd95, assd, or all; the last
-    /// three, which are of surfaces, take longer [default: none].
+    /// Additional metrics: sensitivity, precision, specificity, avd, rvd, nsd, hd95, assd, or all; the surface metrics
+    /// nsd, hd95 and assd take longer [default: none].
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = metrics)]
     metrics: Vec<Named>,
 
-    /// How far apart surfaces may be in nsd, in mm; CLASS=MM for one class or region of summary.json [default: 1].
+    /// Surface distance tolerance of nsd in mm; CLASS=MM sets it for one class or region of summary.json [default: 1].
     #[arg(long, value_name = "[CLASS=]MM", value_parser = tolerance)]
     tolerance: Vec<(Option<String>, f64)>,
 
-    /// A line per case and class as comma-separated values [default: none].
+    /// Also write the results as comma-separated values, one line per case and class [default: none].
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
 
-    /// Resamples of the cases for 95 % confidence intervals of the means; 0: none.
+    /// Bootstrap resamples of the cases for 95 % confidence intervals of the means; 0 disables them.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     bootstrap: usize,
 
-    /// Seed of the resamples.
+    /// Random seed of the bootstrap.
     #[arg(long, value_name = "N", default_value_t = 1234)]
     seed: u64,
 }
 
-/// The metrics that a name stands for.
+/// Metrics selected by one name.
 type Named = Vec<Measure>;
 
 impl Evaluate {
@@ -116,7 +116,7 @@ fn metrics(name: &str) -> Result<Named, String> {
 
 fn label_or_region(text: &str) -> Result<LabelValue, String> {
     let labels = text.split(',').map(|label| label.trim().parse()).collect::<Result<Vec<i16>, _>>();
-    match labels.map_err(|_| "must be a label, or several with commas between them")?.as_slice() {
+    match labels.map_err(|_| "must be a label or several labels separated by commas")?.as_slice() {
         [label] => Ok(LabelValue::Class(*label)),
         labels => Ok(LabelValue::Region(labels.to_vec())),
     }

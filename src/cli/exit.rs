@@ -1,15 +1,15 @@
-//! Exit codes, and how the library's errors map to them.
+//! Exit codes and the mapping of library errors to them.
 //!
 //! | code | meaning |
 //! |---|---|
 //! | 0 | success |
 //! | 1 | internal error: please report |
 //! | 2 | usage: an unknown flag, a missing argument |
-//! | 3 | the data, the plans or the configuration are invalid; the message names file or key |
-//! | 4 | a device or a library is missing; `nnunet-dist doctor` says what to install |
-//! | 5 | the GPU's memory is full; the message names the settings to lower |
-//! | 75 | try again: a rank, a node, the network or the disk failed; `train --resume` goes on from the last checkpoint |
-//! | 79 | stopped by SIGUSR1 or SIGTERM after a checkpoint was saved; `train --resume` goes on from there |
+//! | 3 | invalid data, plans or configuration; the message names the file or key |
+//! | 4 | a device or a library is missing; `nnunet-dist doctor` prints how to install it |
+//! | 5 | out of GPU memory; the message names the settings to lower |
+//! | 75 | temporary failure (rank, node, network, disk); continue from the last checkpoint with `train --resume` |
+//! | 79 | stopped by SIGUSR1 or SIGTERM after saving a checkpoint; continue with `train --resume` |
 //! | 101 | a panic |
 
 use std::io;
@@ -34,7 +34,7 @@ use nnunet_nn::backend::DeviceError;
 use nnunet_nn::model::TensorFileError;
 use nnunet_train::TrainError;
 
-/// An error that is nobody's fault but ours.
+/// Internal error, not caused by the user's data or machine.
 pub const INTERNAL: u8 = 1;
 /// The command line is wrong.
 pub const USAGE: u8 = 2;
@@ -42,40 +42,40 @@ pub const USAGE: u8 = 2;
 pub const INVALID: u8 = 3;
 /// A device or a library is missing.
 pub const MISSING: u8 = 4;
-/// The same command may succeed when run again (`EX_TEMPFAIL` of sysexits.h).
+/// Temporary failure: the same command may succeed when run again (`EX_TEMPFAIL` of sysexits.h).
 pub const RETRY: u8 = 75;
 
-/// Stopped on request, with nothing lost: not a failure (the first code that sysexits.h leaves free).
+/// Stopped on request without loss of progress: not a failure (the first code unused by sysexits.h).
 pub const STOPPED: u8 = 79;
 
-/// A training that was asked to stop, and has.
+/// Training stopped as requested.
 #[derive(Debug, thiserror::Error)]
-#[error("stopped by a signal; `--resume` goes on from the checkpoint")]
+#[error("stopped by a signal; continue from the checkpoint with `--resume`")]
 pub struct Stopped;
 
-/// A device or a library that this machine or this build lacks.
+/// Device or library missing on this machine or in this build.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} is not available: {remedy}")]
 pub struct Missing {
-    /// The device or library.
+    /// Name of the device or library.
     pub what: String,
-    /// How to get it.
+    /// Installation hint.
     pub remedy: String,
 }
 
-/// The exit code of a failed command.
+/// Returns the exit code of a failed command.
 ///
-/// The causes are searched from the outside in; the first type that is known decides.
+/// The causes are searched from the outside in; the first known type determines the code.
 pub fn code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(code_of).unwrap_or(INTERNAL)
 }
 
-/// `None` leaves the decision to the cause's own cause: where a file could not be read, the system's error decides.
+/// Maps one cause. `None` defers to the next cause: if a file could not be read, the I/O error determines the code.
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<CommError>() {
         Some(of_comm(error.fault))
     } else if let Some(ScalingError::Job { status, .. }) = cause.downcast_ref() {
-        // The job has said why.
+        // The job has already reported the cause.
         status.code().and_then(|code| u8::try_from(code).ok())
     } else if cause.is::<Stopped>() {
         Some(STOPPED)
@@ -131,7 +131,7 @@ fn of_comm(fault: Fault) -> u8 {
     }
 }
 
-/// A file that a user named and that cannot be used is invalid data; a full or broken disk is mended one day.
+/// Maps I/O errors: an unusable file named by the user is invalid data; a full or failing disk is a temporary failure.
 fn of_io(error: &io::Error) -> u8 {
     use io::ErrorKind::*;
     match error.kind() {
@@ -144,12 +144,12 @@ fn of_io(error: &io::Error) -> u8 {
     }
 }
 
-/// The chain of causes in one line, each stated once.
+/// Joins the chain of causes into one line without repetition.
 pub fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
         let cause = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-        // Many errors already repeat their source.
+        // Many errors already include the message of their source.
         if !line.contains(&cause) {
             let separator = if line.is_empty() { "" } else { ": " };
             line.extend([separator, &cause]);

@@ -8,7 +8,7 @@ use nnunet_infer::CheckpointName;
 use nnunet_interop as interop;
 use nnunet_nn::checkpoint::SavedModel;
 
-/// Write a trained network for other programs.
+/// Export a trained network for other programs.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -19,26 +19,26 @@ pub struct Export {
     #[arg(short, long, value_name = "DIR")]
     run: PathBuf,
 
-    /// Format.
+    /// Output format.
     #[arg(long, value_enum, value_name = "FORMAT")]
     to: Format,
 
-    /// File to write; with --to pth the model folder, to which each fold is added by a call of its own.
+    /// File to write; with --to pth the model folder, to which one fold per call is added.
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
 
-    /// Which weights.
+    /// Checkpoint to export.
     #[arg(long, value_enum, default_value_t = CheckpointName::Latest)]
     checkpoint: CheckpointName,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
-    /// A model folder of nnU-Net v2: plans.json, dataset.json, fold_X/checkpoint_final.pth.
+    /// Model folder of nnU-Net v2: plans.json, dataset.json, fold_X/checkpoint_final.pth.
     Pth,
-    /// Weights with nnU-Net's names, described by a JSON header.
+    /// Weights with nnU-Net's names and a JSON header.
     Safetensors,
-    /// A graph of the network with its highest-resolution head.
+    /// ONNX graph of the network with its highest-resolution head.
     Onnx,
 }
 
@@ -56,7 +56,7 @@ impl Export {
     }
 }
 
-/// The fold that a run directory is named after, or 0.
+/// Returns the fold in the name of the run directory, or 0.
 fn fold_of(checkpoint: &Path) -> &str {
     let folder = checkpoint.parent().and_then(Path::file_name).and_then(|name| name.to_str());
     let fold = folder.and_then(|name| name.strip_prefix("fold_"));

@@ -8,21 +8,22 @@ use super::plans::PlansFlag;
 use crate::crossval::{self, BestOptions};
 use nnunet_data::work::WorkDir;
 
-/// Compare the cross-validated configurations and the ensembles of any two, determine the postprocessing of the best, and
-/// write down how to predict with it.
+/// Find the best configuration or ensemble of two configurations by cross-validation.
+///
+/// Also determines the postprocessing of the best one and writes instructions for predicting with it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example, after all folds of both were trained with --npz:
   nnunet-dist find-best-configuration -w hippocampus -c 2d 3d_fullres")]
 pub struct FindBestConfiguration {
-    /// Work folder in which the configurations were trained.
+    /// Work folder with the trained configurations.
     #[arg(short, long, value_name = "DIR")]
     work: PathBuf,
 
     #[command(flatten)]
     plans: PlansFlag,
 
-    /// Configurations [default: 2d, 3d_fullres, 3d_lowres and 3d_cascade_fullres, those of them that the plans have].
+    /// Configurations to compare [default: 2d, 3d_fullres, 3d_lowres and 3d_cascade_fullres, if in the plans].
     #[arg(short, long, value_name = "NAME", num_args = 1..)]
     configurations: Vec<String>,
 
@@ -30,7 +31,7 @@ pub struct FindBestConfiguration {
     #[arg(short, long, value_name = "FOLD", num_args = 1..)]
     folds: Vec<usize>,
 
-    /// Compare no ensembles; the held-out cases' probabilities (train --npz) are not needed then.
+    /// Do not compare ensembles; the probabilities of the held-out cases (train --npz) are then not needed.
     #[arg(long)]
     no_ensembling: bool,
 }
@@ -47,7 +48,7 @@ impl FindBestConfiguration {
         print!("{}\n{}\n", information.table(), determined.table());
         let instructions = work.inference_instructions();
         print!("{}", crossval::instructions(&information, &work)?);
-        println!("\nalso in {}", instructions.display());
+        println!("\nalso written to {}", instructions.display());
         Ok(())
     }
 }

@@ -7,10 +7,10 @@ use clap::{ArgGroup, Args};
 use nnunet_data::work::WorkDir;
 use nnunet_interop::{self as interop, Destination, Source};
 
-/// Take over trained models of nnU-Net v2, or its preprocessed data.
+/// Import trained models or preprocessed data of nnU-Net v2.
 ///
-/// A model's checkpoints become checkpoints that `predict -r` and `train --pretrained-weights` take. Pickles are parsed, not
-/// run: a file from a stranger can do no harm.
+/// Converts a model's checkpoints to checkpoints for `predict -r` and `train --pretrained-weights`. Pickles are parsed,
+/// not executed, so untrusted files cannot run code.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("source").required(true).args(["input", "preprocessed"])))]
 #[command(group(ArgGroup::new("destination").required(true).args(["output", "work"])))]
@@ -21,30 +21,31 @@ Examples:
   nnunet-dist import -i checkpoint_final.pth -o imported
   nnunet-dist import --preprocessed nnUNet_preprocessed/Dataset004_Hippocampus -w hippocampus")]
 pub struct Import {
-    /// Model folder TRAINER__PLANS__CONFIGURATION, of which all folds are taken, or one checkpoint (.pth)
-    /// [default: none; this or --preprocessed is needed].
+    /// Model folder TRAINER__PLANS__CONFIGURATION with all its folds, or one checkpoint (.pth) [default: none; this or
+    /// --preprocessed is required].
     #[arg(short, long, value_name = "DIR|FILE")]
     input: Option<PathBuf>,
 
-    /// Folder for the model: a run directory fold_X per fold, or one run directory for a single checkpoint
-    /// [default: runs/CONFIGURATION of the work folder].
+    /// Folder for the model: one run directory fold_X per fold, or one run directory for a single checkpoint [default:
+    /// runs/CONFIGURATION of the work folder].
     #[arg(short, long, value_name = "DIR", conflicts_with = "preprocessed")]
     output: Option<PathBuf>,
 
-    /// Folder nnUNet_preprocessed/DatasetXXX_Name, for a work folder that `train` takes [default: none].
+    /// Folder nnUNet_preprocessed/DatasetXXX_Name to import into a work folder for `train` [default: none].
     #[arg(long, value_name = "DIR", requires = "work")]
     preprocessed: Option<PathBuf>,
 
-    /// Work folder: for a model's runs, or to be made of preprocessed data [default: none; --output will do
-    /// for a model].
+    /// Work folder for the model's runs, or to create from preprocessed data [default: none; not needed for a model
+    /// with --output].
     #[arg(short, long, value_name = "DIR")]
     work: Option<PathBuf>,
 
-    /// Plans of the preprocessed data.
+    /// Name of the plans of the preprocessed data.
     #[arg(short, long, value_name = "NAME", default_value = "nnUNetPlans", requires = "preprocessed")]
     plans: String,
 
-    /// Raw dataset of the preprocessed data [default: none; held-out cases are compared with the data's gt_segmentations].
+    /// Raw dataset of the preprocessed data [default: none; held-out cases are compared with the data's
+    /// gt_segmentations].
     #[arg(short, long, value_name = "DIR", requires = "preprocessed")]
     dataset: Option<PathBuf>,
 }
@@ -84,11 +85,11 @@ impl Import {
             imported.iter().filter(|data| data.blosc2 > 0).map(|data| data.data_identifier.as_str()).collect();
         if !left_behind.is_empty() {
             tracing::warn!(
-                "cases of {} are Blosc2 files, which are not read; `nnunet-dist preprocess -w {}` makes them from the raw \
-                 dataset{}",
+                "cases of {} are Blosc2 files, which are not supported; create them from the raw \
+                 dataset with `nnunet-dist preprocess -w {}`{}",
                 left_behind.join(", "),
                 work.root().display(),
-                if self.dataset.is_some() { "" } else { ", which this command takes as -d" }
+                if self.dataset.is_some() { "" } else { "; pass the raw dataset to this command with -d" }
             );
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Which networks are asked, and how: what `predict` and `serve` are told alike.
+//! Inference flags shared by `predict` and `serve`: networks, windows and device.
 
 use std::path::PathBuf;
 
@@ -13,58 +13,59 @@ use nnunet_infer::{
 };
 use nnunet_nn::Device;
 
-/// The networks, the windows, the device.
+/// Networks, windows and device.
 #[derive(Debug, Args)]
 pub struct InferFlags {
     #[command(flatten)]
     model: ModelFlags,
 
-    /// Predict the image as it is only, not its mirrorings too (test-time augmentation): up to 8 times faster.
+    /// Disable test-time mirroring: up to 8 times faster.
     #[arg(long, visible_alias = "disable-tta", alias = "disable_tta")]
     no_tta: bool,
 
-    /// Part of the window by which neighbours overlap, 0 to below 1.
+    /// Overlap of neighboring windows as a fraction of the window size, 0 to below 1.
     #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = overlap)]
     overlap: f64,
 
-    /// Part of the window by which neighbours lie apart, above 0 to 1, as nnU-Net has it [default: 1 - overlap].
+    /// Distance between neighboring windows as a fraction of the window size, above 0 to 1, as in nnU-Net [default: 1 -
+    /// overlap].
     #[arg(long, alias = "step_size", value_name = "PART", conflicts_with = "overlap", value_parser = step_size)]
     step_size: Option<f64>,
 
-    /// Weight of a voxel within its window.
+    /// Weights of the voxels within a window.
     #[arg(long, value_enum, default_value_t = BlendName::Gaussian)]
     blend: BlendName,
 
-    /// Windows and their mirrorings per call of the network [default: as many as are of use].
+    /// Windows, mirrored ones included, per forward call of the network [default: automatic].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
 
-    /// Precision in which the logits of overlapping windows are added up.
+    /// Data type in which the logits of overlapping windows are accumulated.
     #[arg(long, value_enum, default_value = "f32")]
     accumulator_dtype: AccumulatorDtype,
 
-    /// GiB that the sums of the windows' logits may take: as many planes as a window has, times the classes. Where they
-    /// would take more, they are kept in half precision [default: no limit].
+    /// Memory limit in GiB for the accumulated logits: the planes of one window times the classes. Above the limit they
+    /// are accumulated in half precision [default: no limit].
     #[arg(long, value_name = "GIB", value_parser = gibibytes)]
     max_memory: Option<u64>,
 
     #[command(flatten)]
     precision: PrecisionFlags,
 
-    /// Where tensors are computed.
+    /// Compute device.
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     device: Device,
 }
 
-/// Which networks.
+/// Selection of the networks.
 #[derive(Debug, Args)]
 struct ModelFlags {
-    /// Run directories of `train`, checkpoints, or folders of runs (fold_0, fold_1, …); the logits of all their networks
-    /// are averaged [default: the runs of --work].
+    /// Run directories of `train`, checkpoints, or folders of runs (fold_0, fold_1, …); the logits of all their
+    /// networks are averaged [default: the runs of --work].
     #[arg(short, long, value_name = "DIR", num_args = 1.., required_unless_present = "work", conflicts_with = "work")]
     run: Vec<PathBuf>,
 
-    /// Work folder whose runs of --configuration are taken [default: what --run names].
+    /// Work folder with the runs of --configuration to use [default: the runs given with --run].
     #[arg(short, long, value_name = "DIR", requires = "configuration")]
     work: Option<PathBuf>,
 
@@ -75,21 +76,21 @@ struct ModelFlags {
     #[arg(short, long, value_name = "NAME", requires = "work")]
     configuration: Option<String>,
 
-    /// Folds whose networks are asked, of --work or of a folder of runs [default: 0 1 2 3 4].
+    /// Folds to use, from --work or from a folder of runs [default: 0 1 2 3 4].
     #[arg(short, long = "fold", value_name = "FOLD|all", num_args = 1..)]
     folds: Vec<FoldId>,
 
-    /// Which weights.
+    /// Checkpoint to load.
     #[arg(long, visible_alias = "chk", value_enum, default_value_t = CheckpointName::Latest)]
     checkpoint: CheckpointName,
 }
 
-/// Weights of a window's voxels.
+/// Weighting of the voxels of a window.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum BlendName {
-    /// Gaussian of sigma 1/8 of the window: the middle counts most.
+    /// Gaussian with a sigma of 1/8 of the window size: the center has the highest weight.
     Gaussian,
-    /// All alike.
+    /// Equal weights.
     Constant,
 }
 
@@ -128,7 +129,8 @@ impl ModelFlags {
 }
 
 impl InferFlags {
-    /// The networks of a cascade's first stage, found in `models` as those of the second are in theirs; none in none.
+    /// Finds the checkpoints of a cascade's first stage in `models`, with the same folds and checkpoint name as for the
+    /// second stage. Returns an empty list if `models` is empty.
     pub(super) fn previous(&self, models: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         match models.is_empty() {
             true => Ok(Vec::new()),
@@ -136,7 +138,7 @@ impl InferFlags {
         }
     }
 
-    /// What they ask for.
+    /// Converts the flags to options.
     pub(super) fn options(&self) -> anyhow::Result<PredictOptions> {
         let blend = match self.blend {
             BlendName::Gaussian => Blend::Gaussian,

@@ -10,7 +10,7 @@ use nnunet_data::dataset::Dataset;
 use nnunet_data::work::ConfigError;
 use nnunet_viz::inspect::{Subject, montage};
 
-/// Show what is in a case: header, intensities, volumes of its labels; and a picture.
+/// Show the contents of a case: header, intensities and label volumes, optionally as a picture.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -18,20 +18,20 @@ Examples:
   nnunet-dist inspect image.nii.gz --label prediction.nii.gz --montage overlay.png
   nnunet-dist inspect -d Task04_Hippocampus hippocampus_001 hippocampus_003 --montage cases.png")]
 pub struct Inspect {
-    /// Images or folders of DICOM files; with --dataset the names of its training cases.
+    /// Images or folders of DICOM files; with --dataset, the names of its training cases.
     #[arg(value_name = "CASE", required = true)]
     cases: Vec<PathBuf>,
 
-    /// Raw dataset that the cases are of: with their labels and the names of classes [default: none].
+    /// Raw dataset of the cases, with their labels and class names [default: none].
     #[arg(short, long, value_name = "DIR", conflicts_with = "label")]
     dataset: Option<PathBuf>,
 
-    /// Label map of the one image that is named [default: none].
+    /// Label map of the image; requires exactly one image [default: none].
     #[arg(short, long, value_name = "FILE")]
     label: Option<PathBuf>,
 
-    /// Write a picture: axial, coronal and sagittal slices through the largest labelled area, labels in colour
-    /// [default: none].
+    /// Write a picture: axial, coronal and sagittal slices through the largest labeled area, labels in color [default:
+    /// none].
     #[arg(long, value_name = "FILE.png")]
     montage: Option<PathBuf>,
 
@@ -66,7 +66,7 @@ impl Inspect {
     fn subjects(&self) -> anyhow::Result<Vec<Subject>> {
         let Some(dataset) = &self.dataset else {
             if self.label.is_some() && self.cases.len() > 1 {
-                return Err(ConfigError::new("--label", "goes with one image; name several cases by --dataset").into());
+                return Err(ConfigError::new("--label", "takes one image only; use --dataset for more").into());
             }
             let label: Option<&Path> = self.label.as_deref();
             return Ok(self.cases.iter().map(|image| Subject::file(image, label)).collect());

@@ -1,10 +1,11 @@
-//! Log lines on standard error.
+//! Logging to standard error.
 
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging: 0 shows information, each step up more, each step down less. `RUST_LOG` overrides.
+/// Initializes logging: 0 is the info level; positive values are more verbose, negative ones less. `RUST_LOG`
+/// overrides.
 pub(super) fn init(verbosity: i16) {
     let level = match verbosity {
         ..=-2 => "error",
@@ -13,7 +14,7 @@ pub(super) fn init(verbosity: i16) {
         1 => "debug",
         2.. => "trace",
     };
-    // `nnunet` is the prefix of all crates of the workspace. Burn and CubeCL only log if RUST_LOG names them.
+    // Burn and CubeCL log below warnings only if RUST_LOG names them.
     let ours = EnvFilter::new(format!("warn,nnunet={level}"));
     let filter = EnvFilter::try_from_default_env().unwrap_or(ours);
     tracing_subscriber::fmt()

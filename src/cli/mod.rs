@@ -1,7 +1,8 @@
-//! The command line: one file per subcommand, arguments in, library calls out, no logic of its own.
+//! Command-line interface: one file per subcommand that parses arguments and calls the library, without logic of its
+//! own.
 //!
-//! What a user may rely on: results go to standard output, everything else to standard error; an error is one line that
-//! begins with `error:`; the exit code says of which kind it is ([`exit`]).
+//! Guarantees: results go to standard output, everything else to standard error; an error is one line that begins with
+//! `error:`; the exit code tells the kind of error ([`exit`]).
 
 use clap::{ArgAction, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -47,11 +48,11 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Say more on standard error (-v: debug, -vv: trace).
+    /// Increase verbosity on standard error (-v: debug, -vv: trace).
     #[arg(short, long, action = ArgAction::Count, global = true)]
     verbose: u8,
 
-    /// Say less on standard error (-q: warnings, -qq: errors only).
+    /// Decrease verbosity on standard error (-q: warnings, -qq: errors only).
     #[arg(short, long, action = ArgAction::Count, global = true, conflicts_with = "verbose")]
     quiet: u8,
 
@@ -61,7 +62,7 @@ pub struct Cli {
 }
 
 const EXAMPLE: &str = "\
-Example, from a folder of labelled images to a Dice:
+Example, from a folder of labeled images to the Dice:
   nnunet-dist plan -d Task04_Hippocampus -w hippocampus
   nnunet-dist preprocess -w hippocampus -c 3d_fullres
   mpirun -np 2 nnunet-dist train -w hippocampus -c 3d_fullres -f 0
@@ -69,8 +70,8 @@ Example, from a folder of labelled images to a Dice:
   nnunet-dist evaluate -p predictions -g labels
 
 Exit codes: 0 success, 1 internal error, 2 usage, 3 invalid data, plan or configuration,
-4 device or library missing, 5 the GPU's memory is full, 75 try again (a rank, the network or
-the disk failed), 79 stopped by a signal with a checkpoint saved, 101 panic";
+4 device or library missing, 5 out of GPU memory, 75 temporary failure (a rank, the network or
+the disk), retry, 79 stopped by a signal with a checkpoint saved, 101 panic";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -95,7 +96,7 @@ enum Command {
     Bench(bench::Bench),
     Phantom(phantom::Phantom),
     Demo(demo::Demo),
-    /// Report which libraries and devices are found, and the one line that installs each missing one.
+    /// Report the libraries and devices found, and the command that installs each missing one.
     #[command(after_help = "Example:\n  nnunet-dist doctor")]
     Doctor,
     Completions(completions::Completions),
@@ -114,7 +115,7 @@ impl Cli {
     /// Runs the chosen command.
     ///
     /// # Errors
-    /// Those of the library; [`exit::code`] maps them to the process's exit code.
+    /// Returns the errors of the library; [`exit::code`] maps them to the process's exit code.
     pub fn run(self) -> anyhow::Result<()> {
         let verbosity = i16::from(self.verbose) - i16::from(self.quiet);
         logging::init(verbosity);
@@ -149,7 +150,7 @@ impl Cli {
     }
 }
 
-/// A progress bar on standard error; invisible where that is not a terminal.
+/// Creates a progress bar on standard error; invisible if that is not a terminal.
 fn progress_bar(length: usize, what: &str) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} cases, {eta} left")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -164,7 +165,7 @@ fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
-/// The name under which a choice stands in TOML, which is its name on the command line.
+/// Returns the name of a choice in TOML, which equals its name on the command line.
 fn name_of(choice: Option<impl clap::ValueEnum>) -> Option<String> {
     choice?.to_possible_value().map(|value| value.get_name().to_owned())
 }

@@ -1,4 +1,4 @@
-//! What a training is told to optimise, and how, on the command line.
+//! Command-line flags of loss, optimizer and augmentation.
 
 use clap::Args;
 
@@ -8,27 +8,27 @@ use nnunet_data::loader::Oversampling;
 use nnunet_nn::optim::ScheduleKind;
 use nnunet_train::config::{Layer, LossKind, OptimizerKind};
 
-/// Loss, optimiser and augmentation.
+/// Loss, optimizer and augmentation.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "What is optimised, and how")]
+#[command(next_help_heading = "Optimization")]
 pub struct ObjectiveFlags {
-    /// Loss [default: dice_ce].
+    /// Loss function [default: dice_ce].
     #[arg(long, value_enum, value_name = "KIND")]
     loss: Option<LossKind>,
 
-    /// Dice over the whole batch (true) or per sample [default: the plans'].
+    /// Compute the Dice loss over the whole batch (true) or per sample (false) [default: the plans'].
     #[arg(long, value_name = "BOOL")]
     batch_dice: Option<bool>,
 
-    /// Give the background a part in the Dice and in the focal loss.
+    /// Include the background in the Dice and focal losses.
     #[arg(long)]
     include_background: bool,
 
-    /// Optimiser [default: sgd].
+    /// Optimizer [default: sgd].
     #[arg(long, value_enum, value_name = "KIND")]
     optimizer: Option<OptimizerKind>,
 
-    /// Let slow weights follow the optimiser's (Zhang et al. 2019).
+    /// Wrap the optimizer in Lookahead with slow weights (Zhang et al. 2019).
     #[arg(long)]
     lookahead: bool,
 
@@ -36,19 +36,19 @@ pub struct ObjectiveFlags {
     #[arg(long, value_name = "X", value_parser = super::positive)]
     lr: Option<f64>,
 
-    /// How the learning rate falls [default: poly].
+    /// Learning rate schedule [default: poly].
     #[arg(long, value_enum, value_name = "KIND")]
     scheduler: Option<ScheduleKind>,
 
-    /// Steps in which the learning rate rises before it falls [default: 0].
+    /// Warm-up steps in which the learning rate increases [default: 0].
     #[arg(long, value_name = "N")]
     warmup_steps: Option<u32>,
 
-    /// Transforms of training patches [default: nnunet].
+    /// Augmentation preset for training patches [default: nnunet].
     #[arg(long, value_enum, value_name = "PRESET")]
     augment: Option<AugmentationPreset>,
 
-    /// Which samples are centred on foreground: the last of each batch, or each by chance [default: deterministic].
+    /// Samples to center on foreground: the last ones of each batch, or each at random [default: deterministic].
     #[arg(long, value_enum, value_name = "HOW")]
     oversampling: Option<Oversampling>,
 }

@@ -6,10 +6,10 @@ use clap::Args;
 
 use nnunet_data::phantom::PhantomOptions;
 
-/// Generate a labelled dataset, to try things on.
+/// Generate a labeled dataset for tests and demonstrations.
 ///
-/// Bodies with organs and noise as NIfTI, in the folder layout of the Medical Segmentation Decathlon. The same seed gives
-/// the same files.
+/// Writes bodies with organs and noise as NIfTI, in the folder layout of the Medical Segmentation Decathlon. The same
+/// seed produces the same files.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  nnunet-dist phantom -o phantoms --train 10 --test 2 --shape 40,56,40")]
 pub struct Phantom {
@@ -17,19 +17,19 @@ pub struct Phantom {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
-    /// Training cases.
+    /// Number of training cases.
     #[arg(long, value_name = "N", default_value_t = 10)]
     train: usize,
 
-    /// Test cases.
+    /// Number of test cases.
     #[arg(long, value_name = "N", default_value_t = 2)]
     test: usize,
 
-    /// Voxels along z, y and x, at least 8 each.
+    /// Image shape in voxels along z, y and x, at least 8 each.
     #[arg(long, value_name = "Z,Y,X", value_parser = shape, default_value = "40,56,40")]
     shape: [usize; 3],
 
-    /// Seed of the generator.
+    /// Random seed.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 }
@@ -43,7 +43,7 @@ impl Phantom {
     }
 }
 
-/// Parses three extents.
+/// Parses three sizes of at least 8.
 fn shape(text: &str) -> Result<[usize; 3], String> {
     let extents: Option<Vec<usize>> = text.split(',').map(|extent| extent.trim().parse().ok()).collect();
     match extents.as_deref() {

@@ -15,10 +15,10 @@ use nnunet_data::work::{ConfigError, Source, WorkDir};
 
 /// Validate a dataset and plan its configurations: spacing, patch size, network, batch size.
 ///
-/// Reads a raw dataset in nnU-Net v2's layout or in that of the Medical Segmentation Decathlon, reports every problem in
-/// it at once, and writes source.toml, dataset.json, dataset_fingerprint.json, nnUNetPlans.json and splits_final.json
-/// into the work folder. A splits_final.json that is already there is kept. Another planner writes plans of another name
-/// beside them, which `-p` of the other commands chooses.
+/// Reads a raw dataset in the layout of nnU-Net v2 or of the Medical Segmentation Decathlon, reports all problems at
+/// once, and writes source.toml, dataset.json, dataset_fingerprint.json, nnUNetPlans.json and splits_final.json into
+/// the work folder. An existing splits_final.json is kept. Another planner writes plans under another name beside them;
+/// select them with `-p` in the other commands.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -30,19 +30,19 @@ pub struct Plan {
     #[arg(short, long, value_name = "DIR")]
     dataset: PathBuf,
 
-    /// Work folder; created where missing.
+    /// Work folder; created if missing.
     #[arg(short, long, value_name = "DIR")]
     work: PathBuf,
 
-    /// Planner, by this name or by that of nnU-Net's class.
+    /// Planner, by this name or by the name of nnU-Net's class.
     #[arg(long, value_enum, default_value_t = Planner::Default)]
     planner: Planner,
 
-    /// Memory of one GPU, in GB, that patch and batch are to fill [default: 8, resenc-l: 24, resenc-xl: 40].
+    /// Memory budget of one GPU in GB for patch and batch size [default: 8, resenc-l: 24, resenc-xl: 40].
     #[arg(long, value_name = "GB", value_parser = super::positive)]
     gpu_memory: Option<f64>,
 
-    /// Spacing at full resolution, in mm, along the axes of the images as they are stored [default: the median's].
+    /// Full-resolution spacing in mm, in the stored axis order of the images [default: the median's].
     #[arg(long, value_name = "Z,Y,X", value_parser = spacing)]
     overwrite_target_spacing: Option<[f64; 3]>,
 
@@ -50,17 +50,17 @@ pub struct Plan {
     #[arg(long, value_name = "NAME", value_parser = plans::name)]
     plans_name: Option<String>,
 
-    /// Configurations to plan, separated by commas [default: all that suit the dataset].
+    /// Configurations to plan, separated by commas [default: all that apply to the dataset].
     #[arg(short, long, value_name = "NAMES", value_delimiter = ',')]
     configurations: Vec<String>,
 
-    /// Plan a low resolution and a cascade even where a patch shows enough of the image at full resolution.
+    /// Plan a low-resolution configuration and a cascade even if a full-resolution patch covers enough of the image.
     #[arg(long)]
     force_lowres: bool,
 }
 
 impl Plan {
-    /// Of several processes, the first plans and the others wait.
+    /// Plans on rank 0; the other ranks wait.
     pub(super) fn run(self) -> anyhow::Result<()> {
         let comm = distributed::init()?;
         comm.enter_unbounded("planning");
@@ -87,7 +87,7 @@ impl Plan {
         let plans = plan::plan(&dataset.name, &dataset.json, &fingerprint, &options)?;
         let splits = own_or_new_splits(&dataset, &work.splits())?;
 
-        // Written when nothing can fail any more but the disk, so that the files of a work folder belong together.
+        // Written only after everything that can fail except the disk, so the files of a work folder are consistent.
         Source::new(&self.dataset)?.save(&work)?;
         write(&work.dataset_json(), &dataset.json)?;
         write(&work.fingerprint(), &fingerprint)?;
@@ -102,7 +102,7 @@ impl Plan {
     }
 }
 
-/// Opens a dataset and lists everything that is wrong with it.
+/// Opens a dataset and prints all its problems.
 fn open_valid(folder: &Path) -> anyhow::Result<Dataset> {
     let dataset = Dataset::open(folder)?;
     tracing::info!("checking {} cases", dataset.cases.len());
@@ -116,7 +116,7 @@ fn open_valid(folder: &Path) -> anyhow::Result<Dataset> {
     }
 }
 
-/// Generated splits, or `None` where there are splits already: a user's own win.
+/// Generates splits, or returns `None` if the file exists: the user's own splits are kept.
 fn own_or_new_splits(dataset: &Dataset, path: &Path) -> anyhow::Result<Option<Splits>> {
     let cases: Vec<String> = dataset.cases.iter().map(|case| case.id.clone()).collect();
     if path.exists() {
@@ -144,7 +144,7 @@ fn write(path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
     fsio::write_json(path, value).with_context(|| path.display().to_string())
 }
 
-/// Parses three lengths.
+/// Parses three spacings in mm.
 fn spacing(text: &str) -> Result<[f64; 3], String> {
     let lengths: Result<Vec<f64>, _> = text.split(',').map(|length| super::positive(length.trim())).collect();
     lengths

@@ -1,4 +1,4 @@
-//! The flag that names plans.
+//! Flag that selects plans by name.
 
 use clap::Args;
 
@@ -8,13 +8,13 @@ use nnunet_data::work::{ConfigError, WorkDir, check_plans_name};
 /// `--plans NAME`.
 #[derive(Clone, Debug, Args)]
 pub struct PlansFlag {
-    /// Plans in the work folder, as `plan` named them [default: nnUNetPlans].
+    /// Name of the plans in the work folder, as given to `plan` [default: nnUNetPlans].
     #[arg(short, long, value_name = "NAME", value_parser = name, requires = "work")]
     pub plans: Option<String>,
 }
 
 impl PlansFlag {
-    /// The work folder with these plans.
+    /// Returns the work folder with these plans selected.
     pub fn on(&self, work: WorkDir) -> WorkDir {
         match &self.plans {
             Some(name) => work.with_plans(name),
@@ -26,7 +26,7 @@ impl PlansFlag {
 /// Reads the plans of a work folder.
 ///
 /// # Errors
-/// Where they are missing it says which there are; else those of [`Plans::load`].
+/// Returns an error that lists the available plans if the file does not exist, or an error of [`Plans::load`].
 pub fn load(work: &WorkDir) -> anyhow::Result<Plans> {
     let path = work.plans();
     if path.exists() {
@@ -34,12 +34,12 @@ pub fn load(work: &WorkDir) -> anyhow::Result<Plans> {
     }
     let hint = match work.names_of_plans() {
         names if names.is_empty() => String::new(),
-        names => format!("; -p takes {}", names.join(", ")),
+        names => format!("; -p accepts {}", names.join(", ")),
     };
-    Err(ConfigError::new(path.display(), format_args!("is not there; `nnunet-dist plan` makes it{hint}")).into())
+    Err(ConfigError::new(path.display(), format_args!("missing; create it with `nnunet-dist plan`{hint}")).into())
 }
 
-/// Parses the name of plans.
+/// Parses a plans name.
 pub fn name(text: &str) -> Result<String, String> {
     check_plans_name(text).map(|()| text.to_owned())
 }

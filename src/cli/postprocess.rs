@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args};
 
 use nnunet_eval::postprocess::{DetermineOptions, Postprocessing, apply_to_folder, determine_folder};
 
-/// Keep the largest connected component of predictions, where it was found to help; or find out where it does.
+/// Keep only the largest connected component of predicted classes, or determine for which classes this helps.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("what").required(true).args(["pp", "determine"])))]
 #[command(after_help = "\
@@ -18,28 +18,28 @@ pub struct Postprocess {
     #[arg(short, long, value_name = "DIR")]
     input: PathBuf,
 
-    /// Folder for the postprocessed label maps, with --pp; created where missing [default: none].
+    /// Folder for the postprocessed label maps, with --pp; created if missing [default: none].
     #[arg(short, long, value_name = "DIR", required_if_eq("determine", "false"), conflicts_with = "determine")]
     output: Option<PathBuf>,
 
-    /// What to do: a postprocessing.json, also of nnU-Net [default: none; either this or --determine].
+    /// postprocessing.json to apply, of this program or of nnU-Net [default: none; this or --determine is required].
     #[arg(long, value_name = "FILE", requires = "output")]
     pp: Option<PathBuf>,
 
-    /// Find out what helps, and leave postprocessing.json and the folder postprocessed in the input folder.
+    /// Determine the postprocessing; write postprocessing.json and the folder postprocessed into the input folder.
     #[arg(long, requires = "ground_truth")]
     determine: bool,
 
-    /// Folder of true label maps with the same file names, with --determine [default: none].
+    /// Folder of reference label maps with the same file names, with --determine [default: none].
     #[arg(short, long, value_name = "DIR", conflicts_with = "pp")]
     ground_truth: Option<PathBuf>,
 
-    /// Description of the dataset, with --determine [default: dataset.json in the input folder, else in or beside the folder
-    /// of true label maps].
+    /// dataset.json of the dataset, with --determine [default: dataset.json in the input folder, else in or beside the
+    /// folder of reference label maps].
     #[arg(long, value_name = "FILE", conflicts_with = "pp")]
     dataset_json: Option<PathBuf>,
 
-    /// Keep only postprocessing.json, with --determine.
+    /// Write only postprocessing.json, not the postprocessed label maps, with --determine.
     #[arg(long, conflicts_with = "pp")]
     remove_postprocessed: bool,
 }

@@ -1,4 +1,4 @@
-//! The flags that name a number format.
+//! Flags that select the precision.
 
 use clap::Args;
 
@@ -10,25 +10,25 @@ use nnunet_nn::ops::Precision;
 /// `--precision FORMAT` or `--amp`.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct PrecisionFlags {
-    /// Number format of activations [default: fp32].
+    /// Data type of the activations [default: fp32].
     #[arg(long, value_enum, value_name = "FORMAT")]
     precision: Option<Precision>,
 
-    /// Mixed precision: --precision amp-bf16, or amp-fp16 on GPUs without bfloat16.
+    /// Use mixed precision: --precision amp-bf16, or amp-fp16 on GPUs without bfloat16.
     #[arg(long, conflicts_with = "precision")]
     amp: bool,
 }
 
 impl PrecisionFlags {
-    /// What is asked for, if anything is.
+    /// Returns the requested precision, or `None`.
     pub fn stated(&self, device: Device) -> Option<Precision> {
         if self.amp { Some(mixed_precision(device)) } else { self.precision }
     }
 
-    /// What is asked for, or fp32.
+    /// Returns the requested precision, or fp32.
     ///
     /// # Errors
-    /// The device does not have it.
+    /// Returns an error if the device does not support it.
     pub fn on(&self, device: Device) -> Result<Precision, ConfigError> {
         let precision = self.stated(device).unwrap_or_default();
         precision

@@ -22,12 +22,12 @@ pub struct Predict {
     #[command(flatten)]
     infer: InferFlags,
 
-    /// Folder of images, one file per case and channel: CASE_0000.nii.gz, CASE_0001.nii.gz; or such files; or a list of
-    /// cases, .json or .txt.
+    /// Folder of images, one file per case and channel (CASE_0000.nii.gz, CASE_0001.nii.gz); or such files; or a list
+    /// of cases, .json or .txt.
     #[arg(short, long, value_name = "PATH", num_args = 1.., required = true)]
     images: Vec<PathBuf>,
 
-    /// Folder for the label maps; created where missing.
+    /// Folder for the label maps; created if missing.
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
@@ -35,29 +35,28 @@ pub struct Predict {
     #[arg(long, alias = "prev_stage_predictions", value_name = "DIR", conflicts_with = "prev_stage")]
     prev_stage_predictions: Option<PathBuf>,
 
-    /// For the second stage of a cascade: what --run would be for the first, which then segments the images before, into
-    /// OUTPUT/previous_stage [default: none].
+    /// For the second stage of a cascade: runs of the first stage, given as for --run; they segment the images first,
+    /// into OUTPUT/previous_stage [default: none].
     #[arg(long, value_name = "DIR", num_args = 1..)]
     prev_stage: Vec<PathBuf>,
 
-    /// Write the class probabilities beside each label map.
+    /// Also write the class probabilities of each case.
     #[arg(long, alias = "save_probabilities")]
     save_probabilities: bool,
 
-    /// Leave out the cases whose results are there and whole.
+    /// Skip cases with complete existing results.
     #[arg(long = "continue", aliases = ["continue-prediction", "continue_prediction"])]
     keep: bool,
 
-    /// Predict a part of the cases only, `0/4` to `3/4`: for jobs that share the work without knowing of each
-    /// other [default: 0/1].
+    /// Predict only one part of the cases, `0/4` to `3/4`, to split the work over independent jobs [default: 0/1].
     #[arg(long, value_name = "I/N", conflicts_with_all = ["num_parts", "part_id"])]
     part: Option<Part>,
 
-    /// N of --part, as nnU-Net has it [default: 1].
+    /// N of --part, as in nnU-Net [default: 1].
     #[arg(long, alias = "num_parts", value_name = "N", requires = "part_id", hide = true)]
     num_parts: Option<usize>,
 
-    /// I of --part, as nnU-Net has it [default: 0].
+    /// I of --part, as in nnU-Net [default: 0].
     #[arg(long, alias = "part_id", value_name = "I", requires = "num_parts", hide = true)]
     part_id: Option<usize>,
 }
@@ -79,14 +78,14 @@ impl Predict {
             false => infer::predict_both_stages(&self.images, &self.output, first, &options, &folder, &*comm),
         };
         match predicted {
-            // All ranks know them; one tells.
+            // All ranks have the same failed cases; only rank 0 reports them.
             Err(InferError::Cases { .. }) if comm.rank() > 0 => Ok(()),
             predicted => {
                 let predicted = or_abort(predicted.map_err(anyhow::Error::from), &*comm)?;
                 if comm.rank() == 0 {
                     let kept = match predicted.kept {
                         0 => String::new(),
-                        kept => format!(", {kept} of them there before"),
+                        kept => format!(", {kept} of them kept from an earlier run"),
                     };
                     println!("{} cases in {}{kept}", predicted.cases, self.output.display());
                 }

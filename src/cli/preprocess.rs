@@ -14,7 +14,7 @@ use nnunet_data::plan::Plans;
 use nnunet_data::preprocess::{Limits, preprocess_dataset};
 use nnunet_data::work::{Source, WorkDir};
 
-/// Crop, normalise and resample all training cases as the plans say.
+/// Crop, normalize and resample all training cases according to the plans.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
@@ -22,7 +22,7 @@ Example:
   nnunet-dist preprocess -w hippocampus -p nnUNetResEncUNetLPlans
   mpirun -np 8 nnunet-dist preprocess -w hippocampus")]
 pub struct Preprocess {
-    /// Work folder that `plan` made.
+    /// Work folder created by `plan`.
     #[arg(short, long, value_name = "DIR")]
     work: PathBuf,
 
@@ -33,15 +33,15 @@ pub struct Preprocess {
     #[arg(short, long, value_name = "NAMES", value_delimiter = ',', num_args = 1..)]
     configurations: Vec<String>,
 
-    /// Threads [default: number of cores].
+    /// Number of threads [default: number of cores].
     #[arg(short, long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     jobs: usize,
 
-    /// Memory of each process for the cases that it has in flight, such as 512M or 8G [default: half of the machine's or
-    /// of the control group's, divided by the processes of the host].
+    /// Memory limit per process for the cases in flight, such as 512M or 8G [default: half of the memory of the machine
+    /// or of the control group, divided by the processes of the host].
     ///
-    /// What a case takes is estimated from the headers of its files. A case that needs more than this is preprocessed
-    /// alone, with a warning.
+    /// The memory of a case is estimated from the headers of its files. A case that needs more than the limit is
+    /// preprocessed alone, with a warning.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     max_memory: Option<u64>,
 }
@@ -60,7 +60,7 @@ impl Preprocess {
         let limits = Limits { threads: self.jobs, memory: self.max_memory };
         for (name, data_identifier) in self.chosen(&plans)? {
             let folder = work.preprocessed(&data_identifier);
-            // What rank 0 has done stands for all.
+            // The result of rank 0 is valid for all ranks.
             let progress = match comm.rank() {
                 0 => super::progress_bar(dataset.cases.len() / comm.world_size(), &name),
                 _ => ProgressBar::hidden(),
@@ -76,8 +76,8 @@ impl Preprocess {
         Ok(())
     }
 
-    /// The configurations to preprocess and their data identifiers. Configurations share data where the plans say so
-    /// (the cascade's second stage and `3d_fullres`); it is made once.
+    /// Returns the configurations to preprocess and their data identifiers. Configurations may share data (the
+    /// cascade's second stage and `3d_fullres`); it is preprocessed once.
     fn chosen(&self, plans: &Plans) -> anyhow::Result<IndexMap<String, String>> {
         let names: Vec<&String> = match self.configurations.as_slice() {
             [] => plans.configurations.keys().collect(),
@@ -94,7 +94,7 @@ impl Preprocess {
     }
 }
 
-/// Parses a number of bytes: `512M`, `8G`, `1.5GiB`. Units are powers of 1024; without one it is bytes.
+/// Parses a number of bytes: `512M`, `8G`, `1.5GiB`. Units are powers of 1024; without a unit the number is in bytes.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
@@ -105,11 +105,11 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
         "M" => 2,
         "G" => 3,
         "T" => 4,
-        _ => return Err(format!("the unit {unit} is none of K, M, G, T")),
+        _ => return Err(format!("unknown unit {unit}; use K, M, G or T")),
     };
-    let number: f64 = number.parse().map_err(|_| "not a number with a unit, such as 8G".to_owned())?;
+    let number: f64 = number.parse().map_err(|_| "must be a number with a unit, such as 8G".to_owned())?;
     let bytes = number * 1024f64.powi(power);
-    if bytes < 1.0 { Err("no memory at all".to_owned()) } else { Ok(bytes as u64) }
+    if bytes < 1.0 { Err("must be at least 1 byte".to_owned()) } else { Ok(bytes as u64) }
 }
 
 #[cfg(test)]

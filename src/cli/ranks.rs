@@ -1,4 +1,4 @@
-//! What commands that run as several processes have in common.
+//! Helpers of commands that run as several processes.
 
 use super::exit;
 use nnunet_comm::distributed::Communicator;
@@ -6,7 +6,7 @@ use nnunet_comm::distributed::Communicator;
 use nnunet_nn::Device;
 use nnunet_train::config::RunConfig;
 
-/// Joins the GPUs of the ranks where training uses them, and ends the job where that fails.
+/// Connects the GPUs of the ranks if training uses them; aborts the job on failure.
 #[cfg_attr(not(feature = "nccl"), expect(unused_variables, reason = "only NCCL has settings"))]
 pub(super) fn join_gpus(host: Box<dyn Communicator>, config: &RunConfig) -> Box<dyn Communicator> {
     #[cfg(feature = "nccl")]
@@ -25,7 +25,7 @@ pub(super) fn join_gpus(host: Box<dyn Communicator>, config: &RunConfig) -> Box<
     host
 }
 
-/// The result, or the end of the job: the other ranks would wait for ever for one that just returns.
+/// Returns the result, or aborts the job on an error: if one rank just returned, the others would wait for it forever.
 pub(super) fn or_abort<T>(result: anyhow::Result<T>, comm: &dyn Communicator) -> anyhow::Result<T> {
     match result {
         Err(error) if comm.world_size() > 1 => comm.abort(exit::code(&error).into(), &exit::one_line(&error)),

@@ -7,17 +7,17 @@ use clap::Args;
 use nnunet_nn::Device;
 use nnunet_train::{self as train, Replayed};
 
-/// Repeat a training step whose loss was no number, sample by sample, and say where that begins.
+/// Repeat a training step with a NaN or infinite loss sample by sample and locate the first non-finite value.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example, after a run has failed:
   nnunet-dist replay hippocampus/runs/3d_fullres/fold_0/incidents/step_0000000123")]
 pub struct Replay {
-    /// What the run has left of the step; its error names the folder.
+    /// Dump of the step, in the folder named by the run's error message.
     #[arg(value_name = "DIR")]
     folder: PathBuf,
 
-    /// Where to compute [default: as in the run].
+    /// Compute device [default: as in the run].
     #[arg(long, value_enum, value_name = "DEVICE")]
     device: Option<Device>,
 }
@@ -30,9 +30,9 @@ impl Replay {
 }
 
 fn table(Replayed { incident, samples, weights, gradients }: &Replayed) -> String {
-    let number = |value: Option<f64>| value.map_or("no number".to_owned(), |value| format!("{value:.4}"));
+    let number = |value: Option<f64>| value.map_or("not finite".to_owned(), |value| format!("{value:.4}"));
     let mut text = format!(
-        "epoch {}, step {}: loss {}, norm of the gradient {}, learning rate {:.3e}\n",
+        "epoch {}, step {}: loss {}, gradient norm {}, learning rate {:.3e}\n",
         incident.epoch + 1,
         incident.iteration + 1,
         number(incident.loss),
@@ -40,13 +40,11 @@ fn table(Replayed { incident, samples, weights, gradients }: &Replayed) -> Strin
         incident.lr
     );
     if incident.later_steps > 0 {
-        text += &format!("the weights are those after {} more step(s)\n", incident.later_steps);
+        text += &format!("the weights were saved {} step(s) later\n", incident.later_steps);
     }
     let width = samples.iter().map(|sample| sample.sample.case.len()).max().unwrap_or(0).max(4);
-    text += &format!(
-        "\nrank  {:width$}  {:>22}  {:>11}  {:>10}  labels\n",
-        "case", "intensities", "no numbers", "loss alone"
-    );
+    text +=
+        &format!("\nrank  {:width$}  {:>22}  {:>11}  {:>10}  labels\n", "case", "intensities", "non-finite", "loss");
     for sample in samples {
         let [low, high] = sample.range;
         let labels: Vec<String> = sample.labels.iter().map(i16::to_string).collect();
@@ -63,8 +61,8 @@ fn table(Replayed { incident, samples, weights, gradients }: &Replayed) -> Strin
     }
     for (what, names) in [("weights", weights), ("gradients", gradients)] {
         text += &match names.split_first() {
-            None => format!("\nall {what} are numbers"),
-            Some((first, others)) => format!("\n{what} that are no numbers: {first} and {} more", others.len()),
+            None => format!("\nall {what} are finite"),
+            Some((first, others)) => format!("\nnon-finite {what}: {first} and {} more", others.len()),
         };
     }
     text + "\n"

@@ -10,8 +10,9 @@ use crate::report::{Run, page};
 use nnunet_core::fsio;
 use nnunet_data::work::WorkDir;
 
-/// Write a page about a run: curves, Dice of each class and case, pictures of the worst cases, where the time went. One file
-/// that a browser shows without a network; also of a run that is still going.
+/// Write an HTML report of a run: curves, Dice per class and case, pictures of the worst cases, timing.
+///
+/// The report is one file without external resources. The run may still be in progress.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -22,15 +23,15 @@ pub struct Report {
     #[arg(value_name = "RUN")]
     run: PathBuf,
 
-    /// Where to write the page [default: report.html in the run directory].
+    /// Output file [default: report.html in the run directory].
     #[arg(short, long, value_name = "FILE.html")]
     output: Option<PathBuf>,
 
-    /// Work folder of the run, which says where the images are [default: that which the run directory is in].
+    /// Work folder of the run, needed to find the images [default: the one that contains the run directory].
     #[arg(short, long, value_name = "DIR")]
     work: Option<PathBuf>,
 
-    /// Pictures of so many cases, those with the lowest Dice.
+    /// Number of cases to show as pictures, starting with the lowest Dice.
     #[arg(long, value_name = "N", default_value_t = 3)]
     worst: usize,
 }

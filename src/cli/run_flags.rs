@@ -1,4 +1,4 @@
-//! What a training is told on the command line.
+//! Command-line flags of a training run.
 
 use std::path::{Path, PathBuf};
 
@@ -15,10 +15,10 @@ use nnunet_data::work::{FoldId, WorkDir, check_plans_name};
 use nnunet_nn::Device;
 use nnunet_train::config::{Layer, OnNan, RunConfig};
 
-/// The settings of a run.
+/// Settings of a run.
 #[derive(Debug, Args)]
 pub struct RunFlags {
-    /// Work folder that `plan` and `preprocess` made.
+    /// Work folder created by `plan` and `preprocess`.
     #[arg(short, long, value_name = "DIR")]
     work: PathBuf,
 
@@ -33,11 +33,11 @@ pub struct RunFlags {
     #[arg(short, long, value_name = "FOLD|all")]
     fold: FoldId,
 
-    /// Epochs [default: 1000].
+    /// Number of epochs [default: 1000].
     #[arg(long, value_name = "N")]
     epochs: Option<u32>,
 
-    /// Optimiser steps per epoch, whatever the number of processes [default: 250].
+    /// Optimizer steps per epoch, independent of the number of processes [default: 250].
     #[arg(long, value_name = "N")]
     iters_per_epoch: Option<u32>,
 
@@ -49,47 +49,47 @@ pub struct RunFlags {
     #[arg(long, value_name = "N")]
     batch_size: Option<u32>,
 
-    /// Seed of every random draw [default: 1234].
+    /// Random seed [default: 1234].
     #[arg(long, value_name = "N")]
     seed: Option<u32>,
 
-    /// Which case each sample takes [default: random].
+    /// Assignment of cases to samples [default: random].
     #[arg(long, value_enum, value_name = "ORDER")]
     shard: Option<Shard>,
 
-    /// GB of preprocessed cases that each process keeps in memory [default: 0].
+    /// Memory in GB per process for caching preprocessed cases [default: 0].
     #[arg(long, value_name = "GB")]
     cache_gb: Option<f64>,
 
-    /// Folder on a local disk of each host, for copies of the preprocessed cases [default: none].
+    /// Folder on a local disk of each host for copies of the preprocessed cases [default: none].
     #[arg(long, value_name = "DIR")]
     local_cache_dir: Option<PathBuf>,
 
-    /// For the second stage of a cascade: run directories of the first stage, whose segmentations of their held-out cases
-    /// are taken [default: all in WORK/runs].
+    /// For the second stage of a cascade: run directories of the first stage with the segmentations of their held-out
+    /// cases [default: all in WORK/runs].
     #[arg(long, value_name = "DIR", num_args = 1..)]
     prev_stage: Option<Vec<PathBuf>>,
 
-    /// Where tensors are computed [default: cpu].
+    /// Compute device [default: cpu].
     #[arg(long, value_enum, value_name = "DEVICE")]
     device: Option<Device>,
 
     #[command(flatten)]
     precision: PrecisionFlags,
 
-    /// Keep fewer activations, and compute them once more on the way back: less memory, steps take a third longer.
+    /// Recompute activations in the backward pass: uses less memory, steps take a third longer.
     #[arg(long)]
     gradient_checkpointing: bool,
 
-    /// What to do when loss or gradient are no numbers [default: stop].
+    /// Action when the loss or gradient is NaN or infinite [default: stop].
     #[arg(long, value_enum, value_name = "POLICY")]
     on_nan: Option<OnNan>,
 
-    /// TOML file of settings; flags override it.
+    /// TOML file with settings; flags override it.
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
 
-    /// Folder of the run's results [default: WORK/runs/CONFIGURATION/fold_FOLD, of other plans than nnUNetPlans
+    /// Run directory for the results [default: WORK/runs/CONFIGURATION/fold_FOLD; with other plans than nnUNetPlans,
     /// WORK/runs/PLANS__CONFIGURATION/fold_FOLD].
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
@@ -104,32 +104,32 @@ pub struct RunFlags {
     telemetry: TelemetryFlags,
 }
 
-/// How processes work together.
+/// Distributed training.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Several processes")]
+#[command(next_help_heading = "Distributed training")]
 struct DistFlags {
-    /// Batches per process whose gradients make one optimiser step [default: 1].
+    /// Batches per process to accumulate for one optimizer step [default: 1].
     #[arg(long, value_name = "N")]
     gradient_accumulation_steps: Option<u32>,
 
-    /// Size of a bucket of gradients in MiB [default: 2].
+    /// Gradient bucket size in MiB [default: 2].
     #[arg(long, value_name = "MB", value_parser = super::positive)]
     bucket_mb: Option<f64>,
 
-    /// Format of gradients on the wire [default: none; with --device cuda that of --precision].
+    /// Data type of gradients in the all-reduce [default: none; with --device cuda that of --precision].
     #[arg(long, value_enum, value_name = "FORMAT")]
     grad_compression: Option<CommDtype>,
 
-    /// Exchange gradients after the backward pass instead of behind it.
+    /// Exchange gradients after the backward pass instead of overlapping it.
     #[arg(long)]
     no_overlap: bool,
 
-    /// Seconds after which a collective fails unless the rank it waits for is at work [default: 300, before the first
-    /// step 1200].
+    /// Seconds after which a collective fails, unless the rank it waits for is still working [default: 300, before the
+    /// first step 1200].
     #[arg(long, value_name = "S", value_parser = super::positive)]
     comm_timeout: Option<f64>,
 
-    /// Steps between two comparisons of the weights of all processes, 0: never [default: 250].
+    /// Steps between two checks that all processes have equal weights; 0 disables them [default: 250].
     #[arg(long, value_name = "N")]
     weight_check_interval: Option<u32>,
 }
@@ -147,19 +147,19 @@ impl DistFlags {
 }
 
 impl RunFlags {
-    /// The work folder.
+    /// Returns the work folder.
     pub(super) fn work(&self) -> &Path {
         &self.work
     }
 
-    /// Defaults, plans, file and flags in one.
+    /// Merges defaults, plans, file and flags.
     ///
     /// # Errors
-    /// Plans or file are missing or invalid, or a value is out of its range.
+    /// Returns an error if the plans or the file are missing or invalid, or if a value is out of range.
     pub(super) fn resolve(&self, work: &WorkDir) -> anyhow::Result<RunConfig> {
         let file = self.config.as_deref().map(Layer::from_file).transpose()?;
         let in_file = file.as_ref().and_then(|file| file.get("plans")?.as_str());
-        // A name that cannot be one is refused with its layer, below.
+        // An invalid plans name is reported with its layer below.
         let in_file = in_file.filter(|name| self.plans.plans.is_none() && check_plans_name(name).is_ok());
         let work = self.plans.on(in_file.map_or_else(|| work.clone(), |name| work.clone().with_plans(name)));
         let plans = plans::load(&work)?;
@@ -176,7 +176,7 @@ impl RunFlags {
         Ok(RunConfig::resolve(layer, file, flags)?)
     }
 
-    /// The settings given as flags.
+    /// Collects the settings given as flags.
     fn flags(&self) -> Layer {
         let mut layer = Layer::new("command line");
         layer
@@ -203,7 +203,7 @@ impl RunFlags {
     }
 }
 
-/// Paths as they stand in TOML.
+/// Formats paths for TOML.
 fn texts_of(paths: &[PathBuf]) -> Vec<String> {
     paths.iter().map(|path| path.display().to_string()).collect()
 }

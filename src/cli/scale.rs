@@ -12,11 +12,11 @@ use nnunet_comm::distributed;
 use nnunet_core::fsio;
 use nnunet_data::work::WorkDir;
 
-/// Measure how training scales with the number of processes, and predict it beyond.
+/// Measure how training scales with the number of processes, and predict larger jobs.
 ///
-/// Starts a job of training steps for each number of processes, through nnunet-launch, and separates computation,
-/// communication that is not hidden, waiting for data and waiting for the slowest process. Writes scaling.csv and
-/// scaling.png, and fits a model of the all-reduce that predicts the efficiency at 8 to 1024 GPUs.
+/// Starts one training job per number of processes with nnunet-launch, and separates the time for computation, exposed
+/// communication, waiting for data and waiting for the slowest process. Writes scaling.csv and scaling.png, and fits a
+/// model of the all-reduce that predicts the efficiency at 8 to 1024 GPUs.
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
@@ -26,35 +26,36 @@ Examples:
   nnunet-dist scale -w hippocampus -c 3d_fullres -f 0 --np 8,16 --device cuda --launch=-H --launch=node1:8,node2:8"
 )]
 pub struct Scale {
-    /// Numbers of processes; the first is what the others are compared with.
+    /// Numbers of processes; the first is the baseline.
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "1,2")]
     np: Vec<usize>,
 
-    /// What stays the same: the batch per process (weak) or of all together (strong; --batch-size is then the global one).
+    /// Quantity to keep constant: the batch size per process (weak), or the global batch size, then given by
+    /// --batch-size (strong).
     #[arg(long, value_enum, value_name = "MODE", default_value = "weak")]
     mode: Mode,
 
-    /// Training steps that count.
+    /// Measured training steps.
     #[arg(long, value_name = "N", default_value_t = 20)]
     steps: usize,
 
-    /// Training steps before them.
+    /// Warm-up training steps before the measured ones.
     #[arg(long, value_name = "N", default_value_t = 3)]
     warm_up: usize,
 
-    /// Threads of a process on the CPU, 0: its share of the cores.
+    /// CPU threads per process; 0: an equal share of the cores.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
 
-    /// Folder of the results.
+    /// Folder for the results.
     #[arg(short, long, value_name = "DIR", default_value = "scaling")]
     output: PathBuf,
 
-    /// One more argument for nnunet-launch; may be repeated [default: none].
+    /// Additional argument for nnunet-launch; may be repeated [default: none].
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     launch: Vec<String>,
 
-    /// What each process of a job runs.
+    /// Run as one rank of a measured job.
     #[arg(long, hide = true)]
     as_rank: bool,
 
@@ -98,7 +99,7 @@ impl Scale {
         fsio::write_bytes(&path, contents).map_err(|source| ScalingError::Write { path, source })
     }
 
-    /// As one rank of a job.
+    /// Measures as one rank of a job.
     fn measure(&self) -> anyhow::Result<()> {
         let host = distributed::init()?;
         let work = WorkDir::new(self.run.work());
@@ -113,7 +114,7 @@ impl Scale {
     }
 }
 
-/// This command's own arguments, for its ranks; what comes later overrides them.
+/// Returns the arguments of this command for its ranks; later arguments override earlier ones.
 fn own_arguments() -> Vec<String> {
     let mut arguments: Vec<String> = env::args().skip(1).collect();
     let position = arguments.iter().position(|argument| argument == "scale").map_or(0, |index| index + 1);

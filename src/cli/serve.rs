@@ -10,7 +10,7 @@ use super::infer_flags::{InferFlags, gibibytes};
 use crate::serve::{self, ServeLimits, ServeOptions};
 use nnunet_comm::distributed;
 
-/// Segment images that other programs send over HTTP, until SIGTERM.
+/// Segment images sent over HTTP, until SIGTERM.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -21,32 +21,34 @@ pub struct Serve {
     #[command(flatten)]
     infer: InferFlags,
 
-    /// For the second stage of a cascade: what --run would be for the first, which segments each image before [default: none].
+    /// For the second stage of a cascade: runs of the first stage, given as for --run; they segment each image first
+    /// [default: none].
     #[arg(long, value_name = "DIR", num_args = 1..)]
     prev_stage: Vec<PathBuf>,
 
-    /// Address and port. Whoever reaches it may ask: anything but loopback belongs behind a proxy that checks who.
+    /// Address and port to listen on. There is no authentication: put anything but loopback behind an authenticating
+    /// proxy.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
 
-    /// Images taken on at a time, those being received and the one being predicted included; others get 503.
+    /// Maximum number of images in progress, including those being received or predicted; further requests get 503.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     queue: u16,
 
-    /// GiB that a request may send; more gets 413 [default: 0.5].
+    /// Maximum size of a request in GiB; larger ones get 413 [default: 0.5].
     #[arg(long, value_name = "GIB", value_parser = gibibytes)]
     max_upload: Option<u64>,
 
-    /// GiB that an image may take in memory, 4 bytes per voxel and channel, as it comes and at the networks' spacing; more
-    /// gets 413 [default: 2].
+    /// Maximum size of an image in memory in GiB, at 4 bytes per voxel and channel, both as received and at the
+    /// networks' spacing; larger ones get 413 [default: 2].
     #[arg(long, value_name = "GIB", value_parser = gibibytes)]
     max_image: Option<u64>,
 
-    /// Seconds within which a request must have sent its image; slower ones get 408.
+    /// Seconds in which a request must have sent its image; slower ones get 408.
     #[arg(long, value_name = "S", default_value_t = 120.0, value_parser = super::positive)]
     upload_timeout: f64,
 
-    /// Folder for images while they are worked on, each removed after it [default: the system's for temporary files].
+    /// Folder for temporary image files, each removed after its request [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     spool: Option<PathBuf>,
 }

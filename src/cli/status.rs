@@ -9,25 +9,26 @@ use clap::Args;
 
 use crate::report::{ReportError, Run, Standing, find_runs, line_per_run, lines};
 
-/// Clears a terminal, and goes to its upper left corner.
+/// Clears a terminal and moves the cursor to the upper left corner.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
-/// Say where runs stand, from their files: progress, losses, Dice, speed, last checkpoint; of several, a line each.
+/// Show run status from the run's files: progress, losses, Dice, speed, last checkpoint; one line each for several
+/// runs.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   nnunet-dist status hippocampus/runs/3d_fullres/fold_0 --watch
   nnunet-dist status hippocampus                      # all runs of the work folder")]
 pub struct Status {
-    /// Run directories, or folders with runs in them, such as a work folder.
+    /// Run directories, or folders that contain runs, such as a work folder.
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
 
-    /// Say it again every so many seconds, until no run is at work [default: say it once; without SECONDS, 5].
+    /// Repeat every SECONDS until no run is active [default: print once; without SECONDS, 5].
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "5", value_parser = super::positive)]
     watch: Option<f64>,
 
-    /// Print JSON: an array with an object per run; with --watch one line each time.
+    /// Print JSON: an array with an object per run; with --watch, one line per update.
     #[arg(long)]
     json: bool,
 }

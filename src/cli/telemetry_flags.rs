@@ -1,19 +1,19 @@
-//! How a training can be watched, on the command line.
+//! Command-line flags of monitoring.
 
 use clap::Args;
 
 use nnunet_train::config::Layer;
 
-/// What watches a run, beside the files that it always writes.
+/// Monitoring of a run beyond the files that it always writes.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Watching")]
+#[command(next_help_heading = "Monitoring")]
 pub struct TelemetryFlags {
-    /// Where Prometheus can ask for metrics; each process of a host has the next port. A port alone is of the loopback
-    /// interface [default: none].
+    /// Address of the Prometheus metrics endpoint; each process of a host uses the next port. A port without an address
+    /// binds to the loopback interface [default: none].
     #[arg(long, value_name = "[ADDRESS:]PORT")]
     metrics_addr: Option<String>,
 
-    /// Write event files for TensorBoard into the run directory's `tensorboard` folder.
+    /// Also write TensorBoard event files into the folder `tensorboard` of the run directory.
     #[arg(long)]
     tensorboard: bool,
 }

@@ -12,10 +12,10 @@ use nnunet_data::work::{ConfigError, WorkDir};
 use nnunet_train::config::RunConfig;
 use nnunet_train::{self as train, HeldOutOptions, Outcome, Resume, RunOptions};
 
-/// Train a network on one fold; under mpirun, on as many processes as it starts.
+/// Train a network on one fold; under mpirun, with all its processes.
 ///
-/// The configuration is resolved from defaults, the plans, the file given with --config and the flags, each overriding
-/// the one before; it is printed and saved as config.toml in the run directory.
+/// The configuration is resolved from defaults, plans, the file given with --config, and flags; later sources override
+/// earlier ones. It is printed and saved as config.toml in the run directory.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -28,30 +28,30 @@ pub struct Train {
     #[command(flatten)]
     run: RunFlags,
 
-    /// Weights to begin with: a checkpoint of a run or of nnU-Net (.pth), or a .safetensors file. Heads for another number
-    /// of classes begin anew [default: none; random ones].
+    /// Initial weights: a checkpoint of a run or of nnU-Net (.pth), or a .safetensors file. Heads with a different
+    /// number of classes are reinitialized [default: none; random weights].
     #[arg(long, value_name = "FILE")]
     pretrained_weights: Option<PathBuf>,
 
-    /// Go on from the run's latest checkpoint; with `--resume=auto`, begin where there is none.
+    /// Resume from the run's latest checkpoint; with `--resume=auto`, start a new run if there is none.
     #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "always")]
     #[arg(default_value = "never", hide_default_value = true)]
     resume: Resume,
 
-    /// Write class probabilities of the held-out cases too (CASE.npz): what ensembles of configurations are found from.
+    /// Also write class probabilities of the held-out cases (CASE.npz), needed to evaluate ensembles of configurations.
     #[arg(long)]
     npz: bool,
 
-    /// Only predict and evaluate the held-out cases of a run that is over.
+    /// Only predict and evaluate the held-out cases of a finished run.
     #[arg(long, conflicts_with = "resume")]
     val: bool,
 
-    /// Predict the held-out cases with the best checkpoint, not the last; into the same folder.
+    /// Predict the held-out cases with the best instead of the last checkpoint, into the same folder.
     #[arg(long)]
     val_best: bool,
 
-    /// Write a timeline of N steps, the second and those after it, to RUN/trace.json: what each thread of each process does
-    /// [default: 0].
+    /// Write a timeline of N steps, starting with the second, to RUN/trace.json, with the activity of each thread of
+    /// each process [default: 0].
     #[arg(long, value_name = "N", conflicts_with = "val", default_value_t, hide_default_value = true)]
     profile: usize,
 }
@@ -59,7 +59,7 @@ pub struct Train {
 impl Train {
     pub(super) fn run(self) -> anyhow::Result<()> {
         if self.resume == Resume::Always && self.pretrained_weights.is_some() {
-            let defect = "--pretrained-weights begins a run, --resume goes on with one; leave one of them out";
+            let defect = "--pretrained-weights starts a new run and --resume continues one; use only one of them";
             return Err(ConfigError::new("command line", defect).into());
         }
         let host = distributed::init()?;

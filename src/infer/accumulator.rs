@@ -1,4 +1,4 @@
-//! Sums of overlapping windows, of which only the planes that are still growing are in memory.
+//! Weighted sums of the logits of overlapping windows, keeping only unfinished planes in memory.
 
 use std::collections::VecDeque;
 
@@ -9,32 +9,32 @@ use rayon::prelude::*;
 
 use super::options::AccumulatorDtype;
 
-/// Whether z, y, x are reversed.
+/// Flags that tell which of the axes z, y, x are mirrored.
 pub type Mirroring = [bool; 3];
 
-/// Rows that a thread takes at a time.
+/// Rows per parallel work item.
 const ROWS: usize = 8;
-/// Values of a plane that a thread takes at a time.
+/// Values of a plane per parallel work item.
 const PART: usize = 1 << 16;
 
-/// A window's logits on their way into the sums.
+/// Logits of one window, to be added to the sums.
 pub struct Window<'a> {
-    /// Its first voxel.
+    /// First voxel of the window, `(z, y, x)`.
     pub origin: [usize; 3],
-    /// Of its voxels, along each axis.
+    /// Weights of the window's voxels along each axis.
     pub weights: [&'a [f32]; 3],
-    /// Weight of each mirroring: one over how many there are.
+    /// Weight of each mirroring: 1 / number of mirrorings.
     pub share: f32,
-    /// Mirrorings of the window and what the network said of each, `(z, y, x, class)`.
+    /// Mirrorings of the window and the network's logits for each, `(z, y, x, class)`.
     pub samples: Vec<(Mirroring, ArrayView4<'a, f32>)>,
 }
 
-/// The planes `(y, x, class)` of an image that windows are being added to; they come and go in order of z.
+/// Sums of windows as planes `(y, x, class)`, allocated and released in order of z.
 pub struct Accumulator {
-    /// `(y, x, class)`.
+    /// Shape of a plane, `(y, x, class)`.
     plane: [usize; 3],
     sums: Sums,
-    /// Room for a finished plane in f32.
+    /// Buffer for a finished plane in f32.
     finished: Vec<f32>,
 }
 
@@ -44,7 +44,7 @@ enum Sums {
 }
 
 impl Accumulator {
-    /// Without any planes yet.
+    /// Creates an accumulator without planes.
     pub fn new(plane: [usize; 3], accumulator_dtype: AccumulatorDtype) -> Self {
         let sums = match accumulator_dtype {
             AccumulatorDtype::F32 => Sums::F32(Slab::new(plane)),
@@ -53,10 +53,10 @@ impl Accumulator {
         Self { plane, sums, finished: Vec::new() }
     }
 
-    /// Adds the weighted logits of a window, all its mirrorings in one pass over the sums.
+    /// Adds the weighted logits of a window, with all its mirrorings in one pass over the sums.
     ///
     /// # Panics
-    /// If the window reaches planes that are finished already.
+    /// If the window covers planes that are already finished.
     pub fn add(&mut self, window: &Window) {
         match &mut self.sums {
             Sums::F32(slab) => slab.add(window, add_f32),
@@ -64,7 +64,7 @@ impl Accumulator {
         }
     }
 
-    /// Hands out the planes before `end`, in order, and forgets them. No window to come may reach them.
+    /// Passes the planes before `end` to `take`, in order, and releases them. No later window may cover them.
     pub fn finish(&mut self, end: usize, mut take: impl FnMut(usize, ArrayView3<f32>)) {
         let Self { plane, sums, finished } = self;
         match sums {
@@ -97,14 +97,14 @@ fn add_f16(sums: &mut [f16], values: &[f32]) {
     }
 }
 
-/// Neighbouring planes.
+/// Consecutive planes.
 struct Slab<T> {
-    /// `(y, x, class)`.
+    /// Shape of a plane, `(y, x, class)`.
     plane: [usize; 3],
-    /// Number of the first in `planes`.
+    /// Index of the first plane in `planes`.
     first: usize,
     planes: VecDeque<Vec<T>>,
-    /// Memory of finished planes.
+    /// Buffers of finished planes, for reuse.
     spare: Vec<Vec<T>>,
 }
 
@@ -134,7 +134,7 @@ impl<T: Copy + Default + Send> Slab<T> {
         });
     }
 
-    /// Lets there be `count` planes.
+    /// Appends zeroed planes until there are `count`.
     fn reach(&mut self, count: usize) {
         while self.planes.len() < count {
             let mut plane = self.spare.pop().unwrap_or_default();
@@ -156,7 +156,7 @@ impl<T: Copy + Default + Send> Slab<T> {
 }
 
 impl Window<'_> {
-    /// Sets `sum` to the sum of all mirrorings of row `(z, y)` of the window. A mirrored row is read from its end.
+    /// Sets `sum` to the sum over all mirrorings of row `(z, y)` of the window. A row mirrored in x is read in reverse.
     fn sum_mirrorings(&self, sum: &mut Vec<f32>, z: usize, y: usize, classes: usize) {
         let [wz, wy, wx] = self.weights.map(<[f32]>::len);
         sum.clear();
@@ -191,7 +191,7 @@ mod tests {
             slab.add(&Window { origin: [z, 0, 0], weights: [&ones; 3], share: 1.0, samples }, add_f32);
             assert_eq!(slab.planes.len() + slab.spare.len(), 4);
         }
-        // Two windows reach every plane but the first two.
+        // Two windows cover every plane except the first two.
         let expected = (0..38).map(|plane| (plane, if plane < 2 { 32.0 } else { 64.0 }));
         assert!(expected.eq(finished));
     }

@@ -1,4 +1,4 @@
-//! The two stages of a cascade: what the first tells the second.
+//! Input of a cascade's second stage from the segmentations of the first.
 
 use std::path::{Path, PathBuf};
 
@@ -10,52 +10,52 @@ use nnunet_data::plan::Configuration;
 use nnunet_data::store::CaseProperties;
 use nnunet_image::compute_new_shape;
 
-/// A later stage, to which segmentations go in the voxels of its own preprocessed cases.
+/// Later stage that receives segmentations in the voxel grid of its own preprocessed cases.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NextStage {
-    /// Where the segmentations are written, see [`nnunet_data::store::write_label_map`].
+    /// Folder for the segmentations, see [`crate::store::write_label_map`].
     pub folder: PathBuf,
-    /// Voxel size in mm of its preprocessed cases, `(z, y, x)`.
+    /// Voxel size of the stage's preprocessed cases in mm, `(z, y, x)`.
     pub spacing: [f64; 3],
 }
 
 impl NextStage {
-    /// Extent of its preprocessed case, which is the same image, cropped alike.
+    /// Returns the shape of the stage's preprocessed case, which is the same image with the same cropping.
     pub(super) fn shape(&self, case: &CaseProperties) -> [usize; 3] {
         let cropped = case.shape_after_cropping_and_before_resampling;
         compute_new_shape(cropped, case.spacing_before_resampling(), self.spacing)
     }
 }
 
-/// What a second stage is given of the first: a channel of zeros and ones for each foreground class, behind those of the
-/// image (nnU-Net v2, `convert_labelmap_to_one_hot`).
+/// Channels that a second stage receives from the first: one-hot encoded foreground classes, appended to the channels
+/// of the image (nnU-Net v2, `convert_labelmap_to_one_hot`).
 #[derive(Clone, Debug)]
 pub(super) struct FromPreviousStage {
-    /// Its name in the plans.
+    /// Name of the previous stage's configuration in the plans.
     name: String,
-    /// Foreground classes, in the order of their channels.
+    /// Foreground classes in the order of their channels.
     classes: Vec<i16>,
 }
 
 impl FromPreviousStage {
-    /// `None` for a network that is not the second stage of a cascade.
+    /// Returns `None` if the network is not the second stage of a cascade.
     pub(super) fn of(configuration: &Configuration, dataset: &DatasetJson) -> Option<Self> {
         let name = configuration.previous_stage_name()?.to_owned();
         Some(Self { name, classes: dataset.foreground_classes() })
     }
 
-    /// That there is no segmentation of that stage.
+    /// Creates the error for a missing segmentation of the previous stage.
     pub(super) fn is_missing(&self) -> InferError {
         InferError::NoPreviousStage { name: self.name.clone() }
     }
 
-    /// Puts the channels of a segmentation with the image's voxels behind those of the image.
+    /// Appends the one-hot channels of a segmentation with the image's voxel grid to the image.
     ///
     /// # Errors
-    /// There is no segmentation.
+    /// Returns an error if there is no segmentation.
     ///
     /// # Panics
-    /// If image and segmentation differ in extent.
+    /// If image and segmentation differ in shape.
     pub(super) fn add_to(
         &self,
         mut image: Array4<f32>,
@@ -70,10 +70,10 @@ impl FromPreviousStage {
     }
 }
 
-/// Gives each case the label map of its name in a folder.
+/// Assigns to each case the label map of its name in a folder.
 ///
 /// # Errors
-/// Names the cases that have none.
+/// Returns an error that gives the number and the first of the cases without a label map.
 pub(super) fn add_label_maps(cases: &mut [CaseFiles], folder: &Path, file_ending: &str) -> Result<(), InferError> {
     for case in cases.iter_mut() {
         case.label = Some(folder.join(format!("{}{file_ending}", case.id))).filter(|path| path.is_file());

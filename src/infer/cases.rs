@@ -1,4 +1,4 @@
-//! Which cases are to be predicted.
+//! Selection of the cases to predict.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -8,18 +8,18 @@ use serde::Deserialize;
 
 use nnunet_data::dataset::{CaseFiles, DatasetError, DatasetJson, case_name, find_images, group_images};
 
-/// The cases that `inputs` name, for a network trained on `dataset`; nothing in the images is read yet.
+/// Finds the cases that `inputs` name, for a network trained on `dataset`. The images are not read yet.
 ///
-/// One input may be a folder, see [`find_images`], or a list of cases:
+/// A single input may be a folder, see [`find_images`], or a list of cases:
 ///
-/// - `.json`: a list with a list of channel files for each case, as nnU-Net v2's `list_of_lists`, or an object of such
-///   lists, whose keys then name the results;
-/// - `.txt`: a line for each case, its channel files separated by tabs.
+/// - `.json`: a list with one list of channel files per case, as in nnU-Net v2's `list_of_lists`, or an object of such
+///   lists with the names of the results as keys;
+/// - `.txt`: one line per case with its channel files, separated by tabs.
 ///
-/// Paths in a list are relative to its folder. Anything else is image files, grouped to cases by their names.
+/// Paths in a list are relative to its folder. All other inputs are image files, grouped into cases by their names.
 ///
 /// # Errors
-/// A folder or a list cannot be read, an image is missing, or two cases have one name.
+/// Returns an error if a folder or a list cannot be read, an image is missing, or two cases have the same name.
 pub fn find_cases(inputs: &[PathBuf], dataset: &DatasetJson) -> Result<Vec<CaseFiles>, DatasetError> {
     let (ending, channels) = (&dataset.file_ending, dataset.num_channels());
     match inputs {
@@ -35,35 +35,35 @@ pub fn find_cases(inputs: &[PathBuf], dataset: &DatasetJson) -> Result<Vec<CaseF
     }
 }
 
-/// One of several equal parts of the cases, for jobs that share them without knowing of each other.
+/// One of several equal parts of the cases, for independent jobs that share the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// From 0.
+    /// Index of the part, from 0.
     pub index: usize,
-    /// How many parts there are.
+    /// Number of parts.
     pub of: usize,
 }
 
 impl Default for Part {
-    /// All.
+    /// All cases.
     fn default() -> Self {
         Self { index: 0, of: 1 }
     }
 }
 
 impl Part {
-    /// Part `index` of `of`.
+    /// Creates part `index` of `of`.
     ///
     /// # Errors
-    /// There is no such part.
+    /// Returns an error if `index >= of`.
     pub fn new(index: usize, of: usize) -> Result<Self, String> {
         match index < of {
             true => Ok(Self { index, of }),
-            false => Err(format!("there is no part {index} of {of}: parts count from 0")),
+            false => Err(format!("part {index} of {of} does not exist: parts count from 0")),
         }
     }
 
-    /// The part's cases: every `of`-th, as nnU-Net v2's `-num_parts` deals them.
+    /// Selects the part's cases: every `of`-th one, as for nnU-Net v2's `-num_parts`.
     pub fn take(self, cases: Vec<CaseFiles>) -> Vec<CaseFiles> {
         cases.into_iter().skip(self.index).step_by(self.of).collect()
     }
@@ -72,7 +72,7 @@ impl Part {
 impl FromStr for Part {
     type Err = String;
 
-    /// `INDEX/OF`, as in `0/4`.
+    /// Parses `INDEX/OF`, such as `0/4`.
     fn from_str(text: &str) -> Result<Self, String> {
         let numbers = text.split_once('/').and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
         let (index, of) = numbers.ok_or("must be two numbers such as 0/4, the first of four parts")?;
@@ -84,7 +84,7 @@ fn is(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|found| found == extension)
 }
 
-/// A JSON file that lists cases.
+/// JSON file with a list of cases.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum List {
@@ -115,26 +115,26 @@ fn read(list: &Path) -> Result<Vec<u8>, DatasetError> {
 fn named_after_first(list: &Path, images: Vec<PathBuf>, ending: &str) -> Result<CaseFiles, DatasetError> {
     let first = images.first().ok_or_else(|| DatasetError::invalid(list, "has a case without images"))?;
     let id = case_name(first, ending).ok_or_else(|| {
-        let defect = format_args!("{} is no image *{ending}, as the network was trained with", first.display());
+        let defect = format_args!("{} is not a *{ending} image, as used in training", first.display());
         DatasetError::invalid(list, defect)
     })?;
     Ok(CaseFiles { id: id.to_owned(), images, label: None })
 }
 
-/// The listed cases with their paths resolved, sorted by name.
+/// Resolves the paths of the listed cases and sorts the cases by name.
 fn check(list: &Path, mut cases: Vec<CaseFiles>, channels: usize) -> Result<Vec<CaseFiles>, DatasetError> {
     let folder = list.parent().unwrap_or(Path::new(""));
     let mut names = BTreeSet::new();
     for case in &mut cases {
         let fail = |defect: String| Err(DatasetError::invalid(list, format_args!("case {}: {defect}", case.id)));
         if !is_file_name(&case.id) {
-            return fail("is no name for a file".into());
+            return fail("is not a valid file name".into());
         }
         if !names.insert(case.id.clone()) {
-            return fail("is listed twice; an object with a key for each case gives them names of their own".into());
+            return fail("is listed twice; use a JSON object with one key per case to give distinct names".into());
         }
         if case.images.len() != 1 && case.images.len() != channels {
-            return fail(format!("has {} files, expected {channels}, one for each channel", case.images.len()));
+            return fail(format!("has {} files, expected {channels}, one per channel", case.images.len()));
         }
         case.images.iter_mut().for_each(|image| *image = folder.join(&*image));
         if let Some(missing) = case.images.iter().find(|image| !image.is_file()) {
@@ -142,13 +142,13 @@ fn check(list: &Path, mut cases: Vec<CaseFiles>, channels: usize) -> Result<Vec<
         }
     }
     if cases.is_empty() {
-        return Err(DatasetError::invalid(list, "lists no case"));
+        return Err(DatasetError::invalid(list, "lists no cases"));
     }
     cases.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(cases)
 }
 
-/// Results are written to the output folder and nowhere else.
+/// Results must be written to the output folder only.
 fn is_file_name(id: &str) -> bool {
     let mut components = Path::new(id).components();
     matches!((components.next(), components.next()), (Some(Component::Normal(name)), None) if name == id)
@@ -169,7 +169,7 @@ mod tests {
         serde_json::from_value(fields).unwrap()
     }
 
-    /// A folder with empty images.
+    /// Creates a folder with empty images.
     fn folder(names: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for name in names {
@@ -204,14 +204,14 @@ mod tests {
         assert_eq!(list("named.json", json!({"y": a, "x": b}).to_string()), named);
 
         for (text, defect) in [
-            (json!({"../x": a}), "../x: is no name for a file"),
+            (json!({"../x": a}), "../x: is not a valid file name"),
             (json!([a, a]), "case a: is listed twice"),
             (json!([[a[0], a[1], b[0]]]), "case a: has 3 files, expected 2"),
             (json!([["c_0000.nii.gz"]]), "c_0000.nii.gz is missing"),
             (json!([[]]), "a case without images"),
             (json!(["c_0000.nii.gz"]), "is not of the form"),
-            (json!([["c.png"]]), "c.png is no image *.nii.gz"),
-            (json!([]), "lists no case"),
+            (json!([["c.png"]]), "c.png is not a *.nii.gz image"),
+            (json!([]), "lists no cases"),
         ] {
             let error = list("bad.json", text.to_string()).unwrap_err();
             assert!(error.contains("bad.json") && error.contains(defect), "{text}: {error}");
@@ -224,7 +224,7 @@ mod tests {
         let files = |names: &[&str]| names.iter().map(|name| folder.path().join(name)).collect::<Vec<_>>();
         let b = ["b_0000.nii.gz", "b_0001.nii.gz"];
         assert_eq!(find(&files(&b), 2), Ok(vec![("b".to_owned(), files(&b))]));
-        // A lone file may hold all channels.
+        // A single file may contain all channels.
         let lone = files(&["sub/a_0000.nii.gz", "c.nii.gz"]);
         let expected = vec![("a".to_owned(), vec![lone[0].clone()]), ("c".to_owned(), vec![lone[1].clone()])];
         assert_eq!(find(&lone, 2), Ok(expected));

@@ -1,4 +1,4 @@
-//! Which checkpoints a model consists of.
+//! Selection of the checkpoints of a model.
 
 use std::path::{Path, PathBuf};
 
@@ -7,25 +7,25 @@ use nnunet_data::work::{FoldId, RunDir};
 use nnunet_nn::checkpoint::HEADER;
 use nnunet_nn::model::TensorFileError;
 
-/// nnU-Net v2's default: those of its five-fold cross-validation.
+/// Default folds, those of nnU-Net v2's five-fold cross-validation.
 pub const DEFAULT_FOLDS: [FoldId; 5] =
     [FoldId::Number(0), FoldId::Number(1), FoldId::Number(2), FoldId::Number(3), FoldId::Number(4)];
 
-/// The checkpoints of a run.
+/// Checkpoint of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum CheckpointName {
     /// Best moving average of the pseudo Dice.
     #[cfg_attr(feature = "clap", value(alias = "checkpoint_best.pth"))]
     Best,
-    /// The newest.
+    /// Latest checkpoint.
     #[default]
     #[cfg_attr(feature = "clap", value(aliases = ["final", "checkpoint_final.pth", "checkpoint_latest.pth"]))]
     Latest,
 }
 
 impl CheckpointName {
-    /// Of a run directory; a checkpoint is itself.
+    /// Returns the checkpoint in a run directory; the path of a checkpoint is returned as is.
     pub fn of_model(self, model: &Path) -> PathBuf {
         let is_checkpoint = model.is_file() || model.join(HEADER).is_file();
         if is_checkpoint { model.to_owned() } else { self.of(&RunDir::new(model)) }
@@ -39,11 +39,12 @@ impl CheckpointName {
     }
 }
 
-/// The checkpoints of `models`: each is a checkpoint, a run directory, or a folder of runs `fold_FOLD`, of which
-/// `folds` are taken, or [`DEFAULT_FOLDS`] where none are named.
+/// Finds the checkpoints of `models`. Each model is a checkpoint, a run directory, or a folder of runs `fold_FOLD`;
+/// from the latter, `folds` are selected, or [`DEFAULT_FOLDS`] if `folds` is empty.
 ///
 /// # Errors
-/// A fold has no such checkpoint, or folds are named and there is no folder of runs.
+/// Returns an error if a fold does not have the checkpoint, or if folds are given for a model that is not a folder of
+/// runs.
 pub fn find_checkpoints(
     models: &[PathBuf],
     folds: &[FoldId],
@@ -58,7 +59,7 @@ pub fn find_checkpoints(
                 let checkpoint = name.of(&RunDir::new(model.join(format!("fold_{fold}"))));
                 if !checkpoint.is_dir() && !checkpoint.is_symlink() {
                     let defect = format!(
-                        "there is no such checkpoint; -f chooses folds: {} are here",
+                        "missing checkpoint; -f selects folds, available: {}",
                         trained.iter().map(|fold| fold.to_string()).collect::<Vec<_>>().join(" ")
                     );
                     return Err(TensorFileError::new(&checkpoint, defect).into());
@@ -66,7 +67,7 @@ pub fn find_checkpoints(
                 found.push(checkpoint);
             }
         } else if !folds.is_empty() {
-            let defect = "holds no folds (fold_0, fold_1, …) to choose from";
+            let defect = "contains no folds (fold_0, fold_1, …) to select";
             return Err(TensorFileError::new(model, defect).into());
         } else {
             found.push(name.of_model(model));
@@ -75,7 +76,7 @@ pub fn find_checkpoints(
     Ok(found)
 }
 
-/// The folds in a folder of runs, in order; none if it is no such folder.
+/// Returns the folds in a folder of runs in ascending order; empty for any other path.
 fn trained_folds(model: &Path) -> Vec<FoldId> {
     let entries = std::fs::read_dir(model).into_iter().flatten().filter_map(Result::ok);
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -116,10 +117,10 @@ mod tests {
 
         let missing = find(&model, &[FoldId::All], CheckpointName::Latest).unwrap_err().to_string();
         assert!(
-            missing.contains("fold_all/checkpoint_latest") && missing.contains("0 1 2 3 4 all are here"),
+            missing.contains("fold_all/checkpoint_latest") && missing.contains("available: 0 1 2 3 4 all"),
             "{missing}"
         );
         let error = find(&run, &[FoldId::Number(0)], CheckpointName::Latest).unwrap_err().to_string();
-        assert!(error.contains("fold_3: holds no folds"), "{error}");
+        assert!(error.contains("fold_3: contains no folds"), "{error}");
     }
 }

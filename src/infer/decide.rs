@@ -1,22 +1,22 @@
-//! From logits to a label.
+//! Conversion of logits to labels (argmax) and probabilities.
 
 use nnunet_data::dataset::DatasetJson;
 
-/// Values compared side by side.
+/// Number of values compared in parallel (SIMD lanes).
 const LANES: usize = 8;
 
-/// How the logits of a voxel become its label.
+/// Rule that maps the logits of a voxel to its label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The class of the largest logit, the first of equal ones.
+    /// Argmax over the classes; the first of equal logits.
     Classes,
-    /// Regions overlap: the label of the last one whose logit is positive, 0 if none is. Later ones lie inside earlier
+    /// Overlapping regions: the label of the last region with a positive logit, or 0. Later regions lie inside earlier
     /// ones.
     Regions(Vec<i16>),
 }
 
 impl Decision {
-    /// What the labels of a dataset ask for.
+    /// Returns the rule for the labels of a dataset.
     pub fn of_dataset(dataset: &DatasetJson) -> Self {
         match &dataset.regions_class_order {
             Some(order) if dataset.has_regions() => Self::Regions(order.clone()),
@@ -24,12 +24,12 @@ impl Decision {
         }
     }
 
-    /// Whether probabilities are those of regions, each on its own.
+    /// Returns whether the outputs are regions with independent probabilities.
     pub fn is_of_regions(&self) -> bool {
         matches!(self, Self::Regions(_))
     }
 
-    /// The label of a voxel of these logits, one per class or region.
+    /// Returns the label of a voxel from its logits, one per class or region.
     pub fn label(&self, logits: &[f32]) -> i16 {
         match self {
             Self::Classes => {
@@ -43,7 +43,7 @@ impl Decision {
         }
     }
 
-    /// Turns the logits of a voxel into probabilities: their softmax, or the sigmoid of each region.
+    /// Converts the logits of a voxel to probabilities in place: softmax over classes, or sigmoid of each region.
     pub fn to_probabilities(&self, logits: &mut [f32]) {
         if self.is_of_regions() {
             logits.iter_mut().for_each(|logit| *logit = 1.0 / (1.0 + (-*logit).exp()));
@@ -56,7 +56,7 @@ impl Decision {
     }
 }
 
-/// The largest value; NaN is none.
+/// Returns the largest value, ignoring NaN.
 fn largest(values: &[f32]) -> f32 {
     let larger = |one: f32, other: f32| if one > other { one } else { other };
     let mut lanes = [f32::NEG_INFINITY; LANES];

@@ -1,4 +1,4 @@
-//! The network moved over an image that lies on the device, where its logits are added up too.
+//! Sliding-window inference with image and accumulated logits on the device.
 
 use std::time::Instant;
 
@@ -11,17 +11,17 @@ use super::networks::Ensemble;
 use super::sliding_window::{Call, SlidingWindow, Spent};
 use nnunet_nn::ops::{DeviceWindows, NnOps, SAMPLE_NUMBERS, WindowPlace, WindowTerms};
 
-/// Bytes of logits that are brought to the host at a time.
+/// Bytes of logits copied to the host at a time.
 const READ_BYTES: usize = 64 << 20;
 
 impl SlidingWindow {
-    /// Bytes that an image `(z, y, x)` and the sums of its logits take on the device.
+    /// Returns the device memory in bytes for an image `(z, y, x)` and its accumulated logits in f32.
     pub(super) fn device_bytes(&self, image: [usize; 3], channels: usize, classes: usize) -> u64 {
         let padded = (0..3).map(|axis| image[axis].max(self.window[axis]) as u64).product::<u64>();
         4 * padded * (channels + classes) as u64
     }
 
-    /// As [`SlidingWindow::run`], on the device; the planes are handed out in the end.
+    /// Like [`SlidingWindow::run`], but on the device; all planes are passed to `take` at the end.
     pub(super) fn run_on_device<B: NnOps>(
         &self,
         (networks, device, ops): (&Ensemble<B>, &B::Device, &DeviceWindows<B>),
@@ -57,7 +57,7 @@ impl SlidingWindow {
             }
         }
         let windows = grid.windows().count();
-        // Whoever fails says so when the sums are read.
+        // Errors are reported when the sums are read.
         let _ = B::sync(device);
         let network_time = began.elapsed();
         let reading = Instant::now();
@@ -77,7 +77,7 @@ impl SlidingWindow {
     }
 }
 
-/// An image `(channel, z, y, x)` as `(z, y, x, channel)`.
+/// Uploads an image `(channel, z, y, x)` as `(z, y, x, channel)`.
 fn upload<B: NnOps>(image: &CowArray<f32, Ix4>, channels: usize, device: &B::Device) -> FloatTensor<B> {
     let (_, z, y, x) = image.dim();
     let values: Vec<f32> = image.slice(s![.., .., .., ..]).permuted_axes([1, 2, 3, 0]).iter().copied().collect();
@@ -86,7 +86,7 @@ fn upload<B: NnOps>(image: &CowArray<f32, Ix4>, channels: usize, device: &B::Dev
     Tensor::<B, 4>::from_data(data, device).into_primitive().tensor()
 }
 
-/// The weights of all windows along z, then y, then x, and where each axis begins.
+/// Returns the weights of all windows along z, then y, then x, and the offset of each axis.
 fn all_weights<B: NnOps>(grid: &Grid, device: &B::Device) -> (FloatTensor<B>, [usize; 3]) {
     let mut begins = [0; 3];
     let mut weights: Vec<f32> = Vec::new();
@@ -97,7 +97,7 @@ fn all_weights<B: NnOps>(grid: &Grid, device: &B::Device) -> (FloatTensor<B>, [u
     (Tensor::<B, 1>::from_data(weights.as_slice(), device).into_primitive().tensor(), begins)
 }
 
-/// What describes a call's samples, those of a window side by side.
+/// Returns one row of numbers per sample of a call; the samples of a window are consecutive.
 fn numbers<B: NnOps>(call: &Call, grid: &Grid, device: &B::Device) -> Tensor<B, 2, Int> {
     let bits = |mirroring: Mirroring| (0..3).map(|axis| i32::from(mirroring[axis]) << axis).sum::<i32>();
     let numbers = call.samples().flat_map(|(window, mirroring)| {
@@ -107,7 +107,7 @@ fn numbers<B: NnOps>(call: &Call, grid: &Grid, device: &B::Device) -> Tensor<B, 
     Tensor::from_data(TensorData::new(numbers.collect::<Vec<_>>(), [call.len(), SAMPLE_NUMBERS]), device)
 }
 
-/// A part of the sums on the host.
+/// Copies a part of the sums to the host.
 fn read<B: NnOps>(sums: &FloatTensor<B>, [z, y, x]: [std::ops::Range<usize>; 3]) -> Vec<f32> {
     let sums = Tensor::<B, 4>::from_primitive(TensorPrimitive::Float(sums.clone()));
     sums.slice([z, y, x]).into_data().convert::<f32>().into_vec().expect("converted to f32")

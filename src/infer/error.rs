@@ -1,4 +1,4 @@
-//! Why a prediction failed.
+//! Errors of prediction.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,25 +13,25 @@ use nnunet_image::ImageError;
 use nnunet_nn::backend::DeviceError;
 use nnunet_nn::model::{StateError, TensorFileError};
 
-/// A prediction that could not be made.
+/// Error of a prediction.
 #[derive(Debug, thiserror::Error)]
 pub enum InferError {
     /// The checkpoint cannot be read.
     #[error("{0}")]
     Checkpoint(#[from] TensorFileError),
-    /// The checkpoint's weights are not those of its plans.
+    /// The checkpoint's weights do not match its plans.
     #[error("{path}: {cause}")]
     Weights { path: PathBuf, cause: StateError },
     /// Networks of an ensemble differ in more than their weights.
     #[error(
-        "{}: has not the {what} of {}: networks of one ensemble differ in nothing but their weights; predict with each \
-         and --save-probabilities, and average those", path.display(), first.display()
+        "{}: differs from {} in the {what}; networks of an ensemble may differ only in their weights: predict with \
+         each one using --save-probabilities and average with `nnunet-dist ensemble`", path.display(), first.display()
     )]
     Ensemble { first: PathBuf, path: PathBuf, what: &'static str },
-    /// Nobody said which network.
-    #[error("no checkpoint was named")]
+    /// No checkpoint was given.
+    #[error("no checkpoint given")]
     NoCheckpoint,
-    /// The checkpoint's plans cannot be followed.
+    /// The checkpoint's plans are not supported.
     #[error("{0}")]
     Plans(#[from] PlanError),
     /// The images cannot be found or read.
@@ -46,7 +46,7 @@ pub enum InferError {
     /// A result cannot be written.
     #[error("{0}")]
     Image(#[from] ImageError),
-    /// An image in memory is none.
+    /// An array is not a valid image.
     #[error("the image {0}")]
     Array(String),
     /// A result cannot be written.
@@ -55,34 +55,34 @@ pub enum InferError {
     /// Class probabilities cannot be written.
     #[error("{0}")]
     Probabilities(#[from] ProbabilityError),
-    /// An image needs more memory than it may take.
+    /// An image exceeds the memory limit.
     #[error(
-        "the sums of its windows' logits take {} MiB even in half precision, more than the {} MiB of --max-memory",
+        "the accumulated logits need {} MiB even in half precision, over the --max-memory limit of {} MiB",
         needed.div_ceil(1 << 20), limit >> 20
     )]
     Memory { needed: u64, limit: u64 },
-    /// The network is the second stage of a cascade, and there is nothing from the first.
+    /// The network is the second stage of a cascade and the segmentations of the first are not given.
     #[error(
-        "the network is the second stage of a cascade and needs the segmentations of {name}: give the run that makes \
-         them with --prev-stage, or for images in files the segmentations themselves with --prev-stage-predictions"
+        "the network is the second stage of a cascade and needs the segmentations of {name}: pass the run of that \
+         stage with --prev-stage, or, for image files, its segmentations with --prev-stage-predictions"
     )]
     NoPreviousStage { name: String },
-    /// The network takes no segmentations of a previous stage.
-    #[error("{configuration} is not the second stage of a cascade; leave out what is given of a previous stage")]
+    /// The network does not take segmentations of a previous stage.
+    #[error("{configuration} is not the second stage of a cascade; omit the options for a previous stage")]
     NotCascaded { configuration: String },
-    /// The run that is to be the first stage is of another configuration than the second was trained behind.
-    #[error("{path}: was trained as {found}, but the second stage of the cascade comes after {wanted}")]
+    /// The run given as first stage has another configuration than the second stage was trained with.
+    #[error("{path}: trained as {found}, but the second stage of the cascade requires {wanted}")]
     OtherStage { path: PathBuf, found: String, wanted: String },
     /// The first stage's segmentations of some cases are missing.
-    #[error("{folder}: no segmentation by the previous stage of {number} case(s): {first}{}", if *number > 1 { ", …" } else { "" })]
+    #[error("{folder}: no previous-stage segmentation for {number} case(s): {first}{}", if *number > 1 { ", …" } else { "" })]
     PreviousMissing { folder: PathBuf, number: usize, first: String },
-    /// Some cases of a folder failed; the others are there.
+    /// Some cases of a folder failed; the results of the others were written.
     #[error("{} of {total} cases failed: {}", failed.len(), failed.join("; "))]
     Cases { failed: Vec<String>, total: usize },
-    /// A rank is gone.
+    /// Communication with another rank failed.
     #[error("{0}")]
     Comm(#[from] CommError),
-    /// The build or the machine lacks the device.
+    /// The device is not available in this build or on this machine.
     #[error("{0}")]
     Device(#[from] DeviceError),
 }

@@ -1,4 +1,4 @@
-//! The way back: from logits of a preprocessed case to a label map of the raw image.
+//! Conversion of the logits of a preprocessed case to a label map of the raw image.
 
 use ndarray::{Array3, Array4, ArrayView3, ArrayViewMut1, ArrayViewMut2, Axis};
 use rayon::prelude::*;
@@ -9,43 +9,43 @@ use super::taps::Tap;
 use nnunet_data::store::CaseProperties;
 use nnunet_image::{LabelMap, Resampling};
 
-/// What was found in an image, in its own geometry.
+/// Segmentation of an image, in its own geometry.
 #[derive(Clone, Debug)]
 pub struct Segmentation {
     pub labels: LabelMap,
-    /// Per class or region, `(class, z, y, x)`, if asked for.
+    /// Probabilities per class or region, `(class, z, y, x)`, if requested.
     pub probabilities: Option<Array4<f32>>,
-    /// On what the time went.
+    /// Time spent on each part.
     pub spent: Spent,
-    /// What each later stage of a cascade is to be told, `(z, y, x)` in the voxels of its own preprocessed case.
+    /// Labels for each later stage of a cascade, `(z, y, x)` in the voxel grid of its own preprocessed case.
     pub for_next_stages: Vec<Array3<i16>>,
 }
 
-/// Turns planes of logits, as they come, into planes of labels with the raw image's voxels (nnU-Net v2,
-/// `export_prediction.py`).
+/// Converts planes of logits, in the order of their arrival, to planes of labels in the raw image's voxel grid (nnU-Net
+/// v2, `export_prediction.py`).
 ///
-/// Resampling and decision are one pass: a label needs the logits of at most two planes, and no plane of resampled
-/// logits is ever in memory.
+/// Resampling and argmax are one pass: a label needs the logits of at most two planes, so resampled logits are never
+/// stored.
 pub struct Export<'a> {
     properties: &'a CaseProperties,
     decision: &'a Decision,
-    /// Of the new samples along z, y and x.
+    /// Interpolation of the new samples along z, y and x.
     taps: [Vec<Tap>; 3],
-    /// Of the cropped image.
+    /// Labels of the cropped image.
     labels: Array3<i16>,
-    /// Of the cropped image, `(class, z, y, x)`.
+    /// Probabilities of the cropped image, `(class, z, y, x)`.
     probabilities: Option<Array4<f32>>,
-    /// The plane before the current one, where it is still needed.
+    /// Previous plane of logits, if it is still needed.
     before: Array3<f32>,
-    /// Planes of labels that are done.
+    /// Number of finished planes of labels.
     done: usize,
 }
 
 impl<'a> Export<'a> {
-    /// For logits of `shape`, `(z, y, x)`, of a case.
+    /// Creates an export for logits of `shape`, `(z, y, x)`, of a case.
     ///
     /// # Panics
-    /// If the logits have not the raw image's voxels and [`Export::can_resample`] denies it.
+    /// If the logits must be resampled and [`Export::can_resample`] is false.
     pub fn new(
         shape: [usize; 3],
         properties: &'a CaseProperties,
@@ -56,12 +56,12 @@ impl<'a> Export<'a> {
         Self::to([shape, to], properties.spacing_before_resampling(), properties, resampling, decision)
     }
 
-    /// For the preprocessed case of another configuration, of `shapes[1]`, instead of the raw image; to be ended with
-    /// [`Export::into_labels`]. As in nnU-Net (`resample_and_save`), whether an axis is resampled on its own depends on the
-    /// spacing of the logits alone.
+    /// Creates an export to the preprocessed case of another configuration, with `shapes[1]`, instead of the raw image;
+    /// finish it with [`Export::into_labels`]. As in nnU-Net (`resample_and_save`), only the spacing of the logits
+    /// determines whether an axis is resampled separately.
     ///
     /// # Panics
-    /// As [`Export::new`].
+    /// Like [`Export::new`].
     pub fn for_stage(
         shapes: [[usize; 3]; 2],
         properties: &'a CaseProperties,
@@ -71,7 +71,7 @@ impl<'a> Export<'a> {
         Self::to(shapes, properties.spacing_after_resampling, properties, resampling, decision)
     }
 
-    /// From logits of the first shape to labels of the second, of this spacing.
+    /// Creates an export from logits of the first shape to labels of the second, with this spacing.
     fn to(
         [shape, to]: [[usize; 3]; 2],
         spacing: [f64; 3],
@@ -93,19 +93,19 @@ impl<'a> Export<'a> {
         }
     }
 
-    /// Whether a new sample is made of two neighbours: nnU-Net's plans ask for that of logits.
+    /// Returns whether a new sample depends on at most two neighbors per axis, as in nnU-Net's plans for logits.
     pub fn can_resample(resampling: &Resampling) -> bool {
         resampling.order <= 1 && resampling.order_z <= 1
     }
 
-    /// Keeps the probabilities of this many classes too.
+    /// Enables the output of probabilities for this number of classes.
     pub fn with_probabilities(mut self, classes: usize) -> Self {
         let (z, y, x) = self.labels.dim();
         self.probabilities = Some(Array4::zeros((classes, z, y, x)));
         self
     }
 
-    /// Takes the next plane of logits, `(y, x, class)`, whose rows are contiguous; `z` counts from 0.
+    /// Adds the next plane of logits, `(y, x, class)`, with contiguous rows; `z` counts from 0.
     pub fn plane(&mut self, z: usize, logits: ArrayView3<f32>) {
         while let Some(tap) = self.taps[0].get(self.done).copied().filter(|tap| tap.last() <= z) {
             let before = std::mem::take(&mut self.before);
@@ -129,7 +129,7 @@ impl<'a> Export<'a> {
         }
     }
 
-    /// Undoes cropping and transposition.
+    /// Undoes cropping and transposition and returns the segmentation.
     ///
     /// # Panics
     /// If planes are missing.
@@ -144,7 +144,7 @@ impl<'a> Export<'a> {
         }
     }
 
-    /// The labels as they are, neither cropping nor transposition undone.
+    /// Returns the labels without undoing cropping or transposition.
     ///
     /// # Panics
     /// If planes are missing.
@@ -153,13 +153,13 @@ impl<'a> Export<'a> {
         self.labels
     }
 
-    /// Makes plane `z` of labels from two planes of logits and their weights.
+    /// Computes plane `z` of the labels from two planes of logits and their weights.
     fn decide(&mut self, z: usize, planes: [(ArrayView3<f32>, f32); 2]) {
         let Self { labels, probabilities, taps: [_, ys, xs], decision, .. } = self;
         let classes = planes[0].0.len_of(Axis(2));
         let mut labels = labels.index_axis_mut(Axis(0), z);
         let mut probabilities = probabilities.as_mut().map(|all| all.index_axis_mut(Axis(1), z));
-        // `(class, x)` of each row.
+        // Probabilities `(class, x)` of each row.
         let mut probabilities: Vec<Option<ArrayViewMut2<f32>>> = match &mut probabilities {
             Some(plane) => plane.axis_iter_mut(Axis(1)).map(Some).collect(),
             None => ys.iter().map(|_| None).collect(),
@@ -173,7 +173,7 @@ impl<'a> Export<'a> {
     }
 }
 
-/// Memory of a thread.
+/// Buffers of a thread.
 #[derive(Default)]
 struct Scratch {
     /// A row of logits, `(x, class)`.
@@ -181,7 +181,7 @@ struct Scratch {
     voxel: Vec<f32>,
 }
 
-/// The row that lies between two rows of two planes.
+/// Interpolates a row between two rows of two planes.
 fn blend_rows<'r>(planes: &'r [(ArrayView3<f32>, f32); 2], y: Tap, blended: &'r mut Vec<f32>) -> &'r [f32] {
     let weighted = planes.iter().flat_map(|(plane, of_plane)| {
         y.pair().map(|(row, of_row)| {
@@ -202,7 +202,7 @@ fn blend_rows<'r>(planes: &'r [(ArrayView3<f32>, f32); 2], y: Tap, blended: &'r 
     blended
 }
 
-/// Makes a row of labels, and of probabilities `(class, x)`, from a row of logits `(x, class)`.
+/// Computes a row of labels, and of probabilities `(class, x)`, from a row of logits `(x, class)`.
 fn decide_row(
     row: &[f32],
     xs: &[Tap],
@@ -229,7 +229,7 @@ fn decide_row(
     }
 }
 
-/// Outside the cropped part everything is background.
+/// Pads cropped probabilities to the raw image; everything outside the crop is background.
 fn restore_probabilities(cropped: &Array4<f32>, properties: &CaseProperties, decision: &Decision) -> Array4<f32> {
     let [z, y, x] = properties.raw_shape();
     let mut raw = Array4::zeros((cropped.len_of(Axis(0)), z, y, x));
@@ -262,14 +262,14 @@ mod tests {
         }
     }
 
-    /// As nnU-Net's `resample_and_save`: resampled to another stage's extent, by the logits' spacing alone.
+    /// Reference: nnU-Net's `resample_and_save` resamples to another stage's shape by the spacing of the logits alone.
     #[test]
     fn labels_for_another_stage_are_those_of_the_resampled_logits() {
         let logit = |c: usize, z: usize, y: usize, x: usize| ((c * 37 + z * 11 + y * 5 + x * 3) as f32 * 0.37).sin();
         let logits = Array4::from_shape_fn((4, 7, 9, 8), |(c, z, y, x)| logit(c, z, y, x));
         let resampling = Resampling { order: 1, order_z: 0, force_separate_z: None };
         for (spacing, to) in [([1.0; 3], [14, 17, 19]), ([5.0, 1.0, 1.0], [13, 18, 16]), ([2.0; 3], [7, 9, 8])] {
-            // The raw image is anisotropic, which does not matter.
+            // The raw image is anisotropic, which must have no effect.
             let properties = properties([3, 30, 30], [9.0, 1.0, 1.0], spacing);
             let whole = resample_data(logits.view(), to, spacing, spacing, &resampling);
             let mut export = Export::for_stage([[7, 9, 8], to], &properties, &resampling, &Decision::Classes);
@@ -285,7 +285,7 @@ mod tests {
         }
     }
 
-    /// Planes one after the other give what the whole resampled volume gives.
+    /// Exporting plane by plane gives the same result as resampling the whole volume.
     #[test]
     fn labels_are_those_of_the_resampled_logits() {
         let logits = |c: usize, z: usize, y: usize, x: usize| {

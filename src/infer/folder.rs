@@ -1,4 +1,4 @@
-//! Images to label maps, a case after the other.
+//! Prediction of the images of a folder, case by case.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -17,36 +17,36 @@ use nnunet_data::store::{CaseProperties, PreprocessedCase};
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 use nnunet_nn::ops::NnOps;
 
-/// What is done with the cases.
+/// Options for the prediction of several cases.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FolderOptions {
-    /// Write the class probabilities beside each label map, as `CASE.npz`.
+    /// Write the class probabilities of each case as `CASE.npz`.
     pub save_probabilities: bool,
-    /// Leave alone what has been predicted before: the cases whose results are there and whole.
+    /// Skip cases with complete existing results.
     pub keep: bool,
-    /// Of all cases.
+    /// Part of all cases to predict.
     pub part: Part,
-    /// For the second stage of a cascade: the folder of the first one's label maps, with the raw images' voxels.
+    /// For the second stage of a cascade: folder of the first stage's label maps, in the raw images' voxel grid.
     pub previous_stage: Option<PathBuf>,
 }
 
-/// What became of the cases.
+/// Numbers of predicted cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Predicted {
-    /// Cases whose results are there now.
+    /// Cases with results, including skipped ones.
     pub cases: usize,
-    /// Those of them that were there before.
+    /// Skipped cases with results from an earlier run.
     pub kept: usize,
 }
 
-/// Segments every case that `inputs` name (see [`find_cases`]) into `output`, one label map per case.
+/// Segments all cases that `inputs` name (see [`find_cases`]) and writes one label map per case to `output`.
 ///
-/// The ranks divide the cases by the size of their files. While the network works on a case, the next is read and
-/// preprocessed, and the last one is written: three cases are in memory at most, one of them as labels only.
+/// The cases are divided over the ranks by file size. While the network processes a case, the next one is read and
+/// preprocessed and the previous one is written: at most three cases are in memory, one of them as labels only.
 ///
 /// # Errors
-/// The networks or the images cannot be read. A case that fails does not stop the others; all such are named at the end,
-/// on all ranks alike.
+/// Returns an error if the networks or the images cannot be read. A failing case does not stop the others; all failed
+/// cases are listed in an error at the end, on all ranks.
 pub fn predict_folder(
     inputs: &[PathBuf],
     output: &Path,
@@ -87,7 +87,7 @@ impl PredictFolder<'_> {
         let predicted = Predicted { cases: total, kept: total - cases.len() };
         let cases = own(&cases, comm);
 
-        // Whoever is done waits with its case in hand for the next one to take it.
+        // Capacity 0: a stage waits with its finished case until the next stage takes it.
         let (read, preprocessed) = bounded(0);
         let (done, to_write) = bounded(0);
         let failed = std::thread::scope(|scope| {
@@ -108,13 +108,13 @@ impl PredictFolder<'_> {
     }
 }
 
-/// This rank's share of the cases.
+/// Returns this rank's share of the cases.
 fn own<'c>(cases: &'c [CaseFiles], comm: &dyn Communicator) -> Vec<&'c CaseFiles> {
     let costs: Vec<_> = cases.iter().map(CaseFiles::bytes).collect();
     own_partition(comm, &costs).into_iter().map(|number| &cases[number]).collect()
 }
 
-/// The cases whose results are not all there; each rank looks at its share of them.
+/// Returns the cases with missing or incomplete results; each rank checks its share.
 fn missing(
     mut cases: Vec<CaseFiles>,
     output: &OutputFolder,
@@ -126,15 +126,15 @@ fn missing(
     Ok(cases)
 }
 
-/// The names that all ranks have.
+/// Gathers the names of all ranks.
 fn gather(names: &[String], what: &str, comm: &dyn Communicator) -> Result<Vec<String>, InferError> {
     let message = serde_json::to_vec(names).expect("strings can be written as JSON");
     let messages = comm.all_gather_bytes(&message, what)?;
-    // They come from the same program.
+    // The messages are from the same program, so they are valid JSON.
     Ok(messages.iter().flat_map(|message| serde_json::from_slice::<Vec<String>>(message).unwrap_or_default()).collect())
 }
 
-/// A case on its way, or why it goes no further.
+/// Case ID, with the preprocessed case or the error that prevents its prediction.
 type Preprocessed<'c> = (&'c str, Result<PreprocessedCase, InferError>);
 type Segmented<'c> = (&'c str, Segmentation, CaseProperties, Instant);
 
@@ -142,17 +142,17 @@ fn read_all<'c, B: NnOps>(cases: Vec<&'c CaseFiles>, predictor: &Predictor<B>, t
     for files in cases {
         let case = load(files, predictor.dataset().num_channels());
         let result = case.and_then(|case| predictor.preprocess(&case));
-        // The receiver is gone only if it panicked.
+        // The receiver is dropped only if it panicked.
         if to.send((&files.id, result)).is_err() {
             return;
         }
     }
 }
 
-/// Reads a case, of which one NaN would make background of the whole image.
+/// Reads a case and rejects non-finite intensities: a single NaN would turn the whole image into background.
 ///
 /// # Errors
-/// A file cannot be read, the files do not fit together, or an intensity is not finite.
+/// Returns an error if a file cannot be read, if the files do not match, or if an intensity is not finite.
 pub fn load(files: &CaseFiles, channels: usize) -> Result<Case, InferError> {
     let case = files.load(channels)?;
     match not_finite(case.image.data.view()) {

@@ -1,20 +1,20 @@
-//! How much a voxel counts within its window.
+//! Weights of voxels within a window.
 
-/// Weights of a window's voxels.
+/// Weighting of the voxels of a window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Blend {
-    /// All voxels alike.
+    /// Equal weights for all voxels.
     Constant,
-    /// A Gaussian whose standard deviation is 1/8 of the window: the network knows least about a window's border.
+    /// Gaussian with a standard deviation of 1/8 of the window size: predictions are least reliable near the border.
     #[default]
     Gaussian,
 }
 
-/// nnU-Net's standard deviation as a part of the window.
+/// Standard deviation of nnU-Net as a fraction of the window size.
 const SIGMA: f64 = 1.0 / 8.0;
 
 impl Blend {
-    /// Weights along one axis of a window; a voxel's weight is the product of those of its three axes.
+    /// Returns the weights along one axis of a window; the weight of a voxel is the product over its three axes.
     pub fn profile(self, window: usize) -> Vec<f32> {
         match self {
             Self::Constant => vec![1.0; window],
@@ -23,10 +23,10 @@ impl Blend {
     }
 }
 
-/// One axis of nnU-Net's importance map (`compute_gaussian`), 1 at the middle.
+/// Returns one axis of nnU-Net's importance map (`compute_gaussian`), with value 1 at the center.
 ///
 /// The map is the product of three such profiles: a Gaussian filter of a single voxel, divided by its maximum. `sigma`
-/// is the standard deviation as a part of the window.
+/// is the standard deviation as a fraction of the window size.
 pub fn importance(window: usize, sigma: f64) -> Vec<f32> {
     let deviation = window as f64 * sigma;
     let centre = (window / 2) as f64;

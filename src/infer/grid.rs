@@ -1,26 +1,26 @@
-//! Where the windows lie over an image and how much each counts there.
+//! Positions and weights of the windows over an image.
 
 use super::gaussian::Blend;
 use super::steps::window_steps;
 
-/// The windows over an image: all combinations of the positions along the three axes.
+/// Windows over an image: all combinations of the positions along the three axes.
 pub struct Grid {
-    /// Along z, y, x.
+    /// Axes z, y, x.
     pub axes: [GridAxis; 3],
 }
 
-/// The windows along one axis.
+/// Windows along one axis.
 pub struct GridAxis {
-    /// First voxel of each, ascending.
+    /// First voxel of each window, ascending.
     pub firsts: Vec<usize>,
-    /// Of each window's voxels. What all windows give a voxel adds up to 1, and so do the products over three axes: sums
-    /// of weighted logits are their means, and need no division in the end. Nor does a voxel that few windows reach, with
-    /// little weight, lose its digits in f16.
+    /// Weights of each window's voxels. The weights of all windows at a voxel sum to 1, as do the products over three
+    /// axes. Sums of weighted logits are therefore means and need no division, and voxels covered only by low weights
+    /// lose no precision in f16.
     pub weights: Vec<Vec<f32>>,
 }
 
 impl Grid {
-    /// The windows of nnU-Net v2's inference, see [`window_steps`].
+    /// Creates the grid of nnU-Net v2's inference, see [`window_steps`].
     pub fn new(image: [usize; 3], window: [usize; 3], step: f64, blend: Blend) -> Self {
         let mut number = 0..3;
         let axes = window_steps(image, window, step).map(|firsts| {
@@ -30,18 +30,18 @@ impl Grid {
         Self { axes }
     }
 
-    /// All windows, as positions in [`GridAxis::firsts`], the last axis running fastest.
+    /// Iterates over all windows as indices into [`GridAxis::firsts`]; the last axis varies fastest.
     pub fn windows(&self) -> impl Iterator<Item = [usize; 3]> {
         let [z, y, x] = [0, 1, 2].map(|axis| self.axes[axis].firsts.len());
         (0..z * y * x).map(move |index| [index / (y * x), index / x % y, index % x])
     }
 
-    /// First voxel of a window.
+    /// Returns the first voxel of a window.
     pub fn origin(&self, window: [usize; 3]) -> [usize; 3] {
         std::array::from_fn(|axis| self.axes[axis].firsts[window[axis]])
     }
 
-    /// A window's weights along each axis.
+    /// Returns a window's weights along each axis.
     pub fn weights(&self, window: [usize; 3]) -> [&[f32]; 3] {
         std::array::from_fn(|axis| self.axes[axis].weights[window[axis]].as_slice())
     }

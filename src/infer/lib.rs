@@ -1,17 +1,17 @@
-//! Inference: from a checkpoint and an image to a label map in the image's own geometry.
+//! Inference: predicts a label map in the image's own geometry from checkpoints and an image.
 //!
-//! [`SlidingWindow`] moves the network over a preprocessed image and blends what it says; [`Predictor`] puts
-//! preprocessing before it and the way back to the raw image behind it; [`predict_folder`] does so to images in files,
-//! [`validate_fold`] to the cases a training run has held out, [`StagedPredictor`] to single images, also by a cascade.
-//! Several networks answer as one, with the mean of their logits: those of the folds of a cross-validation.
+//! [`SlidingWindow`] moves the network over a preprocessed image and blends the logits; [`Predictor`] adds
+//! preprocessing and the export to the raw image's geometry; [`predict_folder`] predicts images in files,
+//! [`validate_fold`] the held-out cases of a training run, and [`StagedPredictor`] single images, optionally with both
+//! stages of a cascade. Several networks, such as those of the folds of a cross-validation, form an ensemble with
+//! averaged logits.
 //!
-//! Logits are many times larger than the image they are of, so they are never all in memory. Windows go in order of z; a
-//! plane that no window to come reaches is resampled to the raw image's voxels and decided on at once, and only its labels
-//! stay.
+//! Logits are many times larger than their image, so they are never all in memory. Windows are processed in order of z.
+//! A plane that no later window covers is resampled to the raw image's grid and reduced to labels at once.
 //!
-//! # From a program
+//! # Library use
 //!
-//! An array in memory is segmented by the networks of all folds:
+//! This example segments an array in memory with the networks of all folds:
 //!
 //! ```no_run
 //! use ndarray::Array4;

@@ -1,4 +1,4 @@
-//! Networks that answer as one: those of the folds of a cross-validation.
+//! Ensemble of networks, such as those of the folds of a cross-validation.
 
 use std::path::Path;
 
@@ -10,15 +10,15 @@ use nnunet_nn::model::{ModelDescription, TensorFileError, UNet, UNetSpec};
 use nnunet_nn::ops::{NnOps, Precision};
 
 /// Networks whose logits are averaged, as nnU-Net v2 averages those of its folds
-/// (`predict_logits_from_preprocessed_data`); they differ in nothing but weights.
+/// (`predict_logits_from_preprocessed_data`). They differ only in their weights.
 ///
-/// Every window passes through all of them before it is added to the sums. nnU-Net moves one network after the other over
-/// the whole image instead. Then the logits of the whole image must be in memory until the last network is through,
-/// whereas so a plane is decided on once no window reaches it, however many networks there are. The price is that all
-/// weights are in memory at once: about 120 MB per network of nnU-Net's largest plans. Activations are only ever those of
-/// one network.
+/// Every window passes through all networks before it is added to the sums. nnU-Net instead moves one network after the
+/// other over the whole image and must keep the logits of the whole image in memory until the last network has
+/// finished. Here, a plane is finished as soon as no later window covers it, independent of the number of networks. In
+/// exchange, all weights are in memory at once: about 120 MB per network for nnU-Net's largest plans. Activations are
+/// in memory for one network at a time.
 pub struct Ensemble<B: NnOps> {
-    /// At least one.
+    /// At least one network.
     networks: Vec<UNet<B>>,
 }
 
@@ -29,10 +29,11 @@ impl<B: NnOps> From<UNet<B>> for Ensemble<B> {
 }
 
 impl<B: NnOps> Ensemble<B> {
-    /// Reads the networks of checkpoints, and what the first says they were trained for.
+    /// Reads the networks of checkpoints and returns them with the description of the first.
     ///
     /// # Errors
-    /// There is no checkpoint, one is missing or damaged or contradicts itself, or they were trained for different things.
+    /// Returns an error if `checkpoints` is empty, if a checkpoint is missing, damaged or inconsistent, or if the
+    /// networks differ in more than their weights.
     pub fn open<P: AsRef<Path>>(checkpoints: &[P], device: &B::Device) -> Result<(Self, ModelDescription), InferError> {
         let mut opened: Option<(&Path, ModelDescription, Self)> = None;
         for path in checkpoints.iter().map(AsRef::as_ref) {
@@ -48,17 +49,17 @@ impl<B: NnOps> Ensemble<B> {
         opened.map(|(_, description, ensemble)| (ensemble, description)).ok_or(InferError::NoCheckpoint)
     }
 
-    /// The networks but for their weights.
+    /// Returns the architecture that all networks share.
     pub fn spec(&self) -> &UNetSpec {
         self.networks[0].spec()
     }
 
-    /// The same with activations of another format.
+    /// Sets the precision of the activations.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { networks: self.networks.into_iter().map(|network| network.with_precision(precision)).collect() }
     }
 
-    /// Mean logits `(n, z, y, x, class)` of windows `(n, z, y, x, channel)`.
+    /// Computes the mean logits `(n, z, y, x, class)` of windows `(n, z, y, x, channel)`.
     pub fn logits(&self, windows: Tensor<B, 5>) -> Tensor<B, 5> {
         let of = |network: &UNet<B>| network.forward(windows.clone(), 1).remove(0);
         let (first, others) = self.networks.split_first().expect("an ensemble has networks");
@@ -69,7 +70,7 @@ impl<B: NnOps> Ensemble<B> {
 
 fn open<B: NnOps>(path: &Path, device: &B::Device) -> Result<(UNet<B>, ModelDescription), InferError> {
     if !path.exists() {
-        let defect = "there is no checkpoint; give --run the run directory of a training run, or a checkpoint";
+        let defect = "no such checkpoint; pass --run the directory of a training run, or a checkpoint";
         return Err(TensorFileError::new(path, defect).into());
     }
     let SavedModel { description, weights } = SavedModel::read(path)?;
@@ -78,7 +79,7 @@ fn open<B: NnOps>(path: &Path, device: &B::Device) -> Result<(UNet<B>, ModelDesc
     Ok((network, description))
 }
 
-/// Whether networks can be asked about the same windows and mean the same by what they say.
+/// Checks that two networks take the same input and predict the same classes.
 fn check(first: &Path, expected: &ModelDescription, path: &Path, found: &ModelDescription) -> Result<(), InferError> {
     let intensities = |model: &ModelDescription| model.plans.foreground_intensity_properties_per_channel.clone();
     let different = if expected.plans.dataset_name != found.plans.dataset_name {
@@ -88,7 +89,7 @@ fn check(first: &Path, expected: &ModelDescription, path: &Path, found: &ModelDe
     } else if expected.network_spec()? != found.network_spec()? {
         Some("architecture")
     } else {
-        (intensities(expected) != intensities(found)).then_some("intensities that images are normalised by")
+        (intensities(expected) != intensities(found)).then_some("intensity statistics for normalization")
     };
     match different {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! What can be chosen about a prediction.
+//! Options for prediction.
 
 use std::path::PathBuf;
 
@@ -6,51 +6,53 @@ use super::gaussian::Blend;
 use nnunet_nn::Device;
 use nnunet_nn::ops::Precision;
 
-/// Which networks are asked, and how.
+/// Networks, windows, memory, precision and device of a prediction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PredictOptions {
-    /// The networks; several are an ensemble, see [`super::find_checkpoints`].
+    /// Checkpoints of the networks; several form an ensemble, see [`super::find_checkpoints`].
     pub checkpoints: Vec<PathBuf>,
     pub windows: WindowOptions,
     pub memory: MemoryOptions,
-    /// Of the networks' activations.
+    /// Precision of the networks' activations.
     pub precision: Precision,
     pub device: Device,
 }
 
-/// How windows are laid and blended.
+/// Placement and blending of windows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WindowOptions {
-    /// Test-time augmentation: average over mirrorings.
+    /// Test-time augmentation: average the logits over mirrored inputs.
     pub mirror: bool,
-    /// Part of a window by which neighbours overlap, `0.0..1.0`.
+    /// Overlap of neighboring windows as a fraction of the window size, `0.0..1.0`.
     pub overlap: f64,
     pub blend: Blend,
 }
 
 impl Default for WindowOptions {
-    /// nnU-Net's.
+    /// Defaults of nnU-Net.
     fn default() -> Self {
         Self { mirror: true, overlap: 0.5, blend: Blend::Gaussian }
     }
 }
 
-/// What a prediction may spend memory on.
+/// Memory use of a prediction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryOptions {
-    /// Windows and their mirrorings per call of the network, at least 1; by default as many as `call_bytes` hold.
+    /// Windows, mirrored ones included, per forward call of the network, at least 1; by default as many as fit into
+    /// `call_bytes`.
     pub batch_size: Option<usize>,
-    /// Bytes that the activations of a call of the network may take, if it is not a single window that takes more; and on a
-    /// GPU, an image and the sums of its logits: larger ones are added up on the host.
+    /// Memory limit in bytes for the activations of one forward call; a single window may exceed it. On a GPU it also
+    /// limits the image with its accumulated logits: larger images are accumulated on the host.
     pub call_bytes: u64,
-    /// Precision of the sums of the windows' logits.
+    /// Data type of the accumulated logits.
     pub accumulator_dtype: AccumulatorDtype,
-    /// Bytes that these sums may take; where they would take more in f32, f16 is taken.
+    /// Memory limit in bytes for the accumulated logits; if they exceed it in f32, they are accumulated in f16.
     pub limit: Option<u64>,
 }
 
 impl MemoryOptions {
-    /// On a device. A GPU needs many voxels at a time to be busy; a CPU is with one window, and its caches hold no more.
+    /// Returns the defaults for a device. A GPU needs many voxels per call to be fully used; a CPU is fully used by one
+    /// window, and its caches hold no more.
     pub fn on(device: Device) -> Self {
         let call_bytes = match device {
             Device::Cpu => 64 << 20,
@@ -61,25 +63,25 @@ impl MemoryOptions {
 }
 
 impl Default for MemoryOptions {
-    /// On the CPU.
+    /// Defaults for the CPU.
     fn default() -> Self {
         Self::on(Device::Cpu)
     }
 }
 
-/// Precision in which the logits of overlapping windows are added up.
+/// Data type in which the logits of overlapping windows are accumulated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum AccumulatorDtype {
     /// Single precision.
     #[default]
     F32,
-    /// Half the memory, three digits: as precise as nnU-Net v2, which adds up in f16 as well.
+    /// Half precision: half the memory, three significant digits, as in nnU-Net v2.
     F16,
 }
 
 impl AccumulatorDtype {
-    /// Bytes of a logit.
+    /// Bytes per logit.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,

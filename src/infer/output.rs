@@ -1,4 +1,4 @@
-//! The folder of label maps, and what lies beside them.
+//! Output folder with label maps, probabilities and metadata.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,8 +18,9 @@ use nnunet_nn::model::ModelDescription;
 /// nnU-Net's name for the array of class probabilities.
 const PROBABILITIES: &str = "probabilities";
 
-/// Where the results of cases lie: as nnU-Net v2 writes them, so that its `ensemble` reads them as well.
+/// Output folder with the results of cases, in nnU-Net v2's layout, so that its `ensemble` can read them.
 ///
+/// ```text
 /// ```text
 /// OUTPUT/
 ///   dataset.json, plans.json      of the network
@@ -34,10 +35,10 @@ pub struct OutputFolder<'a> {
 }
 
 impl<'a> OutputFolder<'a> {
-    /// Creates the folder where it is missing, for the results of a network.
+    /// Creates the folder if it is missing and writes the description of the network.
     ///
     /// # Errors
-    /// The folder cannot be created or written to.
+    /// Returns an error if the folder cannot be created or written to.
     pub fn create(root: &'a Path, model: &'a ModelDescription, with_probabilities: bool) -> Result<Self, InferError> {
         fs::create_dir_all(root).map_err(|source| write_error(root, source))?;
         let write = |name: &str, write: &dyn Fn(&Path) -> io::Result<()>| {
@@ -49,7 +50,7 @@ impl<'a> OutputFolder<'a> {
         Ok(Self { root, file_ending: &model.dataset.file_ending, with_probabilities })
     }
 
-    /// Whether all results of a case are there and can be read to their end.
+    /// Returns whether all results of a case exist and are complete.
     pub fn is_whole(&self, case: &str) -> bool {
         let labels = self.labels(case);
         labels.is_file()
@@ -60,7 +61,7 @@ impl<'a> OutputFolder<'a> {
     /// Writes the results of a case.
     ///
     /// # Errors
-    /// A file cannot be written.
+    /// Returns an error if a file cannot be written.
     pub fn write(
         &self,
         case: &str,
@@ -73,7 +74,7 @@ impl<'a> OutputFolder<'a> {
             fsio::write_bytes(&pickle, &properties_pickle(properties))
                 .map_err(|source| write_error(&pickle, source))?;
         }
-        // Last, as what there is without the rest is the least.
+        // The label map is written last: its existence implies that of the other files.
         Ok(write_labels(&self.labels(case), &segmentation.labels)?)
     }
 
@@ -100,7 +101,7 @@ fn write_probabilities(path: &Path, probabilities: &Array4<f32>) -> Result<(), I
     fsio::write_atomically(path, write).map_err(|source| write_error(path, source))
 }
 
-/// A zip archive's table of contents is at its end, so one that lists the array has not been cut short.
+/// The central directory of a zip archive is at its end, so an archive that lists the array is not truncated.
 fn has_probabilities(path: &Path) -> Result<(), io::Error> {
     let mut npz = NpzReader::new(File::open(path)?).map_err(io::Error::other)?;
     let names = npz.names().map_err(io::Error::other)?;

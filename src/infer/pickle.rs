@@ -1,4 +1,4 @@
-//! A case's properties as nnU-Net v2 reads them beside its probabilities.
+//! Case properties in the format that nnU-Net v2 reads together with probabilities.
 
 use std::fmt::Write;
 
@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use nnunet_data::store::CaseProperties;
 use nnunet_image::Geometry;
 
-/// What `nnUNetv2_ensemble` needs to write a label map from `CASE.npz`, as the pickle it expects in `CASE.pkl`: the place
-/// of the image for its SimpleITK and its nibabel reader, and how it was cropped.
+/// Writes the pickle `CASE.pkl` that `nnUNetv2_ensemble` needs to convert `CASE.npz` to a label map: the geometry of
+/// the image for the SimpleITK and nibabel readers, and the cropping.
 pub fn properties_pickle(properties: &CaseProperties) -> Vec<u8> {
     let Geometry { spacing: [z, y, x], origin, direction } = &properties.geometry;
-    // RAS, where ITK has LPS.
+    // The affine is RAS, ITK uses LPS.
     let affine = |row: usize| {
         let sign = if row < 2 { -1.0 } else { 1.0 };
         let [d0, d1, d2] = direction[row];
@@ -31,14 +31,14 @@ pub fn properties_pickle(properties: &CaseProperties) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Appends a value in protocol 0, which is text: an opcode, its argument, a newline (Python's `pickletools.py`).
+/// Appends a value in pickle protocol 0, a text format: opcode, argument, newline (Python's `pickletools.py`).
 fn pickle(value: &Value, text: &mut String) {
     let result = match value {
         Value::Null => write!(text, "N"),
         Value::Bool(value) => writeln!(text, "I0{}", u8::from(*value)),
         Value::Number(number) if number.is_f64() => writeln!(text, "F{number}"),
         Value::Number(number) => writeln!(text, "I{number}"),
-        // Of names of properties, no character needs an escape.
+        // Property names contain no characters that need escaping.
         Value::String(string) => writeln!(text, "V{string}"),
         Value::Array(items) => {
             text.push_str("(l");
@@ -65,7 +65,7 @@ fn pickle(value: &Value, text: &mut String) {
 mod tests {
     use super::*;
 
-    /// As `pickletools.dis` reads them, checked with Python's `pickle.loads`.
+    /// Expected bytes as in `pickletools.dis`, checked with Python's `pickle.loads`.
     #[test]
     fn values_are_pickled_in_protocol_0() {
         let mut text = String::new();

@@ -1,29 +1,29 @@
-//! How much is done at a time.
+//! Batch size and memory placement of sliding-window inference.
 
 use super::InferError;
 use super::options::{AccumulatorDtype, MemoryOptions};
 use super::sliding_window::SlidingWindow;
 use nnunet_nn::model::UNetSpec;
 
-/// How the work on an image is cut up.
+/// Batching of the work on an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Portions {
-    /// Windows and mirrorings per call of the network.
+    /// Windows, mirrored ones included, per forward call of the network.
     pub batch_size: usize,
-    /// Precision of the sums.
+    /// Data type of the accumulated logits.
     pub accumulator_dtype: AccumulatorDtype,
-    /// Whether the image and the sums, in f32, may lie on the device.
+    /// Whether image and accumulated logits, in f32, may be stored on the device.
     pub on_device: bool,
 }
 
-/// Arrays of the network's first stage that are alive at once: two inputs of the last stage, joined, and its output.
+/// Live arrays of the network's first stage at the peak: the two concatenated inputs of the last stage and its output.
 const LIVE_ARRAYS: usize = 6;
 
 impl Portions {
-    /// What the options allow for an image `(z, y, x)`.
+    /// Chooses the batching for an image `(z, y, x)` within the limits of the options.
     ///
     /// # Errors
-    /// The sums of the logits exceed the limit even in half precision.
+    /// Returns an error if the accumulated logits exceed the limit even in half precision.
     pub fn new(
         options: &MemoryOptions,
         sliding: &SlidingWindow,
@@ -41,14 +41,15 @@ impl Portions {
         };
         if accumulator_dtype != options.accumulator_dtype {
             let mib = bytes(options.accumulator_dtype) >> 20;
-            tracing::info!("adding up logits in half precision: in single precision they would take {mib} MiB");
+            tracing::info!("accumulating logits in half precision: single precision would need {mib} MiB");
         }
         let on_device = sliding.device_bytes(image, network.channels, network.classes) <= options.call_bytes;
         Ok(Self { batch_size, accumulator_dtype, on_device })
     }
 }
 
-/// As many windows as `call_bytes` hold: all mirrorings of some, or an equal part of the mirrorings of one.
+/// Returns the number of windows that fit into `call_bytes`: a multiple of the number of mirrorings, or a divisor of
+/// it.
 fn batch_size(call_bytes: u64, sliding: &SlidingWindow, network: &UNetSpec) -> usize {
     let values = LIVE_ARRAYS * network.shape.features[0] + 2 * network.classes;
     let bytes = 4 * values * sliding.window.iter().product::<usize>();
@@ -56,7 +57,7 @@ fn batch_size(call_bytes: u64, sliding: &SlidingWindow, network: &UNetSpec) -> u
     let mirrorings = sliding.num_mirrorings();
     match fitting >= mirrorings {
         true => fitting / mirrorings * mirrorings,
-        // Their number is a power of 2.
+        // The number of mirrorings is a power of 2.
         false => 1 << fitting.ilog2(),
     }
 }

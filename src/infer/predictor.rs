@@ -1,4 +1,4 @@
-//! Networks ready to segment raw images.
+//! Prediction of raw images with one or several networks.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use nnunet_image::{Geometry, Resampling, Volume, resample_data};
 use nnunet_nn::model::{ModelDescription, UNet};
 use nnunet_nn::ops::{NnOps, Precision};
 
-/// A network, or several that answer as one, with the preprocessing they were trained with, and the way back.
+/// Network or ensemble of networks, with the preprocessing of its training and the export to the raw image's geometry.
 pub struct Predictor<B: NnOps> {
     networks: Ensemble<B>,
     device: B::Device,
@@ -27,10 +27,10 @@ pub struct Predictor<B: NnOps> {
     preprocessor: Preprocessor,
     window: SlidingWindow,
     memory: MemoryOptions,
-    /// Of logits, to the raw image's voxels.
+    /// Resampling of logits to the raw image's voxel grid.
     resampling: Resampling,
     decision: Decision,
-    /// What the network is given of a cascade's previous stage.
+    /// Input channels from a cascade's previous stage.
     previous_stage: Option<FromPreviousStage>,
     next_stages: Vec<NextStage>,
 }
@@ -39,7 +39,8 @@ impl<B: NnOps> Predictor<B> {
     /// Reads the networks of checkpoints; the logits of several are averaged.
     ///
     /// # Errors
-    /// There is no checkpoint, one is missing or damaged or contradicts itself, or they were trained for different things.
+    /// Returns an error if `checkpoints` is empty, if a checkpoint is missing, damaged or inconsistent, or if the
+    /// networks differ in more than their weights.
     pub fn open<P: AsRef<Path>>(
         checkpoints: &[P],
         options: WindowOptions,
@@ -49,19 +50,19 @@ impl<B: NnOps> Predictor<B> {
         Self::around(networks, &model, options, device)
     }
 
-    /// Reads the networks that `options` names, to be asked as they say.
+    /// Reads the networks that `options` name and applies the options.
     ///
     /// # Errors
-    /// As those of [`Predictor::open`].
+    /// Like [`Predictor::open`].
     pub fn with_options(options: &PredictOptions, device: B::Device) -> Result<Self, InferError> {
         let predictor = Self::open(&options.checkpoints, options.windows, device)?;
         Ok(predictor.with_memory(options.memory).with_precision(options.precision))
     }
 
-    /// Puts everything around a network that inference needs.
+    /// Creates a predictor from a network in memory.
     ///
     /// # Errors
-    /// The plans cannot be followed.
+    /// Returns an error if the plans are not supported.
     pub fn new(
         network: UNet<B>,
         description: &ModelDescription,
@@ -102,38 +103,39 @@ impl<B: NnOps> Predictor<B> {
         })
     }
 
-    /// The same within other bounds.
+    /// Sets the memory options.
     pub fn with_memory(self, memory: MemoryOptions) -> Self {
         Self { memory, ..self }
     }
 
-    /// The same with activations of another format.
+    /// Sets the precision of the activations.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { networks: self.networks.with_precision(precision), ..self }
     }
 
-    /// The same, with segmentations for these later stages of a cascade made beside those of the raw image.
+    /// Additionally produces segmentations for these later stages of a cascade.
     pub fn with_next_stages(self, next_stages: Vec<NextStage>) -> Self {
         Self { next_stages, ..self }
     }
 
-    /// The stages that [`Segmentation::for_next_stages`] is for, in its order.
+    /// Returns the stages of [`Segmentation::for_next_stages`], in its order.
     pub fn next_stages(&self) -> &[NextStage] {
         &self.next_stages
     }
 
-    /// Whether the networks can do with the image alone.
+    /// Checks that the networks need no segmentation of a previous stage.
     ///
     /// # Errors
-    /// They cannot; the error names the stage whose segmentations they need.
+    /// Returns an error that names the required stage.
     pub(crate) fn check_previous_stage(&self) -> Result<(), InferError> {
         self.previous_stage.as_ref().map_or(Ok(()), |stage| Err(stage.is_missing()))
     }
 
-    /// Gives each case the label map that the previous stage of a cascade has left of it in `folder`.
+    /// Assigns to each case its label map of the cascade's previous stage in `folder`.
     ///
     /// # Errors
-    /// The networks take none, need some, or some are missing.
+    /// Returns an error if the networks take no such label maps, if they need them and `folder` is `None`, or if some
+    /// are missing.
     pub fn add_previous_stage(&self, cases: &mut [CaseFiles], folder: Option<&Path>) -> Result<(), InferError> {
         match (folder, &self.previous_stage) {
             (None, _) => self.check_previous_stage(),
@@ -142,22 +144,22 @@ impl<B: NnOps> Predictor<B> {
         }
     }
 
-    /// What the networks were trained for.
+    /// Returns the description of the networks: plans, dataset and configuration.
     pub fn model(&self) -> &ModelDescription {
         &self.model
     }
 
-    /// What the networks were trained on.
+    /// Returns the description of the training dataset.
     pub fn dataset(&self) -> &DatasetJson {
         &self.model.dataset
     }
 
-    /// Segments an image in memory: raw intensities `(channel, z, y, x)`, voxels of `spacing` `(z, y, x)` in mm. Labels,
-    /// and probabilities `(class, z, y, x)` if asked for, have the image's extent.
+    /// Segments an image in memory: raw intensities `(channel, z, y, x)` with voxels of `spacing` `(z, y, x)` in mm.
+    /// Labels and, if requested, probabilities `(class, z, y, x)` have the image's shape.
     ///
     /// # Errors
-    /// The image is empty, not finite or has other channels than the networks were trained with, or needs more memory than
-    /// it may take.
+    /// Returns an error if the image is empty, not finite, has another number of channels than the networks, or exceeds
+    /// the memory limit.
     pub fn predict_array(
         &self,
         image: ArrayView4<f32>,
@@ -168,7 +170,7 @@ impl<B: NnOps> Predictor<B> {
             return Err(InferError::Array(format!("of shape {:?} has no voxels", image.shape())));
         }
         if !spacing.iter().all(|mm| mm.is_finite() && *mm > 0.0) {
-            return Err(InferError::Array(format!("has voxels of {spacing:?} mm, which is no size")));
+            return Err(InferError::Array(format!("has an invalid spacing of {spacing:?} mm")));
         }
         if let Some(count) = not_finite(image) {
             return Err(InferError::Array(format!("is NaN or infinite in {count} voxels")));
@@ -178,16 +180,16 @@ impl<B: NnOps> Predictor<B> {
         self.segment(case.data.view(), &case.properties, with_probabilities)
     }
 
-    /// What is done to an image before the networks see it.
+    /// Returns the preprocessing of the networks' input.
     pub fn preprocessor(&self) -> &Preprocessor {
         &self.preprocessor
     }
 
-    /// Does to a raw case what was done to the training cases. In the second stage of a cascade the case's label map is the
-    /// first stage's segmentation, of the raw image's voxels, and goes with the image.
+    /// Preprocesses a raw case like the training cases. In the second stage of a cascade, the case's label map is the
+    /// first stage's segmentation in the raw image's voxel grid and becomes part of the input.
     ///
     /// # Errors
-    /// The case does not suit the network, or lacks that segmentation.
+    /// Returns an error if the case does not match the network or lacks that segmentation.
     pub fn preprocess(&self, case: &Case) -> Result<PreprocessedCase, InferError> {
         let mut preprocessed = self.preprocessor.run(case)?;
         let previous = preprocessed.labels.take();
@@ -195,11 +197,11 @@ impl<B: NnOps> Predictor<B> {
         Ok(PreprocessedCase { data, labels: previous, ..preprocessed })
     }
 
-    /// The network's input: preprocessed intensities, `(channel, z, y, x)`, and in the second stage of a cascade the first
-    /// one's segmentation of the same voxels.
+    /// Builds the network's input from preprocessed intensities `(channel, z, y, x)` and, in the second stage of a
+    /// cascade, the first stage's segmentation in the same voxel grid.
     ///
     /// # Errors
-    /// A cascade lacks it.
+    /// Returns an error if the segmentation is required but missing.
     pub fn input(&self, image: Array4<f32>, previous: Option<ArrayView3<i16>>) -> Result<Array4<f32>, InferError> {
         match &self.previous_stage {
             Some(stage) => stage.add_to(image, previous),
@@ -207,13 +209,14 @@ impl<B: NnOps> Predictor<B> {
         }
     }
 
-    /// Segments a preprocessed case `(channel, z, y, x)`, as [`Predictor::input`] gives it, into the raw image's geometry.
+    /// Segments a preprocessed case `(channel, z, y, x)`, as returned by [`Predictor::input`], in the raw image's
+    /// geometry.
     ///
-    /// Besides the image and the result, memory holds logits of about as many planes as a window has; those of the whole
-    /// image only where plans ask for cubic splines to resample them, as nnU-Net's do not.
+    /// Besides the image and the result, memory holds logits for about as many planes as a window has. Logits of the
+    /// whole image are kept only if the plans require cubic splines to resample them, which nnU-Net's do not.
     ///
     /// # Errors
-    /// The image needs more memory than it may take.
+    /// Returns an error if the image exceeds the memory limit.
     pub fn segment(
         &self,
         image: ArrayView4<f32>,
@@ -254,13 +257,13 @@ impl<B: NnOps> Predictor<B> {
     }
 }
 
-/// In how many voxels an image is NaN or infinite, if in any: one would make background of all that surrounds it.
+/// Returns the number of NaN or infinite voxels if there are any: one would turn its surroundings into background.
 pub(super) fn not_finite(image: ArrayView4<f32>) -> Option<usize> {
     let count = image.iter().filter(|intensity| !intensity.is_finite()).count();
     (count > 0).then_some(count)
 }
 
-/// Hands logits `(class, z, y, x)` that have their final voxels to an export.
+/// Exports logits `(class, z, y, x)` that already have their final voxel grid.
 fn exported<'e>(logits: &Array4<f32>, mut export: Export<'e>) -> Export<'e> {
     for (z, plane) in logits.axis_iter(Axis(1)).enumerate() {
         export.plane(z, plane.permuted_axes([1, 2, 0]).as_standard_layout().view());

@@ -1,7 +1,7 @@
-//! Class probabilities on disk, in the form in which nnU-Net keeps them: `CASE.npz` with `probabilities`,
-//! `(class, z, y, x)` in f32, in the raw image's own voxels.
+//! Class probabilities in nnU-Net's file format: `CASE.npz` with `probabilities`, `(class, z, y, x)` in f32, in the raw
+//! image's voxel grid.
 //!
-//! They are as many times larger than a label map as there are classes, so they are written and read class by class.
+//! They are larger than a label map by a factor of the number of classes, so they are written and read class by class.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -15,25 +15,25 @@ use zip::{ZipArchive, ZipWriter};
 use nnunet_core::fsio;
 use nnunet_data::store::npy;
 
-/// The array's name within the archive.
+/// Name of the array within the archive.
 const ENTRY: &str = "probabilities.npy";
-/// Of deflate: higher ones take several times as long and save a tenth.
+/// Deflate level: higher levels take several times as long and save a tenth.
 const COMPRESSION: i64 = 1;
-/// Elements that are converted at a time.
+/// Elements converted at a time.
 const CHUNK: usize = 1 << 14;
 
-/// A file of probabilities that cannot be read or written.
+/// Error for a file of probabilities that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {defect}", path.display())]
 pub struct ProbabilityError {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// Problem with the file.
     pub defect: String,
 }
 
 impl ProbabilityError {
-    /// A defect of the file at `path`.
+    /// Creates an error for the file at `path`.
     pub fn new(path: &Path, defect: impl std::fmt::Display) -> Self {
         Self { path: path.to_owned(), defect: defect.to_string() }
     }
@@ -42,7 +42,7 @@ impl ProbabilityError {
 /// Writes `probabilities`, `(class, z, y, x)`.
 ///
 /// # Errors
-/// The file cannot be written.
+/// Returns an error if the file cannot be written.
 pub fn save_probabilities(path: &Path, probabilities: &Array4<f32>) -> Result<(), ProbabilityError> {
     stream_probabilities(path, probabilities.dim().into(), |write| {
         probabilities
@@ -51,10 +51,10 @@ pub fn save_probabilities(path: &Path, probabilities: &Array4<f32>) -> Result<()
     })
 }
 
-/// Writes probabilities of `shape`, `(class, z, y, x)`, that `make` hands over class by class.
+/// Writes probabilities of `shape`, `(class, z, y, x)`, that `make` passes on class by class.
 ///
 /// # Errors
-/// The file cannot be written, or `make` failed.
+/// Returns an error if the file cannot be written, or the error of `make`.
 pub fn stream_probabilities<E: From<ProbabilityError>>(
     path: &Path,
     shape: [usize; 4],
@@ -80,7 +80,7 @@ pub fn stream_probabilities<E: From<ProbabilityError>>(
         });
         if let Err(error) = made {
             failed = Some(error);
-            return Err(io::Error::other("was not made"));
+            return Err(io::Error::other("aborted"));
         }
         archive.finish()?;
         Ok(())
@@ -92,29 +92,29 @@ pub fn stream_probabilities<E: From<ProbabilityError>>(
     }
 }
 
-/// A file of probabilities, open.
+/// Open file of probabilities.
 pub struct ProbabilityArchive {
     path: PathBuf,
     archive: ZipArchive<BufReader<File>>,
 }
 
 impl ProbabilityArchive {
-    /// Opens a file that this program or nnU-Net wrote.
+    /// Opens a file written by this program or by nnU-Net.
     ///
     /// # Errors
-    /// It cannot be read or is no NumPy archive.
+    /// Returns an error if it cannot be read or is not a NumPy archive.
     pub fn open(path: &Path) -> Result<Self, ProbabilityError> {
         let file = File::open(path).map_err(|error| ProbabilityError::new(path, error))?;
         let archive = ZipArchive::new(BufReader::with_capacity(1 << 18, file));
         let archive =
-            archive.map_err(|error| ProbabilityError::new(path, format_args!("is no NumPy archive: {error}")))?;
+            archive.map_err(|error| ProbabilityError::new(path, format_args!("is not a NumPy archive: {error}")))?;
         Ok(Self { path: path.to_owned(), archive })
     }
 
-    /// Begins to read the classes.
+    /// Starts reading the classes.
     ///
     /// # Errors
-    /// There is no array `probabilities` of four dimensions in f32, or it is cut off.
+    /// Returns an error if there is no four-dimensional f32 array `probabilities`, or if it is truncated.
     pub fn maps(&mut self) -> Result<ProbabilityMaps<'_>, ProbabilityError> {
         let path = &self.path;
         let entry = self.archive.by_name(ENTRY);
@@ -124,31 +124,31 @@ impl ProbabilityArchive {
         let values = shape.iter().try_fold(size_of::<f32>(), |product, extent| product.checked_mul(*extent));
         let expected = values.and_then(|bytes| bytes.checked_add(header));
         if expected.map(|bytes| bytes as u64) != Some(entry.size()) {
-            return Err(fail(format!("has {} bytes, which is not what its shape {shape:?} takes", entry.size())));
+            return Err(fail(format!("has {} bytes, which does not match its shape {shape:?}", entry.size())));
         }
         Ok(ProbabilityMaps { path, entry, shape, read: 0 })
     }
 }
 
-/// The classes of a file of probabilities, one after the other.
+/// Reader of the classes of a file of probabilities, one after the other.
 pub struct ProbabilityMaps<'a> {
     path: &'a Path,
     entry: ZipFile<'a, BufReader<File>>,
     shape: [usize; 4],
-    /// Classes read so far.
+    /// Number of classes read so far.
     read: usize,
 }
 
 impl ProbabilityMaps<'_> {
-    /// `(class, z, y, x)`.
+    /// Returns the shape `(class, z, y, x)`.
     pub fn shape(&self) -> [usize; 4] {
         self.shape
     }
 
-    /// Calls `visit` with parts of the next class, in the order of its voxels, each with the number of its first voxel.
+    /// Calls `visit` with chunks of the next class in voxel order, each with the index of its first voxel.
     ///
     /// # Errors
-    /// The file is damaged, or all classes have been read.
+    /// Returns an error if the file is damaged, or if all classes have been read.
     pub fn next_class(&mut self, mut visit: impl FnMut(usize, &[f32])) -> Result<(), ProbabilityError> {
         let Self { path, entry, shape, read } = self;
         let fail = |defect: &dyn std::fmt::Display| ProbabilityError::new(path, format_args!("{ENTRY}: {defect}"));
@@ -165,7 +165,7 @@ impl ProbabilityMaps<'_> {
             done += part.len();
         }
         *read += 1;
-        // The checksum is compared where the entry ends.
+        // The checksum is verified at the end of the entry.
         if *read == shape[0] {
             entry.read(&mut [0]).map_err(|error| fail(&error))?;
         }
@@ -212,7 +212,7 @@ mod tests {
         let defect = || read(&path).unwrap_err().to_string();
         assert!(defect().contains("case.npz: No such file"), "{}", defect());
         std::fs::write(&path, b"PK, but no archive").unwrap();
-        assert!(defect().contains("is no NumPy archive"), "{}", defect());
+        assert!(defect().contains("is not a NumPy archive"), "{}", defect());
         let write = |name: &str, contents: &[u8]| {
             let mut archive = ZipWriter::new(File::create(&path).unwrap());
             archive.start_file(name, SimpleFileOptions::default()).unwrap();
@@ -224,7 +224,7 @@ mod tests {
         write(ENTRY, &npy::encode_header::<i16>(&[1, 1, 1, 1]));
         assert!(defect().contains("<i2"), "{}", defect());
         write(ENTRY, &npy::encode_header::<f32>(&[2, 1 << 20, 1 << 20, 1 << 20]));
-        assert!(defect().contains("not what its shape"), "{}", defect());
+        assert!(defect().contains("does not match its shape"), "{}", defect());
         write(ENTRY, b"\x93NUMPY\x01\x00\x00\x00{}");
         assert!(defect().contains("descr"), "{}", defect());
 

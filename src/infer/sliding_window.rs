@@ -1,4 +1,4 @@
-//! The network moved over an image.
+//! Sliding-window inference.
 
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
@@ -15,28 +15,28 @@ use super::portions::Portions;
 use nnunet_nn::model::UNet;
 use nnunet_nn::ops::NnOps;
 
-/// How the network is moved over an image (nnU-Net v2, `predict_sliding_window_return_logits`).
+/// Sliding window of a network over an image (nnU-Net v2, `predict_sliding_window_return_logits`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct SlidingWindow {
-    /// Extent of the window, `(z, y, x)`: the patch size of training.
+    /// Window shape `(z, y, x)`: the patch size of training.
     pub window: [usize; 3],
-    /// Largest distance of neighbouring windows as a part of the window; nnU-Net's is 0.5.
+    /// Maximum distance between neighboring windows as a fraction of the window size; 0.5 in nnU-Net.
     pub step: f64,
     pub blend: Blend,
-    /// Every subset of these axes is mirrored, and the results averaged (test-time augmentation); may be empty.
+    /// Axes to mirror; the results of all their subsets are averaged (test-time augmentation). May be empty.
     pub mirror_axes: Vec<usize>,
 }
 
-/// Where the time of an image went.
+/// Time spent on an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spent {
-    /// Windows the image was cut into, their mirrorings not counted.
+    /// Number of windows, without mirrored ones.
     pub windows: usize,
-    /// In the network.
+    /// Time in the network.
     pub network: Duration,
-    /// Cutting windows out, and adding up their logits.
+    /// Time for cutting windows and accumulating their logits.
     pub accumulate: Duration,
-    /// Making labels of finished logits: resampling them to the raw image's voxels, and deciding.
+    /// Time for converting finished logits to labels: resampling to the raw image's voxel grid and argmax.
     pub export: Duration,
 }
 
@@ -50,7 +50,7 @@ impl AddAssign for Spent {
 }
 
 impl SlidingWindow {
-    /// Logits `(class, z, y, x)` of an image `(channel, z, y, x)`.
+    /// Computes the logits `(class, z, y, x)` of an image `(channel, z, y, x)`.
     pub fn logits<B: NnOps>(&self, network: &UNet<B>, image: ArrayView4<f32>, device: &B::Device) -> Array4<f32> {
         let (_, z, y, x) = image.dim();
         let classes = network.spec().classes;
@@ -63,8 +63,8 @@ impl SlidingWindow {
         logits.permuted_axes([3, 0, 1, 2])
     }
 
-    /// Hands the mean logits `(y, x, class)` that networks have for an image `(channel, z, y, x)` to `take`, plane by
-    /// plane in order of z. They are added up on the device where it can and may.
+    /// Passes the networks' mean logits `(y, x, class)` for an image `(channel, z, y, x)` to `take`, plane by plane in
+    /// order of z. They are accumulated on the device if it is supported and allowed.
     pub(crate) fn run_with<B: NnOps>(
         &self,
         networks: &Ensemble<B>,
@@ -79,11 +79,11 @@ impl SlidingWindow {
         }
     }
 
-    /// Hands the logits `(y, x, class)` of an image `(channel, z, y, x)` to `take`, plane by plane in order of z.
+    /// Passes the logits `(y, x, class)` of an image `(channel, z, y, x)` to `take`, plane by plane in order of z.
     ///
-    /// Windows go in order of z, and a plane is handed out as soon as no window to come reaches it: at most about as many
-    /// planes as a window has are in memory. `network` gives logits `(n, z, y, x, class)` of windows
-    /// `(n, z, y, x, channel)`.
+    /// Windows are processed in order of z. A plane is passed on as soon as no later window covers it, so at most about
+    /// as many planes as a window has are in memory. `network` maps windows `(n, z, y, x, channel)` to logits `(n, z,
+    /// y, x, class)`.
     pub fn run<'n>(
         &self,
         image: ArrayView4<f32>,
@@ -121,18 +121,19 @@ impl SlidingWindow {
         spent
     }
 
-    /// Bytes of the sums that [`SlidingWindow::run`] has in memory at a time, at most, for an image `(z, y, x)`.
+    /// Returns the maximum size in bytes of the sums that [`SlidingWindow::run`] keeps in memory for an image `(z, y,
+    /// x)`.
     pub(crate) fn slab_bytes(&self, image: [usize; 3], classes: usize, accumulator_dtype: AccumulatorDtype) -> u64 {
         let [_, y, x]: [usize; 3] = std::array::from_fn(|axis| image[axis].max(self.window[axis]));
         [self.window[0], y, x, classes, accumulator_dtype.bytes()].iter().map(|&factor| factor as u64).product()
     }
 
-    /// Number of mirrorings, that of none included.
+    /// Returns the number of mirrorings, including the identity.
     pub fn num_mirrorings(&self) -> usize {
         1 << self.mirror_axes.len()
     }
 
-    /// All subsets of the axes to mirror, the empty one first.
+    /// Returns all subsets of the axes to mirror, starting with the empty one.
     pub(super) fn mirrorings(&self) -> Vec<Mirroring> {
         let members = |subset: usize| {
             let mut mirroring = [false; 3];
@@ -142,11 +143,11 @@ impl SlidingWindow {
         (0..self.num_mirrorings()).map(members).collect()
     }
 
-    /// Shares windows and mirrorings out to calls of the network of at most `batch_size` samples.
+    /// Divides windows and mirrorings into forward calls of at most `batch_size` samples.
     pub(super) fn calls<'m>(&self, grid: &Grid, mirrorings: &'m [Mirroring], batch_size: usize) -> Vec<Call<'m>> {
         let mirrored: Vec<_> = mirrorings.chunks(batch_size).collect();
         let windows: Vec<_> = grid.windows().collect();
-        // Windows further along z would let no plane be finished meanwhile, unless they are single slices.
+        // Windows at different z in one call would delay finishing planes, unless windows are single slices.
         let layers = windows.chunk_by(|one, other| self.window[0] == 1 || one[0] == other[0]);
         let together = layers.flat_map(|layer| layer.chunks((batch_size / mirrorings.len()).max(1)));
         let calls = together
@@ -154,7 +155,7 @@ impl SlidingWindow {
         calls.collect()
     }
 
-    /// The samples `(n, z, y, x, channel)` of a call.
+    /// Cuts the samples `(n, z, y, x, channel)` of a call.
     fn cut(&self, image: ArrayView4<f32>, grid: &Grid, call: &Call) -> Array5<f32> {
         let [wz, wy, wx] = self.window;
         let mut samples = Array5::zeros((call.len(), wz, wy, wx, image.len_of(Axis(0))));
@@ -167,7 +168,7 @@ impl SlidingWindow {
         samples
     }
 
-    /// Zeros around an image smaller than the window, and where the image then begins (`pad_nd_image`).
+    /// Pads an image smaller than the window with zeros and returns the position of the image in it (`pad_nd_image`).
     pub(super) fn pad<'a>(&self, image: ArrayView4<'a, f32>) -> (CowArray<'a, f32, Ix4>, [usize; 3]) {
         let (channels, z, y, x) = image.dim();
         let extent = [z, y, x];
@@ -183,7 +184,7 @@ impl SlidingWindow {
     }
 }
 
-/// What the network is asked at once: some mirrorings of some windows.
+/// Samples of one forward call: some mirrorings of some windows.
 pub(super) struct Call<'m> {
     pub(super) windows: Vec<[usize; 3]>,
     pub(super) mirrorings: &'m [Mirroring],
@@ -194,12 +195,12 @@ impl Call<'_> {
         self.windows.len() * self.mirrorings.len()
     }
 
-    /// Window and mirroring of each sample.
+    /// Iterates over window and mirroring of each sample.
     pub(super) fn samples(&self) -> impl Iterator<Item = ([usize; 3], Mirroring)> {
         self.windows.iter().flat_map(|window| self.mirrorings.iter().map(|mirroring| (*window, *mirroring)))
     }
 
-    /// Adds what the network said; `share` is the weight of one mirroring.
+    /// Adds the network's logits to the sums; `share` is the weight of one mirroring.
     fn add(&self, logits: &CowArray<f32, Ix5>, grid: &Grid, share: f32, sums: &mut Accumulator) {
         let of_windows = logits.axis_chunks_iter(Axis(0), self.mirrorings.len());
         for (&window, logits) in self.windows.iter().zip(of_windows) {
@@ -211,7 +212,7 @@ impl Call<'_> {
     }
 }
 
-/// The networks as a function of windows `(n, z, y, x, channel)` to logits `(n, z, y, x, class)`.
+/// Returns the networks as a function from windows `(n, z, y, x, channel)` to logits `(n, z, y, x, class)`.
 fn forward<'n, B: NnOps>(
     networks: &'n Ensemble<B>,
     device: &'n B::Device,
@@ -240,7 +241,7 @@ mod tests {
         Array4::from_shape_fn((2, z, y, x), |(c, z, y, x)| ((c * 7 + z * 5 + y * 3 + x) as f32 * 0.7).sin())
     }
 
-    /// What a network without symmetry might say: its logits depend on where in the window a voxel lies.
+    /// Network without symmetry: its logits depend on the position of the voxel in the window.
     fn network(windows: Array5<f32>) -> CowArray<'static, f32, Ix5> {
         let (n, z, y, x, _) = windows.dim();
         let logit = |(n, z, y, x, class): (usize, usize, usize, usize, usize)| {
@@ -249,7 +250,7 @@ mod tests {
         Array5::from_shape_fn((n, z, y, x, CLASSES), logit).into()
     }
 
-    /// The planes as they are handed out, which must be in order.
+    /// Collects the planes and asserts that they arrive in order.
     fn run(sliding: &SlidingWindow, image: &Array4<f32>, portions: Portions) -> Array4<f32> {
         let (_, z, y, x) = image.dim();
         let mut logits = Array4::zeros((z, y, x, CLASSES));
@@ -263,7 +264,7 @@ mod tests {
         logits
     }
 
-    /// The mean over all windows and mirrorings, written down voxel by voxel.
+    /// Computes the mean over all windows and mirrorings voxel by voxel, as a reference.
     fn expected(sliding: &SlidingWindow, image: &Array4<f32>) -> Array4<f32> {
         let (image, [z0, y0, x0]) = sliding.pad(image.view());
         let (_, z, y, x) = image.dim();
@@ -316,7 +317,7 @@ mod tests {
         }
     }
 
-    /// Where only the corner of a window reaches, its weight is far below the smallest number of half precision.
+    /// Voxels covered only by the corner of a window have weights far below the smallest number of half precision.
     #[test]
     fn half_precision_loses_nothing_in_the_corners() {
         let (sliding, image) = (sliding([16; 3], &[]), image([16; 3]));

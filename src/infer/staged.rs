@@ -1,4 +1,4 @@
-//! Networks that segment images one by one: with a cascade both of its stages.
+//! Prediction of single images, with both stages in case of a cascade.
 
 use std::path::PathBuf;
 
@@ -12,32 +12,34 @@ use nnunet_data::preprocess::Preprocessor;
 use nnunet_data::store::{CaseProperties, PreprocessedCase};
 use nnunet_nn::ops::NnOps;
 
-/// A [`Predictor`], and in a cascade that of the first stage before it.
+/// [`Predictor`], preceded by the first stage's predictor in a cascade.
 pub struct StagedPredictor<B: NnOps> {
     first: Option<Predictor<B>>,
     last: Predictor<B>,
 }
 
-/// An image that can be segmented without being read again.
+/// Preprocessed image that can be segmented without reading it again.
 pub struct PreparedImage {
-    /// For the first networks.
+    /// Input of the first networks.
     case: PreprocessedCase,
-    /// For the second stage of a cascade.
+    /// Raw image for the second stage of a cascade.
     raw: Option<Case>,
 }
 
 impl PreparedImage {
-    /// Extents and voxels of the image.
+    /// Returns the properties of the image, such as shape and spacing.
     pub fn properties(&self) -> &CaseProperties {
         &self.case.properties
     }
 }
 
 impl<B: NnOps> StagedPredictor<B> {
-    /// Reads the networks that `options` names, and those of `first`, checkpoints too, where they are a cascade's second stage.
+    /// Reads the networks that `options` name and, for the second stage of a cascade, the networks of the checkpoints
+    /// `first`.
     ///
     /// # Errors
-    /// A checkpoint is missing or damaged; the networks need a first stage and `first` is empty, or is not that stage.
+    /// Returns an error if a checkpoint is missing or damaged, if the networks need a first stage and `first` is empty,
+    /// or if `first` is not that stage.
     pub fn open(first: &[PathBuf], options: &PredictOptions, device: B::Device) -> Result<Self, InferError> {
         let last = Predictor::with_options(options, device.clone())?;
         let Some(path) = first.first() else {
@@ -50,21 +52,21 @@ impl<B: NnOps> StagedPredictor<B> {
         Ok(Self { first: Some(first), last })
     }
 
-    /// The networks whose answer counts.
+    /// Returns the networks that produce the final segmentation.
     pub fn last(&self) -> &Predictor<B> {
         &self.last
     }
 
-    /// What is done to an image before the networks of each stage see it.
+    /// Returns the preprocessing of each stage.
     pub fn preprocessors(&self) -> Vec<Preprocessor> {
         let stages = self.first.iter().chain([&self.last]);
         stages.map(|stage| stage.preprocessor().clone()).collect()
     }
 
-    /// All that can be done before the first networks are asked.
+    /// Preprocesses the image for the first networks.
     ///
     /// # Errors
-    /// The image does not suit them.
+    /// Returns an error if the image does not match them.
     pub fn prepare(&self, case: Case) -> Result<PreparedImage, InferError> {
         match &self.first {
             None => Ok(PreparedImage { case: self.last.preprocess(&case)?, raw: None }),
@@ -72,10 +74,11 @@ impl<B: NnOps> StagedPredictor<B> {
         }
     }
 
-    /// The image's segmentation, in its own geometry: that of the first stage goes with the image to the second.
+    /// Segments the image in its own geometry. In a cascade, the first stage's segmentation is part of the second
+    /// stage's input.
     ///
     /// # Errors
-    /// The image needs more memory than it may take.
+    /// Returns an error if the image exceeds the memory limit.
     pub fn segment(&self, image: PreparedImage, with_probabilities: bool) -> Result<Segmentation, InferError> {
         let PreparedImage { mut case, raw } = image;
         if let (Some(first), Some(raw)) = (&self.first, raw) {

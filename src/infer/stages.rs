@@ -1,4 +1,4 @@
-//! Both stages of a cascade, one after the other.
+//! Prediction of both stages of a cascade.
 
 use std::path::{Path, PathBuf};
 
@@ -9,15 +9,15 @@ use nnunet_comm::distributed::Communicator;
 use nnunet_nn::checkpoint::SavedModel;
 use nnunet_nn::model::ModelDescription;
 
-/// Where the first stage's label maps are left, within the folder of the second's.
+/// Folder of the first stage's label maps within that of the second.
 const FIRST_STAGE: &str = "previous_stage";
 
-/// As [`predict_folder`] with the second stage of a cascade, after the networks of `first`, checkpoints, have segmented all
-/// images alike, into the folder `previous_stage` within `output`.
+/// Like [`predict_folder`] with the second stage of a cascade, after the networks of the checkpoints `first` have
+/// segmented all images into the folder `previous_stage` within `output`.
 ///
 /// # Errors
-/// As [`predict_folder`], of either stage; the second does not begin where a case of the first has failed. `first` is not
-/// the stage that the second was trained behind.
+/// Returns the errors of [`predict_folder`] for either stage; the second stage does not start if a case of the first
+/// failed. Returns an error if `first` is not the stage that the second was trained with.
 pub fn predict_both_stages(
     inputs: &[PathBuf],
     output: &Path,
@@ -31,7 +31,7 @@ pub fn predict_both_stages(
     }
     let between = output.join(FIRST_STAGE);
     if comm.rank() == 0 {
-        tracing::info!("first stage, into {}", between.display());
+        tracing::info!("predicting the first stage into {}", between.display());
     }
     let options = PredictOptions { checkpoints: first, ..second.clone() };
     predict_folder(inputs, &between, &options, &FolderOptions { save_probabilities: false, ..folder.clone() }, comm)?;
@@ -39,8 +39,8 @@ pub fn predict_both_stages(
     predict_folder(inputs, output, second, &folder, comm)
 }
 
-/// Whether the `later` network was trained behind the `earlier` one, that of the checkpoint at `path`; before either takes its
-/// time.
+/// Checks, before either network runs, that the `later` network was trained with the stage of the `earlier` one, whose
+/// checkpoint is at `path`.
 pub(super) fn check_order(path: &Path, earlier: &ModelDescription, later: &ModelDescription) -> Result<(), InferError> {
     let configuration = later.plans.configuration(&later.configuration)?;
     let Some(wanted) = configuration.previous_stage_name() else {

@@ -1,12 +1,12 @@
-//! Where the windows lie.
+//! Positions of the windows.
 
-/// First voxels of the windows along each axis (nnU-Net v2, `compute_steps_for_sliding_window`).
+/// Returns the first voxels of the windows along each axis (nnU-Net v2, `compute_steps_for_sliding_window`).
 ///
-/// Neighbours lie at most `step` of a window apart, `0 < step <= 1`, evenly, the first at the image's beginning and the
-/// last at its end. A window of one slice, that of a 2D network, visits every slice once.
+/// Windows are evenly spaced, at most `step` of a window size apart, `0 < step <= 1`. The first starts at the image's
+/// start and the last ends at its end. A window of one slice, that of a 2D network, covers every slice once.
 ///
 /// # Panics
-/// If the window is larger than the image or `step` is out of its range.
+/// If the window is larger than the image or `step` is out of range.
 pub fn window_steps(image: [usize; 3], window: [usize; 3], step: f64) -> [Vec<usize>; 3] {
     assert!(step > 0.0 && step <= 1.0, "a step of {step} windows");
     std::array::from_fn(|axis| {

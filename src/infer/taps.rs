@@ -1,36 +1,37 @@
-//! Which planes, rows and voxels of the network's grid a voxel of the raw grid is made of.
+//! Interpolation from the network's grid to the raw grid along each axis.
 
 use nnunet_image::{linear, nearest, positions};
 
-/// What one new sample along an axis is made of: the old sample `first` and, by `part`, the one after it.
+/// Interpolation of one new sample along an axis: the old sample `first` and, with weight `part`, the one after it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tap {
     pub first: usize,
-    /// `0.0..1.0`; with 0 there need not be a sample after `first`.
+    /// Weight of the second sample, `0.0..1.0`; if it is 0, there may be no sample after `first`.
     pub part: f32,
 }
 
 impl Tap {
-    /// For each of `to` samples that cover the length of `from` samples, as [`nnunet_image::resample_data`] makes them:
-    /// the nearest (spline order 0) or the weighted mean of both neighbours (order 1).
+    /// Returns the interpolation of `to` samples that cover the length of `from` samples, as in
+    /// [`crate::image::resample_data`]: the nearest sample (spline order 0) or the weighted mean of both neighbors
+    /// (order 1).
     pub fn along_axis(order: usize, from: usize, to: usize) -> Vec<Self> {
         let taps = positions(from, to).map(|position| match order {
             0 => Self { first: nearest(position, from), part: 0.0 },
             _ => {
                 let (first, part) = linear(position, from);
-                // The last sample alone.
+                // Only the last sample contributes.
                 if part == 1.0 { Self { first: first + 1, part: 0.0 } } else { Self { first, part: part as f32 } }
             }
         });
         taps.collect()
     }
 
-    /// The last sample that is needed.
+    /// Returns the index of the last sample used.
     pub fn last(self) -> usize {
         self.first + usize::from(self.part > 0.0)
     }
 
-    /// Both samples' numbers and weights; two times the same where one is enough.
+    /// Returns indices and weights of both samples; the same index twice if one is enough.
     pub fn pair(self) -> [(usize, f32); 2] {
         [(self.first, 1.0 - self.part), (self.last(), self.part)]
     }

@@ -1,4 +1,4 @@
-//! The cases a training run has held out, shared out to the ranks.
+//! Prediction of the held-out cases of a training run, divided over the ranks.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,16 @@ use nnunet_data::store::{CaseStore, StoreError, read_case_properties, write_labe
 use nnunet_image::write_labels;
 use nnunet_nn::ops::NnOps;
 
-/// Predicts `cases` from the preprocessed store at `folder` into label maps of their raw geometry in `output`, and, for the
-/// predictor's next stages, into label maps of their preprocessed cases; if asked for into class probabilities beside those
-/// in `output`, `CASE.npz`, as nnU-Net's `--npz` writes them. Without, those of an earlier run are removed: they would not be
-/// the label map's.
+/// Predicts `cases` from the preprocessed store at `folder`. Writes label maps in their raw geometry to `output` and,
+/// for the predictor's next stages, label maps of their preprocessed cases. If requested, also writes class
+/// probabilities to `output` as `CASE.npz`, like nnU-Net's `--npz`; otherwise, probabilities of an earlier run are
+/// deleted, because they would not match the label map.
 ///
-/// The ranks divide the cases by their size; gives the numbers of this rank's. When this returns, all ranks are done.
+/// The cases are divided over the ranks by size. Returns the indices of this rank's cases. All ranks are done when this
+/// returns.
 ///
 /// # Errors
-/// A case cannot be read or written, or a rank is gone.
+/// Returns an error if a case cannot be read or written, or if communication fails.
 pub fn validate_fold<B: NnOps>(
     predictor: &Predictor<B>,
     store: &dyn CaseStore,
@@ -55,7 +56,7 @@ pub fn validate_fold<B: NnOps>(
     Ok(own)
 }
 
-/// Removes a file that need not be there.
+/// Deletes a file if it exists.
 fn remove(path: PathBuf) -> Result<(), InferError> {
     match std::fs::remove_file(&path) {
         Err(source) if source.kind() != ErrorKind::NotFound => Err(InferError::Write { path, source }),

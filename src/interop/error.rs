@@ -1,4 +1,4 @@
-//! Why a file of another program could not be read or written.
+//! Errors of import and export.
 
 use std::path::{Path, PathBuf};
 
@@ -8,31 +8,31 @@ use nnunet_data::store::StoreError;
 use nnunet_data::work::ConfigError;
 use nnunet_nn::model::TensorFileError;
 
-/// A file of another program that cannot be read, or a model that cannot be written for one.
+/// Error while reading a file of another program, or while exporting a model.
 #[derive(Debug, thiserror::Error)]
 pub enum InteropError {
-    /// What is wrong with a file, and what to do.
+    /// Problem with a file, and a remedy.
     #[error("{}: {defect}", path.display())]
     File { path: PathBuf, defect: String },
-    /// A checkpoint of ours, or a safetensors file.
+    /// Error in a checkpoint of this program or in a safetensors file.
     #[error("{0}")]
     Tensors(#[from] TensorFileError),
-    /// Plans cannot be read or followed.
+    /// Plans cannot be read or are not supported.
     #[error("{0}")]
     Plans(#[from] PlanError),
-    /// A dataset's description, fingerprint or splits.
+    /// Error in a dataset's description, fingerprint or splits.
     #[error("{0}")]
     Dataset(#[from] DatasetError),
     /// A preprocessed case cannot be written.
     #[error("{0}")]
     Store(#[from] StoreError),
-    /// The work folder's link to the raw dataset.
+    /// Error in the work folder's reference to the raw dataset.
     #[error("{0}")]
     Config(#[from] ConfigError),
 }
 
 impl InteropError {
-    /// A defect of the file at `path`.
+    /// Creates an error for the file at `path`.
     pub fn new(path: &Path, defect: impl std::fmt::Display) -> Self {
         Self::File { path: path.to_owned(), defect: defect.to_string() }
     }

@@ -1,8 +1,8 @@
-//! Files of nnU-Net v2 and of what runs networks, there and back.
+//! Import and export of files of nnU-Net v2 and of inference runtimes.
 //!
-//! [`import`] and [`import_preprocessed`] take over what nnU-Net has trained and preprocessed; [`export`] and
-//! [`write_onnx`] write networks for it and for other programs; [`load_pretrained`] begins a training with weights from
-//! anywhere. Pickles are only parsed (`pickle/`), so that a file from the Internet can do no harm.
+//! [`import`] and [`import_preprocessed`] read trained models and preprocessed data of nnU-Net; [`export`] and
+//! [`write_onnx`] write networks for it and for other programs; [`load_pretrained`] initializes a network for training.
+//! Pickles are only parsed (`pickle/`), never executed, so untrusted files cannot run code.
 
 mod error;
 mod names;
@@ -25,11 +25,11 @@ pub use pretrained::{Pretrained, load_pretrained, read_weights};
 use nnunet_nn::checkpoint::SavedModel;
 use nnunet_nn::model::write_tensors;
 
-/// Writes the weights alone, with nnU-Net's names and shapes, as a safetensors file whose header describes the model:
-/// plans, `dataset.json`, configuration and the axes of mirroring, as JSON under the key `nnunet_dist`.
+/// Writes only the weights, with nnU-Net's names and shapes, as a safetensors file. The header describes the model:
+/// plans, `dataset.json`, configuration and mirror axes, as JSON under the key `nnunet_dist`.
 ///
 /// # Errors
-/// The file cannot be written.
+/// Returns an error if the file cannot be written.
 pub fn write_safetensors(model: &SavedModel, path: &Path) -> Result<(), InteropError> {
     let description = &model.description;
     let mut weights = model.weights.clone();
@@ -39,7 +39,7 @@ pub fn write_safetensors(model: &SavedModel, path: &Path) -> Result<(), InteropE
     Ok(write_tensors(path, description, &weights)?)
 }
 
-/// Whether a name from a file names something in the folder that it is joined to, not elsewhere.
+/// Returns whether `name` is a plain file name, which cannot leave the folder it is joined to.
 fn is_file_name(name: &str) -> bool {
     Path::new(name).file_name() == Some(OsStr::new(name))
 }

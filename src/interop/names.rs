@@ -1,18 +1,18 @@
-//! Names and shapes of nnU-Net's weights, there and here.
+//! Mapping between nnU-Net's names and shapes of weights and those of this crate.
 //!
-//! PyTorch lists a module under every name that it can be reached by: the encoder also as the decoder's, and the parts of
-//! a convolution block also by their number in `all_modules`. Here each tensor has one name, the first of these. A 2D
-//! network's kernels have two axes there and a z extent of 1 here.
+//! PyTorch lists a module under every name that it can be reached by: the encoder again below the decoder, and the
+//! parts of a convolution block again by their index in `all_modules`. This crate uses one name per tensor, the first
+//! of these. Kernels of 2D networks have two spatial axes in PyTorch, and three with a z extent of 1 in this crate.
 
 use nnunet_nn::model::TensorState;
 
-/// What wrappers of PyTorch's put before names.
+/// Prefixes added by PyTorch's wrappers.
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 
-/// Of a block's parts, the names and the numbers.
+/// Names of the parts of a block and their indices in `all_modules`.
 const PARTS: [(&str, &str); 2] = [(".conv.", ".all_modules.0."), (".norm.", ".all_modules.1.")];
 
-/// The name of a tensor here; `None` where it is only another name of one.
+/// Returns the canonical name of a tensor; `None` if the name is an alias of another one.
 pub fn canonical(name: &str) -> Option<&str> {
     let mut name = name;
     while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
@@ -21,7 +21,7 @@ pub fn canonical(name: &str) -> Option<&str> {
     (!name.starts_with("decoder.encoder.") && !name.contains(".all_modules.")).then_some(name)
 }
 
-/// All names under which PyTorch lists a tensor, the first of which is its own.
+/// Returns all names under which PyTorch lists a tensor, starting with the canonical one.
 pub fn all(name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     names.extend(PARTS.iter().filter(|(part, _)| name.contains(part)).map(|(part, number)| name.replace(part, number)));
@@ -32,14 +32,14 @@ pub fn all(name: &str) -> Vec<String> {
     names
 }
 
-/// A 2D kernel `(a, b, y, x)` as `(a, b, 1, y, x)`.
+/// Changes the shape of a 2D kernel `(a, b, y, x)` to `(a, b, 1, y, x)`.
 pub fn lift(shape: &mut Vec<usize>) {
     if shape.len() == 4 {
         shape.insert(2, 1);
     }
 }
 
-/// The way back, for the weights of a 2D network.
+/// Reverses [`lift`] for the weights of a 2D network.
 pub fn flatten(weights: &mut [TensorState]) {
     for tensor in weights {
         if let [_, _, 1, _, _] = tensor.spec.shape[..] {

@@ -1,5 +1,5 @@
-//! Trained models of nnU-Net v2: a folder with `plans.json`, `dataset.json` and `fold_X/checkpoint_final.pth`, there and
-//! back.
+//! Import and export of trained models of nnU-Net v2: a folder with `plans.json`, `dataset.json` and
+//! `fold_X/checkpoint_final.pth`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,24 +21,24 @@ const PLANS: &str = "plans.json";
 const DATASET: &str = "dataset.json";
 const FINAL: &str = "checkpoint_final.pth";
 const BEST: &str = "checkpoint_best.pth";
-/// What nnU-Net keeps while a training goes on.
+/// Checkpoint that nnU-Net keeps during training.
 const LATEST: &str = "checkpoint_latest.pth";
 
-/// Where imported networks go.
+/// Destination of imported networks.
 #[derive(Clone, Debug)]
 pub enum Destination {
-    /// A folder of runs: a model folder's folds become `fold_X` in it, a single file becomes a run of its own.
+    /// Folder of runs: each fold of a model folder becomes `fold_X` in it; a single file becomes a run at this path.
     Folder(PathBuf),
-    /// The runs of a work folder, below the name of the configuration.
+    /// Runs of a work folder, below the name of the configuration.
     Work(WorkDir),
 }
 
-/// Turns checkpoints of nnU-Net into checkpoints of ours; gives the run directories that have them.
+/// Converts checkpoints of nnU-Net to checkpoints of this program and returns their run directories.
 ///
-/// `source` is a model folder, all of whose folds are taken, or one checkpoint.
+/// `source` is a model folder with all its folds, or one checkpoint.
 ///
 /// # Errors
-/// A file is missing or damaged, is not of nnU-Net v2, or holds a network that this crate does not build.
+/// Returns an error if a file is missing or damaged, is not of nnU-Net v2, or contains a network that is not supported.
 pub fn import(source: &Path, destination: &Destination) -> Result<Vec<RunDir>, InteropError> {
     if source.is_file() {
         let model = read_checkpoint(source)?;
@@ -56,12 +56,12 @@ pub fn import(source: &Path, destination: &Destination) -> Result<Vec<RunDir>, I
         let newest = [FINAL, LATEST].map(|name| folder.join(name)).into_iter().find(|path| path.exists());
         let best = Some(folder.join(BEST)).filter(|path| path.exists());
         let Some(first) = newest.as_ref().or(best.as_ref()) else {
-            let defect = format!("holds neither {FINAL} nor {LATEST} nor {BEST}");
+            let defect = format!("contains neither {FINAL} nor {LATEST} nor {BEST}");
             return Err(InteropError::new(&folder, defect));
         };
         let model = read_checkpoint(first)?;
         let run = run_of(destination, &model, fold);
-        // A training that left its best checkpoint only has no newer one to predict with.
+        // If only the best checkpoint exists, it also serves as the latest.
         model.write(&run.checkpoint_latest())?;
         if let Some(best) = best {
             read_checkpoint(&best)?.write(&run.checkpoint_best())?;
@@ -71,18 +71,18 @@ pub fn import(source: &Path, destination: &Destination) -> Result<Vec<RunDir>, I
     Ok(runs)
 }
 
-/// Reads the network of a checkpoint. Plans and description are those of the model folder around it, as in nnU-Net, or
-/// those that the checkpoint holds.
+/// Reads the network of a checkpoint. Plans and dataset description are read from the surrounding model folder, as in
+/// nnU-Net, or else from the checkpoint.
 ///
 /// # Errors
-/// As [`import`].
+/// Like [`import`].
 pub fn read_checkpoint(path: &Path) -> Result<SavedModel, InteropError> {
     let (mut file, pickle) = TorchFile::open(path)?;
     let checkpoint = Checkpoint { path, root: pickle.root() };
     let init_args = checkpoint.required("init_args")?;
     let configuration = init_args.get("configuration").and_then(Value::text);
     let configuration = configuration.filter(|name| is_file_name(name));
-    let configuration = configuration.ok_or_else(|| checkpoint.fail("init_args names no configuration"))?.to_owned();
+    let configuration = configuration.ok_or_else(|| checkpoint.fail("init_args has no configuration"))?.to_owned();
     let (plans, dataset): (Plans, DatasetJson) = match checkpoint.model_folder() {
         Some(folder) => (Plans::load(&folder.join(PLANS))?, DatasetJson::load(&folder.join(DATASET))?),
         None => (checkpoint.description(init_args, "plans")?, checkpoint.description(init_args, "dataset_json")?),
@@ -96,21 +96,21 @@ pub fn read_checkpoint(path: &Path) -> Result<SavedModel, InteropError> {
     Ok(SavedModel { description, weights })
 }
 
-/// The weights of a checkpoint alone, by our names.
+/// Reads only the weights of a checkpoint, by their canonical names.
 ///
 /// # Errors
-/// The file is damaged or has no `network_weights`.
+/// Returns an error if the file is damaged or has no `network_weights`.
 pub fn read_weights(path: &Path) -> Result<Vec<TensorState>, InteropError> {
     let (mut file, pickle) = TorchFile::open(path)?;
     let checkpoint = Checkpoint { path, root: pickle.root() };
     weights_of(path, checkpoint.required("network_weights")?, &mut file)
 }
 
-/// Writes a model folder that nnU-Net's `nnUNetPredictor.initialize_from_trained_model_folder` loads; `fold` is a number or
-/// `all`. A folder that has other folds of the same model gets one more. Gives the checkpoint's path.
+/// Writes a model folder for nnU-Net's `nnUNetPredictor.initialize_from_trained_model_folder` and returns the
+/// checkpoint's path; `fold` is a number or `all`. The fold is added to other folds of the same model in the folder.
 ///
 /// # Errors
-/// A file cannot be written, or the folder has another model.
+/// Returns an error if a file cannot be written, or if the folder contains another model.
 pub fn export(model: &SavedModel, fold: &str, folder: &Path) -> Result<PathBuf, InteropError> {
     let SavedModel { description, weights } = model;
     check_same_model(description, folder)?;
@@ -158,7 +158,7 @@ pub fn export(model: &SavedModel, fold: &str, folder: &Path) -> Result<PathBuf, 
     Ok(path)
 }
 
-/// A checkpoint's pickle.
+/// Pickle of a checkpoint.
 struct Checkpoint<'a> {
     path: &'a Path,
     root: Value<'a>,
@@ -176,11 +176,11 @@ impl<'a> Checkpoint<'a> {
             None if self.root.entries().is_none() => {
                 self.fail(format!("is {}, not a checkpoint of nnU-Net v2", self.root.kind()))
             }
-            None => self.fail(format!("has no {key}, so is not a checkpoint of nnU-Net v2")),
+            None => self.fail(format!("has no {key} and is not a checkpoint of nnU-Net v2")),
         })
     }
 
-    /// The folder whose `fold_X/checkpoint.pth` this is.
+    /// Returns the model folder if this is a `fold_X/checkpoint.pth` in one.
     fn model_folder(&self) -> Option<&Path> {
         let folder = self.path.parent()?.parent()?;
         [PLANS, DATASET].iter().all(|name| folder.join(name).is_file()).then_some(folder)
@@ -196,8 +196,8 @@ impl<'a> Checkpoint<'a> {
         parsed.map_err(|defect| self.fail(format!("{key} of init_args: {defect}")))
     }
 
-    /// The axes of mirroring, of `(y, x)` in 2D there and always of `(z, y, x)` here. A checkpoint without them is from a
-    /// trainer that did not mirror.
+    /// Reads the mirror axes, indices into `(y, x)` for 2D in the file and always into `(z, y, x)` in this crate. A
+    /// checkpoint without them is from a trainer without mirroring.
     fn mirror_axes(&self, is_2d: bool) -> Result<Vec<usize>, InteropError> {
         let key = "inference_allowed_mirroring_axes";
         let Some(axes) = self.root.get(key).filter(|axes| !axes.is_none()) else { return Ok(Vec::new()) };
@@ -208,7 +208,7 @@ impl<'a> Checkpoint<'a> {
     }
 }
 
-/// Reads each tensor of a `state_dict` once.
+/// Reads each tensor of a `state_dict` once, skipping aliases.
 fn weights_of(path: &Path, state: Value, file: &mut TorchFile) -> Result<Vec<TensorState>, InteropError> {
     let mut weights = Vec::new();
     for (name, value) in state.entries().into_iter().flatten() {
@@ -224,7 +224,7 @@ fn weights_of(path: &Path, state: Value, file: &mut TorchFile) -> Result<Vec<Ten
     Ok(weights)
 }
 
-/// Every weight under all its names; the names of one share a storage.
+/// Writes every weight under all its names; aliases share a storage.
 fn write_weights(pickle: &mut PickleWriter, weights: &[TensorState]) {
     for (number, TensorState { spec, values }) in weights.iter().enumerate() {
         let mut strides = vec![1; spec.shape.len()];
@@ -251,7 +251,7 @@ fn write_weights(pickle: &mut PickleWriter, weights: &[TensorState]) {
     }
 }
 
-/// The names of the folds in a model folder, sorted.
+/// Returns the sorted names of the folds in a model folder.
 fn folds(folder: &Path) -> Result<Vec<String>, InteropError> {
     let fail = |error: std::io::Error| InteropError::new(folder, error);
     let mut folds = Vec::new();
@@ -264,13 +264,13 @@ fn folds(folder: &Path) -> Result<Vec<String>, InteropError> {
     }
     folds.sort();
     if folds.is_empty() {
-        let hint = "give the folder TRAINER__PLANS__CONFIGURATION of nnUNet_results, or a checkpoint";
-        return Err(InteropError::new(folder, format!("holds no folder fold_X; {hint}")));
+        let hint = "pass the folder TRAINER__PLANS__CONFIGURATION of nnUNet_results, or a checkpoint";
+        return Err(InteropError::new(folder, format!("contains no folder fold_X; {hint}")));
     }
     Ok(folds)
 }
 
-/// The folder of a checkpoint, if it is that of a fold.
+/// Returns the name of the checkpoint's fold folder, or `fold_0`.
 fn fold_of(checkpoint: &Path) -> String {
     let folder = checkpoint.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     if folder.starts_with("fold_") { folder.into_owned() } else { "fold_0".into() }
@@ -283,7 +283,7 @@ fn run_of(destination: &Destination, model: &SavedModel, fold: &str) -> RunDir {
     }
 }
 
-/// Folds in one folder share its plans.
+/// Checks that the folder is empty or contains folds of the same model, because folds share the plans.
 fn check_same_model(description: &ModelDescription, folder: &Path) -> Result<(), InteropError> {
     let path = folder.join(PLANS);
     if !path.exists() {
@@ -300,7 +300,7 @@ fn check_same_model(description: &ModelDescription, folder: &Path) -> Result<(),
     };
     match difference {
         Some(what) => {
-            Err(InteropError::new(&path, format!("is of a model with another {what}; choose another folder")))
+            Err(InteropError::new(&path, format!("belongs to a model with a different {what}; choose another folder")))
         }
         None => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! nnU-Net's `nnUNet_preprocessed/DatasetXXX_Name` as a work folder.
+//! Import of nnU-Net's `nnUNet_preprocessed/DatasetXXX_Name` as a work folder.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -20,36 +20,36 @@ use nnunet_data::store::{self, CaseProperties, PreprocessedCase};
 use nnunet_data::work::{self, WorkDir};
 use nnunet_image::Geometry;
 
-/// Properties are mostly samples of the voxels of each class.
+/// Size limit for the properties of a case, which consist mostly of sampled voxels of each class.
 const MAX_PROPERTIES: u64 = 1 << 30;
 
-/// What to take over.
+/// Preprocessed data to import.
 #[derive(Clone, Debug)]
 pub struct Source<'a> {
-    /// `nnUNet_preprocessed/DatasetXXX_Name`.
+    /// Folder `nnUNet_preprocessed/DatasetXXX_Name`.
     pub folder: &'a Path,
-    /// Name of the plans file in it, without its ending: `nnUNetPlans`.
+    /// Name of the plans file without its extension, such as `nnUNetPlans`.
     pub plans: &'a str,
-    /// The raw dataset; without it, the ground truth in `gt_segmentations` stands in for its labels.
+    /// Raw dataset; without it, the ground truth in `gt_segmentations` replaces its labels.
     pub raw: Option<&'a Path>,
 }
 
-/// What was taken over of a configuration's cases.
+/// Imported cases of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Imported {
-    /// `nnUNetPlans_3d_fullres`.
+    /// Data identifier, such as `nnUNetPlans_3d_fullres`.
     pub data_identifier: String,
-    /// Converted cases.
+    /// Number of converted cases.
     pub cases: usize,
-    /// Cases in Blosc2's format (nnU-Net 2.6 and later), which were left behind: `preprocess` makes them again.
+    /// Number of skipped cases in Blosc2 format (nnU-Net 2.6 and later); `preprocess` can recreate them.
     pub blosc2: usize,
 }
 
-/// Makes a work folder: plans, description, fingerprint, splits, and the cases that are `.npz` or `.npy` files. `on_case` is
-/// told of each case that is done.
+/// Creates a work folder with plans, dataset description, fingerprint, splits and the cases that are `.npz` or `.npy`
+/// files. `on_case` is called after each converted case.
 ///
 /// # Errors
-/// A file is missing or damaged, or a case cannot be written.
+/// Returns an error if a file is missing or damaged, or if a case cannot be written.
 pub fn import_preprocessed(
     source: &Source,
     work: &WorkDir,
@@ -92,7 +92,7 @@ pub fn import_preprocessed(
     Ok(imported)
 }
 
-/// A raw dataset of labels alone, which is what the evaluation of held-out cases reads of one.
+/// Creates a raw dataset with only labels, which is sufficient for the evaluation of held-out cases.
 fn labels_only(folder: &Path, dataset: &DatasetJson, work: &WorkDir) -> Result<PathBuf, InteropError> {
     let (from, to) = (folder.join("gt_segmentations"), work.root().join("labels_only"));
     let ending = &dataset.file_ending;
@@ -111,7 +111,7 @@ fn labels_only(folder: &Path, dataset: &DatasetJson, work: &WorkDir) -> Result<P
     Ok(to)
 }
 
-/// The cases of one data identifier on their way.
+/// Conversion of the cases of one data identifier.
 struct Conversion<'a> {
     folder: &'a Path,
     configuration: Configuration,
@@ -129,13 +129,13 @@ impl<'a> Conversion<'a> {
     ) -> Result<Self, InteropError> {
         if !is_file_name(&configuration.data_identifier) {
             let defect =
-                format!("data_identifier {:?} of the plans is no name of a folder", configuration.data_identifier);
+                format!("data_identifier {:?} of the plans is not a folder name", configuration.data_identifier);
             return Err(InteropError::new(folder, defect));
         }
         let transpose = <[usize; 3]>::try_from(plans.transpose_forward.as_slice()).ok();
         let transpose = transpose.filter(|axes| (0..3).all(|axis| axes.contains(&axis)));
         let transpose =
-            transpose.ok_or_else(|| InteropError::new(folder, "the plans' transpose_forward is no order of axes"))?;
+            transpose.ok_or_else(|| InteropError::new(folder, "plans: transpose_forward is not a permutation"))?;
         let classes = ClassGroups::of(dataset).map_err(|defect| InteropError::new(folder, defect))?;
         Ok(Self { folder, configuration, transpose, channels: dataset.num_channels(), classes })
     }
@@ -168,7 +168,7 @@ impl<'a> Conversion<'a> {
         let path = self.file(id, ".pkl");
         let properties = fs::metadata(&path).and_then(|file| match file.len() {
             ..=MAX_PROPERTIES => fs::read(&path),
-            len => Err(std::io::Error::other(format!("{len} bytes are more than properties have"))),
+            len => Err(std::io::Error::other(format!("{len} bytes exceed the size limit of properties"))),
         });
         let properties = properties.map_err(|error| InteropError::new(&path, error))?;
         let pickle = parse(&properties).map_err(|defect| InteropError::new(&path, defect))?;
@@ -179,14 +179,14 @@ impl<'a> Conversion<'a> {
         if channels != self.channels || labels.dim() != (z, y, x) {
             let defect =
                 format!("arrays of shape {:?} and {:?}, {} channels", data.shape(), labels.shape(), self.channels);
-            return Err(InteropError::new(&path, format!("does not fit the {defect}")));
+            return Err(InteropError::new(&path, format!("does not match the {defect}")));
         }
         properties.shape_after_resampling = [z, y, x];
         properties.class_locations = self.classes.sample(labels.view(), case_number(id));
         Ok(PreprocessedCase { data, labels: Some(labels), properties })
     }
 
-    /// The intensities and labels of a case, which are one `.npz`, or two `.npy` where it was unpacked.
+    /// Reads the intensities and labels of a case from one `.npz`, or from two `.npy` files if it was unpacked.
     fn arrays(&self, id: &str) -> Result<(Array4<f32>, Array3<i16>), InteropError> {
         let npz = self.file(id, ".npz");
         let read = |key: &str, ending: &str| {
@@ -212,14 +212,14 @@ impl<'a> Conversion<'a> {
         let labels = labels.map_err(|defect| InteropError::new(&path, format!("seg: {defect}")))?;
         let (first, ..) = labels.dim();
         if first == 0 {
-            return Err(InteropError::new(&path, "seg: has no voxel"));
+            return Err(InteropError::new(&path, "seg: contains no voxels"));
         }
-        // A cascade's second stage has nothing more here; only the first map is the case's own.
+        // The second stage of a cascade stores nothing more here; only the first map belongs to the case.
         Ok((data, labels.index_axis_move(ndarray::Axis(0), 0)))
     }
 }
 
-/// The pickled properties of a case (`default_preprocessor.py`, `simpleitk_reader_writer.py`, `nibabel_reader_writer.py`).
+/// Pickled properties of a case (`default_preprocessor.py`, `simpleitk_reader_writer.py`, `nibabel_reader_writer.py`).
 struct Properties<'a>(Value<'a>);
 
 impl Properties<'_> {
@@ -228,7 +228,7 @@ impl Properties<'_> {
         let before = transpose.map(|raw| geometry.spacing[raw]);
         let target = configuration.spacing3();
         let bbox: Vec<_> =
-            self.required("bbox_used_for_cropping")?.items().ok_or("bbox_used_for_cropping is no list")?.collect();
+            self.required("bbox_used_for_cropping")?.items().ok_or("bbox_used_for_cropping is not a list")?.collect();
         let bbox: Option<Vec<[usize; 2]>> = bbox.into_iter().map(|sides| sides.indices()?.try_into().ok()).collect();
         let bbox = bbox.and_then(|bbox| <[[usize; 2]; 3]>::try_from(bbox).ok());
         let properties = CaseProperties {
@@ -259,7 +259,7 @@ impl Properties<'_> {
         shape.filter(|shape| !shape.contains(&0)).ok_or_else(|| format!("{key} is not three numbers above 0"))
     }
 
-    /// Where the raw image lies, by whichever library read it.
+    /// Reads the geometry of the raw image as stored by SimpleITK or nibabel.
     fn geometry(&self) -> Result<Geometry, String> {
         let spacing = floats::<3>(self.required("spacing")?).ok_or("spacing is not three numbers")?;
         if spacing.iter().any(|spacing| !(spacing.is_finite() && *spacing > 0.0)) {
@@ -273,7 +273,7 @@ impl Properties<'_> {
         }
         match self.0.get("nibabel_stuff") {
             Some(stuff) if stuff.get("reoriented_affine").is_some() => Err(
-                "was read by NibabelIOWithReorient, which turns images; run `preprocess` on the raw dataset instead"
+                "was read by NibabelIOWithReorient, which reorients images; run `preprocess` on the raw dataset instead"
                     .into(),
             ),
             Some(stuff) => nibabel(stuff, spacing)
@@ -284,7 +284,7 @@ impl Properties<'_> {
     }
 }
 
-/// `(x, y, z)` origin and direction as SimpleITK gives them; 2D images lie in the plane of x and y.
+/// Reads origin and direction in `(x, y, z)` as stored by SimpleITK; 2D images lie in the x-y plane.
 fn simpleitk(stuff: Value) -> Option<([f64; 3], [[f64; 3]; 3])> {
     let (origin, direction) = (stuff.get("origin")?, stuff.get("direction")?);
     if let (Some([x, y]), Some([a, b, c, d])) = (floats::<2>(origin), floats::<4>(direction)) {
@@ -294,7 +294,7 @@ fn simpleitk(stuff: Value) -> Option<([f64; 3], [[f64; 3]; 3])> {
     Some((floats::<3>(origin)?, [[a, b, c], [d, e, f], [g, h, i]]))
 }
 
-/// The same of a NIfTI affine, whose first two axes point the other way.
+/// Reads origin and direction from a NIfTI affine, whose first two axes have the opposite sign.
 fn nibabel(stuff: Value, spacing: [f64; 3]) -> Option<([f64; 3], [[f64; 3]; 3])> {
     let affine = Array::of(stuff.get("original_affine")?)?;
     let at = |row: usize, column: usize| Some(affine.at(row, column)? * if row < 2 { -1.0 } else { 1.0 });
@@ -310,17 +310,17 @@ fn nibabel(stuff: Value, spacing: [f64; 3]) -> Option<([f64; 3], [[f64; 3]; 3])>
     Some((origin, direction))
 }
 
-/// Exactly `N` numbers.
+/// Reads exactly `N` numbers.
 fn floats<const N: usize>(value: Value) -> Option<[f64; N]> {
     value.items()?.map(Value::float).collect::<Option<Vec<_>>>()?.try_into().ok()
 }
 
-/// The bytes of an array in a NumPy archive.
+/// Reads the bytes of an array in a NumPy archive.
 fn npz_entry(path: &Path, key: &str) -> Result<Vec<u8>, String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| error.to_string())?;
     let mut entry = archive.by_name(&format!("{key}.npy")).map_err(|error| error.to_string())?;
-    // As much as there is, whatever the archive says of its size.
+    // Read to the end instead of trusting the size in the archive.
     let mut bytes = Vec::new();
     entry.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     Ok(bytes)
@@ -329,13 +329,13 @@ fn npz_entry(path: &Path, key: &str) -> Result<Vec<u8>, String> {
 fn array<T: Element>(bytes: &[u8]) -> Result<Array4<T>, String> {
     let (data_at, shape) = decode_header::<T>(bytes)?;
     if byte_length::<T>(data_at, shape) != Some(bytes.len()) {
-        return Err(format!("has {} bytes, which its shape {shape:?} contradicts", bytes.len()));
+        return Err(format!("has {} bytes, which does not match its shape {shape:?}", bytes.len()));
     }
     let elements = bytemuck::pod_collect_to_vec(&bytes[data_at..]);
     Array4::from_shape_vec(shape, elements).map_err(|error| error.to_string())
 }
 
-/// The files of a folder, sorted.
+/// Returns the files of a folder, sorted.
 fn files(folder: &Path) -> Result<Vec<PathBuf>, InteropError> {
     let entries = fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
     let mut files: Vec<PathBuf> = entries.map_err(|error| InteropError::new(folder, error))?;

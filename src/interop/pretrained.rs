@@ -1,4 +1,4 @@
-//! Weights to begin a training with.
+//! Initial weights for training.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,26 +10,27 @@ use super::{InteropError, names, nnunet_model};
 use nnunet_nn::checkpoint::SavedModel;
 use nnunet_nn::model::{ParameterSpec, TensorState};
 
-/// Layers that turn features into logits: the only ones that depend on the classes (nnU-Net's
-/// `load_pretrained_weights.py` leaves them out always).
+/// Name part of the layers that map features to logits, the only ones that depend on the classes (nnU-Net's
+/// `load_pretrained_weights.py` always skips them).
 const HEADS: &str = ".seg_layers.";
 
-/// How a zip archive, and so a file of PyTorch's, begins.
+/// First bytes of a zip archive, the container of PyTorch's files.
 const ZIP: &[u8; 4] = b"PK\x03\x04";
 
-/// What came of weights that were put in place of a network's own.
+/// Result of loading pretrained weights into a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pretrained {
-    /// Tensors that were taken from the file.
+    /// Number of tensors loaded from the file.
     pub taken: usize,
-    /// Heads that keep their initial weights, because the file's are for another number of classes.
+    /// Heads that keep their initial weights, because the file has another number of classes.
     pub kept: Vec<String>,
 }
 
-/// Reads weights by our names: of a checkpoint of ours or nnU-Net's, or of a safetensors file with PyTorch's names.
+/// Reads weights by their canonical names: from a checkpoint of this program or of nnU-Net, or from a safetensors file
+/// with PyTorch's names.
 ///
 /// # Errors
-/// The file is missing, damaged, or of none of these kinds.
+/// Returns an error if the file is missing, damaged, or of another kind.
 pub fn read_weights(path: &Path) -> Result<Vec<TensorState>, InteropError> {
     if path.is_dir() {
         return Ok(SavedModel::read(path)?.weights);
@@ -37,15 +38,16 @@ pub fn read_weights(path: &Path) -> Result<Vec<TensorState>, InteropError> {
     let fail = |error: std::io::Error| InteropError::new(path, error);
     let mut file = File::open(path).map_err(fail)?;
     let mut magic = [0; 4];
-    // A shorter file is none of either kind.
+    // A shorter file is of neither kind.
     let is_zip = file.read_exact(&mut magic).is_ok() && magic == *ZIP;
     if is_zip { nnunet_model::read_weights(path) } else { read_safetensors(path, &file) }
 }
 
-/// Puts the weights of a file in place of those of `state`, the parameters of a network, by name.
+/// Replaces the weights in `state`, the parameters of a network, by those of a file, matched by name.
 ///
 /// # Errors
-/// The file cannot be read, or holds the weights of another network. Heads for another number of classes are no error.
+/// Returns an error if the file cannot be read or contains the weights of another network. Heads for another number of
+/// classes are not an error.
 pub fn load_pretrained(path: &Path, state: &mut [TensorState]) -> Result<Pretrained, InteropError> {
     let fail = |defect: String| InteropError::new(path, defect);
     let mut weights: std::collections::HashMap<_, _> =
@@ -55,7 +57,7 @@ pub fn load_pretrained(path: &Path, state: &mut [TensorState]) -> Result<Pretrai
         let (name, ours) = (&tensor.spec.name, &tensor.spec.shape);
         let found = weights.remove(name).ok_or_else(|| {
             fail(format!(
-                "has no tensor {name}, which the network has with the shape {ours:?}; is it of another network?"
+                "has no tensor {name}, which the network requires with shape {ours:?}; is it another network?"
             ))
         })?;
         let theirs = &found.spec.shape;
@@ -66,25 +68,26 @@ pub fn load_pretrained(path: &Path, state: &mut [TensorState]) -> Result<Pretrai
             pretrained.kept.push(name.clone());
         } else {
             return Err(fail(format!(
-                "tensor {name} has the shape {theirs:?}, the network {ours:?}; is it of another network?"
+                "tensor {name} has shape {theirs:?}, the network requires {ours:?}; is it another network?"
             )));
         }
     }
     match weights.values().min_by_key(|tensor| &tensor.spec.name) {
-        Some(TensorState { spec: ParameterSpec { name, shape }, .. }) => Err(fail(format!(
-            "has a tensor {name} of the shape {shape:?}, which the network has not; is it of another network?"
-        ))),
+        Some(TensorState { spec: ParameterSpec { name, shape }, .. }) => {
+            Err(fail(format!("has an unexpected tensor {name} of shape {shape:?}; is it another network?")))
+        }
         None => Ok(pretrained),
     }
 }
 
 fn read_safetensors(path: &Path, file: &File) -> Result<Vec<TensorState>, InteropError> {
     let fail = |defect: String| InteropError::new(path, defect);
-    // SAFETY: the file is only read; whoever truncates it meanwhile gets SIGBUS, as with any mapped file.
+    // SAFETY: the file is only read; if another process truncates it meanwhile, access raises SIGBUS, as for any mapped
+    // file.
     let bytes = unsafe { memmap2::Mmap::map(file) }.map_err(|error| fail(error.to_string()))?;
     let contents = SafeTensors::deserialize(&bytes).map_err(|error| {
         fail(format!(
-            "neither a checkpoint of nnunet-dist (a folder), nor a .pth of nnU-Net, nor a whole safetensors file: {error}"
+            "neither a checkpoint of nnunet-dist (a folder), nor a .pth of nnU-Net, nor a safetensors file: {error}"
         ))
     })?;
     let mut weights = Vec::new();
@@ -101,7 +104,7 @@ fn read_safetensors(path: &Path, file: &File) -> Result<Vec<TensorState>, Intero
     Ok(named.collect())
 }
 
-/// Tensors lie at any byte offset, so their elements are copied out one at a time.
+/// Converts a tensor to f32. Tensors may start at any byte offset, so the elements are copied one at a time.
 fn values(view: &TensorView) -> Option<Vec<f32>> {
     let bytes = view.data();
     Some(match view.dtype() {
@@ -154,13 +157,13 @@ mod tests {
         let error = |state: &mut [TensorState]| load_pretrained(&path, state).unwrap_err().to_string();
         let message = error(&mut [tensor(CONV, &[4, 2, 1, 3, 3], 1.0)]);
         assert!(
-            message.contains(&format!("tensor {CONV} has the shape [4, 1, 1, 3, 3], the network [4, 2, 1, 3, 3]")),
+            message.contains(&format!("tensor {CONV} has shape [4, 1, 1, 3, 3], the network requires [4, 2, 1, 3, 3]")),
             "{message}"
         );
         let message = error(&mut [tensor(HEAD, &[3, 4, 1, 1, 1], 1.0)]);
         assert!(message.contains(&format!("no tensor {HEAD}")), "{message}");
         let message = error(&mut []);
-        assert!(message.contains(&format!("a tensor {CONV} of the shape [4, 1, 1, 3, 3]")), "{message}");
+        assert!(message.contains(&format!("unexpected tensor {CONV} of shape [4, 1, 1, 3, 3]")), "{message}");
         std::fs::write(&path, "no weights").unwrap();
         assert!(error(&mut []).contains("neither a checkpoint"));
     }

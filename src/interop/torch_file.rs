@@ -1,5 +1,5 @@
-//! PyTorch's files (`torch.save` since 1.6): a zip archive with a pickle, `data.pkl`, that describes tensors, and one entry
-//! for the bytes of each storage, `data/N`. Nothing is compressed.
+//! PyTorch's file format (`torch.save` since 1.6): a zip archive with a pickle, `data.pkl`, that describes tensors, and
+//! one entry with the bytes of each storage, `data/N`. Nothing is compressed.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -12,40 +12,40 @@ use super::InteropError;
 use super::pickle::{Pickle, Value, parse};
 use nnunet_core::fsio;
 
-/// A `data.pkl` of this size is not one of a checkpoint.
+/// Size limit for `data.pkl`, above that of any checkpoint.
 const MAX_PICKLE: u64 = 64 << 20;
 
-/// PyTorch aligns storages, so that they can be mapped into memory.
+/// Alignment of storages; PyTorch aligns them for memory mapping.
 const ALIGNMENT: u16 = 64;
 
-/// The entries of an opened file.
+/// Opened file.
 pub struct TorchFile {
     archive: ZipArchive<BufReader<File>>,
-    /// Folder within the archive in which everything lies.
+    /// Folder within the archive that contains all entries.
     root: String,
     file_len: u64,
 }
 
-/// A tensor in C order, as `f32` whatever it was.
+/// Tensor in C order, converted to `f32`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     pub shape: Vec<usize>,
     pub values: Vec<f32>,
 }
 
-/// Where the elements of a tensor lie.
+/// Location of the elements of a tensor.
 struct Layout<'a> {
     /// Name of the storage's entry below `data/`.
     key: &'a str,
     element: Element,
-    /// Elements of the storage.
+    /// Number of elements of the storage.
     storage_len: usize,
     offset: usize,
     shape: Vec<usize>,
     strides: Vec<usize>,
 }
 
-/// Types of elements.
+/// Element types.
 #[derive(Clone, Copy)]
 enum Element {
     F64,
@@ -60,23 +60,22 @@ enum Element {
 }
 
 impl TorchFile {
-    /// Opens a file and parses its description; the storages stay where they are.
+    /// Opens a file and parses its pickle; storages are not read yet.
     ///
     /// # Errors
-    /// The file is missing or damaged, or not of PyTorch's current format.
+    /// Returns an error if the file is missing or damaged, or not in PyTorch's current format.
     pub fn open(path: &Path) -> Result<(Self, Pickle), InteropError> {
         let fail = |defect: String| InteropError::new(path, defect);
         let file = File::open(path).map_err(|error| fail(error.to_string()))?;
         let file_len = file.metadata().map_err(|error| fail(error.to_string()))?.len();
         let archive = ZipArchive::new(BufReader::new(file)).map_err(|error| {
             fail(format!(
-                "not a whole file of PyTorch ({error}); files from before PyTorch 1.6 must be loaded and saved again"
+                "not a complete PyTorch file ({error}); files from before PyTorch 1.6 must be loaded and saved again"
             ))
         })?;
         let description =
             archive.file_names().find(|name| name.split_once('/').is_some_and(|(_, file)| file == "data.pkl"));
-        let description =
-            description.ok_or_else(|| fail("a zip archive without data.pkl, so not of PyTorch".into()))?;
+        let description = description.ok_or_else(|| fail("not a PyTorch file: the archive has no data.pkl".into()))?;
         let root = description.trim_end_matches("data.pkl").to_owned();
         let mut this = Self { archive, root, file_len };
         if this.entry("byteorder", 16).is_ok_and(|order| order == b"big") {
@@ -86,10 +85,10 @@ impl TorchFile {
         Ok((this, pickle))
     }
 
-    /// Reads a tensor, whatever its strides; parameters of modules are tensors too.
+    /// Reads a tensor with any strides; module parameters are supported, too.
     ///
     /// # Errors
-    /// The value is no tensor, or one of a type that is not supported, or the file does not hold all of it.
+    /// Returns an error if the value is not a tensor, if its type is not supported, or if its storage is incomplete.
     pub fn tensor(&mut self, value: Value) -> Result<Tensor, String> {
         let layout = Layout::of(value)?;
         let len = layout.checked_len()?;
@@ -107,7 +106,7 @@ impl TorchFile {
         Ok(Tensor { shape: layout.shape, values })
     }
 
-    /// The contents of an entry of at most `limit` bytes.
+    /// Reads an entry of at most `limit` bytes.
     fn entry(&mut self, name: &str, limit: u64) -> Result<Vec<u8>, String> {
         let name = format!("{}{name}", self.root);
         let mut entry = self.archive.by_name(&name).map_err(|error| format!("entry {name}: {error}"))?;
@@ -116,10 +115,10 @@ impl TorchFile {
         }
         let size = entry.size();
         if size > limit.min(self.file_len) {
-            return Err(format!("entry {name} is to have {size} bytes, which is too many"));
+            return Err(format!("entry {name} declares {size} bytes, over the size limit"));
         }
         let mut bytes = Vec::with_capacity(size as usize);
-        // The checksum is verified at the end.
+        // Reading to the end verifies the checksum.
         entry.read_to_end(&mut bytes).map_err(|error| format!("entry {name}: {error}"))?;
         Ok(bytes)
     }
@@ -129,7 +128,7 @@ impl<'a> Layout<'a> {
     fn of(value: Value<'a>) -> Result<Self, String> {
         let object = value.object().ok_or_else(|| format!("is {}, not a tensor", value.kind()))?;
         match object.name {
-            // A parameter's first argument is its tensor, which is none of these.
+            // The first argument of a parameter is its tensor, which must not be a parameter again.
             "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => {
                 let inner = object.arguments.first::<1>().map(|[tensor]| tensor);
                 match inner
@@ -146,7 +145,7 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// `(storage, offset, shape, strides, ...)`, where the storage is `("storage", type, key, device, length)`.
+    /// Parses `(storage, offset, shape, strides, ...)`, where the storage is `("storage", type, key, device, length)`.
     fn of_arguments(arguments: Value<'a>) -> Option<Result<Self, String>> {
         let [storage, offset, shape, strides] = arguments.first()?;
         let [_, kind, key, _, storage_len] = storage.persistent()?.first()?;
@@ -164,8 +163,8 @@ impl<'a> Layout<'a> {
         }))
     }
 
-    /// The number of elements, all of which lie in the storage. A tensor of more elements than its storage repeats some,
-    /// as no weight does.
+    /// Returns the number of elements after checking that all are within the storage. A tensor with more elements than
+    /// its storage repeats some, which weights never do.
     fn checked_len(&self) -> Result<usize, String> {
         let Self { shape, strides, .. } = self;
         let outside = || format!("shape {shape:?} with strides {strides:?} reaches beyond its storage");
@@ -183,7 +182,7 @@ impl<'a> Layout<'a> {
         last.filter(|last| *last < self.storage_len).map(|_| len).ok_or_else(outside)
     }
 
-    /// Whether the elements lie one after the other; of a tensor that has some.
+    /// Returns whether the elements of a non-empty tensor are contiguous.
     fn is_contiguous(&self) -> bool {
         let mut expected = 1;
         self.shape.iter().zip(&self.strides).rev().all(|(extent, stride)| {
@@ -193,7 +192,7 @@ impl<'a> Layout<'a> {
         })
     }
 
-    /// Places of the elements in the storage, in C order.
+    /// Iterates over the storage indices of the elements in C order.
     fn indices(&self, len: usize) -> impl Iterator<Item = usize> {
         (0..len).map(|mut number| {
             let mut index = self.offset;
@@ -222,7 +221,7 @@ impl Element {
         })
     }
 
-    /// Bytes of an element.
+    /// Returns the bytes per element.
     fn width(self) -> usize {
         match self {
             Self::F64 | Self::I64 => 8,
@@ -232,7 +231,7 @@ impl Element {
         }
     }
 
-    /// The value of [`Element::width`] little-endian bytes.
+    /// Decodes an element from [`Element::width`] little-endian bytes.
     fn value(self, bytes: &[u8]) -> f32 {
         fn word<const N: usize>(bytes: &[u8]) -> [u8; N] {
             std::array::from_fn(|index| bytes[index])
@@ -251,10 +250,11 @@ impl Element {
     }
 }
 
-/// Writes a file that `torch.load` reads: the pickle, whose tensors' storages are `f32` and named by their number.
+/// Writes a file for `torch.load`: the pickle and the storages of its tensors, which are `f32` and named by their
+/// index.
 ///
 /// # Errors
-/// The file cannot be written.
+/// Returns an error if the file cannot be written.
 pub fn write(path: &Path, pickle: &[u8], storages: &[&[f32]]) -> Result<(), InteropError> {
     let fill = |file: &mut BufWriter<&mut File>| {
         let mut archive = ZipWriter::new(file);

@@ -3,30 +3,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
-use prometheus_client::metrics::{
-    counter::Counter,
-    family::Family,
-    gauge::Gauge,
-    histogram::{Histogram, exponential_buckets},
-};
-use prometheus_client::registry::Registry;
+use metrics::{Gauge, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use nnunet_train::telemetry::MetricsExporter;
+
+/// Upper bounds of the times of requests, in seconds: from 50 ms to almost 14 minutes, each twice the one before.
+const BOUNDS: [f64; 15] = [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 102.4, 204.8, 409.6, 819.2];
 
 /// Counters, the queue length, and times.
 pub struct Metrics {
-    registry: Registry,
-    requests: Family<Code, Counter>,
-    cases: Counter,
-    queue: Gauge,
-    in_progress: Gauge,
-    seconds: Histogram,
+    exporter: MetricsExporter,
     /// Milliseconds of the last case, in the slower of the two threads.
     last_case: AtomicU64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Code {
-    code: String,
 }
 
 /// Code label of a request whose client has disconnected.
@@ -35,21 +22,17 @@ const ABORTED: &str = "aborted";
 impl Metrics {
     /// All metrics at zero.
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("nnunet");
-        let requests = Family::default();
-        registry.register("requests", "Requests by status code; aborted: the client disconnected", requests.clone());
-        let cases = Counter::default();
-        registry.register("cases_predicted", "Images that were segmented", cases.clone());
-        let queue = Gauge::default();
-        registry.register("queue_depth", "Images accepted and not answered yet", queue.clone());
-        let in_progress = Gauge::default();
-        let help = "Images being preprocessed or predicted";
-        registry.register("images_in_progress", help, in_progress.clone());
-        // Buckets from 50 ms to almost 14 minutes.
-        let seconds = Histogram::new(exponential_buckets(0.05, 2.0, 15));
-        let help = "Time from the request for a segmentation to its answer";
-        registry.register("request_seconds", help, seconds.clone());
-        Self { registry, requests, cases, queue, in_progress, seconds, last_case: AtomicU64::new(1000) }
+        let exporter = MetricsExporter::new(&[], &[("nnunet_request_seconds", &BOUNDS)]);
+        exporter.record(|| {
+            describe_counter!("nnunet_requests_total", "Requests by status code; aborted: the client disconnected");
+            describe_counter!("nnunet_cases_predicted_total", "Images that were segmented");
+            describe_gauge!("nnunet_queue_depth", "Images accepted and not answered yet");
+            describe_gauge!("nnunet_images_in_progress", "Images being preprocessed or predicted");
+            describe_histogram!("nnunet_request_seconds", "Time from the request for a segmentation to its answer");
+            counter!("nnunet_cases_predicted_total").absolute(0);
+            gauge!("nnunet_images_in_progress").set(0.0);
+        });
+        Self { exporter, last_case: AtomicU64::new(1000) }
     }
 
     /// Counts a request when the result is dropped, also if it is aborted.
@@ -59,18 +42,19 @@ impl Metrics {
 
     /// Counts an image as in progress until the result is dropped.
     pub fn begin(&self) -> InProgress {
-        self.in_progress.inc();
-        InProgress(self.in_progress.clone())
+        let gauge = self.exporter.record(|| gauge!("nnunet_images_in_progress"));
+        gauge.increment(1.0);
+        InProgress(gauge)
     }
 
     /// Records the time of a segmentation that was answered.
     pub fn answered(&self, after: Duration) {
-        self.seconds.observe(after.as_secs_f64());
+        self.exporter.record(|| histogram!("nnunet_request_seconds").record(after));
     }
 
     /// Counts a predicted image and records its time.
     pub fn predicted(&self, within: Duration) {
-        self.cases.inc();
+        self.exporter.record(|| counter!("nnunet_cases_predicted_total").increment(1));
         self.last_case.store(within.as_millis() as u64, Ordering::Relaxed);
     }
 
@@ -79,12 +63,10 @@ impl Metrics {
         (self.last_case.load(Ordering::Relaxed).saturating_mul(images as u64) / 1000).clamp(1, 600)
     }
 
-    /// OpenMetrics text format, with `queue` images accepted.
+    /// Prometheus text format, with `queue` images accepted.
     pub fn text(&self, queue: usize) -> String {
-        self.queue.set(queue as i64);
-        let mut text = String::new();
-        text::encode(&mut text, &self.registry).expect("writing to a string cannot fail");
-        text
+        self.exporter.record(|| gauge!("nnunet_queue_depth").set(queue as f64));
+        self.exporter.render()
     }
 }
 
@@ -93,7 +75,7 @@ pub struct InProgress(Gauge);
 
 impl Drop for InProgress {
     fn drop(&mut self) {
-        self.0.dec();
+        self.0.decrement(1.0);
     }
 }
 
@@ -113,7 +95,7 @@ impl Request<'_> {
 impl Drop for Request<'_> {
     fn drop(&mut self) {
         let code = self.code.map_or(ABORTED.to_owned(), |code| code.to_string());
-        self.metrics.requests.get_or_create(&Code { code }).inc();
+        self.metrics.exporter.record(|| counter!("nnunet_requests_total", "code" => code).increment(1));
     }
 }
 

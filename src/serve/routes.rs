@@ -62,8 +62,8 @@ async fn is_ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, Ref
 }
 
 async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
-    let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, open_metrics)], state.metrics.text(state.taken_on())).into_response()
+    ([(header::CONTENT_TYPE, nnunet_train::telemetry::CONTENT_TYPE)], state.metrics.text(state.taken_on()))
+        .into_response()
 }
 
 /// Query parameters of `POST /predict`.

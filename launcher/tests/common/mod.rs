@@ -1,4 +1,4 @@
-//! The launcher with a shell script in the place of mpirun.
+//! Test helpers: the launcher with a shell script in place of mpirun.
 #![allow(dead_code)]
 
 use std::fs;
@@ -9,15 +9,15 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What has not happened by then never will.
+/// Timeout for an event of a test.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A folder with a fake mpirun, whose script can use `$DIR` (the folder) and `$ATTEMPT` (1, 2, …).
+/// Folder with a fake mpirun, whose script can use `$DIR` (the folder) and `$ATTEMPT` (1, 2, …).
 pub struct Stage {
     folder: tempfile::TempDir,
 }
 
-/// A launcher that is over.
+/// Result of a finished launcher.
 pub struct Outcome {
     pub status: ExitStatus,
     pub stdout: String,
@@ -59,13 +59,13 @@ impl Stage {
         command
     }
 
-    /// The same with two ranks that train, run to its end.
+    /// Runs the launcher with a training of two ranks until it ends.
     pub fn train(&self, flags: &[&str]) -> Outcome {
         let flags: Vec<_> = ["-np", "2"].iter().chain(flags).copied().collect();
         observe(self.launcher(&flags, &["train", "-w", "work"]))
     }
 
-    /// Starts it and waits until the script has made the file `ready`.
+    /// Starts the same training and waits until the script has created the file `ready`.
     pub fn start_train(&self, flags: &[&str]) -> Child {
         let flags: Vec<_> = ["-np", "2"].iter().chain(flags).copied().collect();
         let mut command = self.launcher(&flags, &["train", "-w", "work"]);
@@ -74,7 +74,7 @@ impl Stage {
         child
     }
 
-    /// A process number that the script has left in a file.
+    /// Reads a process ID that the script has written to a file.
     pub fn id(&self, name: &str) -> i32 {
         self.read(name).trim().parse().unwrap()
     }
@@ -104,7 +104,7 @@ pub fn observe(mut command: Command) -> Outcome {
     finish(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
 }
 
-/// Waits for the end; a launcher that hangs is killed, and its output shown.
+/// Waits for the end; a hanging launcher is killed and its output is shown.
 pub fn finish(child: Child) -> Outcome {
     let id = child.id();
     let (over, hangs) = std::sync::mpsc::channel::<()>();
@@ -134,7 +134,7 @@ pub fn send(id: i32, signal: i32) {
     unsafe { libc::kill(id, signal) };
 }
 
-/// Whether a process runs; a zombie does not.
+/// Returns whether a process runs; zombies do not count.
 pub fn runs(id: i32) -> bool {
     let stat = fs::read_to_string(Path::new("/proc").join(id.to_string()).join("stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))

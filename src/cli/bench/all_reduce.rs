@@ -5,21 +5,21 @@ use clap::Args;
 use crate::bench::{AllReduceBench, Row};
 use nnunet_comm::distributed::Communicator;
 
-/// Averaging of gradients over the ranks, in each format on the wire, next to the MPI library's own all-reduce.
+/// Measure the gradient all-reduce in each wire format, next to the MPI library's own all-reduce.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  mpirun -np 2 nnunet-dist bench allreduce --mb 22 --bucket-mb 2")]
 pub(super) struct AllReduce {
-    /// Gradients, in MiB of f32; by default those of the network that nnU-Net plans for MSD's hippocampus.
+    /// Size of the gradients in MiB of f32; the default is that of nnU-Net's network for MSD Hippocampus.
     #[arg(long, value_name = "MIB", default_value_t = 22.0, value_parser = mebibytes)]
     mb: f64,
 
-    /// A bucket of them.
+    /// Bucket size in MiB of f32.
     #[arg(long, value_name = "MIB", default_value_t = 2.0, value_parser = mebibytes)]
     bucket_mb: f64,
 }
 
 impl AllReduce {
-    /// On all ranks.
+    /// Runs the benchmark; collective, so all ranks must call it.
     pub(super) fn run(&self, rounds: usize, comm: &dyn Communicator) -> anyhow::Result<Vec<Row>> {
         let values = |mebibytes: f64| (mebibytes * f64::from(1 << 20) / 4.0).ceil() as usize;
         Ok(AllReduceBench { values: values(self.mb), bucket: values(self.bucket_mb) }.run(rounds, comm)?)

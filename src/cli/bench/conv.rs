@@ -8,10 +8,10 @@ use nnunet_comm::distributed::Single;
 use nnunet_nn::Device;
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 
-/// The network's convolutions, each layer and each pass alone.
+/// Measure each convolution layer of the network and each of its passes separately.
 ///
-/// On a GPU the kernels are those of the table of measurements: cuDNN's, or with --burn the faster of cuDNN's and Burn's,
-/// which is noted for all later runs.
+/// On a GPU the kernels come from the autotuning table: cuDNN's or, with --burn, the faster of cuDNN's and Burn's. The
+/// choice of --burn is recorded for all later runs.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -21,7 +21,7 @@ pub(super) struct Conv {
     #[command(flatten)]
     network: NetworkFlags,
 
-    /// Measure Burn's kernels too.
+    /// Measure Burn's kernels, too.
     #[arg(long)]
     burn: bool,
 }

@@ -9,11 +9,11 @@ use crate::cli::precision::PrecisionFlags;
 use nnunet_infer::{AccumulatorDtype, CheckpointName, MemoryOptions, PredictOptions, WindowOptions, find_checkpoints};
 use nnunet_nn::Device;
 
-/// Sliding-window inference: reading, network, sums of windows, resampling with decision, writing.
+/// Measure sliding-window inference: reading, network, accumulation, resampling with argmax, writing.
 ///
-/// With --run and --images a trained network segments a folder. Without, a network that takes no time segments an image
-/// without content: what remains is what inference adds to the network, and how much memory it takes for any number of
-/// voxels and classes.
+/// With --run and --images, a trained network segments a folder. Without them, a stub network with zero cost segments
+/// an empty image: this measures the overhead and the memory of inference around the network for any number of voxels
+/// and classes.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -32,47 +32,47 @@ pub struct Infer {
     #[arg(long, value_name = "DIR", requires = "run")]
     prev_stage_predictions: Option<PathBuf>,
 
-    /// Do not mirror.
+    /// Disable test-time mirroring.
     #[arg(long)]
     no_tta: bool,
 
-    /// Part of the window by which neighbours overlap, 0 to below 1.
+    /// Overlap of neighboring windows as a fraction of the window size, 0 to below 1.
     #[arg(long, value_name = "PART", default_value_t = 0.5, value_parser = super::super::infer_flags::overlap)]
     overlap: f64,
 
-    /// Windows and their mirrorings per call of the network [default: as many as are of use].
+    /// Windows, mirrored ones included, per forward call of the network [default: automatic].
     #[arg(long, value_name = "N", requires = "run", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
 
     #[command(flatten)]
     precision: PrecisionFlags,
 
-    /// Where tensors are computed.
+    /// Compute device.
     #[arg(long, value_enum, default_value_t = Device::Cpu, requires = "run")]
     device: Device,
 
-    /// Precision in which the logits of overlapping windows are added up.
+    /// Data type in which the logits of overlapping windows are accumulated.
     #[arg(long, value_enum, default_value = "f32")]
     accumulator_dtype: AccumulatorDtype,
 
-    /// Voxels of the generated image.
+    /// Shape of the generated image in voxels.
     #[arg(long, value_name = "Z,Y,X", conflicts_with = "run", value_parser = extent)]
     extent: Option<[usize; 3]>,
 
-    /// Voxels that the generated image has for the network [default: as many as it has].
+    /// Shape of the generated image after resampling to the network's spacing [default: that of the image].
     #[arg(long, value_name = "Z,Y,X", requires = "extent", value_parser = extent)]
     resampled: Option<[usize; 3]>,
 
-    /// Classes of the network without cost.
+    /// Number of classes of the stub network.
     #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u16).range(1..=i16::MAX as i64))]
     classes: Option<u16>,
 
-    /// Voxels of a window of the network without cost.
+    /// Window size of the stub network in voxels.
     #[arg(long, value_name = "Z,Y,X", conflicts_with = "run", value_parser = extent)]
     patch: Option<[usize; 3]>,
 }
 
-/// Three extents, `128,96,96`.
+/// Parses three sizes above 0, such as `128,96,96`.
 fn extent(text: &str) -> Result<[usize; 3], String> {
     let numbers: Result<Vec<usize>, _> = text.split(',').map(|number| number.trim().parse()).collect();
     match numbers.map(<[usize; 3]>::try_from) {

@@ -15,14 +15,15 @@ use nnunet_data::dataset::DatasetJson;
 use nnunet_data::store::{CaseStore, NativeStore, StoreError, label_map};
 use nnunet_data::work::WorkDir;
 
-/// Cases that are generated where no work folder is named.
+/// Number of cases to generate if no work folder is given.
 const CASES: usize = 20;
 
-/// Each transform, all of them, and the whole loader, in samples per second of one core.
+/// Measure each transform, all transforms and the whole loader, in samples per second of one core.
 ///
-/// Reads generated cases, a little smaller than the patch as those of Hippocampus are, or the preprocessed ones of a work
-/// folder. A transform's row is that of a sample to which it is applied; the factor behind its name says how often that
-/// is. `augment` is a sample as nnU-Net's loader makes it once it is read; `loader` reads, augments and fills batches.
+/// Reads generated cases that are a little smaller than the patch, like those of Hippocampus, or the preprocessed cases
+/// of a work folder. The row of a transform measures a sample to which it is applied; the factor after its name is the
+/// probability of that. `augment` measures the whole pipeline of nnU-Net for a loaded sample; `loader` reads, augments
+/// and assembles batches.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -30,7 +31,7 @@ Examples:
   nnunet-dist bench loader --patch 128,128,128 --channels 4 --batch-size 2
   nnunet-dist bench loader -w hippocampus -c 3d_fullres --batch-size 9 --json")]
 pub struct Loader {
-    /// Work folder whose preprocessed cases are read [default: generated cases].
+    /// Work folder with the preprocessed cases to read [default: generated cases].
     #[arg(short, long, value_name = "DIR", requires = "configuration")]
     work: Option<PathBuf>,
 
@@ -41,25 +42,25 @@ pub struct Loader {
     #[arg(short, long, value_name = "NAME", requires = "work")]
     configuration: Option<String>,
 
-    /// Samples of a batch.
+    /// Samples per batch.
     #[arg(short, long, value_name = "N", default_value_t = 9)]
     batch_size: usize,
 
-    /// Extent of the patch [default: 40,56,40 or the configuration's].
+    /// Patch size [default: 40,56,40 or the configuration's].
     #[arg(long, value_name = "Z,Y,X", value_delimiter = ',')]
     patch: Option<Vec<usize>>,
 
-    /// Channels of generated cases.
+    /// Channels of the generated cases.
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "work")]
     #[arg(value_parser = clap::value_parser!(u8).range(1..))]
     channels: u8,
 
-    /// As the second stage of a cascade, where the labels stand for what the first stage has found; the default where the
+    /// Load the labels as the first stage's segmentation, as for the second stage of a cascade; always on if the
     /// configuration is one.
     #[arg(long)]
     cascade: bool,
 
-    /// Which transforms.
+    /// Augmentation preset.
     #[arg(long, value_enum, value_name = "PRESET", default_value = "nnunet")]
     augmentation: AugmentationPreset,
 }
@@ -69,7 +70,7 @@ impl Loader {
         let patch = match self.patch.as_deref() {
             None => None,
             Some(&[z, y, x]) if z * y * x > 0 => Some([z, y, x]),
-            Some(other) => bail!("--patch: {other:?} is not the extent of a patch; give three numbers, as in 40,56,40"),
+            Some(other) => bail!("--patch: {other:?} is not a patch size; give three numbers, such as 40,56,40"),
         };
         match (&self.work, &self.configuration) {
             (Some(work), Some(configuration)) => {
@@ -110,7 +111,7 @@ impl Loader {
     }
 }
 
-/// A store; for a cascade, with its own labels as what the first stage has found.
+/// Opens a store; for a cascade, its own labels serve as the segmentations of the first stage.
 fn open(folder: &Path, is_cascade: bool) -> Result<NativeStore, StoreError> {
     let store = NativeStore::open(folder)?;
     if !is_cascade {

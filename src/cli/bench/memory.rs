@@ -9,10 +9,10 @@ use nnunet_comm::distributed::{CommError, Single};
 use nnunet_nn::Device;
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 
-/// The memory of training steps, beside what the planner takes them to need.
+/// Measure the memory of training steps, next to the planner's estimate.
 ///
-/// On a GPU that nothing else uses: all that is in use on it after some steps, the driver's and the libraries' part
-/// included. On the CPU: the peak of the process.
+/// On a GPU: all memory in use after some steps, including that of the driver and the libraries; no other process may
+/// use the GPU. On the CPU: the peak memory of the process.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -24,7 +24,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Measures, and gives the line to print.
+    /// Runs the benchmark and returns the line to print.
     pub(super) fn run(&self, as_json: bool) -> anyhow::Result<String> {
         let (bench, device) = (self.network.bench()?, self.network.device);
         let memory = on_device(device, bench.precision, &Single, Measure { bench: &bench, device })??;
@@ -56,7 +56,7 @@ fn line(bench: &StepBench, memory: &StepMemory) -> String {
     let [z, y, x] = bench.patch;
     let checkpointing = if bench.gradient_checkpointing { ", gradient checkpointing" } else { "" };
     format!(
-        "patch {z}x{y}x{x}, batch {}, {:?}{checkpointing}: {} at the peak, {} before; the planner counts on {:.2} GB",
+        "patch {z}x{y}x{x}, batch {}, {:?}{checkpointing}: peak {}, before {}; the planner estimates {:.2} GB",
         bench.batch_size,
         bench.precision,
         gigabytes(memory.peak_bytes),

@@ -17,17 +17,17 @@ use super::ranks::or_abort;
 use crate::bench::Report;
 use nnunet_comm::distributed;
 
-/// Measure how fast a part is on this machine, next to the machine's own peak.
+/// Measure the speed of one part on this machine, next to the machine's peak.
 ///
-/// Prints items per second, TFLOP/s or GB/s, and the share of the peak of a matrix product or a copy, measured in the
-/// same run. Everything is generated; no data is needed unless an option names some.
+/// Prints items per second, TFLOP/s or GB/s, and the fraction of the peak of a matrix product or a copy, measured in
+/// the same run. All data is generated unless an option names a dataset, a work folder or files.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  nnunet-dist bench peak")]
 pub struct Bench {
     #[command(subcommand)]
     what: What,
 
-    /// Runs that count.
+    /// Measured repetitions.
     #[arg(long, value_name = "N", default_value_t = 5, global = true)]
     rounds: usize,
 
@@ -38,7 +38,7 @@ pub struct Bench {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Only the machine itself: a matrix product and a copy.
+    /// Measure only the peak of the machine: a matrix product and a copy.
     #[command(after_help = "Example:\n  nnunet-dist bench peak")]
     Peak,
     Step(step::Step),
@@ -71,7 +71,7 @@ impl Bench {
             What::Preprocess(preprocess) => preprocess.run(self.rounds)?,
             What::Resample(resample) => resample.run(self.rounds)?,
             What::Infer(infer) => infer.run(self.rounds)?,
-            What::AllReduce(_) => unreachable!("it runs on all ranks, above"),
+            What::AllReduce(_) => unreachable!("handled above, on all ranks"),
             What::Checkpoint(checkpoint) => checkpoint.run(self.rounds)?,
         };
         self.print(&report);

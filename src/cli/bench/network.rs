@@ -1,4 +1,4 @@
-//! The network, the batch and the device that a benchmark is about.
+//! Flags for the network, batch and device of a benchmark.
 
 use std::path::PathBuf;
 
@@ -13,10 +13,10 @@ use nnunet_data::work::WorkDir;
 use nnunet_nn::Device;
 use nnunet_nn::model::UNetSpec;
 
-/// A network by its plans or by its parts; without options, the one that nnU-Net plans for MSD's hippocampus.
+/// Network from plans or from its parts; the default is the one that nnU-Net plans for MSD Hippocampus.
 #[derive(Debug, Args)]
 pub struct NetworkFlags {
-    /// Work folder with plans, from which network, patch and batch come.
+    /// Work folder with the plans that define network, patch size and batch size.
     #[arg(short, long, value_name = "DIR", requires = "configuration")]
     work: Option<PathBuf>,
 
@@ -27,11 +27,11 @@ pub struct NetworkFlags {
     #[arg(short, long, value_name = "NAME", requires = "work")]
     configuration: Option<String>,
 
-    /// Extents of the patch, z,y,x; two numbers for a 2D network [default: 40,56,40 or the plans'].
+    /// Patch size z,y,x; two numbers for a 2D network [default: 40,56,40 or the plans'].
     #[arg(long, value_name = "N,N,N", value_parser = extents)]
     patch: Option<[usize; 3]>,
 
-    /// Samples of a batch [default: 9 or the plans'].
+    /// Samples per batch [default: 9 or the plans'].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
 
@@ -39,31 +39,31 @@ pub struct NetworkFlags {
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "work")]
     channels: usize,
 
-    /// Classes, background included.
+    /// Number of classes, including background.
     #[arg(long, value_name = "N", default_value_t = 3, conflicts_with = "work")]
     classes: usize,
 
-    /// Feature maps of each stage.
+    /// Feature maps per stage.
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "32,64,128,256", conflicts_with = "work")]
     features: Vec<usize>,
 
     #[command(flatten)]
     precision: PrecisionFlags,
 
-    /// Compute the activations within the network's stages twice rather than keep them.
+    /// Recompute activations in the backward pass instead of keeping them.
     #[arg(long)]
     gradient_checkpointing: bool,
 
-    /// Where tensors are computed.
+    /// Compute device.
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub(super) device: Device,
 }
 
 impl NetworkFlags {
-    /// What is to be measured.
+    /// Builds the benchmark from the flags.
     ///
     /// # Errors
-    /// The plans cannot be read, or the device does not have the precision.
+    /// Returns an error if the plans cannot be read or the device does not support the precision.
     pub(super) fn bench(&self) -> anyhow::Result<StepBench> {
         let precision = self.precision.on(self.device)?;
         let gradient_checkpointing = self.gradient_checkpointing;
@@ -89,7 +89,7 @@ impl NetworkFlags {
     }
 }
 
-/// Parses `z,y,x` or `y,x`.
+/// Parses `z,y,x` or `y,x`; the latter has a z extent of 1.
 fn extents(text: &str) -> Result<[usize; 3], String> {
     let extents: Result<Vec<usize>, _> = text.split(',').map(str::parse).collect();
     match extents.as_deref() {

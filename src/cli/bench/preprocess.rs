@@ -11,14 +11,13 @@ use nnunet_data::phantom::PhantomOptions;
 use nnunet_data::plan::{self, PlannerOptions};
 use nnunet_data::preprocess::Limits;
 
-/// What is generated where no dataset is given: enough cases to keep all cores busy.
+/// Number of generated cases if no dataset is given: enough to keep all cores busy.
 const PHANTOMS: usize = 24;
 const PHANTOM: [usize; 3] = [96, 112, 96];
 
-/// Preprocessing of a dataset's training cases: all of it, and piece by piece on the first 16 cases.
+/// Measure preprocessing of a dataset's training cases: the whole, and each step on the first 16 cases.
 ///
-/// The dataset is planned first, outside of what is measured. What is written goes to a temporary folder; TMPDIR says
-/// on which disk.
+/// The dataset is planned first; this is not measured. Output goes to a temporary folder; TMPDIR selects its disk.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -11,10 +11,10 @@ use nnunet_data::dataset::Dataset;
 use nnunet_data::phantom::PhantomOptions;
 use nnunet_image::{self as image, Volume};
 
-/// Extent of the generated case: that of the BraTS challenge's images.
+/// Shape of the generated case, that of the BraTS challenge's images, in voxels (z, y, x).
 const PHANTOM: [usize; 3] = [155, 240, 240];
 
-/// Resampling of one case: its image with cubic splines, its labels linearly, as nnU-Net v2 does by default.
+/// Measure resampling of one case as nnU-Net v2 does by default: image with cubic splines, labels linearly.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -62,7 +62,7 @@ impl Resample {
     }
 }
 
-/// The one number for all axes, or one for each.
+/// Expands one number to all axes, or takes one per axis.
 fn per_axis(values: &[f64], flag: &str) -> anyhow::Result<[f64; 3]> {
     match *values {
         [all] => Ok([all; 3]),

@@ -8,7 +8,7 @@ use nnunet_comm::distributed::Single;
 use nnunet_nn::Device;
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 
-/// The training step: forward, loss, backward, clipping, update, on one generated batch.
+/// Measure a training step on one generated batch: forward, loss, backward, clipping, update.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -19,7 +19,7 @@ pub(super) struct Step {
     #[command(flatten)]
     network: NetworkFlags,
 
-    /// Say of each operation how long it takes.
+    /// Also measure each operation.
     #[arg(long)]
     profile: bool,
 }

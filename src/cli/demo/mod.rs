@@ -1,4 +1,4 @@
-//! `nnunet-dist demo`: the whole product in a few minutes, on data it makes itself.
+//! `nnunet-dist demo`: the whole pipeline in a few minutes, on generated data.
 
 mod report;
 mod steps;
@@ -12,20 +12,20 @@ use self::report::Report;
 use self::steps::{Program, Step};
 use nnunet_data::work::{ConfigError, FoldId, RunDir, WorkDir};
 
-/// Generate a dataset, train on it with two processes, predict, evaluate; about five minutes on two cores.
+/// Generate a dataset, train on it with two processes, predict and evaluate; about five minutes on two cores.
 ///
-/// Every step is an ordinary command of this program, printed before it runs and listed in the report.
+/// Each step is an ordinary command of this program, printed before it runs and listed in the report.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   nnunet-dist demo --dir demo")]
 pub struct Demo {
-    /// Folder for everything the demo makes; an earlier demo there is replaced.
+    /// Folder for all files of the demo; an earlier demo there is replaced.
     #[arg(long, value_name = "DIR", default_value = "demo")]
     dir: PathBuf,
 }
 
-/// Marks a folder as made by the demo, which may therefore be emptied by it.
+/// Marks a folder as created by the demo, so that a later demo may delete its contents.
 const MARKER: &str = ".nnunet-dist-demo";
 const CONFIGURATION: &str = "3d_fullres";
 const SEED: u64 = 1;
@@ -50,7 +50,7 @@ impl Demo {
     }
 }
 
-/// The folders of a demo.
+/// Folders of a demo.
 struct Layout {
     root: PathBuf,
     dataset: PathBuf,
@@ -60,14 +60,14 @@ struct Layout {
 }
 
 impl Layout {
-    /// Makes `root` an empty demo folder.
+    /// Creates `root` as an empty demo folder; an earlier demo in it is deleted.
     fn create(root: &Path) -> anyhow::Result<Self> {
         let marker = root.join(MARKER);
         if root.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
             if !marker.is_file() {
                 return Err(ConfigError::new(
                     root.display(),
-                    "not empty and not an earlier demo; choose another --dir",
+                    "the folder is not empty and not an earlier demo; choose another --dir",
                 )
                 .into());
             }
@@ -88,7 +88,7 @@ impl Layout {
         self.work.run(CONFIGURATION, FoldId::Number(0))
     }
 
-    /// The commands from the raw dataset to the Dice, in order.
+    /// Commands from the raw dataset to the Dice, in order.
     fn steps(&self, program: &Program) -> Vec<Step> {
         let (dataset, work) = (self.dataset.as_path(), self.work.root());
         let images = dataset.join("imagesTs");

@@ -1,4 +1,4 @@
-//! `report.md`: what the demo ran and what came of it.
+//! `report.md`: commands and results of the demo.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ impl Report {
         self.steps.push(step);
     }
 
-    /// Writes `report.md` into the demo's folder and gives its path.
+    /// Writes `report.md` into the demo's folder and returns its path.
     pub fn write(&self, layout: &Layout) -> anyhow::Result<PathBuf> {
         let path = layout.root.join("report.md");
         let progress = layout.run_dir().progress();
@@ -44,7 +44,7 @@ impl Report {
     }
 }
 
-/// Dice per test case and class as a Markdown table.
+/// Formats the Dice per test case and class as a Markdown table.
 fn dice_table(summary: &Summary) -> String {
     let mut table = String::from("| case |");
     for class in summary.mean.keys() {
@@ -61,7 +61,7 @@ fn dice_table(summary: &Summary) -> String {
 
 fn row<Count>(name: &str, metrics: &IndexMap<String, Metrics<Count>>) -> String {
     let dice = metrics.values().map(|metrics| match metrics.dice {
-        // Neither map has the class.
+        // The class is in neither map.
         dice if dice.is_nan() => " - |".to_owned(),
         dice => format!(" {dice:.4} |"),
     });

@@ -1,4 +1,4 @@
-//! This program as child processes, alone or under `mpirun`.
+//! Runs this program as child processes, directly or under `mpirun`.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-/// How this program is started again.
+/// Command to start this program again.
 pub struct Program {
     exe: PathBuf,
     mpi: bool,
@@ -21,14 +21,14 @@ pub struct Step {
 
 /// A command line that succeeded.
 pub struct Done {
-    /// As one would type it.
+    /// Command line as typed in a shell.
     pub command: String,
     /// Wall time.
     pub elapsed: Duration,
 }
 
 impl Program {
-    /// Finds the running executable and `mpirun`; without the latter, says so.
+    /// Finds the running executable and `mpirun`; prints a note if MPI is not available.
     pub fn locate() -> anyhow::Result<Self> {
         let exe = std::env::current_exe().context("the path of this program")?;
         let mpi = cfg!(feature = "mpi") && runs("mpirun");
@@ -39,7 +39,7 @@ impl Program {
         Ok(Self { exe, mpi })
     }
 
-    /// Whether [`Program::parallel`] really starts several processes.
+    /// Returns whether [`Program::parallel`] starts several processes.
     pub fn has_mpi(&self) -> bool {
         self.mpi
     }
@@ -58,8 +58,8 @@ impl Program {
         }
         let mut command = Command::new("mpirun");
         command.args(["-np", &processes.to_string()]).arg(&self.exe).arg(subcommand);
-        // As environment rather than as flags, because MPICH's mpirun does not know Open MPI's flags. More processes
-        // than cores are fine for a demo; waiting ranks then leave the cores to those that compute, and each process
+        // Set by environment instead of flags, because MPICH's mpirun does not know Open MPI's flags. A demo may use
+        // more processes than cores: waiting ranks then yield their cores to the computing ones, and each process
         // divides the cores itself.
         command.env("OMPI_MCA_rmaps_base_oversubscribe", "1");
         command.env("OMPI_MCA_mpi_yield_when_idle", "1");
@@ -83,10 +83,10 @@ impl Step {
         self.args([OsString::from(flag), path.into()])
     }
 
-    /// Runs the command with this process's output.
+    /// Runs the command with this process's standard output and error.
     ///
     /// # Errors
-    /// Where it cannot be started or fails; it has said why itself.
+    /// Returns an error if the command cannot be started or fails; the command prints the cause itself.
     pub fn run(mut self) -> anyhow::Result<Done> {
         let command = self.to_string();
         let began = Instant::now();
@@ -99,7 +99,7 @@ impl Step {
 }
 
 impl fmt::Display for Step {
-    /// The command line with this program under its own name.
+    /// Formats the command line, with this program under its own name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = std::iter::once(self.command.get_program()).chain(self.command.get_args());
         for (index, word) in words.enumerate() {

@@ -1,4 +1,5 @@
-//! The nodes of a U-Net, plain or with a residual encoder (`onnx.proto`: GraphProto, NodeProto, AttributeProto, TensorProto, ValueInfoProto).
+//! ONNX nodes of a U-Net, plain or with a residual encoder (`onnx.proto`: GraphProto, NodeProto, AttributeProto,
+//! TensorProto, ValueInfoProto).
 
 use std::collections::BTreeMap;
 
@@ -10,17 +11,17 @@ const NEGATIVE_SLOPE: f32 = 0.01;
 /// `TensorProto.DataType.FLOAT`.
 const FLOAT: u64 = 1;
 
-/// A graph in the making. A node's output goes by the node's name.
+/// Graph builder. The output of a node has the node's name.
 pub(super) struct Graph<'a> {
     message: Message,
     weights: BTreeMap<&'a str, &'a TensorState>,
-    /// Spatial axes: 2 or 3, the last of the network's three.
+    /// Number of spatial axes, 2 or 3: the last of the network's three.
     axes: usize,
     /// Epsilon of the instance norms.
     eps: f32,
 }
 
-/// An argument of an operator.
+/// Attribute of an operator.
 enum Attribute<'a> {
     Float(&'a str, f32),
     Number(&'a str, u64),
@@ -28,7 +29,7 @@ enum Attribute<'a> {
 }
 
 impl<'a> Graph<'a> {
-    /// The graph of a network with these weights, whose names tell its layers; see [`nnunet_nn::model::UNet`].
+    /// Builds the graph of a network from its weights, whose names determine the layers; see [`crate::model::UNet`].
     pub(super) fn unet(spec: &UNetSpec, weights: &'a [TensorState], axes: usize) -> Result<Self, String> {
         let weights = weights.iter().map(|tensor| (tensor.spec.name.as_str(), tensor)).collect();
         let (strides, eps) = (&spec.shape.strides, spec.shape.norm_eps as f32);
@@ -48,7 +49,7 @@ impl<'a> Graph<'a> {
         for (stage, stride) in strides[1..].iter().rev().enumerate() {
             let (name, up) = (format!("decoder.stages.{stage}"), format!("decoder.transpconvs.{stage}"));
             graph.convolution("ConvTranspose", &up, &features, *stride)?;
-            let skip = skips.pop().ok_or("an encoder with fewer stages than the decoder")?;
+            let skip = skips.pop().ok_or("the encoder has fewer stages than the decoder")?;
             graph.node("Concat", &name, &[&up, &skip], &[Attribute::Number("axis", 1)]);
             features = graph.blocks(&format!("{name}.convs"), name, [1; 3])?;
         }
@@ -58,7 +59,7 @@ impl<'a> Graph<'a> {
         graph.value(11, "image", spec.channels);
         graph.value(12, "logits", spec.classes);
         match graph.unused_weight() {
-            Some(name) => Err(format!("the network has a tensor {name}, of a layer that cannot be written as ONNX")),
+            Some(name) => Err(format!("tensor {name} belongs to a layer that is not supported in ONNX export")),
             None => Ok(graph),
         }
     }
@@ -67,7 +68,7 @@ impl<'a> Graph<'a> {
         self.message
     }
 
-    /// A weight that no node has taken, but for those of the heads of lower resolutions.
+    /// Returns a weight that no node uses, except those of the lower-resolution heads.
     fn unused_weight(&self) -> Option<&'a str> {
         self.weights.keys().copied().find(|name| !name.starts_with("decoder.seg_layers."))
     }
@@ -76,8 +77,8 @@ impl<'a> Graph<'a> {
         self.weights.contains_key(weight)
     }
 
-    /// Convolution, instance norm and leaky ReLU, as often as there are weights of that name, the first strided. Gives the
-    /// name of the output, as all of these do.
+    /// Adds blocks of convolution, instance norm and leaky ReLU for all weights with this prefix; only the first is
+    /// strided. Like all of these methods, returns the name of the output.
     fn blocks(&mut self, name: &str, input: String, mut stride: [usize; 3]) -> Result<String, String> {
         let mut features = input;
         for number in 0.. {
@@ -91,8 +92,8 @@ impl<'a> Graph<'a> {
         Ok(features)
     }
 
-    /// Residual blocks, as often as there are weights of that name, the first strided. Where extents or channels change,
-    /// the input is averaged and projected before it is added.
+    /// Adds residual blocks for all weights with this prefix; only the first is strided. If the spatial shape or the
+    /// number of channels changes, the skip connection is average-pooled and projected.
     fn residual_blocks(&mut self, name: &str, input: String, mut stride: [usize; 3]) -> Result<String, String> {
         let mut features = input;
         for number in 0.. {
@@ -115,7 +116,7 @@ impl<'a> Graph<'a> {
                 self.node("AveragePool", &pool, &[&skip], &attributes);
                 skip = pool;
             }
-            // The projection's number is that of its place after the pooling.
+            // The index of the projection counts a preceding pooling.
             let projection = format!("{block}.skip.{}", usize::from(is_strided));
             if self.has(&format!("{projection}.conv.weight")) {
                 skip = self.conv_norm(&projection, &skip, [1; 3])?;
@@ -142,10 +143,10 @@ impl<'a> Graph<'a> {
         name
     }
 
-    /// A convolution that keeps the extents, or a transposed one whose kernel is as large as its stride.
+    /// Adds a convolution with "same" padding, or a transposed one with kernel size equal to stride.
     fn convolution(&mut self, op: &str, name: &str, input: &str, stride: [usize; 3]) -> Result<(), String> {
         let weight = format!("{name}.weight");
-        let shape = &self.weights.get(weight.as_str()).ok_or_else(|| format!("there is no {weight}"))?.spec.shape;
+        let shape = &self.weights.get(weight.as_str()).ok_or_else(|| format!("missing tensor {weight}"))?.spec.shape;
         let kernel = shape[shape.len() - self.axes..].to_vec();
         let one_side = kernel.iter().map(|extent| if op == "Conv" { (extent - 1) / 2 } else { 0 });
         let pads = one_side.clone().chain(one_side).collect();
@@ -176,12 +177,12 @@ impl<'a> Graph<'a> {
         self.message.message(1, &node);
     }
 
-    /// Moves a weight into the graph; gives its name.
+    /// Moves a weight into the graph and returns its name.
     fn initializer(&mut self, name: &str) -> Result<String, String> {
-        let TensorState { spec, values } = self.weights.remove(name).ok_or_else(|| format!("there is no {name}"))?;
+        let TensorState { spec, values } = self.weights.remove(name).ok_or_else(|| format!("missing tensor {name}"))?;
         let mut tensor = Message::default();
         for (axis, extent) in spec.shape.iter().enumerate() {
-            // A kernel in the plane has no third axis there.
+            // Kernels of 2D networks have no z axis in ONNX.
             let is_flat = spec.shape.len() == 5 && self.axes == 2 && axis == 2;
             if !is_flat {
                 tensor.number(1, *extent as u64);
@@ -193,7 +194,7 @@ impl<'a> Graph<'a> {
         Ok(name.to_owned())
     }
 
-    /// Input (field 11) or output (12) of the graph, of which only the channels are fixed.
+    /// Adds the input (field 11) or output (12) of the graph, with a fixed number of channels and free other axes.
     fn value(&mut self, field: u64, name: &str, channels: usize) {
         let mut shape = Message::default();
         shape.message(1, Message::default().text(2, "n"));
@@ -210,7 +211,7 @@ impl<'a> Graph<'a> {
 impl Attribute<'_> {
     fn message(&self) -> Message {
         let mut message = Message::default();
-        // The last field is AttributeProto.AttributeType.
+        // Field 20 is AttributeProto.AttributeType.
         match self {
             Self::Float(name, value) => message.text(1, name).float(2, *value).number(20, 1),
             Self::Number(name, value) => message.text(1, name).number(3, *value).number(20, 2),
@@ -237,7 +238,7 @@ mod tests {
         TensorState { values: vec![0.0; spec.len()], spec }
     }
 
-    /// Two stages, the second of two residual blocks.
+    /// Two stages; the second has two residual blocks.
     fn residual_weights() -> Vec<TensorState> {
         let mut weights = Vec::new();
         let mut block = |name: &str, to: usize, from: usize, extent: usize| {

@@ -1,12 +1,12 @@
-//! Protocol buffers, as far as ONNX's messages need them (protobuf.dev, "Encoding").
+//! Encoder for the subset of protocol buffers used by ONNX (protobuf.dev, "Encoding").
 
-/// A message in the making: fields are appended in the order of the calls.
+/// Message builder: fields are appended in call order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Message {
     bytes: Vec<u8>,
 }
 
-/// How a field is encoded.
+/// Wire type of a field.
 #[derive(Clone, Copy)]
 enum Wire {
     Varint = 0,
@@ -15,7 +15,7 @@ enum Wire {
 }
 
 impl Message {
-    /// An integer, which is not negative here.
+    /// Appends a non-negative integer.
     pub(super) fn number(&mut self, field: u64, value: u64) -> &mut Self {
         self.key(field, Wire::Varint);
         self.varint(value);
@@ -51,7 +51,7 @@ impl Message {
         self.varint(field << 3 | wire as u64);
     }
 
-    /// Seven bits a byte, the lowest first; all but the last have the eighth set.
+    /// Appends a varint: seven bits per byte, lowest first; the high bit is set in all bytes but the last.
     fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.bytes.push(value as u8 | 0x80);
@@ -65,7 +65,7 @@ impl Message {
 mod tests {
     use super::*;
 
-    /// The examples of protobuf.dev's page on encoding.
+    /// Examples from protobuf.dev's page on encoding.
     #[test]
     fn fields_are_encoded_as_the_specification_shows() {
         assert_eq!(Message::default().number(1, 150).as_bytes(), [0x08, 0x96, 0x01]);

@@ -1,8 +1,8 @@
-//! A network as an ONNX graph, for ONNX Runtime, TensorRT and what else reads it.
+//! Export of a network as an ONNX graph, for ONNX Runtime, TensorRT and other runtimes.
 //!
-//! The input `image` is `(n, channel, z, y, x)` and the output `logits` `(n, class, z, y, x)`, in 2D without z; batch and
-//! spatial extents are free, the latter multiples of the product of the strides. Preprocessing, windows and mirroring are
-//! not part of the graph; the model's plans are in its metadata.
+//! The input `image` is `(n, channel, z, y, x)` and the output `logits` `(n, class, z, y, x)`, without z in 2D. Batch
+//! size and spatial extents are free; the latter must be multiples of the product of the strides. Preprocessing,
+//! windows and mirroring are not part of the graph; the model's plans are in its metadata.
 
 mod graph;
 mod message;
@@ -16,17 +16,18 @@ use super::InteropError;
 use nnunet_core::fsio;
 use nnunet_nn::checkpoint::SavedModel;
 
-/// ONNX 1.12's format, the first with [`OPSET`].
+/// Format version of ONNX 1.12, the first with [`OPSET`].
 const IR_VERSION: u64 = 8;
-/// Of all operators used, 6 (leaky ReLU: 16) is the newest version; every runtime since 2022 has 17.
+/// Operator set supported by all runtimes since 2022; the newest operator used (leaky ReLU) needs 16.
 const OPSET: u64 = 17;
-/// A protocol buffer cannot be longer.
+/// Maximum length of a protocol buffer.
 const MAX_LEN: usize = i32::MAX as usize;
 
 /// Writes the network with its highest-resolution head.
 ///
 /// # Errors
-/// The network has a layer that is not known here, is larger than a protocol buffer may be, or the file cannot be written.
+/// Returns an error if the network has an unsupported layer or exceeds the size of a protocol buffer, or if the file
+/// cannot be written.
 pub fn write_onnx(model: &SavedModel, path: &Path) -> Result<(), InteropError> {
     let fail = |defect: String| InteropError::new(path, format!("cannot be written: {defect}"));
     let description = &model.description;
@@ -42,7 +43,7 @@ pub fn write_onnx(model: &SavedModel, path: &Path) -> Result<(), InteropError> {
     file.message(14, Message::default().text(1, "nnunet_dist").text(2, &metadata));
     let bytes = file.as_bytes();
     if bytes.len() > MAX_LEN {
-        return Err(fail(format!("{} MB are more than an ONNX file can hold", bytes.len() >> 20)));
+        return Err(fail(format!("{} MB exceed the size limit of an ONNX file", bytes.len() >> 20)));
     }
     fsio::write_atomically(path, |file| file.write_all(bytes)).map_err(|error| fail(error.to_string()))
 }

@@ -1,9 +1,9 @@
-//! Python's pickles, read without Python: what checkpoints of PyTorch and the properties of nnU-Net's preprocessed cases
-//! are written in.
+//! Parser and writer of Python pickles, the format of PyTorch's checkpoints and of the properties of nnU-Net's
+//! preprocessed cases.
 //!
-//! A pickle is a program for a stack machine that may call any function of any module. Here it builds a tree of plain
-//! data, and what it would call is only written down: [`Value::object`] gives the name and the arguments, and the few that
-//! are known (tensors, NumPy's arrays and numbers) are read from these. Nothing that a file says is ever run.
+//! A pickle is a program for a stack machine that may call any function of any module. This parser builds a tree of
+//! plain data and only records calls: [`Value::object`] returns name and arguments of a call, from which the supported
+//! ones (tensors, NumPy arrays and scalars) are decoded. Nothing in a file is ever executed.
 
 mod numpy;
 mod reader;

@@ -1,17 +1,17 @@
-//! NumPy's numbers and arrays, as pickles hold them.
+//! NumPy scalars and arrays in pickles.
 
 use super::Value;
 
-/// An array: its extents, and its elements as they lie in memory.
+/// NumPy array: shape and elements in memory order.
 #[derive(Clone, Debug)]
 pub struct Array<'a> {
     pub shape: Vec<usize>,
-    /// Whether the first index is the one that runs fastest.
+    /// Whether the array is in Fortran order (first index varies fastest).
     pub is_fortran: bool,
     pub elements: Elements<'a>,
 }
 
-/// Numbers of one of NumPy's types, little-endian.
+/// Elements of one of NumPy's number types, little-endian.
 #[derive(Clone, Copy, Debug)]
 pub struct Elements<'a> {
     kind: Kind,
@@ -28,12 +28,12 @@ enum Kind {
 }
 
 impl Elements<'_> {
-    /// How many there are.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.bytes.len() / self.size
     }
 
-    /// Element `index` as a number; whole numbers beyond 2^53 lose digits.
+    /// Returns element `index` as f64; integers above 2^53 lose precision.
     pub fn float(&self, index: usize) -> f64 {
         match (self.kind, self.size) {
             (Kind::Float, 8) => f64::from_bits(self.word(index)),
@@ -44,7 +44,7 @@ impl Elements<'_> {
         }
     }
 
-    /// Element `index`, if it is of a type of whole numbers and not beyond the range.
+    /// Returns element `index` if the type is an integer and the value fits into i64.
     pub fn int(&self, index: usize) -> Option<i64> {
         match self.kind {
             Kind::Float => None,
@@ -65,7 +65,7 @@ impl Elements<'_> {
     }
 }
 
-/// The only element of a scalar.
+/// NumPy scalar, stored as one element.
 #[derive(Clone, Copy)]
 pub(super) struct Scalar<'a>(Elements<'a>);
 
@@ -79,7 +79,7 @@ impl Scalar<'_> {
     }
 }
 
-/// A number: `numpy.core.multiarray.scalar(dtype, bytes)`.
+/// Decodes a scalar: `numpy.core.multiarray.scalar(dtype, bytes)`.
 pub(super) fn scalar<'a>(value: Value<'a>) -> Option<Scalar<'a>> {
     let object = value.object()?;
     if !is_multiarray(object.name, "scalar") {
@@ -91,8 +91,8 @@ pub(super) fn scalar<'a>(value: Value<'a>) -> Option<Scalar<'a>> {
 }
 
 impl<'a> Array<'a> {
-    /// Reads an array: `numpy.core.multiarray._reconstruct(...)` with the state `(version, shape, dtype, order, bytes)`.
-    /// `None` for anything else, and for an array whose parts contradict each other.
+    /// Decodes an array: `numpy.core.multiarray._reconstruct(...)` with the state `(version, shape, dtype, order,
+    /// bytes)`. Returns `None` for any other value and for an inconsistent array.
     pub fn of(value: Value<'a>) -> Option<Self> {
         let object = value.object()?;
         if !is_multiarray(object.name, "_reconstruct") {
@@ -105,7 +105,7 @@ impl<'a> Array<'a> {
         (elements.len() == len).then_some(Self { shape, is_fortran: is_fortran.bool()?, elements })
     }
 
-    /// Element `(row, column)` of an array of two dimensions.
+    /// Returns element `(row, column)` of a two-dimensional array.
     pub fn at(&self, row: usize, column: usize) -> Option<f64> {
         let [rows, columns] = self.shape[..] else { return None };
         if row >= rows || column >= columns {
@@ -115,14 +115,14 @@ impl<'a> Array<'a> {
     }
 }
 
-/// The module was renamed in NumPy 2.
+/// Checks a function name of the module, which was renamed in NumPy 2.
 fn is_multiarray(name: &str, function: &str) -> bool {
     ["numpy.core.multiarray", "numpy._core.multiarray"]
         .iter()
         .any(|module| name.strip_prefix(module).and_then(|rest| rest.strip_prefix('.')) == Some(function))
 }
 
-/// `dtype` is `numpy.dtype(name, ...)` with the state `(version, byte order, ...)`.
+/// Decodes elements; `dtype` is `numpy.dtype(name, ...)` with the state `(version, byte order, ...)`.
 fn elements<'a>(dtype: Value, bytes: &'a [u8]) -> Option<Elements<'a>> {
     let dtype = dtype.object().filter(|object| object.name == "numpy.dtype")?;
     let [name] = dtype.arguments.first()?;

@@ -1,18 +1,18 @@
-//! The stack machine of `pickle` (protocols 2 to 5; Python's `pickletools.py` describes each operation).
+//! Stack machine of `pickle` (protocols 2 to 5; Python's `pickletools.py` describes each operation).
 
 use std::collections::HashMap;
 
 use super::value::{Id, Node, Pickle};
 
-/// The largest known checkpoint has half a million values. A value takes up to fifty times the byte that makes it, so
-/// that their number, not that of bytes, is what memory has to be protected from.
+/// Limit on the number of values; the largest known checkpoint has half a million. A value takes up to fifty times the
+/// memory of the byte that creates it, so the number of values is limited, not the number of bytes.
 const MAX_VALUES: usize = 8 << 20;
 
-/// Parses a pickle. Calls become [`super::Object`]s; none is made.
+/// Parses a pickle. Calls are recorded as [`super::Object`]s and never executed.
 ///
 /// # Errors
-/// The pickle ends early, contradicts itself, or has an operation that neither Python's `pickle` in these protocols nor
-/// PyTorch writes. The message says at which byte.
+/// Returns an error with the byte offset if the pickle is truncated or inconsistent, or has an operation that neither
+/// Python's `pickle` in these protocols nor PyTorch writes.
 pub fn parse(bytes: &[u8]) -> Result<Pickle, String> {
     let mut machine =
         Machine { bytes, at: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
@@ -27,7 +27,7 @@ struct Machine<'a> {
     at: usize,
     nodes: Vec<Node>,
     stack: Vec<Id>,
-    /// Heights of the stack.
+    /// Stack heights at the marks.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
@@ -36,7 +36,7 @@ impl<'a> Machine<'a> {
     fn run(&mut self) -> Result<Id, String> {
         loop {
             if self.nodes.len().max(self.stack.len()).max(self.memo.len()).max(self.marks.len()) > MAX_VALUES {
-                return Err("more values than any checkpoint has".into());
+                return Err("too many values for a checkpoint".into());
             }
             let [operation] = self.array()?;
             match operation {
@@ -128,7 +128,7 @@ impl<'a> Machine<'a> {
                     let id = self.pop()?;
                     self.push(Node::Persistent(id));
                 }
-                other => return Err(format!("operation {other:#04x} is none that a checkpoint needs")),
+                other => return Err(format!("unsupported operation {other:#04x}")),
             }
         }
     }
@@ -136,13 +136,13 @@ impl<'a> Machine<'a> {
     fn protocol(&mut self) -> Result<(), String> {
         match self.array()? {
             [2..=5] => Ok(()),
-            [other] => Err(format!("protocol {other} is not supported; 2 to 5 are")),
+            [other] => Err(format!("protocol {other} is not supported; supported are 2 to 5")),
         }
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], String> {
         let rest = &self.bytes[self.at..];
-        let taken = rest.get(..len).ok_or_else(|| format!("{len} bytes are to follow, {} do", rest.len()))?;
+        let taken = rest.get(..len).ok_or_else(|| format!("{len} bytes expected, {} left", rest.len()))?;
         self.at += len;
         Ok(taken)
     }
@@ -151,28 +151,28 @@ impl<'a> Machine<'a> {
         Ok(self.take(N)?.try_into().expect("as many as were taken"))
     }
 
-    /// A little-endian number of `width` bytes.
+    /// Reads a little-endian integer of `width` bytes.
     fn unsigned(&mut self, width: usize) -> Result<u64, String> {
         let mut word = [0; 8];
         word[..width].copy_from_slice(self.take(width)?);
         Ok(u64::from_le_bytes(word))
     }
 
-    /// What follows a length of `width` bytes.
+    /// Reads the bytes that follow a length of `width` bytes.
     fn counted(&mut self, width: usize) -> Result<&'a [u8], String> {
         let len = self.unsigned(width)?;
-        self.take(usize::try_from(len).map_err(|_| format!("{len} bytes are to follow"))?)
+        self.take(usize::try_from(len).map_err(|_| format!("{len} bytes expected"))?)
     }
 
     fn line(&mut self) -> Result<&'a str, String> {
-        let len = self.bytes[self.at..].iter().position(|byte| *byte == b'\n').ok_or("a name without an end")?;
+        let len = self.bytes[self.at..].iter().position(|byte| *byte == b'\n').ok_or("an unterminated name")?;
         let line = self.take(len + 1)?;
         std::str::from_utf8(&line[..len]).map_err(|_| "a name that is not text".into())
     }
 
     fn number(&mut self, width: usize) -> Result<(), String> {
         let value = self.unsigned(width)?;
-        // Only the widest has a sign.
+        // Only the widest type is signed.
         self.push(Node::Int(if width == 4 { i64::from(value as u32 as i32) } else { value as i64 }));
         Ok(())
     }
@@ -180,7 +180,7 @@ impl<'a> Machine<'a> {
     fn long(&mut self, width: usize) -> Result<(), String> {
         let bytes = self.counted(width)?;
         if bytes.len() > 8 {
-            return Err(format!("a number of {} bytes", bytes.len()));
+            return Err(format!("an integer of {} bytes, over the limit of 8", bytes.len()));
         }
         let sign = if bytes.last().is_some_and(|byte| *byte >= 0x80) { 0xff } else { 0 };
         let mut word = [sign; 8];
@@ -207,24 +207,24 @@ impl<'a> Machine<'a> {
         self.nodes.push(node);
     }
 
-    /// What was pushed since the last mark is of no concern to what is outside it.
+    /// Returns the stack height at the last mark; operations must not reach below it.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
 
     fn pop(&mut self) -> Result<Id, String> {
         if self.stack.len() <= self.floor() {
-            return Err("a value is taken where there is none".into());
+            return Err("the stack is empty".into());
         }
-        self.stack.pop().ok_or_else(|| "a value is taken where there is none".into())
+        self.stack.pop().ok_or_else(|| "the stack is empty".into())
     }
 
     fn top(&self) -> Result<Id, String> {
-        self.stack[self.floor()..].last().copied().ok_or_else(|| "a value is needed where there is none".into())
+        self.stack[self.floor()..].last().copied().ok_or_else(|| "the stack is empty".into())
     }
 
     fn pop_mark(&mut self) -> Result<Vec<Id>, String> {
-        let mark = self.marks.pop().ok_or("the end of a list that has no beginning")?;
+        let mark = self.marks.pop().ok_or("the end of a list without its mark")?;
         Ok(self.stack.split_off(mark))
     }
 
@@ -245,9 +245,9 @@ impl<'a> Machine<'a> {
         let top = self.top()?;
         match &mut self.nodes[top as usize] {
             Node::List(list) => list.extend(items),
-            // What an unknown object holds is not of interest.
+            // Items of unknown objects are ignored.
             Node::Object { .. } => {}
-            _ => return Err("items for what is not a list".into()),
+            _ => return Err("items appended to a value that is not a list".into()),
         }
         Ok(())
     }
@@ -258,7 +258,7 @@ impl<'a> Machine<'a> {
         match &mut self.nodes[top as usize] {
             Node::Dict(entries) => entries.extend(pairs.iter().map(|[key, value]| (*key, *value))),
             Node::Object { .. } => {}
-            _ => return Err("entries for what is not a dictionary".into()),
+            _ => return Err("entries added to a value that is not a dictionary".into()),
         }
         Ok(())
     }
@@ -271,7 +271,7 @@ impl<'a> Machine<'a> {
 
     fn recall(&mut self, width: usize) -> Result<(), String> {
         let key = self.unsigned(width)? as u32;
-        let id = self.memo.get(&key).ok_or_else(|| format!("value {key} is named before it is there"))?;
+        let id = self.memo.get(&key).ok_or_else(|| format!("value {key} is used before its definition"))?;
         self.stack.push(*id);
         Ok(())
     }
@@ -288,7 +288,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// A call; of those that only stand for plain data, the data.
+    /// Records a call; calls that only construct plain data are replaced by the data.
     fn call(&mut self) -> Result<(), String> {
         let (arguments, function) = (self.pop()?, self.pop()?);
         let Node::Tuple(items) = &self.nodes[arguments as usize] else {
@@ -296,11 +296,11 @@ impl<'a> Machine<'a> {
         };
         let name = match &self.nodes[function as usize] {
             Node::Name(name) => name.as_str(),
-            _ => "something without a name",
+            _ => "an unnamed function",
         };
         let node = match name {
             "collections.OrderedDict" | "collections.defaultdict" => Node::Dict(Vec::new()),
-            // How protocol 2 writes bytes.
+            // Encoding of bytes in protocol 2.
             "_codecs.encode" => self.encoded(items)?,
             name => Node::Object { name: name.to_owned(), arguments, state: None },
         };
@@ -310,10 +310,10 @@ impl<'a> Machine<'a> {
 
     fn encoded(&self, arguments: &[Id]) -> Result<Node, String> {
         let Some(Node::Text(text)) = arguments.first().map(|id| &self.nodes[*id as usize]) else {
-            return Err("bytes that are not written as text".into());
+            return Err("bytes that are not encoded as text".into());
         };
         let bytes: Result<Vec<u8>, _> = text.chars().map(u8::try_from).collect();
-        bytes.map(Node::Bytes).map_err(|_| "bytes beyond 255".into())
+        bytes.map(Node::Bytes).map_err(|_| "a byte value above 255".into())
     }
 
     fn build(&mut self) -> Result<(), String> {
@@ -369,7 +369,7 @@ mod tests {
         }
     }
 
-    /// `pickle.dumps` of an object whose `__reduce__` is `(os.system, ("touch /tmp/owned",))`.
+    /// Bytes of `pickle.dumps` for an object whose `__reduce__` is `(os.system, ("touch /tmp/owned",))`.
     #[test]
     fn a_call_is_written_down_and_not_made() {
         let folder = tempfile::tempdir().unwrap();
@@ -391,14 +391,14 @@ mod tests {
             (&b"\x80\x02\x82\x01."[..], "operation 0x82"),
             (b"\x80\x02(S'ls'\nios\nsystem\n.", "operation 0x53"),
             (b"\x80\x07N.", "protocol 7"),
-            (b"\x80\x02B\xff\xff\xff\xff", "4294967295 bytes are to follow"),
-            (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\xff", "are to follow"),
-            (b"\x80\x02\x8b\xff\xff\xff\x7f", "are to follow"),
-            (b"\x80\x02N(0.", "where there is none"),
+            (b"\x80\x02B\xff\xff\xff\xff", "4294967295 bytes expected"),
+            (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\xff", "bytes expected"),
+            (b"\x80\x02\x8b\xff\xff\xff\x7f", "bytes expected"),
+            (b"\x80\x02N(0.", "stack is empty"),
             (b"\x80\x02h\x05.", "value 5"),
-            (b"\x80\x02Nb.", "where there is none"),
+            (b"\x80\x02Nb.", "stack is empty"),
             (b"\x80\x02}(Nu.", "key without a value"),
-            (b"\x80\x02Nt.", "no beginning"),
+            (b"\x80\x02Nt.", "without its mark"),
         ] {
             let error = parse(bytes).unwrap_err();
             assert!(error.contains(defect), "{error}");
@@ -415,7 +415,7 @@ mod tests {
         bytes.push(b'.');
         let error = parse(&bytes).unwrap().root().to_json().unwrap_err();
         assert!(error.contains("larger or deeper"), "{error}");
-        // A list that holds itself.
+        // A list that contains itself.
         let error = parse(b"\x80\x02]q\x00h\x00a.").unwrap().root().to_json().unwrap_err();
         assert!(error.contains("larger or deeper"), "{error}");
     }

@@ -1,14 +1,14 @@
-//! What a pickle holds.
+//! Values of a parsed pickle.
 
 use serde_json::{Map, Number};
 
 use super::numpy;
 
-/// Number of a node in its pickle.
+/// Index of a node in its pickle.
 pub(super) type Id = u32;
 
-/// A parsed pickle. Its values refer to each other by number, as a pickle may name a value in several places, itself
-/// included.
+/// Parsed pickle. Its values refer to each other by index, because a value may occur in several places, even inside
+/// itself.
 #[derive(Debug)]
 pub struct Pickle {
     pub(super) nodes: Vec<Node>,
@@ -23,16 +23,16 @@ pub(super) enum Node {
     Float(f64),
     Text(String),
     Bytes(Vec<u8>),
-    /// Also of sets.
+    /// Lists and sets.
     List(Vec<Id>),
     Tuple(Vec<Id>),
-    /// Also of `OrderedDict`s.
+    /// Dictionaries, including `OrderedDict`s.
     Dict(Vec<(Id, Id)>),
     /// `module.name` of a class or function.
     Name(String),
-    /// What a number outside the pickle stands for: a storage of PyTorch's.
+    /// Reference to an object outside the pickle: a PyTorch storage.
     Persistent(Id),
-    /// What `name(*arguments)` would be, with the state it would be given afterwards.
+    /// Recorded call `name(*arguments)`, with the state to set on its result.
     Object {
         name: String,
         arguments: Id,
@@ -47,23 +47,23 @@ pub struct Value<'a> {
     id: Id,
 }
 
-/// A call that a pickle asks for, and that is not made.
+/// Recorded call, which is never executed.
 #[derive(Clone, Copy, Debug)]
 pub struct Object<'a> {
-    /// `module.name` of what would be called.
+    /// Name `module.name` of the called function.
     pub name: &'a str,
     pub arguments: Value<'a>,
-    /// What the result's `__setstate__` would be given.
+    /// Argument of the result's `__setstate__`.
     pub state: Option<Value<'a>>,
 }
 
-/// As many values, and as deep, as no plans or `dataset.json` have: a value that is named often can stand for more of them
-/// than memory holds.
+/// Limits of a conversion to JSON, above those of any plans or `dataset.json`: values that are referenced many times
+/// could otherwise expand beyond the memory.
 const MAX_JSON_VALUES: usize = 1 << 20;
 const MAX_JSON_DEPTH: usize = 32;
 
 impl Pickle {
-    /// The value of the whole pickle.
+    /// Returns the top-level value.
     pub fn root(&self) -> Value<'_> {
         Value { pickle: self, id: self.root }
     }
@@ -78,13 +78,13 @@ impl<'a> Value<'a> {
         Self { id, ..self }
     }
 
-    /// The entry of a dictionary; the last, as in Python, where several have this key.
+    /// Returns an entry of a dictionary; for duplicate keys, the last one, as in Python.
     pub fn get(self, key: &str) -> Option<Self> {
         let (_, value) = self.entries()?.filter(|(name, _)| name.text() == Some(key)).last()?;
         Some(value)
     }
 
-    /// Keys and values of a dictionary.
+    /// Iterates over keys and values of a dictionary.
     pub fn entries(self) -> Option<impl Iterator<Item = (Self, Self)>> {
         match self.node() {
             Node::Dict(entries) => Some(entries.iter().map(move |(key, value)| (self.with(*key), self.with(*value)))),
@@ -92,7 +92,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The values of a list or tuple.
+    /// Iterates over the values of a list or tuple.
     pub fn items(self) -> Option<impl ExactSizeIterator<Item = Self>> {
         match self.node() {
             Node::List(items) | Node::Tuple(items) => Some(items.iter().map(move |item| self.with(*item))),
@@ -100,7 +100,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A list or tuple of exactly `N` values, or the first `N` of a longer one.
+    /// Returns the first `N` values of a list or tuple with at least `N` values.
     pub fn first<const N: usize>(self) -> Option<[Self; N]> {
         let items: Vec<_> = self.items()?.take(N).collect();
         items.try_into().ok()
@@ -131,7 +131,7 @@ impl<'a> Value<'a> {
         matches!(self.node(), Node::None)
     }
 
-    /// A whole number, of Python's or NumPy's.
+    /// Returns an integer of Python or NumPy.
     pub fn int(self) -> Option<i64> {
         match self.node() {
             Node::Int(value) => Some(*value),
@@ -139,12 +139,12 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A number that counts or indexes.
+    /// Returns a non-negative integer.
     pub fn index(self) -> Option<usize> {
         usize::try_from(self.int()?).ok()
     }
 
-    /// A number, of Python's or NumPy's.
+    /// Returns a number of Python or NumPy as f64.
     pub fn float(self) -> Option<f64> {
         match self.node() {
             Node::Int(value) => Some(*value as f64),
@@ -153,12 +153,12 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A list or tuple of numbers that count or index.
+    /// Returns a list or tuple of non-negative integers.
     pub fn indices(self) -> Option<Vec<usize>> {
         self.items()?.map(Self::index).collect()
     }
 
-    /// `module.name` of a class or function.
+    /// Returns `module.name` of a class or function.
     pub fn name(self) -> Option<&'a str> {
         match self.node() {
             Node::Name(name) => Some(name),
@@ -166,7 +166,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// What stands for something outside the pickle.
+    /// Returns the ID of a reference to an object outside the pickle.
     pub fn persistent(self) -> Option<Self> {
         match self.node() {
             Node::Persistent(id) => Some(self.with(*id)),
@@ -174,7 +174,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A call that is not made.
+    /// Returns a recorded call.
     pub fn object(self) -> Option<Object<'a>> {
         match self.node() {
             Node::Object { name, arguments, state } => {
@@ -184,11 +184,11 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// What it is, for messages.
+    /// Describes the type of the value for messages.
     pub fn kind(self) -> String {
         match self.node() {
             Node::None => "None".into(),
-            Node::Bool(_) => "a truth value".into(),
+            Node::Bool(_) => "a boolean".into(),
             Node::Int(_) | Node::Float(_) => "a number".into(),
             Node::Text(_) => "a string".into(),
             Node::Bytes(_) => "bytes".into(),
@@ -197,14 +197,14 @@ impl<'a> Value<'a> {
             Node::Dict(_) => "a dictionary".into(),
             Node::Name(name) => format!("the name {name}"),
             Node::Persistent(_) => "a storage".into(),
-            Node::Object { name, .. } => format!("the result of calling {name}, which is not called"),
+            Node::Object { name, .. } => format!("a call of {name}, which is not executed"),
         }
     }
 
-    /// The value as JSON: tuples become lists, keys strings.
+    /// Converts the value to JSON: tuples become lists, keys become strings.
     ///
     /// # Errors
-    /// It holds what JSON cannot, or is larger than any plans are.
+    /// Returns an error if it contains values without a JSON equivalent, or if it is larger than any plans.
     pub fn to_json(self) -> Result<serde_json::Value, String> {
         self.json(MAX_JSON_DEPTH, &mut 0)
     }
@@ -212,7 +212,7 @@ impl<'a> Value<'a> {
     fn json(self, depth: usize, count: &mut usize) -> Result<serde_json::Value, String> {
         *count += 1;
         if depth == 0 || *count > MAX_JSON_VALUES {
-            return Err("is larger or deeper than plans and descriptions of datasets are".into());
+            return Err("is larger or deeper than any plans or dataset.json".into());
         }
         Ok(match self.node() {
             Node::None => serde_json::Value::Null,
@@ -231,8 +231,8 @@ impl<'a> Value<'a> {
             }
             _ => match (self.int(), self.float()) {
                 (Some(value), _) => value.into(),
-                (None, Some(value)) => Number::from_f64(value).ok_or("holds a number that is not finite")?.into(),
-                (None, None) => return Err(format!("holds {}", self.kind())),
+                (None, Some(value)) => Number::from_f64(value).ok_or("contains a non-finite number")?.into(),
+                (None, None) => return Err(format!("contains {}", self.kind())),
             },
         })
     }
@@ -241,7 +241,7 @@ impl<'a> Value<'a> {
         match (self.text(), self.int()) {
             (Some(text), _) => Ok(text.to_owned()),
             (None, Some(number)) => Ok(number.to_string()),
-            (None, None) => Err(format!("holds {} as a key", self.kind())),
+            (None, None) => Err(format!("contains {} as a key", self.kind())),
         }
     }
 }

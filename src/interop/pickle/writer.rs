@@ -1,6 +1,6 @@
-//! Pickles of plain data and of what PyTorch puts around a tensor, in protocol 2.
+//! Writer of pickles in protocol 2, for plain data and PyTorch's encoding of tensors.
 
-/// A pickle in the making: each call adds one value, after or inside the one before.
+/// Pickle builder: each call appends one value.
 #[derive(Debug)]
 pub struct PickleWriter {
     bytes: Vec<u8>,
@@ -13,7 +13,7 @@ impl Default for PickleWriter {
 }
 
 impl PickleWriter {
-    /// The finished pickle.
+    /// Returns the finished pickle.
     pub fn finish(mut self) -> Vec<u8> {
         self.bytes.push(b'.');
         self.bytes
@@ -45,8 +45,10 @@ impl PickleWriter {
         self.bytes.extend(value.to_be_bytes());
     }
 
+    /// Appends a string.
+    ///
     /// # Panics
-    /// If the text has 4 GB.
+    /// If the text has 4 GiB or more.
     pub fn text(&mut self, text: &str) {
         let len = u32::try_from(text.len()).expect("names and descriptions are short");
         self.bytes.push(b'X');
@@ -54,34 +56,34 @@ impl PickleWriter {
         self.bytes.extend(text.as_bytes());
     }
 
-    /// A tuple of what `items` adds.
+    /// Appends a tuple of the values that `items` appends.
     pub fn tuple(&mut self, items: impl FnOnce(&mut Self)) {
         self.bytes.push(b'(');
         items(self);
         self.bytes.push(b't');
     }
 
-    /// A tuple of numbers.
+    /// Appends a tuple of integers.
     pub fn ints(&mut self, values: &[usize]) {
-        // Extents of tensors are far below 2^63.
+        // Tensor extents are far below 2^63.
         self.tuple(|pickle| values.iter().for_each(|value| pickle.int(*value as i64)));
     }
 
-    /// A list of what `items` adds.
+    /// Appends a list of the values that `items` appends.
     pub fn list(&mut self, items: impl FnOnce(&mut Self)) {
         self.bytes.extend(b"](");
         items(self);
         self.bytes.push(b'e');
     }
 
-    /// A dictionary of what `entries` adds, keys and values in turn.
+    /// Appends a dictionary of the alternating keys and values that `entries` appends.
     pub fn dict(&mut self, entries: impl FnOnce(&mut Self)) {
         self.bytes.extend(b"}(");
         entries(self);
         self.bytes.push(b'u');
     }
 
-    /// An `OrderedDict` of what `entries` adds.
+    /// Appends an `OrderedDict` of the alternating keys and values that `entries` appends.
     pub fn ordered_dict(&mut self, entries: impl FnOnce(&mut Self)) {
         self.call("collections", "OrderedDict", |_| ());
         self.bytes.push(b'(');
@@ -89,26 +91,26 @@ impl PickleWriter {
         self.bytes.push(b'u');
     }
 
-    /// The result of calling a function with the arguments that `arguments` adds.
+    /// Appends a call of a function with the arguments that `arguments` appends.
     pub fn call(&mut self, module: &str, name: &str, arguments: impl FnOnce(&mut Self)) {
         self.name(module, name);
         self.tuple(arguments);
         self.bytes.push(b'R');
     }
 
-    /// A class or function.
+    /// Appends a reference to a class or function.
     pub fn name(&mut self, module: &str, name: &str) {
         self.bytes.push(b'c');
         self.bytes.extend(format!("{module}\n{name}\n").bytes());
     }
 
-    /// Something outside the pickle, which the tuple of what `items` adds stands for.
+    /// Appends a reference to an object outside the pickle, identified by the tuple of the values that `items` appends.
     pub fn persistent(&mut self, items: impl FnOnce(&mut Self)) {
         self.tuple(items);
         self.bytes.push(b'Q');
     }
 
-    /// What Python's `json` would make of it.
+    /// Appends a JSON value as Python's `json` would load it.
     pub fn json(&mut self, value: &serde_json::Value) {
         use serde_json::Value;
         match value {

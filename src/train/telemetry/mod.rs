@@ -18,7 +18,7 @@ pub use plot::ProgressPlot;
 pub use progress_bar::ProgressBar;
 #[cfg(feature = "nccl")]
 pub use prometheus::GpuMeter;
-pub use prometheus::{GpuReading, MetricsEndpoint, MetricsObserver};
+pub use prometheus::{CONTENT_TYPE, GpuReading, MetricsEndpoint, MetricsExporter, MetricsObserver};
 pub use record::{EpochRecord, IterationRecord, PictureRecord, RunState, StepTimes};
 pub use status_file::{Status, StatusFile};
 pub use tensorboard::TensorBoard;

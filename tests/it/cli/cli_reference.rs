@@ -22,19 +22,19 @@ fn the_page_has_all_commands_and_options() {
     let mut cli = Cli::command();
     cli.build();
     let page = page(&cli);
-    for heading in ["## nnunet-dist plan", "## nnunet-dist bench allreduce", "### Several processes"] {
+    for heading in ["## nnunet-dist plan", "## nnunet-dist bench allreduce", "### Distributed training"] {
         assert!(page.lines().any(|line| line == heading), "{heading}");
     }
     let row = page.lines().find(|line| line.starts_with("| `--epochs N`")).unwrap();
-    assert_eq!(row, "| `--epochs N` | Epochs. | 1000 |");
+    assert_eq!(row, "| `--epochs N` | Number of epochs. | 1000 |");
     assert!(!page.contains("--as-rank"), "hidden options stay hidden");
 }
 
 fn page(cli: &Command) -> String {
     let mut page = format!(
-        "# Command line\n\n<!-- Made by `make docs` of what the program says of itself. -->\n\n{}\n\
-         [Commands](commands.md) says on one page what each reads and writes.\n\n",
-        "Every command with every option, as `nnunet-dist COMMAND --help` has it."
+        "# Command line\n\n<!-- Generated from the program's help texts by `make docs`. -->\n\n{}\n\
+         [Commands](commands.md) lists the inputs and outputs of each command.\n\n",
+        "Every command with every option, as in `nnunet-dist COMMAND --help`."
     );
     let commands: Vec<&Command> = cli.get_subcommands().flat_map(leaves).collect();
     for command in &commands {

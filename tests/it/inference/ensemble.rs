@@ -164,7 +164,7 @@ fn incompatible_networks_are_refused() {
     let refuse = |path: &Path, difference: &str| {
         let mut command = folds.command("out");
         command.arg("-r").arg(folds.work().run(CONFIGURATION, FoldId::Number(0)).root()).arg(path);
-        let named = contains(path.to_str().unwrap()).and(contains(format!("has not the {difference} of")));
+        let named = contains(path.to_str().unwrap()).and(contains(format!("in the {difference};")));
         command.assert().code(3).stderr(named);
     };
     let in_plans = |edit: &dyn Fn(&mut Value)| plain_model(|plans| edit(plans));
@@ -182,9 +182,9 @@ fn incompatible_networks_are_refused() {
         .by_work("out", &[])
         .assert()
         .code(3)
-        .stderr(contains("fold_2/checkpoint_latest").and(contains("0 1 are here")));
+        .stderr(contains("fold_2/checkpoint_latest").and(contains("available: 0 1")));
     let mut command = folds.command("out");
     command.arg("-r").arg(folds.work().run(CONFIGURATION, FoldId::Number(0)).root()).args(["-f", "0"]);
-    command.assert().code(3).stderr(contains("holds no folds"));
+    command.assert().code(3).stderr(contains("contains no folds"));
     folds.command("out").assert().code(2).stderr(contains("--run"));
 }

@@ -107,13 +107,16 @@ fn complete_results_are_kept() {
     shorten("c.npz");
     fs::remove_file(path("d.pkl")).unwrap();
     let resumed = desk.predict(&desk.folder(), "out", &keep).assert().success();
-    resumed.stdout(predicates::str::ends_with(", 1 of them there before\n"));
+    resumed.stdout(predicates::str::ends_with(", 1 of them kept from an earlier run\n"));
     assert_eq!(desk.results("out"), whole);
     assert_eq!(modified(&path("a.nii.gz")), kept);
 
     // Without probabilities nothing is left to predict; without the flag, everything is predicted again.
     let label_maps = ["--continue_prediction"];
-    desk.predict(&desk.folder(), "out", &label_maps).assert().success().stdout(contains("4 of them there before"));
+    desk.predict(&desk.folder(), "out", &label_maps)
+        .assert()
+        .success()
+        .stdout(contains("4 of them kept from an earlier run"));
     desk.predict(&desk.folder(), "out", &[]).assert().success();
     assert!(modified(&path("a.nii.gz")) > kept);
 }

@@ -218,7 +218,7 @@ fn a_cascade_answers_with_both_stages() {
     let flag = Path::new("--prev-stage");
     refused(&second, &[], "needs the segmentations of 3d_lowres");
     refused(&first, &[flag, &second], "is not the second stage of a cascade");
-    refused(&second, &[flag, &desk.checkpoint()], "was trained as 3d_fullres");
+    refused(&second, &[flag, &desk.checkpoint()], "trained as 3d_fullres");
 }
 
 #[test]
@@ -236,8 +236,12 @@ fn it_reports_its_model_and_its_health() {
     server.get("/nowhere").refuses(404, "GET /");
     server.get("/predict").refuses(405, "POST /predict");
     let metrics = server.get("/metrics");
-    assert!(metrics.header("content-type").unwrap().starts_with("application/openmetrics-text"));
-    for line in ["nnunet_requests_total{code=\"404\"} 1", "# TYPE nnunet_request_seconds histogram", "# EOF"] {
+    assert!(metrics.header("content-type").unwrap().starts_with("text/plain"));
+    for line in [
+        "nnunet_requests_total{code=\"404\"} 1",
+        "# TYPE nnunet_request_seconds histogram",
+        "# HELP nnunet_queue_depth Images",
+    ] {
         assert!(metrics.text().lines().any(|found| found == line), "no {line} in {}", metrics.text());
     }
 }

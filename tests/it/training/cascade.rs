@@ -167,7 +167,7 @@ fn both_stages_are_trained_resumed_and_predicted() {
     let flags = ["--prev-stage-predictions", given.to_str().unwrap()];
     refused(cascade.predict(&first, "none", &flags), &["not the second stage of a cascade"]);
     let flags = ["--prev-stage", second.root().to_str().unwrap()];
-    refused(cascade.predict(&second, "none", &flags), &["was trained as 3d_cascade_fullres", "after 3d_lowres"]);
+    refused(cascade.predict(&second, "none", &flags), &["trained as 3d_cascade_fullres", "requires 3d_lowres"]);
     fs::remove_file(given.join("phantom_006.nii.gz")).unwrap();
     let flags = ["--prev-stage-predictions", given.to_str().unwrap()];
     refused(cascade.predict(&second, "none", &flags), &[given.to_str().unwrap(), "phantom_006"]);

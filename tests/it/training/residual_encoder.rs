@@ -179,7 +179,7 @@ fn plans_that_are_missing_or_do_not_fit_the_data_are_named() {
     let shop = Shop::new();
     let stderr = refused(shop.train().args(["-p", "nnUNetResEncUNetLPlans"]));
     let known = format!(
-        "nnUNetResEncUNetLPlans.json: is not there; `nnunet-dist plan` makes it; -p takes nnUNetPlans, {PLANS}"
+        "nnUNetResEncUNetLPlans.json: missing; create it with `nnunet-dist plan`; -p accepts nnUNetPlans, {PLANS}"
     );
     assert!(stderr.contains(&known), "{stderr}");
     // The plans share data with the default ones; with another spacing they may not.

@@ -1,12 +1,8 @@
-//! Conversion of a rank's state to metrics.
+//! Metrics of a rank, recorded from its state.
 
-use std::fmt;
 use std::fs;
-use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
+use metrics::{counter, describe_counter, describe_gauge, gauge};
 
 use super::snapshot::Snapshot;
 use crate::telemetry::EpochRecord;
@@ -23,19 +19,13 @@ pub struct GpuReading {
 /// Function that reads the GPU.
 pub type AskGpu = Box<dyn Fn() -> GpuReading + Send + Sync>;
 
-/// Metrics collector of a rank.
-pub struct RankCollector {
-    pub snapshot: Arc<Mutex<Snapshot>>,
-    /// Labels that identify the run.
-    pub run: Vec<(&'static str, String)>,
-    /// `None` for a rank without a GPU.
-    pub gpu: Option<AskGpu>,
-}
-
 /// A value that may rise and fall: name, help, value. It is omitted while the value is unknown.
 type Gauge = (&'static str, &'static str, fn(&Snapshot) -> Option<f64>);
-/// A value that only grows during the lifetime of the process.
-type Counter = (&'static str, &'static str, fn(&Snapshot) -> f64);
+/// A number that only grows during the lifetime of the process.
+type Counter = (&'static str, &'static str, fn(&Snapshot) -> u64);
+/// A time in seconds that only grows during the lifetime of the process. The facade's counters are integers, so these are
+/// exported as gauges.
+type Seconds = (&'static str, &'static str, fn(&Snapshot) -> f64);
 
 const GAUGES: [Gauge; 27] = [
     ("epochs", "Total epochs of the run", |s| Some(s.facts.epochs as f64)),
@@ -93,90 +83,88 @@ const GAUGES: [Gauge; 27] = [
     ("best_ema_pseudo_dice", "Best value of ema_pseudo_dice so far", |s| s.best_ema_pseudo_dice),
 ];
 
-const COUNTERS: [Counter; 8] = [
-    ("steps", "Steps made by this process", |s| s.made.steps as f64),
-    ("skipped_steps", "Steps without an update because a gradient was not finite", |s| s.made.skipped_steps as f64),
-    ("step_seconds", "Time of all steps on this rank", |s| s.made.steps_s),
-    ("data_wait_seconds", "Part of step_seconds spent waiting for data", |s| s.made.data_wait_s),
-    ("communication_seconds", "Part of step_seconds spent waiting in collectives", |s| s.made.communication_s),
-    ("checkpoint_seconds", "Time that steps waited for the checkpoint copy, on rank 0", |s| s.made.checkpoint_s),
-    ("rollbacks", "Returns of the run to an earlier checkpoint", |s| s.rollbacks as f64),
-    ("restarts", "Attempts of nnunet-launch before this one", |s| s.facts.restarts as f64),
+const COUNTERS: [Counter; 4] = [
+    ("steps_total", "Steps made by this process", |s| s.made.steps),
+    ("skipped_steps_total", "Steps without an update because a gradient was not finite", |s| s.made.skipped_steps),
+    ("rollbacks_total", "Returns of the run to an earlier checkpoint", |s| s.rollbacks),
+    ("restarts_total", "Attempts of nnunet-launch before this one", |s| s.facts.restarts),
+];
+
+const SECONDS: [Seconds; 4] = [
+    ("step_seconds_total", "Time of all steps on this rank", |s| s.made.steps_s),
+    ("data_wait_seconds_total", "Part of step_seconds_total spent waiting for data", |s| s.made.data_wait_s),
+    ("communication_seconds_total", "Part of step_seconds_total spent waiting in collectives", |s| {
+        s.made.communication_s
+    }),
+    ("checkpoint_seconds_total", "Time that steps waited for the checkpoint copy, on rank 0", |s| s.made.checkpoint_s),
 ];
 
 fn epoch(snapshot: &Snapshot, value: fn(&EpochRecord) -> f64) -> Option<f64> {
     snapshot.last_epoch.as_ref().map(value)
 }
 
-impl fmt::Debug for RankCollector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RankCollector").field("run", &self.run).finish_non_exhaustive()
+/// Help of the metrics that are not in the tables.
+const OTHER_GAUGES: [(&str, &str); 6] = [
+    ("run_info", "Identity of the training run"),
+    ("pseudo_dice", "Dice over all voxels of the last epoch's validation patches; NaN if the class did not occur"),
+    ("resident_memory_bytes", "Resident memory of the process"),
+    ("gpu_memory_used_bytes", "Memory of the rank's GPU used by all processes"),
+    ("gpu_memory_total_bytes", "Total memory of the rank's GPU"),
+    ("gpu_utilization_ratio", "Fraction of time in which the GPU was busy"),
+];
+
+/// Prefix of all metric names.
+pub const PREFIX: &str = "nnunet_train_";
+
+fn full(name: &str) -> String {
+    format!("{PREFIX}{name}")
+}
+
+/// Records the help of every metric, and the `labels` that identify the run.
+pub fn describe(labels: &[(&'static str, String)]) {
+    let gauges = GAUGES.iter().map(|(name, help, _)| (*name, *help));
+    let seconds = SECONDS.iter().map(|(name, help, _)| (*name, *help));
+    for (name, help) in gauges.chain(seconds).chain(OTHER_GAUGES) {
+        describe_gauge!(full(name), help);
     }
-}
-
-impl Collector for RankCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let run = self.run.as_slice();
-        encoder.encode_descriptor("run", "Identity of the training run", None, MetricType::Info)?.encode_info(&run)?;
-        self.encode_snapshot(&mut encoder)?;
-        if let Some(bytes) = resident_memory() {
-            gauge(&mut encoder, "resident_memory_bytes", "Resident memory of the process", bytes as f64)?;
-        }
-        self.gpu.as_ref().map_or(Ok(()), |ask| encode_gpu(&mut encoder, ask()))
+    for (name, help, _) in COUNTERS {
+        describe_counter!(full(name), help);
     }
+    gauge!(full("run_info"), labels).set(1.0);
 }
 
-impl RankCollector {
-    fn encode_snapshot(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, help, value) in GAUGES {
-            if let Some(value) = value(&snapshot) {
-                gauge(encoder, name, help, value)?;
-            }
+/// Records the state of a run. A value that is not known yet has no sample.
+pub fn record(snapshot: &Snapshot) {
+    for (name, _, value) in GAUGES {
+        if let Some(value) = value(snapshot) {
+            gauge!(full(name)).set(value);
         }
-        for (name, help, value) in COUNTERS {
-            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            metric.encode_counter::<NoLabelSet, f64, f64>(&value(&snapshot), None)?;
-        }
-        encode_pseudo_dice(encoder, &snapshot)
     }
-}
-
-/// Escapes a label value for the text format, which the encoder does not do.
-pub fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-/// Encodes the pseudo Dice of the classes that occurred in the labels or predictions.
-fn encode_pseudo_dice(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
+    for (name, _, value) in SECONDS {
+        gauge!(full(name)).set(value(snapshot));
+    }
+    for (name, _, value) in COUNTERS {
+        counter!(full(name)).absolute(value(snapshot));
+    }
     let values = snapshot.last_epoch.iter().flat_map(|epoch| &epoch.pseudo_dice);
-    let known =
-        snapshot.facts.classes.iter().zip(values).filter_map(|(class, value)| Some((escaped(class), (*value)?)));
-    let known: Vec<_> = known.collect();
-    if known.is_empty() {
-        return Ok(());
-    }
-    let help = "Dice over all voxels of the last epoch's validation patches";
-    let mut metric = encoder.encode_descriptor("pseudo_dice", help, None, MetricType::Gauge)?;
-    for (class, value) in known {
-        metric.encode_family(&[("class", class.as_str())])?.encode_gauge(&value)?;
-    }
-    Ok(())
-}
-
-fn encode_gpu(encoder: &mut DescriptorEncoder, reading: GpuReading) -> fmt::Result {
-    if let Some([used, all]) = reading.memory {
-        gauge(encoder, "gpu_memory_used_bytes", "Memory of the rank's GPU used by all processes", used as f64)?;
-        gauge(encoder, "gpu_memory_total_bytes", "Total memory of the rank's GPU", all as f64)?;
-    }
-    match reading.utilization {
-        Some(part) => gauge(encoder, "gpu_utilization_ratio", "Fraction of time in which the GPU was busy", part),
-        None => Ok(()),
+    for (class, value) in snapshot.facts.classes.iter().zip(values) {
+        gauge!(full("pseudo_dice"), "class" => class.clone()).set(value.unwrap_or(f64::NAN));
     }
 }
 
-fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: f64) -> fmt::Result {
-    encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
+/// Records the measurements of the process and its GPU.
+pub fn record_machine(gpu: Option<GpuReading>) {
+    if let Some(bytes) = resident_memory() {
+        gauge!(full("resident_memory_bytes")).set(bytes as f64);
+    }
+    let Some(gpu) = gpu else { return };
+    if let Some([used, total]) = gpu.memory {
+        gauge!(full("gpu_memory_used_bytes")).set(used as f64);
+        gauge!(full("gpu_memory_total_bytes")).set(total as f64);
+    }
+    if let Some(utilization) = gpu.utilization {
+        gauge!(full("gpu_utilization_ratio")).set(utilization);
+    }
 }
 
 /// Returns the resident memory of this process in bytes.

@@ -2,11 +2,10 @@
 
 use std::env;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus_client::registry::Registry;
-
-use super::collector::{AskGpu, RankCollector, escaped};
+use super::collector::{self, AskGpu};
+use super::exporter::MetricsExporter;
 use super::server::Server;
 use super::snapshot::{Facts, Snapshot};
 use crate::config::RunConfig;
@@ -15,15 +14,12 @@ use nnunet_comm::distributed::{Communicator, host_name};
 use nnunet_nn::Device;
 use nnunet_nn::checkpoint::Progress;
 
-/// Prefix of all metric names.
-const PREFIX: &str = "nnunet_train";
-
 /// Environment variable with the number of restarts by `nnunet-launch`.
 const RESTARTS: &str = "NNUNET_LAUNCH_RESTARTS";
 
 /// Serves the metrics of this rank until it is dropped.
 pub struct MetricsEndpoint {
-    snapshot: Arc<Mutex<Snapshot>>,
+    state: RankState,
     _server: Server,
 }
 
@@ -36,11 +32,10 @@ impl MetricsEndpoint {
         // An invalid address has already been rejected when the configuration was validated.
         let first = config.telemetry.metrics_address().ok().flatten()?;
         let rank = comm.rank();
-        let snapshot = Arc::new(Mutex::new(Snapshot { facts: facts(config, classes, comm), ..Snapshot::default() }));
+        let state = RankState::new(rank, facts(config, classes, comm), &labels(config, comm));
         let started = address_of(first, comm.local_rank()).and_then(|address| {
-            let collector =
-                RankCollector { snapshot: snapshot.clone(), run: labels(config, comm), gpu: gpu(config, comm) };
-            let server = Server::start(address, registry(rank, collector));
+            let (exporter, gpu) = (state.exporter.clone(), gpu(config, comm));
+            let server = Server::start(address, move || render(&exporter, gpu.as_ref()));
             server.map(|server| (address, server)).map_err(|error| format!("{address}: {error}"))
         });
         match started {
@@ -49,7 +44,7 @@ impl MetricsEndpoint {
                     0 => tracing::info!("rank 0: metrics at http://{address}/metrics"),
                     _ => tracing::debug!("rank {rank}: metrics at http://{address}/metrics"),
                 }
-                Some(Self { snapshot, _server: server })
+                Some(Self { state, _server: server })
             }
             Err(defect) => {
                 tracing::warn!(
@@ -62,33 +57,59 @@ impl MetricsEndpoint {
 
     /// Returns an observer that keeps the metrics up to date.
     pub fn observer(&self) -> MetricsObserver {
-        MetricsObserver(self.snapshot.clone())
+        MetricsObserver(self.state.clone())
     }
 
     /// Sets the position at which the run starts, resumes, or continues after a rollback.
     pub fn goes_on_from(&self, progress: &Progress) {
-        lock(&self.snapshot).goes_on_from(progress);
+        self.state.update(|snapshot| snapshot.goes_on_from(progress));
     }
 }
 
 /// Observer that updates the metrics of a [`MetricsEndpoint`].
-pub struct MetricsObserver(Arc<Mutex<Snapshot>>);
+pub struct MetricsObserver(RankState);
 
 impl Observer for MetricsObserver {
     fn iteration(&mut self, record: &IterationRecord) -> Result<(), TelemetryError> {
-        lock(&self.0).iteration(record);
+        self.0.update(|snapshot| snapshot.iteration(record));
         Ok(())
     }
 
     fn epoch_finished(&mut self, record: &EpochRecord) -> Result<(), TelemetryError> {
-        lock(&self.0).epoch_finished(record);
+        self.0.update(|snapshot| snapshot.epoch_finished(record));
         Ok(())
     }
 }
 
-/// Locks the snapshot. A poisoned lock is ignored, since every field is always valid.
-fn lock(snapshot: &Mutex<Snapshot>) -> MutexGuard<'_, Snapshot> {
-    snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+/// State of the run on this rank, and its metrics.
+#[derive(Clone)]
+struct RankState {
+    snapshot: Arc<Mutex<Snapshot>>,
+    exporter: MetricsExporter,
+}
+
+impl RankState {
+    fn new(rank: usize, facts: Facts, run: &[(&'static str, String)]) -> Self {
+        let exporter = MetricsExporter::new(&[("rank", rank.to_string()), ("host", host_name())], &[]);
+        exporter.record(|| collector::describe(run));
+        let state = Self { snapshot: Arc::default(), exporter };
+        state.update(|snapshot| snapshot.facts = facts);
+        state
+    }
+
+    /// Changes the state and records what follows from it.
+    fn update(&self, change: impl FnOnce(&mut Snapshot)) {
+        // A poisoned lock is ignored, since every field is always valid.
+        let mut snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut snapshot);
+        self.exporter.record(|| collector::record(&snapshot));
+    }
+}
+
+/// Returns the metrics in the text format, with the present measurements of the machine.
+fn render(exporter: &MetricsExporter, gpu: Option<&AskGpu>) -> String {
+    exporter.record(|| collector::record_machine(gpu.map(|ask| ask())));
+    exporter.render()
 }
 
 fn address_of(first: SocketAddr, local_rank: usize) -> Result<SocketAddr, String> {
@@ -118,16 +139,7 @@ fn labels(config: &RunConfig, comm: &dyn Communicator) -> Vec<(&'static str, Str
         ("world_size", comm.world_size().to_string()),
         ("version", nnunet_core::VERSION.to_owned()),
     ];
-    labels.map(|(name, value)| (name, escaped(&value))).into()
-}
-
-/// Creates a registry whose metrics carry labels for rank and host.
-fn registry(rank: usize, collector: RankCollector) -> Registry {
-    let labels = [("rank", rank.to_string()), ("host", escaped(&host_name()))];
-    let labels = labels.map(|(name, value)| (name.into(), value.into()));
-    let mut registry = Registry::with_prefix_and_labels(PREFIX, labels.into_iter());
-    registry.register_collector(Box::new(collector));
-    registry
+    labels.into()
 }
 
 /// Returns a function that reads the GPU of this rank, if NVML supports it.
@@ -150,7 +162,6 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use prometheus_client::encoding::text;
     use serde_json::Value;
 
     use super::super::GpuReading;
@@ -161,27 +172,22 @@ mod tests {
     fn metrics() -> String {
         let facts =
             Facts { epochs: 10, steps_per_epoch: 5, classes: vec!["a \"b\"".into(), "c".into()], ..Facts::default() };
-        let mut snapshot = Snapshot { facts, ..Snapshot::default() };
+        let state = RankState::new(3, facts, &[("fold", "0".into())]);
         let times = StepTimes { total: 0.5, data_wait: 0.125, communication: 0.25 };
         let step =
             IterationRecord { epoch: 3, iteration: 1, loss: -0.5, loss_scale: Some(2.0), times, ..Default::default() };
-        snapshot.iteration(&step);
+        state.update(|snapshot| snapshot.iteration(&step));
         let pseudo_dice = vec![Some(0.25), None];
-        snapshot.epoch_finished(&EpochRecord { loss_scale: Some(2.0), pseudo_dice, ..EpochRecord::example(2) });
+        let epoch = EpochRecord { loss_scale: Some(2.0), pseudo_dice, ..EpochRecord::example(2) };
+        state.update(|snapshot| snapshot.epoch_finished(&epoch));
         let reading = GpuReading { memory: Some([60, 80]), utilization: Some(0.75) };
-        let collector = RankCollector {
-            snapshot: Arc::new(Mutex::new(snapshot)),
-            run: vec![("fold", "0".into())],
-            gpu: Some(Box::new(move || reading)),
-        };
-        let mut text = String::new();
-        text::encode(&mut text, &registry(3, collector)).unwrap();
-        text
+        let gpu: AskGpu = Box::new(move || reading);
+        render(&state.exporter, Some(&gpu))
     }
 
     /// Returns the names of all samples in a text.
     fn names(text: &str) -> BTreeSet<&str> {
-        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let samples = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
         samples.map(|line| line.split(['{', ' ']).next().unwrap_or_default()).collect()
     }
 
@@ -191,22 +197,23 @@ mod tests {
         let labels = format!("rank=\"3\",host=\"{}\"", host_name());
         for (name, own, value) in [
             ("run_info", ",fold=\"0\"", "1"),
-            ("step", "", "17.0"),
-            ("steps_total", "", "1.0"),
+            ("step", "", "17"),
+            ("steps_total", "", "1"),
             ("loss", "", "-0.5"),
             ("epoch_loss", "", "0.3"),
             ("pseudo_dice", ",class=\"a \\\"b\\\"\"", "0.25"),
+            // A class that did not occur has no Dice.
+            ("pseudo_dice", ",class=\"c\"", "NaN"),
             ("last_communication_seconds", "", "0.25"),
             ("communication_seconds_total", "", "0.25"),
-            ("gpu_memory_used_bytes", "", "60.0"),
+            ("gpu_memory_used_bytes", "", "60"),
             ("gpu_utilization_ratio", "", "0.75"),
         ] {
             let line = format!("nnunet_train_{name}{{{labels}{own}}} {value}");
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
         }
-        // A class that did not occur has no Dice.
-        assert!(!text.contains("class=\"c\""), "{text}");
-        assert!(text.ends_with("# EOF\n"), "{text}");
+        // No validation loss was measured.
+        assert!(!names(&text).contains("nnunet_train_epoch_validation_loss"), "{text}");
     }
 
     #[test]
@@ -235,7 +242,7 @@ mod tests {
         let mut found = Vec::new();
         queries(&dashboard, &mut found);
         let words = found.iter().flat_map(|query| query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
-        let asked: BTreeSet<&str> = words.filter(|word| word.starts_with(PREFIX)).collect();
+        let asked: BTreeSet<&str> = words.filter(|word| word.starts_with(collector::PREFIX)).collect();
         let text = metrics();
         let there = names(&text);
         let missing: Vec<_> = asked.difference(&there).collect();

@@ -7,21 +7,18 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header;
 use axum::routing::get;
 use hyper_util::server::graceful::GracefulShutdown;
-use prometheus_client::encoding::text;
-use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 use tokio::{net, runtime};
 
+use super::exporter::CONTENT_TYPE;
 use crate::http::{Limits, accept_all};
 
 /// Maximum duration of a connection.
 const CONNECTION_TIME: Duration = Duration::from_secs(600);
 const CONNECTIONS: usize = 16;
-/// Content type of the OpenMetrics text format.
-const FORMAT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves requests until it is dropped.
 pub struct Server {
@@ -30,11 +27,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves the metrics of `registry` at `address`, under `GET /metrics`.
+    /// Serves the text that `render` returns at `address`, under `GET /metrics`.
     ///
     /// # Errors
     /// Returns an error if the address cannot be bound, or the thread cannot be started.
-    pub fn start(address: SocketAddr, registry: Registry) -> io::Result<Self> {
+    pub fn start(address: SocketAddr, render: impl Fn() -> String + Send + Sync + 'static) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
@@ -48,7 +45,7 @@ impl Server {
             // Connections that are still open at the end are closed.
             let open = GracefulShutdown::new();
             tokio::select! {
-                () = accept_all(listener, router(registry), limits, &open) => {}
+                () = accept_all(listener, router(render), limits, &open) => {}
                 _ = stopped => {}
             }
         };
@@ -67,15 +64,11 @@ impl Drop for Server {
     }
 }
 
-fn router(registry: Registry) -> Router {
-    let registry = Arc::new(registry);
+fn router(render: impl Fn() -> String + Send + Sync + 'static) -> Router {
+    let render = Arc::new(render);
     let answer = move || {
-        let registry = registry.clone();
-        async move {
-            let mut body = String::new();
-            text::encode(&mut body, &registry).expect("a string takes any text");
-            ([(CONTENT_TYPE, FORMAT)], body)
-        }
+        let render = render.clone();
+        async move { ([(header::CONTENT_TYPE, CONTENT_TYPE)], render()) }
     };
     Router::new().route("/metrics", get(answer))
 }
