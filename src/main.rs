@@ -14,7 +14,7 @@ fn main() -> ExitCode {
             return if usage.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS };
         }
     };
-    distributed::explain_full_memory();
+    distributed::install_out_of_memory_hook();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

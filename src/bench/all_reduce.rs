@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{Row, Timings, Work};
-use nnunet_comm::distributed::{CommError, Communicator, ReduceOp, Wire};
+use nnunet_comm::distributed::{CommDtype, CommError, Communicator, ReduceOp};
 
 /// Size of the all-reduce.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,14 +27,14 @@ impl AllReduceBench {
     pub fn run(&self, rounds: usize, comm: &dyn Communicator) -> Result<Vec<Row>, CommError> {
         // Zeros stay zero under both mean and sum.
         let mut buckets: Vec<Vec<f32>> = vec![0.0f32; self.values].chunks(self.bucket).map(<[f32]>::to_vec).collect();
-        let wires = [("f32", Wire::F32), ("bf16", Wire::Bf16), ("fp16", Wire::F16)];
-        let mut seconds = vec![Vec::new(); wires.len()];
+        let comm_dtypes = [("f32", CommDtype::F32), ("bf16", CommDtype::Bf16), ("fp16", CommDtype::F16)];
+        let mut seconds = vec![Vec::new(); comm_dtypes.len()];
         #[cfg(feature = "mpi")]
         let (mut data, mut library) = (vec![0.0f32; self.values], Vec::new());
         // The first round is a warm-up.
         for round in 0..=rounds {
-            for ((_, wire), seconds) in wires.iter().zip(&mut seconds) {
-                let taken = timed(comm, || exchange(comm, &mut buckets, *wire))?;
+            for ((_, comm_dtype), seconds) in comm_dtypes.iter().zip(&mut seconds) {
+                let taken = timed(comm, || exchange(comm, &mut buckets, *comm_dtype))?;
                 seconds.extend((round > 0).then_some(taken));
             }
             #[cfg(feature = "mpi")]
@@ -44,7 +44,7 @@ impl AllReduceBench {
             }
         }
         let row = |name: &str, seconds: Vec<f64>| self.row(name, seconds, comm.world_size());
-        let ours = wires.iter().zip(seconds).map(|((name, _), seconds)| row(name, seconds));
+        let ours = comm_dtypes.iter().zip(seconds).map(|((name, _), seconds)| row(name, seconds));
         #[cfg(feature = "mpi")]
         let ours = ours.chain([row("MPI_Allreduce", library)]);
         Ok(ours.collect())
@@ -68,12 +68,12 @@ fn timed(comm: &dyn Communicator, mut work: impl FnMut() -> Result<(), CommError
 }
 
 /// Same pattern as a training step: all buckets are started, then waited for.
-fn exchange(comm: &dyn Communicator, buckets: &mut [Vec<f32>], wire: Wire) -> Result<(), CommError> {
+fn exchange(comm: &dyn Communicator, buckets: &mut [Vec<f32>], comm_dtype: CommDtype) -> Result<(), CommError> {
     let reducer = comm.reducer();
-    let start = |bucket: &mut Vec<f32>| reducer.start(std::mem::take(bucket), ReduceOp::Mean, wire, "a bucket");
-    let under_way: Vec<_> = buckets.iter_mut().map(start).collect();
-    for (bucket, under_way) in buckets.iter_mut().zip(under_way) {
-        *bucket = under_way.wait()?;
+    let start = |bucket: &mut Vec<f32>| reducer.start(std::mem::take(bucket), ReduceOp::Mean, comm_dtype, "a bucket");
+    let work: Vec<_> = buckets.iter_mut().map(start).collect();
+    for (bucket, work) in buckets.iter_mut().zip(work) {
+        *bucket = work.wait()?;
     }
     Ok(())
 }

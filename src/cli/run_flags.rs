@@ -9,7 +9,7 @@ use super::objective_flags::ObjectiveFlags;
 use super::plans::{self, PlansFlag};
 use super::precision::PrecisionFlags;
 use super::telemetry_flags::TelemetryFlags;
-use nnunet_comm::distributed::Wire;
+use nnunet_comm::distributed::CommDtype;
 use nnunet_data::loader::Shard;
 use nnunet_data::work::{FoldId, WorkDir, check_plans_name};
 use nnunet_nn::Device;
@@ -118,7 +118,7 @@ struct DistFlags {
 
     /// Data type of gradients in the all-reduce [default: none; with --device cuda that of --precision].
     #[arg(long, value_enum, value_name = "FORMAT")]
-    grad_compression: Option<Wire>,
+    grad_compression: Option<CommDtype>,
 
     /// Exchange gradients after the backward pass instead of overlapping it.
     #[arg(long)]

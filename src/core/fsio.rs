@@ -98,7 +98,7 @@ pub fn remove_partial(folder: &Path) -> io::Result<()> {
 }
 
 /// Sets mode 0755 on a folder, since temporary folders are private to their owner.
-pub fn share_folder(folder: &Path) -> io::Result<()> {
+pub fn make_folder_readable(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
 }

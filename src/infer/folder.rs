@@ -11,7 +11,7 @@ use super::export::Segmentation;
 use super::options::PredictOptions;
 use super::output::OutputFolder;
 use super::predictor::{Predictor, not_finite};
-use nnunet_comm::distributed::{Communicator, check_agreement, share_of};
+use nnunet_comm::distributed::{Communicator, check_consistency, own_partition};
 use nnunet_data::dataset::{Case, CaseFiles, DatasetError};
 use nnunet_data::store::{CaseProperties, PreprocessedCase};
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
@@ -80,7 +80,7 @@ impl PredictFolder<'_> {
         let mut cases = folder.part.take(find_cases(inputs, predictor.dataset())?);
         predictor.add_previous_stage(&mut cases, folder.previous_stage.as_deref())?;
         let listing: Vec<_> = cases.iter().map(|case| (&case.id, case.bytes())).collect();
-        check_agreement(comm, "images to predict", format!("{listing:?}").as_bytes())?;
+        check_consistency(comm, "images to predict", format!("{listing:?}").as_bytes())?;
         let output = OutputFolder::create(output, predictor.model(), folder.save_probabilities)?;
         let total = cases.len();
         let cases = if folder.keep { missing(cases, &output, comm)? } else { cases };
@@ -111,7 +111,7 @@ impl PredictFolder<'_> {
 /// Returns this rank's share of the cases.
 fn own<'c>(cases: &'c [CaseFiles], comm: &dyn Communicator) -> Vec<&'c CaseFiles> {
     let costs: Vec<_> = cases.iter().map(CaseFiles::bytes).collect();
-    share_of(comm, &costs).into_iter().map(|number| &cases[number]).collect()
+    own_partition(comm, &costs).into_iter().map(|number| &cases[number]).collect()
 }
 
 /// Returns the cases with missing or incomplete results; each rank checks its share.

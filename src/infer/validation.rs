@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::InferError;
 use super::predictor::Predictor;
 use super::probabilities::save_probabilities;
-use nnunet_comm::distributed::{Communicator, share_of};
+use nnunet_comm::distributed::{Communicator, own_partition};
 use nnunet_data::store::{CaseStore, StoreError, read_case_properties, write_label_map};
 use nnunet_image::write_labels;
 use nnunet_nn::ops::NnOps;
@@ -31,7 +31,7 @@ pub fn validate_fold<B: NnOps>(
     comm: &dyn Communicator,
 ) -> Result<Vec<usize>, InferError> {
     let voxels = cases.iter().map(|case| Ok(store.info(case)?.shape.iter().product::<usize>() as u64));
-    let own = share_of(comm, &voxels.collect::<Result<Vec<_>, StoreError>>()?);
+    let own = own_partition(comm, &voxels.collect::<Result<Vec<_>, StoreError>>()?);
     for case in own.iter().map(|&number| &cases[number]) {
         comm.enter_unbounded(&format!("validation of {case}"));
         let info = store.info(case)?;

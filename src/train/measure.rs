@@ -62,7 +62,7 @@ impl OnDevice for Steps<'_> {
         comm.barrier("end of the warm-up")?;
         let (began, mut communication) = (Instant::now(), Duration::ZERO);
         for iteration in warm_up..warm_up + steps {
-            comm.enter(&format!("step {}", iteration + 1));
+            comm.enter_phase(&format!("step {}", iteration + 1));
             trainer.train_step(0, iteration)?;
             if !trainer.step.is_queued() {
                 communication += communication_of(&trainer.finished_steps()?);

@@ -7,7 +7,7 @@ use super::clock::Clock;
 use crate::telemetry::TelemetryError;
 use nnunet_comm::distributed::{Communicator, host_name};
 use nnunet_core::fsio;
-use nnunet_core::trace::{self, Event, Kind, RankTrace, chrome_trace};
+use nnunet_core::trace::{self, Event, EventKind, RankTrace, chrome_trace};
 
 /// Span name of a step; the spans of its parts are nested in it.
 pub(super) const STEP: &str = "step";
@@ -106,7 +106,7 @@ fn summary(ranks: &[RankTrace]) -> String {
 
 /// Returns whether an event is a part of a step.
 fn contains(step: &Event, event: &Event) -> bool {
-    event.kind == Kind::Span
+    event.kind == EventKind::Span
         && event.name != STEP
         && event.thread == step.thread
         && event.begin_us >= step.begin_us
@@ -117,22 +117,22 @@ fn contains(step: &Event, event: &Event) -> bool {
 mod tests {
     use super::*;
 
-    fn event(name: &str, kind: Kind, thread: u64, begin_us: f64, length_us: f64) -> Event {
+    fn event(name: &str, kind: EventKind, thread: u64, begin_us: f64, length_us: f64) -> Event {
         Event { name: name.into(), detail: String::new(), kind, thread: (thread, String::new()), begin_us, length_us }
     }
 
     #[test]
     fn parts_of_steps_are_summed_up_and_nothing_else() {
         let events = vec![
-            event("forward", Kind::Span, 0, 10.0, 300_000.0),
-            event("backward", Kind::Span, 0, 300_020.0, 600_000.0),
-            event("sample", Kind::Span, 1, 20.0, 100.0),
-            event("bucket", Kind::Flight, 0, 400_000.0, 100.0),
-            event(STEP, Kind::Span, 0, 0.0, 1_000_000.0),
-            event("wait for data", Kind::Span, 0, 2_000_000.0, 100.0),
+            event("forward", EventKind::Span, 0, 10.0, 300_000.0),
+            event("backward", EventKind::Span, 0, 300_020.0, 600_000.0),
+            event("sample", EventKind::Span, 1, 20.0, 100.0),
+            event("bucket", EventKind::AsyncSpan, 0, 400_000.0, 100.0),
+            event(STEP, EventKind::Span, 0, 0.0, 1_000_000.0),
+            event("wait for data", EventKind::Span, 0, 2_000_000.0, 100.0),
         ];
         let rank = RankTrace { host: String::new(), ahead_us: 0.0, events };
-        let idle = RankTrace { events: vec![event(STEP, Kind::Span, 0, 0.0, 1_000_000.0)], ..rank.clone() };
+        let idle = RankTrace { events: vec![event(STEP, EventKind::Span, 0, 0.0, 1_000_000.0)], ..rank.clone() };
         assert_eq!(summary(&[rank, idle]), "a step takes 1.0000 s: backward 30.0 %, forward 15.0 %");
     }
 }

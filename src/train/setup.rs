@@ -16,7 +16,7 @@ use super::stop::StopRequest;
 use super::trainer::Trainer;
 use crate::config::{DistConfig, RunConfig};
 use crate::telemetry::{MetricsEndpoint, Observers};
-use nnunet_comm::distributed::{Communicator, check_agreement};
+use nnunet_comm::distributed::{Communicator, check_consistency};
 use nnunet_core::rng::Purpose;
 use nnunet_data::augment::AugmentationPreset;
 use nnunet_data::augment::Pipeline;
@@ -112,7 +112,7 @@ impl<'a> Job<'a> {
         let job =
             Self { config, model, configuration, folder, store, train_cases, validation_cases, next_stages, comm };
         let fingerprint = job.fingerprint() + &listing;
-        check_agreement(comm, "configuration, plans or cases", fingerprint.as_bytes())?;
+        check_consistency(comm, "configuration, plans or cases", fingerprint.as_bytes())?;
         Ok(job)
     }
 
@@ -376,7 +376,12 @@ pub(super) fn exchange_options(config: &RunConfig) -> ExchangeOptions {
     let DistConfig { bucket_mb, compression, overlap, .. } = config.dist;
     // The bucket size is in f32 values, whatever the transfer format.
     let bucket_len = (bucket_mb * f64::from(1 << 20) / size_of::<f32>() as f64) as usize;
-    ExchangeOptions { bucket_len, wire: compression, overlap, accumulate: config.training.gradient_accumulation_steps }
+    ExchangeOptions {
+        bucket_len,
+        comm_dtype: compression,
+        overlap,
+        accumulate: config.training.gradient_accumulation_steps,
+    }
 }
 
 /// Returns the head weights of a loss without deep supervision.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use burn::tensor::backend::Backend;
 use rayon::prelude::*;
 
-use nnunet_comm::distributed::{CommError, Communicator, Fault, dissenters, those_differ};
+use nnunet_comm::distributed::{CommError, Communicator, Fault, describe_mismatch, mismatched_ranks};
 use nnunet_nn::model::UNet;
 
 /// Compares all weights bitwise over the ranks. Ranks apply the same averaged gradients to the same weights in the same
@@ -21,7 +21,7 @@ pub fn compare_weights<B: Backend>(network: &UNet<B>, step: u64, comm: &dyn Comm
     let began = Instant::now();
     let states = network.state();
     let hashes: Vec<u8> = states.par_iter().map(|state| hash(&state.values)).flat_map_iter(u64::to_le_bytes).collect();
-    let odd = dissenters(comm, "weights", &hashes)?;
+    let odd = mismatched_ranks(comm, "weights", &hashes)?;
     if odd.is_empty() {
         return Ok(());
     }
@@ -33,7 +33,7 @@ pub fn compare_weights<B: Backend>(network: &UNet<B>, step: u64, comm: &dyn Comm
         reason: format!(
             "{} in its weights from the other {}: its memory, its GPU or the network has corrupted a value; \
              resume from the last checkpoint, and exclude that host if it happens again",
-            those_differ(&odd),
+            describe_mismatch(&odd),
             comm.world_size() - odd.len(),
         ),
     })

@@ -102,7 +102,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         for epoch in self.progress.next_epoch..self.config.training.epochs {
             let began = Instant::now();
             let Some(times) = self.train_epoch(epoch)? else { return self.stop() };
-            self.comm.enter(&format!("validation of epoch {}", epoch + 1));
+            self.comm.enter_phase(&format!("validation of epoch {}", epoch + 1));
             let validation = self.validate()?;
             let times = self.gather(&times)?;
             let record = self.record(epoch, &times, validation.as_ref(), began.elapsed());
@@ -127,7 +127,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         let mut times = EpochTimes::begin();
         let iterations = self.config.training.iterations_per_epoch;
         for iteration in self.progress.next_iteration..iterations {
-            self.comm.enter(&format!("epoch {}, step {}", epoch + 1, iteration + 1));
+            self.comm.enter_phase(&format!("epoch {}, step {}", epoch + 1, iteration + 1));
             self.profile.before_step(self.comm)?;
             self.train_step(epoch, iteration)?;
             self.profile.after_step(self.comm)?;
@@ -152,7 +152,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
 
     /// Runs or queues one step with its batches.
     pub(super) fn train_step(&mut self, epoch: usize, iteration: usize) -> Result<(), TrainError> {
-        let _span = trace::span_of(STEP, || format!("epoch {}, step {}", epoch + 1, iteration + 1));
+        let _span = trace::span_with_detail(STEP, || format!("epoch {}, step {}", epoch + 1, iteration + 1));
         self.step.stop_requested = self.stop_request.has_come();
         for _ in 0..self.config.training.gradient_accumulation_steps {
             self.step.add(self.train_batches.next()?, self.comm)?;

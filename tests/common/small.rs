@@ -3,7 +3,7 @@
 
 use ndarray::{Array4, Array5};
 use nnunet_dist::backend::Cpu;
-use nnunet_dist::distributed::{Communicator, Wire};
+use nnunet_dist::distributed::{CommDtype, Communicator};
 use nnunet_dist::loss::{SegmentationLoss, Target};
 use nnunet_dist::model::{UNet, UNetSpec};
 use nnunet_dist::optim::{Optimizer, Sgd};
@@ -14,7 +14,8 @@ const STEPS: usize = 4;
 /// Samples per step, over all ranks.
 pub const SAMPLES: usize = 4;
 
-pub const PLAIN: ExchangeOptions = ExchangeOptions { bucket_len: 2000, wire: Wire::F32, overlap: true, accumulate: 1 };
+pub const PLAIN: ExchangeOptions =
+    ExchangeOptions { bucket_len: 2000, comm_dtype: CommDtype::F32, overlap: true, accumulate: 1 };
 
 /// Trains on all ranks, then flips a bit of rank 1's weights: the ranks detect it and end the job.
 pub fn differ(comm: &dyn Communicator) {

@@ -219,7 +219,7 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    pub fn of_device(driver: &'static Driver, ordinal: usize) -> Result<Self> {
+    pub fn primary(driver: &'static Driver, ordinal: usize) -> Result<Self> {
         let device = driver.device(ordinal)?;
         let mut handle = ptr::null_mut();
         // SAFETY: the out-pointer is valid.
@@ -227,12 +227,12 @@ impl Context {
         driver.check("cuDevicePrimaryCtxRetain", code)?;
         let mut context = Self { driver, device, handle, events: driver.context_events };
         context.make_current()?;
-        context.give_up_events_that_fail()?;
+        context.disable_failing_context_events()?;
         Ok(context)
     }
 
     /// Disables context events if they fail: the driver may have the functions but not support them for this context.
-    fn give_up_events_that_fail(&mut self) -> Result<()> {
+    fn disable_failing_context_events(&mut self) -> Result<()> {
         let attempt = self.event().and_then(|event| self.record(&event));
         if self.events.is_none() || attempt.is_err() {
             let reason = attempt.err().map_or("the driver is older than CUDA 12.5".into(), |error| error.to_string());
@@ -384,7 +384,7 @@ impl Event {
     ///
     /// # Errors
     /// Returns an error if work on the device has failed.
-    pub fn has_happened(&self) -> Result<bool> {
+    pub fn is_complete(&self) -> Result<bool> {
         // SAFETY: the handle is alive.
         match unsafe { (self.driver.functions.cuEventQuery)(self.handle) } {
             NOT_READY => Ok(false),

@@ -15,6 +15,6 @@ pub fn has_bf16() -> bool {
 
 /// Returns the used memory of a GPU in bytes, over all processes, or `None` if it cannot be queried.
 pub fn memory_in_use(gpu: usize) -> Option<u64> {
-    let context = Context::of_device(Driver::open().ok()?, gpu).ok()?;
+    let context = Context::primary(Driver::open().ok()?, gpu).ok()?;
     context.memory_in_use().ok().map(|bytes| bytes as u64)
 }

@@ -17,15 +17,15 @@ pub fn open_first(variable: &str, names: &[&str], package: &str) -> Result<(Libr
 }
 
 fn open(variable: &str, asked: Option<PathBuf>, names: &[&str], package: &str) -> Result<(Library, PathBuf), String> {
-    let candidates: Vec<PathBuf> = match &asked {
-        Some(path) => below(path, names, package),
+    let paths: Vec<PathBuf> = match &asked {
+        Some(path) => candidates(path, names, package),
         None => {
             let environments = environments();
-            let packaged = environments.iter().flat_map(|root| below(root, names, package));
+            let packaged = environments.iter().flat_map(|root| candidates(root, names, package));
             names.iter().map(PathBuf::from).chain(packaged).collect()
         }
     };
-    for path in candidates {
+    for path in paths {
         // SAFETY: any process may run the initializers of NVIDIA's libraries.
         if let Ok(library) = unsafe { Library::new(&path) } {
             return Ok((library, path));
@@ -39,7 +39,7 @@ fn open(variable: &str, asked: Option<PathBuf>, names: &[&str], package: &str) -
 
 /// Returns the candidate files for a path named by the user: the file itself, files in that folder, in Python packages
 /// in it, or in a Python environment at it.
-fn below(path: &Path, names: &[&str], package: &str) -> Vec<PathBuf> {
+fn candidates(path: &Path, names: &[&str], package: &str) -> Vec<PathBuf> {
     if path.is_file() {
         return vec![path.to_owned()];
     }
@@ -71,7 +71,7 @@ mod tests {
         let file = lib.join(NAMES[0]);
         fs::write(&file, "").unwrap();
         for named in [folder.path(), site.as_path(), lib.as_path(), file.as_path()] {
-            assert_eq!(below(named, &NAMES, "nccl"), [file.as_path()], "{}", named.display());
+            assert_eq!(candidates(named, &NAMES, "nccl"), [file.as_path()], "{}", named.display());
         }
     }
 

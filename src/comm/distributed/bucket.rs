@@ -12,7 +12,7 @@ use std::ops::Range;
 pub struct BucketLayout {
     buckets: Vec<Bucket>,
     /// Position of each parameter; indexed by parameter number.
-    places: Vec<Option<Place>>,
+    positions: Vec<Option<BucketPosition>>,
 }
 
 /// Parameters that are reduced together.
@@ -26,7 +26,7 @@ pub struct Bucket {
 
 /// Position of a parameter in the buckets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct BucketPosition {
     /// Bucket number.
     pub bucket: usize,
     /// Range of the parameter's values in the bucket.
@@ -38,7 +38,7 @@ impl BucketLayout {
     /// parameter gets a bucket of its own. `lengths` holds the number of values of every parameter.
     pub fn new(lengths: &[usize], used: &[usize], capacity: usize) -> Self {
         let mut buckets: Vec<Bucket> = Vec::new();
-        let mut places = vec![None; lengths.len()];
+        let mut positions = vec![None; lengths.len()];
         for &parameter in used.iter().rev() {
             let length = lengths[parameter];
             if buckets.last().is_none_or(|bucket| bucket.len + length > capacity) {
@@ -46,11 +46,11 @@ impl BucketLayout {
             }
             let number = buckets.len() - 1;
             let bucket = &mut buckets[number];
-            places[parameter] = Some(Place { bucket: number, range: bucket.len..bucket.len + length });
+            positions[parameter] = Some(BucketPosition { bucket: number, range: bucket.len..bucket.len + length });
             bucket.parameters.push(parameter);
             bucket.len += length;
         }
-        Self { buckets, places }
+        Self { buckets, positions }
     }
 
     /// Returns the buckets, in the order in which they fill up.
@@ -59,8 +59,8 @@ impl BucketLayout {
     }
 
     /// Returns the position of a parameter, or `None` if it is not used.
-    pub fn place(&self, parameter: usize) -> Option<&Place> {
-        self.places.get(parameter)?.as_ref()
+    pub fn position(&self, parameter: usize) -> Option<&BucketPosition> {
+        self.positions.get(parameter)?.as_ref()
     }
 
     /// Describes the layout as text for the comparison between ranks: everything that determines the order of values.
@@ -82,7 +82,7 @@ mod tests {
     fn the_last_used_comes_first() {
         let layout = BucketLayout::new(&[10, 20, 30], &[0, 2, 1], 1000);
         assert_eq!(layout.buckets(), [Bucket { parameters: vec![1, 2, 0], len: 60 }]);
-        assert_eq!(layout.place(2), Some(&Place { bucket: 0, range: 20..50 }));
+        assert_eq!(layout.position(2), Some(&BucketPosition { bucket: 0, range: 20..50 }));
     }
 
     #[test]
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn what_is_not_used_has_no_place() {
         let layout = BucketLayout::new(&[4, 4], &[1], 10);
-        assert_eq!(layout.place(0), None);
+        assert_eq!(layout.position(0), None);
         assert_eq!(layout.buckets().len(), 1);
     }
 
@@ -109,9 +109,9 @@ mod tests {
             let layout = BucketLayout::new(&lengths, &used, capacity);
             let mut taken: Vec<Vec<bool>> = layout.buckets().iter().map(|bucket| vec![false; bucket.len]).collect();
             for (parameter, &length) in lengths.iter().enumerate() {
-                let place = layout.place(parameter).unwrap();
-                assert_eq!(place.range.len(), length);
-                for taken in &mut taken[place.bucket][place.range.clone()] {
+                let position = layout.position(parameter).unwrap();
+                assert_eq!(position.range.len(), length);
+                for taken in &mut taken[position.bucket][position.range.clone()] {
                     assert!(!std::mem::replace(taken, true));
                 }
             }

@@ -37,15 +37,15 @@ pub trait DeviceCollectives: Send + Sync {
 }
 
 /// Health information about the ranks from their heartbeats, independent of the collectives.
-pub trait Witness: Send + Sync {
+pub trait HealthMonitor: Send + Sync {
     /// Records that this rank waits for others in `operation` (`None`: it no longer waits), so it is not reported as
     /// hung.
-    fn waits(&self, operation: Option<&str>);
+    fn set_waiting(&self, operation: Option<&str>);
 
     /// Diagnoses an operation that has not completed after `limit`. `Ok` names the rank that is still working, so
     /// waiting longer makes sense.
     ///
     /// # Errors
     /// Returns an error that names the lost or hung rank if the operation can never complete.
-    fn verdict(&self, limit: Duration) -> Result<String, String>;
+    fn diagnose(&self, limit: Duration) -> Result<String, String>;
 }

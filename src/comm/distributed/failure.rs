@@ -8,15 +8,15 @@ use std::thread;
 use std::time::Duration;
 
 /// Exit code of a Rust program that panicked.
-const PANIC: i32 = 101;
+const PANIC_EXIT_CODE: i32 = 101;
 /// Exit code when the GPU runs out of memory.
-const MEMORY: i32 = 5;
+const OUT_OF_MEMORY_EXIT_CODE: i32 = 5;
 /// Substrings of the out-of-memory messages of Burn, CubeCL, cuDNN and the CUDA driver.
-const MEMORY_IS_FULL: [&str; 4] =
+const OUT_OF_MEMORY_MESSAGES: [&str; 4] =
     ["BufferTooBig", "can't allocate buffer", "CUDA_ERROR_OUT_OF_MEMORY", "the GPU's memory is full"];
 
 /// Time allowed for a clean termination of the job before this process exits on its own.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE_PERIOD: Duration = Duration::from_secs(5);
 
 /// Installs a panic hook so that a panic on any thread ends the whole job: `end` must end all ranks with the given
 /// code.
@@ -25,34 +25,34 @@ const GRACE: Duration = Duration::from_secs(5);
 /// thread from a rank that keeps waiting for it. Both hang the job.
 pub(super) fn end_job_on_panic(rank: usize, end: fn(i32) -> !) {
     panic::set_hook(Box::new(move |info| {
-        if is_memory(info) {
-            say(&memory_message(&format!("rank {rank}: ")));
-            end(MEMORY)
+        if is_out_of_memory(info) {
+            print_line(&out_of_memory_message(&format!("rank {rank}: ")));
+            end(OUT_OF_MEMORY_EXIT_CODE)
         }
-        say(&panic_message(rank, info));
-        end(PANIC)
+        print_line(&panic_message(rank, info));
+        end(PANIC_EXIT_CODE)
     }));
 }
 
 /// Installs a panic hook that ends this process with a one-line explanation when the GPU runs out of memory, since
 /// operations of Burn can only fail by a panic. Other panics are passed to the previous hook.
-pub fn explain_full_memory() {
+pub fn install_out_of_memory_hook() {
     let otherwise = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        if is_memory(info) {
-            say(&memory_message(""));
-            leave_now(MEMORY)
+        if is_out_of_memory(info) {
+            print_line(&out_of_memory_message(""));
+            exit_immediately(OUT_OF_MEMORY_EXIT_CODE)
         }
         otherwise(info)
     }));
 }
 
-fn is_memory(info: &PanicHookInfo<'_>) -> bool {
+fn is_out_of_memory(info: &PanicHookInfo<'_>) -> bool {
     let message = info.payload_as_str().unwrap_or_default();
-    MEMORY_IS_FULL.iter().any(|known| message.contains(known))
+    OUT_OF_MEMORY_MESSAGES.iter().any(|known| message.contains(known))
 }
 
-fn memory_message(who: &str) -> String {
+fn out_of_memory_message(who: &str) -> String {
     format!(
         "error: {who}the GPU's memory is full: lower --batch-size (training.batch_size), use --amp or --gradient-checkpointing, or \
          plan for a smaller GPU with `nnunet-dist plan --gpu-memory`"
@@ -73,7 +73,7 @@ fn panic_message(rank: usize, info: &PanicHookInfo<'_>) -> String {
 }
 
 /// Prints a line in a single write, so that output of different ranks is not interleaved.
-pub(super) fn say(line: &str) {
+pub(super) fn print_line(line: &str) {
     // If stderr is closed, the line cannot be reported anywhere.
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
@@ -84,33 +84,33 @@ pub(super) fn exit_status(code: i32) -> i32 {
 }
 
 /// Lets one thread through. Any other thread that also tries to end the job blocks here.
-pub(super) fn only_once() {
+pub(super) fn block_if_already_ending() {
     static ENDING: AtomicBool = AtomicBool::new(false);
     while ENDING.swap(true, Ordering::SeqCst) {
-        thread::sleep(GRACE);
+        thread::sleep(GRACE_PERIOD);
     }
 }
 
 /// Sleeps briefly so that other ranks, which detect the same fault at about the same time, can print their errors
 /// before this rank ends the job.
-pub(super) fn let_others_speak() {
+pub(super) fn wait_for_other_errors() {
     thread::sleep(Duration::from_millis(500));
 }
 
 /// Ends this process within a few seconds, even if the caller hangs.
 ///
 /// Every launcher ends the other ranks when one exits without `MPI_Finalize`.
-pub(super) fn leave_soon(status: i32) {
+pub(super) fn exit_after_grace_period(status: i32) {
     let leave = move || {
-        thread::sleep(GRACE);
-        leave_now(status)
+        thread::sleep(GRACE_PERIOD);
+        exit_immediately(status)
     };
     // If the thread cannot be started, only MPI ends the job.
     let _ = thread::Builder::new().name("end of job".into()).spawn(leave);
 }
 
 /// Ends this process without running the exit handlers of its libraries, which may wait for stuck threads.
-pub(super) fn leave_now(status: i32) -> ! {
+pub(super) fn exit_immediately(status: i32) -> ! {
     // SAFETY: `_exit` has no preconditions.
     unsafe { libc::_exit(status) }
 }
@@ -127,7 +127,7 @@ mod tests {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let hook = panic::take_hook();
         let noted = seen.clone();
-        panic::set_hook(Box::new(move |info| noted.lock().unwrap().push(is_memory(info))));
+        panic::set_hook(Box::new(move |info| noted.lock().unwrap().push(is_out_of_memory(info))));
         let refused: Result<(), _> = Err("BufferTooBig { size: 68719476736, backtrace: disabled }");
         let panics: [fn(Result<(), &str>); 3] = [
             |refused| refused.unwrap(),
@@ -139,7 +139,10 @@ mod tests {
         }
         panic::set_hook(hook);
         assert_eq!(*seen.lock().unwrap(), [true, true, false]);
-        assert!(memory_message("rank 3: ").starts_with("error: rank 3: the GPU's memory is full: lower --batch-size"));
+        assert!(
+            out_of_memory_message("rank 3: ")
+                .starts_with("error: rank 3: the GPU's memory is full: lower --batch-size")
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! job: [`Single`] for a single process, which never initializes MPI, otherwise the MPI communicator. It also divides
 //! the CPU cores among the ranks of a host ([`divide_threads`]). The job succeeds or fails as a whole: a panic on any
 //! thread of any rank and [`Communicator::abort`] end all ranks within seconds, with a non-zero exit code and a line
-//! that names the rank. Collectives are matched only by their order, so [`check_agreement`] first compares everything
+//! that names the rank. Collectives are matched only by their order, so [`check_consistency`] first compares everything
 //! they depend on.
 //!
 //! Every collective has a timeout, and heartbeats identify a missing rank (`health`). Gradients are exchanged in
@@ -15,8 +15,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-mod agreement;
 mod bucket;
+mod comm_dtype;
+mod consistency;
 mod device;
 #[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "a single process ends by itself"))]
 mod failure;
@@ -26,25 +27,24 @@ mod health;
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
+mod partition;
 mod placement;
 mod rendezvous;
 mod single;
-mod spread;
 mod threads;
-mod wire;
 
-pub use agreement::{check_agreement, dissenters, those_differ};
-pub use bucket::{Bucket, BucketLayout, Place};
-pub use device::{BufferDtype, DeviceBuffer, DeviceCollectives, Witness};
-pub use failure::explain_full_memory;
+pub use bucket::{Bucket, BucketLayout, BucketPosition};
+pub use comm_dtype::CommDtype;
+pub use consistency::{check_consistency, describe_mismatch, mismatched_ranks};
+pub use device::{BufferDtype, DeviceBuffer, DeviceCollectives, HealthMonitor};
+pub use failure::install_out_of_memory_hook;
 #[cfg(feature = "nccl")]
 pub use nccl::{NcclComm, NcclLink, Timeouts, nccl_version, own_gpu};
-pub use placement::{LocalPlace, choose_gpu, local_place, refuse_shared_gpus};
+pub use partition::{own_partition, partition_by_cost};
+pub use placement::{LocalRank, check_gpus_not_shared, choose_gpu, local_rank_on_host};
 pub use rendezvous::{init, mpi_version};
 pub use single::Single;
-pub use spread::{assign, share_of};
 pub use threads::{divide_threads, host_name};
-pub use wire::Wire;
 
 /// Reduction operator over ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ pub trait Communicator: Send {
         None
     }
     /// Returns the health monitor, which diagnoses a late device collective from any thread.
-    fn witness(&self) -> Option<Arc<dyn Witness>> {
+    fn health_monitor(&self) -> Option<Arc<dyn HealthMonitor>> {
         None
     }
     /// Sets the timeout of later collectives. A collective may take longer only while the missing rank is known to be
@@ -127,9 +127,9 @@ pub trait Communicator: Send {
     fn set_timeout(&self, _: Duration) {}
     /// Sets the current phase of this rank, for errors and for ranks that wait for it. A rank that does not enter a new
     /// phase within the timeout is considered hung.
-    fn enter(&self, _phase: &str) {}
-    /// Like [`Communicator::enter`], for a phase of unbounded duration such as a case or a file. Other ranks wait as
-    /// long as this rank sends heartbeats.
+    fn enter_phase(&self, _phase: &str) {}
+    /// Like [`Communicator::enter_phase`], for a phase of unbounded duration such as a case or a file. Other ranks wait
+    /// while this rank sends heartbeats.
     fn enter_unbounded(&self, _phase: &str) {}
     /// Prints rank and reason, then ends the whole job at once with an exit code (`1..=255`; any other becomes 1).
     ///
@@ -142,12 +142,12 @@ pub trait Reducer: Send + Sync {
     /// Starts an all-reduce of `data`; `what` names it in errors. Several may be in flight; all ranks must start them
     /// in the same order.
     ///
-    /// All ranks get the same bits, regardless of the transfer format. With [`Wire::F32`] only the sums are rounded.
-    fn start(&self, data: Vec<f32>, op: ReduceOp, wire: Wire, what: &str) -> Box<dyn Pending>;
+    /// All ranks get the same bits, whatever the transfer format. With [`CommDtype::F32`] only the sums are rounded.
+    fn start(&self, data: Vec<f32>, op: ReduceOp, comm_dtype: CommDtype, what: &str) -> Box<dyn Work>;
 }
 
 /// Handle of an all-reduce in flight.
-pub trait Pending: Send {
+pub trait Work: Send {
     /// Waits for the result.
     fn wait(self: Box<Self>) -> Result<Vec<f32>, CommError>;
 }

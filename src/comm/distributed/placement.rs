@@ -14,11 +14,11 @@ use super::threads::host_name;
 use super::{CommError, Communicator, Fault};
 
 /// Environment variable that allows several ranks to share one GPU if set to `1`. Slower than one rank; for tests.
-const SHARE: &str = "NNUNET_DIST_SHARE_GPUS";
+const SHARE_GPUS: &str = "NNUNET_DIST_SHARE_GPUS";
 
 /// Rank and number of ranks on one host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LocalPlace {
+pub struct LocalRank {
     /// Local rank, in `0 .. size`.
     pub rank: usize,
     /// Number of ranks of the job on the host.
@@ -38,7 +38,7 @@ const LOCAL_RANKS: [&str; 6] = [
 
 /// Host and local rank of a rank, exchanged to compute local ranks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct Neighbour {
+struct RankHost {
     host: String,
     /// Local rank according to the launcher.
     local_rank: Option<usize>,
@@ -46,7 +46,7 @@ struct Neighbour {
 
 /// The GPU used by a rank.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Tenant {
+struct GpuClaim {
     host: String,
     gpu: String,
 }
@@ -59,21 +59,21 @@ struct Tenant {
 ///
 /// # Errors
 /// Returns an error if the collective fails.
-pub fn local_place(comm: &dyn Communicator) -> Result<LocalPlace, CommError> {
+pub fn local_rank_on_host(comm: &dyn Communicator) -> Result<LocalRank, CommError> {
     let variable = |name: &str| env::var(name).ok()?.parse().ok();
     let local_rank = LOCAL_RANKS.into_iter().find_map(variable);
-    let here = Neighbour { host: host_name(), local_rank };
-    let ranks: Vec<Neighbour> = gather(comm, &here, "places on hosts")?;
-    Ok(places(&ranks)[comm.rank()])
+    let here = RankHost { host: host_name(), local_rank };
+    let ranks: Vec<RankHost> = gather(comm, &here, "places on hosts")?;
+    Ok(local_ranks(&ranks)[comm.rank()])
 }
 
 /// Selects the index of the GPU for a rank that sees `visible` GPUs.
 ///
 /// # Errors
 /// Returns an error if there are fewer GPUs than ranks, unless `NNUNET_DIST_SHARE_GPUS=1`.
-pub fn choose_gpu(comm: &dyn Communicator, place: LocalPlace, visible: usize) -> Result<usize, CommError> {
+pub fn choose_gpu(comm: &dyn Communicator, local: LocalRank, visible: usize) -> Result<usize, CommError> {
     let began = Instant::now();
-    let chosen = choose(place, visible, sharing_is_allowed());
+    let chosen = choose(local, visible, sharing_is_allowed());
     chosen.map_err(|reason| refusal(comm, "GPU selection", began, reason))
 }
 
@@ -83,73 +83,73 @@ pub fn choose_gpu(comm: &dyn Communicator, place: LocalPlace, visible: usize) ->
 ///
 /// # Errors
 /// Returns an error if the collective fails, or one that names two ranks with the same GPU.
-pub fn refuse_shared_gpus(comm: &dyn Communicator, uuid: &str) -> Result<(), CommError> {
+pub fn check_gpus_not_shared(comm: &dyn Communicator, uuid: &str) -> Result<(), CommError> {
     const WHAT: &str = "GPUs of the ranks";
     let began = Instant::now();
-    let here = Tenant { host: host_name(), gpu: uuid.to_owned() };
-    let tenants: Vec<Tenant> = gather(comm, &here, WHAT)?;
-    match first_conflict(&tenants) {
+    let here = GpuClaim { host: host_name(), gpu: uuid.to_owned() };
+    let claims: Vec<GpuClaim> = gather(comm, &here, WHAT)?;
+    match first_conflict(&claims) {
         Some(reason) if !sharing_is_allowed() => Err(refusal(comm, &format!("check of {WHAT}"), began, reason)),
         _ => Ok(()),
     }
 }
 
 /// Computes the positions of all ranks on their hosts.
-fn places(ranks: &[Neighbour]) -> Vec<LocalPlace> {
+fn local_ranks(ranks: &[RankHost]) -> Vec<LocalRank> {
     let mut hosts: BTreeMap<&str, Vec<Option<usize>>> = BTreeMap::new();
     for rank in ranks {
         hosts.entry(&rank.host).or_default().push(rank.local_rank);
     }
-    let is_sound = |numbers: &[Option<usize>]| {
+    let are_distinct = |numbers: &[Option<usize>]| {
         let mut numbers = numbers.to_vec();
         numbers.sort_unstable();
         numbers.windows(2).all(|pair| pair[0] != pair[1]) && numbers.iter().all(Option::is_some)
     };
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut places = Vec::with_capacity(ranks.len());
-    for Neighbour { host, local_rank } in ranks {
+    let mut local_ranks = Vec::with_capacity(ranks.len());
+    for RankHost { host, local_rank } in ranks {
         let (numbers, count) = (&hosts[host.as_str()], counts.entry(host).or_default());
-        let rank = local_rank.filter(|_| is_sound(numbers)).unwrap_or(*count);
-        places.push(LocalPlace { rank, size: numbers.len() });
+        let rank = local_rank.filter(|_| are_distinct(numbers)).unwrap_or(*count);
+        local_ranks.push(LocalRank { rank, size: numbers.len() });
         *count += 1;
     }
-    places
+    local_ranks
 }
 
-fn choose(place: LocalPlace, visible: usize, share: bool) -> Result<usize, String> {
+fn choose(local: LocalRank, visible: usize, share: bool) -> Result<usize, String> {
     match visible {
         0 => Err("the CUDA driver reports no GPU (run `nnunet-dist doctor` for the reason)".into()),
         // Either the launcher has bound the rank to a GPU, or there is only one; the comparison of UUIDs detects the
         // latter.
         1 => Ok(0),
-        _ if place.rank < visible => Ok(place.rank),
-        _ if share => Ok(place.rank % visible),
+        _ if local.rank < visible => Ok(local.rank),
+        _ if share => Ok(local.rank % visible),
         _ => Err(format!(
             "local rank {} has no GPU: the host has only {visible} GPUs for {} ranks (start fewer with -np or \
-             --ntasks-per-node, request more with --gres=gpu:{}, extend CUDA_VISIBLE_DEVICES, or set {SHARE}=1)",
-            place.rank,
-            place.size,
-            place.rank + 1
+             --ntasks-per-node, request more with --gres=gpu:{}, extend CUDA_VISIBLE_DEVICES, or set {SHARE_GPUS}=1)",
+            local.rank,
+            local.size,
+            local.rank + 1
         )),
     }
 }
 
 /// Describes the first two ranks that use the same GPU, if any.
-fn first_conflict(tenants: &[Tenant]) -> Option<String> {
+fn first_conflict(claims: &[GpuClaim]) -> Option<String> {
     let mut owners: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
-    tenants.iter().enumerate().find_map(|(rank, tenant)| {
-        let (other, host) = owners.insert(&tenant.gpu, (rank, &tenant.host))?;
+    claims.iter().enumerate().find_map(|(rank, claim)| {
+        let (other, host) = owners.insert(&claim.gpu, (rank, &claim.host))?;
         Some(format!(
             "ranks {other} and {rank} would share the GPU {} of {host}: start one rank per GPU (-np), give each rank \
-             its own (CUDA_VISIBLE_DEVICES, or Slurm's --gres=gpu:N), or set {SHARE}=1 (with NCCL 2.30 or newer also \
+             its own (CUDA_VISIBLE_DEVICES, or Slurm's --gres=gpu:N), or set {SHARE_GPUS}=1 (with NCCL 2.30 or newer also \
              NCCL_MULTI_RANK_GPU_ENABLE=1; older versions report an error)",
-            tenant.gpu
+            claim.gpu
         ))
     })
 }
 
 fn sharing_is_allowed() -> bool {
-    env::var_os(SHARE).is_some_and(|value| value == "1")
+    env::var_os(SHARE_GPUS).is_some_and(|value| value == "1")
 }
 
 /// Gathers a JSON value from each rank, in rank order.
@@ -174,55 +174,58 @@ mod tests {
     use super::*;
     use crate::distributed::Single;
 
-    fn placed(ranks: &[(&str, Option<usize>)]) -> Vec<(usize, usize)> {
-        let neighbour = |&(host, local_rank): &(&str, Option<usize>)| Neighbour { host: host.into(), local_rank };
-        let ranks: Vec<_> = ranks.iter().map(neighbour).collect();
-        places(&ranks).into_iter().map(|place| (place.rank, place.size)).collect()
+    fn local_ranks_of(ranks: &[(&str, Option<usize>)]) -> Vec<(usize, usize)> {
+        let rank_host = |&(host, local_rank): &(&str, Option<usize>)| RankHost { host: host.into(), local_rank };
+        let ranks: Vec<_> = ranks.iter().map(rank_host).collect();
+        local_ranks(&ranks).into_iter().map(|local| (local.rank, local.size)).collect()
     }
 
-    fn tenants(gpus: &[&str]) -> Vec<Tenant> {
-        gpus.iter().map(|&gpu| Tenant { host: "node".into(), gpu: gpu.into() }).collect()
+    fn claims(gpus: &[&str]) -> Vec<GpuClaim> {
+        gpus.iter().map(|&gpu| GpuClaim { host: "node".into(), gpu: gpu.into() }).collect()
     }
 
     #[test]
     fn the_launchers_numbers_are_taken() {
-        assert_eq!(placed(&[("a", Some(1)), ("a", Some(0)), ("b", Some(0))]), [(1, 2), (0, 2), (0, 1)]);
+        assert_eq!(local_ranks_of(&[("a", Some(1)), ("a", Some(0)), ("b", Some(0))]), [(1, 2), (0, 2), (0, 1)]);
     }
 
     #[test]
     fn without_numbers_ranks_of_a_host_are_counted() {
-        assert_eq!(placed(&[("a", None), ("b", None), ("a", None), ("b", None)]), [(0, 2), (0, 2), (1, 2), (1, 2)]);
+        assert_eq!(
+            local_ranks_of(&[("a", None), ("b", None), ("a", None), ("b", None)]),
+            [(0, 2), (0, 2), (1, 2), (1, 2)]
+        );
     }
 
     #[test]
     fn numbers_that_cannot_be_are_not_taken() {
         // Slurm's variables of the batch script, inherited by ranks that another launcher starts.
-        assert_eq!(placed(&[("a", Some(0)), ("a", Some(0))]), [(0, 2), (1, 2)]);
-        assert_eq!(placed(&[("a", Some(1)), ("a", None), ("b", Some(3))]), [(0, 2), (1, 2), (3, 1)]);
+        assert_eq!(local_ranks_of(&[("a", Some(0)), ("a", Some(0))]), [(0, 2), (1, 2)]);
+        assert_eq!(local_ranks_of(&[("a", Some(1)), ("a", None), ("b", Some(3))]), [(0, 2), (1, 2), (3, 1)]);
     }
 
     #[test]
     fn the_only_gpu_is_taken_and_else_the_one_of_the_rank() {
-        let place = LocalPlace { rank: 3, size: 4 };
-        assert_eq!(choose(place, 1, false), Ok(0));
-        assert_eq!(choose(place, 4, false), Ok(3));
-        assert_eq!(choose(place, 8, false), Ok(3));
+        let local = LocalRank { rank: 3, size: 4 };
+        assert_eq!(choose(local, 1, false), Ok(0));
+        assert_eq!(choose(local, 4, false), Ok(3));
+        assert_eq!(choose(local, 8, false), Ok(3));
     }
 
     #[test]
     fn too_few_gpus_are_an_error_with_a_fix() {
-        let place = LocalPlace { rank: 3, size: 4 };
-        let reason = choose(place, 2, false).unwrap_err();
+        let local = LocalRank { rank: 3, size: 4 };
+        let reason = choose(local, 2, false).unwrap_err();
         assert!(reason.contains("only 2 GPUs for 4 ranks") && reason.contains("--gres=gpu:4"), "{reason}");
-        assert_eq!(choose(place, 2, true), Ok(1));
-        let reason = choose(place, 0, true).unwrap_err();
+        assert_eq!(choose(local, 2, true), Ok(1));
+        let reason = choose(local, 0, true).unwrap_err();
         assert!(reason.contains("no GPU") && reason.contains("doctor"), "{reason}");
     }
 
     #[test]
     fn ranks_with_one_gpu_are_named() {
-        assert_eq!(first_conflict(&tenants(&["GPU-1", "GPU-2", "GPU-3"])), None);
-        let reason = first_conflict(&tenants(&["GPU-1", "GPU-2", "GPU-1"])).unwrap();
+        assert_eq!(first_conflict(&claims(&["GPU-1", "GPU-2", "GPU-3"])), None);
+        let reason = first_conflict(&claims(&["GPU-1", "GPU-2", "GPU-1"])).unwrap();
         assert!(reason.starts_with("ranks 0 and 2 would share the GPU GPU-1 of node"), "{reason}");
         for fix in ["-np", "CUDA_VISIBLE_DEVICES", "--gres", "NNUNET_DIST_SHARE_GPUS=1", "NCCL_MULTI_RANK_GPU_ENABLE=1"]
         {
@@ -232,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_process_by_itself_has_its_host_and_gpu_to_itself() {
-        assert_eq!(local_place(&Single).unwrap().size, 1);
-        refuse_shared_gpus(&Single, "GPU-1").unwrap();
+        assert_eq!(local_rank_on_host(&Single).unwrap().size, 1);
+        check_gpus_not_shared(&Single, "GPU-1").unwrap();
     }
 }

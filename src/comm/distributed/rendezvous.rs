@@ -7,7 +7,7 @@ use super::{CommError, Communicator, Fault, Single, divide_threads};
 
 /// Launcher information from the environment of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Launch {
+struct LauncherInfo {
     launcher: &'static str,
     rank: usize,
     /// World size; `None` if only MPI knows it.
@@ -35,8 +35,8 @@ const LAUNCHERS: [(&str, &str, &str); 4] = [
 /// build (each process would then be a job of its own, and all would write to the same files).
 pub fn init() -> Result<Box<dyn Communicator>, CommError> {
     let variable = |name: &str| env::var(name).ok()?.parse().ok();
-    let comm = match find_launch(variable) {
-        Some(launch) if launch.size != Some(1) => join(&launch)?,
+    let comm = match detect_launcher(variable) {
+        Some(info) if info.size != Some(1) => join(&info)?,
         _ => Box::new(Single),
     };
     divide_threads(comm.as_ref())?;
@@ -53,20 +53,20 @@ pub fn mpi_version() -> Option<String> {
 
 /// Detects the launcher. Slurm sets the rank for a batch script, too, so a launcher counts only if both variables are
 /// set, or if it never sets the size.
-fn find_launch(variable: impl Fn(&str) -> Option<usize>) -> Option<Launch> {
+fn detect_launcher(variable: impl Fn(&str) -> Option<usize>) -> Option<LauncherInfo> {
     LAUNCHERS.into_iter().find_map(|(launcher, rank, size)| {
-        let launch = Launch { launcher, rank: variable(rank)?, size: variable(size) };
-        (launch.size.is_some() || rank == "PMIX_RANK").then_some(launch)
+        let info = LauncherInfo { launcher, rank: variable(rank)?, size: variable(size) };
+        (info.size.is_some() || rank == "PMIX_RANK").then_some(info)
     })
 }
 
 #[cfg(feature = "mpi")]
-fn join(launch: &Launch) -> Result<Box<dyn Communicator>, CommError> {
+fn join(info: &LauncherInfo) -> Result<Box<dyn Communicator>, CommError> {
     use super::{failure, mpi};
 
     let began = Instant::now();
-    let comm = mpi::MpiComm::start(launch.rank)?;
-    if let Some(size) = launch.size
+    let comm = mpi::MpiComm::start(info.rank)?;
+    if let Some(size) = info.size
         && size != comm.world_size()
     {
         let version = mpi::library_version();
@@ -75,21 +75,21 @@ fn join(launch: &Launch) -> Result<Box<dyn Communicator>, CommError> {
              the launcher of that MPI, or build with the mpicc of the launcher's MPI: MPICC=mpicc.mpich cargo build)",
             comm.world_size()
         );
-        return Err(launch.refused(began, reason));
+        return Err(info.refused(began, reason));
     }
     failure::end_job_on_panic(comm.rank(), mpi::end_job);
-    comm.watch_over()?;
+    comm.start_heartbeats()?;
     // Launchers that report a dead process only by its number (MPICH's) rely on this line to identify the rank.
     tracing::info!("rank {} of {} is process {}", comm.rank(), comm.world_size(), std::process::id());
     Ok(Box::new(comm))
 }
 
 #[cfg(not(feature = "mpi"))]
-fn join(launch: &Launch) -> Result<Box<dyn Communicator>, CommError> {
-    Err(launch.refused(Instant::now(), "this program was built without MPI (build with `--features mpi`)".into()))
+fn join(info: &LauncherInfo) -> Result<Box<dyn Communicator>, CommError> {
+    Err(info.refused(Instant::now(), "this program was built without MPI (build with `--features mpi`)".into()))
 }
 
-impl Launch {
+impl LauncherInfo {
     fn refused(&self, began: Instant, reason: String) -> CommError {
         let (operation, elapsed_s) = (format!("start under {}", self.launcher), began.elapsed().as_secs_f64());
         CommError { rank: self.rank, operation, elapsed_s, fault: Fault::Unavailable, reason }
@@ -103,7 +103,7 @@ mod tests {
     /// Returns the rank and size detected when exactly these variables are set.
     fn found(variables: &[(&str, usize)]) -> Option<(usize, Option<usize>)> {
         let variable = |name: &str| variables.iter().find(|(set, _)| *set == name).map(|(_, value)| *value);
-        find_launch(variable).map(|launch| (launch.rank, launch.size))
+        detect_launcher(variable).map(|info| (info.rank, info.size))
     }
 
     #[test]
@@ -123,8 +123,8 @@ mod tests {
     #[cfg(not(feature = "mpi"))]
     #[test]
     fn a_build_without_mpi_refuses_to_be_one_of_many() {
-        let launch = Launch { launcher: "mpirun", rank: 1, size: Some(2) };
-        let error = join(&launch).err().expect("there is no MPI");
+        let info = LauncherInfo { launcher: "mpirun", rank: 1, size: Some(2) };
+        let error = join(&info).err().expect("there is no MPI");
         assert_eq!((error.rank, error.fault), (1, Fault::Unavailable));
         assert!(error.to_string().contains("built without MPI"), "{error}");
     }

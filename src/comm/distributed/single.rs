@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CommError, Communicator, Pending, ReduceOp, Reducer, Wire};
+use super::{CommDtype, CommError, Communicator, ReduceOp, Reducer, Work};
 
 /// The only rank of its job; every collective returns immediately.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,7 +60,7 @@ impl Communicator for Single {
 }
 
 impl Reducer for Single {
-    fn start(&self, data: Vec<f32>, _: ReduceOp, _: Wire, _: &str) -> Box<dyn Pending> {
+    fn start(&self, data: Vec<f32>, _: ReduceOp, _: CommDtype, _: &str) -> Box<dyn Work> {
         Box::new(Done(data))
     }
 }
@@ -68,7 +68,7 @@ impl Reducer for Single {
 /// Result that needed no exchange.
 struct Done(Vec<f32>);
 
-impl Pending for Done {
+impl Work for Done {
     fn wait(self: Box<Self>) -> Result<Vec<f32>, CommError> {
         Ok(self.0)
     }

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{CommError, Communicator, Fault};
 
-const WHAT: &str = "division of CPU cores";
+const OPERATION: &str = "division of CPU cores";
 
 /// Machine and cores of a rank, exchanged to divide the cores.
 #[derive(Debug, Serialize, Deserialize)]
-struct Place {
+struct RankCores {
     /// Identical for all processes under one kernel, also in containers, so core numbers mean the same to them.
     machine: String,
     /// Cores on which this process may run.
@@ -42,26 +42,26 @@ struct Place {
 /// Returns an error if the collective fails.
 pub fn divide_threads(comm: &dyn Communicator) -> Result<usize, CommError> {
     let began = Instant::now();
-    let here = Place { machine: machine(), cores: usable_cores() };
+    let here = RankCores { machine: machine(), cores: usable_cores() };
     let message = serde_json::to_vec(&here).expect("strings and integers can be written as JSON");
-    let places: Result<Vec<Place>, _> =
-        comm.all_gather_bytes(&message, WHAT)?.iter().map(|message| serde_json::from_slice(message)).collect();
-    let places = places.map_err(|error| CommError {
+    let all_ranks: Result<Vec<RankCores>, _> =
+        comm.all_gather_bytes(&message, OPERATION)?.iter().map(|message| serde_json::from_slice(message)).collect();
+    let all_ranks = all_ranks.map_err(|error| CommError {
         rank: comm.rank(),
-        operation: WHAT.into(),
+        operation: OPERATION.into(),
         elapsed_s: began.elapsed().as_secs_f64(),
         fault: Fault::Disagreement,
         reason: format!("another rank runs a different version of the program: {error}"),
     })?;
     let quota = thread::available_parallelism().map_or(usize::MAX, NonZero::get);
-    let threads = share(&places, &here, quota, comm.local_size());
+    let threads = share(&all_ranks, &here, quota, comm.local_size());
     limit_to(threads);
     Ok(threads)
 }
 
 /// Computes the number of threads for the rank at `here`. `quota` is the number of cores that affinity and control
 /// group allow for this process; if it is below the affinity alone, the ranks of the host share it.
-fn share(ranks: &[Place], here: &Place, quota: usize, local_size: usize) -> usize {
+fn share(ranks: &[RankCores], here: &RankCores, quota: usize, local_size: usize) -> usize {
     let neighbours: Vec<_> = ranks.iter().filter(|rank| rank.machine == here.machine).collect();
     let users_of = |core: &usize| neighbours.iter().filter(|rank| rank.cores.contains(core)).count();
     let mut cores: f64 = here.cores.iter().map(|core| 1.0 / users_of(core).max(1) as f64).sum();
@@ -135,12 +135,12 @@ mod tests {
 
     use super::*;
 
-    fn on(machine: &str, cores: Range<usize>) -> Place {
-        Place { machine: machine.into(), cores: cores.collect() }
+    fn on(machine: &str, cores: Range<usize>) -> RankCores {
+        RankCores { machine: machine.into(), cores: cores.collect() }
     }
 
     /// Returns the shares of all ranks without a quota.
-    fn shares(ranks: &[Place]) -> Vec<usize> {
+    fn shares(ranks: &[RankCores]) -> Vec<usize> {
         ranks.iter().map(|here| share(ranks, here, here.cores.len(), ranks.len())).collect()
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Event, Kind};
+use super::{Event, EventKind};
 
 /// Recorded events of a rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,12 +45,12 @@ fn name(rank: usize, thread: Option<u64>, what: &str, text: &str) -> Value {
     entry
 }
 
-/// Appends the entries of an event. A span has one entry; a flight has a begin and an end entry, paired by `id`.
+/// Appends the entries of an event. A span has one entry; an async span has a begin and an end entry, paired by `id`.
 fn entries(rank: usize, number: usize, event: &Event, begin_us: f64, to: &mut Vec<Value>) {
     let (name, length_us) = (&event.name, event.length_us);
     let entry = |phase: &str, at: f64| json!({"name": name, "ph": phase, "pid": rank, "tid": event.thread.0, "ts": at});
     match event.kind {
-        Kind::Span => {
+        EventKind::Span => {
             let mut entry = entry("X", begin_us);
             entry["dur"] = length_us.into();
             if !event.detail.is_empty() {
@@ -58,7 +58,7 @@ fn entries(rank: usize, number: usize, event: &Event, begin_us: f64, to: &mut Ve
             }
             to.push(entry);
         }
-        Kind::Flight => {
+        EventKind::AsyncSpan => {
             for (phase, at) in [("b", begin_us), ("e", begin_us + length_us)] {
                 let mut entry = entry(phase, at);
                 entry["cat"] = "flight".into();
@@ -73,7 +73,7 @@ fn entries(rank: usize, number: usize, event: &Event, begin_us: f64, to: &mut Ve
 mod tests {
     use super::*;
 
-    fn event(name: &str, kind: Kind, begin_us: f64) -> Event {
+    fn event(name: &str, kind: EventKind, begin_us: f64) -> Event {
         let (detail, thread) = (String::new(), (0, "main".to_owned()));
         Event { name: name.into(), detail, kind, thread, begin_us, length_us: 5.0 }
     }
@@ -81,8 +81,9 @@ mod tests {
     #[test]
     fn all_ranks_are_on_the_clock_of_the_first() {
         let rank = |ahead_us, events| RankTrace { host: "node1".into(), ahead_us, events };
-        let first = rank(0.0, vec![event("step", Kind::Span, 100.0)]);
-        let second = rank(1000.0, vec![event("step", Kind::Span, 1103.0), event("bucket 1", Kind::Flight, 1104.0)]);
+        let first = rank(0.0, vec![event("step", EventKind::Span, 100.0)]);
+        let second =
+            rank(1000.0, vec![event("step", EventKind::Span, 1103.0), event("bucket 1", EventKind::AsyncSpan, 1104.0)]);
         let trace = chrome_trace(&[first, second]);
         let entries = trace["traceEvents"].as_array().unwrap();
         let of = |phase: &str| entries.iter().filter(|entry| entry["ph"] == phase).collect::<Vec<_>>();

@@ -24,7 +24,7 @@ pub struct Event {
     pub name: String,
     /// Subject of the event, such as a case or a step; may be empty.
     pub detail: String,
-    pub kind: Kind,
+    pub kind: EventKind,
     /// Number and name of the thread on which it started.
     pub thread: (u64, String),
     /// Microseconds since the time origin of the process.
@@ -34,11 +34,11 @@ pub struct Event {
 
 /// Relation of an event to other events on its thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
+pub enum EventKind {
     /// Blocks its thread; spans on a thread are properly nested.
     Span,
-    /// Runs asynchronously to its thread; flights may overlap.
-    Flight,
+    /// Runs asynchronously to its thread; async spans may overlap.
+    AsyncSpan,
 }
 
 /// Starts a recording and discards earlier events.
@@ -70,38 +70,38 @@ fn now() -> Duration {
 
 /// Starts a span that ends when it is dropped.
 pub fn span(name: &'static str) -> Span {
-    span_of(name, String::new)
+    span_with_detail(name, String::new)
 }
 
 /// Like [`span`], with a subject. `detail` is only called while recording.
-pub fn span_of(name: &'static str, detail: impl FnOnce() -> String) -> Span {
-    Span(Open::new(Kind::Span, || name.to_owned(), detail))
+pub fn span_with_detail(name: &'static str, detail: impl FnOnce() -> String) -> Span {
+    Span(OpenEvent::new(EventKind::Span, || name.to_owned(), detail))
 }
 
-/// Starts a flight that ends when it is dropped, on any thread.
-pub fn flight(name: impl FnOnce() -> String) -> Flight {
-    Flight(Open::new(Kind::Flight, name, String::new))
+/// Starts an async span that ends when it is dropped, on any thread.
+pub fn async_span(name: impl FnOnce() -> String) -> AsyncSpan {
+    AsyncSpan(OpenEvent::new(EventKind::AsyncSpan, name, String::new))
 }
 
 /// Guard of a span, see [`span`].
 #[must_use = "it ends when it is dropped"]
-pub struct Span(#[expect(dead_code, reason = "its drop is what matters")] Option<Open>);
+pub struct Span(#[expect(dead_code, reason = "its drop is what matters")] Option<OpenEvent>);
 
-/// Guard of a flight, see [`flight`].
+/// Guard of an async span, see [`async_span`].
 #[must_use = "it ends when it is dropped"]
-pub struct Flight(#[expect(dead_code, reason = "its drop is what matters")] Option<Open>);
+pub struct AsyncSpan(#[expect(dead_code, reason = "its drop is what matters")] Option<OpenEvent>);
 
 /// An event that has not ended.
-struct Open {
+struct OpenEvent {
     name: String,
     detail: String,
-    kind: Kind,
+    kind: EventKind,
     thread: (u64, String),
     begin: Duration,
 }
 
-impl Open {
-    fn new(kind: Kind, name: impl FnOnce() -> String, detail: impl FnOnce() -> String) -> Option<Self> {
+impl OpenEvent {
+    fn new(kind: EventKind, name: impl FnOnce() -> String, detail: impl FnOnce() -> String) -> Option<Self> {
         is_on().then(|| {
             let thread = std::thread::current();
             let thread = (THREAD.with(|number| *number), thread.name().unwrap_or("thread").to_owned());
@@ -110,7 +110,7 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenEvent {
     fn drop(&mut self) {
         let length = now().saturating_sub(self.begin);
         if is_on() {
@@ -145,17 +145,21 @@ mod tests {
         let begun_before = span("begun before");
         start();
         drop(begun_before);
-        let flying = flight(|| "bucket 1".into());
+        let flying = async_span(|| "bucket 1".into());
         {
             let _outer = span("step");
-            let _inner = span_of("sample", || "case_007".into());
+            let _inner = span_with_detail("sample", || "case_007".into());
         }
         std::thread::Builder::new().name("mpi progress".into()).spawn(move || drop(flying)).unwrap().join().unwrap();
         let never_ended = span("never ended");
         let events = stop();
         drop(never_ended);
         let found: Vec<_> = events.iter().map(|e| (e.name.as_str(), e.detail.as_str(), e.kind)).collect();
-        let expected = [("sample", "case_007", Kind::Span), ("step", "", Kind::Span), ("bucket 1", "", Kind::Flight)];
+        let expected = [
+            ("sample", "case_007", EventKind::Span),
+            ("step", "", EventKind::Span),
+            ("bucket 1", "", EventKind::AsyncSpan),
+        ];
         assert_eq!(found, expected);
         let [inner, outer, flying] = &events[..] else { unreachable!() };
         assert!(outer.begin_us <= inner.begin_us);

@@ -14,7 +14,7 @@ use super::{PreprocessError, Preprocessor};
 use crate::dataset::{CaseFiles, Dataset, DatasetError};
 use crate::plan::Plans;
 use crate::store;
-use nnunet_comm::distributed::{Communicator, ReduceOp, check_agreement, share_of};
+use nnunet_comm::distributed::{Communicator, ReduceOp, check_consistency, own_partition};
 use nnunet_image as image;
 
 /// Cases in flight per thread: while one is read or written, another is computed.
@@ -76,13 +76,13 @@ pub fn preprocess_dataset(
     let preprocessor = Preprocessor::new(plans, configuration, &dataset.json)?;
     let costs: Vec<u64> = dataset.cases.iter().map(CaseFiles::bytes).collect();
     let listing: Vec<_> = dataset.cases.iter().map(|case| &case.id).zip(&costs).collect();
-    check_agreement(comm, "images to preprocess", format!("{listing:?}").as_bytes())?;
+    check_consistency(comm, "images to preprocess", format!("{listing:?}").as_bytes())?;
     if comm.rank() == 0 {
         store::clear(out_dir)?;
     }
     comm.barrier("begin of preprocessing")?;
     comm.enter_unbounded("preprocessing");
-    let cases: Vec<&CaseFiles> = share_of(comm, &costs).into_iter().map(|number| &dataset.cases[number]).collect();
+    let cases: Vec<&CaseFiles> = own_partition(comm, &costs).into_iter().map(|number| &dataset.cases[number]).collect();
     let threads = if limits.threads == 0 { rayon::current_num_threads() } else { limits.threads };
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

@@ -94,7 +94,7 @@ fn read_sums(path: &Path) -> Result<BTreeMap<String, String>, TensorFileError> {
 
 fn new_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
     let folder = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(parent)?;
-    fsio::share_folder(folder.path())?;
+    fsio::make_folder_readable(folder.path())?;
     Ok(folder)
 }
 

@@ -8,7 +8,7 @@ use super::{
     DataConfig, DistConfig, LossConfig, LossKind, OnNan, OptimizerConfig, OptimizerKind, RunConfig, TelemetryConfig,
     TrainingConfig,
 };
-use nnunet_comm::distributed::Wire;
+use nnunet_comm::distributed::CommDtype;
 use nnunet_data::augment::AugmentationPreset;
 use nnunet_data::loader::{Oversampling, Shard};
 use nnunet_data::work::{DEFAULT_PLANS, FoldId};
@@ -71,7 +71,7 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
         },
         dist: DistConfig {
             bucket_mb: 2.0,
-            compression: wire(device, precision.unwrap_or_default()),
+            compression: default_comm_dtype(device, precision.unwrap_or_default()),
             overlap: true,
             timeout_s: 300.0,
             first_timeout_s: 1200.0,
@@ -87,11 +87,11 @@ pub(super) fn table(optimizer: Option<OptimizerKind>, device: Option<Device>, pr
 
 /// Returns the default transfer format of gradients. GPUs exchange gradients in the precision of the computation; in
 /// host memory, rounding would be extra work.
-fn wire(device: Device, precision: Precision) -> Wire {
+fn default_comm_dtype(device: Device, precision: Precision) -> CommDtype {
     match (device, precision) {
-        (Device::Cuda, Precision::AmpBf16) => Wire::Bf16,
-        (Device::Cuda, Precision::AmpFp16) => Wire::F16,
-        _ => Wire::F32,
+        (Device::Cuda, Precision::AmpBf16) => CommDtype::Bf16,
+        (Device::Cuda, Precision::AmpFp16) => CommDtype::F16,
+        _ => CommDtype::F32,
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::layer::Layer;
 use super::{TelemetryConfig, defaults};
-use nnunet_comm::distributed::Wire;
+use nnunet_comm::distributed::CommDtype;
 use nnunet_core::fsio;
 use nnunet_data::augment::AugmentationPreset;
 use nnunet_data::loader::{Oversampling, Shard};
@@ -122,7 +122,7 @@ pub struct DistConfig {
     /// Size of a gradient bucket in MiB of f32.
     pub bucket_mb: f64,
     /// Transfer format of gradients.
-    pub compression: Wire,
+    pub compression: CommDtype,
     /// Overlap communication with the backward pass: send each bucket as soon as it is full.
     pub overlap: bool,
     /// Timeout of a collective in seconds.
@@ -312,11 +312,11 @@ mod tests {
 
     #[test]
     fn gpus_exchange_what_they_compute_in_unless_told_otherwise() {
-        let wire = |text: &str| resolve(text).unwrap().dist.compression;
-        assert_eq!(wire("precision = 'amp-bf16'"), Wire::F32);
-        assert_eq!(wire("precision = 'amp-bf16'\ndevice = 'cuda'"), Wire::Bf16);
-        assert_eq!(wire("precision = 'amp-fp16'\ndevice = 'cuda'"), Wire::F16);
-        assert_eq!(wire("precision = 'amp-fp16'\ndevice = 'cuda'\n[dist]\ncompression = 'none'"), Wire::F32);
+        let comm_dtype = |text: &str| resolve(text).unwrap().dist.compression;
+        assert_eq!(comm_dtype("precision = 'amp-bf16'"), CommDtype::F32);
+        assert_eq!(comm_dtype("precision = 'amp-bf16'\ndevice = 'cuda'"), CommDtype::Bf16);
+        assert_eq!(comm_dtype("precision = 'amp-fp16'\ndevice = 'cuda'"), CommDtype::F16);
+        assert_eq!(comm_dtype("precision = 'amp-fp16'\ndevice = 'cuda'\n[dist]\ncompression = 'none'"), CommDtype::F32);
     }
 
     #[test]

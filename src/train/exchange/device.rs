@@ -8,9 +8,9 @@ use burn::tensor::{FloatDType, Shape, Slice, TensorMetadata, ops::FloatTensor};
 use super::turn::Turn;
 use super::{Exchange, ExchangeOptions};
 use nnunet_comm::distributed::{
-    Bucket, BucketLayout, CommError, DeviceBuffer, DeviceCollectives, Fault, ReduceOp, Wire,
+    Bucket, BucketLayout, BucketPosition, CommDtype, CommError, DeviceBuffer, DeviceCollectives, Fault, ReduceOp,
 };
-use nnunet_core::trace::{self, Flight};
+use nnunet_core::trace::{self, AsyncSpan};
 use nnunet_nn::ops::{GradHook, NnOps};
 
 /// Reduces gradients in device memory; the host only queues the work.
@@ -40,7 +40,7 @@ struct Slot<B: NnOps> {
     /// All gradients concatenated in the transfer format, once the bucket is sent.
     flat: Option<FloatTensor<B>>,
     /// Trace span, from queueing the reduction until the device has completed all of them.
-    flight: Option<Flight>,
+    trace_span: Option<AsyncSpan>,
 }
 
 impl<B: NnOps> DeviceExchange<B> {
@@ -52,7 +52,8 @@ impl<B: NnOps> DeviceExchange<B> {
         options: ExchangeOptions,
         collectives: Arc<dyn DeviceCollectives>,
     ) -> Self {
-        let slot = |bucket: &Bucket| Slot { gradients: vec![None; bucket.parameters.len()], flat: None, flight: None };
+        let slot =
+            |bucket: &Bucket| Slot { gradients: vec![None; bucket.parameters.len()], flat: None, trace_span: None };
         let slots = layout.buckets().iter().map(slot).collect();
         let state = Mutex::new(State { slots, turn: Turn::new(&layout), failure: None });
         Self { rank, layout, shapes, options, collectives, locate: B::device_buffer, state }
@@ -90,35 +91,35 @@ impl<B: NnOps> DeviceExchange<B> {
         });
         let flat = B::float_cat(lines.collect(), 0);
         debug_assert_eq!(flat.shape().num_elements(), self.layout.buckets()[bucket].len);
-        let flat = match self.options.wire {
-            Wire::F32 => flat,
-            Wire::F16 => B::float_cast(flat, FloatDType::F16),
-            Wire::Bf16 => B::float_cast(flat, FloatDType::BF16),
+        let flat = match self.options.comm_dtype {
+            CommDtype::F32 => flat,
+            CommDtype::F16 => B::float_cast(flat, FloatDType::F16),
+            CommDtype::Bf16 => B::float_cast(flat, FloatDType::BF16),
         };
         let buffer = (self.locate)(&flat).ok_or_else(|| fail("its memory is inaccessible; please report"))?;
         // Kept alive until the end of the step: NCCL only has the address.
         slot.flat = Some(flat);
-        slot.flight = Some(trace::flight(|| format!("all-reduce of {what}")));
+        slot.trace_span = Some(trace::async_span(|| format!("all-reduce of {what}")));
         self.collectives.start_all_reduce(buffer, ReduceOp::Mean, what)
     }
 }
 
 impl<B: NnOps> GradHook<B> for DeviceExchange<B> {
     fn ready(&self, parameter: usize, gradient: FloatTensor<B>) {
-        let Some(place) = self.layout.place(parameter) else { return };
-        let position = self.layout.buckets()[place.bucket].parameters.iter().position(|&other| other == parameter);
-        let position = position.expect("a parameter is in the bucket of its place");
+        let Some(&BucketPosition { bucket, .. }) = self.layout.position(parameter) else { return };
+        let index = self.layout.buckets()[bucket].parameters.iter().position(|&other| other == parameter);
+        let index = index.expect("a parameter is in the bucket of its position");
         let gradient = match self.options.accumulate {
             1 => gradient,
             batches => B::float_mul_scalar(gradient, (1.0 / batches as f32).into()),
         };
         let mut state = self.state();
-        let sum = match state.slots[place.bucket].gradients[position].take() {
+        let sum = match state.slots[bucket].gradients[index].take() {
             Some(sum) => B::float_add(sum, gradient),
             None => gradient,
         };
-        state.slots[place.bucket].gradients[position] = Some(sum);
-        state.turn.arrived(place.bucket);
+        state.slots[bucket].gradients[index] = Some(sum);
+        state.turn.arrived(bucket);
         if self.options.sends_early(state.turn.batch()) {
             self.send(&mut state, false);
         }
@@ -137,14 +138,15 @@ impl<B: NnOps> Exchange<B> for DeviceExchange<B> {
             return Err(error);
         }
         self.collectives.finish("gradients")?;
-        end_flights(&mut state);
+        end_trace_spans(&mut state);
         let mut gradients = vec![None; self.shapes.len()];
         for (slot, bucket) in state.slots.iter_mut().zip(self.layout.buckets()) {
             let Some(flat) = slot.flat.take() else { continue };
-            let flat = if self.options.wire == Wire::F32 { flat } else { B::float_cast(flat, FloatDType::F32) };
+            let flat =
+                if self.options.comm_dtype == CommDtype::F32 { flat } else { B::float_cast(flat, FloatDType::F32) };
             for &parameter in &bucket.parameters {
-                let place = self.layout.place(parameter).expect("it is in this bucket");
-                let line = B::float_slice(flat.clone(), &[Slice::from(place.range.clone())]);
+                let position = self.layout.position(parameter).expect("it is in this bucket");
+                let line = B::float_slice(flat.clone(), &[Slice::from(position.range.clone())]);
                 gradients[parameter] = Some(B::float_reshape(line, Shape::from(self.shapes[parameter].clone())));
             }
         }
@@ -153,14 +155,14 @@ impl<B: NnOps> Exchange<B> for DeviceExchange<B> {
 }
 
 /// While recording, waits until the device has completed the reductions.
-fn end_flights<B: NnOps>(state: &mut State<B>) {
+fn end_trace_spans<B: NnOps>(state: &mut State<B>) {
     if trace::is_on()
         && let Some(flat) = state.slots.iter().find_map(|slot| slot.flat.as_ref())
     {
         // An error on the device is reported when its results are read.
         let _ = B::sync(&B::float_device(flat));
     }
-    state.slots.iter_mut().for_each(|slot| slot.flight = None);
+    state.slots.iter_mut().for_each(|slot| slot.trace_span = None);
 }
 
 #[cfg(test)]
@@ -224,7 +226,7 @@ mod tests {
     fn exchange(recorder: &Arc<Recorder>, accumulate: usize, overlap: bool) -> DeviceExchange<Flex> {
         let shapes = vec![vec![2, 2], vec![1, 2], vec![3]];
         let layout = BucketLayout::new(&[4, 2, 3], &[0, 1, 2], 5);
-        let options = ExchangeOptions { bucket_len: 5, wire: Wire::F32, overlap, accumulate };
+        let options = ExchangeOptions { bucket_len: 5, comm_dtype: CommDtype::F32, overlap, accumulate };
         DeviceExchange { locate, ..DeviceExchange::new(0, layout, shapes, options, recorder.clone()) }
     }
 

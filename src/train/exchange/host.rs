@@ -6,7 +6,7 @@ use burn::tensor::{TensorData, backend::Backend, ops::FloatTensor};
 
 use super::turn::Turn;
 use super::{Exchange, ExchangeOptions};
-use nnunet_comm::distributed::{BucketLayout, CommError, Pending, ReduceOp, Reducer};
+use nnunet_comm::distributed::{BucketLayout, CommError, ReduceOp, Reducer, Work};
 use nnunet_nn::ops::GradHook;
 
 /// Reduces gradients through host memory.
@@ -29,7 +29,7 @@ struct State {
 struct Slot {
     /// Bucket values; empty while the reduction is in flight.
     data: Vec<f32>,
-    under_way: Option<Box<dyn Pending>>,
+    work: Option<Box<dyn Work>>,
 }
 
 impl<B: Backend> HostExchange<B> {
@@ -41,7 +41,7 @@ impl<B: Backend> HostExchange<B> {
         reducer: Arc<dyn Reducer>,
         device: B::Device,
     ) -> Self {
-        let slots = layout.buckets().iter().map(|bucket| Slot { data: vec![0.0; bucket.len], under_way: None });
+        let slots = layout.buckets().iter().map(|bucket| Slot { data: vec![0.0; bucket.len], work: None });
         let state = Mutex::new(State { slots: slots.collect(), turn: Turn::new(&layout) });
         Self { layout, shapes, options, reducer, device, state }
     }
@@ -56,27 +56,27 @@ impl<B: Backend> HostExchange<B> {
             let slot = &mut state.slots[number];
             let data = std::mem::take(&mut slot.data);
             let what = state.turn.name_of(number);
-            slot.under_way = Some(self.reducer.start(data, ReduceOp::Mean, self.options.wire, &what));
+            slot.work = Some(self.reducer.start(data, ReduceOp::Mean, self.options.comm_dtype, &what));
         }
     }
 }
 
 impl<B: Backend> GradHook<B> for HostExchange<B> {
     fn ready(&self, parameter: usize, gradient: FloatTensor<B>) {
-        let Some(place) = self.layout.place(parameter) else { return };
+        let Some(position) = self.layout.position(parameter) else { return };
         let gradient = burn::tensor::read_sync(B::float_into_data(gradient))
             .expect("reading a gradient back needs no more than the device that holds it");
         let gradient = gradient.as_slice::<f32>().expect("gradients are f32");
         let mut state = self.state();
         let batch = state.turn.batch();
-        let values = &mut state.slots[place.bucket].data[place.range.clone()];
+        let values = &mut state.slots[position.bucket].data[position.range.clone()];
         let share = 1.0 / self.options.accumulate as f32;
         match (batch, self.options.accumulate) {
             (_, 1) => values.copy_from_slice(gradient),
             (0, _) => values.iter_mut().zip(gradient).for_each(|(sum, value)| *sum = share * value),
             _ => values.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += share * value),
         }
-        state.turn.arrived(place.bucket);
+        state.turn.arrived(position.bucket);
         if self.options.sends_early(batch) {
             self.send(&mut state, false);
         }
@@ -93,12 +93,12 @@ impl<B: Backend> Exchange<B> for HostExchange<B> {
         self.send(&mut state, true);
         let mut gradients = vec![None; self.shapes.len()];
         for (slot, bucket) in state.slots.iter_mut().zip(self.layout.buckets()) {
-            if let Some(under_way) = slot.under_way.take() {
-                slot.data = under_way.wait()?;
+            if let Some(work) = slot.work.take() {
+                slot.data = work.wait()?;
             }
             for &parameter in &bucket.parameters {
-                let place = self.layout.place(parameter).expect("it is in this bucket");
-                let values = slot.data[place.range.clone()].to_vec();
+                let position = self.layout.position(parameter).expect("it is in this bucket");
+                let values = slot.data[position.range.clone()].to_vec();
                 let data = TensorData::new(values, self.shapes[parameter].clone());
                 gradients[parameter] = Some(B::float_from_data(data, &self.device));
             }

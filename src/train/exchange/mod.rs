@@ -16,7 +16,7 @@ use burn::tensor::{backend::Backend, ops::FloatTensor};
 pub use device::DeviceExchange;
 pub use host::HostExchange;
 
-use nnunet_comm::distributed::{BucketLayout, CommError, Communicator, Wire, check_agreement};
+use nnunet_comm::distributed::{BucketLayout, CommDtype, CommError, Communicator, check_consistency};
 use nnunet_nn::ops::{GradHook, NnOps};
 
 /// Options for the gradient reduction.
@@ -25,7 +25,7 @@ pub struct ExchangeOptions {
     /// Maximum number of values per bucket; a larger parameter has its own bucket.
     pub bucket_len: usize,
     /// Transfer format.
-    pub wire: Wire,
+    pub comm_dtype: CommDtype,
     /// Overlap communication with the backward pass: send each bucket as soon as it is full.
     pub overlap: bool,
     /// Batches per step (gradient accumulation).
@@ -63,7 +63,7 @@ pub fn exchange<B: NnOps>(
     device: &B::Device,
 ) -> Result<Arc<dyn Exchange<B>>, CommError> {
     let agreed = format!("{options:?}\n{}", layout.fingerprint());
-    check_agreement(comm, "layout of the gradient buckets", agreed.as_bytes())?;
+    check_consistency(comm, "layout of the gradient buckets", agreed.as_bytes())?;
     if let Some(collectives) = comm.device_collectives() {
         return Ok(Arc::new(DeviceExchange::new(comm.rank(), layout, shapes, options, collectives)));
     }

@@ -9,7 +9,7 @@ use burn::tensor::ops::FloatTensorOps;
 use ndarray::{Array1, Axis, Slice};
 use ndarray_npy::NpzReader;
 use nnunet_dist::backend::Cpu;
-use nnunet_dist::distributed::{self, Communicator, Wire};
+use nnunet_dist::distributed::{self, CommDtype, Communicator};
 use nnunet_dist::loss::{SegmentationLoss, Target};
 use nnunet_dist::model::{TensorState, UNet};
 use nnunet_dist::optim::{Optimizer, Sgd};
@@ -40,7 +40,7 @@ fn part_of_a_rank() {
     assert_eq!(comm.world_size(), RANKS);
     // One bucket per parameter, several buckets, one for all; with and without overlap of the backward pass.
     for (bucket_len, overlap) in [(1, true), (50_000, true), (50_000, false), (usize::MAX, true)] {
-        let options = ExchangeOptions { bucket_len, wire: Wire::F32, overlap, accumulate: 1 };
+        let options = ExchangeOptions { bucket_len, comm_dtype: CommDtype::F32, overlap, accumulate: 1 };
         for batch_dice in [false, true] {
             follow(Path::new(&path), batch_dice, options, &*comm);
         }

@@ -5,7 +5,7 @@ use std::env;
 use std::fs;
 
 use nnunet_dist::backend::Cpu;
-use nnunet_dist::distributed::{self, Communicator, Single, Wire};
+use nnunet_dist::distributed::{self, CommDtype, Communicator, Single};
 use nnunet_dist::train::{ExchangeOptions, TrainStep};
 
 use tempfile::NamedTempFile;
@@ -42,9 +42,9 @@ fn the_mean_does_not_depend_on_the_division_of_the_batch() {
 #[test]
 fn sixteen_bit_communication_trains_nearly_the_same() {
     let whole = train(PLAIN, &Single);
-    for (wire, tolerance) in [("fp16", 2e-3), ("bf16", 2e-2)] {
-        let Some(weights) = train_in_parallel(1, wire, false, 2) else { return };
-        assert_close(&weights, &whole, tolerance, wire);
+    for (comm_dtype, tolerance) in [("fp16", 2e-3), ("bf16", 2e-2)] {
+        let Some(weights) = train_in_parallel(1, comm_dtype, false, 2) else { return };
+        assert_close(&weights, &whole, tolerance, comm_dtype);
     }
 }
 
@@ -83,13 +83,13 @@ fn part_of_a_rank() {
     let comm = distributed::init().unwrap();
     let words: Vec<&str> = part.split(' ').collect();
     match words[..] {
-        ["train", accumulate, wire, checkpointing] => {
-            let wire = match wire {
-                "fp16" => Wire::F16,
-                "bf16" => Wire::Bf16,
-                _ => Wire::F32,
+        ["train", accumulate, comm_dtype, checkpointing] => {
+            let comm_dtype = match comm_dtype {
+                "fp16" => CommDtype::F16,
+                "bf16" => CommDtype::Bf16,
+                _ => CommDtype::F32,
             };
-            let options = ExchangeOptions { accumulate: accumulate.parse().unwrap(), wire, ..PLAIN };
+            let options = ExchangeOptions { accumulate: accumulate.parse().unwrap(), comm_dtype, ..PLAIN };
             let mut step =
                 small::network().with_checkpointing(checkpointing == "true").connect(options, &*comm).unwrap();
             small::advance(&mut step, options.accumulate, &*comm);
@@ -124,9 +124,9 @@ fn weights(step: &TrainStep<Cpu>) -> Vec<f32> {
 }
 
 /// The weights of a job of several processes.
-fn train_in_parallel(accumulate: usize, wire: &str, checkpointing: bool, ranks: usize) -> Option<Vec<f32>> {
+fn train_in_parallel(accumulate: usize, comm_dtype: &str, checkpointing: bool, ranks: usize) -> Option<Vec<f32>> {
     let output = NamedTempFile::new().unwrap();
-    let mut rank = me(module_path!(), PART, &format!("train {accumulate} {wire} {checkpointing}"));
+    let mut rank = me(module_path!(), PART, &format!("train {accumulate} {comm_dtype} {checkpointing}"));
     rank.env(OUTPUT, output.path());
     observe(job::in_parallel(job::launcher()?, ranks, &[], &rank)).succeeded(ranks);
     let bytes = fs::read(output.path()).unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::job;
 use crate::job::{Job, PATIENCE, in_parallel, is_installed, is_open_mpi, me, observe};
-use nnunet_dist::distributed::{self, CommError, Communicator, ReduceOp, Wire};
+use nnunet_dist::distributed::{self, CommDtype, CommError, Communicator, ReduceOp};
 
 /// The environment variable with the task of a process.
 const PART: &str = "NNUNET_TEST_PART";
@@ -69,7 +69,7 @@ mod parts {
         assert_eq!(messages, (0..size).map(message).collect::<Vec<_>>());
         assert_eq!(comm.all_gather_bytes(&[], "nothing").unwrap(), vec![Vec::<u8>::new(); size]);
 
-        distributed::check_agreement(comm, "settings", b"the same").unwrap();
+        distributed::check_consistency(comm, "settings", b"the same").unwrap();
         comm.barrier("end").unwrap();
     }
 
@@ -120,13 +120,13 @@ mod parts {
         for op in [ReduceOp::Sum, ReduceOp::Mean, ReduceOp::Max] {
             let start = |length: usize| {
                 let data = (0..length).map(|i| value(rank, i)).collect();
-                reducer.start(data, op, Wire::F32, "a bucket")
+                reducer.start(data, op, CommDtype::F32, "a bucket")
             };
-            let mut under_way: Vec<_> = lengths.into_iter().map(start).collect();
+            let mut works: Vec<_> = lengths.into_iter().map(start).collect();
             comm.barrier("between").unwrap();
             // Waited for in reverse order.
             for length in lengths.into_iter().rev() {
-                let reduced = under_way.pop().unwrap().wait().unwrap();
+                let reduced = works.pop().unwrap().wait().unwrap();
                 let expected = (0..length).map(|i| {
                     let values = (0..size).map(|rank| value(rank, i));
                     match op {
@@ -146,14 +146,14 @@ mod parts {
         let (rank, size) = (comm.rank(), comm.world_size());
         let value = |rank: usize, i: usize| ((i * 7 + rank * 3) as f32 * 0.37).sin() * 1000.0;
         let length = 200_001;
-        for (wire, tolerance) in [(Wire::F32, 1e-3), (Wire::F16, 2.0), (Wire::Bf16, 16.0)] {
+        for (comm_dtype, tolerance) in [(CommDtype::F32, 1e-3), (CommDtype::F16, 2.0), (CommDtype::Bf16, 16.0)] {
             let data = (0..length).map(|i| value(rank, i)).collect();
-            let reduced = comm.reducer().start(data, ReduceOp::Mean, wire, "a bucket").wait().unwrap();
+            let reduced = comm.reducer().start(data, ReduceOp::Mean, comm_dtype, "a bucket").wait().unwrap();
             for (i, mean) in reduced.iter().enumerate() {
                 let expected = (0..size).map(|rank| value(rank, i)).sum::<f32>() / size as f32;
-                assert!((mean - expected).abs() < tolerance, "{wire:?} at {i}: {mean} for {expected}");
+                assert!((mean - expected).abs() < tolerance, "{comm_dtype:?} at {i}: {mean} for {expected}");
             }
-            distributed::check_agreement(comm, "the mean", bytes_of(&reduced)).unwrap();
+            distributed::check_consistency(comm, "the mean", bytes_of(&reduced)).unwrap();
         }
     }
 
@@ -165,16 +165,16 @@ mod parts {
     /// The last rank stops, as under a debugger or on a host that is swapping heavily.
     pub fn frozen(comm: &dyn Communicator) {
         comm.set_timeout(Duration::from_secs(8));
-        comm.enter("step 1");
+        comm.enter_phase("step 1");
         comm.barrier("all have begun").unwrap();
         // Long enough for its first heartbeat.
         thread::sleep(Duration::from_millis(2500));
-        comm.enter("step 2");
+        comm.enter_phase("step 2");
         if comm.rank() + 1 == comm.world_size() {
             // SAFETY: no preconditions.
             unsafe { libc::raise(libc::SIGSTOP) };
         }
-        let bucket = comm.reducer().start(vec![0.0; 100_000], ReduceOp::Mean, Wire::F32, "bucket 3 of 4");
+        let bucket = comm.reducer().start(vec![0.0; 100_000], ReduceOp::Mean, CommDtype::F32, "bucket 3 of 4");
         let error = bucket.wait().unwrap_err();
         comm.abort(75, &error.to_string());
     }
@@ -182,7 +182,7 @@ mod parts {
     /// Rank 0, which runs the heartbeat server, stops.
     pub fn frozen_first(comm: &dyn Communicator) {
         comm.set_timeout(Duration::from_secs(8));
-        comm.enter("step 1");
+        comm.enter_phase("step 1");
         comm.barrier("all have begun").unwrap();
         thread::sleep(Duration::from_millis(1500));
         if comm.rank() == 0 {
@@ -198,7 +198,7 @@ mod parts {
         comm.set_timeout(Duration::from_secs(3));
         comm.barrier("all have begun").unwrap();
         if comm.rank() + 1 == comm.world_size() {
-            comm.enter("an endless loop");
+            comm.enter_phase("an endless loop");
             thread::sleep(2 * PATIENCE);
         }
         thread::sleep(Duration::from_secs(1));
@@ -212,7 +212,7 @@ mod parts {
         comm.barrier("all have begun").unwrap();
         if comm.rank() + 1 == comm.world_size() {
             for case in 0..10 {
-                comm.enter(&format!("case {case}"));
+                comm.enter_phase(&format!("case {case}"));
                 thread::sleep(Duration::from_millis(500));
             }
         }
@@ -234,7 +234,7 @@ mod parts {
 
     pub fn disagreement(comm: &dyn Communicator) {
         let settings = if comm.rank() == 1 { "lr = 0.1" } else { "lr = 0.01" };
-        let error = distributed::check_agreement(comm, "settings", settings.as_bytes()).unwrap_err();
+        let error = distributed::check_consistency(comm, "settings", settings.as_bytes()).unwrap_err();
         println!("{error}");
     }
 

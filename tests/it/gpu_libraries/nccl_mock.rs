@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nnunet_dist::distributed::{
-    self, BufferDtype, CommError, Communicator, DeviceBuffer, NcclComm, NcclLink, ReduceOp, Timeouts, Wire,
+    self, BufferDtype, BufferDtype, CommDtype, CommError, DeviceBuffer, NcclComm, NcclLink, ReduceOp, Timeouts,
 };
 
 use crate::job;
@@ -244,7 +244,7 @@ fn train(comm: &NcclComm) {
     // Values in host memory are reduced on the host.
     let mut losses = [1.0];
     comm.all_reduce(&mut losses, ReduceOp::Sum, "losses").unwrap();
-    let sums = comm.reducer().start(vec![1.0], ReduceOp::Sum, Wire::F32, "sums").wait().unwrap();
+    let sums = comm.reducer().start(vec![1.0], ReduceOp::Sum, CommDtype::F32, "sums").wait().unwrap();
     assert_eq!((losses, sums), ([ranks], vec![ranks]));
 }
 

@@ -15,37 +15,37 @@ use rand::rngs::OsRng;
 use serde::{Deserialize, Serialize};
 
 use super::Health;
-use super::verdict::Member;
+use super::diagnosis::RankHealth;
 use crate::distributed::threads::host_name;
 
 /// Time between two heartbeats.
-const INTERVAL: Duration = Duration::from_secs(1);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Timeout for connecting and for an answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Size of the serialized endpoint message, the same on all ranks.
-pub(in crate::distributed) const INVITATION_BYTES: usize = 4096;
+pub(in crate::distributed) const ENDPOINT_BYTES: usize = 4096;
 
 /// Maximum length of a line read from a connection, in bytes.
-const LONGEST_LINE: u64 = 1 << 24;
+const MAX_LINE_BYTES: u64 = 1 << 24;
 
 /// Address and token of the heartbeat server on rank 0.
 #[derive(Serialize, Deserialize)]
-struct Invitation {
+struct HeartbeatEndpoint {
     token: String,
     host: String,
     addresses: Vec<SocketAddr>,
 }
 
 /// Heartbeat server of rank 0, with the last known state of the other ranks.
-pub(super) struct Board {
+pub(super) struct HeartbeatServer {
     token: String,
     own: Weak<Health>,
-    seen: Mutex<HashMap<usize, (Member, Instant)>>,
+    seen: Mutex<HashMap<usize, (RankHealth, Instant)>>,
 }
 
-impl Board {
+impl HeartbeatServer {
     /// Starts listening for the other ranks. Returns the server and its serialized endpoint. `own` is the state of rank
     /// 0.
     pub(super) fn open(own: &Arc<Health>) -> io::Result<(Arc<Self>, Vec<u8>)> {
@@ -55,23 +55,23 @@ impl Board {
         OsRng.try_fill_bytes(&mut token).map_err(io::Error::other)?;
         let token = format!("{:032x}", u128::from_le_bytes(token));
         let addresses = own_addresses().into_iter().map(|address| SocketAddr::new(address, port)).collect();
-        let invitation = Invitation { token: token.clone(), host: host_name(), addresses };
-        let invitation = serde_json::to_vec(&invitation).map_err(io::Error::other)?;
-        if invitation.len() > INVITATION_BYTES {
+        let endpoint = HeartbeatEndpoint { token: token.clone(), host: host_name(), addresses };
+        let endpoint = serde_json::to_vec(&endpoint).map_err(io::Error::other)?;
+        if endpoint.len() > ENDPOINT_BYTES {
             return Err(io::Error::other("this host has too many network addresses"));
         }
-        let board = Arc::new(Self { token, own: Arc::downgrade(own), seen: Mutex::default() });
-        let shared = board.clone();
+        let server = Arc::new(Self { token, own: Arc::downgrade(own), seen: Mutex::default() });
+        let shared = server.clone();
         spawn("heartbeats", move || {
             for connection in listener.incoming().flatten() {
-                let board = shared.clone();
+                let server = shared.clone();
                 // If no thread can be started, the connection is closed and its rank tries again.
                 let _ = spawn("heartbeat of a rank", move || {
-                    let _ = board.serve(&connection);
+                    let _ = server.serve(&connection);
                 });
             }
         })?;
-        Ok((board, invitation))
+        Ok((server, endpoint))
     }
 
     /// Serves one connection until it is closed.
@@ -86,10 +86,10 @@ impl Board {
             let line = read_line(&mut lines)?;
             let mut answer = Vec::new();
             if line.is_empty() {
-                answer = serde_json::to_vec(&self.members())?;
+                answer = serde_json::to_vec(&self.ranks())?;
             } else {
-                let member: Member = serde_json::from_str(&line)?;
-                self.seen().insert(member.rank, (member, Instant::now()));
+                let health: RankHealth = serde_json::from_str(&line)?;
+                self.seen().insert(health.rank, (health, Instant::now()));
             }
             answer.push(b'\n');
             (&*connection).write_all(&answer)?;
@@ -97,64 +97,64 @@ impl Board {
     }
 
     /// Returns the state of all ranks that have ever connected, sorted by rank.
-    pub(super) fn members(&self) -> Vec<Member> {
-        let own = self.own.upgrade().map(|health| health.member());
+    pub(super) fn ranks(&self) -> Vec<RankHealth> {
+        let own = self.own.upgrade().map(|health| health.own_health());
         let seen = self.seen();
-        let others = seen.values().map(|(member, at)| {
+        let others = seen.values().map(|(health, at)| {
             let silent_ms = at.elapsed().as_millis() as u64;
-            Member { silent_ms, idle_ms: member.idle_ms + silent_ms, ..member.clone() }
+            RankHealth { silent_ms, idle_ms: health.idle_ms + silent_ms, ..health.clone() }
         });
-        let mut members: Vec<_> = own.into_iter().chain(others).collect();
-        members.sort_by_key(|member| member.rank);
-        members
+        let mut ranks: Vec<_> = own.into_iter().chain(others).collect();
+        ranks.sort_by_key(|health| health.rank);
+        ranks
     }
 
-    fn seen(&self) -> MutexGuard<'_, HashMap<usize, (Member, Instant)>> {
+    fn seen(&self) -> MutexGuard<'_, HashMap<usize, (RankHealth, Instant)>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Heartbeat client: the connection to the server on rank 0.
-pub(super) struct Contact {
-    invitation: Invitation,
+pub(super) struct HeartbeatClient {
+    endpoint: HeartbeatEndpoint,
     /// Server address that is reachable from this host.
     address: SocketAddr,
     /// Time of the last answer from rank 0.
     answered: Mutex<Instant>,
 }
 
-impl Contact {
+impl HeartbeatClient {
     /// Connects to the server and starts sending heartbeats. Returns `None`, with a warning, if it cannot be reached.
-    pub(super) fn open(own: &Arc<Health>, invitation: &[u8]) -> Option<Arc<Self>> {
+    pub(super) fn open(own: &Arc<Health>, endpoint: &[u8]) -> Option<Arc<Self>> {
         // The message is empty if rank 0 could not listen; it has logged a warning in that case.
-        let invitation = invitation.split(|&byte| byte == 0).next().filter(|text| !text.is_empty())?;
-        let invitation: Invitation = serde_json::from_slice(invitation).ok()?;
-        let Some((address, stream)) = invitation.addresses.iter().find_map(|&address| {
-            let stream = greet(address, &invitation.token).ok()?;
+        let endpoint = endpoint.split(|&byte| byte == 0).next().filter(|text| !text.is_empty())?;
+        let endpoint: HeartbeatEndpoint = serde_json::from_slice(endpoint).ok()?;
+        let Some((address, stream)) = endpoint.addresses.iter().find_map(|&address| {
+            let stream = greet(address, &endpoint.token).ok()?;
             Some((address, stream))
         }) else {
             tracing::warn!(
                 "heartbeat disabled: none of the addresses {:?} of {} is reachable from {}; a lost rank cannot be named",
-                invitation.addresses,
-                invitation.host,
+                endpoint.addresses,
+                endpoint.host,
                 host_name()
             );
             return None;
         };
-        let contact = Arc::new(Self { invitation, address, answered: Mutex::new(Instant::now()) });
-        let (shared, own) = (contact.clone(), Arc::downgrade(own));
+        let client = Arc::new(Self { endpoint, address, answered: Mutex::new(Instant::now()) });
+        let (shared, own) = (client.clone(), Arc::downgrade(own));
         spawn("heartbeat", move || shared.beat(&own, Some(stream))).ok()?;
-        Some(contact)
+        Some(client)
     }
 
-    /// Sends a heartbeat once per [`INTERVAL`] as long as the owner exists.
+    /// Sends a heartbeat once per [`HEARTBEAT_INTERVAL`] as long as the owner exists.
     fn beat(&self, own: &Weak<Health>, mut stream: Option<TcpStream>) {
         while let Some(health) = own.upgrade() {
             if stream.is_none() {
-                stream = greet(self.address, &self.invitation.token).ok();
+                stream = greet(self.address, &self.endpoint.token).ok();
             }
             let sent = stream.as_ref().map(|stream| {
-                let mut line = serde_json::to_vec(&health.member())?;
+                let mut line = serde_json::to_vec(&health.own_health())?;
                 line.push(b'\n');
                 let mut writer = stream;
                 writer.write_all(&line)?;
@@ -165,7 +165,7 @@ impl Contact {
                 Some(Ok(_)) => *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now(),
                 _ => stream = None,
             }
-            thread::sleep(INTERVAL);
+            thread::sleep(HEARTBEAT_INTERVAL);
         }
     }
 
@@ -173,8 +173,8 @@ impl Contact {
     ///
     /// # Errors
     /// Returns the failure reason if rank 0 does not answer.
-    pub(super) fn ask(&self) -> Result<Vec<Member>, String> {
-        let answer = greet(self.address, &self.invitation.token).and_then(|mut stream| {
+    pub(super) fn ask(&self) -> Result<Vec<RankHealth>, String> {
+        let answer = greet(self.address, &self.endpoint.token).and_then(|mut stream| {
             stream.write_all(b"\n")?;
             let line = read_line(&mut BufReader::new(&stream))?;
             Ok(serde_json::from_str(&line)?)
@@ -184,7 +184,7 @@ impl Contact {
             format!(
                 "no heartbeat from rank 0 on {} for {:.1} s: the process is frozen or dead, or its host or a network \
                  link is down ({})",
-                self.invitation.host,
+                self.endpoint.host,
                 since.as_secs_f64(),
                 match error.kind() {
                     ErrorKind::WouldBlock | ErrorKind::TimedOut => "no answer".into(),
@@ -211,7 +211,7 @@ fn greet(address: SocketAddr, token: &str) -> io::Result<TcpStream> {
 /// Returns an error if the peer has closed the connection.
 fn read_line(from: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
-    from.take(LONGEST_LINE).read_line(&mut line)?;
+    from.take(MAX_LINE_BYTES).read_line(&mut line)?;
     match line.strip_suffix('\n') {
         Some(text) => Ok(text.to_owned()),
         None => Err(ErrorKind::UnexpectedEof.into()),
@@ -254,8 +254,8 @@ mod tests {
     /// Creates rank 0 and rank 1, connected to each other.
     fn pair() -> [Arc<Health>; 2] {
         let ranks = [0, 1].map(Health::new);
-        let invitation = ranks[0].invitation();
-        ranks[1].join(&invitation);
+        let endpoint = ranks[0].endpoint();
+        ranks[1].join(&endpoint);
         ranks
     }
 
@@ -270,25 +270,25 @@ mod tests {
     #[test]
     fn each_rank_learns_what_the_other_is_at() {
         let [first, second] = pair();
-        first.enter("step 1", false);
-        second.enter("step 2", false);
-        let board = first.board.get().unwrap();
+        first.enter_phase("step 1", false);
+        second.enter_phase("step 2", false);
+        let server = first.server.get().unwrap();
         let phase_of =
-            |members: &[Member], rank| members.iter().find(|member| member.rank == rank).unwrap().phase.clone();
-        eventually(|| board.members().len() == 2 && phase_of(&board.members(), 1) == "step 2");
-        let asked = second.contact.get().unwrap().ask().unwrap();
+            |ranks: &[RankHealth], rank| ranks.iter().find(|health| health.rank == rank).unwrap().phase.clone();
+        eventually(|| server.ranks().len() == 2 && phase_of(&server.ranks(), 1) == "step 2");
+        let asked = second.client.get().unwrap().ask().unwrap();
         assert_eq!(phase_of(&asked, 0), "step 1");
     }
 
     #[test]
     fn a_stranger_learns_nothing() {
         let [first, _second] = pair();
-        let invitation: Invitation = serde_json::from_slice(&Board::open(&first).unwrap().1).unwrap();
-        let contact = Contact {
-            address: *invitation.addresses.last().unwrap(),
-            invitation: Invitation { token: "guess".into(), ..invitation },
+        let endpoint: HeartbeatEndpoint = serde_json::from_slice(&HeartbeatServer::open(&first).unwrap().1).unwrap();
+        let client = HeartbeatClient {
+            address: *endpoint.addresses.last().unwrap(),
+            endpoint: HeartbeatEndpoint { token: "guess".into(), ..endpoint },
             answered: Mutex::new(Instant::now()),
         };
-        assert!(contact.ask().unwrap_err().starts_with("no heartbeat from rank 0"));
+        assert!(client.ask().unwrap_err().starts_with("no heartbeat from rank 0"));
     }
 }

@@ -3,34 +3,34 @@
 //! A collective waits for the slowest rank. When it times out, the collective itself cannot tell which rank is missing,
 //! or whether one is. So every rank sends a heartbeat to rank 0 once a second over a TCP connection that is independent
 //! of MPI and NCCL ([`heartbeat`]): its process is alive, its current phase, and whether it waits for others. A rank
-//! whose collective is late requests the state of all ranks from rank 0 and derives a [`Verdict`] ([`verdict`]).
+//! whose collective is late requests the state of all ranks from rank 0 and derives a [`Diagnosis`] ([`diagnosis`]).
 
+mod diagnosis;
 mod heartbeat;
-mod verdict;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-pub(super) use heartbeat::INVITATION_BYTES;
-use heartbeat::{Board, Contact};
-pub(super) use verdict::Verdict;
-use verdict::{Member, judge};
+pub(super) use diagnosis::Diagnosis;
+use diagnosis::{RankHealth, diagnose};
+pub(super) use heartbeat::ENDPOINT_BYTES;
+use heartbeat::{HeartbeatClient, HeartbeatServer};
 
-use super::Witness;
+use super::HealthMonitor;
 use super::threads::host_name;
 
 /// Heartbeat state of this rank.
 pub(super) struct Health {
     rank: usize,
-    own: Mutex<Own>,
+    own: Mutex<Activity>,
     /// Heartbeat server; set on rank 0 only.
-    board: OnceLock<Arc<Board>>,
+    server: OnceLock<Arc<HeartbeatServer>>,
     /// Heartbeat client; set on all other ranks.
-    contact: OnceLock<Arc<Contact>>,
+    client: OnceLock<Arc<HeartbeatClient>>,
 }
 
 /// Current activity of this rank.
-struct Own {
+struct Activity {
     phase: String,
     /// Whether the phase may take an unbounded time.
     long: bool,
@@ -42,12 +42,12 @@ struct Own {
 
 impl Health {
     pub(super) fn new(rank: usize) -> Arc<Self> {
-        let own = Own { phase: "the start".into(), long: false, waiting: None, changed: Instant::now() };
-        Arc::new(Self { rank, own: Mutex::new(own), board: OnceLock::new(), contact: OnceLock::new() })
+        let own = Activity { phase: "the start".into(), long: false, waiting: None, changed: Instant::now() };
+        Arc::new(Self { rank, own: Mutex::new(own), server: OnceLock::new(), client: OnceLock::new() })
     }
 
     /// Sets the current phase of this rank, and whether it may take an unbounded time.
-    pub(super) fn enter(&self, phase: &str, long: bool) {
+    pub(super) fn enter_phase(&self, phase: &str, long: bool) {
         let mut own = self.own();
         own.long = long;
         phase.clone_into(&mut own.phase);
@@ -65,14 +65,14 @@ impl Health {
 
     /// Starts the heartbeat server on rank 0 and returns its serialized endpoint. Returns an empty message on other
     /// ranks.
-    pub(super) fn invitation(self: &Arc<Self>) -> Vec<u8> {
+    pub(super) fn endpoint(self: &Arc<Self>) -> Vec<u8> {
         if self.rank > 0 {
             return Vec::new();
         }
-        match Board::open(self) {
-            Ok((board, invitation)) => {
-                let _ = self.board.set(board);
-                invitation
+        match HeartbeatServer::open(self) {
+            Ok((server, endpoint)) => {
+                let _ = self.server.set(server);
+                endpoint
             }
             Err(error) => {
                 tracing::warn!("heartbeat disabled, errors cannot name a lost rank: {error}");
@@ -82,33 +82,35 @@ impl Health {
     }
 
     /// Connects to the heartbeat server of rank 0 and starts sending heartbeats.
-    pub(super) fn join(self: &Arc<Self>, invitation: &[u8]) {
+    pub(super) fn join(self: &Arc<Self>, endpoint: &[u8]) {
         if self.rank > 0
-            && let Some(contact) = Contact::open(self, invitation)
+            && let Some(client) = HeartbeatClient::open(self, endpoint)
         {
-            let _ = self.contact.set(contact);
+            let _ = self.client.set(client);
         }
     }
 
     /// Diagnoses a collective that has not completed after `limit`.
-    pub(super) fn verdict(&self, limit: Duration) -> Verdict {
-        let members = match (self.board.get(), self.contact.get()) {
-            (Some(board), _) => board.members(),
-            (None, Some(contact)) => match contact.ask() {
-                Ok(members) => members,
-                Err(reason) => return Verdict::Lost(reason),
+    pub(super) fn diagnose(&self, limit: Duration) -> Diagnosis {
+        let ranks = match (self.server.get(), self.client.get()) {
+            (Some(server), _) => server.ranks(),
+            (None, Some(client)) => match client.ask() {
+                Ok(ranks) => ranks,
+                Err(reason) => return Diagnosis::Lost(reason),
             },
             (None, None) => {
-                return Verdict::Lost("timeout; the missing rank is unknown because the heartbeat is disabled".into());
+                return Diagnosis::Lost(
+                    "timeout; the missing rank is unknown because the heartbeat is disabled".into(),
+                );
             }
         };
-        judge(self.rank, &members, limit)
+        diagnose(self.rank, &ranks, limit)
     }
 
     /// Returns the state of this rank as reported to others.
-    fn member(&self) -> Member {
+    fn own_health(&self) -> RankHealth {
         let own = self.own();
-        Member {
+        RankHealth {
             rank: self.rank,
             host: host_name(),
             silent_ms: 0,
@@ -122,7 +124,7 @@ impl Health {
         }
     }
 
-    fn own(&self) -> MutexGuard<'_, Own> {
+    fn own(&self) -> MutexGuard<'_, Activity> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -132,8 +134,8 @@ impl Health {
     }
 }
 
-impl Witness for Health {
-    fn waits(&self, operation: Option<&str>) {
+impl HealthMonitor for Health {
+    fn set_waiting(&self, operation: Option<&str>) {
         let mut own = self.own();
         if own.waiting.as_deref() != operation {
             own.waiting = operation.map(str::to_owned);
@@ -141,10 +143,10 @@ impl Witness for Health {
         }
     }
 
-    fn verdict(&self, limit: Duration) -> Result<String, String> {
-        match self.verdict(limit) {
-            Verdict::Slow(reason) => Ok(reason),
-            Verdict::Lost(reason) => Err(reason),
+    fn diagnose(&self, limit: Duration) -> Result<String, String> {
+        match self.diagnose(limit) {
+            Diagnosis::Slow(reason) => Ok(reason),
+            Diagnosis::Lost(reason) => Err(reason),
         }
     }
 }

@@ -5,35 +5,35 @@ use std::time::Duration;
 
 use super::calls::error;
 use super::engine::{Shared, Ticket};
-use super::wait::{Look, Patience};
+use super::wait::{Deadline, PollState};
 use crate::distributed::health::Health;
-use crate::distributed::{CommError, Fault, Pending, ReduceOp, Reducer, Wire};
+use crate::distributed::{CommDtype, CommError, Fault, ReduceOp, Reducer, Work};
 
 /// Handle to the engine for starting all-reduces of buckets.
 #[derive(Clone)]
-pub(super) struct Rings {
+pub(super) struct RingReducer {
     pub rank: usize,
     pub shared: Arc<Shared>,
-    pub patience: Arc<Mutex<Duration>>,
+    pub timeout: Arc<Mutex<Duration>>,
     pub health: Arc<Health>,
 }
 
-impl Reducer for Rings {
-    fn start(&self, data: Vec<f32>, op: ReduceOp, wire: Wire, what: &str) -> Box<dyn Pending> {
-        let ticket = self.shared.begin(data, op, wire, format!("all-reduce of {what}"));
-        Box::new(Bucket { ticket, rings: self.clone() })
+impl Reducer for RingReducer {
+    fn start(&self, data: Vec<f32>, op: ReduceOp, comm_dtype: CommDtype, what: &str) -> Box<dyn Work> {
+        let ticket = self.shared.begin(data, op, comm_dtype, format!("all-reduce of {what}"));
+        Box::new(BucketInFlight { ticket, reducer: self.clone() })
     }
 }
 
 /// A bucket in flight.
-struct Bucket {
+struct BucketInFlight {
     ticket: Ticket,
-    rings: Rings,
+    reducer: RingReducer,
 }
 
-impl Pending for Bucket {
+impl Work for BucketInFlight {
     fn wait(self: Box<Self>) -> Result<Vec<f32>, CommError> {
-        let Rings { rank, shared, patience, health } = &self.rings;
+        let RingReducer { rank, shared, timeout, health } = &self.reducer;
         let mut engine = shared.lock();
         engine.waiting += 1;
         let (operation, began) = match engine.ring(self.ticket) {
@@ -42,8 +42,8 @@ impl Pending for Bucket {
         };
         drop(engine);
         let _waiting = health.waiting(&operation);
-        let limit = *patience.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = Patience::new(limit, health).until(*rank, &operation, began, || {
+        let limit = *timeout.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = Deadline::new(limit, health).poll_until_done(*rank, &operation, began, || {
             let mut engine = shared.lock();
             if engine.is_broken() {
                 let reason = "an earlier operation has failed".into();
@@ -51,15 +51,15 @@ impl Pending for Bucket {
             }
             let moved = engine.poll()?;
             Ok(match engine.take(self.ticket) {
-                Some(data) => Look::Done(data),
-                None if moved => Look::Moving,
-                None => Look::Still,
+                Some(data) => PollState::Done(data),
+                None if moved => PollState::Progressed,
+                None => PollState::Unchanged,
             })
         });
         let mut engine = shared.lock();
         engine.waiting -= 1;
         if outcome.is_err() {
-            engine.break_off();
+            engine.mark_broken();
         }
         outcome
     }

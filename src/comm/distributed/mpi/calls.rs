@@ -42,13 +42,13 @@ fn text_of(bytes: &[u8]) -> String {
 }
 
 /// A scalar type that MPI can reduce and copy.
-pub(super) trait Element: Copy {
+pub(super) trait MpiScalar: Copy {
     fn datatype() -> ffi::MPI_Datatype;
 }
 
-macro_rules! element {
+macro_rules! mpi_scalar {
     ($type:ty, $datatype:ident) => {
-        impl Element for $type {
+        impl MpiScalar for $type {
             fn datatype() -> ffi::MPI_Datatype {
                 // SAFETY: a constant of the C side.
                 unsafe { ffi::$datatype }
@@ -57,7 +57,7 @@ macro_rules! element {
     };
 }
 
-element!(f32, RSMPI_FLOAT);
-element!(f64, RSMPI_DOUBLE);
-element!(u8, RSMPI_UINT8_T);
-element!(u16, RSMPI_UINT16_T);
+mpi_scalar!(f32, RSMPI_FLOAT);
+mpi_scalar!(f64, RSMPI_DOUBLE);
+mpi_scalar!(u8, RSMPI_UINT8_T);
+mpi_scalar!(u16, RSMPI_UINT16_T);

@@ -10,17 +10,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::ring::{Place, Ring, Scratch, tag_after};
-use crate::distributed::{CommError, ReduceOp, Wire};
+use super::ring::{Ring, RingContext, Scratch, tag_after};
+use crate::distributed::{CommDtype, CommError, ReduceOp};
 
 /// Maximum number of segments in flight over all buckets: enough to keep a link busy while chunks are summed.
-const LANES: usize = 8;
+const MAX_SEGMENTS: usize = 8;
 
 /// Number of polls without sleeping after the last progress.
-const EAGER: u32 = 64;
+const SPIN_COUNT: u32 = 64;
 
 /// Sleep between polls after that. A 10 Gbit/s link fills a socket buffer in about this time.
-const NAP: Duration = Duration::from_micros(50);
+const POLL_INTERVAL: Duration = Duration::from_micros(50);
 
 /// Number that identifies an all-reduce in flight.
 pub(super) type Ticket = u64;
@@ -28,7 +28,7 @@ pub(super) type Ticket = u64;
 /// The all-reduces in flight. Only the holder of its lock may call MPI, which is initialized with
 /// `MPI_THREAD_SERIALIZED`.
 pub(super) struct Engine {
-    place: Place,
+    context: RingContext,
     /// Oldest first. Waiters receive results in this order, regardless of which all-reduce completes first.
     active: VecDeque<(Ticket, Ring)>,
     /// Scratch memory of completed segments, for reuse.
@@ -50,9 +50,9 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(place: Place) -> Arc<Self> {
+    pub(super) fn new(context: RingContext) -> Arc<Self> {
         let engine = Engine {
-            place,
+            context,
             active: VecDeque::new(),
             spare: Vec::new(),
             next_ticket: 0,
@@ -70,8 +70,8 @@ impl Shared {
     }
 
     /// Starts an all-reduce and wakes the progress thread.
-    pub(super) fn begin(&self, data: Vec<f32>, op: ReduceOp, wire: Wire, operation: String) -> Ticket {
-        let ticket = self.lock().begin(data, op, wire, operation);
+    pub(super) fn begin(&self, data: Vec<f32>, op: ReduceOp, comm_dtype: CommDtype, operation: String) -> Ticket {
+        let ticket = self.lock().begin(data, op, comm_dtype, operation);
         self.work.notify_one();
         ticket
     }
@@ -107,18 +107,18 @@ impl Shared {
             let moved = engine.waiting == 0 && engine.poll().unwrap_or(false);
             drop(engine);
             idle = if moved { 0 } else { idle + 1 };
-            if idle < EAGER { thread::yield_now() } else { thread::sleep(NAP) }
+            if idle < SPIN_COUNT { thread::yield_now() } else { thread::sleep(POLL_INTERVAL) }
         }
     }
 }
 
 impl Engine {
-    fn begin(&mut self, data: Vec<f32>, op: ReduceOp, wire: Wire, operation: String) -> Ticket {
+    fn begin(&mut self, data: Vec<f32>, op: ReduceOp, comm_dtype: CommDtype, operation: String) -> Ticket {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let tag = self.next_tag;
-        self.next_tag = tag_after(tag, data.len(), self.place.world_size);
-        self.active.push_back((ticket, Ring::new(self.place, data, op, wire, tag, operation)));
+        self.next_tag = tag_after(tag, data.len(), self.context.world_size);
+        self.active.push_back((ticket, Ring::new(self.context, data, op, comm_dtype, tag, operation)));
         // An error is reported to the caller that waits for the result.
         let _ = self.poll();
         ticket
@@ -132,7 +132,7 @@ impl Engine {
         if self.broken {
             return Ok(false);
         }
-        let (mut free, mut moved) = (LANES, false);
+        let (mut free, mut moved) = (MAX_SEGMENTS, false);
         for (_, ring) in &mut self.active {
             if free == 0 {
                 break;
@@ -165,7 +165,7 @@ impl Engine {
     }
 
     /// Marks the engine as broken; polling stops.
-    pub(super) fn break_off(&mut self) {
+    pub(super) fn mark_broken(&mut self) {
         self.broken = true;
     }
 

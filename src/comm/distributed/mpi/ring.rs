@@ -17,16 +17,16 @@ use std::time::Instant;
 
 use ::mpi::ffi;
 
-use super::calls::{Element, check};
-use crate::distributed::{CommError, ReduceOp, Wire};
-use nnunet_core::trace::{self, Flight};
+use super::calls::{MpiScalar, check};
+use crate::distributed::{CommDtype, CommError, ReduceOp};
+use nnunet_core::trace::{self, AsyncSpan};
 
 /// Values per chunk: large enough to amortize the overhead of a message, small enough for the cache.
 const CHUNK: usize = 1 << 16;
 
 /// Communicator, rank and size for a ring.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct RingContext {
     pub handle: ffi::MPI_Comm,
     pub rank: usize,
     pub world_size: usize,
@@ -36,7 +36,7 @@ pub(super) struct Place {
 pub(super) struct Ring {
     buffer: Buffer,
     /// Segments in flight, oldest first.
-    lanes: Vec<Lane>,
+    segments: Vec<Segment>,
     /// Offset of the next segment.
     next: usize,
     /// Tag of the next segment.
@@ -50,28 +50,28 @@ const TAGS: c_int = 32_000;
 /// Returns the tag after a ring whose first tag was `tag`. All ranks agree, since they start the same rings in the same
 /// order.
 pub(super) fn tag_after(tag: c_int, len: usize, world_size: usize) -> c_int {
-    let lanes = len.div_ceil(CHUNK * world_size);
-    ((i64::from(tag) + lanes as i64) % i64::from(TAGS)) as c_int
+    let segments = len.div_ceil(CHUNK * world_size);
+    ((i64::from(tag) + segments as i64) % i64::from(TAGS)) as c_int
 }
 
 impl Ring {
     /// Creates the ring without starting it; [`Ring::poll`] does. `operation` is its name in errors.
     pub(super) fn new(
-        place: Place,
+        context: RingContext,
         mut data: Vec<f32>,
         op: ReduceOp,
-        wire: Wire,
+        comm_dtype: CommDtype,
         tag: c_int,
         operation: String,
     ) -> Self {
         // Scale before rounding, so that the sum stays within the range of the 16-bit format.
-        if wire != Wire::F32 && op == ReduceOp::Mean {
-            let factor = 1.0 / place.world_size as f32;
+        if comm_dtype != CommDtype::F32 && op == ReduceOp::Mean {
+            let factor = 1.0 / context.world_size as f32;
             data.iter_mut().for_each(|value| *value *= factor);
         }
-        let flight = Some(trace::flight(|| operation.clone()));
-        let buffer = Buffer { place, data, op, wire, operation, began: Instant::now(), flight };
-        Self { buffer, lanes: Vec::new(), next: 0, tag }
+        let trace_span = Some(trace::async_span(|| operation.clone()));
+        let buffer = Buffer { context, data, op, comm_dtype, operation, began: Instant::now(), trace_span };
+        Self { buffer, segments: Vec::new(), next: 0, tag }
     }
 
     /// Returns the name used in errors.
@@ -86,7 +86,7 @@ impl Ring {
 
     /// Returns whether the result is complete.
     pub(super) fn is_done(&self) -> bool {
-        self.lanes.is_empty() && self.next == self.buffer.data.len()
+        self.segments.is_empty() && self.next == self.buffer.data.len()
     }
 
     /// Returns the result.
@@ -98,10 +98,10 @@ impl Ring {
     /// Advances as far as possible without waiting, with at most `limit` segments in flight. Returns the number of
     /// segments in flight and whether anything moved.
     pub(super) fn poll(&mut self, limit: usize, spare: &mut Vec<Scratch>) -> Result<(usize, bool), CommError> {
-        let Self { buffer, lanes, next, tag } = self;
+        let Self { buffer, segments, next, tag } = self;
         let mut moved = false;
         let mut failure = None;
-        lanes.retain_mut(|lane| match lane.advance(buffer) {
+        segments.retain_mut(|segment| match segment.advance(buffer) {
             Ok(Progress::None) => true,
             Ok(Progress::Step) => {
                 moved = true;
@@ -109,7 +109,7 @@ impl Ring {
             }
             Ok(Progress::Done) => {
                 moved = true;
-                spare.push(std::mem::take(&mut lane.scratch));
+                spare.push(std::mem::take(&mut segment.scratch));
                 false
             }
             Err(error) => {
@@ -120,37 +120,37 @@ impl Ring {
         if let Some(error) = failure {
             return Err(error);
         }
-        while lanes.len() < limit && *next < buffer.data.len() {
-            let end = buffer.data.len().min(*next + CHUNK * buffer.place.world_size);
-            let mut lane = Lane::new(*next..end, *tag, spare.pop().unwrap_or_default(), buffer);
+        while segments.len() < limit && *next < buffer.data.len() {
+            let end = buffer.data.len().min(*next + CHUNK * buffer.context.world_size);
+            let mut segment = Segment::new(*next..end, *tag, spare.pop().unwrap_or_default(), buffer);
             *next = end;
             *tag = (*tag + 1) % TAGS;
-            lane.post(buffer)?;
-            lanes.push(lane);
+            segment.post(buffer)?;
+            segments.push(segment);
             moved = true;
         }
-        if lanes.is_empty() && *next == buffer.data.len() {
-            buffer.flight = None;
+        if segments.is_empty() && *next == buffer.data.len() {
+            buffer.trace_span = None;
         }
-        Ok((lanes.len(), moved))
+        Ok((segments.len(), moved))
     }
 }
 
 /// The data and its reduction parameters.
 struct Buffer {
-    place: Place,
+    context: RingContext,
     data: Vec<f32>,
     op: ReduceOp,
-    wire: Wire,
+    comm_dtype: CommDtype,
     operation: String,
     began: Instant,
     /// Trace span, open until the all-reduce is complete.
-    flight: Option<Flight>,
+    trace_span: Option<AsyncSpan>,
 }
 
 impl Buffer {
     fn check(&self, code: c_int) -> Result<(), CommError> {
-        check(self.place.rank, &self.operation, self.began, code)
+        check(self.context.rank, &self.operation, self.began, code)
     }
 }
 
@@ -161,7 +161,7 @@ enum Progress {
 }
 
 /// A segment of the buffer, divided into one chunk per rank.
-struct Lane {
+struct Segment {
     range: Range<usize>,
     tag: c_int,
     /// Step in `0 .. 2 (n - 1)`: the first half reduces, the second distributes finished chunks.
@@ -181,10 +181,10 @@ pub(super) struct Scratch {
     received_bits: Vec<u16>,
 }
 
-impl Lane {
+impl Segment {
     fn new(range: Range<usize>, tag: c_int, mut scratch: Scratch, buffer: &Buffer) -> Self {
-        let longest = range.len().div_ceil(buffer.place.world_size);
-        let bits = if buffer.wire == Wire::F32 { 0 } else { longest };
+        let longest = range.len().div_ceil(buffer.context.world_size);
+        let bits = if buffer.comm_dtype == CommDtype::F32 { 0 } else { longest };
         scratch.values.resize(longest, 0.0);
         scratch.sent_bits.resize(bits, 0);
         scratch.received_bits.resize(bits, 0);
@@ -204,9 +204,9 @@ impl Lane {
                 return Ok(Progress::None);
             }
         }
-        self.take_in(buffer);
+        self.receive(buffer);
         self.step += 1;
-        if self.step == 2 * (buffer.place.world_size - 1) {
+        if self.step == 2 * (buffer.context.world_size - 1) {
             return Ok(Progress::Done);
         }
         self.post(buffer)?;
@@ -215,19 +215,19 @@ impl Lane {
 
     /// Starts sending a chunk and receiving another.
     fn post(&mut self, buffer: &mut Buffer) -> Result<(), CommError> {
-        let Place { handle, rank, world_size } = buffer.place;
+        let RingContext { handle, rank, world_size } = buffer.context;
         let (outgoing, incoming) = self.chunks(buffer);
         let (sends, receives) = (outgoing.len() as c_int, incoming.len() as c_int);
-        let (sent, received, datatype) = if buffer.wire == Wire::F32 {
+        let (sent, received, datatype) = if buffer.comm_dtype == CommDtype::F32 {
             let base = buffer.data.as_mut_ptr();
             // Finished chunks are received directly into the buffer.
             // SAFETY: both chunks are within the data.
-            let place = unsafe { base.add(incoming.start) };
-            let received = if self.is_summing(buffer) { self.scratch.values.as_mut_ptr() } else { place };
+            let in_place = unsafe { base.add(incoming.start) };
+            let received = if self.is_summing(buffer) { self.scratch.values.as_mut_ptr() } else { in_place };
             // SAFETY: as above.
             (unsafe { base.add(outgoing.start) }.cast::<c_void>(), received.cast::<c_void>(), f32::datatype())
         } else {
-            buffer.wire.encode(&buffer.data[outgoing], &mut self.scratch.sent_bits[..sends as usize]);
+            buffer.comm_dtype.encode(&buffer.data[outgoing], &mut self.scratch.sent_bits[..sends as usize]);
             (
                 self.scratch.sent_bits.as_mut_ptr().cast(),
                 self.scratch.received_bits.as_mut_ptr().cast(),
@@ -247,14 +247,14 @@ impl Lane {
     }
 
     /// Adds the received chunk to ours, or stores it if it is finished.
-    fn take_in(&mut self, buffer: &mut Buffer) {
+    fn receive(&mut self, buffer: &mut Buffer) {
         let (outgoing, incoming) = self.chunks(buffer);
-        let is_rounded = buffer.wire != Wire::F32;
+        let is_rounded = buffer.comm_dtype != CommDtype::F32;
         let values = &mut self.scratch.values[..incoming.len()];
         if is_rounded {
-            buffer.wire.decode(&self.scratch.received_bits[..incoming.len()], values);
+            buffer.comm_dtype.decode(&self.scratch.received_bits[..incoming.len()], values);
         }
-        let ranks = buffer.place.world_size;
+        let ranks = buffer.context.world_size;
         if self.step < ranks - 1 {
             let ours = &mut buffer.data[incoming];
             match buffer.op {
@@ -269,19 +269,19 @@ impl Lane {
             buffer.data[incoming].copy_from_slice(values);
             if self.step == ranks - 1 {
                 // The others received our chunk rounded, so keep the rounded values.
-                buffer.wire.decode(&self.scratch.sent_bits[..outgoing.len()], &mut buffer.data[outgoing]);
+                buffer.comm_dtype.decode(&self.scratch.sent_bits[..outgoing.len()], &mut buffer.data[outgoing]);
             }
         }
     }
 
     fn is_summing(&self, buffer: &Buffer) -> bool {
-        self.step < buffer.place.world_size - 1
+        self.step < buffer.context.world_size - 1
     }
 
     /// Returns the ranges of the buffer that this rank sends and receives in the current step. Chunks go backwards
     /// around the ring, starting with the rank's own.
     fn chunks(&self, buffer: &Buffer) -> (Range<usize>, Range<usize>) {
-        let Place { rank, world_size, .. } = buffer.place;
+        let RingContext { rank, world_size, .. } = buffer.context;
         let chunk = |steps: usize| {
             let index = (rank + 2 * world_size - steps) % world_size;
             let begin = |index: usize| self.range.start + index * self.range.len() / world_size;

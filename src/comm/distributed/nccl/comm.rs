@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::NcclLink;
-use crate::distributed::{CommError, Communicator, DeviceCollectives, ReduceOp, Reducer, Witness};
+use crate::distributed::{CommError, Communicator, DeviceCollectives, HealthMonitor, ReduceOp, Reducer};
 
 /// The host communicator plus device collectives.
 ///
@@ -81,8 +81,8 @@ impl Communicator for NcclComm {
         Some(self.link.gpu())
     }
 
-    fn witness(&self) -> Option<Arc<dyn Witness>> {
-        self.host.witness()
+    fn health_monitor(&self) -> Option<Arc<dyn HealthMonitor>> {
+        self.host.health_monitor()
     }
 
     fn set_timeout(&self, timeout: Duration) {
@@ -90,8 +90,8 @@ impl Communicator for NcclComm {
         self.link.set_timeout(timeout);
     }
 
-    fn enter(&self, phase: &str) {
-        self.host.enter(phase);
+    fn enter_phase(&self, phase: &str) {
+        self.host.enter_phase(phase);
     }
 
     fn enter_unbounded(&self, phase: &str) {

@@ -84,7 +84,7 @@ pub(super) struct NcclError {
 impl NcclError {
     /// Returns whether the installation or its use is at fault, so that a retry would fail the same way: `ncclResult_t`
     /// unhandled CUDA error, internal error, invalid argument or invalid usage.
-    pub(super) fn is_lasting(&self) -> bool {
+    pub(super) fn is_permanent(&self) -> bool {
         matches!(self.code, 1 | 3 | 4 | 5)
     }
 }

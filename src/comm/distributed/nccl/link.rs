@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
 
 use super::library::{INSTALL, Nccl, NcclError, Progress};
-use super::watchdog::{Broken, Watched, name_of};
+use super::watchdog::{LinkFailure, SharedLink, name_of};
 use crate::cuda::{Context, Driver, DriverError, Event};
-use crate::distributed::placement::{choose_gpu, local_place, refuse_shared_gpus};
+use crate::distributed::placement::{check_gpus_not_shared, choose_gpu, local_rank_on_host};
 use crate::distributed::{BufferDtype, CommError, Communicator, DeviceBuffer, DeviceCollectives, Fault, ReduceOp};
 
 /// Poll interval for operations that take seconds and happen once per run.
-const NAP: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 const JOINING: &str = "NCCL initialization";
 
@@ -32,7 +32,7 @@ pub struct Timeouts {
 ///
 /// Dropping it finalizes the NCCL communicator, or aborts it after a failure.
 pub struct NcclLink {
-    watched: Arc<Watched>,
+    shared: Arc<SharedLink>,
     watchdog: Option<JoinHandle<()>>,
     /// Event that makes reductions wait for the computation. One event is enough: a wait covers what was last recorded
     /// before it.
@@ -54,9 +54,9 @@ pub fn own_gpu(host: &dyn Communicator) -> Result<(usize, String), CommError> {
     let unavailable = |reason: String| failure(host.rank(), "GPU selection", began, Fault::Unavailable, reason);
     let driver = Driver::open().map_err(unavailable)?;
     let visible = driver.devices().map_err(|error| unavailable(error.to_string()))?;
-    let gpu = choose_gpu(host, local_place(host)?, visible)?;
+    let gpu = choose_gpu(host, local_rank_on_host(host)?, visible)?;
     let uuid = driver.uuid(gpu).map_err(|error| unavailable(error.to_string()))?;
-    refuse_shared_gpus(host, &uuid)?;
+    check_gpus_not_shared(host, &uuid)?;
     Ok((gpu, uuid))
 }
 
@@ -73,7 +73,7 @@ impl NcclLink {
         let nccl = Nccl::open().map_err(|reason| unavailable(format!("{reason}: {INSTALL}")))?;
         let driver = Driver::open().map_err(unavailable)?;
         let (gpu, uuid) = own_gpu(host)?;
-        let context = Context::of_device(driver, gpu).map_err(|error| unavailable(error.to_string()))?;
+        let context = Context::primary(driver, gpu).map_err(|error| unavailable(error.to_string()))?;
         let link = Self::connect(host, nccl, context, gpu, timeouts)?;
         tracing::info!(
             "rank {}: GPU {gpu} ({uuid}) initialized NCCL {} ({}) in {:.1} s",
@@ -98,13 +98,13 @@ impl NcclLink {
         let stream = context.stream().map_err(unavailable)?;
         let (computed, reduced) = (context.event().map_err(unavailable)?, context.event().map_err(unavailable)?);
         let id = share_id(host, nccl)?;
-        let comm = join_group(host, nccl, id, timeouts.first)?;
-        let watched = Watched::new(host.rank(), nccl, context, stream, (comm, timeouts), host.witness());
-        let watchdog = watched.start_watchdog().map_err(|error| {
+        let comm = join_communicator(host, nccl, id, timeouts.first)?;
+        let shared = SharedLink::new(host.rank(), nccl, context, stream, (comm, timeouts), host.health_monitor());
+        let watchdog = shared.start_watchdog().map_err(|error| {
             let reason = format!("cannot start the NCCL watchdog thread: {error}");
             failure(host.rank(), JOINING, began, Fault::Unavailable, reason)
         });
-        let mut link = Self { watched, watchdog: None, computed, reduced, unfinished: AtomicBool::new(false), gpu };
+        let mut link = Self { shared, watchdog: None, computed, reduced, unfinished: AtomicBool::new(false), gpu };
         link.watchdog = Some(watchdog?);
         Ok(link)
     }
@@ -116,48 +116,48 @@ impl NcclLink {
 
     /// Sets the timeout of later reductions.
     pub fn set_timeout(&self, timeout: Duration) {
-        self.watched.lock().timeouts = Timeouts { first: timeout, later: timeout };
+        self.shared.lock().timeouts = Timeouts { first: timeout, later: timeout };
     }
 
     /// Makes later reductions wait for all work submitted to the compute streams so far.
     fn follow_computation(&self) -> Result<(), DriverError> {
-        let context = &self.watched.context;
+        let context = &self.shared.context;
         context.make_current()?;
         // Must not hold the lock: without context events `record` blocks. If it waits for a reduction that never
         // completes, it returns only after the watchdog has aborted that reduction.
         context.record(&self.computed)?;
-        if context.has_events() { self.watched.stream.wait_for(&self.computed) } else { Ok(()) }
+        if context.has_events() { self.shared.stream.wait_for(&self.computed) } else { Ok(()) }
     }
 
     /// Queues the reduction and waits until NCCL has accepted it, which is immediate except for the first ones.
     fn queue(&self, buffer: DeviceBuffer, op: ReduceOp, what: &str) -> Result<(), CommError> {
         let began = Instant::now();
-        let (nccl, stream) = (self.watched.nccl, self.watched.stream.handle.cast());
-        let broken = |reason: String| Broken { operation: name_of(what), elapsed: began.elapsed(), reason };
-        let (mut state, comm) = self.watched.healthy()?;
+        let (nccl, stream) = (self.shared.nccl, self.shared.stream.handle.cast());
+        let failure = |reason: String| LinkFailure { operation: name_of(what), elapsed: began.elapsed(), reason };
+        let (mut state, comm) = self.shared.lock_healthy()?;
         let (dtype, op) = (data_type(buffer.dtype), operation(op));
-        // SAFETY: the communicator is in the state, whose lock is held; the caller vouches for the buffer.
+        // SAFETY: the communicator is in the state, whose lock is held; the caller guarantees the buffer.
         let mut progress = unsafe { nccl.all_reduce(buffer.pointer, buffer.len, dtype, op, comm, stream) };
         while let Ok(Progress::Going) = progress {
             if began.elapsed() >= state.limit() {
                 let reason = "timeout while NCCL connects: another rank is lost or hung".into();
-                return Err(self.watched.break_off(state, broken(reason)));
+                return Err(self.shared.fail(state, failure(reason)));
             }
             drop(state);
-            thread::sleep(NAP);
+            thread::sleep(POLL_INTERVAL);
             let comm;
-            (state, comm) = self.watched.healthy()?;
+            (state, comm) = self.shared.lock_healthy()?;
             // SAFETY: as above.
             progress = unsafe { nccl.progress(comm) };
         }
         let queued = progress.map_err(|error| error.to_string()).and_then(|_| {
-            let done = state.spare_event().map_or_else(|| self.watched.context.event(), Ok);
-            let done = done.and_then(|done| self.watched.stream.record(&done).map(|()| done));
+            let done = state.spare_event().map_or_else(|| self.shared.context.event(), Ok);
+            let done = done.and_then(|done| self.shared.stream.record(&done).map(|()| done));
             done.map_err(|error| error.to_string())
         });
         match queued {
-            Ok(done) => state.watch_for(what, done),
-            Err(reason) => return Err(self.watched.break_off(state, broken(reason))),
+            Ok(done) => state.track(what, done),
+            Err(reason) => return Err(self.shared.fail(state, failure(reason))),
         }
         self.unfinished.store(true, Ordering::Relaxed);
         Ok(())
@@ -165,34 +165,34 @@ impl NcclLink {
 
     /// Makes the computation wait for the reductions by stream order on the device.
     fn order_computation_after(&self) -> Result<(), DriverError> {
-        self.watched.context.make_current()?;
-        self.watched.stream.record(&self.reduced)?;
-        self.watched.context.wait_for(&self.reduced)
+        self.shared.context.make_current()?;
+        self.shared.stream.record(&self.reduced)?;
+        self.shared.context.wait_for(&self.reduced)
     }
 
     /// Blocks until the reductions are complete or have failed.
     fn wait_on_host(&self) -> Result<(), CommError> {
         loop {
-            let (state, _) = self.watched.healthy()?;
-            if state.is_idle() {
+            let (state, _) = self.shared.lock_healthy()?;
+            if state.all_complete() {
                 return Ok(());
             }
             drop(state);
             self.watchdog.iter().for_each(|watchdog| watchdog.thread().unpark());
-            thread::sleep(NAP);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
     /// Finalizes and destroys the communicator; returns `false` on failure or timeout.
-    fn take_leave(&self, comm: ncclComm_t, limit: Duration) -> bool {
-        let (nccl, began) = (self.watched.nccl, Instant::now());
+    fn finalize(&self, comm: ncclComm_t, limit: Duration) -> bool {
+        let (nccl, began) = (self.shared.nccl, Instant::now());
         // SAFETY: the communicator was taken out of the state.
         let mut progress = unsafe { nccl.finalize(comm) };
         while let Ok(Progress::Going) = progress {
             if began.elapsed() >= limit {
                 return false;
             }
-            thread::sleep(NAP);
+            thread::sleep(POLL_INTERVAL);
             // SAFETY: as above.
             progress = unsafe { nccl.progress(comm) };
         }
@@ -206,8 +206,8 @@ impl DeviceCollectives for NcclLink {
         self.check()?;
         let began = Instant::now();
         if let Err(error) = self.follow_computation() {
-            let broken = Broken { operation: name_of(what), elapsed: began.elapsed(), reason: error.to_string() };
-            return Err(self.watched.break_off(self.watched.lock(), broken));
+            let failure = LinkFailure { operation: name_of(what), elapsed: began.elapsed(), reason: error.to_string() };
+            return Err(self.shared.fail(self.shared.lock(), failure));
         }
         self.queue(buffer, op, what)
     }
@@ -217,25 +217,25 @@ impl DeviceCollectives for NcclLink {
         if !self.unfinished.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
-        if !self.watched.context.has_events() {
+        if !self.shared.context.has_events() {
             return self.wait_on_host();
         }
         let began = Instant::now();
         self.order_computation_after().map_err(|error| {
-            let broken = Broken { operation: name_of(what), elapsed: began.elapsed(), reason: error.to_string() };
-            self.watched.break_off(self.watched.lock(), broken)
+            let failure = LinkFailure { operation: name_of(what), elapsed: began.elapsed(), reason: error.to_string() };
+            self.shared.fail(self.shared.lock(), failure)
         })
     }
 
     fn check(&self) -> Result<(), CommError> {
-        self.watched.healthy().map(|_| ())
+        self.shared.lock_healthy().map(|_| ())
     }
 }
 
 impl Drop for NcclLink {
     fn drop(&mut self) {
-        self.watched.stop();
-        let mut state = self.watched.lock();
+        self.shared.stop();
+        let mut state = self.shared.lock();
         let (comm, limit) = (state.comm.take(), state.limit());
         drop(state);
         // Without a communicator there is nothing to finalize. The watchdog may still be in the abort, which can take
@@ -246,9 +246,9 @@ impl Drop for NcclLink {
             // A panic of the watchdog has already ended the job.
             let _ = watchdog.join();
         }
-        if thread::panicking() || !self.take_leave(comm, limit) {
+        if thread::panicking() || !self.finalize(comm, limit) {
             // SAFETY: it was taken out of the state.
-            let _ = unsafe { self.watched.nccl.abort(comm) };
+            let _ = unsafe { self.shared.nccl.abort(comm) };
         }
     }
 }
@@ -266,7 +266,7 @@ fn share_id(host: &dyn Communicator, nccl: &Nccl) -> Result<ncclUniqueId, CommEr
 }
 
 /// Joins the communicator, without blocking inside NCCL.
-fn join_group(
+fn join_communicator(
     host: &dyn Communicator,
     nccl: &Nccl,
     id: ncclUniqueId,
@@ -278,7 +278,7 @@ fn join_group(
         if began.elapsed() >= limit {
             break;
         }
-        thread::sleep(NAP);
+        thread::sleep(POLL_INTERVAL);
         // SAFETY: the communicator was returned with this progress and has not been aborted.
         progress = unsafe { nccl.progress(comm) };
     }
@@ -299,7 +299,7 @@ fn join_group(
 }
 
 fn refusal(rank: usize, began: Instant, error: &NcclError) -> CommError {
-    let fault = if error.is_lasting() { Fault::Unavailable } else { Fault::Lost };
+    let fault = if error.is_permanent() { Fault::Unavailable } else { Fault::Lost };
     failure(rank, JOINING, began, fault, error.to_string())
 }
 

@@ -5,7 +5,7 @@
 //! the communicator, which lets the device continue. The next call of the training thread returns the error.
 //!
 //! NCCL allows one thread at a time inside a communicator, and none concurrent with `ncclCommAbort`. So every NCCL call
-//! is made while holding the lock of [`State`], and the thread that aborts first takes the communicator out of it,
+//! is made while holding the lock of [`LinkState`], and the thread that aborts first takes the communicator out of it,
 //! which happens only once.
 
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ use cudarc::nccl::sys::ncclComm_t;
 use super::library::Nccl;
 use super::link::Timeouts;
 use crate::cuda::{Context, Event, Stream};
-use crate::distributed::{CommError, Fault, Witness};
+use crate::distributed::{CommError, Fault, HealthMonitor};
 
 /// Poll interval. An event of a completed reduction is reused after at most this time.
 const PERIOD: Duration = Duration::from_millis(20);
@@ -28,33 +28,33 @@ const WAITING: Duration = Duration::from_secs(1);
 const RETRY: i32 = 75;
 
 /// State shared by the training thread and the watchdog.
-pub(super) struct Watched {
+pub(super) struct SharedLink {
     pub(super) rank: usize,
     pub(super) nccl: &'static Nccl,
     pub(super) context: Context,
     /// Stream on which reductions are queued.
     pub(super) stream: Stream,
-    state: Mutex<State>,
+    state: Mutex<LinkState>,
     /// Diagnoses lost ranks, if available.
-    witness: Option<Arc<dyn Witness>>,
+    health_monitor: Option<Arc<dyn HealthMonitor>>,
 }
 
-pub(super) struct State {
+pub(super) struct LinkState {
     /// `None` after it has been aborted or destroyed.
     pub(super) comm: Option<ncclComm_t>,
     pub(super) timeouts: Timeouts,
     /// Reductions in flight, in stream order.
-    under_way: VecDeque<Reduction>,
+    in_flight: VecDeque<Reduction>,
     /// Events of completed reductions, for reuse.
     spare: Vec<Event>,
     /// Number of completed reductions.
     done: u64,
-    broken: Option<Broken>,
+    failure: Option<LinkFailure>,
     stopping: bool,
 }
 
 // SAFETY: NCCL allows calls from any thread, one at a time, and the lock around the state guarantees that.
-unsafe impl Send for State {}
+unsafe impl Send for LinkState {}
 
 struct Reduction {
     what: String,
@@ -66,35 +66,35 @@ struct Reduction {
 
 /// A failure, to be returned by the next call.
 #[derive(Clone, Debug)]
-pub(super) struct Broken {
+pub(super) struct LinkFailure {
     pub(super) operation: String,
     pub(super) elapsed: Duration,
     pub(super) reason: String,
 }
 
-impl Watched {
+impl SharedLink {
     pub(super) fn new(
         rank: usize,
         nccl: &'static Nccl,
         context: Context,
         stream: Stream,
         (comm, timeouts): (ncclComm_t, Timeouts),
-        witness: Option<Arc<dyn Witness>>,
+        health_monitor: Option<Arc<dyn HealthMonitor>>,
     ) -> Arc<Self> {
-        let state = State {
+        let state = LinkState {
             comm: Some(comm),
             timeouts,
-            under_way: VecDeque::new(),
+            in_flight: VecDeque::new(),
             spare: Vec::new(),
             done: 0,
-            broken: None,
+            failure: None,
             stopping: false,
         };
-        Arc::new(Self { rank, nccl, context, stream, state: Mutex::new(state), witness })
+        Arc::new(Self { rank, nccl, context, stream, state: Mutex::new(state), health_monitor })
     }
 
     /// Locks the state. A poisoned lock is ignored, because a panic of its holder ends the job.
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, LinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -102,10 +102,10 @@ impl Watched {
     ///
     /// # Errors
     /// Returns the recorded failure, if any.
-    pub(super) fn healthy(&self) -> Result<(MutexGuard<'_, State>, ncclComm_t), CommError> {
+    pub(super) fn lock_healthy(&self) -> Result<(MutexGuard<'_, LinkState>, ncclComm_t), CommError> {
         let state = self.lock();
-        match (&state.broken, state.comm) {
-            (Some(broken), _) => Err(broken.error(self.rank)),
+        match (&state.failure, state.comm) {
+            (Some(failure), _) => Err(failure.error(self.rank)),
             (None, Some(comm)) => Ok((state, comm)),
             (None, None) => unreachable!("a communicator is given up for a reason"),
         }
@@ -113,8 +113,8 @@ impl Watched {
 
     /// Records the failure and aborts the communicator, unless an earlier failure has done so. Returns the first
     /// failure.
-    pub(super) fn break_off(&self, mut state: MutexGuard<'_, State>, broken: Broken) -> CommError {
-        let error = state.broken.get_or_insert(broken).error(self.rank);
+    pub(super) fn fail(&self, mut state: MutexGuard<'_, LinkState>, failure: LinkFailure) -> CommError {
+        let error = state.failure.get_or_insert(failure).error(self.rank);
         let comm = state.comm.take();
         // Freeing it may take long. No thread can enter NCCL meanwhile, since the state has no communicator.
         drop(state);
@@ -130,8 +130,8 @@ impl Watched {
 
     /// Starts the watchdog thread.
     pub(super) fn start_watchdog(self: &Arc<Self>) -> std::io::Result<thread::JoinHandle<()>> {
-        let (watched, limit) = (self.clone(), self.lock().limit());
-        thread::Builder::new().name("NCCL watchdog".into()).spawn(move || watched.watch(limit))
+        let (shared, limit) = (self.clone(), self.lock().limit());
+        thread::Builder::new().name("NCCL watchdog".into()).spawn(move || shared.watch(limit))
     }
 
     /// Runs the watchdog loop. `limit` is the initial timeout: the training thread may be inside NCCL before the state
@@ -150,9 +150,9 @@ impl Watched {
                 Some(state) if state.stopping => return,
                 Some(state) => {
                     (seen, limit) = (Instant::now(), state.limit());
-                    self.look(state);
+                    self.poll(state);
                 }
-                None if seen.elapsed() > limit => self.leave(seen.elapsed()),
+                None if seen.elapsed() > limit => self.exit_hung(seen.elapsed()),
                 None => {}
             }
             thread::park_timeout(PERIOD);
@@ -160,50 +160,50 @@ impl Watched {
     }
 
     /// Polls NCCL and the device once.
-    fn look(&self, mut state: MutexGuard<'_, State>) {
+    fn poll(&self, mut state: MutexGuard<'_, LinkState>) {
         let Some(comm) = state.comm else { return };
         // SAFETY: the communicator is in the state, whose lock is held.
         if let Err(error) = unsafe { self.nccl.progress(comm) } {
-            let broken = state.oldest_failed(error.to_string());
-            self.break_off(state, broken);
+            let failure = state.oldest_failed(error.to_string());
+            self.fail(state, failure);
             return;
         }
-        match state.take_what_is_done() {
-            Ok(()) => self.judge_oldest(state),
+        match state.remove_completed() {
+            Ok(()) => self.check_timeout(state),
             Err(reason) => {
-                let broken = state.oldest_failed(reason);
-                self.break_off(state, broken);
+                let failure = state.oldest_failed(reason);
+                self.fail(state, failure);
             }
         }
     }
 
     /// Aborts when the oldest reduction has timed out and no rank is known to be still working.
-    fn judge_oldest(&self, state: MutexGuard<'_, State>) {
-        let Some(oldest) = state.under_way.front() else {
-            self.witness.iter().for_each(|witness| witness.waits(None));
+    fn check_timeout(&self, state: MutexGuard<'_, LinkState>) {
+        let Some(oldest) = state.in_flight.front() else {
+            self.health_monitor.iter().for_each(|monitor| monitor.set_waiting(None));
             return;
         };
         let (limit, age, number) = (state.limit(), oldest.since.elapsed(), state.done);
         if age >= WAITING {
-            self.witness.iter().for_each(|witness| witness.waits(Some(&name_of(&oldest.what))));
+            self.health_monitor.iter().for_each(|monitor| monitor.set_waiting(Some(&name_of(&oldest.what))));
         }
         if age < limit {
             return;
         }
         // The diagnosis may use the network, so release the lock for it.
         drop(state);
-        let verdict = match &self.witness {
-            Some(witness) => witness.verdict(limit),
+        let diagnosis = match &self.health_monitor {
+            Some(monitor) => monitor.diagnose(limit),
             None => Err("timeout: another rank is lost or hung".into()),
         };
         let mut state = self.lock();
         if state.done != number {
             return;
         }
-        match (verdict, state.under_way.front_mut()) {
+        match (diagnosis, state.in_flight.front_mut()) {
             (Err(reason), _) => {
-                let broken = state.oldest_failed(reason);
-                self.break_off(state, broken);
+                let failure = state.oldest_failed(reason);
+                self.fail(state, failure);
             }
             (Ok(reason), Some(oldest)) => {
                 let waited = oldest.since.elapsed().as_secs_f64();
@@ -221,7 +221,7 @@ impl Watched {
     /// Exits the process as a last resort, when the training thread does not return from NCCL or the driver. Aborting a
     /// communicator that another thread is inside of corrupts memory, and there is no caller to return the error to.
     /// The launcher then ends the other ranks.
-    fn leave(&self, elapsed: Duration) -> ! {
+    fn exit_hung(&self, elapsed: Duration) -> ! {
         let seconds = elapsed.as_secs_f64();
         eprintln!("error: rank {}: a call to NCCL or the CUDA driver has hung for {seconds:.1} s", self.rank);
         // SAFETY: `_exit` has no preconditions. Exit handlers would wait for the hung thread.
@@ -234,10 +234,10 @@ impl Watched {
     }
 }
 
-impl State {
+impl LinkState {
     /// Adds a reduction in flight whose completion event is `done`.
-    pub(super) fn watch_for(&mut self, what: &str, done: Event) {
-        self.under_way.push_back(Reduction { what: what.to_owned(), done, since: Instant::now() });
+    pub(super) fn track(&mut self, what: &str, done: Event) {
+        self.in_flight.push_back(Reduction { what: what.to_owned(), done, since: Instant::now() });
     }
 
     /// Returns an event for reuse, if there is one.
@@ -246,8 +246,8 @@ impl State {
     }
 
     /// Returns whether all reductions are complete as of the last poll of the watchdog.
-    pub(super) fn is_idle(&self) -> bool {
-        self.under_way.is_empty()
+    pub(super) fn all_complete(&self) -> bool {
+        self.in_flight.is_empty()
     }
 
     /// Returns the current timeout of a reduction.
@@ -256,29 +256,29 @@ impl State {
     }
 
     /// Removes completed reductions.
-    fn take_what_is_done(&mut self) -> Result<(), String> {
-        while let Some(oldest) = self.under_way.front() {
-            if !oldest.done.has_happened().map_err(|error| error.to_string())? {
+    fn remove_completed(&mut self) -> Result<(), String> {
+        while let Some(oldest) = self.in_flight.front() {
+            if !oldest.done.is_complete().map_err(|error| error.to_string())? {
                 break;
             }
             self.done += 1;
-            self.spare.extend(self.under_way.pop_front().map(|reduction| reduction.done));
-            if let Some(next) = self.under_way.front_mut() {
+            self.spare.extend(self.in_flight.pop_front().map(|reduction| reduction.done));
+            if let Some(next) = self.in_flight.front_mut() {
                 next.since = Instant::now();
             }
         }
         Ok(())
     }
 
-    fn oldest_failed(&self, reason: String) -> Broken {
-        match self.under_way.front() {
-            Some(oldest) => Broken { operation: name_of(&oldest.what), elapsed: oldest.since.elapsed(), reason },
-            None => Broken { operation: "NCCL (no all-reduce in flight)".into(), elapsed: Duration::ZERO, reason },
+    fn oldest_failed(&self, reason: String) -> LinkFailure {
+        match self.in_flight.front() {
+            Some(oldest) => LinkFailure { operation: name_of(&oldest.what), elapsed: oldest.since.elapsed(), reason },
+            None => LinkFailure { operation: "NCCL (no all-reduce in flight)".into(), elapsed: Duration::ZERO, reason },
         }
     }
 }
 
-impl Broken {
+impl LinkFailure {
     fn error(&self, rank: usize) -> CommError {
         CommError {
             rank,

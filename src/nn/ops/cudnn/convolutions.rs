@@ -80,7 +80,7 @@ impl Convolutions {
         let library = Cudnn::open()?;
         let driver = Driver::open()?;
         let open = || -> Result<(Context, Stream, Event, Event, String), DriverError> {
-            let context = Context::of_device(driver, gpu)?;
+            let context = Context::primary(driver, gpu)?;
             let (stream, before, after) = (context.stream()?, context.event()?, context.event()?);
             Ok((context, stream, before, after, driver.name(gpu)?))
         };

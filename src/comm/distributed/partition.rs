@@ -8,7 +8,7 @@ use super::Communicator;
 /// No rank gets more than 4/3 of the optimum (Graham 1969, "Bounds on multiprocessing timing anomalies").
 ///
 /// Returns the items of each rank, in ascending order.
-pub fn assign(costs: &[u64], ranks: usize) -> Vec<Vec<usize>> {
+pub fn partition_by_cost(costs: &[u64], ranks: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..costs.len()).collect();
     order.sort_by_key(|&item| (Reverse(costs[item]), item));
     let mut loads = vec![0u64; ranks];
@@ -23,8 +23,8 @@ pub fn assign(costs: &[u64], ranks: usize) -> Vec<Vec<usize>> {
 }
 
 /// Returns this rank's items, in ascending order. All ranks must pass the same costs.
-pub fn share_of(comm: &dyn Communicator, costs: &[u64]) -> Vec<usize> {
-    assign(costs, comm.world_size()).swap_remove(comm.rank())
+pub fn own_partition(comm: &dyn Communicator, costs: &[u64]) -> Vec<usize> {
+    partition_by_cost(costs, comm.world_size()).swap_remove(comm.rank())
 }
 
 #[cfg(test)]
@@ -33,13 +33,13 @@ mod tests {
 
     #[test]
     fn the_largest_are_dealt_first() {
-        assert_eq!(assign(&[1, 9, 4, 5, 2], 2), [vec![1, 4], vec![0, 2, 3]]);
-        assert_eq!(assign(&[], 3), vec![Vec::<usize>::new(); 3]);
+        assert_eq!(partition_by_cost(&[1, 9, 4, 5, 2], 2), [vec![1, 4], vec![0, 2, 3]]);
+        assert_eq!(partition_by_cost(&[], 3), vec![Vec::<usize>::new(); 3]);
     }
 
     #[test]
     fn items_that_cost_nothing_are_dealt_out_too() {
-        let lengths: Vec<_> = assign(&[0; 5], 2).iter().map(Vec::len).collect();
+        let lengths: Vec<_> = partition_by_cost(&[0; 5], 2).iter().map(Vec::len).collect();
         assert_eq!(lengths, [3, 2]);
     }
 
@@ -49,7 +49,7 @@ mod tests {
             costs in proptest::collection::vec(0u64..1000, 0..60),
             ranks in 1usize..9,
         ) {
-            let shares = assign(&costs, ranks);
+            let shares = partition_by_cost(&costs, ranks);
             let mut items: Vec<usize> = shares.iter().flatten().copied().collect();
             items.sort_unstable();
             assert_eq!(items, (0..costs.len()).collect::<Vec<_>>());

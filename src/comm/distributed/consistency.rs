@@ -14,9 +14,9 @@ use super::{CommError, Communicator, Fault};
 ///
 /// Returns an error on every rank if any rank differs, naming the ranks that differ from the majority (from rank 0 if
 /// there is no majority).
-pub fn check_agreement(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Result<(), CommError> {
+pub fn check_consistency(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Result<(), CommError> {
     let began = Instant::now();
-    let odd = dissenters(comm, what, bytes)?;
+    let odd = mismatched_ranks(comm, what, bytes)?;
     if odd.is_empty() {
         return Ok(());
     }
@@ -27,7 +27,7 @@ pub fn check_agreement(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Res
         fault: Fault::Disagreement,
         reason: format!(
             "{} from the other {} (start all ranks with the same binary, command line and files)",
-            those_differ(&odd),
+            describe_mismatch(&odd),
             comm.world_size() - odd.len(),
         ),
     })
@@ -38,8 +38,8 @@ pub fn check_agreement(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Res
 ///
 /// # Errors
 /// Returns an error if the collective fails.
-pub fn dissenters(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Result<Vec<usize>, CommError> {
-    Ok(minority(&comm.all_gather_bytes(&digest(bytes), what)?))
+pub fn mismatched_ranks(comm: &dyn Communicator, what: &str, bytes: &[u8]) -> Result<Vec<usize>, CommError> {
+    Ok(minority_ranks(&comm.all_gather_bytes(&digest(bytes), what)?))
 }
 
 /// Length and 64-bit FNV-1a hash (<http://www.isthe.com/chongo/tech/comp/fnv/>).
@@ -54,7 +54,7 @@ fn digest(bytes: &[u8]) -> [u8; 16] {
 }
 
 /// Returns the ranks whose digest is not the most frequent one. Ties are resolved in favor of the lowest rank.
-fn minority(digests: &[Vec<u8>]) -> Vec<usize> {
+fn minority_ranks(digests: &[Vec<u8>]) -> Vec<usize> {
     let votes = |digest: &Vec<u8>| digests.iter().filter(|other| *other == digest).count();
     // `max_by_key` returns the last of equal elements, so iterate in reverse.
     let Some(accepted) = digests.iter().rev().max_by_key(|digest| votes(digest)) else { return Vec::new() };
@@ -62,7 +62,7 @@ fn minority(digests: &[Vec<u8>]) -> Vec<usize> {
 }
 
 /// Formats ranks as `rank 3 differs` or `ranks 1, 2 differ`, listing at most 16 of them.
-pub fn those_differ(ranks: &[usize]) -> String {
+pub fn describe_mismatch(ranks: &[usize]) -> String {
     const NAMED: usize = 16;
     let mut names = ranks.iter().take(NAMED).map(usize::to_string).collect::<Vec<_>>().join(", ");
     if ranks.len() > NAMED {
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     fn differ(ranks: &[&[u8]]) -> Vec<usize> {
-        minority(&ranks.iter().map(|bytes| digest(bytes).to_vec()).collect::<Vec<_>>())
+        minority_ranks(&ranks.iter().map(|bytes| digest(bytes).to_vec()).collect::<Vec<_>>())
     }
 
     #[test]
@@ -94,8 +94,8 @@ mod tests {
 
     #[test]
     fn ranks_are_listed_in_one_line() {
-        assert_eq!(those_differ(&[3]), "rank 3 differs");
-        assert_eq!(those_differ(&[1, 2]), "ranks 1, 2 differ");
-        assert!(those_differ(&(0..20).collect::<Vec<_>>()).ends_with("15 and 4 more differ"));
+        assert_eq!(describe_mismatch(&[3]), "rank 3 differs");
+        assert_eq!(describe_mismatch(&[1, 2]), "ranks 1, 2 differ");
+        assert!(describe_mismatch(&(0..20).collect::<Vec<_>>()).ends_with("15 and 4 more differ"));
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
-pub enum Wire {
+pub enum CommDtype {
     /// IEEE single precision: lossless.
     #[default]
     #[cfg_attr(feature = "clap", value(name = "none"))]
@@ -22,7 +22,7 @@ pub enum Wire {
     Bf16,
 }
 
-impl Wire {
+impl CommDtype {
     /// Returns the bytes per transferred value.
     pub fn bytes(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }
@@ -31,7 +31,7 @@ impl Wire {
     /// Rounds `values` (to nearest, ties to even) into `bits`, which must have the same length.
     ///
     /// # Panics
-    /// Panics for [`Wire::F32`], which needs no rounding.
+    /// Panics for [`CommDtype::F32`], which needs no rounding.
     #[cfg(any(feature = "mpi", test))]
     pub(super) fn encode(self, values: &[f32], bits: &mut [u16]) {
         match self {
@@ -41,10 +41,10 @@ impl Wire {
         }
     }
 
-    /// Inverse of [`Wire::encode`].
+    /// Inverse of [`CommDtype::encode`].
     ///
     /// # Panics
-    /// Same as [`Wire::encode`].
+    /// Same as [`CommDtype::encode`].
     #[cfg(any(feature = "mpi", test))]
     pub(super) fn decode(self, bits: &[u16], values: &mut [f32]) {
         match self {
@@ -59,27 +59,27 @@ impl Wire {
 mod tests {
     use super::*;
 
-    fn travelled(wire: Wire, values: &[f32]) -> Vec<f32> {
+    fn travelled(comm_dtype: CommDtype, values: &[f32]) -> Vec<f32> {
         let mut bits = vec![0; values.len()];
-        wire.encode(values, &mut bits);
+        comm_dtype.encode(values, &mut bits);
         let mut arrived = vec![0.0; values.len()];
-        wire.decode(&bits, &mut arrived);
+        comm_dtype.decode(&bits, &mut arrived);
         arrived
     }
 
     #[test]
     fn rounding_is_to_the_formats_nearest_value() {
         let values = [1.0, -0.1, 1e-3, 70000.0, 1e-9];
-        assert_eq!(travelled(Wire::F16, &values), [1.0, -0.099975586, 0.0010004044, f32::INFINITY, 0.0]);
-        assert_eq!(travelled(Wire::Bf16, &values), [1.0, -0.100097656, 0.0009994507, 70144.0, 9.968062e-10]);
+        assert_eq!(travelled(CommDtype::F16, &values), [1.0, -0.099975586, 0.0010004044, f32::INFINITY, 0.0]);
+        assert_eq!(travelled(CommDtype::Bf16, &values), [1.0, -0.100097656, 0.0009994507, 70144.0, 9.968062e-10]);
     }
 
     #[test]
     fn what_has_travelled_once_travels_unchanged() {
         let values: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin() / 7.0).collect();
-        for wire in [Wire::F16, Wire::Bf16] {
-            let once = travelled(wire, &values);
-            assert_eq!(travelled(wire, &once), once);
+        for comm_dtype in [CommDtype::F16, CommDtype::Bf16] {
+            let once = travelled(comm_dtype, &values);
+            assert_eq!(travelled(comm_dtype, &once), once);
         }
     }
 }
