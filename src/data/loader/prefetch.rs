@@ -370,7 +370,7 @@ impl Buffers {
         }
         let mut rng = stream(context.seed, Purpose::Augment, *epoch, *index);
         let Self { read, patch } = self;
-        let _span = trace::span_of("sample", || case.clone());
+        let _span = trace::span_with_detail("sample", || case.clone());
         let mut augment = |region: Region| {
             let _span = trace::span("augment");
             pipeline.apply(region, patch, &mut rng)

@@ -203,7 +203,7 @@ impl Architecture {
             Repeated::Once(extent) => vec![Repeated::Once(extent); stages],
             Repeated::Each(extents) => extents,
         };
-        let lifted: Option<Vec<_>> = extents.into_iter().map(|extent| extent.to_3d(axes)).collect();
+        let lifted: Option<Vec<_>> = extents.into_iter().map(|extent| extent.into_3d(axes)).collect();
         lifted
             .filter(|lifted| lifted.len() == stages)
             .ok_or_else(|| invalid_argument(key, format!("must be {stages} lists of {axes} positive numbers each")))
@@ -235,7 +235,7 @@ enum Repeated<T> {
 
 impl Repeated<usize> {
     /// Returns `(z, y, x)` of an extent in `axes` axes; `None` if the number of axes differs or an extent is 0.
-    fn to_3d(self, axes: usize) -> Option<[usize; 3]> {
+    fn into_3d(self, axes: usize) -> Option<[usize; 3]> {
         let extents = match self {
             Self::Once(extent) => vec![extent; axes],
             Self::Each(extents) => extents,
