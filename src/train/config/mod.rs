@@ -1,4 +1,4 @@
-//! What a run is told: the resolved configuration, and where its files lie.
+//! Configuration of a training run.
 //!
 //! [`RunConfig`] is resolved from four layers, each overriding the one before: built-in defaults, the plans, a TOML
 //! file, the command line's flags. The result is validated, printed and saved with the run, so `config.toml` alone says
