@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nnunet_dist::distributed::{
-    self, BufferDtype, BufferDtype, CommDtype, CommError, DeviceBuffer, NcclComm, NcclLink, ReduceOp, Timeouts,
+    self, BufferDtype, CommDtype, CommError, DeviceBuffer, NcclComm, NcclLink, ReduceOp, Timeouts,
 };
 
 use crate::job;

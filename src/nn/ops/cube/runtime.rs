@@ -10,7 +10,7 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use crate::ops::{BufferDtype, BufferDtype, ConvPass, ConvParams};
+use crate::ops::{BufferDtype, ConvParams, ConvPass};
 
 /// A CubeCL runtime that supports this crate's operations.
 pub trait GpuRuntime: CubeRuntime {
