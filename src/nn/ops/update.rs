@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn without_scaling_an_overflow_only_stops_the_update() {
+    fn a_constant_scale_skips_the_update_on_overflow() {
         let params = DecisionParams { dynamic_scale: false, ..RULE };
         let (decision, scaler) = GradScaler::new(1.0).advance(f64::NAN, params);
         assert!(decision.norm.is_nan() && decision.apply == 0.0);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_factor_undoes_the_scale_and_clips() {
+    fn factor_removes_the_loss_scale_and_clips() {
         let scaler = GradScaler::new(64.0);
         let (decision, _) = scaler.advance((24.0f64 * 64.0).powi(2), RULE);
         assert!((decision.norm - 24.0).abs() < 1e-5 && (decision.factor - 0.5 / 64.0).abs() < 1e-8, "{decision:?}");
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rectification_is_that_of_the_paper() {
+    fn rectification_matches_the_radam_paper() {
         let mut scaler = GradScaler::new(1.0);
         let longest = 2.0 / (1.0 - 0.999) - 1.0;
         for update in 1..=3000 {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn corrections_are_those_of_adam() {
+    fn corrections_match_adam() {
         let mut scaler = GradScaler::new(1.0);
         for update in 1..=50 {
             scaler = scaler.advance(1.0, RULE).1;

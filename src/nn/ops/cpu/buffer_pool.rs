@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_of_the_same_size_is_used_again() {
+    fn reuses_a_block_of_similar_size() {
         let mut pool = empty();
         let block = pool.acquire(3 << 20);
         let address = block.pointer;
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_blocks_of_other_sizes_do_not_pile_up() {
+    fn frees_idle_blocks_of_other_sizes() {
         let mut pool = empty();
         for size in 1..40 {
             let block = pool.acquire(size * HUGE_PAGE);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tensor_gives_its_buffer_back() {
+    fn a_tensor_holds_the_values_of_its_buffer() {
         let mut values = buffer::<f32>(6);
         values.copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let tensor = values.into_tensor([2, 3]);

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn narrowing_rounds_as_the_standard_does() {
+    fn narrow_rounds_to_the_nearest_even() {
         let mut bits = 1u32;
         for _ in 0..100_000 {
             bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

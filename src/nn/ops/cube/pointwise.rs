@@ -1,4 +1,4 @@
-//! Concatenation and split of activations along the channels.
+//! Memory-bound operations: concatenation and split along the channels, leaky ReLU of a sum, and average pooling.
 
 use burn::tensor::TensorMetadata;
 use burn_cubecl::CubeRuntime;

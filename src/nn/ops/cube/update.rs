@@ -9,6 +9,15 @@ use crate::ops::update::{
     AdamStep, CLIP_EPS, DecisionParams, GROWTH_INTERVAL, GradScaler, RECTIFIED_FROM, SgdStep, UpdateDecision,
 };
 
+/// Places in the tensor of an [`UpdateDecision`].
+const FACTOR: usize = 0;
+const APPLY: usize = 1;
+const NORM: usize = 2;
+const SCALE: usize = 3;
+const CORRECTION1: usize = 4;
+const CORRECTION2: usize = 5;
+const RECTIFICATION: usize = 6;
+
 /// Number of gradients per cube in the sum of squares.
 const PART: usize = 64 * UNITS;
 
@@ -125,13 +134,13 @@ fn update_decision_kernel(
         } else if comptime!(dynamic_scale) {
             next_scale = 0.5f32 * scale;
         }
-        decision[0] = factor;
-        decision[1] = apply;
-        decision[2] = norm;
-        decision[3] = scale;
-        decision[4] = correction1;
-        decision[5] = correction2;
-        decision[6] = rectification;
+        decision[comptime!(FACTOR)] = factor;
+        decision[comptime!(APPLY)] = apply;
+        decision[comptime!(NORM)] = norm;
+        decision[comptime!(SCALE)] = scale;
+        decision[comptime!(CORRECTION1)] = correction1;
+        decision[comptime!(CORRECTION2)] = correction2;
+        decision[comptime!(RECTIFICATION)] = rectification;
         after[0] = next_scale;
         after[1] = good_steps;
         after[2] = correction1;
@@ -169,9 +178,9 @@ fn sgd_step<N: Size>(
     let old_velocity = if comptime!(is_first) { Vector::<f32, N>::new(0.0) } else { velocity[place] };
     let mut new = old;
     let mut moved = old_velocity;
-    if decision[1] > 0.5 {
+    if decision[comptime!(APPLY)] > 0.5 {
         let decay = Vector::<f32, N>::new(step.weight_decay);
-        let gradient = gradient[place] * Vector::<f32, N>::new(decision[0]) + old * decay;
+        let gradient = gradient[place] * Vector::<f32, N>::new(decision[comptime!(FACTOR)]) + old * decay;
         moved = old_velocity * Vector::<f32, N>::new(step.momentum) + gradient;
         let mut direction = moved;
         if comptime!(nesterov) {
@@ -221,8 +230,8 @@ fn adam_step<N: Size>(
         moment2 = second[place];
     }
     let mut new = old;
-    if decision[1] > 0.5 {
-        let mut gradient = gradient[place] * Vector::<f32, N>::new(decision[0]);
+    if decision[comptime!(APPLY)] > 0.5 {
+        let mut gradient = gradient[place] * Vector::<f32, N>::new(decision[comptime!(FACTOR)]);
         let mut kept = old;
         if comptime!(decoupled) {
             kept = old - old * Vector::<f32, N>::new(step.learning_rate * step.weight_decay);
@@ -232,17 +241,17 @@ fn adam_step<N: Size>(
         moment1 = moment1 * Vector::<f32, N>::new(step.beta1) + gradient * Vector::<f32, N>::new(1.0 - step.beta1);
         moment2 =
             moment2 * Vector::<f32, N>::new(step.beta2) + gradient * gradient * Vector::<f32, N>::new(1.0 - step.beta2);
-        let rate = step.learning_rate / decision[4];
+        let rate = step.learning_rate / decision[comptime!(CORRECTION1)];
         if comptime!(rectified) {
             new = kept - moment1 * Vector::<f32, N>::new(rate);
-            if decision[6] > 0.0 {
-                let rate = rate * decision[6] * f32::sqrt(decision[5]);
+            if decision[comptime!(RECTIFICATION)] > 0.0 {
+                let rate = rate * decision[comptime!(RECTIFICATION)] * f32::sqrt(decision[comptime!(CORRECTION2)]);
                 new = kept
                     - moment1 / (Vector::sqrt(moment2) + Vector::<f32, N>::new(step.eps)) * Vector::<f32, N>::new(rate);
             }
         } else {
-            let denominator =
-                Vector::sqrt(moment2 / Vector::<f32, N>::new(decision[5])) + Vector::<f32, N>::new(step.eps);
+            let denominator = Vector::sqrt(moment2 / Vector::<f32, N>::new(decision[comptime!(CORRECTION2)]))
+                + Vector::<f32, N>::new(step.eps);
             new = kept - moment1 / denominator * Vector::<f32, N>::new(rate);
         }
     }

@@ -41,13 +41,14 @@ impl AlgoCacheEntry {
 pub(super) struct AlgoCache {
     /// `None` if there is no cache folder.
     path: Option<PathBuf>,
-    choices: BTreeMap<String, AlgoCacheEntry>,
+    entries: BTreeMap<String, AlgoCacheEntry>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct File {
     format: u32,
-    choices: BTreeMap<String, AlgoCacheEntry>,
+    #[serde(rename = "choices")]
+    entries: BTreeMap<String, AlgoCacheEntry>,
 }
 
 impl AlgoCache {
@@ -57,22 +58,22 @@ impl AlgoCache {
             let name: String = gpu.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
             folder.join(format!("convolutions-{name}-cudnn-{version}.json"))
         });
-        let choices = path.as_deref().map(read).unwrap_or_default();
-        Self { path, choices }
+        let entries = path.as_deref().map(read).unwrap_or_default();
+        Self { path, entries }
     }
 
     pub(super) fn get(&self, problem: &ConvProblem) -> Option<AlgoCacheEntry> {
-        self.choices.get(&problem.to_string()).copied()
+        self.entries.get(&problem.to_string()).copied()
     }
 
     /// Stores a result in memory and in the file, merged with the results that other processes have written.
-    pub(super) fn put(&mut self, problem: &ConvProblem, choice: AlgoCacheEntry) {
-        self.choices.insert(problem.to_string(), choice);
+    pub(super) fn put(&mut self, problem: &ConvProblem, entry: AlgoCacheEntry) {
+        self.entries.insert(problem.to_string(), entry);
         let Some(path) = &self.path else { return };
-        let mut choices = read(path);
-        choices.extend(self.choices.iter().map(|(key, choice)| (key.clone(), *choice)));
-        self.choices = choices;
-        if let Err(error) = write(path, &File { format: FORMAT, choices: self.choices.clone() }) {
+        let mut entries = read(path);
+        entries.extend(self.entries.iter().map(|(key, entry)| (key.clone(), *entry)));
+        self.entries = entries;
+        if let Err(error) = write(path, &File { format: FORMAT, entries: self.entries.clone() }) {
             tracing::warn!("{}: {error}; convolutions will be benchmarked again in the next run", path.display());
             self.path = None;
         }
@@ -82,7 +83,7 @@ impl AlgoCache {
 fn read(path: &Path) -> BTreeMap<String, AlgoCacheEntry> {
     let Ok(text) = fs::read_to_string(path) else { return BTreeMap::new() };
     match serde_json::from_str::<File>(&text) {
-        Ok(file) if file.format == FORMAT => file.choices,
+        Ok(file) if file.format == FORMAT => file.entries,
         Ok(_) => BTreeMap::new(),
         Err(error) => {
             tracing::warn!("{}: {error}; convolutions will be benchmarked again", path.display());
@@ -129,38 +130,38 @@ mod tests {
         }
     }
 
-    const CHOICE: AlgoCacheEntry =
+    const ENTRY: AlgoCacheEntry =
         AlgoCacheEntry { engine: Some((12, 3)), seconds: 1e-3, workspace: 4096, burn_seconds: None };
 
     #[test]
-    fn processes_add_to_one_file() {
+    fn processes_share_one_cache_file() {
         let folder = tempfile::tempdir().unwrap();
         let open = || AlgoCache::open(Some(folder.path()), "NVIDIA H100", "9.10.2");
         let (mut first, mut second) = (open(), open());
-        first.put(&problem(8), CHOICE);
-        second.put(&problem(16), AlgoCacheEntry { engine: None, ..CHOICE });
+        first.put(&problem(8), ENTRY);
+        second.put(&problem(16), AlgoCacheEntry { engine: None, ..ENTRY });
         let third = open();
-        assert_eq!(third.get(&problem(8)), Some(CHOICE));
+        assert_eq!(third.get(&problem(8)), Some(ENTRY));
         assert!(third.get(&problem(16)).unwrap().prefers_burn());
         assert_eq!(third.get(&problem(32)), None);
         assert_eq!(AlgoCache::open(Some(folder.path()), "NVIDIA H200", "9.10.2").get(&problem(8)), None);
     }
 
     #[test]
-    fn a_damaged_file_is_written_anew() {
+    fn overwrites_a_damaged_cache_file() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("convolutions-H100-cudnn-9.1.0.json");
         fs::write(&file, "{\"format\": 1, \"choi").unwrap();
-        let mut table = AlgoCache::open(Some(folder.path()), "H100", "9.1.0");
-        assert_eq!(table.get(&problem(8)), None);
-        table.put(&problem(8), CHOICE);
-        assert_eq!(AlgoCache::open(Some(folder.path()), "H100", "9.1.0").get(&problem(8)), Some(CHOICE));
+        let mut cache = AlgoCache::open(Some(folder.path()), "H100", "9.1.0");
+        assert_eq!(cache.get(&problem(8)), None);
+        cache.put(&problem(8), ENTRY);
+        assert_eq!(AlgoCache::open(Some(folder.path()), "H100", "9.1.0").get(&problem(8)), Some(ENTRY));
     }
 
     #[test]
-    fn the_faster_kernel_is_chosen() {
-        assert!(!CHOICE.prefers_burn());
-        assert!(AlgoCacheEntry { burn_seconds: Some(5e-4), ..CHOICE }.prefers_burn());
-        assert!(!AlgoCacheEntry { burn_seconds: Some(5e-3), ..CHOICE }.prefers_burn());
+    fn prefers_the_faster_kernel() {
+        assert!(!ENTRY.prefers_burn());
+        assert!(AlgoCacheEntry { burn_seconds: Some(5e-4), ..ENTRY }.prefers_burn());
+        assert!(!AlgoCacheEntry { burn_seconds: Some(5e-3), ..ENTRY }.prefers_burn());
     }
 }

@@ -1,4 +1,4 @@
-//! Parameters of a convolution for cuDNN.
+//! A convolution as cuDNN sees it: its parameters, and its operation graph of three tensors and one operation.
 
 use std::ffi::c_int;
 use std::fmt;

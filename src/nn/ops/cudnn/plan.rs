@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn engines_that_lose_digits_or_order_are_left_out() {
+    fn rejects_imprecise_and_nondeterministic_engines() {
         let [fp32, tf32, bf16] =
             [problem(BufferDtype::F32, false), problem(BufferDtype::F32, true), problem(BufferDtype::Bf16, false)];
         assert!(satisfies_precision(&[], &fp32, true));
