@@ -1,7 +1,7 @@
 //! Connected components of a mask.
 //!
-//! A mask is a list of runs: maximal ranges of consecutive set voxels in a row along x. A union-find over the runs joins
-//! the runs that touch in neighboring rows, so its cost grows with the surface of the mask, not with its voxels.
+//! A mask is a list of runs: maximal ranges of consecutive set voxels in a row along x. A union-find joins the runs that
+//! touch in neighboring rows, so its cost grows with the number of runs, not of voxels.
 
 use std::ops::Range;
 

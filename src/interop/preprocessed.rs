@@ -15,7 +15,7 @@ use nnunet_core::fsio;
 use nnunet_data::dataset::{DatasetJson, Splits};
 use nnunet_data::plan::{Configuration, Plans};
 use nnunet_data::preprocess::{ClassGroups, case_number};
-use nnunet_data::store::npy::{Element, byte_length, decode_header};
+use nnunet_data::store::npy::{NpyElement, byte_length, decode_header};
 use nnunet_data::store::{self, CaseProperties, PreprocessedCase};
 use nnunet_data::work::{self, WorkDir};
 use nnunet_image::Geometry;
@@ -326,7 +326,7 @@ fn npz_entry(path: &Path, key: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-fn array<T: Element>(bytes: &[u8]) -> Result<Array4<T>, String> {
+fn array<T: NpyElement>(bytes: &[u8]) -> Result<Array4<T>, String> {
     let (data_at, shape) = decode_header::<T>(bytes)?;
     if byte_length::<T>(data_at, shape) != Some(bytes.len()) {
         return Err(format!("has {} bytes, which does not match its shape {shape:?}", bytes.len()));

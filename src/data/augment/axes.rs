@@ -1,4 +1,4 @@
-//! Mirroring.
+//! Mirroring, rotation by 90 degrees and transposition: transforms that move voxels without interpolation.
 
 use ndarray::{Array3, Axis};
 use nnunet_core::rng::Stream;
@@ -144,7 +144,7 @@ mod tests {
     use ndarray::Array4;
 
     #[test]
-    fn the_axes_are_those_of_nnunet() {
+    fn equal_axes_match_nnunet() {
         assert_eq!(equal_axes([16, 16, 16]), [0, 1, 2]);
         assert_eq!(equal_axes([40, 56, 40]), [0, 2]);
         assert_eq!(equal_axes([28, 256, 256]), [1, 2]);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_are_those_of_numpy() {
+    fn rot90_matches_numpy() {
         // `numpy.rot90(numpy.arange(4).reshape(2, 2), k, (0, 1))`.
         for (quarters, expected) in [(0, [0, 1, 2, 3]), (1, [1, 3, 0, 2]), (2, [3, 2, 1, 0]), (3, [2, 0, 3, 1])] {
             let data = Array4::from_shape_vec((1, 1, 2, 2), vec![0.0, 1.0, 2.0, 3.0]).unwrap();

@@ -35,7 +35,7 @@ mod tests {
     use nnunet_core::rng::{Purpose, stream};
 
     #[test]
-    fn around_one_is_balanced_and_stays_in_range() {
+    fn balanced_factor_is_balanced_and_stays_in_range() {
         let mut rng = stream(1, Purpose::Augment, 0, 0);
         let draws: Vec<f64> = (0..4000).map(|_| balanced_factor(&(0.7..1.5), &mut rng)).collect();
         assert!(draws.iter().all(|draw| (0.7..1.5).contains(draw)));
@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chance_of_zero_never_and_of_one_always_comes_true() {
+    fn chance_of_0_is_never_true_and_chance_of_1_always() {
         let mut rng = stream(2, Purpose::Augment, 0, 0);
         assert!((0..1000).all(|_| !chance(0.0, &mut rng) && chance(1.0, &mut rng)));
     }

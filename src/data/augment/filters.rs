@@ -1,4 +1,4 @@
-//! Gaussian blur.
+//! Neighborhood filters: Gaussian blur, sharpening and median.
 
 use std::ops::Range;
 
@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernels_are_normalised_and_as_long_as_the_reference() {
+    fn kernels_are_normalized_and_have_the_reference_length() {
         // Kernel lengths from batchgeneratorsv2's `_compute_kernel_size(sigma, truncate=6)`.
         for (sigma, length) in [(0.3, 3), (0.5, 3), (0.6, 5), (0.75, 5), (0.95, 7), (1.0, 7), (1.4, 9), (1.5, 9)] {
             let kernel = kernel(sigma);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blurred_volume_is_that_of_scipy() {
+    fn blur_matches_scipy() {
         // `scipy.ndimage.gaussian_filter` with sigma (0.7, 0.8, 0.9), radius 2 and mode `mirror`.
         let shape = [3, 4, 5];
         let value = |i: usize| ((0.7 * i as f64).sin() + 0.3 * (2.1 * i as f64).cos()) as f32;
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn medians_are_those_of_scipy() {
+    fn medians_match_scipy() {
         // `scipy.ndimage.median_filter` of `(i * 37 % 23) - 7` in a volume of 2 x 3 x 4.
         let volume: Vec<f32> = (0..24).map(|i| (i * 37 % 23) as f32 - 7.0).collect();
         for (size, expected) in MEDIANS {

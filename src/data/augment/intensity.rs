@@ -1,4 +1,4 @@
-//! Multiplicative brightness.
+//! Global intensity transforms: brightness, contrast and gamma of whole channels.
 
 use std::ops::Range;
 

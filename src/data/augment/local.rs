@@ -1,4 +1,4 @@
-//! Spatial weighting of local transforms.
+//! Local intensity transforms: brightness and gamma weighted by a random Gaussian.
 
 use std::ops::Range;
 
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bump_is_that_of_the_reference() {
+    fn weights_match_the_reference() {
         // `LocalTransform._generate_kernel((2, 3, 5))` with centers of 0.4, -0.3 and 1.2 extents and widths of 1, 2 and
         // 3 voxels (scipy.stats.norm.cdf).
         let axes = [gaussian(2, 0.8, 1.0), gaussian(3, -0.9, 2.0), gaussian(5, 6.0, 3.0)];

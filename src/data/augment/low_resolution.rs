@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ramp_goes_down_to_nearest_voxels_and_up_linearly() {
+    fn a_ramp_is_downsampled_by_nearest_and_upsampled_linearly() {
         // Computed by hand: sources (i + 0.5) * 7/4 down, (i + 0.5) * 4/7 - 0.5 up, clamped at the ends.
         let mut line: Vec<f32> = (0..7).map(|value| value as f32).collect();
         assert_eq!(nearest(4, 7), [0, 2, 4, 6]);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn axes_are_coarsened_alike() {
+    fn all_axes_are_processed_equally() {
         let line = |axis: usize| {
             let mut shape = [1; 3];
             shape[axis] = 9;
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_coarse_volume_is_that_of_pytorch() {
+    fn downsampling_and_upsampling_match_pytorch() {
         // `torch.nn.functional.interpolate` to (3, 4, 4) by `nearest-exact`, and back by `trilinear`.
         let value = |i: usize| ((0.7 * i as f64).sin() + 0.3 * (2.1 * i as f64).cos()) as f32;
         let mut values: Vec<f32> = (0..120).map(value).collect();

@@ -1,4 +1,4 @@
-//! Zeroing the background of masked images.
+//! Transforms that overwrite a part of the patch: the outside of the nonzero mask, and random boxes.
 
 use std::ops::Range;
 
@@ -94,14 +94,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_those_of_nnunet() {
+    fn rectangle_sizes_match_nnunet() {
         let sizes = BlankRectangle::for_patch([40, 56, 1]).size;
         // Python ranges also exclude their end; for an axis of one voxel nnU-Net's range is empty.
         assert_eq!(sizes, [4..13, 5..18, 1..2]);
     }
 
     #[test]
-    fn a_box_gets_its_mean_and_the_rest_stays() {
+    fn a_box_is_set_to_its_mean_and_the_rest_is_unchanged() {
         let mut values: Vec<f32> = (0..24).map(|i| i as f32).collect();
         blank(&mut values, [2, 3, 4], &[0..2, 1..3, 2..4]);
         for (index, value) in values.iter().enumerate() {

@@ -7,7 +7,7 @@
 //! In a [`cascade`] the previous stage's label map goes through the spatial transform and mirroring together with the
 //! labels, and then becomes input channels of the network.
 //!
-//! To add a transform, write its file and its line in a preset (`docs/how-to/add-a-transform.md`). The presets follow
+//! To add a transform, write its struct and its line in a preset (`docs/how-to/add-a-transform.md`). The presets follow
 //! nnU-Net v2 (`nnUNetTrainer` and `nnUNetTrainerDA5`, `get_training_transforms`) and NVIDIA's nnU-Net
 //! (`dali_loader.py`); the ranges and interpolation of the first two match batchgeneratorsv2 0.3.6.
 

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn generators_follow_the_reference() {
+    fn xoshiro_lanes_match_the_reference() {
         // xoshiro128++ seeded with 1, 2, 3, 4 (test vector of `rand_xoshiro`, from the authors' C code).
         let mut generators = [[1; LANES], [2; LANES], [3; LANES], [4; LANES]];
         let drawn: [u32; 4] = std::array::from_fn(|_| next(&mut generators)[7]);
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn deviates_are_normal_and_independent_of_their_neighbours() {
+    fn noise_is_normal_and_uncorrelated_between_neighbors() {
         let values: Vec<f64> = noise(0, 400_001).into_iter().map(f64::from).collect();
         let average = |f: &dyn Fn(f64) -> f64| values.iter().map(|&value| f(value)).sum::<f64>() / values.len() as f64;
         // Moments 0, 1, 0 and 3, within about four standard errors.
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_gives_its_own_noise_however_many_values_are_asked_for() {
+    fn noise_depends_on_the_stream_and_not_on_the_length() {
         assert_eq!(noise(3, 100), noise(3, 1000)[..100]);
         assert_ne!(noise(3, 100), noise(4, 100));
     }

@@ -1,4 +1,4 @@
-//! Ordered list of the transforms applied to a sample.
+//! Ordered list of the transforms applied to a sample, and the presets of such lists.
 
 use nnunet_core::rng::Stream;
 use serde::{Deserialize, Serialize};
@@ -262,7 +262,7 @@ mod tests {
     /// The previous stage's label map, here equal to the labels, is transformed like the labels, also outside the
     /// image.
     #[test]
-    fn the_previous_stage_is_turned_scaled_and_mirrored_with_the_labels() {
+    fn the_previous_stage_is_transformed_together_with_the_labels() {
         let pipeline = Pipeline::nnunet([12, 14, 16], &[0, 1, 2], &[true]);
         let pipeline = pipeline.with_previous_stage(PreviousStage::new(vec![1, 2]));
         let labels = Array3::from_shape_fn((20, 18, 22), |(z, y, x)| ((z / 5 + y / 6 + x / 4) % 4) as i16 - 1);

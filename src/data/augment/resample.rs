@@ -1,4 +1,4 @@
-//! Affine resampling of data and labels in one pass.
+//! Affine resampling of data and labels in one pass, linear for data and by weighted vote for labels.
 
 use std::ops::Range;
 
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn every_voxel_is_what_the_tap_at_its_position_says() {
+    fn every_voxel_equals_the_stencil_at_its_position() {
         let case = gradient([9, 11, 10]);
         let turned = [[0.9, 0.3, -0.2], [-0.25, 0.85, 0.4], [0.3, -0.35, 0.8]];
         let flat = [[1.0, 0.0, 0.0], [0.0, 0.6, 0.7], [0.0, -0.7, 0.6]];
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_wins_by_its_total_weight() {
+    fn the_label_with_the_largest_total_weight_wins() {
         let flat = |labels: [i16; 4]| std::array::from_fn(|k| labels[k & 3]);
         // Two corners of label 7 outweigh the single nearest one of label 3.
         assert_eq!(majority_label(flat([3, 7, 7, 1]), [0.0, 0.45, 0.45]), 7);
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_counts_as_zero_and_as_the_label_outside() {
+    fn padding_counts_as_intensity_0_and_label_outside() {
         let (data, labels) = ([4.0, 8.0], [1, 2]);
         let case =
             Region { data: &data, labels: &labels, previous: None, shape: [1, 1, 2], lo: [0; 3], size: [1, 1, 2] };

@@ -1,4 +1,4 @@
-//! Rotation, scaling and cropping of a patch in one resampling step.
+//! Rotation, scaling and cropping of a patch: random in one resampling step, or centered without.
 
 use std::f64::consts::PI;
 use std::ops::Range;
@@ -197,7 +197,7 @@ mod tests {
     use nnunet_core::rng::{Purpose, stream};
 
     #[test]
-    fn read_sizes_are_those_of_nnunet() {
+    fn read_sizes_match_nnunet() {
         // From `get_patch_size` of nnunetv2 2.8.1 with the trainer's rotation range and dummy-2D rule.
         let cases = [
             ([40, 56, 40], [73, 80, 64]),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn angles_and_scales_are_drawn_as_documented() {
+    fn angles_and_scales_have_the_documented_distribution() {
         let draws = |patch_size| {
             let spatial = Spatial::nnunet(patch_size);
             (0..4000).map(move |index| spatial.draw(&mut stream(7, Purpose::Augment, 0, index))).collect::<Vec<_>>()
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn strong_rotations_and_scales_are_drawn_for_each_axis() {
+    fn strong_draws_rotation_and_scale_per_axis() {
         assert_eq!(Spatial::strong([40, 56, 40]).read_patch_size(), [89, 97, 78]);
         assert_eq!(Spatial::strong([28, 256, 256]).read_patch_size(), [28, 365, 365]);
         assert_eq!(Spatial::strong([1, 320, 160]).read_patch_size(), [1, 500, 228]);
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn rotations_turn_as_in_the_reference() {
+    fn rotation_matrices_match_the_reference() {
         // create_matrix: Rx(first axis) first, as batchgeneratorsv2's `Rz @ Ry @ Rx @ S`.
         let matrix = rotation_after_scaling([PI / 2.0, 0.0, 0.0], [1.0, 2.0, 3.0]);
         let expected = [[1.0, 0.0, 0.0], [0.0, 0.0, -3.0], [0.0, 2.0, 0.0]];
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn turned_and_scaled_patches_are_those_of_scipy() {
+    fn rotated_and_scaled_patches_match_scipy() {
         // `scipy.ndimage.affine_transform` of order 1, mode `grid-constant`, about both centers.
         let source = volume([5, 6, 7]);
         let compare = |matrix: [[f64; 3]; 3], shape: [usize; 3], expected: &[f32]| {

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statistics_are_those_of_two_passes_in_double_precision() {
+    fn statistics_match_two_passes_in_double_precision() {
         for count in [1, 15, 16, 1003] {
             let values: Vec<f32> = (0..count).map(|index| 1000.0 + (index as f32 * 0.7).sin()).collect();
             let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / count as f64;

@@ -1,4 +1,4 @@
-//! A case: its files and their contents.
+//! A case: the grouping of image files into cases, and reading them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn channels_are_files_or_axes() {
+    fn channels_are_separate_files_or_an_axis() {
         let split =
             ["b_0000.nii.gz", "b_0001.nii.gz", "a_1_0001.nii.gz", "a_1_0000.nii.gz", "._a_0000.nii.gz", "a.txt"];
         assert_eq!(find(&split, 2).unwrap(), [("a_1".into(), 2), ("b".into(), 2)]);

@@ -1,4 +1,4 @@
-//! `dataset.json` in nnU-Net v2's schema.
+//! `dataset.json`: nnU-Net v2's schema, and the conversion of other schemas to it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_have_a_channel_each_and_the_background_too() {
+    fn each_class_has_a_channel_including_the_background() {
         let json = dataset(r#"{"background": 0, "tumour": [2], "liver": 1, "ignore": 3}"#);
         assert!(!json.has_regions());
         assert_eq!(json.ignore_label(), Some(3));
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn every_defect_is_named() {
+    fn names_the_defect_of_invalid_labels() {
         for (labels, defect) in [
             (r#"{"organ": 1}"#, "background"),
             (r#"{"background": 0}"#, "only the background"),
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn the_decathlon_form_becomes_nnunets() {
+    fn converts_the_decathlon_schema() {
         let decathlon = r#"{"name": "A", "tensorImageSize": "4D", "modality": {"0": "FLAIR", "1": "T1w"},
             "labels": {"0": "Background", "10": "b", "2": "a"}, "numTraining": 2, "numTest": 1,
             "training": [{"image": "./imagesTr/BRATS_001.nii.gz", "label": "./labelsTr/BRATS_001.nii.gz"}],

@@ -1,4 +1,4 @@
-//! `dataset_fingerprint.json` in nnU-Net v2's schema.
+//! `dataset_fingerprint.json` in nnU-Net v2's schema, and the intensity sample it is computed from.
 
 use indexmap::IndexMap;
 use ndarray::{Array3, Axis, Zip, s};
@@ -230,7 +230,7 @@ mod tests {
 
     /// Reference from numpy 2.4: `a = RandomState(1234).choice(array([4, -1, 2.5, 4, 10], float32), 1000)`.
     #[test]
-    fn sample_and_statistics_are_numpys() {
+    fn sample_and_statistics_match_numpy() {
         let mut random = RandomState::new(1234);
         let sample = IntensitySample::draw(&[4.0, -1.0, 2.5, 4.0, 10.0], 1000, &mut random);
         assert_eq!(sample.0, [(-1.0, 223), (2.5, 204), (4.0, 391), (10.0, 182)]);

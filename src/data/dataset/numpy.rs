@@ -38,7 +38,7 @@ mod tests {
     /// Reference from numpy 2.4: `RandomState(1234).choice(1000, 6)`, `RandomState(7).permutation(8)`, and `choice(1,
     /// 3)` before `choice(5, 3)` with one `RandomState(7)`.
     #[test]
-    fn draws_are_numpys() {
+    fn draws_match_numpy() {
         let mut random = RandomState::new(1234);
         assert_eq!([0; 6].map(|_| random.interval(999)), [815, 723, 294, 53, 204, 372]);
         let mut values: Vec<i32> = (0..8).collect();

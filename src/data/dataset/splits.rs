@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn few_cases_make_few_folds() {
+    fn few_cases_give_few_folds() {
         let splits = Splits::generate(&cases(3)).unwrap();
         assert_eq!(splits.folds().len(), 3);
         let mut validated: Vec<_> = splits.folds().iter().flat_map(|fold| fold.val.clone()).collect();
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_file_reads_back_and_knows_its_cases() {
+    fn a_saved_file_survives_a_round_trip() {
         let path = tempfile::tempdir().unwrap().path().join("splits_final.json");
         let splits = Splits::generate(&cases(7)).unwrap();
         splits.save(&path).unwrap();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_leaks_is_refused() {
+    fn rejects_invalid_splits() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("splits_final.json");
         for (text, defect) in [

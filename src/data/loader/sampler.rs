@@ -1,4 +1,4 @@
-//! Random sampling of patches from cases.
+//! Sampling of patches: the case of each sample, random or partitioned, and the box within it.
 
 use std::sync::Arc;
 
@@ -250,7 +250,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn a_position_takes_each_of_its_cases_in_turn_in_changing_order() {
+    fn a_position_visits_all_of_its_cases_in_changing_order() {
         let partition = CasePartition::new(7, 12, 3);
         for position in 0..3 {
             let turn = |epoch, turn: u64| -> Vec<usize> {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn every_case_is_met_equally_often() {
+    fn every_case_is_drawn_equally_often() {
         let partition = CasePartition::new(1, 20, 4);
         let mut counts = BTreeMap::<usize, usize>::new();
         for iteration in 0..53 {
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_share_cases_where_there_are_too_few() {
+    fn positions_share_cases_if_there_are_too_few() {
         let partition = CasePartition::new(1, 2, 5);
         let taken: std::collections::BTreeSet<_> = (0..5).map(|position| partition.case(0, 3, position)).collect();
         assert_eq!(taken.len(), 2);

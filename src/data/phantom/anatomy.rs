@@ -1,4 +1,4 @@
-//! Anatomy of a phantom: the tissue at each point.
+//! Random anatomy of a phantom, and its rendering as an image and label map.
 
 use ndarray::{Array3, Axis};
 use nnunet_image::{Geometry, LabelMap, Volume};
@@ -22,7 +22,7 @@ pub(super) enum Tissue {
 pub(super) struct Anatomy {
     bend: [SmoothNoise; 3],
     bend_mm: f32,
-    /// Width of the gap between organ and look-alikes, relative to the organ's size.
+    /// Width of the gap between organ and distractors, relative to the organ's size.
     gap: f32,
     body: Ellipsoid,
     organ: Ellipsoid,
@@ -31,7 +31,7 @@ pub(super) struct Anatomy {
     tubes: Vec<Tube>,
 }
 
-/// Numbers of look-alikes; their total volume exceeds that of the organ.
+/// Numbers of distractors; their total volume exceeds that of the organ.
 const BLOBS: usize = 6;
 const TUBES: usize = 3;
 /// Extent in mm for which the sizes below are given; other volumes scale them.
@@ -93,9 +93,9 @@ impl Anatomy {
         if self.body.level(point) > 1.0 {
             return Tissue::Air;
         }
-        let look_alike =
+        let is_distractor =
             self.blobs.iter().any(|blob| blob.level(point) < 1.0) || self.tubes.iter().any(|tube| tube.contains(point));
-        if look_alike && from_organ > 1.0 + self.gap { Tissue::Distractor } else { Tissue::Body }
+        if is_distractor && from_organ > 1.0 + self.gap { Tissue::Distractor } else { Tissue::Body }
     }
 }
 
@@ -129,7 +129,7 @@ fn unit_vector(vector: [f32; 3]) -> [f32; 3] {
 
 /// Standard deviation of the noise; the brightness of body and organ differs by [`BRIGHT`] - 1.
 const NOISE: f32 = 0.12;
-/// Brightness of the organ and its look-alikes; body and core have brightness 1.
+/// Brightness of the organ and its distractors; body and core have brightness 1.
 const BRIGHT: f32 = 1.6;
 /// Strength of the bias field: the standard deviation of its logarithm at lattice points.
 const BIAS: f32 = 0.25;
@@ -254,18 +254,18 @@ mod tests {
     }
 
     #[test]
-    fn look_alikes_outweigh_the_organ_and_the_core_lies_in_it() {
+    fn distractors_outweigh_the_organ_which_contains_the_core() {
         let extent = [40.0, 48.0, 40.0];
-        let (mut organs, mut look_alikes) = (0, 0);
+        let (mut organs, mut distractors) = (0, 0);
         for index in 0..8 {
             let anatomy = Anatomy::new(extent, &mut stream(3, Purpose::Phantom, 0, index));
             let volume = |tissue| volume_of(&anatomy, extent, tissue);
             let (core, organ) = (volume(Tissue::Core), volume(Tissue::Organ));
             assert!(core > 400 && core < organ, "core {core}, organ {organ}");
             organs += organ;
-            look_alikes += volume(Tissue::Distractor);
+            distractors += volume(Tissue::Distractor);
         }
-        assert!(look_alikes as f64 > 1.2 * organs as f64, "look-alikes {look_alikes}, organs {organs}");
+        assert!(distractors as f64 > 1.2 * organs as f64, "distractors {distractors}, organs {organs}");
     }
 
     #[test]

@@ -203,9 +203,9 @@ impl Architecture {
             Repeated::Once(extent) => vec![Repeated::Once(extent); stages],
             Repeated::Each(extents) => extents,
         };
-        let lifted: Option<Vec<_>> = extents.into_iter().map(|extent| extent.into_3d(axes)).collect();
-        lifted
-            .filter(|lifted| lifted.len() == stages)
+        let padded: Option<Vec<_>> = extents.into_iter().map(|extent| extent.into_3d(axes)).collect();
+        padded
+            .filter(|padded| padded.len() == stages)
             .ok_or_else(|| invalid_argument(key, format!("must be {stages} lists of {axes} positive numbers each")))
     }
 
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shape_survives_the_way_through_the_plans() {
+    fn a_shape_survives_a_round_trip_through_the_plans() {
         for network in NETWORKS {
             for axes in [2, 3] {
                 let shape = shape(network);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_built_is_named() {
+    fn an_unsupported_argument_is_named() {
         let cases = [
             ("conv_op", json!("torch.nn.modules.conv.Conv1d"), "Conv1d is not supported"),
             ("norm_op", json!("torch.nn.modules.batchnorm.BatchNorm3d"), "BatchNorm3d is not supported"),
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn options_that_are_off_may_be_stated() {
+    fn disabled_options_are_accepted() {
         let mut architecture = Architecture::from_shape(&shape(&PLAIN_CONV_UNET), 3);
         for (key, value) in [("nonlin_first", json!(false)), ("stem_channels", Value::Null)] {
             architecture.arch_kwargs.insert(key.to_owned(), value);

@@ -128,12 +128,12 @@ impl Configuration {
     }
 
     /// Returns the resampling of images to the target spacing.
-    pub fn resampling_data(&self) -> ResamplingSpec {
+    pub(crate) fn resampling_data(&self) -> ResamplingSpec {
         self.resampling_fn_data_kwargs
     }
 
     /// Returns the resampling of labels to the target spacing.
-    pub fn resampling_labels(&self) -> ResamplingSpec {
+    pub(crate) fn resampling_labels(&self) -> ResamplingSpec {
         self.resampling_fn_seg_kwargs
     }
 

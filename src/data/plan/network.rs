@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The network parameters of an [`Architecture`], with 2D shapes padded to 3D.
+/// Network parameters of an [`Architecture`](super::Architecture), with 2D shapes padded to 3D.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkShape {
     /// Network class.
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_dimensions_are_three_with_one_slice() {
+    fn two_axes_are_padded_with_one_slice() {
         assert_eq!(to_3d(&[5, 7], 1), [1, 5, 7]);
         assert_eq!(to_3d(&[3, 5, 7], 1), [3, 5, 7]);
     }

@@ -1,7 +1,7 @@
 //! Networks supported in plans.
 //!
-//! Each static defines the blocks in the stages of a U-Net. Its entry in [`NETWORKS`] registers it for the planner, which
-//! counts its layers, the model, which builds them, and the plans reader.
+//! Each static defines the blocks in the stages of a U-Net. Its entry in [`NETWORKS`] registers it for the planner,
+//! which counts its layers, the model, which builds them, and the plans reader.
 
 use super::network::{Block, BlockPosition, Network, NetworkShape};
 
@@ -29,8 +29,8 @@ fn plain_encoder_stage(shape: &NetworkShape, stage: usize, channels: usize) -> V
     position.convolutions(&format!("encoder.stages.{stage}.0.convs"), shape.blocks_encoder[stage])
 }
 
-/// nnU-Net's U-Net with a residual encoder: a convolutional stem, stages of residual blocks, and the decoder of the plain
-/// U-Net (`ResidualEncoderUNet` of dynamic_network_architectures).
+/// nnU-Net's U-Net with a residual encoder: a convolutional stem, stages of residual blocks, and the decoder of the
+/// plain U-Net (`ResidualEncoderUNet` of dynamic_network_architectures).
 pub static RESIDUAL_ENCODER_UNET: Network = Network {
     class: "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
     blocks_key: "n_blocks_per_stage",
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn networks_are_told_apart_by_the_last_part_of_their_class() {
+    fn networks_are_identified_by_the_last_component_of_their_class() {
         assert_eq!(Network::from_class_name("somewhere.else.ResidualEncoderUNet"), Some(&RESIDUAL_ENCODER_UNET));
         assert_eq!(Network::from_class_name("PlainConvUNet"), Some(&PLAIN_CONV_UNET));
         assert_eq!(Network::from_class_name("MyPlainConvUNet"), None);

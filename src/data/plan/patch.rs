@@ -1,4 +1,4 @@
-//! Search for the largest patch and batch that fit into GPU memory.
+//! Search for the largest patch and batch that fit into GPU memory, and the topology of the network for a patch.
 
 use super::network::{NetworkShape, feature_map_size, to_3d};
 use super::presets::Preset;
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thick_slices_are_pooled_late_and_convolved_late() {
+    fn thick_slices_are_pooled_and_convolved_late() {
         let topology = Topology::new(&[5.0, 1.0, 1.0], &[16.0, 64.0, 64.0]);
         assert_eq!(topology.pools_per_axis, [2, 4, 4]);
         assert_eq!(topology.strides[..4], [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2]]);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn half_voxels_are_padded_away() {
+    fn half_voxels_are_padded_to_whole_ones() {
         assert_eq!(Topology::new(&[1.0, 1.0], &[34.5, 50.0]).patch_size, [40, 56]);
     }
 }

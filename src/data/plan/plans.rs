@@ -1,4 +1,4 @@
-//! `nnUNetPlans.json` in nnU-Net v2's schema.
+//! `nnUNetPlans.json` in nnU-Net v2's schema, including the old format without `architecture`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_numbers_become_an_architecture_and_new_plans_stay() {
+    fn the_old_format_gets_an_architecture_and_new_plans_are_unchanged() {
         let old = json!({
             "patch_size": [40, 56, 40],
             "UNet_class_name": "PlainConvUNet", "UNet_base_num_features": 32, "unet_max_num_features": 100,

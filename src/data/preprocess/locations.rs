@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_a_small_class_and_a_share_of_a_large_one() {
+    fn keeps_all_of_a_small_class_and_a_sample_of_a_large_one() {
         let groups = ClassGroups::from_dataset(&dataset(
             r#""labels": {"background": 0, "small": 1, "large": 2, "huge": 3, "absent": 4, "ignore": 5}"#,
         ))
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn regions_go_by_their_output_class() {
+    fn regions_are_keyed_by_their_output_class() {
         let regions = r#""labels": {"background": 0, "whole": [1, 2], "core": [2]}"#;
         let groups =
             ClassGroups::from_dataset(&dataset(&format!(r#"{regions}, "regions_class_order": [1, 2]"#))).unwrap();

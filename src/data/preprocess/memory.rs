@@ -1,4 +1,4 @@
-//! Memory budget that limits the number of cases in memory.
+//! Memory of preprocessing: the need of a case, the limit of the machine, and the budget shared by cases.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 ///
 /// Reading and cropping hold two copies of the image, each with labels and a mask; resampling holds the image before
 /// and after, with labels, and the spline coefficients of one channel.
-pub fn case_memory_bound(channels: usize, raw: [usize; 3], resampled: [usize; 3]) -> u64 {
+pub(super) fn case_memory_bound(channels: usize, raw: [usize; 3], resampled: [usize; 3]) -> u64 {
     let voxels = |shape: [usize; 3]| shape.into_iter().fold(1u64, |product, n| product.saturating_mul(n as u64));
     let (raw, resampled, channels) = (voxels(raw), voxels(resampled), channels as u64);
     // Four bytes per intensity, two per label, one per mask voxel.
@@ -17,8 +17,8 @@ pub fn case_memory_bound(channels: usize, raw: [usize; 3], resampled: [usize; 3]
     cropping.max(resampling)
 }
 
-/// A memory budget shared by cases: each case is admitted, in request order, as soon as enough memory is free.
-pub struct MemoryBudget {
+/// A memory budget shared by cases: each case starts, in request order, as soon as enough memory is free.
+pub(super) struct MemoryBudget {
     bytes: u64,
     used: Mutex<u64>,
     freed: Condvar,
@@ -28,17 +28,17 @@ pub struct MemoryBudget {
 
 impl MemoryBudget {
     /// Creates a budget of `bytes` bytes.
-    pub fn new(bytes: u64) -> Self {
+    pub(super) fn new(bytes: u64) -> Self {
         Self { bytes, used: Mutex::new(0), freed: Condvar::new(), queue: Mutex::new(()) }
     }
 
-    /// Returns true if a case needing `need` bytes fits the budget. A larger case is also admitted, but only alone.
-    pub fn fits(&self, need: u64) -> bool {
+    /// Returns true if a case needing `need` bytes fits the budget. A larger case also gets a permit, but only alone.
+    pub(super) fn fits(&self, need: u64) -> bool {
         need <= self.bytes
     }
 
     /// Blocks until enough memory is free and reserves it until the returned guard is dropped.
-    pub fn acquire(&self, need: u64) -> Permit<'_> {
+    pub(super) fn acquire(&self, need: u64) -> Permit<'_> {
         let _queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let has_no_room = |used: &mut u64| *used > 0 && used.saturating_add(need) > self.bytes;
         let mut used = self.freed.wait_while(self.used(), has_no_room).unwrap_or_else(PoisonError::into_inner);
@@ -54,7 +54,7 @@ impl MemoryBudget {
 }
 
 /// A guard for memory reserved from a [`MemoryBudget`].
-pub struct Permit<'a> {
+pub(super) struct Permit<'a> {
     budget: &'a MemoryBudget,
     taken: u64,
 }
@@ -71,7 +71,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Returns the memory limit in bytes: the machine's memory or, if lower, the limit of the control group (cgroup v2 or
 /// v1); `None` if the kernel reports neither.
-pub fn memory_limit() -> Option<u64> {
+pub(super) fn memory_limit() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = groups.lines().flat_map(limit_files).filter_map(|path| fs::read_to_string(path).ok());
@@ -108,7 +108,7 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn a_case_needs_what_its_arrays_take() {
+    fn the_bound_of_a_case_is_the_size_of_its_arrays() {
         // Downsampling: cropping needs the most, two copies of the image plus labels and masks.
         assert_eq!(case_memory_bound(1, [10; 3], [5; 3]), 16_000);
         // Upsampling by 2: the image once, plus eight times its size.
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_of_all_groups_above_count() {
+    fn the_limits_of_all_ancestor_groups_apply() {
         let files = limit_files("0::/slurm/job_7");
         let expected = ["slurm/job_7/memory.max", "slurm/memory.max", "memory.max"];
         assert_eq!(files, expected.map(|file| Path::new(CGROUPS).join(file)));
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_machines_memory_is_found() {
+    fn finds_the_memory_of_the_machine() {
         assert_eq!(total("MemTotal:       24000 kB\nMemFree: 1 kB\n"), Some(24_576_000));
         assert!(memory_limit().is_none_or(|bytes| bytes > 1 << 20));
     }

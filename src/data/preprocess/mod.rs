@@ -12,8 +12,6 @@ mod preprocessor;
 mod run;
 
 pub use locations::{ClassGroups, case_number};
-pub use memory::memory_limit;
-pub use normalize::Normalization;
 pub use preprocessor::{CroppedCase, PreprocessError, Preprocessor};
 pub use run::{PreprocessSummary, ResourceLimits, preprocess_dataset};
 

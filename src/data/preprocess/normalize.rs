@@ -10,7 +10,7 @@ const EPSILON: f32 = 1e-8;
 
 /// Normalization scheme of the intensities of one channel.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Normalization {
+pub(super) enum Normalization {
     /// Clip to the 0.5 and 99.5 percentiles of the training set's foreground, subtract its mean and divide by its
     /// standard deviation; for quantitative images.
     Ct {
@@ -43,7 +43,11 @@ impl Normalization {
     ///
     /// # Errors
     /// Returns a description of the problem if the name is unknown, or CT has no intensities.
-    pub fn from_plans(name: &str, use_mask: bool, intensities: Option<&IntensityProperties>) -> Result<Self, String> {
+    pub(super) fn from_plans(
+        name: &str,
+        use_mask: bool,
+        intensities: Option<&IntensityProperties>,
+    ) -> Result<Self, String> {
         match name {
             "CTNormalization" => {
                 let of = intensities.ok_or("CTNormalization needs foreground intensity properties of its channel")?;
@@ -66,7 +70,7 @@ impl Normalization {
     ///
     /// # Errors
     /// Returns a description of the problem if the intensities contradict the scheme.
-    pub fn apply(&self, mut image: ArrayViewMut3<f32>, inside: ArrayView3<bool>) -> Result<(), String> {
+    pub(super) fn apply(&self, mut image: ArrayViewMut3<f32>, inside: ArrayView3<bool>) -> Result<(), String> {
         match *self {
             Self::Ct { lower, upper, mean, std } => {
                 let divisor = std.max(EPSILON);
@@ -189,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn each_scheme_does_what_its_name_says() {
+    fn each_scheme_normalizes_as_documented() {
         let values = [0.0, 10.0, 30.0, 40.0];
         let std = 250f32.sqrt();
         let cases = [
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_masked_z_score_leaves_the_outside_alone() {
+    fn a_masked_z_score_leaves_the_outside_unchanged() {
         let got = normalized("ZScoreNormalization", true, &[0.0, 1.0, 3.0, 0.0]).unwrap();
         assert_eq!(got, [0.0, -1.0, 1.0, 0.0]);
     }
@@ -223,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_8_bit_image_is_refused() {
+    fn rejects_intensities_outside_8_bits() {
         let mut image = array![[[-1.0f32, 3.0]]];
         let defect = Normalization::RgbTo01.apply(image.view_mut(), array![[[true, true]]].view()).unwrap_err();
         assert!(defect.contains("-1 .. 3"), "{defect}");

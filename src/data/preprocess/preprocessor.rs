@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn transposes_crops_marks_the_outside_and_finds_the_way_back() {
+    fn transposes_crops_marks_the_outside_and_restores() {
         let case = case();
         let PreprocessedCase { data, labels, properties } =
             preprocessor(&[4.0, 3.0, 2.0], "NoNormalization", false).unwrap().run(&case).unwrap();
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_masked_z_score_counts_the_inside_only() {
+    fn a_masked_z_score_uses_only_the_inside() {
         let got = preprocessor(&[4.0, 3.0, 2.0], "ZScoreNormalization", true).unwrap().run(&case()).unwrap();
         let labels = got.labels.unwrap();
         let inside: Vec<f64> =
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_2d_configuration_leaves_the_slices_where_they_are() {
+    fn a_2d_configuration_keeps_the_slice_spacing() {
         let got = preprocessor(&[1.5, 1.0], "NoNormalization", false).unwrap().run(&case()).unwrap();
         assert_eq!(got.properties.spacing_after_resampling, [4.0, 1.5, 1.0]);
         assert_eq!(got.data.shape(), [1, 6, 6, 6]);
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unlabelled_case_has_no_labels_and_no_locations() {
+    fn an_unlabeled_case_has_no_labels_and_no_locations() {
         let got = preprocessor(&[4.0, 3.0, 2.0], "NoNormalization", false)
             .unwrap()
             .run(&Case { label: None, ..case() })
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_an_error_that_names_the_case() {
+    fn an_incompatible_case_is_named() {
         let fits = preprocessor(&[4.0, 3.0, 2.0], "NoNormalization", false).unwrap();
         let error = |case: &Case, preprocessor: &Preprocessor| preprocessor.run(case).unwrap_err().to_string();
 
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn plans_that_cannot_be_followed_are_refused() {
+    fn rejects_unsupported_plans() {
         let error = |spacing: &[f64], scheme| preprocessor(spacing, scheme, false).unwrap_err().to_string();
         assert!(error(&[1.0; 3], "Histogram").contains("configuration \"only\": channel 0"));
         assert!(error(&[1.0; 3], "CTNormalization").contains("foreground intensity properties"));

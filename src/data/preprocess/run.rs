@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn every_item_is_done_once_on_any_number_of_threads() {
+    fn every_item_is_processed_once_with_any_number_of_threads() {
         let items: Vec<usize> = (0..100).collect();
         for threads in [1, 3, 200] {
             let sum = AtomicUsize::new(0);

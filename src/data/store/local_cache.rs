@@ -10,9 +10,9 @@ use super::native::files_of;
 use nnunet_comm::distributed::Communicator;
 use nnunet_core::fsio;
 
-/// Copies `cases` of the store at `folder` into a separate folder below `local_cache_dir`, once per host, and returns that
-/// folder. The ranks of a host share the work; all files are present on return. An existing file of the same size and
-/// modification time is kept. Concurrent jobs may stage the same cases.
+/// Copies `cases` of the store at `folder` into a separate folder below `local_cache_dir`, once per host, and returns
+/// that folder. The ranks of a host share the work; all files are present on return. An existing file of the same size
+/// and modification time is kept. Concurrent jobs may copy the same cases.
 ///
 /// # Errors
 /// Returns an error if a file cannot be read or written; it names the folder and the space the cases need.
@@ -72,7 +72,7 @@ fn copy_all(
 #[derive(Debug, thiserror::Error)]
 pub enum LocalCacheError {
     /// A file could not be copied.
-    #[error("{}: cannot copy {megabytes} MB of preprocessed cases: {source}; use another --stage-dir, or omit it", folder.display())]
+    #[error("{}: cannot copy {megabytes} MB of preprocessed cases: {source}; use another --local-cache-dir, or omit it", folder.display())]
     Copy { folder: PathBuf, megabytes: u64, source: io::Error },
     /// Another rank failed.
     #[error("{0}")]
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_missing_or_other_is_copied() {
+    fn only_missing_or_changed_files_are_copied() {
         let store =
             folder_with(&[("a.npy", "data"), ("a_seg.npy", "labels"), ("a.json", "{}"), ("b.npy", "not asked for")]);
         let disk = tempfile::tempdir().unwrap();
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn stores_do_not_mix() {
+    fn stores_have_separate_folders() {
         let [one, other] = [(); 2].map(|()| folder_with(&[("a.npy", "x"), ("a_seg.npy", "y"), ("a.json", "{}")]));
         let disk = tempfile::tempdir().unwrap();
         let staged = |store: &tempfile::TempDir| {
@@ -151,11 +151,11 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_hold_them_is_named() {
+    fn an_unusable_cache_folder_is_named() {
         let store = folder_with(&[("a.npy", "x"), ("a_seg.npy", "y"), ("a.json", "{}"), ("file", "")]);
         let error = copy_to_local_cache(store.path(), &["a".to_owned()], &store.path().join("file"), &Single)
             .unwrap_err()
             .to_string();
-        assert!(error.contains("file: cannot copy 0 MB") && error.contains("--stage-dir"), "{error}");
+        assert!(error.contains("file: cannot copy 0 MB") && error.contains("--local-cache-dir"), "{error}");
     }
 }

@@ -19,7 +19,8 @@ pub use cached::CachedStore;
 pub use case::{ANNOTATED, CaseProperties, PreprocessedCase};
 pub use local_cache::{LocalCacheError, copy_label_maps_to_local_cache, copy_to_local_cache};
 pub use native::{NativeStore, clear, label_map, read_case_properties, write_case, write_label_map};
-pub use region::{OUTSIDE_INTENSITY, OUTSIDE_LABEL, Region};
+pub use region::Region;
+pub(crate) use region::{OUTSIDE_INTENSITY, OUTSIDE_LABEL};
 
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]

@@ -22,26 +22,26 @@ const MAX_HEADER: usize = 64 << 10;
 const TOO_SHORT: &str = "truncated within the header; preprocess again";
 
 /// An element type of stored arrays.
-pub trait Element: bytemuck::Pod + Send + Sync {
+pub trait NpyElement: bytemuck::Pod + Send + Sync {
     /// NumPy name (`descr`) of the type in native byte order.
     const DESCR: &'static str;
 }
 
-impl Element for f32 {
+impl NpyElement for f32 {
     const DESCR: &'static str = if cfg!(target_endian = "little") { "<f4" } else { ">f4" };
 }
 
-impl Element for i16 {
+impl NpyElement for i16 {
     const DESCR: &'static str = if cfg!(target_endian = "little") { "<i2" } else { ">i2" };
 }
 
 /// Labels in nnU-Net's own preprocessed folders.
-impl Element for i8 {
+impl NpyElement for i8 {
     const DESCR: &'static str = "|i1";
 }
 
 /// Writes an array in C order with [`fsio::write_unsynced`].
-pub fn write<T: Element>(path: &Path, array: ArrayView4<T>) -> Result<(), StoreError> {
+pub fn write<T: NpyElement>(path: &Path, array: ArrayView4<T>) -> Result<(), StoreError> {
     let header = encode_header::<T>(array.shape());
     let array = array.as_standard_layout();
     let elements = array.as_slice().expect("as_standard_layout gives C order");
@@ -55,14 +55,14 @@ pub fn write<T: Element>(path: &Path, array: ArrayView4<T>) -> Result<(), StoreE
 /// A memory-mapped file of `T` in C order with four dimensions.
 ///
 /// The store replaces files by renaming and never changes them in place, so the contents of a mapping are stable.
-pub struct MappedArray<T> {
+pub(super) struct MappedArray<T> {
     map: Mmap,
     data_at: usize,
     shape: [usize; 4],
     element: PhantomData<T>,
 }
 
-impl<T: Element> MappedArray<T> {
+impl<T: NpyElement> MappedArray<T> {
     /// Maps the file after checking its header and length.
     ///
     /// # Errors
@@ -106,7 +106,7 @@ pub fn byte_length<T>(data_at: usize, shape: [usize; 4]) -> Option<usize> {
 }
 
 /// Returns the file header of an array of this shape.
-pub fn encode_header<T: Element>(shape: &[usize]) -> Vec<u8> {
+pub fn encode_header<T: NpyElement>(shape: &[usize]) -> Vec<u8> {
     let extents: Vec<String> = shape.iter().map(usize::to_string).collect();
     let mut text = format!("{{'descr': '{}', 'fortran_order': False, 'shape': ({}), }}", T::DESCR, extents.join(", "));
     let prefix = MAGIC.len() + 4;
@@ -119,7 +119,7 @@ pub fn encode_header<T: Element>(shape: &[usize]) -> Vec<u8> {
 }
 
 /// Reads the header; returns its size in bytes and the shape, or a description of the problem.
-pub fn read_header<T: Element>(reader: &mut impl Read) -> Result<(usize, [usize; 4]), String> {
+pub fn read_header<T: NpyElement>(reader: &mut impl Read) -> Result<(usize, [usize; 4]), String> {
     let mut bytes = Vec::new();
     let mut read = |bytes: &mut Vec<u8>, length: usize| {
         let known = bytes.len();
@@ -133,7 +133,7 @@ pub fn read_header<T: Element>(reader: &mut impl Read) -> Result<(usize, [usize;
 }
 
 /// Parses the header; returns the data offset in bytes and the shape, or a description of the problem.
-pub fn decode_header<T: Element>(bytes: &[u8]) -> Result<(usize, [usize; 4]), String> {
+pub fn decode_header<T: NpyElement>(bytes: &[u8]) -> Result<(usize, [usize; 4]), String> {
     let (text_at, length) = header_text(bytes)?;
     let text = bytes.get(text_at..text_at + length).ok_or(TOO_SHORT)?;
     let text = std::str::from_utf8(text).map_err(|_| "the header is not text")?;
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_header_is_numpys_own() {
+    fn the_header_matches_numpy() {
         let bytes = encode_header::<f32>(&[1, 35, 51, 35]);
         let text = "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 35, 51, 35), }";
         assert_eq!(&bytes[..10], b"\x93NUMPY\x01\x00\x76\x00");
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_survives_the_disk_in_any_memory_order() {
+    fn arrays_of_any_memory_order_survive_a_round_trip() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npy");
         let array = Array4::from_shape_fn((2, 3, 4, 5), |(c, z, y, x)| (c * 1000 + z * 100 + y * 10 + x) as i16);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_kind_is_an_error_that_says_so() {
+    fn rejects_files_of_other_types() {
         let defect = |bytes: &[u8]| decode_header::<f32>(bytes).unwrap_err();
         let with = |text: &str| {
             let length = (text.len() as u16).to_le_bytes();

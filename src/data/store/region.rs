@@ -1,12 +1,13 @@
-//! A box of a case, without a copy.
+//! A box of a case without a copy, and copying boxes with padding.
 
 use std::ops::Range;
 
 use super::Patch;
 
 /// Intensity of padding outside the image, as in nnU-Net.
-pub const OUTSIDE_INTENSITY: f32 = 0.0;
-pub const OUTSIDE_LABEL: i16 = -1;
+pub(crate) const OUTSIDE_INTENSITY: f32 = 0.0;
+/// Label of padding outside the image, as in nnU-Net.
+pub(crate) const OUTSIDE_LABEL: i16 = -1;
 
 /// A view of a box within the arrays of a whole case.
 ///
@@ -71,7 +72,7 @@ impl<'a> Region<'a> {
     ///
     /// # Panics
     /// Panics if the patch differs in extent or is not in C order.
-    pub fn copy_to(&self, patch: &mut Patch) {
+    pub(crate) fn copy_to(&self, patch: &mut Patch) {
         let voxels = self.size.iter().product::<usize>().max(1);
         let data = patch.data.as_slice_mut().expect("patches are in C order");
         for (source, target) in self.channels().zip(data.chunks_exact_mut(voxels)) {
@@ -91,7 +92,7 @@ impl<'a> Region<'a> {
 ///
 /// # Panics
 /// Panics if the length of a slice does not match its shape.
-pub fn copy_box<T: Copy>(
+fn copy_box<T: Copy>(
     source: &[T],
     source_shape: [usize; 3],
     lo: [isize; 3],
@@ -135,7 +136,7 @@ mod tests {
     use ndarray::{Array3, Array4, s};
 
     #[test]
-    fn a_region_knows_its_voxels_and_copies_padding_around_them() {
+    fn a_region_is_copied_with_padding() {
         let mut case = Patch {
             data: Array4::ones((2, 4, 5, 6)),
             labels: Array3::zeros((4, 5, 6)),
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_overlap_is_what_both_have() {
+    fn overlap_is_the_intersection_of_box_and_source() {
         assert_eq!(overlap(0, 4, 4), 0..4);
         assert_eq!(overlap(2, 4, 4), 0..2);
         assert_eq!(overlap(-1, 4, 9), 1..4);

@@ -1,4 +1,4 @@
-//! Paths of the files of one training run.
+//! Paths of the files of one training run, and the name of its fold.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

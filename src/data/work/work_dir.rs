@@ -1,4 +1,4 @@
-//! Locations of the files of a dataset and its runs.
+//! Locations of the files of a dataset and its runs, and the link to the raw dataset.
 
 use std::path::{Path, PathBuf};
 
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plans_have_their_own_files_and_runs() {
+    fn plans_have_separate_files_and_runs() {
         let work = WorkDir::new("w");
         assert_eq!(work.plans(), Path::new("w/nnUNetPlans.json"));
         assert_eq!(work.run("2d", FoldId::Number(1)).root(), Path::new("w/runs/2d/fold_1"));
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn plans_stay_in_their_folder_and_overwrite_nothing_else() {
+    fn plans_names_cannot_leave_the_folder_or_overwrite_other_files() {
         for name in ["nnUNetPlans", "nnUNetResEncUNetMPlans", "plans_24GB.v2", "größer-3"] {
             assert_eq!(check_plans_name(name), Ok(()));
         }
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_link_is_absolute_and_reads_back() {
+    fn the_link_is_absolute_and_survives_a_round_trip() {
         let directory = tempfile::tempdir().unwrap();
         let work = WorkDir::new(directory.path().join("w"));
         assert!(Source::load(&work).unwrap_err().to_string().contains("nnunet-dist plan"));

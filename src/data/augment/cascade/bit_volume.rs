@@ -16,7 +16,7 @@ pub struct BitVolume {
 
 impl BitVolume {
     /// Creates an empty set for a volume of this extent, `(z, y, x)`.
-    pub fn empty(shape: [usize; 3]) -> Self {
+    pub(super) fn empty(shape: [usize; 3]) -> Self {
         let row = shape[2].div_ceil(64);
         Self { shape, row, words: vec![0; shape[0] * shape[1] * row] }
     }
@@ -25,7 +25,7 @@ impl BitVolume {
     ///
     /// # Panics
     /// Panics if the number of labels differs from the number of voxels.
-    pub fn from_label(labels: &[i16], shape: [usize; 3], label: i16) -> Self {
+    pub(super) fn from_label(labels: &[i16], shape: [usize; 3], label: i16) -> Self {
         assert_eq!(labels.len(), shape.iter().product::<usize>());
         let mut set = Self::empty(shape);
         if !labels.is_empty() {
@@ -36,27 +36,29 @@ impl BitVolume {
     }
 
     /// Returns the extent, `(z, y, x)`.
-    pub fn shape(&self) -> [usize; 3] {
+    pub(super) fn shape(&self) -> [usize; 3] {
         self.shape
     }
 
     /// Returns the number of voxels in the set.
-    pub fn count(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
     /// Returns true if the set is empty.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
     }
 
     /// Returns true if the voxel is in the set.
-    pub fn contains(&self, [z, y, x]: [usize; 3]) -> bool {
+    #[cfg(test)]
+    pub(crate) fn contains(&self, [z, y, x]: [usize; 3]) -> bool {
         self.words_of(z, y)[x / 64] >> (x % 64) & 1 == 1
     }
 
     /// Removes the voxels `begin..end` of a row from the set.
-    pub fn remove(&mut self, [z, y]: [usize; 2], begin: usize, end: usize) {
+    pub(super) fn remove(&mut self, [z, y]: [usize; 2], begin: usize, end: usize) {
         let at = (z * self.shape[1] + y) * self.row;
         for x in begin..end {
             self.words[at + x / 64] &= !(1 << (x % 64));
@@ -64,13 +66,13 @@ impl BitVolume {
     }
 
     /// Removes the voxels of another set of the same extent.
-    pub fn subtract(&mut self, other: &Self) {
+    pub(super) fn subtract(&mut self, other: &Self) {
         debug_assert_eq!(self.shape, other.shape);
         self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= !other);
     }
 
     /// Returns the complement of the set.
-    pub fn complement(&self) -> Self {
+    pub(super) fn complement(&self) -> Self {
         let last = tail(self.shape[2]);
         let mut words: Vec<u64> = self.words.iter().map(|word| !word).collect();
         words.iter_mut().skip(self.row.saturating_sub(1)).step_by(self.row.max(1)).for_each(|word| *word &= last);
@@ -81,7 +83,7 @@ impl BitVolume {
     ///
     /// # Panics
     /// Panics if the length of `channel` differs from the number of voxels.
-    pub fn write_to(&self, channel: &mut [f32]) {
+    pub(crate) fn write_to(&self, channel: &mut [f32]) {
         assert_eq!(channel.len(), self.shape.iter().product::<usize>());
         if !channel.is_empty() {
             let rows = self.words.chunks_exact(self.row).zip(channel.chunks_exact_mut(self.shape[2]));
@@ -90,13 +92,13 @@ impl BitVolume {
     }
 
     /// Returns the connected components of the set.
-    pub fn components(&self) -> Components {
+    pub(super) fn components(&self) -> Components {
         let [nz, ny, _] = self.shape;
         Components::find([nz, ny], |[z, y], runs| add_runs(self.words_of(z, y), runs))
     }
 
     /// Removes a component, as returned by [`BitVolume::components`], from the set.
-    pub fn remove_component(&mut self, components: &Components, component: usize) {
+    pub(super) fn remove_component(&mut self, components: &Components, component: usize) {
         let runs = components.runs().filter(|(_, other)| *other == component);
         runs.for_each(|(run, _)| self.remove(run.row, run.begin, run.end));
     }
@@ -169,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_of_voxels_is_that_of_their_label() {
+    fn a_set_contains_the_voxels_of_its_label() {
         for shape in [[2, 3, 5], [1, 2, 64], [2, 1, 70], [3, 2, 128]] {
             let voxels = shape.iter().product::<usize>();
             let labels: Vec<i16> = (0..voxels).map(|index| (index * index % 7) as i16 - 1).collect();

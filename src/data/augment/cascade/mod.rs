@@ -10,5 +10,4 @@ mod morphology;
 mod previous_stage;
 
 pub use bit_volume::BitVolume;
-pub use morphology::{Ball, Morphology};
-pub use previous_stage::{PreviousStage, RandomBinaryOperator, RemoveRandomComponent};
+pub use previous_stage::PreviousStage;

@@ -9,19 +9,19 @@ use super::bit_volume::{BitVolume, tail};
 /// A ball of voxels with a diameter of `size`, the structuring element of [`Morphology`]; a disk in a single slice.
 ///
 /// Its offsets along each axis are `k - floor((size - 1) / 2)` for `k` in `0..size`, limited to points at most
-/// `(size - 1) / 2` from the center. A ball of even size has its center between voxels and therefore shifts its operand by half
-/// a voxel, as in nnU-Net: there a radius is any real number, from which scikit-image's `ball` makes a grid of `int(2 *
-/// radius + 1)` points. (On that grid, rounding decides points exactly at the radius; here they belong to the ball.
+/// `(size - 1) / 2` from the center. A ball of even size has its center between voxels and therefore shifts its operand
+/// by half a voxel, as in nnU-Net: there a radius is any real number, from which scikit-image's `ball` makes a grid of
+/// `int(2 * radius + 1)` points. (On that grid, rounding decides points exactly at the radius; here they belong to the ball.
 /// scikit-image's `disk` differs in the last column.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ball {
+pub(super) struct Ball {
     size: usize,
 }
 
 /// The four binary morphology operators (batchgeneratorsv2 `ApplyRandomBinaryOperatorTransform`). Voxels outside the
 /// patch have no influence: they are unset for a dilation and set for an erosion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Morphology {
+pub(super) enum Morphology {
     Dilation,
     Erosion,
     /// Dilation followed by erosion: fills gaps.
@@ -32,10 +32,10 @@ pub enum Morphology {
 
 impl Morphology {
     /// All operators.
-    pub const ALL: [Self; 4] = [Self::Dilation, Self::Erosion, Self::Closing, Self::Opening];
+    pub(super) const ALL: [Self; 4] = [Self::Dilation, Self::Erosion, Self::Closing, Self::Opening];
 
     /// Applies the operator.
-    pub fn apply(self, set: &BitVolume, ball: Ball) -> BitVolume {
+    pub(super) fn apply(self, set: &BitVolume, ball: Ball) -> BitVolume {
         match self {
             Self::Dilation => dilate(set, ball),
             Self::Erosion => erode(set, ball),
@@ -50,19 +50,20 @@ const MARGIN: usize = Ball::MAX_SIZE / 2;
 
 impl Ball {
     /// Diameter of the largest ball: nnU-Net's largest radius is 8.
-    pub const MAX_SIZE: usize = 17;
+    pub(super) const MAX_SIZE: usize = 17;
 
     /// Creates the ball that nnU-Net uses for a radius of 1 to 8 voxels.
     ///
     /// # Panics
     /// Panics if the radius is out of range.
-    pub fn new(radius: f64) -> Self {
+    pub(super) fn new(radius: f64) -> Self {
         assert!((1.0..=8.0).contains(&radius), "a ball of radius {radius}");
         Self { size: (2.0 * radius + 1.0) as usize }
     }
 
     /// Returns the extent along each axis, in voxels.
-    pub fn size(self) -> usize {
+    #[cfg(test)]
+    pub(super) fn size(self) -> usize {
         self.size
     }
 
@@ -215,7 +216,7 @@ mod tests {
 
     /// Counts and hashes of the results of batchgeneratorsv2 0.3.6 and scikit-image 0.26.0 for the same set and `ball`.
     #[test]
-    fn the_operators_are_those_of_the_reference() {
+    fn the_operators_match_the_reference() {
         let set = set([18, 22, 70]);
         assert_eq!(set.count(), 3937);
         for (radius, size, expected) in [
@@ -299,7 +300,7 @@ mod tests {
 
     /// Compares with a voxel-by-voxel implementation of the definition.
     #[test]
-    fn a_dilation_sets_what_the_ball_around_a_voxel_meets() {
+    fn dilation_matches_its_definition() {
         for shape in [[7, 9, 66], [1, 20, 30], [2, 3, 4]] {
             let set = set(shape);
             for radius in [1.0, 1.5, 2.7, 4.2, 7.9, 8.0] {
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn an_erosion_does_not_eat_from_the_border() {
+    fn erosion_does_not_start_at_the_border() {
         let all = BitVolume::empty([5, 6, 80]).complement();
         assert_eq!(Morphology::Erosion.apply(&all, Ball::new(8.0)), all);
         let none = all.complement();

@@ -1,4 +1,4 @@
-//! One-hot encoding and augmentation of the previous stage's label map.
+//! One-hot encoding of the previous stage's label map, and random errors added to it.
 
 use std::ops::Range;
 
@@ -6,7 +6,8 @@ use nnunet_core::rng::Stream;
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-use super::{Ball, BitVolume, Morphology};
+use super::bit_volume::BitVolume;
+use super::morphology::{Ball, Morphology};
 use crate::augment::distributions::{chance, uniform};
 
 /// Encodes the previous stage's segmentation as one channel per foreground class and augments the channels.
@@ -78,16 +79,16 @@ impl PreviousStage {
 /// uniformly, with a ball radius drawn uniformly from `radius`, in voxels, within 1 to 8. Voxels gained by a class are
 /// removed from the others.
 #[derive(Clone, Debug)]
-pub struct RandomBinaryOperator {
+struct RandomBinaryOperator {
     /// Radius of the ball in voxels.
-    pub radius: Range<f64>,
+    radius: Range<f64>,
     /// Probability of changing each class.
-    pub per_label: f64,
+    per_label: f64,
 }
 
 impl RandomBinaryOperator {
     /// Changes the classes in place.
-    pub fn apply(&self, classes: &mut [BitVolume], rng: &mut Stream) {
+    fn apply(&self, classes: &mut [BitVolume], rng: &mut Stream) {
         let mut order: Vec<usize> = (0..classes.len()).collect();
         order.shuffle(rng);
         for class in order {
@@ -115,16 +116,16 @@ fn replace(classes: &mut [BitVolume], class: usize, by: BitVolume) {
 /// uniformly among those smaller than `smaller_than` of the patch. nnU-Net can also assign it to another class, with a
 /// probability that its trainer sets to 0; this is not implemented.
 #[derive(Clone, Debug)]
-pub struct RemoveRandomComponent {
+struct RemoveRandomComponent {
     /// Maximum component size as a fraction of the patch's voxels, 0 to 1.
-    pub smaller_than: f64,
+    smaller_than: f64,
     /// Probability of changing each class.
-    pub per_label: f64,
+    per_label: f64,
 }
 
 impl RemoveRandomComponent {
     /// Changes the classes in place.
-    pub fn apply(&self, classes: &mut [BitVolume], rng: &mut Stream) {
+    fn apply(&self, classes: &mut [BitVolume], rng: &mut Stream) {
         let mut order: Vec<usize> = (0..classes.len()).collect();
         order.shuffle(rng);
         for class in order {
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_channels_are_augmented_as_often_as_documented() {
+    fn augmentations_have_the_documented_probability() {
         let mut labels = [0; 16 * 16 * 16];
         labels[8 * 256 + 8 * 16 + 8] = 1;
         let stage = PreviousStage::nnunet(vec![1]);
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn each_class_is_changed_half_of_the_time_and_classes_never_overlap() {
+    fn classes_change_with_the_given_probability_and_never_overlap() {
         let original = two_cubes();
         let (mut changed, mut grown, mut shrunk) = (0, 0, 0);
         for index in 0..400 {
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_class_gains_another_loses() {
+    fn voxels_gained_by_a_class_are_removed_from_the_others() {
         let mut classes = two_cubes();
         let grown = Morphology::Dilation.apply(&classes[0], Ball::new(2.0));
         let expected = {
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn small_parts_go_as_often_as_each_other_and_large_ones_stay() {
+    fn small_components_are_removed_equally_often_and_large_ones_never() {
         let transform = RemoveRandomComponent { smaller_than: 0.15, per_label: 0.5 };
         let (mut pair, mut single, mut second) = (0, 0, 0);
         for index in 0..2000 {
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_larger_bound_lets_the_slab_go_too() {
+    fn a_larger_bound_includes_the_slab() {
         let transform = RemoveRandomComponent { smaller_than: 0.25, per_label: 1.0 };
         let slab_is_gone = |index: u64| {
             let mut classes = slab_and_components();
