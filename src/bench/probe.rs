@@ -7,7 +7,7 @@ use burn::tensor::{Distribution, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::timing::measure;
+use super::measure::measure;
 use nnunet_nn::Device;
 use nnunet_nn::ops::{self, ConvParams, NnOps, Precision};
 

@@ -1,13 +1,17 @@
-//! Benchmark of the training step: forward, loss, backward, clipping and update on one generated batch in memory.
+//! Benchmark of the training step: time, memory, and time per operation.
+//!
+//! A step is forward, loss, backward, clipping and update on one generated batch in memory.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ndarray::{Array4, Array5};
 
+use super::measure::memory_in_use;
 use super::{Row, Timings, Work, measure};
 use nnunet_comm::distributed::{CommError, Single};
-use nnunet_data::plan::{NetworkShape, PLAIN_CONV_UNET};
+use nnunet_data::plan::{NetworkShape, PLAIN_CONV_UNET, assumed_memory_gb};
+use nnunet_nn::Device;
 use nnunet_nn::backend::ComputeBackend;
 use nnunet_nn::loss::{self, SegmentationLoss, Target};
 use nnunet_nn::model::{UNet, UNetSpec};
@@ -32,6 +36,19 @@ pub struct StepBench {
     pub precision: Precision,
     /// Whether activations within stages are recomputed in the backward pass.
     pub gradient_checkpointing: bool,
+}
+
+/// Memory of training steps, and the planner's estimate.
+#[derive(Clone, Debug)]
+pub struct StepMemory {
+    /// Bytes in use on the device after some steps; a peak, because Burn's pool does not release memory. On the CPU,
+    /// the peak of the process. `None` if the system does not report it.
+    pub peak_bytes: Option<u64>,
+    /// Bytes in use on the device before the steps.
+    pub before_bytes: Option<u64>,
+    pub planned_gb: f64,
+    /// Times of the steps.
+    pub steps: Vec<Row>,
 }
 
 /// nnU-Net's plain U-Net with two convolutions of kernel size 3 per stage; each stage except the first halves the
@@ -79,6 +96,18 @@ impl StepBench {
         let work =
             Work { items: self.batch_size as f64, flops: self.flops(), precision: self.precision, ..Work::default() };
         Row { name: name.into(), unit: "samples", work, seconds: seconds.divided_by(steps) }
+    }
+
+    /// Runs a few steps and measures their memory.
+    ///
+    /// # Errors
+    /// Never returns an error with a single process.
+    pub fn memory<B: ComputeBackend>(&self, kind: Device, device: B::Device) -> Result<StepMemory, CommError> {
+        let before_bytes = memory_in_use(kind);
+        let steps = self.run::<B>(device, 1)?;
+        let Self { network, patch, batch_size, .. } = self;
+        let planned_gb = assumed_memory_gb(&network.shape, *patch, network.classes, *batch_size);
+        Ok(StepMemory { peak_bytes: memory_in_use(kind), before_bytes, planned_gb, steps })
     }
 
     /// One row per operation of a step, longest first, with the share of its time in oneDNN; one for the time between

@@ -1,13 +1,19 @@
-//! Selection of the configuration or ensemble with the highest Dice.
+//! Selection of the configuration or ensemble with the highest Dice, and the commands that predict with it.
 
-use super::candidate::Candidate;
-use super::information::{Best, Information, Model};
-use super::{CrossvalError, HeldOutResults, instructions};
+use std::path::PathBuf;
+
+use indexmap::IndexMap;
 use nnunet_core::fsio;
 use nnunet_data::plan::Plans;
 use nnunet_data::work::WorkDir;
 use nnunet_eval::json_to_file;
 use nnunet_eval::postprocess::{DetermineOptions, Determined, determine};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::candidate::{Candidate, name_of};
+use super::held_out::folds_text;
+use super::{CrossvalError, HeldOutResults};
 
 /// nnU-Net's configurations, in the order of comparison.
 const CONFIGURATIONS: [&str; 4] = ["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"];
@@ -111,11 +117,104 @@ fn trained(work: &WorkDir, plans: &Plans, named: &[String]) -> Result<Vec<String
     Ok(configurations)
 }
 
+/// Contents of `inference_information.json`: same as nnU-Net's, without the trainer name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Information {
+    pub folds: Vec<usize>,
+    pub dataset_name_or_id: String,
+    pub considered_models: Vec<Model>,
+    pub ensembling_allowed: bool,
+    /// Mean Dice over the held-out cases by configuration or ensemble.
+    pub all_results: IndexMap<String, f64>,
+    pub best_model_or_ensemble: Best,
+}
+
+/// A trained configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    pub configuration: String,
+    pub plans_identifier: String,
+}
+
+/// The selected configuration or ensemble.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    pub result_on_crossval_pre_pp: f64,
+    pub result_on_crossval_post_pp: f64,
+    pub postprocessing_file: PathBuf,
+    pub some_plans_file: PathBuf,
+    /// One configuration, or the members of an ensemble.
+    pub selected_model_or_models: Vec<Model>,
+}
+
+impl Information {
+    /// All results in aligned columns, the best marked.
+    pub fn table(&self) -> String {
+        let models = &self.best_model_or_ensemble.selected_model_or_models;
+        let members: Vec<&str> = models.iter().map(|model| model.configuration.as_str()).collect();
+        let best = name_of(&members, &folds_text(&self.folds));
+        let width = self.all_results.keys().map(|name| name.chars().count()).max().unwrap_or(0);
+        let line = |(name, dice): (&String, &f64)| {
+            let mark = if *name == best { "  best" } else { "" };
+            format!("{name:<width$}  {dice:.4}{mark}\n")
+        };
+        self.all_results.iter().map(line).collect()
+    }
+}
+
+/// One command per line with placeholders in capitals, and a heading line before each step.
+///
+/// # Errors
+/// Returns an error if the plans cannot be read or lack the configuration.
+pub fn instructions(information: &Information, work: &WorkDir) -> Result<String, CrossvalError> {
+    let plans = Plans::load(&work.plans())?;
+    let best = &information.best_model_or_ensemble;
+    let models = &best.selected_model_or_models;
+    let is_ensemble = models.len() > 1;
+    let mut lines = vec!["Predict:".to_owned()];
+    let mut outputs = Vec::new();
+    for (number, model) in (1..).zip(models) {
+        let output = if is_ensemble { format!("OUTPUT_FOLDER_MODEL_{number}") } else { "OUTPUT_FOLDER".to_owned() };
+        let previous = plans.configuration(&model.configuration)?.previous_stage;
+        let mut command = predict(information, work, &model.configuration, &output);
+        if let Some(previous) = previous.as_ref().and_then(Value::as_str) {
+            lines.push(predict(information, work, previous, &format!("{output}_PREVIOUS_STAGE")));
+            command += &format!(" --prev-stage-predictions {output}_PREVIOUS_STAGE");
+        }
+        if is_ensemble {
+            command += " --save-probabilities";
+        }
+        lines.push(command);
+        outputs.push(output);
+    }
+    if is_ensemble {
+        lines.extend(["".to_owned(), "Average the members' probabilities:".to_owned()]);
+        let dataset = quoted(&work.dataset_json().display().to_string());
+        let inputs = outputs.join(" ");
+        lines.push(format!("nnunet-dist ensemble -i {inputs} -o OUTPUT_FOLDER --dataset-json {dataset}"));
+    }
+    lines.extend(["".to_owned(), "Postprocess:".to_owned()]);
+    let file = quoted(&best.postprocessing_file.display().to_string());
+    lines.push(format!("nnunet-dist postprocess -i OUTPUT_FOLDER -o OUTPUT_FOLDER_PP --pp {file}"));
+    Ok(lines.join("\n") + "\n")
+}
+
+fn predict(information: &Information, work: &WorkDir, configuration: &str, output: &str) -> String {
+    let runs = quoted(&work.runs(configuration).display().to_string());
+    let folds: Vec<String> = information.folds.iter().map(usize::to_string).collect();
+    format!("nnunet-dist predict -r {runs} -f {} -i INPUT_FOLDER -o {output}", folds.join(" "))
+}
+
+/// Quotes a text as one shell word.
+fn quoted(text: &str) -> String {
+    let is_plain = |character: char| character.is_alphanumeric() || "/._-+=:@%".contains(character);
+    if text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 #[cfg(test)]
 mod tests {
-    use indexmap::IndexMap;
-
     use super::*;
+    use indexmap::IndexMap;
     use nnunet_eval::{CaseResult, Metrics, Summary};
 
     #[test]

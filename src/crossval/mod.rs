@@ -6,17 +6,12 @@
 //! compares configurations and pairs of them, determines the postprocessing of the best, and writes the inference
 //! commands.
 
-mod accumulate;
 mod best;
 mod candidate;
 mod error;
 mod held_out;
-mod information;
-mod instructions;
 
-pub use accumulate::accumulate;
-pub use best::{BestOptions, find_best};
+pub use best::{Best, BestOptions, Information, Model, find_best, instructions};
+pub use candidate::accumulate;
 pub use error::CrossvalError;
 pub use held_out::HeldOutResults;
-pub use information::{Best, Information, Model};
-pub use instructions::instructions;

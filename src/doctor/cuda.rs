@@ -2,8 +2,9 @@
 
 use std::ffi::{CStr, c_char, c_int};
 
+use libloading::{Library, Symbol};
+
 use super::Finding;
-use super::shared_library::SharedLibrary;
 
 /// Whether this build supports training on a GPU and therefore requires these parts.
 const CUDA_BUILD: bool = cfg!(feature = "cuda");
@@ -170,6 +171,33 @@ impl Driver {
 
 fn succeeds(status: c_int, function: &str) -> Result<(), String> {
     if status == SUCCESS { Ok(()) } else { Err(format!("{function} fails with error {status}")) }
+}
+
+/// A vendor library, kept open to the end of the process: unloading CUDA libraries is not safe.
+pub(super) struct SharedLibrary {
+    handle: &'static Library,
+    /// The name under which it was found.
+    pub(super) name: &'static str,
+}
+
+impl SharedLibrary {
+    /// Opens the first of `names` that the loader finds.
+    pub(super) fn open(names: &[&'static str]) -> Option<Self> {
+        names.iter().find_map(|&name| {
+            // SAFETY: these are vendor libraries, whose initializers may be run by any process.
+            let library = unsafe { Library::new(name) }.ok()?;
+            Some(Self { handle: Box::leak(Box::new(library)), name })
+        })
+    }
+
+    /// Looks up a function of the library.
+    ///
+    /// # Safety
+    /// `F` must be the function's type in the vendor's header.
+    pub(super) unsafe fn function<F>(&self, name: &str) -> Option<Symbol<'static, F>> {
+        // SAFETY: guaranteed by the caller.
+        unsafe { self.handle.get(name.as_bytes()) }.ok()
+    }
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ impl Classes {
 }
 
 /// Key of a class or region in `summary.json`: an integer or a tuple of integers as Python prints it.
-pub fn key(class: &LabelValue) -> String {
+pub fn class_key(class: &LabelValue) -> String {
     match class {
         LabelValue::Class(class) => class.to_string(),
         LabelValue::Region(labels) => match labels.as_slice() {
@@ -112,9 +112,9 @@ mod tests {
     #[test]
     fn regions_keep_the_order_of_the_file() {
         let classes = read(r#"{"labels": {"background": 0, "whole": [1, 2, 3], "core": [3, 2], "edge": 3}}"#).unwrap();
-        let keys: Vec<_> = classes.foreground.iter().map(key).collect();
+        let keys: Vec<_> = classes.foreground.iter().map(class_key).collect();
         assert_eq!(keys, ["(1, 2, 3)", "(3, 2)", "3"]);
-        assert_eq!(key(&LabelValue::Region(vec![4])), "(4,)");
+        assert_eq!(class_key(&LabelValue::Region(vec![4])), "(4,)");
     }
 
     #[test]

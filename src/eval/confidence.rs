@@ -3,48 +3,12 @@
 use indexmap::IndexMap;
 use rand::Rng;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
-use super::quantile::quantile;
-use super::summary::{BACKGROUND, mean_of, mean_of_defined};
-use super::{Metrics, Summary, json};
+use super::summary::{BACKGROUND, Confidence, Interval, Metrics, Summary, mean_of, mean_of_defined, quantile};
 use nnunet_core::rng::{Purpose, stream};
 
 /// Confidence level of the intervals.
 const LEVEL: f64 = 0.95;
-
-/// Confidence intervals of the means in a [`Summary`].
-///
-/// Bootstrap: all cases are resampled with replacement, and the means are computed as for the summary. The interval is
-/// the range from the 2.5th to the 97.5th percentile of the resampled means (Efron and Tibshirani: An introduction to
-/// the bootstrap, 1993, chapter 13). All classes and metrics share the same resamples. Resamples in which a mean is
-/// undefined are excluded from its interval.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Confidence {
-    /// Confidence level, `0.0..1.0`.
-    pub level: f64,
-    /// Number of bootstrap resamples.
-    pub resamples: usize,
-    /// Seed of the resampling.
-    pub seed: u64,
-    /// Intervals of the mean over classes, by metric.
-    pub foreground_mean: IndexMap<String, Interval>,
-    /// Intervals by class and metric.
-    pub mean: IndexMap<String, IndexMap<String, Interval>>,
-}
-
-/// A confidence interval and its number of cases.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Interval {
-    /// Lower bound; NaN if undefined.
-    #[serde(deserialize_with = "json::null_is_nan")]
-    pub lower: f64,
-    /// Upper bound; NaN if undefined.
-    #[serde(deserialize_with = "json::null_is_nan")]
-    pub upper: f64,
-    /// Number of cases in which the metric is defined; for the mean over classes, in which it is defined for any class.
-    pub cases: usize,
-}
 
 impl Summary {
     /// Adds [`Summary::confidence`] from `resamples` bootstrap resamples; no-op if there are no resamples or no cases.

@@ -1,15 +1,15 @@
-//! Evaluation of pairs of files.
+//! Evaluation of pairs of files, and pairing of the label maps of two folders.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
-use super::classes::key;
-use super::masks::ClassMasks;
-use super::{CaseResult, Classes, Confusion, EvalError, Measure, Measures, Metrics, Summary, SurfaceDistances};
 use nnunet_data::dataset::LabelValue;
 use nnunet_image::{LabelMap, read_labels};
+use rayon::prelude::*;
+
+use super::classes::class_key;
+use super::surface::ClassMasks;
+use super::{CaseResult, Classes, Confusion, EvalError, Measure, Measures, Metrics, Summary, SurfaceDistances};
 
 /// A predicted label map and its reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub fn evaluate_cases(pairs: &[Pair], classes: &Classes, measures: &Measures) ->
 }
 
 /// All labels that occur in any of the files.
-pub(super) fn labels_of(pairs: &[Pair]) -> Result<BTreeSet<i16>, EvalError> {
+fn labels_of(pairs: &[Pair]) -> Result<BTreeSet<i16>, EvalError> {
     let labels: Vec<_> = pairs
         .par_iter()
         .map(|pair| {
@@ -79,7 +79,7 @@ fn evaluate_pair(pair: &Pair, classes: &Classes, measures: &Measures) -> Result<
         .then(|| ClassMasks::new(prediction.data.view(), reference.data.view(), classes.ignore_label));
     let spacing = reference.geometry.spacing;
     let metrics = classes.foreground.par_iter().map(|class| {
-        let key = key(class);
+        let key = class_key(class);
         let surfaces = masks.as_ref().map(|masks| surface_distances(masks, class, spacing));
         let mut metrics = counts.metrics(class, classes.ignore_label);
         for &measure in &measures.chosen {
@@ -121,6 +121,106 @@ fn measure_from_counts(measure: Measure, metrics: &Metrics<u64>, voxel: f64) -> 
     }
 }
 
+/// File name endings of label maps. The header represents a `.hdr` / `.img` pair.
+const ENDINGS: [&str; 11] =
+    [".nii.gz", ".nii", ".hdr", ".mha", ".mhd", ".nrrd", ".nhdr", ".png", ".bmp", ".tiff", ".tif"];
+/// Maximum number of names an error lists.
+const LISTED: usize = 10;
+
+/// Options of [`evaluate_folder`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FolderOptions {
+    /// Classes to evaluate; by default those of the `dataset.json` in or beside the reference folder, else of the one
+    /// in the prediction folder, else all labels that occur in either folder.
+    pub classes: Option<Classes>,
+    /// Ignore references without a prediction (nnU-Net's `--chill`).
+    pub allow_missing: bool,
+    /// Measures in addition to nnU-Net's metrics.
+    pub measures: Measures,
+}
+
+/// Evaluates the label maps of two folders, paired by file name without ending.
+///
+/// # Errors
+/// Returns [`EvalError::Unpaired`] if a file has no counterpart; otherwise an error in the cases of
+/// [`super::evaluate_files`].
+pub fn evaluate_folder(predictions: &Path, truth: &Path, options: &FolderOptions) -> Result<Summary, EvalError> {
+    let pairs = pair_folders(predictions, truth, options.allow_missing)?;
+    let classes = match (&options.classes, dataset_json(predictions, truth)) {
+        (Some(classes), _) => classes.clone(),
+        (None, Some(path)) => Classes::read(&path)?,
+        (None, None) => Classes::from_labels(&labels_of(&pairs)?),
+    };
+    if classes.foreground.is_empty() {
+        return Err(EvalError::invalid(truth, "has no foreground class to evaluate"));
+    }
+    evaluate_files(&pairs, &classes, &options.measures)
+}
+
+fn dataset_json(predictions: &Path, truth: &Path) -> Option<PathBuf> {
+    let places = [truth.join("dataset.json"), truth.join("../dataset.json"), predictions.join("dataset.json")];
+    places.into_iter().find(|path| path.is_file())
+}
+
+/// Pairs the label maps of two folders by file name without ending, in the order of the case names.
+///
+/// # Errors
+/// Returns an error if a folder cannot be read or a file has no counterpart. References without a prediction are
+/// accepted if `allow_missing` is set; predictions without a reference never are.
+pub fn pair_folders(predictions: &Path, truth: &Path, allow_missing: bool) -> Result<Vec<Pair>, EvalError> {
+    let mut predicted = label_maps(predictions)?;
+    let references = label_maps(truth)?;
+    let without_prediction = references.keys().filter(|case| !allow_missing && !predicted.contains_key(*case));
+    let without_prediction: Vec<_> = without_prediction.collect();
+    let without_reference: Vec<_> = predicted.keys().filter(|case| !references.contains_key(*case)).collect();
+    if !without_prediction.is_empty() || !without_reference.is_empty() {
+        let missing = [(predictions, without_prediction), (truth, without_reference)];
+        let lines = missing.iter().filter(|(_, cases)| !cases.is_empty());
+        let lines: Vec<_> = lines.map(|(folder, cases)| list_missing(folder, cases)).collect();
+        return Err(EvalError::Unpaired(lines.join("; ")));
+    }
+    let pairs = references
+        .into_iter()
+        .filter_map(|(case, reference)| predicted.remove(&case).map(|prediction| Pair { prediction, reference }));
+    Ok(pairs.collect())
+}
+
+fn list_missing(folder: &Path, cases: &[&String]) -> String {
+    let listed: Vec<_> = cases.iter().take(LISTED).map(|case| case.as_str()).collect();
+    let more = if cases.len() > LISTED { ", …" } else { "" };
+    format!("{}: missing label maps of {} case(s): {}{more}", folder.display(), cases.len(), listed.join(", "))
+}
+
+/// Label maps of a folder by case; hidden files and other file types are ignored.
+///
+/// # Errors
+/// Returns an error if the folder cannot be read, has no label map, or has two of one case.
+pub fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>, EvalError> {
+    let mut cases = BTreeMap::new();
+    let mut twice = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).map_err(EvalError::io(folder))? {
+        let path = entry.map_err(EvalError::io(folder))?.path();
+        let Some(case) = case_of(&path) else { continue };
+        if cases.insert(case.clone(), path).is_some() {
+            twice.insert(case);
+        }
+    }
+    if !twice.is_empty() {
+        let twice: Vec<_> = twice.into_iter().take(LISTED).collect();
+        return Err(EvalError::invalid(folder, format!("has more than one label map of {}", twice.join(", "))));
+    }
+    if cases.is_empty() {
+        return Err(EvalError::invalid(folder, format!("has no label maps ({})", ENDINGS.join(", "))));
+    }
+    Ok(cases)
+}
+
+fn case_of(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str().filter(|name| !name.starts_with('.'))?;
+    let case = ENDINGS.iter().find_map(|ending| name.strip_suffix(ending))?;
+    Some(case.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,5 +242,51 @@ mod tests {
         assert_eq!((precision, specificity, avd), (0.0, 0.625, 1.5));
         let [sensitivity, precision, ..] = measured(&Metrics::from_counts(0, 0, 3, 5))[..] else { panic!() };
         assert!(sensitivity == 0.0 && precision.is_nan());
+    }
+
+    fn folder(files: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            std::fs::write(folder.path().join(file), "").unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn files_are_paired_by_case_whatever_their_ending() {
+        let predictions = folder(&["b.nii.gz", "a.nii.gz", "summary.json", "a.npz", "._a.nii.gz"]);
+        let truth = folder(&["a.nii", "b.hdr", "b.img"]);
+        let pairs = pair_folders(predictions.path(), truth.path(), false).unwrap();
+        let names = |pair: &Pair| {
+            [&pair.prediction, &pair.reference].map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+        };
+        assert_eq!(pairs.iter().map(names).collect::<Vec<_>>(), [["a.nii.gz", "a.nii"], ["b.nii.gz", "b.hdr"]]);
+    }
+
+    #[test]
+    fn files_without_counterpart_are_all_listed() {
+        let predictions = folder(&["a.nii.gz", "c.nii.gz"]);
+        let truth = folder(&["a.nii.gz", "b.nii.gz", "d.nii.gz"]);
+        let error = pair_folders(predictions.path(), truth.path(), false).unwrap_err().to_string();
+        let expected = [
+            format!("{}: missing label maps of 2 case(s): b, d", predictions.path().display()),
+            format!("{}: missing label maps of 1 case(s): c", truth.path().display()),
+        ];
+        assert_eq!(error, expected.join("; "));
+        // Predictions without a reference cannot be evaluated, even with `allow_missing`.
+        let error = pair_folders(predictions.path(), truth.path(), true).unwrap_err().to_string();
+        assert_eq!(error, expected[1]);
+        std::fs::remove_file(predictions.path().join("c.nii.gz")).unwrap();
+        assert_eq!(pair_folders(predictions.path(), truth.path(), true).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn unusable_folders_are_named() {
+        let (empty, double) = (folder(&["readme.txt"]), folder(&["a.nii", "a.nii.gz"]));
+        for (folder, defect) in [(&empty, "no label maps"), (&double, "more than one label map of a")] {
+            let error = label_maps(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(defect) && error.contains(folder.path().to_str().unwrap()), "{error}");
+        }
+        assert!(matches!(label_maps(&empty.path().join("missing")), Err(EvalError::Io { .. })));
     }
 }

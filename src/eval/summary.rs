@@ -1,11 +1,11 @@
-//! Results of an evaluation.
+//! Results of an evaluation, and the statistics that they are made of.
 
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use super::{Confidence, EvalError, Measured, json};
+use super::{EvalError, Measured, json};
 
 /// Key of the background class, which is excluded from means over classes, as in nnU-Net.
 pub(super) const BACKGROUND: &str = "0";
@@ -24,6 +24,39 @@ pub struct Summary {
     /// Confidence intervals of the means, if requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidence: Option<Confidence>,
+}
+
+/// Confidence intervals of the means in a [`Summary`].
+///
+/// Bootstrap: all cases are resampled with replacement, and the means are computed as for the summary. The interval is
+/// the range from the 2.5th to the 97.5th percentile of the resampled means (Efron and Tibshirani: An introduction to
+/// the bootstrap, 1993, chapter 13). All classes and metrics share the same resamples. Resamples in which a mean is
+/// undefined are excluded from its interval.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Confidence {
+    /// Confidence level, `0.0..1.0`.
+    pub level: f64,
+    /// Number of bootstrap resamples.
+    pub resamples: usize,
+    /// Seed of the resampling.
+    pub seed: u64,
+    /// Intervals of the mean over classes, by metric.
+    pub foreground_mean: IndexMap<String, Interval>,
+    /// Intervals by class and metric.
+    pub mean: IndexMap<String, IndexMap<String, Interval>>,
+}
+
+/// A confidence interval and its number of cases.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// Lower bound; NaN if undefined.
+    #[serde(deserialize_with = "json::null_is_nan")]
+    pub lower: f64,
+    /// Upper bound; NaN if undefined.
+    #[serde(deserialize_with = "json::null_is_nan")]
+    pub upper: f64,
+    /// Number of cases in which the metric is defined; for the mean over classes, in which it is defined for any class.
+    pub cases: usize,
 }
 
 /// Metrics of one case.
@@ -163,6 +196,18 @@ pub(super) fn mean_of_defined(values: &mut dyn Iterator<Item = f64>) -> f64 {
     mean_of(&mut values.filter(|value| !value.is_nan()))
 }
 
+/// The quantile `part` (`0.0..=1.0`) with linear interpolation (NumPy's `quantile`); NaN if there are no values.
+/// Reorders the values.
+pub(super) fn quantile(values: &mut [f64], part: f64) -> f64 {
+    let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
+    let position = part * last as f64;
+    let below = (position as usize).min(last);
+    let (_, lower, above) = values.select_nth_unstable_by(below, f64::total_cmp);
+    let lower = *lower;
+    let upper = above.iter().copied().min_by(f64::total_cmp).unwrap_or(lower);
+    lower + (upper - lower) * (position - below as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,5 +258,16 @@ mod tests {
         assert_eq!(format!("{read:?}"), format!("{summary:?}"));
         std::fs::write(&path, "[]").unwrap();
         assert!(matches!(Summary::load(&path), Err(EvalError::Invalid { .. })));
+    }
+
+    #[test]
+    fn quantiles_lie_between_their_neighbours() {
+        let mut values = [4.0, 1.0, 3.0, 2.0, 10.0];
+        assert_eq!(quantile(&mut values, 0.0), 1.0);
+        assert_eq!(quantile(&mut values, 0.5), 3.0);
+        assert_eq!(quantile(&mut values, 1.0), 10.0);
+        assert!((quantile(&mut values, 0.95) - 8.8).abs() < 1e-12);
+        assert_eq!(quantile(&mut [7.0], 0.95), 7.0);
+        assert!(quantile(&mut [], 0.95).is_nan());
     }
 }

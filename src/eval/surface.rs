@@ -1,9 +1,12 @@
-//! Surface distances between two masks.
+//! Surface distances between the masks of a class, and the distance transform that they are computed with.
 
-use ndarray::{Array3, ArrayView3, Zip};
+use std::collections::HashMap;
 
-use super::distance::squared_distances;
-use super::quantile::quantile;
+use ndarray::{Array3, ArrayView3, ArrayViewMut1, Axis, Zip, s};
+use nnunet_data::dataset::LabelValue;
+use rayon::prelude::*;
+
+use super::summary::quantile;
 
 /// Relative slack of the tolerance for rounding errors.
 const ROUNDING: f64 = 1e-6;
@@ -107,11 +110,154 @@ fn distances(from: &Array3<bool>, to: &Array3<bool>, spacing: [f64; 3]) -> Vec<f
     on_surface.map(|(_, square)| f64::from(*square).sqrt()).collect()
 }
 
+/// `[start, end)` voxel along each axis.
+type Bounds = [[usize; 2]; 3];
+
+/// The two label maps of a case and the bounding box of each label.
+pub struct ClassMasks<'a> {
+    prediction: ArrayView3<'a, i16>,
+    reference: ArrayView3<'a, i16>,
+    ignore_label: Option<i16>,
+    /// Bounding box of each label in either map.
+    bounds: HashMap<i16, Bounds>,
+}
+
+impl<'a> ClassMasks<'a> {
+    /// Finds the bounding boxes of two maps of the same shape. Voxels with reference label `ignore_label` belong to no
+    /// class in either map.
+    pub fn new(prediction: ArrayView3<'a, i16>, reference: ArrayView3<'a, i16>, ignore_label: Option<i16>) -> Self {
+        let mut bounds = HashMap::new();
+        find_bounds(prediction, &mut bounds);
+        find_bounds(reference, &mut bounds);
+        Self { prediction, reference, ignore_label, bounds }
+    }
+
+    /// Shape of the whole image, `(z, y, x)`.
+    pub fn extent(&self) -> [usize; 3] {
+        self.reference.dim().into()
+    }
+
+    /// Masks of a class or region in the prediction and the reference, both cropped to the bounding box of their union.
+    pub fn for_class(&self, class: &LabelValue) -> [Array3<bool>; 2] {
+        let boxes = class.members().iter().filter_map(|label| self.bounds.get(label));
+        let [z, y, x] = boxes.copied().reduce(around).unwrap_or([[0, 0]; 3]);
+        let crop = s![z[0]..z[1], y[0]..y[1], x[0]..x[1]];
+        let (prediction, reference) = (self.prediction.slice(crop), self.reference.slice(crop));
+        let mut masks = [&prediction, &reference].map(|map| Array3::from_elem(map.raw_dim(), false));
+        let [predicted, truly] = &mut masks;
+        let has_class = |label: i16| class.members().contains(&label);
+        Zip::from(predicted).and(truly).and(prediction).and(reference).par_for_each(
+            |predicted, truly, prediction, reference| {
+                let counts = Some(*reference) != self.ignore_label;
+                (*predicted, *truly) = (counts && has_class(*prediction), counts && has_class(*reference));
+            },
+        );
+        masks
+    }
+}
+
+/// Extends the bounding box of each label by a map.
+fn find_bounds(map: ArrayView3<i16>, bounds: &mut HashMap<i16, Bounds>) {
+    let rows = map.len_of(ndarray::Axis(1));
+    for (row, labels) in map.rows().into_iter().enumerate() {
+        let (z, y) = (row / rows, row % rows);
+        let mut first = 0;
+        // Only the ends of a run of equal labels matter.
+        for x in 1..=labels.len() {
+            if x == labels.len() || labels[x] != labels[first] {
+                let run = [[z, z + 1], [y, y + 1], [first, x]];
+                bounds.entry(labels[first]).and_modify(|known| *known = around(*known, run)).or_insert(run);
+                first = x;
+            }
+        }
+    }
+}
+
+/// Bounding box of two boxes.
+fn around(one: Bounds, other: Bounds) -> Bounds {
+    std::array::from_fn(|axis| [one[axis][0].min(other[axis][0]), one[axis][1].max(other[axis][1])])
+}
+
+/// Squared distance in mm² from the center of every voxel to that of the nearest set voxel; infinite if none is set.
+/// `set` and the result are `(z, y, x)`, `spacing` is in mm.
+///
+/// Exact for anisotropic voxels (to f32 precision): per axis, the lower envelope of the parabolas rooted at the voxels
+/// (Felzenszwalb and Huttenlocher: Distance transforms of sampled functions. Theory of Computing 8, 2012). Linear in
+/// the number of voxels.
+pub fn squared_distances(set: ArrayView3<bool>, spacing: [f64; 3]) -> Array3<f32> {
+    let mut squares = set.mapv(|is_set| if is_set { 0.0 } else { f32::INFINITY });
+    // Axis to transform, axis across which to parallelize, and index of the former within a plane.
+    for (axis, across, within) in [(2, 0, 1), (1, 0, 0), (0, 1, 0)] {
+        if squares.len_of(Axis(axis)) > 1 {
+            squares.axis_iter_mut(Axis(across)).into_par_iter().for_each_init(
+                Envelope::default,
+                |envelope, mut plane| {
+                    plane.lanes_mut(Axis(within)).into_iter().for_each(|line| envelope.apply(line, spacing[axis]));
+                },
+            );
+        }
+    }
+    squares
+}
+
+/// Lower envelope of the parabolas of a line, with reusable buffers.
+#[derive(Default)]
+struct Envelope {
+    /// Values of the line.
+    heights: Vec<f64>,
+    /// Roots of the parabolas of the envelope, in voxels.
+    feet: Vec<usize>,
+    /// Position from which each of them is the lowest, in voxels.
+    begins: Vec<f64>,
+}
+
+impl Envelope {
+    /// Replaces the values of a line by the lower envelope of the parabolas rooted at them.
+    fn apply(&mut self, mut line: ArrayViewMut1<f32>, spacing: f64) {
+        let Self { heights, feet, begins } = self;
+        heights.clear();
+        heights.extend(line.iter().map(|height| f64::from(*height)));
+        feet.clear();
+        begins.clear();
+        let square = spacing * spacing;
+        let crossing = |one: usize, other: usize| {
+            let (a, b) = (one as f64, other as f64);
+            ((heights[other] - heights[one]) / square + b * b - a * a) / (2.0 * (b - a))
+        };
+        for foot in (0..heights.len()).filter(|foot| heights[*foot].is_finite()) {
+            let mut begin = f64::NEG_INFINITY;
+            while let (Some(last), Some(last_begin)) = (feet.last(), begins.last()) {
+                begin = crossing(*last, foot);
+                if begin > *last_begin {
+                    break;
+                }
+                feet.pop();
+                begins.pop();
+                begin = f64::NEG_INFINITY;
+            }
+            feet.push(foot);
+            begins.push(begin);
+        }
+        if feet.is_empty() {
+            return;
+        }
+        let mut lowest = 0;
+        for (at, value) in line.iter_mut().enumerate() {
+            while begins.get(lowest + 1).is_some_and(|begin| *begin < at as f64) {
+                lowest += 1;
+            }
+            let steps = at as f64 - feet[lowest] as f64;
+            *value = (heights[feet[lowest]] + steps * steps * square) as f32;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use ndarray::s;
-
     use super::*;
+    use ndarray::s;
+    use nnunet_core::rng::{Purpose, stream};
+    use rand::Rng;
 
     fn masks(shape: [usize; 3]) -> [Array3<bool>; 2] {
         [Array3::from_elem(shape, false), Array3::from_elem(shape, false)]
@@ -155,5 +301,66 @@ mod tests {
         assert!(both.normalized_surface_dice(2.0).is_nan() && both.hausdorff_95().is_nan() && both.average().is_nan());
         let same = SurfaceDistances::new(full.view(), full.view(), [3; 3], [1.0; 3]);
         assert_eq!((same.normalized_surface_dice(0.0), same.hausdorff_95(), same.average()), (1.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn masks_are_cropped_to_what_either_map_has_and_ignored_voxels_have_nothing() {
+        let mut prediction = Array3::<i16>::zeros((4, 5, 6));
+        let mut reference = prediction.clone();
+        prediction[[1, 2, 3]] = 2;
+        prediction[[1, 2, 4]] = 1;
+        prediction[[3, 4, 5]] = 2;
+        reference[[1, 3, 3]] = 2;
+        reference[[3, 4, 5]] = 9;
+        let masks = ClassMasks::new(prediction.view(), reference.view(), Some(9));
+        let [predicted, truly] = masks.for_class(&LabelValue::Class(1));
+        assert_eq!((predicted.dim(), predicted[[0, 0, 0]], truly[[0, 0, 0]]), ((1, 1, 1), true, false));
+        let [predicted, truly] = masks.for_class(&LabelValue::Region(vec![2, 1]));
+        assert_eq!(predicted.dim(), (3, 3, 3));
+        let set =
+            |mask: &Array3<bool>| mask.indexed_iter().filter(|(_, set)| **set).map(|(at, _)| at).collect::<Vec<_>>();
+        assert_eq!(set(&predicted), [(0, 0, 0), (0, 0, 1)]);
+        assert_eq!(set(&truly), [(0, 1, 0)]);
+        assert_eq!(masks.for_class(&LabelValue::Class(7))[0].len(), 0);
+        assert_eq!(masks.extent(), [4, 5, 6]);
+    }
+
+    /// Brute force: every voxel against every set voxel.
+    fn by_definition(set: &Array3<bool>, spacing: [f64; 3]) -> Array3<f64> {
+        let sites: Vec<_> = set.indexed_iter().filter(|(_, is_set)| **is_set).map(|(at, _)| at).collect();
+        Array3::from_shape_fn(set.dim(), |(z, y, x)| {
+            let square = |(k, j, i): (usize, usize, usize)| {
+                let offsets = [z.abs_diff(k), y.abs_diff(j), x.abs_diff(i)];
+                offsets.iter().zip(spacing).map(|(steps, spacing)| (*steps as f64 * spacing).powi(2)).sum::<f64>()
+            };
+            sites.iter().map(|site| square(*site)).fold(f64::INFINITY, f64::min)
+        })
+    }
+
+    #[test]
+    fn distances_are_exact_for_voxels_of_any_shape() {
+        let mut rng = stream(3, Purpose::Phantom, 0, 0);
+        for (shape, spacing, density) in [
+            ((7, 9, 11), [1.0; 3], 0.03),
+            ((5, 12, 8), [3.6, 0.7, 0.9], 0.02),
+            ((1, 13, 17), [999.0, 0.5, 2.0], 0.05),
+            ((9, 1, 1), [2.5, 1.0, 1.0], 0.3),
+            ((6, 6, 6), [0.4, 5.0, 1.0], 0.6),
+        ] {
+            for _ in 0..5 {
+                let set = Array3::from_shape_simple_fn(shape, || rng.random_bool(density));
+                let (found, expected) = (squared_distances(set.view(), spacing), by_definition(&set, spacing));
+                for (found, expected) in found.iter().zip(&expected) {
+                    let is_near = (f64::from(*found) - expected).abs() <= 1e-6 * expected;
+                    assert!(is_near || f64::from(*found) == *expected, "{shape:?}: {found} where {expected} is right");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_set_voxel_all_is_infinitely_far() {
+        let set = Array3::from_elem((2, 3, 4), false);
+        assert!(squared_distances(set.view(), [1.0; 3]).iter().all(|square| *square == f32::INFINITY));
     }
 }

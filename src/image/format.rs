@@ -1,10 +1,10 @@
-//! Selection of the file format by file name.
+//! Selection of the file format by file name, and conversion between formats.
 
 use std::path::Path;
 
 use ndarray::{Array3, Array4, Axis};
 
-use super::dicom::{DicomSeries, is_dicom};
+use super::dicom::{DicomSeries, is_dicom, read_series};
 use super::meta_image::MetaImage;
 use super::nifti::Nifti;
 use super::nrrd::Nrrd;
@@ -126,4 +126,34 @@ fn to_labels(data: Array4<f32>) -> Result<Array3<i16>, String> {
     let strange = data.indexed_iter().find(|(_, value)| to_label(**value).is_none());
     let ((z, y, x), value) = strange.expect("an invalid value exists");
     Err(format!("{value} at voxel (x, y, z) = ({x}, {y}, {z}) is not a label (an integer of 16 bits)"))
+}
+
+/// Options of [`convert`].
+#[derive(Clone, Debug, Default)]
+pub struct ConvertOptions {
+    /// Read the image as a label map (integer class indices), not as intensities.
+    pub labels: bool,
+    /// SeriesInstanceUID of the DICOM series to read; required if the input folder holds several series.
+    pub series: Option<String>,
+    /// Overwrite an existing output file.
+    pub overwrite: bool,
+}
+
+/// Reads `input`, an image or a folder of DICOM files, and writes it to `output` in the format of its name.
+///
+/// # Errors
+/// Returns an error if the input cannot be read, the output format cannot hold it, or the output exists and `overwrite`
+/// is not set.
+pub fn convert(input: &Path, output: &Path, options: &ConvertOptions) -> Result<(), ImageError> {
+    if output.exists() && !options.overwrite {
+        return Err(ImageError::new(output, "already exists; pass --overwrite to replace it"));
+    }
+    if options.labels {
+        return write_labels(output, &read_labels(input)?);
+    }
+    let volume = match &options.series {
+        Some(series) => read_series(input, Some(series))?,
+        None => read_volume(input)?,
+    };
+    write_volume(output, &volume)
 }

@@ -4,10 +4,8 @@
 //! sees [`Volume`] and [`LabelMap`]. A damaged file results in an error that names the file.
 
 pub mod components;
-mod convert;
 mod crop;
 mod dicom;
-mod error;
 mod format;
 mod meta_image;
 mod nifti;
@@ -20,13 +18,10 @@ mod scalar_type;
 mod text_header;
 mod volume;
 
-pub use convert::{ConvertOptions, convert};
 pub use crop::{bounding_box, nonzero_mask};
 pub use dicom::{holds_dicom, read_series};
-pub use error::ImageError;
-pub use format::{read_header, read_labels, read_volume, write_labels, write_volume};
-pub use reader_writer::{ImageHeader, ImageReader, ImageWriter};
-pub use resample::{Resampling, compute_new_shape, resample_data, resample_labels};
-pub use resample::{linear, nearest, positions};
+pub use format::{ConvertOptions, convert, read_header, read_labels, read_volume, write_labels, write_volume};
+pub use reader_writer::{ImageError, ImageHeader, ImageReader, ImageWriter};
+pub use resample::{Resampling, compute_new_shape, linear, nearest, positions, resample_data, resample_labels};
 pub use scalar_type::ScalarType;
 pub use volume::{Geometry, LabelMap, Plane, Volume};

@@ -1,8 +1,25 @@
-//! Reader and writer traits that a file format implements.
+//! Reader and writer traits that a file format implements, and their error type.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{Geometry, ImageError, LabelMap, ScalarType, Volume};
+use super::{Geometry, LabelMap, ScalarType, Volume};
+
+/// An image file that cannot be read or written, with the reason.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {defect}")]
+pub struct ImageError {
+    /// Path of the file.
+    pub path: PathBuf,
+    /// Description of the problem.
+    pub defect: String,
+}
+
+impl ImageError {
+    /// Error for the file at `path`.
+    pub fn new(path: &Path, defect: impl std::fmt::Display) -> Self {
+        Self { path: path.to_owned(), defect: defect.to_string() }
+    }
+}
 
 /// Shape and geometry of an image, without its voxels.
 #[derive(Clone, Debug, PartialEq)]

@@ -7,10 +7,9 @@
 
 mod components;
 mod determine;
-mod folder;
 mod steps;
 
 pub use components::keep_largest;
 pub use determine::{DetermineOptions, Determined, Trial, determine, determine_folder};
-pub use folder::apply_to_folder;
+pub use steps::apply_to_folder;
 pub use steps::{KeepLargest, Postprocessing};

@@ -8,11 +8,10 @@ mod lengths;
 mod series;
 mod slice;
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use self::series::Series;
+use self::series::{Series, files};
+pub use self::slice::is_dicom;
 use super::reader_writer::{ImageHeader, ImageReader};
 use super::{ImageError, Volume};
 
@@ -42,31 +41,4 @@ pub fn read_series(folder: &Path, uid: Option<&str>) -> Result<Volume, ImageErro
 /// Whether a folder contains DICOM files, detected by their magic number.
 pub fn holds_dicom(folder: &Path) -> bool {
     folder.is_dir() && files(folder).is_ok_and(|files| files.iter().any(|path| is_dicom(path)))
-}
-
-/// Whether this is a DICOM file: `DICM` after a preamble of 128 bytes.
-pub fn is_dicom(path: &Path) -> bool {
-    let begin = || -> std::io::Result<[u8; 132]> {
-        let mut bytes = [0; 132];
-        File::open(path)?.read_exact(&mut bytes)?;
-        Ok(bytes)
-    };
-    path.is_file() && begin().is_ok_and(|bytes| bytes.ends_with(b"DICM"))
-}
-
-/// The non-hidden files of a folder, sorted by name; or the file itself.
-fn files(path: &Path) -> Result<Vec<PathBuf>, ImageError> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let fail = |error: std::io::Error| ImageError::new(path, error);
-    let entries = std::fs::read_dir(path).map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?;
-    let mut files: Vec<_> = entries
-        .into_iter()
-        .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
-        .map(|entry| entry.path())
-        .filter(|path| path.is_file())
-        .collect();
-    files.sort();
-    Ok(files)
 }

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use ndarray::Array4;
 use rayon::prelude::*;
 
-use super::slice::{SeriesFile, Slice};
-use super::{files, is_dicom};
+use super::slice::{SeriesFile, Slice, is_dicom};
 use crate::reader_writer::ImageHeader;
 use crate::{Geometry, ImageError, Volume};
 
@@ -141,6 +140,23 @@ fn check_positions(slices: &[Slice], positions: &[f64]) -> Result<f64, String> {
         true => Ok(mean),
         false => Err(format!("slices are missing: {}", shortened(&holes))),
     }
+}
+
+/// The non-hidden files of a folder, sorted by name; or the file itself.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let fail = |error: std::io::Error| ImageError::new(path, error);
+    let entries = std::fs::read_dir(path).map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?;
+    let mut files: Vec<_> = entries
+        .into_iter()
+        .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file())
+        .collect();
+    files.sort();
+    Ok(files)
 }
 
 /// The first attribute in which two slices of a series differ but must agree.

@@ -1,5 +1,7 @@
 //! One DICOM file: the attributes of its slice, and its pixels.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use dicom_object::{DefaultDicomObject, OpenFileOptions, Tag};
@@ -70,6 +72,16 @@ struct Bits {
     stored: usize,
     high: usize,
     signed: bool,
+}
+
+/// Whether this is a DICOM file: `DICM` after a preamble of 128 bytes.
+pub fn is_dicom(path: &Path) -> bool {
+    let begin = || -> std::io::Result<[u8; 132]> {
+        let mut bytes = [0; 132];
+        File::open(path)?.read_exact(&mut bytes)?;
+        Ok(bytes)
+    };
+    path.is_file() && begin().is_ok_and(|bytes| bytes.ends_with(b"DICM"))
 }
 
 impl SeriesFile {

@@ -5,7 +5,6 @@
 
 mod bmp;
 mod png;
-mod spacing_file;
 mod tiff;
 
 use std::path::Path;
@@ -14,11 +13,11 @@ use ndarray::{Array4, ArrayView3, Axis};
 
 pub use self::bmp::Bmp;
 pub use self::png::Png;
-pub use self::tiff::Tiff;
 use super::raw_voxels::file_len;
 use super::scalar_type::components_last;
 use super::volume::Plane;
 use super::{Geometry, ImageError, LabelMap, Volume};
+pub use tiff::Tiff;
 
 /// Maximum expansion factor when decompressing a file.
 const MAX_INFLATION: u64 = 4096;

@@ -1,21 +1,22 @@
 //! TIFF: one page is a 2D image, several pages are the slices of a 3D image.
+//!
+//! The spacing is in a JSON file beside the image, as in nnU-Net v2 (`tif_reader_writer.py`): `{"spacing": [z, y, x]}`.
 
 use std::fs::File;
 use std::io::{BufReader, Cursor, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ndarray::Array4;
+use nnunet_core::fsio;
+use serde_json::{Value, json};
+use tiff::ColorType;
+use tiff::decoder::{Decoder, DecodingResult};
 use tiff::encoder::{Compression, DeflateLevel, TiffEncoder, colortype};
 use tiff::tags::{SampleFormat, Tag};
-use tiff::{
-    ColorType,
-    decoder::{Decoder, DecodingResult},
-};
 
-use super::{Pixels, check_declared_size, geometry, labels_as_volume, spacing_file};
+use super::{Pixels, check_declared_size, geometry, labels_as_volume};
 use crate::reader_writer::{ImageHeader, ImageReader, ImageWriter};
 use crate::{Geometry, ImageError, LabelMap, ScalarType, Volume};
-use nnunet_core::fsio;
 
 /// Reader and writer of TIFF files.
 pub struct Tiff;
@@ -121,7 +122,7 @@ fn damaged(path: &Path, error: &tiff::TiffError) -> ImageError {
 
 /// Geometry: 2D for a single page without a spacing file; 1 mm for several pages without one.
 fn geometry_of(path: &Path, pages: usize) -> Result<Geometry, ImageError> {
-    let spacing = spacing_file::read(path)?;
+    let spacing = read_spacing(path)?;
     if spacing.is_none() && pages > 1 {
         let json = path.with_extension("json");
         tracing::warn!("{}: no spacing in {}, assuming 1 mm", path.display(), json.display());
@@ -176,7 +177,7 @@ fn write(path: &Path, volume: &Volume, is_image: bool) -> Result<(), ImageError>
     let bytes = encode(&pixels, volume.data.dim()).map_err(|error| fail(&error))?;
     // The spacing is written first, so that an image never exists without it.
     if volume.geometry.plane().is_none() {
-        spacing_file::write(path, volume.geometry.spacing, is_image)?;
+        write_spacing(path, volume.geometry.spacing, is_image)?;
     }
     fsio::write_atomically(path, |file| file.write_all(&bytes)).map_err(|error| fail(&error))
 }
@@ -196,4 +197,34 @@ fn encode(pixels: &Pixels, (c, z, y, x): (usize, usize, usize, usize)) -> Result
         }?;
     }
     Ok(bytes.into_inner())
+}
+
+/// Reads the spacing of an image, in mm along `(z, y, x)`; `None` if there is no such file.
+///
+/// `case.tif` and `case_0000.tif` both use `case.json`.
+fn read_spacing(image: &Path) -> Result<Option<[f64; 3]>, ImageError> {
+    let candidates = [image.with_extension("json"), without_channel(image)];
+    let Some(path) = candidates.into_iter().find(|path| path.is_file()) else { return Ok(None) };
+    let text = std::fs::read(&path).map_err(|error| ImageError::new(&path, error))?;
+    let json: Value = serde_json::from_slice(&text).map_err(|error| ImageError::new(&path, error))?;
+    let Some(spacing) = json.get("spacing") else { return Ok(None) };
+    let numbers: Vec<f64> = spacing.as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+    match numbers.as_slice() {
+        &[z, y, x] if [z, y, x].iter().all(|mm| mm.is_finite() && *mm > 0.0) => Ok(Some([z, y, x])),
+        _ => Err(ImageError::new(&path, format!("spacing is {spacing}, not three numbers above 0"))),
+    }
+}
+
+/// Writes the spacing of an image. `has_channel`: the name ends in a channel number to strip (false for label maps).
+fn write_spacing(image: &Path, spacing: [f64; 3], has_channel: bool) -> Result<(), ImageError> {
+    let path = if has_channel { without_channel(image) } else { image.with_extension("json") };
+    fsio::write_json(&path, &json!({ "spacing": spacing })).map_err(|error| ImageError::new(&path, error))
+}
+
+/// `case.json` for `case_0000.tif`.
+fn without_channel(image: &Path) -> PathBuf {
+    let stem = image.file_stem().unwrap_or_default().to_string_lossy();
+    let digits = |digits: &str| digits.len() == 4 && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let case = stem.rsplit_once('_').filter(|(case, channel)| !case.is_empty() && digits(channel));
+    image.with_file_name(format!("{}.json", case.map_or(&*stem, |(case, _)| case)))
 }

@@ -4,7 +4,7 @@ use ndarray::{Array3, ArrayView3, Axis, s};
 use rayon::prelude::*;
 
 use super::Resampling;
-use super::taps::{linear, nearest, positions};
+use super::spline::{linear, nearest, positions};
 
 /// Resamples labels `(z, y, x)` to `new_shape` (`resize_segmentation` of batchgenerators).
 ///

@@ -8,14 +8,13 @@
 
 mod labels;
 mod plane;
-mod rows;
-mod taps;
+mod spline;
 mod volume;
 
 use ndarray::{Array3, Array4, ArrayView3, ArrayView4, ArrayViewMut3};
 
 pub use self::labels::resample_labels;
-pub use self::taps::{linear, nearest, positions};
+pub use spline::{linear, nearest, positions};
 
 /// Ratio of largest to smallest spacing above which the coarse axis is resampled separately (`ANISO_THRESHOLD`).
 const ANISOTROPY_THRESHOLD: f64 = 3.0;

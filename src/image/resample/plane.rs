@@ -2,8 +2,8 @@
 
 use multiversion::multiversion;
 
-use super::rows::{extend_edges, to_coefficients, weighted_sum};
-use super::taps::Taps;
+use super::spline::Taps;
+use super::spline::{extend_edges, to_coefficients, weighted_sum};
 
 /// Number of rows interpolated along x at once.
 const BLOCK: usize = 16;

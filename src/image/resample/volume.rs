@@ -9,8 +9,8 @@ use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut3, Axis, CowArray, Ix3};
 use rayon::prelude::*;
 
 use super::plane::PlaneResampler;
-use super::rows::{extend_edges, to_coefficients, weighted_sum_of_rows};
-use super::taps::Taps;
+use super::spline::Taps;
+use super::spline::{extend_edges, to_coefficients, weighted_sum_of_rows};
 
 /// Lines along z processed at once; few enough for the cache of a core.
 const TILE: usize = 128;

@@ -1,7 +1,8 @@
-//! Timing of repeated runs.
+//! Measuring of time and memory.
 
 use std::time::Instant;
 
+use nnunet_nn::Device;
 use serde::Serialize;
 
 /// Seconds of each run, without the warm-up.
@@ -53,6 +54,25 @@ pub fn measure<E>(rounds: usize, mut run: impl FnMut() -> Result<(), E>) -> Resu
         seconds.push(began.elapsed().as_secs_f64());
     }
     Ok(Timings::new(seconds))
+}
+
+/// Peak resident memory of this process so far; `None` if the kernel does not report it (`VmHWM`, Linux).
+pub fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// Bytes in use on a device: used by all processes on the first GPU; peak of this process on the CPU.
+pub fn memory_in_use(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => peak_resident_bytes(),
+        #[cfg(feature = "nccl")]
+        Device::Cuda => nnunet_comm::cuda::memory_in_use(0),
+        #[cfg(not(feature = "nccl"))]
+        Device::Cuda => None,
+    }
 }
 
 #[cfg(test)]
