@@ -8,15 +8,15 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// Timeout after which a host counts as lost.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REMOTE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Program that runs a command on a host: `AGENT HOST COMMAND`, with the command as a line for a shell.
 #[derive(Debug, Clone)]
-pub struct Agent {
+pub struct RemoteShell {
     words: Vec<String>,
 }
 
-impl Agent {
+impl RemoteShell {
     /// Parses the command line of the agent, including its flags; defaults to `ssh`.
     pub fn new(line: Option<&str>) -> Self {
         // A lost host must not prompt for a password or block the connection for minutes.
@@ -53,7 +53,7 @@ impl Agent {
 
 async fn succeeds(command: Option<Command>) -> bool {
     let Some(mut command) = command else { return false };
-    matches!(timeout(PATIENCE, command.status()).await, Ok(Ok(status)) if status.success())
+    matches!(timeout(REMOTE_TIMEOUT, command.status()).await, Ok(Ok(status)) if status.success())
 }
 
 #[cfg(test)]
@@ -70,7 +70,7 @@ mod tests {
         // Like ssh, joins the words after the host and passes them to a shell.
         fs::write(&path, "#!/bin/sh\n[ \"$1\" = -q ] && shift\nh=$1; shift\n[ $h != gone ] && eval \"$*\"\n").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        let agent = Agent::new(Some(&format!("{} -q", path.display())));
+        let agent = RemoteShell::new(Some(&format!("{} -q", path.display())));
         let hosts = ["a", "gone", "b"].map(str::to_owned);
         assert_eq!(agent.run_on_all(&hosts, "test \"$((1 + 1))\" = '2'").await, ["gone"]);
         assert_eq!(agent.run_on_all(&hosts, "false").await.len(), 3);

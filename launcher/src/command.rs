@@ -15,7 +15,7 @@ const KEEP_ALIVE: [(&str, &str); 3] =
 
 /// Program that starts the ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Starter {
+pub enum Launcher {
     /// Open MPI's mpirun.
     OpenMpi(PathBuf),
     /// Hydra, the mpirun of MPICH and its derivatives.
@@ -24,7 +24,7 @@ pub enum Starter {
     Slurm(PathBuf),
 }
 
-impl Starter {
+impl Launcher {
     /// Detects the MPI implementation from the output of `mpirun --version`.
     pub fn detect(mpirun: &Path, version: &str) -> Option<Self> {
         let version = version.to_lowercase();
@@ -56,9 +56,9 @@ impl Starter {
 
 /// Everything that determines the command line, except the task.
 #[derive(Debug)]
-pub struct Start {
+pub struct LaunchCommand {
     /// Program that starts the ranks.
-    pub starter: Starter,
+    pub launcher: Launcher,
     /// Number and hosts of the ranks.
     pub layout: Layout,
     /// Network interface for communication between hosts.
@@ -71,15 +71,15 @@ pub struct Start {
     pub is_root: bool,
 }
 
-impl Start {
+impl LaunchCommand {
     /// Returns the program and its arguments.
-    pub fn words(&self, task: &Task) -> Vec<OsString> {
-        let flags = match &self.starter {
-            Starter::OpenMpi(_) => self.open_mpi(),
-            Starter::Hydra(_) => self.hydra(),
-            Starter::Slurm(_) => self.slurm(),
+    pub fn program_and_arguments(&self, task: &Task) -> Vec<OsString> {
+        let flags = match &self.launcher {
+            Launcher::OpenMpi(_) => self.open_mpi(),
+            Launcher::Hydra(_) => self.hydra(),
+            Launcher::Slurm(_) => self.slurm(),
         };
-        let mut words = vec![self.starter.program().into()];
+        let mut words = vec![self.launcher.program().into()];
         words.extend(flags.into_iter().map(OsString::from));
         words.push(task.program.clone().into());
         words.extend(task.arguments.iter().cloned());
@@ -89,7 +89,7 @@ impl Start {
     /// Returns an equivalent command line for a shell, without supervision.
     pub fn shell_line(&self, task: &Task) -> String {
         let settings = self.settings.iter().map(|(name, value)| format!("{name}={}", quoted(value)));
-        let words = self.words(task).into_iter().map(|word| quoted(&word.to_string_lossy()));
+        let words = self.program_and_arguments(task).into_iter().map(|word| quoted(&word.to_string_lossy()));
         settings.chain(words).collect::<Vec<_>>().join(" ")
     }
 
@@ -101,7 +101,7 @@ impl Start {
         if !self.layout.is_single() {
             flags.word("--tag-output");
         }
-        if self.layout.seats.is_empty() {
+        if self.layout.slots.is_empty() {
             // By default, mpirun has as many slots as this host has cores; more ranks on the CPU are slow, but not an
             // error.
             flags.word("--oversubscribe");
@@ -140,7 +140,7 @@ impl Start {
         if !self.layout.is_single() {
             flags.word("-prepend-rank");
         }
-        if !self.layout.seats.is_empty() {
+        if !self.layout.slots.is_empty() {
             flags.pair("-hosts", &self.host_list());
         }
         flags.pair("-bind-to", "none");
@@ -171,8 +171,8 @@ impl Start {
     }
 
     fn host_list(&self) -> String {
-        let seats = self.layout.seats.iter().map(|seats| format!("{}:{}", seats.host, seats.processes));
-        seats.collect::<Vec<_>>().join(",")
+        let slots = self.layout.slots.iter().map(|slots| format!("{}:{}", slots.host, slots.processes));
+        slots.collect::<Vec<_>>().join(",")
     }
 
     fn marker(&self) -> Option<&str> {
@@ -216,18 +216,18 @@ fn quoted(word: &str) -> String {
 mod tests {
     use super::*;
     use crate::hosts::Host;
-    use crate::layout::{Gpus, Place};
+    use crate::layout::{Gpus, Placement};
 
-    fn start(starter: Starter, processes: usize, hosts: &str) -> Start {
+    fn start(launcher: Launcher, processes: usize, hosts: &str) -> LaunchCommand {
         let hosts: Vec<Host> = hosts.split(',').filter(|h| !h.is_empty()).map(|h| h.parse().unwrap()).collect();
-        let place = match starter {
-            Starter::Slurm(_) => Place::Slurm { tasks: None },
-            _ if hosts.is_empty() => Place::Here,
-            _ => Place::Hosts(hosts),
+        let placement = match launcher {
+            Launcher::Slurm(_) => Placement::Slurm { tasks: None },
+            _ if hosts.is_empty() => Placement::ThisHost,
+            _ => Placement::Hosts(hosts),
         };
-        let layout = Layout::new(Some(processes), &place, &task(), Gpus { here: 0, shared: false }).unwrap();
-        Start {
-            starter,
+        let layout = Layout::new(Some(processes), &placement, &task(), Gpus { here: 0, shared: false }).unwrap();
+        LaunchCommand {
+            launcher,
             layout,
             interface: Some("eth0".into()),
             agent: Some("/opt/rsh -q".into()),
@@ -243,16 +243,16 @@ mod tests {
     #[test]
     fn the_family_is_told_by_the_version() {
         let path = Path::new("mpirun");
-        let detect = |text| Starter::detect(path, text);
-        assert_eq!(detect("mpirun (Open MPI) 4.1.4\n"), Some(Starter::OpenMpi(path.into())));
-        assert_eq!(detect("HYDRA build details:\n  Version: 4.0.2"), Some(Starter::Hydra(path.into())));
-        assert_eq!(detect("Intel(R) MPI Library for Linux* OS"), Some(Starter::Hydra(path.into())));
+        let detect = |text| Launcher::detect(path, text);
+        assert_eq!(detect("mpirun (Open MPI) 4.1.4\n"), Some(Launcher::OpenMpi(path.into())));
+        assert_eq!(detect("HYDRA build details:\n  Version: 4.0.2"), Some(Launcher::Hydra(path.into())));
+        assert_eq!(detect("Intel(R) MPI Library for Linux* OS"), Some(Launcher::Hydra(path.into())));
         assert_eq!(detect("bash: mpirun: nothing of the kind"), None);
     }
 
     #[test]
     fn open_mpi_over_hosts() {
-        let line = start(Starter::OpenMpi("mpirun".into()), 6, "a:4,b:4").shell_line(&task());
+        let line = start(Launcher::OpenMpi("mpirun".into()), 6, "a:4,b:4").shell_line(&task());
         assert!(
             line.starts_with("NNUNET_LAUNCH_JOB=7-8 mpirun -np 6 --allow-run-as-root --tag-output --host a:4,b:2 ")
         );
@@ -275,15 +275,15 @@ mod tests {
 
     #[test]
     fn one_rank_here_is_not_tagged() {
-        let start = start(Starter::OpenMpi("mpirun".into()), 1, "");
+        let start = start(Launcher::OpenMpi("mpirun".into()), 1, "");
         let line = start.shell_line(&task());
         assert!(line.contains("--oversubscribe") && !line.contains("--tag-output"), "{line}");
-        assert_eq!(start.starter.tags(&start.layout), Tags::None);
+        assert_eq!(start.launcher.tags(&start.layout), Tags::None);
     }
 
     #[test]
     fn hydra_over_hosts() {
-        let line = start(Starter::Hydra("mpirun.mpich".into()), 6, "a:4,b:4").shell_line(&task());
+        let line = start(Launcher::Hydra("mpirun.mpich".into()), 6, "a:4,b:4").shell_line(&task());
         let flags =
             "-n 6 -prepend-rank -hosts a:4,b:2 -bind-to none -launcher ssh -launcher-exec '/opt/rsh -q' -iface eth0";
         assert_eq!(line, format!("NNUNET_LAUNCH_JOB=7-8 mpirun.mpich {flags} /opt/nnunet-dist train -w 'my data'"));
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn slurm_kills_all_with_one() {
-        let line = start(Starter::Slurm("srun".into()), 6, "").shell_line(&task());
+        let line = start(Launcher::Slurm("srun".into()), 6, "").shell_line(&task());
         assert!(line.contains("srun --ntasks=6 --mpi=pmix --kill-on-bad-exit=1 "), "{line}");
         assert!(line.contains(" --label /opt/nnunet-dist train"), "{line}");
     }

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 const DRIVER: &str = "/proc/driver/nvidia/gpus";
 
 /// Timeout for `nvidia-smi`, which may hang forever with a broken driver.
-const PATIENCE: Duration = Duration::from_secs(20);
+const NVIDIA_SMI_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Returns the number of usable GPUs of this host: the installed ones that `CUDA_VISIBLE_DEVICES` selects.
 pub async fn count() -> usize {
@@ -27,7 +27,7 @@ pub async fn count() -> usize {
 async fn listed_by_tool() -> Option<usize> {
     let mut tool = Command::new("nvidia-smi");
     tool.arg("-L").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let output = timeout(PATIENCE, tool.output()).await.ok()?.ok()?;
+    let output = timeout(NVIDIA_SMI_TIMEOUT, tool.output()).await.ok()?.ok()?;
     output.status.success().then(|| count_in_list(&String::from_utf8_lossy(&output.stdout)))
 }
 

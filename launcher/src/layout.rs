@@ -6,9 +6,9 @@ use crate::task::Task;
 
 /// Requested placement.
 #[derive(Debug)]
-pub enum Place {
+pub enum Placement {
     /// This host only.
-    Here,
+    ThisHost,
     /// Hosts from a list.
     Hosts(Vec<Host>),
     /// Slurm allocation, with its number of tasks if known.
@@ -17,7 +17,7 @@ pub enum Place {
 
 /// Number of processes on one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seats {
+pub struct Slots {
     /// Name of the host.
     pub host: String,
     /// Number of processes, at least one.
@@ -30,7 +30,7 @@ pub struct Layout {
     /// Total number of processes; `None` if Slurm decides.
     pub processes: Option<usize>,
     /// Hosts in rank order; empty for this host only, and with Slurm.
-    pub seats: Vec<Seats>,
+    pub slots: Vec<Slots>,
     /// Note to the user about a number of processes chosen by default.
     pub notice: Option<String>,
 }
@@ -51,14 +51,14 @@ impl Layout {
     ///
     /// Returns an error if there are more processes than slots, or more processes on this host than GPUs if the task
     /// uses GPUs.
-    pub fn new(asked: Option<usize>, place: &Place, task: &Task, gpus: Gpus) -> Result<Self, LaunchError> {
-        let layout = match place {
-            Place::Here => Self::here(asked, task, gpus.here),
-            Place::Hosts(hosts) => Self::on_hosts(asked, hosts)?,
-            Place::Slurm { tasks } => Self { processes: asked.or(*tasks), seats: Vec::new(), notice: None },
+    pub fn new(requested: Option<usize>, placement: &Placement, task: &Task, gpus: Gpus) -> Result<Self, LaunchError> {
+        let layout = match placement {
+            Placement::ThisHost => Self::on_this_host(requested, task, gpus.here),
+            Placement::Hosts(hosts) => Self::on_hosts(requested, hosts)?,
+            Placement::Slurm { tasks } => Self { processes: requested.or(*tasks), slots: Vec::new(), notice: None },
         };
         if task.wants_gpu() && !gpus.shared {
-            layout.check_gpus(place, gpus.here)?;
+            layout.check_gpus(placement, gpus.here)?;
         }
         Ok(layout)
     }
@@ -70,40 +70,40 @@ impl Layout {
 
     /// Returns the hosts that are accessed through the remote shell.
     pub fn remote_hosts(&self) -> Vec<String> {
-        self.seats.iter().map(|seats| seats.host.clone()).filter(|host| !is_this_machine(host)).collect()
+        self.slots.iter().map(|slots| slots.host.clone()).filter(|host| !is_this_machine(host)).collect()
     }
 
-    fn here(asked: Option<usize>, task: &Task, gpus: usize) -> Self {
-        let (processes, notice) = match asked {
+    fn on_this_host(requested: Option<usize>, task: &Task, gpus: usize) -> Self {
+        let (processes, notice) = match requested {
             Some(number) => (number, None),
             None if task.wants_cpu() => (1, Some("--device cpu: starting 1 process; use -np N for more".to_owned())),
             None if gpus == 0 => (1, Some("no GPU on this host: starting 1 process; use -np N for more".to_owned())),
             None => (gpus, Some(format!("starting 1 process per GPU, {gpus} in total"))),
         };
-        Self { processes: Some(processes), seats: Vec::new(), notice }
+        Self { processes: Some(processes), slots: Vec::new(), notice }
     }
 
-    fn on_hosts(asked: Option<usize>, hosts: &[Host]) -> Result<Self, LaunchError> {
-        let (slots, notice) = slots(asked, hosts);
-        let available: usize = slots.iter().map(|seats| seats.processes).sum();
-        let processes = asked.unwrap_or(available);
+    fn on_hosts(requested: Option<usize>, hosts: &[Host]) -> Result<Self, LaunchError> {
+        let (slots, notice) = slots_per_host(requested, hosts);
+        let available: usize = slots.iter().map(|slots| slots.processes).sum();
+        let processes = requested.unwrap_or(available);
         if processes > available {
             return Err(LaunchError::Usage(format!(
                 "{processes} processes do not fit into the {available} slots of the hosts: lower -np, or specify more \
                  slots as HOST:N"
             )));
         }
-        Ok(Self { processes: Some(processes), seats: fill(&slots, processes), notice })
+        Ok(Self { processes: Some(processes), slots: assign_slots(&slots, processes), notice })
     }
 
     /// Only this host's GPUs are known before the ranks run; ranks on other hosts check theirs.
-    fn check_gpus(&self, place: &Place, gpus: usize) -> Result<(), LaunchError> {
-        let here = match place {
-            Place::Here => self.processes.unwrap_or(0),
-            Place::Hosts(_) => {
-                self.seats.iter().filter(|seats| is_this_machine(&seats.host)).map(|seats| seats.processes).sum()
+    fn check_gpus(&self, placement: &Placement, gpus: usize) -> Result<(), LaunchError> {
+        let here = match placement {
+            Placement::ThisHost => self.processes.unwrap_or(0),
+            Placement::Hosts(_) => {
+                self.slots.iter().filter(|slots| is_this_machine(&slots.host)).map(|slots| slots.processes).sum()
             }
-            Place::Slurm { .. } => 0,
+            Placement::Slurm { .. } => 0,
         };
         match (here, gpus) {
             (0, _) => Ok(()),
@@ -120,7 +120,7 @@ impl Layout {
 }
 
 /// Returns the slots of each host; duplicate hosts are merged.
-fn slots(asked: Option<usize>, hosts: &[Host]) -> (Vec<Seats>, Option<String>) {
+fn slots_per_host(requested: Option<usize>, hosts: &[Host]) -> (Vec<Slots>, Option<String>) {
     let mut merged: Vec<(String, Option<usize>)> = Vec::new();
     for host in hosts {
         match merged.iter_mut().find(|(name, _)| *name == host.name) {
@@ -129,28 +129,28 @@ fn slots(asked: Option<usize>, hosts: &[Host]) -> (Vec<Seats>, Option<String>) {
         }
     }
     let silent = merged.iter().filter(|(_, slots)| slots.is_none()).count();
-    let (each, rest) = match asked {
+    let (each, rest) = match requested {
         // No slot counts given: the processes are distributed evenly, and the first hosts take the remainder.
         Some(number) if silent == merged.len() => (number / silent, number % silent),
         _ => (1, 0),
     };
-    let notice = (silent > 0 && asked.is_none()).then(|| "starting 1 process per host; use HOST:N for more".into());
-    let seat = |(index, (host, slots)): (usize, (String, Option<usize>))| Seats {
+    let notice = (silent > 0 && requested.is_none()).then(|| "starting 1 process per host; use HOST:N for more".into());
+    let slots_of_host = |(index, (host, slots)): (usize, (String, Option<usize>))| Slots {
         host,
         processes: slots.unwrap_or(each + usize::from(index < rest)),
     };
-    (merged.into_iter().enumerate().map(seat).collect(), notice)
+    (merged.into_iter().enumerate().map(slots_of_host).collect(), notice)
 }
 
 /// Assigns `processes` to the slots, host by host; hosts without processes are omitted.
-fn fill(slots: &[Seats], processes: usize) -> Vec<Seats> {
+fn assign_slots(slots: &[Slots], processes: usize) -> Vec<Slots> {
     let mut left = processes;
     let mut taken = Vec::new();
-    for seats in slots {
-        let number = seats.processes.min(left);
+    for slots in slots {
+        let number = slots.processes.min(left);
         left -= number;
         if number > 0 {
-            taken.push(Seats { host: seats.host.clone(), processes: number });
+            taken.push(Slots { host: slots.host.clone(), processes: number });
         }
     }
     taken
@@ -160,17 +160,17 @@ fn fill(slots: &[Seats], processes: usize) -> Vec<Seats> {
 mod tests {
     use super::*;
 
-    fn layout(asked: Option<usize>, hosts: &str, device: &str, gpus: usize) -> Result<Layout, LaunchError> {
+    fn layout(requested: Option<usize>, hosts: &str, device: &str, gpus: usize) -> Result<Layout, LaunchError> {
         let task = Task::new(Some("p".into()), vec!["train".into(), "--device".into(), device.into()]);
         let hosts: Vec<Host> = hosts.split(',').filter(|h| !h.is_empty()).map(|h| h.parse().unwrap()).collect();
-        let place = if hosts.is_empty() { Place::Here } else { Place::Hosts(hosts) };
-        Layout::new(asked, &place, &task, Gpus { here: gpus, shared: false })
+        let placement = if hosts.is_empty() { Placement::ThisHost } else { Placement::Hosts(hosts) };
+        Layout::new(requested, &placement, &task, Gpus { here: gpus, shared: false })
     }
 
-    fn seats(asked: Option<usize>, hosts: &str) -> String {
-        let layout = layout(asked, hosts, "auto", 0).unwrap();
-        let seats = layout.seats.iter().map(|seats| format!("{}:{}", seats.host, seats.processes));
-        seats.collect::<Vec<_>>().join(",")
+    fn slots(requested: Option<usize>, hosts: &str) -> String {
+        let layout = layout(requested, hosts, "auto", 0).unwrap();
+        let slots = layout.slots.iter().map(|slots| format!("{}:{}", slots.host, slots.processes));
+        slots.collect::<Vec<_>>().join(",")
     }
 
     #[test]
@@ -184,13 +184,13 @@ mod tests {
 
     #[test]
     fn hosts_are_filled_in_their_order() {
-        assert_eq!(seats(None, "a:4,b:2"), "a:4,b:2");
-        assert_eq!(seats(Some(5), "a:4,b:2"), "a:4,b:1");
-        assert_eq!(seats(Some(3), "a:4,b:2"), "a:3");
-        assert_eq!(seats(None, "a,b"), "a:1,b:1");
-        assert_eq!(seats(Some(5), "a,b"), "a:3,b:2");
-        assert_eq!(seats(Some(1), "a,b"), "a:1");
-        assert_eq!(seats(None, "a,a,b:2,b"), "a:2,b:3");
+        assert_eq!(slots(None, "a:4,b:2"), "a:4,b:2");
+        assert_eq!(slots(Some(5), "a:4,b:2"), "a:4,b:1");
+        assert_eq!(slots(Some(3), "a:4,b:2"), "a:3");
+        assert_eq!(slots(None, "a,b"), "a:1,b:1");
+        assert_eq!(slots(Some(5), "a,b"), "a:3,b:2");
+        assert_eq!(slots(Some(1), "a,b"), "a:1");
+        assert_eq!(slots(None, "a,a,b:2,b"), "a:2,b:3");
         assert!(layout(Some(7), "a:4,b:2", "auto", 0).unwrap_err().to_string().contains("6 slots"));
         assert!(layout(None, "a,b", "auto", 0).unwrap().notice.is_some());
     }
@@ -203,6 +203,6 @@ mod tests {
         assert_eq!(layout(None, "localhost:2", "cuda", 1).unwrap_err().code(), 2);
         assert!(layout(None, "elsewhere:2", "cuda", 0).is_ok());
         let task = Task::new(Some("p".into()), vec!["train".into(), "--device=cuda".into()]);
-        assert!(Layout::new(Some(2), &Place::Here, &task, Gpus { here: 1, shared: true }).is_ok());
+        assert!(Layout::new(Some(2), &Placement::ThisHost, &task, Gpus { here: 1, shared: true }).is_ok());
     }
 }

@@ -6,28 +6,28 @@
 //! 2. [`hosts`], [`gpus`] and [`layout`]: determine the number of processes and their hosts.
 //! 3. [`command`]: builds the command line of `mpirun` or `srun`; [`environment`]: selects the variables to export.
 //! 4. [`supervise`]: runs one attempt from start to end. [`output`] prefixes lines with ranks, [`status`] follows the
-//!    progress, [`patience`] detects hangs, [`signals`] forwards signals, [`cleanup`] kills orphaned processes.
-//! 5. [`verdict`]: classifies the end of an attempt; [`restart`]: decides whether to try again; [`run`]: combines all
+//!    progress, [`watchdog`] detects hangs, [`signals`] forwards signals, [`orphan_reaper`] kills orphaned processes.
+//! 5. [`exit_class`]: classifies the end of an attempt; [`restart`]: decides whether to try again; [`run`]: combines all
 //!    of this.
 
 mod agent;
 mod arguments;
-mod cleanup;
 mod command;
 mod environment;
 mod error;
+mod exit_class;
 mod gpus;
 mod hosts;
 mod layout;
+mod orphan_reaper;
 mod output;
-mod patience;
 mod restart;
 mod run;
 mod signals;
 mod status;
 mod supervise;
 mod task;
-mod verdict;
+mod watchdog;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -54,13 +54,13 @@ impl Line {
 pub struct Assembler {
     tags: Tags,
     /// Unfinished lines of each rank.
-    begun: BTreeMap<Option<usize>, Vec<u8>>,
+    partial_lines: BTreeMap<Option<usize>, Vec<u8>>,
 }
 
 impl Assembler {
     /// Creates an assembler for one stream.
     pub fn new(tags: Tags) -> Self {
-        Self { tags, begun: BTreeMap::new() }
+        Self { tags, partial_lines: BTreeMap::new() }
     }
 
     /// Takes the stream's next line, without its newline, and returns the rank's line that it completes.
@@ -69,18 +69,18 @@ impl Assembler {
         bytes = text;
         if self.tags == Tags::OpenMpi {
             while let Some(tag) = find_tag(bytes) {
-                self.begun.entry(rank).or_default().extend_from_slice(&bytes[..tag.begin]);
+                self.partial_lines.entry(rank).or_default().extend_from_slice(&bytes[..tag.begin]);
                 (rank, bytes) = (Some(tag.rank), &bytes[tag.end..]);
             }
         }
-        let mut line = self.begun.remove(&rank).unwrap_or_default();
+        let mut line = self.partial_lines.remove(&rank).unwrap_or_default();
         line.extend_from_slice(bytes);
         Line { rank, bytes: line }
     }
 
     /// Returns the unfinished lines at the end of the stream.
     pub fn finish(self) -> impl Iterator<Item = Line> {
-        self.begun.into_iter().filter(|(_, bytes)| !bytes.is_empty()).map(|(rank, bytes)| Line { rank, bytes })
+        self.partial_lines.into_iter().filter(|(_, bytes)| !bytes.is_empty()).map(|(rank, bytes)| Line { rank, bytes })
     }
 
     fn leading_tag<'a>(&self, bytes: &'a [u8]) -> (Option<usize>, &'a [u8]) {

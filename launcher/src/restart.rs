@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crate::exit_class::{End, ExitClass, RETRY};
 use crate::status::Progress;
-use crate::verdict::{End, RETRY, Verdict};
 
 /// Maximum wait before a restart.
-const LONGEST: Duration = Duration::from_secs(60);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// One finished attempt.
 #[derive(Debug, Clone)]
@@ -15,7 +15,7 @@ pub struct Attempt {
     /// End of the attempt.
     pub end: End,
     /// Classification of the end.
-    pub verdict: Verdict,
+    pub class: ExitClass,
     /// Last known training progress; `None` before the first step.
     pub progress: Option<Progress>,
     /// Reason for the end, in one line.
@@ -26,7 +26,7 @@ pub struct Attempt {
 
 /// Action after an attempt.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextAction {
     /// End the launcher with this exit code.
     End(u8),
     /// Restart after this time.
@@ -46,29 +46,29 @@ pub struct Policy {
 
 impl Policy {
     /// Decides what to do after the last of `attempts`.
-    pub fn next(&self, attempts: &[Attempt]) -> Next {
-        let Some((last, earlier)) = attempts.split_last() else { return Next::Restart(Duration::ZERO) };
-        match last.verdict {
-            Verdict::Success => Next::End(0),
-            Verdict::Stopped(code) | Verdict::Final(code) => Next::End(code),
-            Verdict::Retry if self.max_restarts == 0 => Next::End(RETRY),
-            Verdict::Retry if earlier.iter().any(|attempt| attempt.progress == last.progress) => {
-                Next::GiveUp(match last.progress {
+    pub fn next(&self, attempts: &[Attempt]) -> NextAction {
+        let Some((last, earlier)) = attempts.split_last() else { return NextAction::Restart(Duration::ZERO) };
+        match last.class {
+            ExitClass::Success => NextAction::End(0),
+            ExitClass::Stopped(code) | ExitClass::Final(code) => NextAction::End(code),
+            ExitClass::Retry if self.max_restarts == 0 => NextAction::End(RETRY),
+            ExitClass::Retry if earlier.iter().any(|attempt| attempt.progress == last.progress) => {
+                NextAction::GiveUp(match last.progress {
                     Some(progress) => format!("failed twice at {progress}"),
                     None => "failed twice before the first step".to_owned(),
                 })
             }
-            Verdict::Retry if earlier.len() >= self.max_restarts as usize => {
-                Next::GiveUp(format!("restart limit of {} reached", self.max_restarts))
+            ExitClass::Retry if earlier.len() >= self.max_restarts as usize => {
+                NextAction::GiveUp(format!("restart limit of {} reached", self.max_restarts))
             }
-            Verdict::Retry => Next::Restart(self.wait(earlier.len())),
+            ExitClass::Retry => NextAction::Restart(self.wait(earlier.len())),
         }
     }
 
     /// Returns the wait after `earlier` restarts: doubled each time, up to a minute.
     pub fn wait(&self, earlier: usize) -> Duration {
         let factor = 1 << earlier.min(16);
-        self.backoff.saturating_mul(factor).min(LONGEST)
+        self.backoff.saturating_mul(factor).min(MAX_BACKOFF)
     }
 }
 
@@ -88,43 +88,43 @@ pub fn table(attempts: &[Attempt]) -> String {
 mod tests {
     use super::*;
 
-    fn attempt(verdict: Verdict, step: Option<u64>) -> Attempt {
+    fn attempt(class: ExitClass, step: Option<u64>) -> Attempt {
         Attempt {
             end: End::Exit(75),
-            verdict,
+            class,
             progress: step.map(Progress::Step),
             reason: "error: rank 1: lost".into(),
             duration: Duration::from_secs(12),
         }
     }
 
-    fn next(max_restarts: u32, steps: &[Option<u64>]) -> Next {
-        let attempts: Vec<_> = steps.iter().map(|step| attempt(Verdict::Retry, *step)).collect();
+    fn next(max_restarts: u32, steps: &[Option<u64>]) -> NextAction {
+        let attempts: Vec<_> = steps.iter().map(|step| attempt(ExitClass::Retry, *step)).collect();
         Policy { max_restarts, backoff: Duration::from_secs(1) }.next(&attempts)
     }
 
     #[test]
     fn only_what_may_pass_is_tried_again() {
         let policy = Policy { max_restarts: 3, backoff: Duration::from_secs(1) };
-        let after = |verdict| policy.next(&[attempt(verdict, None)]);
-        assert_eq!(after(Verdict::Success), Next::End(0));
-        assert_eq!(after(Verdict::Stopped(79)), Next::End(79));
-        assert_eq!(after(Verdict::Final(3)), Next::End(3));
-        assert_eq!(after(Verdict::Retry), Next::Restart(Duration::from_secs(1)));
+        let after = |class| policy.next(&[attempt(class, None)]);
+        assert_eq!(after(ExitClass::Success), NextAction::End(0));
+        assert_eq!(after(ExitClass::Stopped(79)), NextAction::End(79));
+        assert_eq!(after(ExitClass::Final(3)), NextAction::End(3));
+        assert_eq!(after(ExitClass::Retry), NextAction::Restart(Duration::from_secs(1)));
     }
 
     #[test]
     fn restarts_are_counted() {
-        assert_eq!(next(0, &[Some(1)]), Next::End(75));
-        assert_eq!(next(2, &[Some(1), Some(2)]), Next::Restart(Duration::from_secs(2)));
-        assert_eq!(next(2, &[Some(1), Some(2), Some(3)]), Next::GiveUp("restart limit of 2 reached".into()));
+        assert_eq!(next(0, &[Some(1)]), NextAction::End(75));
+        assert_eq!(next(2, &[Some(1), Some(2)]), NextAction::Restart(Duration::from_secs(2)));
+        assert_eq!(next(2, &[Some(1), Some(2), Some(3)]), NextAction::GiveUp("restart limit of 2 reached".into()));
     }
 
     #[test]
     fn the_same_step_twice_is_enough() {
-        assert_eq!(next(9, &[Some(4), Some(4)]), Next::GiveUp("failed twice at step 4".into()));
-        assert_eq!(next(9, &[Some(4), None, Some(4)]), Next::GiveUp("failed twice at step 4".into()));
-        assert_eq!(next(9, &[None, None]), Next::GiveUp("failed twice before the first step".into()));
+        assert_eq!(next(9, &[Some(4), Some(4)]), NextAction::GiveUp("failed twice at step 4".into()));
+        assert_eq!(next(9, &[Some(4), None, Some(4)]), NextAction::GiveUp("failed twice at step 4".into()));
+        assert_eq!(next(9, &[None, None]), NextAction::GiveUp("failed twice before the first step".into()));
     }
 
     #[test]
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_table_has_a_line_per_attempt() {
-        let text = table(&[attempt(Verdict::Retry, Some(120)), attempt(Verdict::Retry, None)]);
+        let text = table(&[attempt(ExitClass::Retry, Some(120)), attempt(ExitClass::Retry, None)]);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         assert_eq!(

@@ -10,24 +10,24 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
-use crate::agent::Agent;
+use crate::agent::RemoteShell;
 use crate::arguments::Arguments;
-use crate::cleanup::Cleaner;
-use crate::command::{Start, Starter};
+use crate::command::{LaunchCommand, Launcher};
 use crate::environment::Settings;
 use crate::error::LaunchError;
+use crate::exit_class::RETRY;
 use crate::gpus;
 use crate::hosts::parse_hostfile;
-use crate::layout::{Gpus, Layout, Place};
-use crate::patience::Limits;
-use crate::restart::{Attempt, Next, Policy, table};
+use crate::layout::{Gpus, Layout, Placement};
+use crate::orphan_reaper::OrphanReaper;
+use crate::restart::{Attempt, NextAction, Policy, table};
 use crate::signals::Signals;
-use crate::supervise::{Supervisor, say};
+use crate::supervise::{Supervisor, print_message};
 use crate::task::Task;
-use crate::verdict::RETRY;
+use crate::watchdog::TimeLimits;
 
 /// Timeout for `mpirun --version`; after it, mpirun counts as not working.
-const PATIENCE: Duration = Duration::from_secs(20);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs a command line and returns the launcher's exit code.
 ///
@@ -37,19 +37,20 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub async fn run(arguments: Arguments) -> Result<u8, LaunchError> {
     let task = Task::new(arguments.program.clone(), arguments.arguments.clone());
     let marker = marker();
-    let start = prepare(&arguments, &task, &marker).await?;
-    if let Some(notice) = &start.layout.notice {
-        say(notice);
+    let command = prepare(&arguments, &task, &marker).await?;
+    if let Some(notice) = &command.layout.notice {
+        print_message(notice);
     }
     if arguments.dry_run {
-        println!("{}", start.shell_line(&task));
+        println!("{}", command.shell_line(&task));
         return Ok(0);
     }
-    let cleaner = Cleaner::new(&marker, Agent::new(start.agent.as_deref()), start.layout.remote_hosts());
+    let orphan_reaper =
+        OrphanReaper::new(&marker, RemoteShell::new(command.agent.as_deref()), command.layout.remote_hosts());
     let hang = Some(arguments.hang_timeout).filter(|timeout| !timeout.is_zero());
-    let limits = Limits { grace: arguments.grace, hang };
-    let job = Job {
-        supervisor: Supervisor { start, limits, cleaner, run_dir: None },
+    let limits = TimeLimits { grace: arguments.grace, hang };
+    let job = LaunchJob {
+        supervisor: Supervisor { command, limits, orphan_reaper, run_dir: None },
         policy: Policy { max_restarts: arguments.max_restarts, backoff: arguments.backoff },
         host_wait: arguments.host_wait,
         signals: Signals::new()?,
@@ -59,7 +60,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, LaunchError> {
 }
 
 /// State of a running job.
-struct Job {
+struct LaunchJob {
     supervisor: Supervisor,
     policy: Policy,
     host_wait: Duration,
@@ -67,20 +68,20 @@ struct Job {
     attempts: Vec<Attempt>,
 }
 
-impl Job {
+impl LaunchJob {
     async fn run(mut self, mut task: Task) -> Result<u8, LaunchError> {
         loop {
             let attempt = self.supervisor.attempt(&task, &mut self.signals).await?;
             self.attempts.push(attempt);
             match self.policy.next(&self.attempts) {
-                Next::End(code) => return Ok(self.end(code, None)),
-                Next::GiveUp(why) => return Ok(self.end(RETRY, Some(&why))),
-                Next::Restart(wait) => {
+                NextAction::End(code) => return Ok(self.end(code, None)),
+                NextAction::GiveUp(why) => return Ok(self.end(RETRY, Some(&why))),
+                NextAction::Restart(wait) => {
                     self.announce(wait);
                     if let Err(why) = self.wait_to_restart(wait).await {
                         return Ok(self.end(RETRY, Some(&why)));
                     }
-                    self.supervisor.start.settings.restarted(self.attempts.len());
+                    self.supervisor.command.settings.restarted(self.attempts.len());
                     task = task.resumed();
                 }
             }
@@ -90,7 +91,7 @@ impl Job {
     fn announce(&self, wait: Duration) {
         let Some(attempt) = self.attempts.last() else { return };
         let place = attempt.progress.map(|progress| format!(" at {progress}")).unwrap_or_default();
-        say(&format!(
+        print_message(&format!(
             "attempt {} failed{place}: {}; restart {} of {} in {:.0} s",
             self.attempts.len(),
             attempt.reason,
@@ -105,7 +106,7 @@ impl Job {
         self.pause(wait).await?;
         let began = Instant::now();
         for round in 0.. {
-            let missing = self.supervisor.cleaner.missing_hosts().await;
+            let missing = self.supervisor.orphan_reaper.missing_hosts().await;
             if missing.is_empty() {
                 break;
             }
@@ -113,7 +114,7 @@ impl Job {
             if began.elapsed() >= self.host_wait {
                 return Err(format!("no answer from {missing}"));
             }
-            say(&format!("waiting for {missing}: no answer"));
+            print_message(&format!("waiting for {missing}: no answer"));
             let left = self.host_wait.saturating_sub(began.elapsed());
             self.pause(self.policy.wait(round).min(left)).await?;
         }
@@ -131,25 +132,25 @@ impl Job {
     /// Prints the table of attempts, except after a first attempt that succeeded, and the reason for giving up.
     fn end(&self, code: u8, why: Option<&str>) -> u8 {
         if code != 0 || self.attempts.len() > 1 {
-            table(&self.attempts).lines().for_each(say);
+            table(&self.attempts).lines().for_each(print_message);
         }
         if let Some(why) = why {
-            say(&format!("giving up: {why}"));
+            print_message(&format!("giving up: {why}"));
         }
         code
     }
 }
 
-async fn prepare(arguments: &Arguments, task: &Task, marker: &str) -> Result<Start, LaunchError> {
+async fn prepare(arguments: &Arguments, task: &Task, marker: &str) -> Result<LaunchCommand, LaunchError> {
     // SAFETY: no preconditions.
     let is_root = unsafe { libc::geteuid() } == 0;
     let gpus = Gpus {
         here: gpus::count().await,
         shared: env::var("NCCL_MULTI_RANK_GPU_ENABLE").is_ok_and(|value| value == "1"),
     };
-    Ok(Start {
-        layout: Layout::new(arguments.processes.map(NonZeroUsize::get), &place(arguments)?, task, gpus)?,
-        starter: starter(arguments).await?,
+    Ok(LaunchCommand {
+        layout: Layout::new(arguments.processes.map(NonZeroUsize::get), &placement(arguments)?, task, gpus)?,
+        launcher: launcher(arguments).await?,
         interface: arguments.interface.clone(),
         agent: arguments.rsh_agent.clone(),
         settings: Settings::new(marker, is_root, arguments.interface.as_deref()),
@@ -157,10 +158,10 @@ async fn prepare(arguments: &Arguments, task: &Task, marker: &str) -> Result<Sta
     })
 }
 
-fn place(arguments: &Arguments) -> Result<Place, LaunchError> {
+fn placement(arguments: &Arguments) -> Result<Placement, LaunchError> {
     if arguments.slurm {
         let tasks = env::var("SLURM_NTASKS").ok().and_then(|tasks| tasks.parse().ok());
-        return Ok(Place::Slurm { tasks });
+        return Ok(Placement::Slurm { tasks });
     }
     let hosts = match &arguments.hostfile {
         Some(path) => {
@@ -170,12 +171,12 @@ fn place(arguments: &Arguments) -> Result<Place, LaunchError> {
         }
         None => arguments.hosts.clone(),
     };
-    Ok(if hosts.is_empty() { Place::Here } else { Place::Hosts(hosts) })
+    Ok(if hosts.is_empty() { Placement::ThisHost } else { Placement::Hosts(hosts) })
 }
 
-async fn starter(arguments: &Arguments) -> Result<Starter, LaunchError> {
+async fn launcher(arguments: &Arguments) -> Result<Launcher, LaunchError> {
     if arguments.slurm {
-        return Ok(Starter::Slurm("srun".into()));
+        return Ok(Launcher::Slurm("srun".into()));
     }
     let mpirun = &arguments.mpirun;
     let version = version(mpirun).await.map_err(|defect| {
@@ -184,7 +185,7 @@ async fn starter(arguments: &Arguments) -> Result<Starter, LaunchError> {
             mpirun.display()
         ))
     })?;
-    Starter::detect(mpirun, &version).ok_or_else(|| {
+    Launcher::detect(mpirun, &version).ok_or_else(|| {
         LaunchError::Missing(format!(
             "{} --version reports neither Open MPI nor MPICH: pass another program with --mpirun",
             mpirun.display()
@@ -195,7 +196,8 @@ async fn starter(arguments: &Arguments) -> Result<Starter, LaunchError> {
 async fn version(mpirun: &Path) -> Result<String, String> {
     let mut command = Command::new(mpirun);
     command.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
-    let output = timeout(PATIENCE, command.output()).await.map_err(|_| "does not answer to --version".to_owned())?;
+    let output =
+        timeout(VERSION_TIMEOUT, command.output()).await.map_err(|_| "does not answer to --version".to_owned())?;
     let output = output.map_err(|error| error.to_string())?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
 }

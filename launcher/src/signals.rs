@@ -26,7 +26,7 @@ pub struct Signals {
     /// First received signal.
     first: Option<i32>,
     /// Whether a signal has been received that kills the job when repeated.
-    is_urgent: bool,
+    kill_on_repeat: bool,
 }
 
 impl Signals {
@@ -38,7 +38,7 @@ impl Signals {
     pub fn new() -> io::Result<Self> {
         let take = |number| signal(SignalKind::from_raw(number));
         let (user, terminate, interrupt, hang_up) = (take(SIGUSR1)?, take(SIGTERM)?, take(SIGINT)?, take(SIGHUP)?);
-        Ok(Self { user, terminate, interrupt, hang_up, first: None, is_urgent: false })
+        Ok(Self { user, terminate, interrupt, hang_up, first: None, kill_on_repeat: false })
     }
 
     /// Waits for the next signal.
@@ -53,21 +53,21 @@ impl Signals {
     }
 
     /// Decides on the action for a signal.
-    pub fn act(&mut self, signal: i32, is_training: bool) -> Action {
-        let action = act(signal, self.is_urgent, is_training);
+    pub fn on_signal(&mut self, signal: i32, is_training: bool) -> Action {
+        let action = action_for(signal, self.kill_on_repeat, is_training);
         self.first = self.first.or(Some(signal));
-        self.is_urgent |= signal != SIGUSR1;
+        self.kill_on_repeat |= signal != SIGUSR1;
         action
     }
 
     /// Returns the first received signal, if any.
-    pub fn asked(&self) -> Option<i32> {
+    pub fn first_signal(&self) -> Option<i32> {
         self.first
     }
 }
 
 /// TERM becomes USR1 for training: mpirun kills its ranks one second after TERM, too soon for a checkpoint.
-fn act(signal: i32, is_repeated: bool, is_training: bool) -> Action {
+fn action_for(signal: i32, is_repeated: bool, is_training: bool) -> Action {
     match signal {
         SIGUSR1 => Action::Save(SIGUSR1),
         _ if is_repeated => Action::Kill,
@@ -83,17 +83,17 @@ mod tests {
 
     #[test]
     fn the_second_request_kills() {
-        assert_eq!(act(SIGUSR1, false, true), Action::Save(SIGUSR1));
-        assert_eq!(act(SIGUSR1, true, true), Action::Save(SIGUSR1));
-        assert_eq!(act(SIGINT, false, true), Action::End(SIGINT));
-        assert_eq!(act(SIGINT, true, true), Action::Kill);
-        assert_eq!(act(SIGTERM, true, true), Action::Kill);
+        assert_eq!(action_for(SIGUSR1, false, true), Action::Save(SIGUSR1));
+        assert_eq!(action_for(SIGUSR1, true, true), Action::Save(SIGUSR1));
+        assert_eq!(action_for(SIGINT, false, true), Action::End(SIGINT));
+        assert_eq!(action_for(SIGINT, true, true), Action::Kill);
+        assert_eq!(action_for(SIGTERM, true, true), Action::Kill);
     }
 
     #[test]
     fn only_a_training_can_save() {
-        assert_eq!(act(SIGTERM, false, true), Action::Save(SIGUSR1));
-        assert_eq!(act(SIGTERM, false, false), Action::End(SIGTERM));
-        assert_eq!(act(SIGHUP, false, false), Action::End(SIGTERM));
+        assert_eq!(action_for(SIGTERM, false, true), Action::Save(SIGUSR1));
+        assert_eq!(action_for(SIGTERM, false, false), Action::End(SIGTERM));
+        assert_eq!(action_for(SIGHUP, false, false), Action::End(SIGTERM));
     }
 }

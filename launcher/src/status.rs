@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 /// Polling interval of the files.
-const EVERY: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Progress of a training run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,17 +46,17 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Calls `news` after every change. Initial file contents count as a change only if they were written after
+    /// Calls `on_progress` after every change. Initial file contents count as a change only if they were written after
     /// `since`. The files are read once more when the watcher is dropped.
-    pub fn start(run_dir: &Path, since: SystemTime, news: impl Fn(Progress) + Send + 'static) -> Self {
+    pub fn start(run_dir: &Path, since: SystemTime, on_progress: impl Fn(Progress) + Send + 'static) -> Self {
         let (stop, stopped) = mpsc::channel();
-        let mut files = Files::new(run_dir, since);
+        let mut files = RunFiles::new(run_dir, since);
         // Without the thread, the attempt has no progress to show; its end is still detected by other means.
         let _ = thread::Builder::new().name("status".into()).spawn(move || {
             loop {
-                let is_last = stopped.recv_timeout(EVERY) != Err(RecvTimeoutError::Timeout);
-                if let Some(progress) = files.news() {
-                    news(progress);
+                let is_last = stopped.recv_timeout(POLL_INTERVAL) != Err(RecvTimeoutError::Timeout);
+                if let Some(progress) = files.poll() {
+                    on_progress(progress);
                 }
                 if is_last {
                     return;
@@ -69,13 +69,13 @@ impl Watcher {
 
 /// Fields of `status.json` that show whether training is alive.
 #[derive(Debug, Clone, PartialEq)]
-struct Pulse {
+struct StatusFields {
     state: String,
     step: u64,
     updated_unix: f64,
 }
 
-impl Pulse {
+impl StatusFields {
     fn parse(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
         Some(Self {
@@ -87,29 +87,29 @@ impl Pulse {
 }
 
 /// Contents of the files at the last poll.
-struct Files {
+struct RunFiles {
     status: PathBuf,
     log: PathBuf,
-    pulse: Option<Pulse>,
+    fields: Option<StatusFields>,
     epochs: Option<u64>,
     since: f64,
 }
 
-impl Files {
+impl RunFiles {
     fn new(run_dir: &Path, since: SystemTime) -> Self {
         let (status, log) = (run_dir.join("status.json"), run_dir.join("log.jsonl"));
         let since = since.duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
-        let mut files = Self { status, log, pulse: None, epochs: None, since };
-        files.pulse = files.read_pulse().filter(|pulse| pulse.updated_unix < files.since);
+        let mut files = Self { status, log, fields: None, epochs: None, since };
+        files.fields = files.read_status().filter(|fields| fields.updated_unix < files.since);
         files
     }
 
     /// Returns the progress if anything has changed. The log is used only if there is no status.
-    fn news(&mut self) -> Option<Progress> {
-        if let Some(pulse) = self.read_pulse() {
-            let is_new = self.pulse.as_ref() != Some(&pulse);
-            let step = pulse.step;
-            self.pulse = Some(pulse);
+    fn poll(&mut self) -> Option<Progress> {
+        if let Some(fields) = self.read_status() {
+            let is_new = self.fields.as_ref() != Some(&fields);
+            let step = fields.step;
+            self.fields = Some(fields);
             return is_new.then_some(Progress::Step(step));
         }
         let epochs = fs::read_to_string(&self.log).ok().and_then(|text| epochs_in(&text));
@@ -118,8 +118,8 @@ impl Files {
         epochs.filter(|_| is_new).map(Progress::Epochs)
     }
 
-    fn read_pulse(&self) -> Option<Pulse> {
-        fs::read_to_string(&self.status).ok().as_deref().and_then(Pulse::parse)
+    fn read_status(&self) -> Option<StatusFields> {
+        fs::read_to_string(&self.status).ok().as_deref().and_then(StatusFields::parse)
     }
 }
 
@@ -151,31 +151,31 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("status.json");
         fs::write(&path, status("training", 7, 100)).unwrap();
-        let mut files = Files::new(folder.path(), UNIX_EPOCH + Duration::from_secs(200));
-        assert_eq!(files.news(), None);
+        let mut files = RunFiles::new(folder.path(), UNIX_EPOCH + Duration::from_secs(200));
+        assert_eq!(files.poll(), None);
         fs::write(&path, status("training", 7, 201)).unwrap();
-        assert_eq!(files.news(), Some(Progress::Step(7)));
-        assert_eq!(files.news(), None);
+        assert_eq!(files.poll(), Some(Progress::Step(7)));
+        assert_eq!(files.poll(), None);
         fs::write(&path, status("validating", 7, 201)).unwrap();
-        assert_eq!(files.news(), Some(Progress::Step(7)));
+        assert_eq!(files.poll(), Some(Progress::Step(7)));
         fs::write(&path, "{").unwrap();
-        assert_eq!(files.news(), None);
+        assert_eq!(files.poll(), None);
     }
 
     #[test]
     fn a_status_written_before_anyone_looked_counts() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("status.json"), status("training", 3, 201)).unwrap();
-        let mut files = Files::new(folder.path(), UNIX_EPOCH + Duration::from_secs(200));
-        assert_eq!(files.news(), Some(Progress::Step(3)));
+        let mut files = RunFiles::new(folder.path(), UNIX_EPOCH + Duration::from_secs(200));
+        assert_eq!(files.poll(), Some(Progress::Step(3)));
     }
 
     #[test]
     fn without_a_status_the_log_tells_the_epochs() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("log.jsonl"), "{\"epoch\":0}\n{\"epoch\":1}\n").unwrap();
-        let mut files = Files::new(folder.path(), SystemTime::now());
-        assert_eq!(files.news(), Some(Progress::Epochs(2)));
-        assert_eq!(files.news(), None);
+        let mut files = RunFiles::new(folder.path(), SystemTime::now());
+        assert_eq!(files.poll(), Some(Progress::Epochs(2)));
+        assert_eq!(files.poll(), None);
     }
 }

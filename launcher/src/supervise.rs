@@ -15,25 +15,25 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{sleep_until, timeout};
 
-use crate::cleanup::Cleaner;
-use crate::command::Start;
+use crate::command::LaunchCommand;
 use crate::error::LaunchError;
+use crate::exit_class::{Cause, End, ReportedErrors, classify_exit, reason};
+use crate::orphan_reaper::OrphanReaper;
 use crate::output::{Assembler, Line, Tags};
-use crate::patience::{Limits, Patience};
 use crate::restart::Attempt;
 use crate::signals::{Action, Signals};
 use crate::status::{self, Progress, Watcher};
 use crate::task::Task;
-use crate::verdict::{Cause, End, Words, judge, reason};
+use crate::watchdog::{TimeLimits, Watchdog};
 
 /// Time between SIGTERM and SIGKILL.
 const TERM_TO_KILL: Duration = Duration::from_secs(3);
 
 /// Time limit for reading the last lines after the child process has ended, and for the end of a killed process.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Prints a line of the launcher itself to standard error, in one write.
-pub fn say(text: &str) {
+pub fn print_message(text: &str) {
     // If even standard error is closed, there is nowhere to report it.
     let _ = io::stderr().write_all(format!("nnunet-launch: {text}\n").as_bytes());
 }
@@ -42,11 +42,11 @@ pub fn say(text: &str) {
 #[derive(Debug)]
 pub struct Supervisor {
     /// Command that starts the ranks.
-    pub start: Start,
+    pub command: LaunchCommand,
     /// Time limits without activity.
-    pub limits: Limits,
+    pub limits: TimeLimits,
     /// Kills the remaining processes.
-    pub cleaner: Cleaner,
+    pub orphan_reaper: OrphanReaper,
     /// Run directory, once rank 0 has printed it.
     pub run_dir: Option<PathBuf>,
 }
@@ -59,110 +59,110 @@ impl Supervisor {
     /// Returns an error if mpirun or srun cannot be started.
     pub async fn attempt(&mut self, task: &Task, signals: &mut Signals) -> Result<Attempt, LaunchError> {
         let began = Instant::now();
-        let mut run = Run::start(self, task)?;
-        let end = run.watch_over(task, self.limits, signals).await?;
-        if !end.is_orderly() {
+        let mut job = RunningJob::start(self, task)?;
+        let end = job.watch_over(task, self.limits, signals).await?;
+        if !end.all_ranks_ended() {
             self.clean_up().await;
         }
-        run.last_words().await;
-        self.run_dir = run.run_dir;
+        job.drain().await;
+        self.run_dir = job.run_dir;
         Ok(Attempt {
-            verdict: judge(&end, &run.words, signals.asked()),
-            reason: reason(&end, &run.words),
-            progress: run.progress,
+            class: classify_exit(&end, &job.reported_errors, signals.first_signal()),
+            reason: reason(&end, &job.reported_errors),
+            progress: job.progress,
             end,
             duration: began.elapsed(),
         })
     }
 
     async fn clean_up(&self) {
-        let silent = self.cleaner.kill_all().await;
+        let silent = self.orphan_reaper.kill_all().await;
         if !silent.is_empty() {
-            say(&format!("no answer from {}: processes of this job may be left there", silent.join(", ")));
+            print_message(&format!("no answer from {}: processes of this job may be left there", silent.join(", ")));
         }
     }
 }
 
-/// Event from the threads of a run.
-enum Event {
+/// Event from the threads of a running job.
+enum OutputEvent {
     Line(String),
     Progress(Progress),
 }
 
 /// Running child process (mpirun or srun), and the known state of the ranks.
-struct Run {
+struct RunningJob {
     child: Child,
-    events: UnboundedReceiver<Event>,
-    sender: Option<UnboundedSender<Event>>,
+    events: UnboundedReceiver<OutputEvent>,
+    sender: Option<UnboundedSender<OutputEvent>>,
     watcher: Option<Watcher>,
     since: SystemTime,
     run_dir: Option<PathBuf>,
-    words: Words,
+    reported_errors: ReportedErrors,
     progress: Option<Progress>,
 }
 
-impl Run {
+impl RunningJob {
     fn start(supervisor: &Supervisor, task: &Task) -> Result<Self, LaunchError> {
-        let start = &supervisor.start;
+        let command = &supervisor.command;
         let (sender, events) = unbounded_channel();
-        let tags = start.starter.tags(&start.layout);
+        let tags = command.launcher.tags(&command.layout);
         let (out, out_writer) = io::pipe()?;
         let (err, err_writer) = io::pipe()?;
-        let child = spawn(start, task, out_writer.into(), err_writer.into())?;
-        pass_on("stdout", out, io::stdout(), tags, sender.clone())?;
-        pass_on("stderr", err, io::stderr(), tags, sender.clone())?;
-        let mut run = Self {
+        let child = spawn(command, task, out_writer.into(), err_writer.into())?;
+        forward_output("stdout", out, io::stdout(), tags, sender.clone())?;
+        forward_output("stderr", err, io::stderr(), tags, sender.clone())?;
+        let mut job = Self {
             child,
             events,
             sender: Some(sender),
             watcher: None,
             since: SystemTime::now(),
             run_dir: None,
-            words: Words::default(),
+            reported_errors: ReportedErrors::default(),
             progress: None,
         };
         if let Some(run_dir) = &supervisor.run_dir {
-            run.watch(run_dir.clone());
+            job.watch(run_dir.clone());
         }
-        Ok(run)
+        Ok(job)
     }
 
-    async fn watch_over(&mut self, task: &Task, limits: Limits, signals: &mut Signals) -> io::Result<End> {
+    async fn watch_over(&mut self, task: &Task, limits: TimeLimits, signals: &mut Signals) -> io::Result<End> {
         // Only training reports progress.
-        let limits = Limits { hang: limits.hang.filter(|_| task.is_training()), ..limits };
-        let mut patience = Patience::new(limits, Instant::now());
+        let limits = TimeLimits { hang: limits.hang.filter(|_| task.is_training()), ..limits };
+        let mut watchdog = Watchdog::new(limits, Instant::now());
         loop {
-            let deadline = patience.deadline();
+            let deadline = watchdog.deadline();
             tokio::select! {
-                status = self.child.wait() => return Ok(end_of(status?)),
+                status = self.child.wait() => return Ok(end_from_status(status?)),
                 Some(event) = self.events.recv() => {
                     match &event {
-                        Event::Line(text) => patience.line(text, Instant::now()),
-                        Event::Progress(_) => patience.progress(Instant::now()),
+                        OutputEvent::Line(text) => watchdog.line(text, Instant::now()),
+                        OutputEvent::Progress(_) => watchdog.progress(Instant::now()),
                     }
-                    self.note(event);
+                    self.handle_event(event);
                 }
-                signal = signals.next() => match signals.act(signal, task.is_training()) {
+                signal = signals.next() => match signals.on_signal(signal, task.is_training()) {
                     Action::Save(signal) => self.send(signal),
                     Action::End(signal) => {
-                        patience.ends_by(signal, Instant::now());
+                        watchdog.ends_by(signal, Instant::now());
                         self.send(signal);
                     }
-                    Action::Kill => return Ok(self.kill(Cause::Asked(signal), Duration::ZERO).await),
+                    Action::Kill => return Ok(self.kill(Cause::Signaled(signal), Duration::ZERO).await),
                 },
-                () = wait_until(deadline) => if let Some(cause) = patience.exhausted(Instant::now()) {
-                    say(&format!("ending the job: {cause}"));
+                () = wait_until(deadline) => if let Some(cause) = watchdog.expired(Instant::now()) {
+                    print_message(&format!("ending the job: {cause}"));
                     return Ok(self.kill(cause, TERM_TO_KILL).await);
                 }
             }
         }
     }
 
-    fn note(&mut self, event: Event) {
+    fn handle_event(&mut self, event: OutputEvent) {
         match event {
-            Event::Progress(progress) => self.progress = Some(progress),
-            Event::Line(text) => {
-                self.words.hear(&text);
+            OutputEvent::Progress(progress) => self.progress = Some(progress),
+            OutputEvent::Line(text) => {
+                self.reported_errors.record(&text);
                 if let Some(run_dir) = status::run_dir(&text).filter(|_| self.run_dir.is_none()) {
                     self.watch(run_dir);
                 }
@@ -173,7 +173,7 @@ impl Run {
     fn watch(&mut self, run_dir: PathBuf) {
         if let Some(sender) = self.sender.clone() {
             // The receiver lives as long as the run; afterwards, progress is not needed.
-            let tell = move |progress| drop(sender.send(Event::Progress(progress)));
+            let tell = move |progress| drop(sender.send(OutputEvent::Progress(progress)));
             self.watcher = Some(Watcher::start(&run_dir, self.since, tell));
         }
         self.run_dir = Some(run_dir);
@@ -187,35 +187,35 @@ impl Run {
         }
     }
 
-    /// Sends SIGTERM to the child process, and kills its process group after `patience`.
-    async fn kill(&mut self, cause: Cause, patience: Duration) -> End {
+    /// Sends SIGTERM to the child process, and kills its process group after `term_timeout`.
+    async fn kill(&mut self, cause: Cause, term_timeout: Duration) -> End {
         let id = self.id();
-        if !patience.is_zero() {
+        if !term_timeout.is_zero() {
             self.send(libc::SIGTERM);
             // In either case, the rest of the group is killed below.
-            let _ = timeout(patience, self.child.wait()).await;
+            let _ = timeout(term_timeout, self.child.wait()).await;
         }
         if let Some(id) = id {
             // SAFETY: no preconditions; the child process has its own process group.
             unsafe { libc::kill(-id, libc::SIGKILL) };
         }
         // Even a killed process does not end while it waits for a dead file system.
-        let _ = timeout(LAST_WORDS, self.child.wait()).await;
+        let _ = timeout(DRAIN_TIMEOUT, self.child.wait()).await;
         End::Killed(cause)
     }
 
     /// Handles the remaining events of the threads.
-    async fn last_words(&mut self) {
+    async fn drain(&mut self) {
         self.watcher = None;
         self.sender = None;
-        // Without a sender, `note` starts no further watcher. Orphaned processes may keep a stream open, hence the
-        // timeout.
+        // Without a sender, `handle_event` starts no further watcher. Orphaned processes may keep a stream open, hence
+        // the timeout.
         let all = async {
             while let Some(event) = self.events.recv().await {
-                self.note(event);
+                self.handle_event(event);
             }
         };
-        let _ = timeout(LAST_WORDS, all).await;
+        let _ = timeout(DRAIN_TIMEOUT, all).await;
     }
 
     fn id(&self) -> Option<libc::pid_t> {
@@ -223,51 +223,51 @@ impl Run {
     }
 }
 
-fn spawn(start: &Start, task: &Task, stdout: Stdio, stderr: Stdio) -> Result<Child, LaunchError> {
-    let words = start.words(task);
+fn spawn(command: &LaunchCommand, task: &Task, stdout: Stdio, stderr: Stdio) -> Result<Child, LaunchError> {
+    let words = command.program_and_arguments(task);
     let [program, arguments @ ..] = words.as_slice() else {
         return Err(io::Error::from(io::ErrorKind::NotFound).into());
     };
-    let mut command = Command::new(program);
-    command.args(arguments).envs(start.settings.iter()).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+    let mut process = Command::new(program);
+    process.args(arguments).envs(command.settings.iter()).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     // Own process group: ^C reaches the child process only through the launcher.
-    command.process_group(0);
-    let launcher = std::process::id();
+    process.process_group(0);
+    let launcher_pid = std::process::id();
     // SAFETY: between fork and exec, the closure makes only system calls, which is allowed there.
-    unsafe { command.pre_exec(move || die_with(launcher)) };
-    command
+    unsafe { process.pre_exec(move || set_parent_death_signal(launcher_pid)) };
+    process
         .spawn()
         .map_err(|error| LaunchError::Missing(format!("{} cannot be started: {error}", program.to_string_lossy())))
 }
 
 /// Requests SIGTERM for this process when the launcher dies, which also ends the ranks.
-fn die_with(launcher: u32) -> io::Result<()> {
+fn set_parent_death_signal(launcher_pid: u32) -> io::Result<()> {
     // SAFETY: no preconditions.
     let (answer, parent) = unsafe { (libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM), libc::getppid()) };
     if answer != 0 {
         return Err(io::Error::last_os_error());
     }
     // The launcher may have died already.
-    if u32::try_from(parent) == Ok(launcher) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+    if u32::try_from(parent) == Ok(launcher_pid) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
 }
 
 /// Copies a stream of the child process to ours on a thread, prefixing lines with ranks.
-fn pass_on(
+fn forward_output(
     name: &str,
     from: PipeReader,
     to: impl Write + Send + 'static,
     tags: Tags,
-    sender: UnboundedSender<Event>,
+    sender: UnboundedSender<OutputEvent>,
 ) -> io::Result<()> {
     thread::Builder::new().name(name.to_owned()).spawn(move || copy(from, to, tags, &sender)).map(drop)
 }
 
-fn copy(from: impl io::Read, mut to: impl Write, tags: Tags, sender: &UnboundedSender<Event>) {
+fn copy(from: impl io::Read, mut to: impl Write, tags: Tags, sender: &UnboundedSender<OutputEvent>) {
     let mut from = BufReader::new(from);
     let mut assembler = Assembler::new(tags);
     let mut tell = |line: Line| {
         // Each send is independent: the supervision may have ended, or our stream may be closed.
-        let _ = sender.send(Event::Line(line.text().into_owned()));
+        let _ = sender.send(OutputEvent::Line(line.text().into_owned()));
         let _ = line.write(&mut to);
     };
     let mut bytes = Vec::new();
@@ -278,7 +278,7 @@ fn copy(from: impl io::Read, mut to: impl Write, tags: Tags, sender: &UnboundedS
     assembler.finish().for_each(tell);
 }
 
-fn end_of(status: ExitStatus) -> End {
+fn end_from_status(status: ExitStatus) -> End {
     match (status.code(), status.signal()) {
         (Some(code), _) => End::Exit(code),
         (None, signal) => End::Signal(signal.unwrap_or(0)),

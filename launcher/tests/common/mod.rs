@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Timeout for an event of a test.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Folder with a fake mpirun, whose script can use `$DIR` (the folder) and `$ATTEMPT` (1, 2, …).
 pub struct Stage {
@@ -109,7 +109,7 @@ pub fn finish(child: Child) -> Outcome {
     let id = child.id();
     let (over, hangs) = std::sync::mpsc::channel::<()>();
     let guard = thread::spawn(move || {
-        if hangs.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+        if hangs.recv_timeout(TIMEOUT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
             send(id as i32, libc::SIGKILL);
         }
     });
@@ -124,7 +124,7 @@ pub fn finish(child: Child) -> Outcome {
 pub fn wait_for(what: &str, happened: impl Fn() -> bool) {
     let began = Instant::now();
     while !happened() {
-        assert!(began.elapsed() < PATIENCE, "{what} did not happen");
+        assert!(began.elapsed() < TIMEOUT, "{what} did not happen");
         thread::sleep(Duration::from_millis(10));
     }
 }

@@ -3,20 +3,20 @@
 use std::fs;
 use std::path::Path;
 
-use crate::agent::Agent;
+use crate::agent::RemoteShell;
 use crate::environment::MARKER;
 
 /// Kills the remaining processes of a job.
 #[derive(Debug)]
-pub struct Cleaner {
+pub struct OrphanReaper {
     marker: String,
-    agent: Agent,
+    agent: RemoteShell,
     hosts: Vec<String>,
 }
 
-impl Cleaner {
-    /// Creates a cleaner for the job with this marker, on this host and on `hosts`.
-    pub fn new(marker: &str, agent: Agent, hosts: Vec<String>) -> Self {
+impl OrphanReaper {
+    /// Creates a reaper for the job with this marker, on this host and on `hosts`.
+    pub fn new(marker: &str, agent: RemoteShell, hosts: Vec<String>) -> Self {
         Self { marker: marker.to_owned(), agent, hosts }
     }
 

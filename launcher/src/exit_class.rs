@@ -26,16 +26,16 @@ pub enum End {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
     /// A rank reported an error and the job did not end within this time.
-    Unended(Duration),
+    NotEnded(Duration),
     /// No progress for this time.
     Hang(Duration),
     /// The user sent this signal.
-    Asked(i32),
+    Signaled(i32),
 }
 
 impl End {
     /// Returns whether all ranks are known to have ended, because the exit code is one of nnunet-dist.
-    pub fn is_orderly(&self) -> bool {
+    pub fn all_ranks_ended(&self) -> bool {
         matches!(self, Self::Exit(code) if [0, STOPPED].iter().chain(&FINAL).any(|known| i32::from(*known) == *code))
     }
 }
@@ -45,9 +45,9 @@ impl fmt::Display for End {
         match self {
             Self::Exit(code) => write!(f, "exit {code}"),
             Self::Signal(signal) => write!(f, "signal {signal}"),
-            Self::Killed(Cause::Unended(_)) => f.write_str("killed"),
+            Self::Killed(Cause::NotEnded(_)) => f.write_str("killed"),
             Self::Killed(Cause::Hang(_)) => f.write_str("hang"),
-            Self::Killed(Cause::Asked(signal)) => write!(f, "killed ({signal})"),
+            Self::Killed(Cause::Signaled(signal)) => write!(f, "killed ({signal})"),
         }
     }
 }
@@ -55,27 +55,27 @@ impl fmt::Display for End {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unended(grace) => {
+            Self::NotEnded(grace) => {
                 write!(f, "a rank reported an error and the job did not end in {:.0} s", grace.as_secs_f64())
             }
             Self::Hang(time) => write!(f, "no progress for {:.0} s", time.as_secs_f64()),
-            Self::Asked(signal) => write!(f, "stopped by signal {signal}"),
+            Self::Signaled(signal) => write!(f, "stopped by signal {signal}"),
         }
     }
 }
 
 /// Errors that the ranks reported before the end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Words {
+pub struct ReportedErrors {
     /// First line of a rank that begins with `error:`.
     pub error: Option<String>,
     /// First final exit code of a rank in srun's messages; srun's own exit code may be that of another rank.
     pub reported: Option<u8>,
 }
 
-impl Words {
+impl ReportedErrors {
     /// Records a line, without the rank prefix.
-    pub fn hear(&mut self, text: &str) {
+    pub fn record(&mut self, text: &str) {
         if self.error.is_none() && text.starts_with("error:") {
             self.error = Some(text.trim_end().to_owned());
         }
@@ -85,7 +85,7 @@ impl Words {
 
 /// Action after the end of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ExitClass {
     /// No action: success.
     Success,
     /// No action: stopped by the user.
@@ -97,30 +97,30 @@ pub enum Verdict {
 }
 
 /// Classifies the end of an attempt; `stop` is the signal that requested the stop, if any.
-pub fn judge(end: &End, words: &Words, stop: Option<i32>) -> Verdict {
-    let last_resort = match (stop, words.reported) {
+pub fn classify_exit(end: &End, errors: &ReportedErrors, stop: Option<i32>) -> ExitClass {
+    let last_resort = match (stop, errors.reported) {
         // A rank without a handler, or mpirun after ^C: nothing was saved, and a restart is not wanted.
-        (Some(signal), _) => Verdict::Stopped(low_byte(128 + signal)),
-        (None, Some(code)) => Verdict::Final(code),
-        (None, None) => Verdict::Retry,
+        (Some(signal), _) => ExitClass::Stopped(low_byte(128 + signal)),
+        (None, Some(code)) => ExitClass::Final(code),
+        (None, None) => ExitClass::Retry,
     };
     match end {
-        End::Exit(0) => Verdict::Success,
-        End::Exit(code) if *code == i32::from(STOPPED) => Verdict::Stopped(STOPPED),
-        End::Exit(code) if FINAL.contains(&low_byte(*code)) => Verdict::Final(low_byte(*code)),
-        End::Exit(code) if *code == i32::from(RETRY) && stop.is_some() => Verdict::Stopped(RETRY),
+        End::Exit(0) => ExitClass::Success,
+        End::Exit(code) if *code == i32::from(STOPPED) => ExitClass::Stopped(STOPPED),
+        End::Exit(code) if FINAL.contains(&low_byte(*code)) => ExitClass::Final(low_byte(*code)),
+        End::Exit(code) if *code == i32::from(RETRY) && stop.is_some() => ExitClass::Stopped(RETRY),
         // Exit code 1 is an internal error of a rank, with a message, or mpirun's code for a lost host.
-        End::Exit(1) if words.error.is_some() && stop.is_none() => Verdict::Final(1),
+        End::Exit(1) if errors.error.is_some() && stop.is_none() => ExitClass::Final(1),
         End::Exit(_) | End::Signal(_) => last_resort,
-        End::Killed(Cause::Asked(signal)) => Verdict::Stopped(low_byte(128 + signal)),
-        End::Killed(_) if stop.is_some() => Verdict::Stopped(RETRY),
-        End::Killed(_) => Verdict::Retry,
+        End::Killed(Cause::Signaled(signal)) => ExitClass::Stopped(low_byte(128 + signal)),
+        End::Killed(_) if stop.is_some() => ExitClass::Stopped(RETRY),
+        End::Killed(_) => ExitClass::Retry,
     }
 }
 
 /// Returns a one-line reason for the end of an attempt: the error of a rank, or else that of the system.
-pub fn reason(end: &End, words: &Words) -> String {
-    match (end, &words.error) {
+pub fn reason(end: &End, errors: &ReportedErrors) -> String {
+    match (end, &errors.error) {
         (End::Exit(code), _) if *code == i32::from(STOPPED) => "stopped after saving a checkpoint".to_owned(),
         (_, Some(error)) => error.clone(),
         (End::Killed(cause), None) => cause.to_string(),
@@ -147,58 +147,65 @@ fn low_byte(code: i32) -> u8 {
 mod tests {
     use super::*;
 
-    fn words(lines: &[&str]) -> Words {
-        let mut words = Words::default();
-        lines.iter().for_each(|line| words.hear(line));
-        words
+    fn reported(lines: &[&str]) -> ReportedErrors {
+        let mut errors = ReportedErrors::default();
+        lines.iter().for_each(|line| errors.record(line));
+        errors
     }
 
     #[test]
     fn codes_of_nnunet_dist() {
-        let silent = Words::default();
-        assert_eq!(judge(&End::Exit(0), &silent, None), Verdict::Success);
-        assert_eq!(judge(&End::Exit(79), &silent, Some(15)), Verdict::Stopped(79));
-        assert_eq!(judge(&End::Exit(75), &words(&["error: rank 1: x"]), None), Verdict::Retry);
+        let silent = ReportedErrors::default();
+        assert_eq!(classify_exit(&End::Exit(0), &silent, None), ExitClass::Success);
+        assert_eq!(classify_exit(&End::Exit(79), &silent, Some(15)), ExitClass::Stopped(79));
+        assert_eq!(classify_exit(&End::Exit(75), &reported(&["error: rank 1: x"]), None), ExitClass::Retry);
         for code in [2, 3, 4, 101] {
             let end = End::Exit(i32::from(code));
-            assert_eq!(judge(&end, &silent, None), Verdict::Final(code));
+            assert_eq!(classify_exit(&end, &silent, None), ExitClass::Final(code));
         }
-        assert_eq!(judge(&End::Exit(1), &words(&["error: bug"]), None), Verdict::Final(1));
+        assert_eq!(classify_exit(&End::Exit(1), &reported(&["error: bug"]), None), ExitClass::Final(1));
     }
 
     #[test]
     fn codes_of_lost_daemons_are_worth_a_retry() {
         for code in [1, 9, 134, 137, 143, 205] {
-            assert_eq!(judge(&End::Exit(code), &Words::default(), None), Verdict::Retry, "{code}");
+            assert_eq!(classify_exit(&End::Exit(code), &ReportedErrors::default(), None), ExitClass::Retry, "{code}");
         }
-        for cause in [Cause::Unended(Duration::ZERO), Cause::Hang(Duration::ZERO)] {
-            assert_eq!(judge(&End::Killed(cause), &words(&["error: rank 0: x"]), None), Verdict::Retry);
+        for cause in [Cause::NotEnded(Duration::ZERO), Cause::Hang(Duration::ZERO)] {
+            assert_eq!(classify_exit(&End::Killed(cause), &reported(&["error: rank 0: x"]), None), ExitClass::Retry);
         }
-        assert_eq!(judge(&End::Signal(9), &Words::default(), None), Verdict::Retry);
+        assert_eq!(classify_exit(&End::Signal(9), &ReportedErrors::default(), None), ExitClass::Retry);
     }
 
     #[test]
     fn srun_tells_the_code_of_the_rank_that_matters() {
-        let heard = words(&["srun: error: n1: task 1: Exited with exit code 3", "srun: error: n2: task 0: Terminated"]);
-        assert_eq!(judge(&End::Exit(143), &heard, None), Verdict::Final(3));
-        let heard = words(&["srun: error: n1: tasks 1-3: Exited with exit code 75"]);
-        assert_eq!(judge(&End::Exit(143), &heard, None), Verdict::Retry);
+        let errors =
+            reported(&["srun: error: n1: task 1: Exited with exit code 3", "srun: error: n2: task 0: Terminated"]);
+        assert_eq!(classify_exit(&End::Exit(143), &errors, None), ExitClass::Final(3));
+        let errors = reported(&["srun: error: n1: tasks 1-3: Exited with exit code 75"]);
+        assert_eq!(classify_exit(&End::Exit(143), &errors, None), ExitClass::Retry);
     }
 
     #[test]
     fn who_asked_to_stop_is_not_given_a_restart() {
-        assert_eq!(judge(&End::Exit(138), &Words::default(), Some(10)), Verdict::Stopped(138));
-        assert_eq!(judge(&End::Exit(75), &Words::default(), Some(10)), Verdict::Stopped(75));
-        assert_eq!(judge(&End::Killed(Cause::Asked(2)), &Words::default(), Some(2)), Verdict::Stopped(130));
-        assert_eq!(judge(&End::Exit(3), &Words::default(), Some(15)), Verdict::Final(3));
+        assert_eq!(classify_exit(&End::Exit(138), &ReportedErrors::default(), Some(10)), ExitClass::Stopped(138));
+        assert_eq!(classify_exit(&End::Exit(75), &ReportedErrors::default(), Some(10)), ExitClass::Stopped(75));
+        assert_eq!(
+            classify_exit(&End::Killed(Cause::Signaled(2)), &ReportedErrors::default(), Some(2)),
+            ExitClass::Stopped(130)
+        );
+        assert_eq!(classify_exit(&End::Exit(3), &ReportedErrors::default(), Some(15)), ExitClass::Final(3));
     }
 
     #[test]
     fn the_reason_is_the_first_error_of_a_rank() {
-        let heard = words(&["note: error: x", "error: rank 1: lost \n", "error: rank 0: too"]);
-        assert_eq!(reason(&End::Exit(75), &heard), "error: rank 1: lost");
-        assert_eq!(reason(&End::Exit(79), &heard), "stopped after saving a checkpoint");
-        assert_eq!(reason(&End::Exit(137), &Words::default()), "a rank ended by signal 9");
-        assert_eq!(reason(&End::Killed(Cause::Hang(Duration::from_secs(9))), &Words::default()), "no progress for 9 s");
+        let errors = reported(&["note: error: x", "error: rank 1: lost \n", "error: rank 0: too"]);
+        assert_eq!(reason(&End::Exit(75), &errors), "error: rank 1: lost");
+        assert_eq!(reason(&End::Exit(79), &errors), "stopped after saving a checkpoint");
+        assert_eq!(reason(&End::Exit(137), &ReportedErrors::default()), "a rank ended by signal 9");
+        assert_eq!(
+            reason(&End::Killed(Cause::Hang(Duration::from_secs(9))), &ReportedErrors::default()),
+            "no progress for 9 s"
+        );
     }
 }
