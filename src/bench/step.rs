@@ -10,7 +10,7 @@ use ndarray::{Array4, Array5};
 use super::measure::memory_in_use;
 use super::{Row, Timings, Work, measure};
 use nnunet_comm::distributed::{CommError, Single};
-use nnunet_data::plan::{NetworkShape, PLAIN_CONV_UNET, assumed_memory_gb};
+use nnunet_data::plan::{NetworkShape, PLAIN_CONV_UNET, estimate_memory_gb};
 use nnunet_nn::Device;
 use nnunet_nn::backend::ComputeBackend;
 use nnunet_nn::loss::{self, SegmentationLoss, Target};
@@ -106,7 +106,7 @@ impl StepBench {
         let before_bytes = memory_in_use(kind);
         let steps = self.run::<B>(device, 1)?;
         let Self { network, patch, batch_size, .. } = self;
-        let planned_gb = assumed_memory_gb(&network.shape, *patch, network.classes, *batch_size);
+        let planned_gb = estimate_memory_gb(&network.shape, *patch, network.classes, *batch_size);
         Ok(StepMemory { peak_bytes: memory_in_use(kind), before_bytes, planned_gb, steps })
     }
 

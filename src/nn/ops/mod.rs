@@ -31,7 +31,7 @@ pub use cube::GpuRuntime;
 pub use cube::record_burn_timing;
 pub use grad_hook::{GradHook, GradHooks, grad_hook};
 pub use loss::{DeviceLoss, LossGradientInput, LossParams, LossParts, LossTarget, VoxelLossTerm};
-pub use nnunet_comm::{DeviceBuffer};
+pub use nnunet_comm::{BufferDtype, DeviceBuffer};
 pub use precision::{Precision, allow_tf32, is_tf32_allowed};
 pub use types::{ConvParams, ConvPass, HeadGradients, NormGradients, NormParams, WeightGradients, host};
 pub use update::{AdamStep, DecisionParams, GradScaler, INITIAL_SCALE, SgdStep, UpdateDecision};
