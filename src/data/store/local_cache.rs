@@ -30,10 +30,11 @@ pub fn copy_to_local_cache(
     Ok(staged)
 }
 
-/// Stages label maps by case like [`stage`], possibly from several folders; returns the paths of the copies.
+/// Copies label maps by case like [`copy_to_local_cache`], possibly from several folders; returns the paths of the
+/// copies.
 ///
 /// # Errors
-/// Returns an error under the same conditions as [`stage`].
+/// Returns an error under the same conditions as [`copy_to_local_cache`].
 pub fn copy_label_maps_to_local_cache(
     label_maps: &BTreeMap<String, PathBuf>,
     local_cache_dir: &Path,

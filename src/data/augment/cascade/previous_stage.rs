@@ -13,8 +13,8 @@ use crate::augment::distributions::{chance, uniform};
 /// Encodes the previous stage's segmentation as one channel per foreground class and augments the channels.
 ///
 /// Follows the last transforms of nnU-Net v2 in a cascade (`nnUNetTrainer.get_training_transforms`): after mirroring
-/// and masking, `MoveSegAsOneHotToDataTransform`; then [`RandomBinaryOperator`] with probability 0.4 and
-/// [`RemoveRandomComponent`] with probability 0.2.
+/// and masking, `MoveSegAsOneHotToDataTransform`; then `RandomBinaryOperator` with probability 0.4 and
+/// `RemoveRandomComponent` with probability 0.2.
 #[derive(Clone, Debug)]
 pub struct PreviousStage {
     /// Foreground classes in channel order.
