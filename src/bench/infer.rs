@@ -101,7 +101,7 @@ impl OnDevice for Measure<'_> {
         let number = cases.len() as f64;
         let timings: Vec<_> = stages.iter().map(|round| round.timings).collect();
         let mut rows = vec![row("read, preprocess", "cases", number, stages.iter().map(|round| round.read))];
-        rows.extend(spent_rows(&timings, voxels, raw_voxels));
+        rows.extend(timing_rows(&timings, voxels, raw_voxels));
         rows.push(row("write", "cases", number, stages.iter().map(|round| round.write)));
         let work = Work { items: number, ..Work::default() };
         rows.push(Row { name: "folder, overlapped".into(), unit: "cases", work, seconds: folder });
@@ -179,7 +179,7 @@ impl InferStub {
             timings.push(export.finish(round).timings);
         }
         let counted = &timings[usize::from(rounds > 1)..];
-        let mut rows = spent_rows(counted, self.resampled.iter().product(), self.extent.iter().product());
+        let mut rows = timing_rows(counted, self.resampled.iter().product(), self.extent.iter().product());
         let whole = counted.iter().map(|timings| timings.network + timings.accumulate + timings.export);
         rows.push(row("image", "voxels", self.extent.iter().product::<usize>() as f64, whole));
         rows
@@ -204,8 +204,9 @@ impl InferStub {
 /// nnU-Net's resampling of logits.
 const LINEAR: Resampling = Resampling { order: 1, order_z: 0, force_separate_z: None };
 
-/// Rows of the stages of [`InferenceTimings`], for images with these numbers of voxels after resampling and in the raw grid.
-fn spent_rows(timings: &[InferenceTimings], voxels: usize, raw_voxels: usize) -> Vec<Row> {
+/// Rows of the parts of [`InferenceTimings`], for images with these numbers of voxels after resampling and in the raw
+/// grid.
+fn timing_rows(timings: &[InferenceTimings], voxels: usize, raw_voxels: usize) -> Vec<Row> {
     let windows = timings.first().map_or(0, |timings| timings.windows);
     vec![
         row("network", "windows", windows as f64, timings.iter().map(|timings| timings.network)),

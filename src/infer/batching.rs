@@ -38,8 +38,8 @@ impl Batching {
     }
 }
 
-/// Returns the number of windows that fit into `activation_bytes`: a multiple of the number of mirrorings, or a divisor of
-/// it.
+/// Returns the number of windows that fit into `activation_bytes`: a multiple of the number of mirrorings, or a
+/// divisor of it.
 fn batch_size(activation_bytes: u64, sliding: &SlidingWindow, network: &UNetSpec) -> usize {
     let values = LIVE_ARRAYS * network.shape.features[0] + 2 * network.classes;
     let bytes = 4 * values * sliding.window.iter().product::<usize>();

@@ -8,7 +8,6 @@ use super::InferError;
 use super::argmax::LabelRule;
 use super::export::{Export, Segmentation};
 use super::networks::Ensemble;
-
 use super::options::{Batching, MemoryOptions, PredictOptions, WindowOptions};
 use super::previous_stage::{NextStage, PreviousStageInput, add_label_maps};
 use super::sliding_window::SlidingWindow;

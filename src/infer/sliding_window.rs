@@ -119,8 +119,8 @@ impl SlidingWindow {
         timings
     }
 
-    /// Returns the maximum size in bytes of the accumulator that [`SlidingWindow::run`] keeps in memory for an image `(z, y,
-    /// x)`.
+    /// Returns the maximum size in bytes of the accumulator that [`SlidingWindow::run`] keeps in memory for an image
+    /// `(z, y, x)`.
     pub(crate) fn slab_bytes(&self, image: [usize; 3], classes: usize, accumulator_dtype: AccumulatorDtype) -> u64 {
         let [_, y, x]: [usize; 3] = std::array::from_fn(|axis| image[axis].max(self.window[axis]));
         [self.window[0], y, x, classes, accumulator_dtype.bytes()].iter().map(|&factor| factor as u64).product()

@@ -111,7 +111,7 @@ fn labels_only(folder: &Path, dataset: &DatasetJson, work: &WorkDir) -> Result<P
     Ok(to)
 }
 
-/// CaseConverter of the cases of one data identifier.
+/// Converter of the cases of one data identifier.
 struct CaseConverter<'a> {
     folder: &'a Path,
     configuration: Configuration,

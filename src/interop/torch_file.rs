@@ -45,7 +45,7 @@ struct TensorLayout<'a> {
     strides: Vec<usize>,
 }
 
-/// ElementType types.
+/// Types of the elements of a tensor.
 #[derive(Clone, Copy)]
 enum ElementType {
     F64,

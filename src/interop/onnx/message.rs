@@ -6,7 +6,7 @@ pub(super) struct Message {
     bytes: Vec<u8>,
 }
 
-/// WireType type of a field.
+/// Wire type of a field.
 #[derive(Clone, Copy)]
 enum WireType {
     Varint = 0,

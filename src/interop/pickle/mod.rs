@@ -1,5 +1,4 @@
-//! Parser of Python pickles, the format of PyTorch's checkpoints and of the properties of nnU-Net's
-//! preprocessed cases.
+//! Parser of Python pickles, the format of PyTorch's checkpoints and of the properties of nnU-Net's preprocessed cases.
 //!
 //! A pickle is a program for a stack machine that may call any function of any module. This parser builds a tree of
 //! plain data and only records calls: [`Value::object`] returns name and arguments of a call, from which the supported
