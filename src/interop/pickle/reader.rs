@@ -8,7 +8,7 @@ use super::value::{Node, NodeId, Pickle};
 /// memory of the byte that creates it, so the number of values is limited, not the number of bytes.
 const MAX_VALUES: usize = 8 << 20;
 
-/// Parses a pickle. Calls are recorded as [`super::Object`]s and never executed.
+/// Parses a pickle. Calls are recorded as [`super::value::Object`]s and never executed.
 ///
 /// # Errors
 /// Returns an error with the byte offset if the pickle is truncated or inconsistent, or has an operation that neither
