@@ -12,8 +12,8 @@ use nnunet_data::dataset::CaseFiles;
 use nnunet_data::store::CaseProperties;
 use nnunet_image::{Geometry, Resampling, write_labels};
 use nnunet_infer::{
-    AccumulatorDtype, Blend, Decision, Export, FolderOptions, InferError, Portions, PredictOptions, Predictor,
-    SlidingWindow, Spent, find_cases, predict_folder,
+    AccumulatorDtype, Batching, Blend, Export, FolderOptions, InferError, InferenceTimings, LabelRule, PredictOptions,
+    Predictor, SlidingWindow, find_cases, predict_folder,
 };
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 use nnunet_nn::ops::NnOps;
@@ -47,7 +47,7 @@ pub struct InferStub {
 #[derive(Default)]
 struct Round {
     read: Duration,
-    spent: Spent,
+    timings: InferenceTimings,
     write: Duration,
 }
 
@@ -99,9 +99,9 @@ impl OnDevice for InferMeasurement<'_> {
         // The first round is the warm-up.
         let stages = &stages[1..];
         let number = cases.len() as f64;
-        let spent: Vec<_> = stages.iter().map(|round| round.spent).collect();
+        let timings: Vec<_> = stages.iter().map(|round| round.timings).collect();
         let mut rows = vec![row("read, preprocess", "cases", number, stages.iter().map(|round| round.read))];
-        rows.extend(spent_rows(&spent, voxels, raw_voxels));
+        rows.extend(timing_rows(&timings, voxels, raw_voxels));
         rows.push(row("write", "cases", number, stages.iter().map(|round| round.write)));
         let work = Work { items: number, ..Work::default() };
         rows.push(Row { name: "folder, overlapped".into(), unit: "cases", work, seconds: folder });
@@ -121,7 +121,7 @@ fn one_case<B: NnOps>(
     let preprocessed = predictor.preprocess(&case.load(dataset.num_channels())?)?;
     round.read += began.elapsed();
     let found = predictor.segment(preprocessed.data.view(), &preprocessed.properties, false)?;
-    round.spent += found.spent;
+    round.timings += found.timings;
     let began = Instant::now();
     write_labels(&output.join(format!("{}{}", case.id, dataset.file_ending)), &found.labels)?;
     round.write += began.elapsed();
@@ -162,25 +162,25 @@ impl InferStub {
             ((z / 8 + y / 8 + x / 8 + class) % self.classes) as f32
         });
         let properties = self.properties();
-        let portions = Portions {
+        let batching = Batching {
             batch_size: sliding.num_mirrorings(),
             accumulator_dtype: self.accumulator_dtype,
             on_device: false,
         };
-        let mut spent = Vec::new();
+        let mut timings = Vec::new();
         for _ in 0..rounds + usize::from(rounds > 1) {
-            let mut export = Export::new(self.resampled, &properties, &LINEAR, &Decision::Classes);
+            let mut export = Export::new(self.resampled, &properties, &LINEAR, &LabelRule::Classes);
             // Returns the same logits for any input, without copying them.
             let network = |windows: Array5<f32>| {
                 let (samples, ..) = windows.dim();
                 logits.broadcast((samples, pz, py, px, self.classes)).expect("logits of one sample").into()
             };
-            let round = sliding.run(image.view(), self.classes, portions, network, |z, plane| export.plane(z, plane));
-            spent.push(export.finish(round).spent);
+            let round = sliding.run(image.view(), self.classes, batching, network, |z, plane| export.plane(z, plane));
+            timings.push(export.finish(round).timings);
         }
-        let counted = &spent[usize::from(rounds > 1)..];
-        let mut rows = spent_rows(counted, self.resampled.iter().product(), self.extent.iter().product());
-        let whole = counted.iter().map(|spent| spent.network + spent.accumulate + spent.export);
+        let counted = &timings[usize::from(rounds > 1)..];
+        let mut rows = timing_rows(counted, self.resampled.iter().product(), self.extent.iter().product());
+        let whole = counted.iter().map(|timings| timings.network + timings.accumulate + timings.export);
         rows.push(row("image", "voxels", self.extent.iter().product::<usize>() as f64, whole));
         rows
     }
@@ -204,13 +204,14 @@ impl InferStub {
 /// nnU-Net's resampling of logits.
 const LINEAR: Resampling = Resampling { order: 1, order_z: 0, force_separate_z: None };
 
-/// Rows of the stages of [`Spent`], for images with these numbers of voxels after resampling and in the raw grid.
-fn spent_rows(spent: &[Spent], voxels: usize, raw_voxels: usize) -> Vec<Row> {
-    let windows = spent.first().map_or(0, |spent| spent.windows);
+/// Rows of the parts of [`InferenceTimings`], for images with these numbers of voxels after resampling and in the raw
+/// grid.
+fn timing_rows(timings: &[InferenceTimings], voxels: usize, raw_voxels: usize) -> Vec<Row> {
+    let windows = timings.first().map_or(0, |timings| timings.windows);
     vec![
-        row("network", "windows", windows as f64, spent.iter().map(|spent| spent.network)),
-        row("cut, accumulate", "voxels", voxels as f64, spent.iter().map(|spent| spent.accumulate)),
-        row("resample, decide", "voxels", raw_voxels as f64, spent.iter().map(|spent| spent.export)),
+        row("network", "windows", windows as f64, timings.iter().map(|timings| timings.network)),
+        row("cut, accumulate", "voxels", voxels as f64, timings.iter().map(|timings| timings.accumulate)),
+        row("resample, decide", "voxels", raw_voxels as f64, timings.iter().map(|timings| timings.export)),
     ]
 }
 

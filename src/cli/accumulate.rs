@@ -37,7 +37,7 @@ pub struct Accumulate {
 
 impl Accumulate {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let work = self.plans.on(WorkDir::new(self.work));
+        let work = self.plans.in_work(WorkDir::new(self.work));
         let held_out = HeldOutResults::open(&work, &self.folds)?;
         let folder = held_out.prepare_folder(&self.configuration, self.output.as_deref())?;
         let summary = crossval::accumulate(&held_out, &self.configuration, &folder)?;

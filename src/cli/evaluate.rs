@@ -48,7 +48,7 @@ pub struct Evaluate {
     /// Additional metrics: sensitivity, precision, specificity, avd, rvd, nsd, hd95, assd, or all; the surface metrics
     /// nsd, hd95 and assd take longer [default: none].
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = metrics)]
-    metrics: Vec<Named>,
+    metrics: Vec<MetricSelection>,
 
     /// Surface distance tolerance of nsd in mm; CLASS=MM sets it for one class or region of summary.json [default: 1].
     #[arg(long, value_name = "[CLASS=]MM", value_parser = tolerance)]
@@ -68,7 +68,7 @@ pub struct Evaluate {
 }
 
 /// Metrics selected by one name.
-type Named = Vec<Measure>;
+type MetricSelection = Vec<Measure>;
 
 impl Evaluate {
     pub(super) fn run(self) -> anyhow::Result<()> {
@@ -105,7 +105,7 @@ impl Evaluate {
     }
 }
 
-fn metrics(name: &str) -> Result<Named, String> {
+fn metrics(name: &str) -> Result<MetricSelection, String> {
     if name == "all" {
         return Ok(Measure::ALL.to_vec());
     }

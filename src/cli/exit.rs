@@ -73,7 +73,7 @@ pub fn code(error: &anyhow::Error) -> u8 {
 /// Maps one cause. `None` defers to the next cause: if a file could not be read, the I/O error determines the code.
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<CommError>() {
-        Some(of_comm(error.fault))
+        Some(comm_code(error.fault))
     } else if let Some(ScalingError::Job { status, .. }) = cause.downcast_ref() {
         // The job has already reported the cause.
         status.code().and_then(|code| u8::try_from(code).ok())
@@ -119,11 +119,11 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     } else if let Some(error) = cause.downcast_ref::<EvalError>() {
         (!matches!(error, EvalError::Io { .. })).then_some(INVALID)
     } else {
-        cause.downcast_ref::<io::Error>().map(of_io)
+        cause.downcast_ref::<io::Error>().map(io_code)
     }
 }
 
-fn of_comm(fault: Fault) -> u8 {
+fn comm_code(fault: Fault) -> u8 {
     match fault {
         Fault::Lost | Fault::Desync => RETRY,
         Fault::Disagreement => INVALID,
@@ -132,7 +132,7 @@ fn of_comm(fault: Fault) -> u8 {
 }
 
 /// Maps I/O errors: an unusable file named by the user is invalid data; a full or failing disk is a temporary failure.
-fn of_io(error: &io::Error) -> u8 {
+fn io_code(error: &io::Error) -> u8 {
     use io::ErrorKind::*;
     match error.kind() {
         NotFound | AlreadyExists | PermissionDenied | NotADirectory | IsADirectory | InvalidData | UnexpectedEof => {

@@ -44,7 +44,7 @@ enum Format {
 
 impl Export {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let checkpoint = self.checkpoint.of_model(&self.run);
+        let checkpoint = self.checkpoint.path_in(&self.run);
         let model = SavedModel::read(&checkpoint)?;
         let written = match self.to {
             Format::Pth => interop::export(&model, fold_of(&checkpoint), &self.output)?,

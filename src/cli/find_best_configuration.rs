@@ -38,7 +38,7 @@ pub struct FindBestConfiguration {
 
 impl FindBestConfiguration {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let work = self.plans.on(WorkDir::new(self.work));
+        let work = self.plans.in_work(WorkDir::new(self.work));
         let options = BestOptions {
             configurations: self.configurations,
             folds: self.folds,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args};
 
 use nnunet_data::work::WorkDir;
-use nnunet_interop::{self as interop, Destination, Source};
+use nnunet_interop::{self as interop, Destination, PreprocessedSource};
 
 /// Import trained models or preprocessed data of nnU-Net v2.
 ///
@@ -71,7 +71,7 @@ impl Import {
     }
 
     fn preprocessed(&self, folder: &std::path::Path, work: &WorkDir) -> anyhow::Result<()> {
-        let source = Source { folder, plans: &self.plans, raw: self.dataset.as_deref() };
+        let source = PreprocessedSource { folder, plans: &self.plans, raw: self.dataset.as_deref() };
         let imported = interop::import_preprocessed(&source, work, &|case| tracing::debug!("{case}"))?;
         for data in &imported {
             println!(

@@ -120,7 +120,7 @@ impl ModelFlags {
         let (models, folds) = match (&self.work, &self.configuration) {
             (Some(work), Some(configuration)) => {
                 let folds = if self.folds.is_empty() { &DEFAULT_FOLDS } else { self.folds.as_slice() };
-                (vec![self.plans.on(WorkDir::new(work)).runs(configuration)], folds)
+                (vec![self.plans.in_work(WorkDir::new(work)).runs(configuration)], folds)
             }
             _ => (self.run.clone(), self.folds.as_slice()),
         };
@@ -131,7 +131,7 @@ impl ModelFlags {
 impl InferFlags {
     /// Finds the checkpoints of a cascade's first stage in `models`, with the same folds and checkpoint name as for the
     /// second stage. Returns an empty list if `models` is empty.
-    pub(super) fn previous(&self, models: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    pub(super) fn previous_stage_checkpoints(&self, models: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         match models.is_empty() {
             true => Ok(Vec::new()),
             false => Ok(find_checkpoints(models, &self.model.folds, self.model.checkpoint)?),
@@ -154,7 +154,7 @@ impl InferFlags {
                 limit: self.max_memory,
                 ..MemoryOptions::on(self.device)
             },
-            precision: self.precision.on(self.device)?,
+            precision: self.precision.resolve(self.device)?,
             device: self.device,
         })
     }

@@ -22,7 +22,6 @@ mod import;
 mod infer_flags;
 mod inspect;
 mod logging;
-mod objective_flags;
 mod phantom;
 mod plan;
 mod plans;
@@ -38,7 +37,6 @@ mod run_flags;
 mod scale;
 mod serve;
 mod status;
-mod telemetry_flags;
 mod train;
 
 /// nnU-Net, trained across many GPUs and nodes.

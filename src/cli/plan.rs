@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 
 use super::plans;
-use super::ranks::or_abort;
+use super::ranks::abort_on_error;
 use nnunet_comm::distributed;
 use nnunet_core::fsio;
 use nnunet_data::dataset::{self, Dataset, Splits};
@@ -65,7 +65,7 @@ impl Plan {
         let comm = distributed::init()?;
         comm.enter_unbounded("planning");
         if comm.rank() == 0 {
-            or_abort(self.plan(), &*comm)?;
+            abort_on_error(self.plan(), &*comm)?;
         }
         Ok(comm.barrier("the plans")?)
     }

@@ -15,7 +15,7 @@ pub struct PlansFlag {
 
 impl PlansFlag {
     /// Returns the work folder with these plans selected.
-    pub fn on(&self, work: WorkDir) -> WorkDir {
+    pub fn in_work(&self, work: WorkDir) -> WorkDir {
         match &self.plans {
             Some(name) => work.with_plans(name),
             None => work,

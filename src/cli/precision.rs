@@ -21,7 +21,7 @@ pub struct PrecisionFlags {
 
 impl PrecisionFlags {
     /// Returns the requested precision, or `None`.
-    pub fn stated(&self, device: Device) -> Option<Precision> {
+    pub fn requested(&self, device: Device) -> Option<Precision> {
         if self.amp { Some(mixed_precision(device)) } else { self.precision }
     }
 
@@ -29,8 +29,8 @@ impl PrecisionFlags {
     ///
     /// # Errors
     /// Returns an error if the device does not support it.
-    pub fn on(&self, device: Device) -> Result<Precision, ConfigError> {
-        let precision = self.stated(device).unwrap_or_default();
+    pub fn resolve(&self, device: Device) -> Result<Precision, ConfigError> {
+        let precision = self.requested(device).unwrap_or_default();
         precision
             .check(device)
             .map_err(|defect| ConfigError::new("command line", format!("`--precision` {defect}")))?;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::infer_flags::InferFlags;
-use super::ranks::or_abort;
+use super::ranks::abort_on_error;
 use nnunet_comm::distributed;
 use nnunet_data::work::ConfigError;
-use nnunet_infer::{self as infer, FolderOptions, InferError, Part};
+use nnunet_infer::{self as infer, FolderOptions, InferError, JobPart};
 
 /// Segment images with trained networks, in each image's own geometry.
 #[derive(Debug, Args)]
@@ -46,11 +46,11 @@ pub struct Predict {
 
     /// Skip cases with complete existing results.
     #[arg(long = "continue", aliases = ["continue-prediction", "continue_prediction"])]
-    keep: bool,
+    skip_existing: bool,
 
     /// Predict only one part of the cases, `0/4` to `3/4`, to split the work over independent jobs [default: 0/1].
     #[arg(long, value_name = "I/N", conflicts_with_all = ["num_parts", "part_id"])]
-    part: Option<Part>,
+    part: Option<JobPart>,
 
     /// N of --part, as in nnU-Net [default: 1].
     #[arg(long, alias = "num_parts", value_name = "N", requires = "part_id", hide = true)]
@@ -64,41 +64,40 @@ pub struct Predict {
 impl Predict {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let comm = distributed::init()?;
-        let options = or_abort(self.infer.options(), &*comm)?;
-        let first = or_abort(self.infer.previous(&self.prev_stage), &*comm)?;
-        let part = or_abort(self.part().map_err(anyhow::Error::from), &*comm)?;
+        let options = abort_on_error(self.infer.options(), &*comm)?;
+        let first = abort_on_error(self.infer.previous_stage_checkpoints(&self.prev_stage), &*comm)?;
+        let part = abort_on_error(self.part().map_err(anyhow::Error::from), &*comm)?;
         let folder = FolderOptions {
             save_probabilities: self.save_probabilities,
-            keep: self.keep,
+            skip_existing: self.skip_existing,
             part,
             previous_stage: self.prev_stage_predictions.clone(),
         };
         let predicted = match first.is_empty() {
             true => infer::predict_folder(&self.images, &self.output, &options, &folder, &*comm),
-            false => infer::predict_both_stages(&self.images, &self.output, first, &options, &folder, &*comm),
+            false => infer::predict_cascade_folder(&self.images, &self.output, first, &options, &folder, &*comm),
         };
         match predicted {
             // All ranks have the same failed cases; only rank 0 reports them.
             Err(InferError::Cases { .. }) if comm.rank() > 0 => Ok(()),
             predicted => {
-                let predicted = or_abort(predicted.map_err(anyhow::Error::from), &*comm)?;
+                let predicted = abort_on_error(predicted.map_err(anyhow::Error::from), &*comm)?;
                 if comm.rank() == 0 {
-                    let kept = match predicted.kept {
+                    let skipped = match predicted.skipped {
                         0 => String::new(),
-                        kept => format!(", {kept} of them kept from an earlier run"),
+                        skipped => format!(", {skipped} of them kept from an earlier run"),
                     };
-                    println!("{} cases in {}{kept}", predicted.cases, self.output.display());
+                    println!("{} cases in {}{skipped}", predicted.cases, self.output.display());
                 }
                 Ok(())
             }
         }
     }
 
-    fn part(&self) -> Result<Part, ConfigError> {
+    fn part(&self) -> Result<JobPart, ConfigError> {
         match (self.part_id, self.num_parts) {
-            (Some(index), Some(of)) => {
-                Part::new(index, of).map_err(|defect| ConfigError::new("command line", format!("--part-id: {defect}")))
-            }
+            (Some(index), Some(count)) => JobPart::new(index, count)
+                .map_err(|defect| ConfigError::new("command line", format!("--part-id: {defect}"))),
             _ => Ok(self.part.unwrap_or_default()),
         }
     }

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use indicatif::ProgressBar;
 
 use super::plans::{self, PlansFlag};
-use super::ranks::or_abort;
+use super::ranks::abort_on_error;
 use nnunet_comm::distributed::{self, Communicator};
 use nnunet_data::dataset::Dataset;
 use nnunet_data::plan::Plans;
@@ -49,11 +49,11 @@ pub struct Preprocess {
 impl Preprocess {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let comm = distributed::init()?;
-        or_abort(self.preprocess(&*comm), &*comm)
+        abort_on_error(self.preprocess(&*comm), &*comm)
     }
 
     fn preprocess(&self, comm: &dyn Communicator) -> anyhow::Result<()> {
-        let work = self.plans.on(WorkDir::new(&self.work));
+        let work = self.plans.in_work(WorkDir::new(&self.work));
         let source = Source::load(&work)?;
         let plans = plans::load(&work)?;
         let dataset = Dataset::open(&source.dataset)?;

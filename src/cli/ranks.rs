@@ -8,7 +8,7 @@ use nnunet_train::config::RunConfig;
 
 /// Connects the GPUs of the ranks if training uses them; aborts the job on failure.
 #[cfg_attr(not(feature = "nccl"), expect(unused_variables, reason = "only NCCL has settings"))]
-pub(super) fn join_gpus(host: Box<dyn Communicator>, config: &RunConfig) -> Box<dyn Communicator> {
+pub(super) fn connect_gpus(host: Box<dyn Communicator>, config: &RunConfig) -> Box<dyn Communicator> {
     #[cfg(feature = "nccl")]
     if config.device == Device::Cuda && host.world_size() > 1 {
         use nnunet_comm::distributed::{NcclComm, NcclLink, Timeouts};
@@ -26,7 +26,7 @@ pub(super) fn join_gpus(host: Box<dyn Communicator>, config: &RunConfig) -> Box<
 }
 
 /// Returns the result, or aborts the job on an error: if one rank just returned, the others would wait for it forever.
-pub(super) fn or_abort<T>(result: anyhow::Result<T>, comm: &dyn Communicator) -> anyhow::Result<T> {
+pub(super) fn abort_on_error<T>(result: anyhow::Result<T>, comm: &dyn Communicator) -> anyhow::Result<T> {
     match result {
         Err(error) if comm.world_size() > 1 => comm.abort(exit::code(&error).into(), &exit::one_line(&error)),
         result => result,

@@ -1,19 +1,102 @@
-//! Command-line flags of a training run.
+//! Command-line flags of a training run: optimization, monitoring, data and distribution.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-
-use super::name_of;
-use super::objective_flags::ObjectiveFlags;
-use super::plans::{self, PlansFlag};
-use super::precision::PrecisionFlags;
-use super::telemetry_flags::TelemetryFlags;
 use nnunet_comm::distributed::CommDtype;
-use nnunet_data::loader::Shard;
+use nnunet_data::augment::AugmentationPreset;
+use nnunet_data::loader::{Oversampling, Shard};
 use nnunet_data::work::{FoldId, WorkDir, check_plans_name};
 use nnunet_nn::Device;
-use nnunet_train::config::{Layer, OnNan, RunConfig};
+use nnunet_nn::optim::ScheduleKind;
+use nnunet_train::config::{Layer, LossKind, OnNan, OptimizerKind, RunConfig};
+
+use super::plans::PlansFlag;
+use super::precision::PrecisionFlags;
+use super::{name_of, plans};
+
+/// Loss, optimizer and augmentation.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Optimization")]
+pub struct ObjectiveFlags {
+    /// Loss function [default: dice_ce].
+    #[arg(long, value_enum, value_name = "KIND")]
+    loss: Option<LossKind>,
+
+    /// Compute the Dice loss over the whole batch (true) or per sample (false) [default: the plans'].
+    #[arg(long, value_name = "BOOL")]
+    batch_dice: Option<bool>,
+
+    /// Include the background in the Dice and focal losses.
+    #[arg(long)]
+    include_background: bool,
+
+    /// Optimizer [default: sgd].
+    #[arg(long, value_enum, value_name = "KIND")]
+    optimizer: Option<OptimizerKind>,
+
+    /// Wrap the optimizer in Lookahead with slow weights (Zhang et al. 2019).
+    #[arg(long)]
+    lookahead: bool,
+
+    /// Initial learning rate [default: 0.01 for sgd, 0.0003 for others].
+    #[arg(long, value_name = "X", value_parser = super::positive)]
+    lr: Option<f64>,
+
+    /// Learning rate schedule [default: poly].
+    #[arg(long, value_enum, value_name = "KIND")]
+    scheduler: Option<ScheduleKind>,
+
+    /// Warm-up steps in which the learning rate increases [default: 0].
+    #[arg(long, value_name = "N")]
+    warmup_steps: Option<u32>,
+
+    /// Augmentation preset for training patches [default: nnunet].
+    #[arg(long, value_enum, value_name = "PRESET")]
+    augment: Option<AugmentationPreset>,
+
+    /// Samples to center on foreground: the last ones of each batch, or each at random [default: deterministic].
+    #[arg(long, value_enum, value_name = "HOW")]
+    oversampling: Option<Oversampling>,
+}
+
+impl ObjectiveFlags {
+    pub(super) fn add_to(&self, layer: &mut Layer) {
+        layer
+            .set("loss.kind", name_of(self.loss))
+            .set("loss.batch_dice", self.batch_dice)
+            .set("loss.include_background", self.include_background.then_some(true))
+            .set("optimizer.kind", name_of(self.optimizer))
+            .set("optimizer.lookahead", self.lookahead.then_some(true))
+            .set("optimizer.lr", self.lr)
+            .set("schedule.kind", name_of(self.scheduler))
+            .set("schedule.warmup_steps", self.warmup_steps)
+            .set("data.augmentation", name_of(self.augment))
+            .set("data.oversampling", name_of(self.oversampling));
+    }
+}
+
+/// Monitoring of a run beyond the files that it always writes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Monitoring")]
+pub struct TelemetryFlags {
+    /// Address of the Prometheus metrics endpoint; each process of a host uses the next port. A port without an address
+    /// binds to the loopback interface [default: none].
+    #[arg(long, value_name = "[ADDRESS:]PORT")]
+    metrics_addr: Option<String>,
+
+    /// Also write TensorBoard event files into the folder `tensorboard` of the run directory.
+    #[arg(long)]
+    tensorboard: bool,
+}
+
+impl TelemetryFlags {
+    pub(super) fn add_to(&self, layer: &mut Layer) {
+        layer
+            .set("telemetry.metrics_addr", self.metrics_addr.clone())
+            .set("telemetry.tensorboard", self.tensorboard.then_some(true));
+    }
+}
 
 /// Settings of a run.
 #[derive(Debug, Args)]
@@ -98,7 +181,7 @@ pub struct RunFlags {
     objective: ObjectiveFlags,
 
     #[command(flatten)]
-    dist: DistFlags,
+    dist: DistributedFlags,
 
     #[command(flatten)]
     telemetry: TelemetryFlags,
@@ -107,7 +190,7 @@ pub struct RunFlags {
 /// Distributed training.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Distributed training")]
-struct DistFlags {
+struct DistributedFlags {
     /// Batches per process to accumulate for one optimizer step [default: 1].
     #[arg(long, value_name = "N")]
     gradient_accumulation_steps: Option<u32>,
@@ -134,7 +217,7 @@ struct DistFlags {
     weight_check_interval: Option<u32>,
 }
 
-impl DistFlags {
+impl DistributedFlags {
     fn add_to(&self, layer: &mut Layer) {
         layer
             .set("training.gradient_accumulation_steps", self.gradient_accumulation_steps)
@@ -161,7 +244,7 @@ impl RunFlags {
         let in_file = file.as_ref().and_then(|file| file.get("plans")?.as_str());
         // An invalid plans name is reported with its layer below.
         let in_file = in_file.filter(|name| self.plans.plans.is_none() && check_plans_name(name).is_ok());
-        let work = self.plans.on(in_file.map_or_else(|| work.clone(), |name| work.clone().with_plans(name)));
+        let work = self.plans.in_work(in_file.map_or_else(|| work.clone(), |name| work.clone().with_plans(name)));
         let plans = plans::load(&work)?;
         let mut layer = Layer::new(work.plans().display().to_string());
         let configuration = plans.configuration(&self.configuration)?;
@@ -172,7 +255,7 @@ impl RunFlags {
         let mut flags = self.flags();
         let device = flags.get("device").or_else(|| file.as_ref()?.get("device"));
         let device = device.and_then(|name| name.clone().try_into().ok()).unwrap_or(Device::Cpu);
-        flags.set("precision", name_of(self.precision.stated(device)));
+        flags.set("precision", name_of(self.precision.requested(device)));
         Ok(RunConfig::resolve(layer, file, flags)?)
     }
 
@@ -188,7 +271,7 @@ impl RunFlags {
             .set("data.shard", name_of(self.shard))
             .set("data.cache_gb", self.cache_gb)
             .set("data.local_cache_dir", self.local_cache_dir.as_ref().map(|path| path.display().to_string()))
-            .set("data.previous_stage", self.prev_stage.as_ref().map(|runs| texts_of(runs)))
+            .set("data.previous_stage", self.prev_stage.as_ref().map(|runs| path_strings(runs)))
             .set("run_dir", self.run_dir.as_ref().map(|path| path.display().to_string()))
             .set("training.epochs", self.epochs)
             .set("training.iterations_per_epoch", self.iters_per_epoch)
@@ -204,6 +287,6 @@ impl RunFlags {
 }
 
 /// Formats paths for TOML.
-fn texts_of(paths: &[PathBuf]) -> Vec<String> {
+fn path_strings(paths: &[PathBuf]) -> Vec<String> {
     paths.iter().map(|path| path.display().to_string()).collect()
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::ranks::{join_gpus, or_abort};
+use super::ranks::{abort_on_error, connect_gpus};
 use super::run_flags::RunFlags;
 use crate::scaling::{Experiment, Measurement, Mode, ScalingError, csv, measure, plot, table};
 use nnunet_comm::distributed;
@@ -103,10 +103,10 @@ impl Scale {
     fn measure(&self) -> anyhow::Result<()> {
         let host = distributed::init()?;
         let work = WorkDir::new(self.run.work());
-        let config = or_abort(self.run.resolve(&work), &*host)?;
-        let comm = join_gpus(host, &config);
+        let config = abort_on_error(self.run.resolve(&work), &*host)?;
+        let comm = connect_gpus(host, &config);
         let measured = measure(&config, &work, &*comm, self.warm_up, self.steps.max(1));
-        let measured = or_abort(measured.map_err(anyhow::Error::from), &*comm)?;
+        let measured = abort_on_error(measured.map_err(anyhow::Error::from), &*comm)?;
         if comm.rank() == 0 {
             println!("{}", measured.to_line());
         }

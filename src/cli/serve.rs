@@ -60,7 +60,7 @@ impl Serve {
         let options = ServeOptions {
             listen: self.listen,
             predict: self.infer.options()?,
-            first_stage: self.infer.previous(&self.prev_stage)?,
+            first_stage: self.infer.previous_stage_checkpoints(&self.prev_stage)?,
             limits: ServeLimits {
                 queue: self.queue.into(),
                 upload_bytes: self.max_upload.unwrap_or(default.upload_bytes),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::exit;
-use super::ranks::{join_gpus, or_abort};
+use super::ranks::{abort_on_error, connect_gpus};
 use super::run_flags::RunFlags;
 use nnunet_comm::distributed::{self, Communicator};
 use nnunet_data::work::{ConfigError, WorkDir};
@@ -64,12 +64,12 @@ impl Train {
         }
         let host = distributed::init()?;
         let work = WorkDir::new(self.run.work());
-        let mut config = or_abort(self.run.resolve(&work), &*host)?;
+        let mut config = abort_on_error(self.run.resolve(&work), &*host)?;
         if let Some(path) = &self.pretrained_weights {
             config.training.pretrained_weights.clone_from(path);
         }
-        let communicator = join_gpus(host, &config);
-        match or_abort(self.train(&config, &work, &*communicator), &*communicator)? {
+        let communicator = connect_gpus(host, &config);
+        match abort_on_error(self.train(&config, &work, &*communicator), &*communicator)? {
             Outcome::Finished(_) => Ok(()),
             Outcome::Stopped => Err(exit::Stopped.into()),
         }

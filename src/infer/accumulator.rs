@@ -13,9 +13,9 @@ use super::options::AccumulatorDtype;
 pub type Mirroring = [bool; 3];
 
 /// Rows per parallel work item.
-const ROWS: usize = 8;
+const ROWS_PER_TASK: usize = 8;
 /// Values of a plane per parallel work item.
-const PART: usize = 1 << 16;
+const CHUNK: usize = 1 << 16;
 
 /// Logits of one window, to be added to the sums.
 pub struct Window<'a> {
@@ -24,7 +24,7 @@ pub struct Window<'a> {
     /// Weights of the window's voxels along each axis.
     pub weights: [&'a [f32]; 3],
     /// Weight of each mirroring: 1 / number of mirrorings.
-    pub share: f32,
+    pub mirror_weight: f32,
     /// Mirrorings of the window and the network's logits for each, `(z, y, x, class)`.
     pub samples: Vec<(Mirroring, ArrayView4<'a, f32>)>,
 }
@@ -33,12 +33,12 @@ pub struct Window<'a> {
 pub struct Accumulator {
     /// Shape of a plane, `(y, x, class)`.
     plane: [usize; 3],
-    sums: Sums,
+    sums: Planes,
     /// Buffer for a finished plane in f32.
     finished: Vec<f32>,
 }
 
-enum Sums {
+enum Planes {
     F32(Slab<f32>),
     F16(Slab<f16>),
 }
@@ -47,8 +47,8 @@ impl Accumulator {
     /// Creates an accumulator without planes.
     pub fn new(plane: [usize; 3], accumulator_dtype: AccumulatorDtype) -> Self {
         let sums = match accumulator_dtype {
-            AccumulatorDtype::F32 => Sums::F32(Slab::new(plane)),
-            AccumulatorDtype::F16 => Sums::F16(Slab::new(plane)),
+            AccumulatorDtype::F32 => Planes::F32(Slab::new(plane)),
+            AccumulatorDtype::F16 => Planes::F16(Slab::new(plane)),
         };
         Self { plane, sums, finished: Vec::new() }
     }
@@ -59,8 +59,8 @@ impl Accumulator {
     /// If the window covers planes that are already finished.
     pub fn add(&mut self, window: &Window) {
         match &mut self.sums {
-            Sums::F32(slab) => slab.add(window, add_f32),
-            Sums::F16(slab) => slab.add(window, add_f16),
+            Planes::F32(slab) => slab.add(window, add_f32),
+            Planes::F16(slab) => slab.add(window, add_f16),
         }
     }
 
@@ -68,10 +68,10 @@ impl Accumulator {
     pub fn finish(&mut self, end: usize, mut take: impl FnMut(usize, ArrayView3<f32>)) {
         let Self { plane, sums, finished } = self;
         match sums {
-            Sums::F32(slab) => slab.finish(end, |z, sums| take(z, as_plane(*plane, sums))),
-            Sums::F16(slab) => slab.finish(end, |z, sums| {
+            Planes::F32(slab) => slab.finish(end, |z, sums| take(z, as_plane(*plane, sums))),
+            Planes::F16(slab) => slab.finish(end, |z, sums| {
                 finished.resize(sums.len(), 0.0);
-                let parts = finished.par_chunks_mut(PART).zip(sums.par_chunks(PART));
+                let parts = finished.par_chunks_mut(CHUNK).zip(sums.par_chunks(CHUNK));
                 parts.for_each(|(wide, sums)| sums.convert_to_f32_slice(wide));
                 take(z, as_plane(*plane, finished));
             }),
@@ -105,12 +105,12 @@ struct Slab<T> {
     first: usize,
     planes: VecDeque<Vec<T>>,
     /// Buffers of finished planes, for reuse.
-    spare: Vec<Vec<T>>,
+    free_planes: Vec<Vec<T>>,
 }
 
 impl<T: Copy + Default + Send> Slab<T> {
     fn new(plane: [usize; 3]) -> Self {
-        Self { plane, first: 0, planes: VecDeque::new(), spare: Vec::new() }
+        Self { plane, first: 0, planes: VecDeque::new(), free_planes: Vec::new() }
     }
 
     fn add(&mut self, window: &Window, add: impl Fn(&mut [T], &[f32]) + Sync) {
@@ -118,14 +118,14 @@ impl<T: Copy + Default + Send> Slab<T> {
         let [z0, y0, x0] = window.origin;
         let [wz, wy, wx] = window.weights;
         let begin = z0.checked_sub(self.first).expect("windows come in order of z");
-        self.reach(begin + wz.len());
+        self.ensure_planes(begin + wz.len());
         let planes: Vec<_> = self.planes.range_mut(begin..begin + wz.len()).collect();
         planes.into_par_iter().zip(wz).enumerate().for_each(|(k, (plane, wz))| {
             let rows = plane[y0 * x * classes..][..wy.len() * x * classes].par_chunks_exact_mut(x * classes);
-            let rows = rows.zip(wy).enumerate().with_min_len(ROWS);
+            let rows = rows.zip(wy).enumerate().with_min_len(ROWS_PER_TASK);
             rows.for_each_init(Vec::new, |logits, (j, (row, wy))| {
                 window.sum_mirrorings(logits, k, j, classes);
-                let weight = window.share * wz * wy;
+                let weight = window.mirror_weight * wz * wy;
                 for (voxel, wx) in logits.chunks_exact_mut(classes).zip(wx) {
                     voxel.iter_mut().for_each(|logit| *logit *= weight * wx);
                 }
@@ -135,9 +135,9 @@ impl<T: Copy + Default + Send> Slab<T> {
     }
 
     /// Appends zeroed planes until there are `count`.
-    fn reach(&mut self, count: usize) {
+    fn ensure_planes(&mut self, count: usize) {
         while self.planes.len() < count {
-            let mut plane = self.spare.pop().unwrap_or_default();
+            let mut plane = self.free_planes.pop().unwrap_or_default();
             plane.clear();
             plane.resize(self.plane.iter().product(), T::default());
             self.planes.push_back(plane);
@@ -149,7 +149,7 @@ impl<T: Copy + Default + Send> Slab<T> {
             && let Some(plane) = self.planes.pop_front()
         {
             take(self.first, &plane);
-            self.spare.push(plane);
+            self.free_planes.push(plane);
             self.first += 1;
         }
     }
@@ -188,8 +188,8 @@ mod tests {
         for z in (0..40).step_by(2) {
             slab.finish(z, |plane, sums| finished.push((plane, sums.iter().sum::<f32>())));
             let samples = vec![([false; 3], logits.view())];
-            slab.add(&Window { origin: [z, 0, 0], weights: [&ones; 3], share: 1.0, samples }, add_f32);
-            assert_eq!(slab.planes.len() + slab.spare.len(), 4);
+            slab.add(&Window { origin: [z, 0, 0], weights: [&ones; 3], mirror_weight: 1.0, samples }, add_f32);
+            assert_eq!(slab.planes.len() + slab.free_planes.len(), 4);
         }
         // Two windows cover every plane except the first two.
         let expected = (0..38).map(|plane| (plane, if plane < 2 { 32.0 } else { 64.0 }));

@@ -1,108 +1,141 @@
-//! Input of a cascade's second stage from the segmentations of the first.
+//! Prediction with both stages of a cascade: of folders, and of single images.
 
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array4, ArrayView3, Axis};
+use nnunet_comm::distributed::Communicator;
+use nnunet_data::dataset::Case;
+use nnunet_data::preprocess::Preprocessor;
+use nnunet_data::store::{CaseProperties, PreprocessedCase};
+use nnunet_nn::checkpoint::SavedModel;
+use nnunet_nn::model::ModelDescription;
+use nnunet_nn::ops::NnOps;
 
 use super::InferError;
-use nnunet_data::dataset::{CaseFiles, DatasetJson};
-use nnunet_data::plan::Configuration;
-use nnunet_data::store::CaseProperties;
-use nnunet_image::compute_new_shape;
+use super::export::Segmentation;
+use super::folder::{FolderOptions, PredictionCounts, predict_folder};
+use super::options::PredictOptions;
+use super::predictor::Predictor;
 
-/// Later stage that receives segmentations in the voxel grid of its own preprocessed cases.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NextStage {
-    /// Folder for the segmentations, see [`crate::store::write_label_map`].
-    pub folder: PathBuf,
-    /// Voxel size of the stage's preprocessed cases in mm, `(z, y, x)`.
-    pub spacing: [f64; 3],
-}
+/// Folder of the first stage's label maps within that of the second.
+const FIRST_STAGE: &str = "previous_stage";
 
-impl NextStage {
-    /// Returns the shape of the stage's preprocessed case, which is the same image with the same cropping.
-    pub(super) fn shape(&self, case: &CaseProperties) -> [usize; 3] {
-        let cropped = case.shape_after_cropping_and_before_resampling;
-        compute_new_shape(cropped, case.spacing_before_resampling(), self.spacing)
-    }
-}
-
-/// Channels that a second stage receives from the first: one-hot encoded foreground classes, appended to the channels
-/// of the image (nnU-Net v2, `convert_labelmap_to_one_hot`).
-#[derive(Clone, Debug)]
-pub(super) struct FromPreviousStage {
-    /// Name of the previous stage's configuration in the plans.
-    name: String,
-    /// Foreground classes in the order of their channels.
-    classes: Vec<i16>,
-}
-
-impl FromPreviousStage {
-    /// Returns `None` if the network is not the second stage of a cascade.
-    pub(super) fn of(configuration: &Configuration, dataset: &DatasetJson) -> Option<Self> {
-        let name = configuration.previous_stage_name()?.to_owned();
-        Some(Self { name, classes: dataset.foreground_classes() })
-    }
-
-    /// Creates the error for a missing segmentation of the previous stage.
-    pub(super) fn is_missing(&self) -> InferError {
-        InferError::NoPreviousStage { name: self.name.clone() }
-    }
-
-    /// Appends the one-hot channels of a segmentation with the image's voxel grid to the image.
-    ///
-    /// # Errors
-    /// Returns an error if there is no segmentation.
-    ///
-    /// # Panics
-    /// If image and segmentation differ in shape.
-    pub(super) fn add_to(
-        &self,
-        mut image: Array4<f32>,
-        labels: Option<ArrayView3<i16>>,
-    ) -> Result<Array4<f32>, InferError> {
-        let labels = labels.ok_or_else(|| self.is_missing())?;
-        for &class in &self.classes {
-            let channel = labels.mapv(|label| f32::from(u8::from(label == class)));
-            image.push(Axis(0), channel.view()).expect("image and segmentation have one extent");
-        }
-        Ok(image)
-    }
-}
-
-/// Assigns to each case the label map of its name in a folder.
+/// Like [`predict_folder`] with the second stage of a cascade, after the networks of the checkpoints `first` have
+/// segmented all images into the folder `previous_stage` within `output`.
 ///
 /// # Errors
-/// Returns an error that gives the number and the first of the cases without a label map.
-pub(super) fn add_label_maps(cases: &mut [CaseFiles], folder: &Path, file_ending: &str) -> Result<(), InferError> {
-    for case in cases.iter_mut() {
-        case.label = Some(folder.join(format!("{}{file_ending}", case.id))).filter(|path| path.is_file());
+/// Returns the errors of [`predict_folder`] for either stage; the second stage does not start if a case of the first
+/// failed. Returns an error if `first` is not the stage that the second was trained with.
+pub fn predict_cascade_folder(
+    inputs: &[PathBuf],
+    output: &Path,
+    first: Vec<PathBuf>,
+    second: &PredictOptions,
+    folder: &FolderOptions,
+    comm: &dyn Communicator,
+) -> Result<PredictionCounts, InferError> {
+    if let (Some(first), Some(second)) = (first.first(), second.checkpoints.first()) {
+        check_order(first, &SavedModel::read(first)?.description, &SavedModel::read(second)?.description)?;
     }
-    let missing: Vec<_> = cases.iter().filter(|case| case.label.is_none()).collect();
-    match missing.first() {
-        None => Ok(()),
-        Some(first) => Err(InferError::PreviousMissing {
-            folder: folder.to_owned(),
-            number: missing.len(),
-            first: first.id.clone(),
+    let between = output.join(FIRST_STAGE);
+    if comm.rank() == 0 {
+        tracing::info!("predicting the first stage into {}", between.display());
+    }
+    let options = PredictOptions { checkpoints: first, ..second.clone() };
+    predict_folder(inputs, &between, &options, &FolderOptions { save_probabilities: false, ..folder.clone() }, comm)?;
+    let folder = FolderOptions { previous_stage: Some(between), ..folder.clone() };
+    predict_folder(inputs, output, second, &folder, comm)
+}
+
+/// Checks, before either network runs, that the `later` network was trained with the stage of the `earlier` one, whose
+/// checkpoint is at `path`.
+fn check_order(path: &Path, earlier: &ModelDescription, later: &ModelDescription) -> Result<(), InferError> {
+    let configuration = later.plans.configuration(&later.configuration)?;
+    let Some(wanted) = configuration.previous_stage_name() else {
+        return Err(InferError::NotCascaded { configuration: later.configuration.clone() });
+    };
+    match earlier.configuration == wanted {
+        true => Ok(()),
+        false => Err(InferError::OtherStage {
+            path: path.to_owned(),
+            found: earlier.configuration.clone(),
+            wanted: wanted.to_owned(),
         }),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use ndarray::{Array3, s};
+/// [`Predictor`], preceded by the first stage's predictor in a cascade.
+pub struct CascadePredictor<B: NnOps> {
+    first: Option<Predictor<B>>,
+    last: Predictor<B>,
+}
 
-    use super::*;
+/// Preprocessed image that can be segmented without reading it again.
+pub struct PreparedImage {
+    /// Input of the first networks.
+    case: PreprocessedCase,
+    /// Raw image for the second stage of a cascade.
+    raw: Option<Case>,
+}
 
-    #[test]
-    fn classes_become_channels_behind_those_of_the_image() {
-        let from = FromPreviousStage { name: "3d_lowres".into(), classes: vec![1, 2] };
-        let labels = Array3::from_shape_vec((1, 1, 4), vec![2, -1, 1, 0]).unwrap();
-        let input = from.add_to(Array4::from_elem((1, 1, 1, 4), 7.0), Some(labels.view())).unwrap();
-        let expected = ndarray::array![[7.0f32; 4], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]];
-        assert_eq!(input.slice(s![.., 0, 0, ..]), expected);
-        let error = from.add_to(Array4::zeros((1, 1, 1, 4)), None).unwrap_err().to_string();
-        assert!(error.contains("3d_lowres") && error.contains("--prev-stage-predictions"), "{error}");
+impl PreparedImage {
+    /// Returns the properties of the image, such as shape and spacing.
+    pub fn properties(&self) -> &CaseProperties {
+        &self.case.properties
+    }
+}
+
+impl<B: NnOps> CascadePredictor<B> {
+    /// Reads the networks that `options` name and, for the second stage of a cascade, the networks of the checkpoints
+    /// `first`.
+    ///
+    /// # Errors
+    /// Returns an error if a checkpoint is missing or damaged, if the networks need a first stage and `first` is empty,
+    /// or if `first` is not that stage.
+    pub fn open(first: &[PathBuf], options: &PredictOptions, device: B::Device) -> Result<Self, InferError> {
+        let last = Predictor::with_options(options, device.clone())?;
+        let Some(path) = first.first() else {
+            last.check_previous_stage()?;
+            return Ok(Self { first: None, last });
+        };
+        let options = PredictOptions { checkpoints: first.to_vec(), ..options.clone() };
+        let first = Predictor::with_options(&options, device)?;
+        check_order(path, first.model(), last.model())?;
+        Ok(Self { first: Some(first), last })
+    }
+
+    /// Returns the networks that produce the final segmentation.
+    pub fn last(&self) -> &Predictor<B> {
+        &self.last
+    }
+
+    /// Returns the preprocessing of each stage.
+    pub fn preprocessors(&self) -> Vec<Preprocessor> {
+        let stages = self.first.iter().chain([&self.last]);
+        stages.map(|stage| stage.preprocessor().clone()).collect()
+    }
+
+    /// Preprocesses the image for the first networks.
+    ///
+    /// # Errors
+    /// Returns an error if the image does not match them.
+    pub fn prepare(&self, case: Case) -> Result<PreparedImage, InferError> {
+        match &self.first {
+            None => Ok(PreparedImage { case: self.last.preprocess(&case)?, raw: None }),
+            Some(first) => Ok(PreparedImage { case: first.preprocess(&case)?, raw: Some(case) }),
+        }
+    }
+
+    /// Segments the image in its own geometry. In a cascade, the first stage's segmentation is part of the second
+    /// stage's input.
+    ///
+    /// # Errors
+    /// Returns an error if the image exceeds the memory limit.
+    pub fn segment(&self, image: PreparedImage, with_probabilities: bool) -> Result<Segmentation, InferError> {
+        let PreparedImage { mut case, raw } = image;
+        if let (Some(first), Some(raw)) = (&self.first, raw) {
+            let found = first.segment(case.data.view(), &case.properties, false)?;
+            case = self.last.preprocess(&Case { label: Some(found.labels), ..raw })?;
+        }
+        self.last.segment(case.data.view(), &case.properties, with_probabilities)
     }
 }

@@ -24,8 +24,12 @@ pub fn find_cases(inputs: &[PathBuf], dataset: &DatasetJson) -> Result<Vec<CaseF
     let (ending, channels) = (&dataset.file_ending, dataset.num_channels());
     match inputs {
         [folder] if folder.is_dir() => find_images(folder, ending, channels),
-        [list] if is(list, "json") => parse_json(list, ending).and_then(|cases| check(list, cases, channels)),
-        [list] if is(list, "txt") => parse_text(list, ending).and_then(|cases| check(list, cases, channels)),
+        [list] if has_extension(list, "json") => {
+            parse_json(list, ending).and_then(|cases| resolve_cases(list, cases, channels))
+        }
+        [list] if has_extension(list, "txt") => {
+            parse_text(list, ending).and_then(|cases| resolve_cases(list, cases, channels))
+        }
         files => {
             for path in files {
                 std::fs::metadata(path).map_err(|source| DatasetError::Io { path: path.clone(), source })?;
@@ -37,57 +41,57 @@ pub fn find_cases(inputs: &[PathBuf], dataset: &DatasetJson) -> Result<Vec<CaseF
 
 /// One of several equal parts of the cases, for independent jobs that share the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct JobPart {
     /// Index of the part, from 0.
     pub index: usize,
     /// Number of parts.
-    pub of: usize,
+    pub count: usize,
 }
 
-impl Default for Part {
+impl Default for JobPart {
     /// All cases.
     fn default() -> Self {
-        Self { index: 0, of: 1 }
+        Self { index: 0, count: 1 }
     }
 }
 
-impl Part {
-    /// Creates part `index` of `of`.
+impl JobPart {
+    /// Creates part `index` of `count`.
     ///
     /// # Errors
     /// Returns an error if `index >= of`.
-    pub fn new(index: usize, of: usize) -> Result<Self, String> {
-        match index < of {
-            true => Ok(Self { index, of }),
-            false => Err(format!("part {index} of {of} does not exist: parts count from 0")),
+    pub fn new(index: usize, count: usize) -> Result<Self, String> {
+        match index < count {
+            true => Ok(Self { index, count }),
+            false => Err(format!("part {index} of {count} does not exist: parts count from 0")),
         }
     }
 
-    /// Selects the part's cases: every `of`-th one, as for nnU-Net v2's `-num_parts`.
-    pub fn take(self, cases: Vec<CaseFiles>) -> Vec<CaseFiles> {
-        cases.into_iter().skip(self.index).step_by(self.of).collect()
+    /// Selects the part's cases: every `count`-th one, as for nnU-Net v2's `-num_parts`.
+    pub fn select(self, cases: Vec<CaseFiles>) -> Vec<CaseFiles> {
+        cases.into_iter().skip(self.index).step_by(self.count).collect()
     }
 }
 
-impl FromStr for Part {
+impl FromStr for JobPart {
     type Err = String;
 
     /// Parses `INDEX/OF`, such as `0/4`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = text.split_once('/').and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
-        let (index, of) = numbers.ok_or("must be two numbers such as 0/4, the first of four parts")?;
-        Self::new(index, of)
+        let numbers = text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
+        let (index, count) = numbers.ok_or("must be two numbers such as 0/4, the first of four parts")?;
+        Self::new(index, count)
     }
 }
 
-fn is(path: &Path, extension: &str) -> bool {
+fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|found| found == extension)
 }
 
 /// JSON file with a list of cases.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum List {
+enum CaseList {
     Unnamed(Vec<Vec<PathBuf>>),
     Named(BTreeMap<String, Vec<PathBuf>>),
 }
@@ -97,8 +101,10 @@ fn parse_json(list: &Path, ending: &str) -> Result<Vec<CaseFiles>, DatasetError>
         DatasetError::invalid(list, r#"is not of the form [["a_0000.nii.gz", …], …] or {"a": ["a_0000.nii.gz", …], …}"#)
     })?;
     match parsed {
-        List::Unnamed(cases) => cases.into_iter().map(|images| named_after_first(list, images, ending)).collect(),
-        List::Named(cases) => Ok(cases.into_iter().map(|(id, images)| CaseFiles { id, images, label: None }).collect()),
+        CaseList::Unnamed(cases) => cases.into_iter().map(|images| named_after_first(list, images, ending)).collect(),
+        CaseList::Named(cases) => {
+            Ok(cases.into_iter().map(|(id, images)| CaseFiles { id, images, label: None }).collect())
+        }
     }
 }
 
@@ -122,7 +128,7 @@ fn named_after_first(list: &Path, images: Vec<PathBuf>, ending: &str) -> Result<
 }
 
 /// Resolves the paths of the listed cases and sorts the cases by name.
-fn check(list: &Path, mut cases: Vec<CaseFiles>, channels: usize) -> Result<Vec<CaseFiles>, DatasetError> {
+fn resolve_cases(list: &Path, mut cases: Vec<CaseFiles>, channels: usize) -> Result<Vec<CaseFiles>, DatasetError> {
     let folder = list.parent().unwrap_or(Path::new(""));
     let mut names = BTreeSet::new();
     for case in &mut cases {
@@ -242,13 +248,13 @@ mod tests {
     fn parts_are_disjoint_and_complete() {
         let case = |number: usize| CaseFiles { id: number.to_string(), images: Vec::new(), label: None };
         let names =
-            |part: Part| part.take((0..7).map(case).collect()).into_iter().map(|case| case.id).collect::<Vec<_>>();
+            |part: JobPart| part.select((0..7).map(case).collect()).into_iter().map(|case| case.id).collect::<Vec<_>>();
         assert_eq!(names("1/3".parse().unwrap()), ["1", "4"]);
-        let mut all: Vec<_> = (0..3).flat_map(|index| names(Part::new(index, 3).unwrap())).collect();
+        let mut all: Vec<_> = (0..3).flat_map(|index| names(JobPart::new(index, 3).unwrap())).collect();
         all.sort();
-        assert_eq!(all, names(Part::default()));
+        assert_eq!(all, names(JobPart::default()));
         for (bad, defect) in [("3/3", "count from 0"), ("0/0", "count from 0"), ("1", "0/4"), ("a/b", "0/4")] {
-            assert!(bad.parse::<Part>().unwrap_err().contains(defect), "{bad}");
+            assert!(bad.parse::<JobPart>().unwrap_err().contains(defect), "{bad}");
         }
     }
 }

@@ -26,12 +26,12 @@ pub enum CheckpointName {
 
 impl CheckpointName {
     /// Returns the checkpoint in a run directory; the path of a checkpoint is returned as is.
-    pub fn of_model(self, model: &Path) -> PathBuf {
+    pub fn path_in(self, model: &Path) -> PathBuf {
         let is_checkpoint = model.is_file() || model.join(HEADER).is_file();
-        if is_checkpoint { model.to_owned() } else { self.of(&RunDir::new(model)) }
+        if is_checkpoint { model.to_owned() } else { self.path_in_run(&RunDir::new(model)) }
     }
 
-    fn of(self, run: &RunDir) -> PathBuf {
+    fn path_in_run(self, run: &RunDir) -> PathBuf {
         match self {
             Self::Best => run.checkpoint_best(),
             Self::Latest => run.checkpoint_latest(),
@@ -56,7 +56,7 @@ pub fn find_checkpoints(
         if !trained.is_empty() {
             let folds = if folds.is_empty() { &DEFAULT_FOLDS } else { folds };
             for fold in folds {
-                let checkpoint = name.of(&RunDir::new(model.join(format!("fold_{fold}"))));
+                let checkpoint = name.path_in_run(&RunDir::new(model.join(format!("fold_{fold}"))));
                 if !checkpoint.is_dir() && !checkpoint.is_symlink() {
                     let defect = format!(
                         "missing checkpoint; -f selects folds, available: {}",
@@ -70,7 +70,7 @@ pub fn find_checkpoints(
             let defect = "contains no folds (fold_0, fold_1, …) to select";
             return Err(TensorFileError::new(model, defect).into());
         } else {
-            found.push(name.of_model(model));
+            found.push(name.path_in(model));
         }
     }
     Ok(found)

@@ -3,9 +3,9 @@
 use ndarray::{Array3, Array4, ArrayView3, ArrayViewMut1, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use super::decide::Decision;
-use super::sliding_window::Spent;
-use super::taps::Tap;
+use super::argmax::LabelRule;
+use super::interpolation::LinearSample;
+use super::sliding_window::InferenceTimings;
 use nnunet_data::store::CaseProperties;
 use nnunet_image::{LabelMap, Resampling};
 
@@ -16,7 +16,7 @@ pub struct Segmentation {
     /// Probabilities per class or region, `(class, z, y, x)`, if requested.
     pub probabilities: Option<Array4<f32>>,
     /// Time spent on each part.
-    pub spent: Spent,
+    pub timings: InferenceTimings,
     /// Labels for each later stage of a cascade, `(z, y, x)` in the voxel grid of its own preprocessed case.
     pub for_next_stages: Vec<Array3<i16>>,
 }
@@ -28,9 +28,9 @@ pub struct Segmentation {
 /// stored.
 pub struct Export<'a> {
     properties: &'a CaseProperties,
-    decision: &'a Decision,
+    label_rule: &'a LabelRule,
     /// Interpolation of the new samples along z, y and x.
-    taps: [Vec<Tap>; 3],
+    samples: [Vec<LinearSample>; 3],
     /// Labels of the cropped image.
     labels: Array3<i16>,
     /// Probabilities of the cropped image, `(class, z, y, x)`.
@@ -50,10 +50,10 @@ impl<'a> Export<'a> {
         shape: [usize; 3],
         properties: &'a CaseProperties,
         resampling: &Resampling,
-        decision: &'a Decision,
+        label_rule: &'a LabelRule,
     ) -> Self {
         let to = properties.shape_after_cropping_and_before_resampling;
-        Self::to([shape, to], properties.spacing_before_resampling(), properties, resampling, decision)
+        Self::between([shape, to], properties.spacing_before_resampling(), properties, resampling, label_rule)
     }
 
     /// Creates an export to the preprocessed case of another configuration, with `shapes[1]`, instead of the raw image;
@@ -66,26 +66,26 @@ impl<'a> Export<'a> {
         shapes: [[usize; 3]; 2],
         properties: &'a CaseProperties,
         resampling: &Resampling,
-        decision: &'a Decision,
+        label_rule: &'a LabelRule,
     ) -> Self {
-        Self::to(shapes, properties.spacing_after_resampling, properties, resampling, decision)
+        Self::between(shapes, properties.spacing_after_resampling, properties, resampling, label_rule)
     }
 
     /// Creates an export from logits of the first shape to labels of the second, with this spacing.
-    fn to(
+    fn between(
         [shape, to]: [[usize; 3]; 2],
         spacing: [f64; 3],
         properties: &'a CaseProperties,
         resampling: &Resampling,
-        decision: &'a Decision,
+        label_rule: &'a LabelRule,
     ) -> Self {
         assert!(shape == to || Self::can_resample(resampling), "cubic splines need the whole image");
         let separate = resampling.separate_axis(properties.spacing_after_resampling, spacing);
         let order = |axis| if Some(axis) == separate { resampling.order_z } else { resampling.order };
         Self {
             properties,
-            decision,
-            taps: std::array::from_fn(|axis| Tap::along_axis(order(axis), shape[axis], to[axis])),
+            label_rule,
+            samples: std::array::from_fn(|axis| LinearSample::along_axis(order(axis), shape[axis], to[axis])),
             labels: Array3::zeros(to),
             probabilities: None,
             before: Array3::zeros([0; 3]),
@@ -107,14 +107,14 @@ impl<'a> Export<'a> {
 
     /// Adds the next plane of logits, `(y, x, class)`, with contiguous rows; `z` counts from 0.
     pub fn plane(&mut self, z: usize, logits: ArrayView3<f32>) {
-        while let Some(tap) = self.taps[0].get(self.done).copied().filter(|tap| tap.last() <= z) {
+        while let Some(sample) = self.samples[0].get(self.done).copied().filter(|sample| sample.last() <= z) {
             let before = std::mem::take(&mut self.before);
-            let first = if tap.first == z { logits } else { before.view() };
-            self.decide(self.done, [(first, 1.0 - tap.part), (logits, tap.part)]);
+            let first = if sample.first == z { logits } else { before.view() };
+            self.argmax_plane(self.done, [(first, 1.0 - sample.part), (logits, sample.part)]);
             self.before = before;
             self.done += 1;
         }
-        if self.taps[0].get(self.done).is_some_and(|tap| tap.first == z) {
+        if self.samples[0].get(self.done).is_some_and(|sample| sample.first == z) {
             self.before = match std::mem::take(&mut self.before) {
                 mut before if before.dim() == logits.dim() => {
                     before
@@ -133,13 +133,13 @@ impl<'a> Export<'a> {
     ///
     /// # Panics
     /// If planes are missing.
-    pub fn finish(self, spent: Spent) -> Segmentation {
-        let Self { properties, decision, labels, probabilities, done, .. } = self;
+    pub fn finish(self, timings: InferenceTimings) -> Segmentation {
+        let Self { properties, label_rule, labels, probabilities, done, .. } = self;
         assert_eq!(done, labels.len_of(Axis(0)), "planes of logits are missing");
         Segmentation {
             labels: LabelMap { data: properties.restore(labels.view(), 0), geometry: properties.geometry.clone() },
-            probabilities: probabilities.map(|cropped| restore_probabilities(&cropped, properties, decision)),
-            spent,
+            probabilities: probabilities.map(|cropped| restore_probabilities(&cropped, properties, label_rule)),
+            timings,
             for_next_stages: Vec::new(),
         }
     }
@@ -154,8 +154,8 @@ impl<'a> Export<'a> {
     }
 
     /// Computes plane `z` of the labels from two planes of logits and their weights.
-    fn decide(&mut self, z: usize, planes: [(ArrayView3<f32>, f32); 2]) {
-        let Self { labels, probabilities, taps: [_, ys, xs], decision, .. } = self;
+    fn argmax_plane(&mut self, z: usize, planes: [(ArrayView3<f32>, f32); 2]) {
+        let Self { labels, probabilities, samples: [_, ys, xs], label_rule, .. } = self;
         let classes = planes[0].0.len_of(Axis(2));
         let mut labels = labels.index_axis_mut(Axis(0), z);
         let mut probabilities = probabilities.as_mut().map(|all| all.index_axis_mut(Axis(1), z));
@@ -168,7 +168,7 @@ impl<'a> Export<'a> {
         rows.for_each_init(Scratch::default, |scratch, ((labels, probabilities), y)| {
             let Scratch { row, voxel } = scratch;
             let row = blend_rows(&planes, *y, row);
-            decide_row(row, xs, classes, decision, voxel, labels, probabilities.as_mut());
+            argmax_row(row, xs, classes, label_rule, voxel, labels, probabilities.as_mut());
         });
     }
 }
@@ -182,7 +182,7 @@ struct Scratch {
 }
 
 /// Interpolates a row between two rows of two planes.
-fn blend_rows<'r>(planes: &'r [(ArrayView3<f32>, f32); 2], y: Tap, blended: &'r mut Vec<f32>) -> &'r [f32] {
+fn blend_rows<'r>(planes: &'r [(ArrayView3<f32>, f32); 2], y: LinearSample, blended: &'r mut Vec<f32>) -> &'r [f32] {
     let weighted = planes.iter().flat_map(|(plane, from_plane)| {
         y.pair().map(|(row, of_row)| {
             let row = plane.index_axis(Axis(0), row).to_slice().expect("rows of logits are contiguous");
@@ -203,38 +203,38 @@ fn blend_rows<'r>(planes: &'r [(ArrayView3<f32>, f32); 2], y: Tap, blended: &'r 
 }
 
 /// Computes a row of labels, and of probabilities `(class, x)`, from a row of logits `(x, class)`.
-fn decide_row(
+fn argmax_row(
     row: &[f32],
-    xs: &[Tap],
+    xs: &[LinearSample],
     classes: usize,
-    decision: &Decision,
+    label_rule: &LabelRule,
     voxel: &mut Vec<f32>,
     mut labels: ArrayViewMut1<i16>,
     mut probabilities: Option<&mut ArrayViewMut2<f32>>,
 ) {
-    for (x, (label, tap)) in labels.iter_mut().zip(xs).enumerate() {
+    for (x, (label, sample)) in labels.iter_mut().zip(xs).enumerate() {
         let [(first, of_first), (second, of_second)] =
-            tap.pair().map(|(x, weight)| (&row[x * classes..][..classes], weight));
-        if tap.part == 0.0 && probabilities.is_none() {
-            *label = decision.label(first);
+            sample.pair().map(|(x, weight)| (&row[x * classes..][..classes], weight));
+        if sample.part == 0.0 && probabilities.is_none() {
+            *label = label_rule.label(first);
             continue;
         }
         voxel.clear();
         voxel.extend(first.iter().zip(second).map(|(first, second)| of_first * first + of_second * second));
-        *label = decision.label(voxel);
+        *label = label_rule.label(voxel);
         if let Some(probabilities) = &mut probabilities {
-            decision.to_probabilities(voxel);
+            label_rule.to_probabilities(voxel);
             probabilities.column_mut(x).iter_mut().zip(&*voxel).for_each(|(to, from)| *to = *from);
         }
     }
 }
 
 /// Pads cropped probabilities to the raw image; everything outside the crop is background.
-fn restore_probabilities(cropped: &Array4<f32>, properties: &CaseProperties, decision: &Decision) -> Array4<f32> {
+fn restore_probabilities(cropped: &Array4<f32>, properties: &CaseProperties, label_rule: &LabelRule) -> Array4<f32> {
     let [z, y, x] = properties.raw_shape();
     let mut raw = Array4::zeros((cropped.len_of(Axis(0)), z, y, x));
     for (class, (mut raw, cropped)) in raw.outer_iter_mut().zip(cropped.outer_iter()).enumerate() {
-        let outside = if class == 0 && !decision.is_of_regions() { 1.0 } else { 0.0 };
+        let outside = if class == 0 && !label_rule.is_of_regions() { 1.0 } else { 0.0 };
         raw.assign(&properties.restore(cropped, outside));
     }
     raw
@@ -272,7 +272,7 @@ mod tests {
             // The raw image is anisotropic, which must have no effect.
             let properties = properties([3, 30, 30], [9.0, 1.0, 1.0], spacing);
             let whole = resample_data(logits.view(), to, spacing, spacing, &resampling);
-            let mut export = Export::for_stage([[7, 9, 8], to], &properties, &resampling, &Decision::Classes);
+            let mut export = Export::for_stage([[7, 9, 8], to], &properties, &resampling, &LabelRule::Classes);
             for z in 0..7 {
                 let plane = logits.slice(s![.., z, .., ..]).permuted_axes([1, 2, 0]);
                 export.plane(z, plane.as_standard_layout().view());
@@ -280,7 +280,7 @@ mod tests {
             let labels = export.into_labels();
             assert_eq!(labels.dim(), to.into());
             for ((z, y, x), label) in labels.indexed_iter() {
-                assert_eq!(*label, Decision::Classes.label(&whole.slice(s![.., z, y, x]).to_vec()), "{to:?}");
+                assert_eq!(*label, LabelRule::Classes.label(&whole.slice(s![.., z, y, x]).to_vec()), "{to:?}");
             }
         }
     }
@@ -303,17 +303,18 @@ mod tests {
             for resampling in [standard, Resampling { order_z: 1, ..standard }, Resampling { order: 0, ..standard }] {
                 let properties = properties(raw, spacing, preprocessed);
                 let whole = resample_data(logits.view(), raw, preprocessed, spacing, &resampling);
-                for decision in [Decision::Classes, Decision::Regions(vec![4, 2, 5, 1, 3])] {
-                    let mut export = Export::new([7, 9, 8], &properties, &resampling, &decision).with_probabilities(5);
+                for label_rule in [LabelRule::Classes, LabelRule::Regions(vec![4, 2, 5, 1, 3])] {
+                    let mut export =
+                        Export::new([7, 9, 8], &properties, &resampling, &label_rule).with_probabilities(5);
                     for z in 0..7 {
                         let plane = logits.slice(s![.., z, .., ..]).permuted_axes([1, 2, 0]);
                         export.plane(z, plane.as_standard_layout().view());
                     }
-                    let found = export.finish(Spent::default());
+                    let found = export.finish(InferenceTimings::default());
                     for ((z, y, x), label) in found.labels.data.indexed_iter() {
                         let mut voxel = whole.slice(s![.., z, y, x]).to_vec();
-                        assert_eq!(*label, decision.label(&voxel), "{raw:?} {resampling:?} at {z} {y} {x}");
-                        decision.to_probabilities(&mut voxel);
+                        assert_eq!(*label, label_rule.label(&voxel), "{raw:?} {resampling:?} at {z} {y} {x}");
+                        label_rule.to_probabilities(&mut voxel);
                         let probabilities = found.probabilities.as_ref().unwrap().slice(s![.., z, y, x]);
                         let is_near = |(one, other): (&f32, &f32)| (one - other).abs() < 1e-5;
                         assert!(probabilities.iter().zip(&voxel).all(is_near), "{raw:?} {resampling:?}");

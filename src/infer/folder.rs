@@ -6,11 +6,11 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::InferError;
-use super::cases::{Part, find_cases};
+use super::cases::{JobPart, find_cases};
 use super::export::Segmentation;
 use super::options::PredictOptions;
 use super::output::OutputFolder;
-use super::predictor::{Predictor, not_finite};
+use super::predictor::{Predictor, count_non_finite};
 use nnunet_comm::distributed::{Communicator, check_consistency, own_partition};
 use nnunet_data::dataset::{Case, CaseFiles, DatasetError};
 use nnunet_data::store::{CaseProperties, PreprocessedCase};
@@ -23,20 +23,20 @@ pub struct FolderOptions {
     /// Write the class probabilities of each case as `CASE.npz`.
     pub save_probabilities: bool,
     /// Skip cases with complete existing results.
-    pub keep: bool,
+    pub skip_existing: bool,
     /// Part of all cases to predict.
-    pub part: Part,
+    pub part: JobPart,
     /// For the second stage of a cascade: folder of the first stage's label maps, in the raw images' voxel grid.
     pub previous_stage: Option<PathBuf>,
 }
 
 /// Numbers of predicted cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Predicted {
+pub struct PredictionCounts {
     /// Cases with results, including skipped ones.
     pub cases: usize,
     /// Skipped cases with results from an earlier run.
-    pub kept: usize,
+    pub skipped: usize,
 }
 
 /// Segments all cases that `inputs` name (see [`find_cases`]) and writes one label map per case to `output`.
@@ -53,7 +53,7 @@ pub fn predict_folder(
     options: &PredictOptions,
     folder: &FolderOptions,
     comm: &dyn Communicator,
-) -> Result<Predicted, InferError> {
+) -> Result<PredictionCounts, InferError> {
     on_device(options.device, options.precision, comm, PredictFolder { inputs, output, options, folder, comm })?
 }
 
@@ -66,7 +66,7 @@ struct PredictFolder<'a> {
 }
 
 impl OnDevice for PredictFolder<'_> {
-    type Output = Result<Predicted, InferError>;
+    type Output = Result<PredictionCounts, InferError>;
 
     fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
         self.predict::<B::InnerBackend>(device)
@@ -74,18 +74,18 @@ impl OnDevice for PredictFolder<'_> {
 }
 
 impl PredictFolder<'_> {
-    fn predict<B: NnOps>(self, device: B::Device) -> Result<Predicted, InferError> {
+    fn predict<B: NnOps>(self, device: B::Device) -> Result<PredictionCounts, InferError> {
         let Self { inputs, output, options, folder, comm } = self;
         let predictor = Predictor::<B>::with_options(options, device)?;
-        let mut cases = folder.part.take(find_cases(inputs, predictor.dataset())?);
+        let mut cases = folder.part.select(find_cases(inputs, predictor.dataset())?);
         predictor.add_previous_stage(&mut cases, folder.previous_stage.as_deref())?;
         let listing: Vec<_> = cases.iter().map(|case| (&case.id, case.bytes())).collect();
         check_consistency(comm, "images to predict", format!("{listing:?}").as_bytes())?;
         let output = OutputFolder::create(output, predictor.model(), folder.save_probabilities)?;
         let total = cases.len();
-        let cases = if folder.keep { missing(cases, &output, comm)? } else { cases };
-        let predicted = Predicted { cases: total, kept: total - cases.len() };
-        let cases = own(&cases, comm);
+        let cases = if folder.skip_existing { unfinished(cases, &output, comm)? } else { cases };
+        let predicted = PredictionCounts { cases: total, skipped: total - cases.len() };
+        let cases = own_share(&cases, comm);
 
         // Capacity 0: a stage waits with its finished case until the next stage takes it.
         let (read, preprocessed) = bounded(0);
@@ -115,14 +115,15 @@ fn own<'c>(cases: &'c [CaseFiles], comm: &dyn Communicator) -> Vec<&'c CaseFiles
 }
 
 /// Returns the cases with missing or incomplete results; each rank checks its share.
-fn missing(
+fn unfinished(
     mut cases: Vec<CaseFiles>,
     output: &OutputFolder,
     comm: &dyn Communicator,
 ) -> Result<Vec<CaseFiles>, InferError> {
-    let whole = own(&cases, comm).into_iter().filter(|case| output.is_whole(&case.id)).map(|case| case.id.clone());
-    let whole = gather(&whole.collect::<Vec<_>>(), "cases that are there", comm)?;
-    cases.retain(|case| !whole.contains(&case.id));
+    let complete =
+        own_share(&cases, comm).into_iter().filter(|case| output.is_complete(&case.id)).map(|case| case.id.clone());
+    let complete = gather(&complete.collect::<Vec<_>>(), "cases that are there", comm)?;
+    cases.retain(|case| !complete.contains(&case.id));
     Ok(cases)
 }
 
@@ -140,7 +141,7 @@ type Segmented<'c> = (&'c str, Segmentation, CaseProperties, Instant);
 
 fn read_all<'c, B: NnOps>(cases: Vec<&'c CaseFiles>, predictor: &Predictor<B>, to: &Sender<Preprocessed<'c>>) {
     for files in cases {
-        let case = load(files, predictor.dataset().num_channels());
+        let case = read_finite_case(files, predictor.dataset().num_channels());
         let result = case.and_then(|case| predictor.preprocess(&case));
         // The receiver is dropped only if it panicked.
         if to.send((&files.id, result)).is_err() {
@@ -153,9 +154,9 @@ fn read_all<'c, B: NnOps>(cases: Vec<&'c CaseFiles>, predictor: &Predictor<B>, t
 ///
 /// # Errors
 /// Returns an error if a file cannot be read, if the files do not match, or if an intensity is not finite.
-pub fn load(files: &CaseFiles, channels: usize) -> Result<Case, InferError> {
+pub fn read_finite_case(files: &CaseFiles, channels: usize) -> Result<Case, InferError> {
     let case = files.load(channels)?;
-    match not_finite(case.image.data.view()) {
+    match count_non_finite(case.image.data.view()) {
         None => Ok(case),
         Some(count) => {
             Err(DatasetError::invalid(&files.images[0], format_args!("NaN or infinite in {count} voxels")).into())

@@ -2,7 +2,7 @@
 //!
 //! [`SlidingWindow`] moves the network over a preprocessed image and blends the logits; [`Predictor`] adds
 //! preprocessing and the export to the raw image's geometry; [`predict_folder`] predicts images in files,
-//! [`validate_fold`] the held-out cases of a training run, and [`StagedPredictor`] single images, optionally with both
+//! [`validate_fold`] the held-out cases of a training run, and [`CascadePredictor`] single images, optionally with both
 //! stages of a cascade. Several networks, such as those of the folds of a cross-validation, form an ensemble with
 //! averaged logits.
 //!
@@ -26,55 +26,46 @@
 //! let image = Array4::<f32>::zeros((1, 36, 50, 35)); // (channel, z, y, x), raw intensities
 //! let found = predictor.predict_array(image.view(), [1.0, 1.0, 1.0], true)?; // spacing (z, y, x) in mm
 //! let labels = found.labels.data; // (z, y, x)
-//! let probabilities = found.probabilities; // (class, z, y, x), as they were asked for
+//! let probabilities = found.probabilities; // (class, z, y, x), if requested
 //! # Ok(())
 //! # }
 //! ```
 
 mod accumulator;
+mod argmax;
+mod batching;
 mod cascade;
 mod cases;
 mod checkpoints;
-mod decide;
-mod device_sums;
+mod device_accumulator;
+pub mod ensemble;
 mod error;
 mod export;
 mod folder;
-mod gaussian;
-mod grid;
+mod interpolation;
 mod networks;
 mod options;
 mod output;
-mod pickle;
-mod portions;
 mod predictor;
+mod previous_stage;
 mod probabilities;
 mod sliding_window;
-mod staged;
-mod stages;
-mod steps;
-mod taps;
 mod validation;
+mod windows;
 
-pub use cascade::NextStage;
-pub use cases::{Part, find_cases};
+pub use argmax::LabelRule;
+pub use cascade::{CascadePredictor, PreparedImage, predict_cascade_folder};
+pub use cases::{JobPart, find_cases};
 pub use checkpoints::{CheckpointName, DEFAULT_FOLDS, find_checkpoints};
-pub use decide::Decision;
 pub use error::InferError;
-pub use export::Export;
-pub use export::Segmentation;
-pub use folder::load;
-pub use folder::{FolderOptions, Predicted, predict_folder};
-pub use gaussian::{Blend, importance};
-pub use options::{AccumulatorDtype, MemoryOptions, PredictOptions, WindowOptions};
-pub use portions::Portions;
+pub use export::{Export, Segmentation};
+pub use folder::{FolderOptions, PredictionCounts, predict_folder, read_finite_case};
+pub use options::{AccumulatorDtype, Batching, MemoryOptions, PredictOptions, WindowOptions};
 pub use predictor::Predictor;
+pub use previous_stage::NextStage;
 pub use probabilities::{
     ProbabilityArchive, ProbabilityError, ProbabilityMaps, save_probabilities, stream_probabilities,
 };
-pub use sliding_window::{SlidingWindow, Spent};
-pub use staged::{PreparedImage, StagedPredictor};
-pub use stages::predict_both_stages;
-pub use steps::window_steps;
+pub use sliding_window::{InferenceTimings, SlidingWindow};
 pub use validation::validate_fold;
-pub mod ensemble;
+pub use windows::{Blend, importance, window_positions};

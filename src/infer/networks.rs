@@ -41,7 +41,7 @@ impl<B: NnOps> Ensemble<B> {
             match &mut opened {
                 None => opened = Some((path, description, network.into())),
                 Some((first, expected, ensemble)) => {
-                    check(first, expected, path, &description)?;
+                    check_compatible(first, expected, path, &description)?;
                     ensemble.networks.push(network);
                 }
             }
@@ -80,7 +80,12 @@ fn open<B: NnOps>(path: &Path, device: &B::Device) -> Result<(UNet<B>, ModelDesc
 }
 
 /// Checks that two networks take the same input and predict the same classes.
-fn check(first: &Path, expected: &ModelDescription, path: &Path, found: &ModelDescription) -> Result<(), InferError> {
+fn check_compatible(
+    first: &Path,
+    expected: &ModelDescription,
+    path: &Path,
+    found: &ModelDescription,
+) -> Result<(), InferError> {
     let intensities = |model: &ModelDescription| model.plans.foreground_intensity_properties_per_channel.clone();
     let different = if expected.plans.dataset_name != found.plans.dataset_name {
         Some("dataset")

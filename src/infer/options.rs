@@ -1,8 +1,8 @@
-//! Options for prediction.
+//! Options for prediction, and the batching that follows from them.
 
 use std::path::PathBuf;
 
-use super::gaussian::Blend;
+use super::windows::Blend;
 use nnunet_nn::Device;
 use nnunet_nn::ops::Precision;
 
@@ -39,11 +39,11 @@ impl Default for WindowOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryOptions {
     /// Windows, mirrored ones included, per forward call of the network, at least 1; by default as many as fit into
-    /// `call_bytes`.
+    /// `activation_bytes`.
     pub batch_size: Option<usize>,
     /// Memory limit in bytes for the activations of one forward call; a single window may exceed it. On a GPU it also
     /// limits the image with its accumulated logits: larger images are accumulated on the host.
-    pub call_bytes: u64,
+    pub activation_bytes: u64,
     /// Data type of the accumulated logits.
     pub accumulator_dtype: AccumulatorDtype,
     /// Memory limit in bytes for the accumulated logits; if they exceed it in f32, they are accumulated in f16.
@@ -54,11 +54,11 @@ impl MemoryOptions {
     /// Returns the defaults for a device. A GPU needs many voxels per call to be fully used; a CPU is fully used by one
     /// window, and its caches hold no more.
     pub fn on(device: Device) -> Self {
-        let call_bytes = match device {
+        let activation_bytes = match device {
             Device::Cpu => 64 << 20,
             Device::Cuda => 4 << 30,
         };
-        Self { batch_size: None, call_bytes, accumulator_dtype: AccumulatorDtype::F32, limit: None }
+        Self { batch_size: None, activation_bytes, accumulator_dtype: AccumulatorDtype::F32, limit: None }
     }
 }
 
@@ -88,4 +88,15 @@ impl AccumulatorDtype {
             Self::F16 => 2,
         }
     }
+}
+
+/// Batching of the work on an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batching {
+    /// Windows, mirrored ones included, per forward call of the network.
+    pub batch_size: usize,
+    /// Data type of the accumulated logits.
+    pub accumulator_dtype: AccumulatorDtype,
+    /// Whether image and accumulated logits, in f32, may be stored on the device.
+    pub on_device: bool,
 }

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use ndarray::Array4;
 use ndarray_npy::{NpzReader, NpzWriter};
+use serde_json::json;
 
 use super::InferError;
 use super::export::Segmentation;
-use super::pickle::properties_pickle;
 use nnunet_core::fsio;
+use nnunet_core::pickle::to_text_pickle;
 use nnunet_data::store::CaseProperties;
-use nnunet_image::{read_labels, write_labels};
+use nnunet_image::{Geometry, read_labels, write_labels};
 use nnunet_nn::model::ModelDescription;
 
 /// nnU-Net's name for the array of class probabilities.
@@ -21,12 +22,11 @@ const PROBABILITIES: &str = "probabilities";
 /// Output folder with the results of cases, in nnU-Net v2's layout, so that its `ensemble` can read them.
 ///
 /// ```text
-/// ```text
 /// OUTPUT/
 ///   dataset.json, plans.json      of the network
 ///   CASE.nii.gz                   labels, in the image's geometry
-///   CASE.npz                      if asked for: `probabilities` (class, z, y, x), f32, with the image's voxels
-///   CASE.pkl                      beside it: the image's place, and how it was cropped
+///   CASE.npz                      if requested: `probabilities` (class, z, y, x), f32, with the image's voxels
+///   CASE.pkl                      with CASE.npz: geometry and cropping of the image
 /// ```
 pub struct OutputFolder<'a> {
     root: &'a Path,
@@ -51,7 +51,7 @@ impl<'a> OutputFolder<'a> {
     }
 
     /// Returns whether all results of a case exist and are complete.
-    pub fn is_whole(&self, case: &str) -> bool {
+    pub fn is_complete(&self, case: &str) -> bool {
         let labels = self.labels(case);
         labels.is_file()
             && read_labels(&labels).is_ok()
@@ -111,4 +111,25 @@ fn has_probabilities(path: &Path) -> Result<(), io::Error> {
 
 fn write_error(path: &Path, source: io::Error) -> InferError {
     InferError::Write { path: path.to_owned(), source }
+}
+
+/// Returns the pickle `CASE.pkl` that `nnUNetv2_ensemble` needs to convert `CASE.npz` to a label map: the geometry of
+/// the image for the SimpleITK and nibabel readers, and the cropping.
+fn properties_pickle(properties: &CaseProperties) -> Vec<u8> {
+    let Geometry { spacing: [z, y, x], origin, direction } = &properties.geometry;
+    // The affine is RAS, ITK uses LPS.
+    let affine = |row: usize| {
+        let sign = if row < 2 { -1.0 } else { 1.0 };
+        let [d0, d1, d2] = direction[row];
+        [sign * d0 * x, sign * d1 * y, sign * d2 * z, sign * origin[row]]
+    };
+    let value = json!({
+        "sitk_stuff": {"spacing": [x, y, z], "origin": origin, "direction": direction.concat()},
+        "nibabel_stuff": {"original_affine": [affine(0), affine(1), affine(2), [0.0, 0.0, 0.0, 1.0]]},
+        "spacing": properties.geometry.spacing,
+        "shape_before_cropping": properties.shape_before_cropping,
+        "bbox_used_for_cropping": properties.bbox_used_for_cropping,
+        "shape_after_cropping_and_before_resampling": properties.shape_after_cropping_and_before_resampling,
+    });
+    to_text_pickle(&value)
 }

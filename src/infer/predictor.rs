@@ -5,12 +5,11 @@ use std::path::Path;
 use ndarray::{Array4, ArrayView3, ArrayView4, Axis};
 
 use super::InferError;
-use super::cascade::{FromPreviousStage, NextStage, add_label_maps};
-use super::decide::Decision;
+use super::argmax::LabelRule;
 use super::export::{Export, Segmentation};
 use super::networks::Ensemble;
-use super::options::{MemoryOptions, PredictOptions, WindowOptions};
-use super::portions::Portions;
+use super::options::{Batching, MemoryOptions, PredictOptions, WindowOptions};
+use super::previous_stage::{NextStage, PreviousStageInput, add_label_maps};
 use super::sliding_window::SlidingWindow;
 use nnunet_data::dataset::{Case, CaseFiles, DatasetJson};
 use nnunet_data::preprocess::Preprocessor;
@@ -29,9 +28,9 @@ pub struct Predictor<B: NnOps> {
     memory: MemoryOptions,
     /// Resampling of logits to the raw image's voxel grid.
     resampling: Resampling,
-    decision: Decision,
+    label_rule: LabelRule,
     /// Input channels from a cascade's previous stage.
-    previous_stage: Option<FromPreviousStage>,
+    previous_stage: Option<PreviousStageInput>,
     next_stages: Vec<NextStage>,
 }
 
@@ -47,7 +46,7 @@ impl<B: NnOps> Predictor<B> {
         device: B::Device,
     ) -> Result<Self, InferError> {
         let (networks, model) = Ensemble::open(checkpoints, &device)?;
-        Self::around(networks, &model, options, device)
+        Self::with_networks(networks, &model, options, device)
     }
 
     /// Reads the networks that `options` name and applies the options.
@@ -69,10 +68,10 @@ impl<B: NnOps> Predictor<B> {
         options: WindowOptions,
         device: B::Device,
     ) -> Result<Self, InferError> {
-        Self::around(network.into(), description, options, device)
+        Self::with_networks(network.into(), description, options, device)
     }
 
-    fn around(
+    fn with_networks(
         networks: Ensemble<B>,
         description: &ModelDescription,
         options: WindowOptions,
@@ -84,8 +83,8 @@ impl<B: NnOps> Predictor<B> {
             networks,
             device,
             memory: MemoryOptions::default(),
-            decision: Decision::of_dataset(&description.dataset),
-            previous_stage: FromPreviousStage::of(&configuration, &description.dataset),
+            label_rule: LabelRule::for_dataset(&description.dataset),
+            previous_stage: PreviousStageInput::from_configuration(&configuration, &description.dataset),
             next_stages: Vec::new(),
             model: description.clone(),
             preprocessor: Preprocessor::new(&description.plans, &description.configuration, &description.dataset)?,
@@ -128,7 +127,7 @@ impl<B: NnOps> Predictor<B> {
     /// # Errors
     /// Returns an error that names the required stage.
     pub(crate) fn check_previous_stage(&self) -> Result<(), InferError> {
-        self.previous_stage.as_ref().map_or(Ok(()), |stage| Err(stage.is_missing()))
+        self.previous_stage.as_ref().map_or(Ok(()), |stage| Err(stage.missing_error()))
     }
 
     /// Assigns to each case its label map of the cascade's previous stage in `folder`.
@@ -172,7 +171,7 @@ impl<B: NnOps> Predictor<B> {
         if !spacing.iter().all(|mm| mm.is_finite() && *mm > 0.0) {
             return Err(InferError::Array(format!("has an invalid spacing of {spacing:?} mm")));
         }
-        if let Some(count) = not_finite(image) {
+        if let Some(count) = count_non_finite(image) {
             return Err(InferError::Array(format!("is NaN or infinite in {count} voxels")));
         }
         let volume = Volume { data: image.to_owned(), geometry: Geometry { spacing, ..Geometry::default() } };
@@ -204,7 +203,7 @@ impl<B: NnOps> Predictor<B> {
     /// Returns an error if the segmentation is required but missing.
     pub fn input(&self, image: Array4<f32>, previous: Option<ArrayView3<i16>>) -> Result<Array4<f32>, InferError> {
         match &self.previous_stage {
-            Some(stage) => stage.add_to(image, previous),
+            Some(stage) => stage.append_channels(image, previous),
             None => Ok(image),
         }
     }
@@ -224,47 +223,47 @@ impl<B: NnOps> Predictor<B> {
         with_probabilities: bool,
     ) -> Result<Segmentation, InferError> {
         let (_, z, y, x) = image.dim();
-        let portions = Portions::new(&self.memory, &self.window, self.networks.spec(), [z, y, x])?;
+        let batching = Batching::new(&self.memory, &self.window, self.networks.spec(), [z, y, x])?;
         let classes = self.networks.spec().classes;
         let begin = |shape| {
-            let export = Export::new(shape, properties, &self.resampling, &self.decision);
+            let export = Export::new(shape, properties, &self.resampling, &self.label_rule);
             if with_probabilities { export.with_probabilities(classes) } else { export }
         };
         let (networks, device) = (&self.networks, &self.device);
         let targets: Vec<_> = self.next_stages.iter().map(|stage| stage.shape(properties)).collect();
-        let for_stage = |from, to| Export::for_stage([from, to], properties, &self.resampling, &self.decision);
+        let for_stage = |from, to| Export::for_stage([from, to], properties, &self.resampling, &self.label_rule);
         if Export::can_resample(&self.resampling) {
             let mut export = begin([z, y, x]);
             let mut others: Vec<_> = targets.iter().map(|to| for_stage([z, y, x], *to)).collect();
-            let spent = self.window.run_with(networks, device, image, portions, |z, plane| {
+            let timings = self.window.run_with(networks, device, image, batching, |z, plane| {
                 others.iter_mut().for_each(|export| export.plane(z, plane));
                 export.plane(z, plane);
             });
             let for_next_stages = others.into_iter().map(Export::into_labels).collect();
-            return Ok(Segmentation { for_next_stages, ..export.finish(spent) });
+            return Ok(Segmentation { for_next_stages, ..export.finish(timings) });
         }
         let mut logits = Array4::zeros((z, y, x, classes));
-        let spent = self.window.run_with(networks, device, image, portions, |z, plane| {
+        let timings = self.window.run_with(networks, device, image, batching, |z, plane| {
             logits.index_axis_mut(Axis(0), z).assign(&plane);
         });
         let logits = logits.permuted_axes([3, 0, 1, 2]);
         let from = properties.spacing_after_resampling;
         let resampled = |shape, spacing| resample_data(logits.view(), shape, from, spacing, &self.resampling);
         let shape = properties.shape_after_cropping_and_before_resampling;
-        let export = exported(&resampled(shape, properties.spacing_before_resampling()), begin(shape));
-        let others = targets.iter().map(|to| exported(&resampled(*to, from), for_stage(*to, *to)).into_labels());
-        Ok(Segmentation { for_next_stages: others.collect(), ..export.finish(spent) })
+        let export = export_logits(&resampled(shape, properties.spacing_before_resampling()), begin(shape));
+        let others = targets.iter().map(|to| export_logits(&resampled(*to, from), for_stage(*to, *to)).into_labels());
+        Ok(Segmentation { for_next_stages: others.collect(), ..export.finish(timings) })
     }
 }
 
 /// Returns the number of NaN or infinite voxels if there are any: one would turn its surroundings into background.
-pub(super) fn not_finite(image: ArrayView4<f32>) -> Option<usize> {
+pub(super) fn count_non_finite(image: ArrayView4<f32>) -> Option<usize> {
     let count = image.iter().filter(|intensity| !intensity.is_finite()).count();
     (count > 0).then_some(count)
 }
 
 /// Exports logits `(class, z, y, x)` that already have their final voxel grid.
-fn exported<'e>(logits: &Array4<f32>, mut export: Export<'e>) -> Export<'e> {
+fn export_logits<'e>(logits: &Array4<f32>, mut export: Export<'e>) -> Export<'e> {
     for (z, plane) in logits.axis_iter(Axis(1)).enumerate() {
         export.plane(z, plane.permuted_axes([1, 2, 0]).as_standard_layout().view());
     }

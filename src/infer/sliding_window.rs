@@ -7,11 +7,9 @@ use burn::tensor::{Tensor, TensorData};
 use ndarray::{Array4, Array5, ArrayView3, ArrayView4, Axis, CowArray, Ix4, Ix5, s};
 
 use super::accumulator::{Accumulator, Mirroring, Window};
-use super::gaussian::Blend;
-use super::grid::Grid;
 use super::networks::Ensemble;
-use super::options::AccumulatorDtype;
-use super::portions::Portions;
+use super::options::{AccumulatorDtype, Batching};
+use super::windows::{Blend, Grid};
 use nnunet_nn::model::UNet;
 use nnunet_nn::ops::NnOps;
 
@@ -29,7 +27,7 @@ pub struct SlidingWindow {
 
 /// Time spent on an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Spent {
+pub struct InferenceTimings {
     /// Number of windows, without mirrored ones.
     pub windows: usize,
     /// Time in the network.
@@ -40,7 +38,7 @@ pub struct Spent {
     pub export: Duration,
 }
 
-impl AddAssign for Spent {
+impl AddAssign for InferenceTimings {
     fn add_assign(&mut self, other: Self) {
         self.windows += other.windows;
         self.network += other.network;
@@ -55,9 +53,9 @@ impl SlidingWindow {
         let (_, z, y, x) = image.dim();
         let classes = network.spec().classes;
         let mut logits = Array4::zeros((z, y, x, classes));
-        let portions = Portions { batch_size: 1, accumulator_dtype: AccumulatorDtype::F32, on_device: true };
+        let batching = Batching { batch_size: 1, accumulator_dtype: AccumulatorDtype::F32, on_device: true };
         let networks = Ensemble::from(network.clone());
-        self.run_with(&networks, device, image, portions, |z, plane| {
+        self.run_with(&networks, device, image, batching, |z, plane| {
             logits.index_axis_mut(Axis(0), z).assign(&plane);
         });
         logits.permuted_axes([3, 0, 1, 2])
@@ -70,12 +68,12 @@ impl SlidingWindow {
         networks: &Ensemble<B>,
         device: &B::Device,
         image: ArrayView4<f32>,
-        portions: Portions,
+        batching: Batching,
         take: impl FnMut(usize, ArrayView3<f32>),
-    ) -> Spent {
-        match B::device_windows().filter(|_| portions.on_device) {
-            Some(ops) => self.run_on_device((networks, device, &ops), image, portions.batch_size, take),
-            None => self.run(image, networks.spec().classes, portions, forward(networks, device), take),
+    ) -> InferenceTimings {
+        match B::device_windows().filter(|_| batching.on_device) {
+            Some(ops) => self.run_on_device((networks, device, &ops), image, batching.batch_size, take),
+            None => self.run(image, networks.spec().classes, batching, forward(networks, device), take),
         }
     }
 
@@ -88,41 +86,41 @@ impl SlidingWindow {
         &self,
         image: ArrayView4<f32>,
         classes: usize,
-        portions: Portions,
+        batching: Batching,
         mut network: impl FnMut(Array5<f32>) -> CowArray<'n, f32, Ix5>,
         mut take: impl FnMut(usize, ArrayView3<f32>),
-    ) -> Spent {
+    ) -> InferenceTimings {
         let began = Instant::now();
-        let mut spent = Spent::default();
+        let mut timings = InferenceTimings::default();
         let (_, z, y, x) = image.dim();
         let (image, [z0, y0, x0]) = self.pad(image);
         let (_, pz, py, px) = image.dim();
         let grid = Grid::new([pz, py, px], self.window, self.step, self.blend);
         let mirrorings = self.mirrorings();
-        let calls = self.calls(&grid, &mirrorings, portions.batch_size);
-        spent.windows = grid.windows().count();
-        let mut sums = Accumulator::new([py, px, classes], portions.accumulator_dtype);
+        let calls = self.calls(&grid, &mirrorings, batching.batch_size);
+        timings.windows = grid.windows().count();
+        let mut accumulator = Accumulator::new([py, px, classes], batching.accumulator_dtype);
         for (number, call) in calls.iter().enumerate() {
             let input = self.cut(image.view(), &grid, call);
             let called = Instant::now();
             let logits = network(input);
-            spent.network += called.elapsed();
-            call.add(&logits, &grid, 1.0 / mirrorings.len() as f32, &mut sums);
+            timings.network += called.elapsed();
+            call.add(&logits, &grid, 1.0 / mirrorings.len() as f32, &mut accumulator);
             let finished = calls.get(number + 1).map_or(pz, |next| grid.origin(next.windows[0])[0]);
             let finishing = Instant::now();
-            sums.finish(finished, |plane, logits| {
+            accumulator.finish(finished, |plane, logits| {
                 if (z0..z0 + z).contains(&plane) {
                     take(plane - z0, logits.slice(s![y0..y0 + y, x0..x0 + x, ..]));
                 }
             });
-            spent.export += finishing.elapsed();
+            timings.export += finishing.elapsed();
         }
-        spent.accumulate = began.elapsed() - spent.network - spent.export;
-        spent
+        timings.accumulate = began.elapsed() - timings.network - timings.export;
+        timings
     }
 
-    /// Returns the maximum size in bytes of the sums that [`SlidingWindow::run`] keeps in memory for an image `(z, y,
-    /// x)`.
+    /// Returns the maximum size in bytes of the accumulator that [`SlidingWindow::run`] keeps in memory for an image
+    /// `(z, y, x)`.
     pub(crate) fn slab_bytes(&self, image: [usize; 3], classes: usize, accumulator_dtype: AccumulatorDtype) -> u64 {
         let [_, y, x]: [usize; 3] = std::array::from_fn(|axis| image[axis].max(self.window[axis]));
         [self.window[0], y, x, classes, accumulator_dtype.bytes()].iter().map(|&factor| factor as u64).product()
@@ -144,19 +142,25 @@ impl SlidingWindow {
     }
 
     /// Divides windows and mirrorings into forward calls of at most `batch_size` samples.
-    pub(super) fn calls<'m>(&self, grid: &Grid, mirrorings: &'m [Mirroring], batch_size: usize) -> Vec<Call<'m>> {
+    pub(super) fn calls<'m>(
+        &self,
+        grid: &Grid,
+        mirrorings: &'m [Mirroring],
+        batch_size: usize,
+    ) -> Vec<ForwardCall<'m>> {
         let mirrored: Vec<_> = mirrorings.chunks(batch_size).collect();
         let windows: Vec<_> = grid.windows().collect();
         // Windows at different z in one call would delay finishing planes, unless windows are single slices.
         let layers = windows.chunk_by(|one, other| self.window[0] == 1 || one[0] == other[0]);
         let together = layers.flat_map(|layer| layer.chunks((batch_size / mirrorings.len()).max(1)));
-        let calls = together
-            .flat_map(|windows| mirrored.iter().map(|mirrorings| Call { windows: windows.to_vec(), mirrorings }));
+        let calls = together.flat_map(|windows| {
+            mirrored.iter().map(|mirrorings| ForwardCall { windows: windows.to_vec(), mirrorings })
+        });
         calls.collect()
     }
 
     /// Cuts the samples `(n, z, y, x, channel)` of a call.
-    fn cut(&self, image: ArrayView4<f32>, grid: &Grid, call: &Call) -> Array5<f32> {
+    fn cut(&self, image: ArrayView4<f32>, grid: &Grid, call: &ForwardCall) -> Array5<f32> {
         let [wz, wy, wx] = self.window;
         let mut samples = Array5::zeros((call.len(), wz, wy, wx, image.len_of(Axis(0))));
         for ((window, mirroring), mut sample) in call.samples().zip(samples.outer_iter_mut()) {
@@ -185,12 +189,12 @@ impl SlidingWindow {
 }
 
 /// Samples of one forward call: some mirrorings of some windows.
-pub(super) struct Call<'m> {
+pub(super) struct ForwardCall<'m> {
     pub(super) windows: Vec<[usize; 3]>,
     pub(super) mirrorings: &'m [Mirroring],
 }
 
-impl Call<'_> {
+impl ForwardCall<'_> {
     pub(super) fn len(&self) -> usize {
         self.windows.len() * self.mirrorings.len()
     }
@@ -200,14 +204,14 @@ impl Call<'_> {
         self.windows.iter().flat_map(|window| self.mirrorings.iter().map(|mirroring| (*window, *mirroring)))
     }
 
-    /// Adds the network's logits to the sums; `share` is the weight of one mirroring.
-    fn add(&self, logits: &CowArray<f32, Ix5>, grid: &Grid, share: f32, sums: &mut Accumulator) {
+    /// Adds the network's logits to the accumulator; `mirror_weight` is the weight of one mirroring.
+    fn add(&self, logits: &CowArray<f32, Ix5>, grid: &Grid, mirror_weight: f32, accumulator: &mut Accumulator) {
         let of_windows = logits.axis_chunks_iter(Axis(0), self.mirrorings.len());
         for (&window, logits) in self.windows.iter().zip(of_windows) {
             let samples = self.mirrorings.iter().enumerate();
             let samples = samples.map(|(number, mirroring)| (*mirroring, logits.index_axis_move(Axis(0), number)));
             let (origin, weights) = (grid.origin(window), grid.weights(window));
-            sums.add(&Window { origin, weights, share, samples: samples.collect() });
+            accumulator.add(&Window { origin, weights, mirror_weight, samples: samples.collect() });
         }
     }
 }
@@ -251,11 +255,11 @@ mod tests {
     }
 
     /// Collects the planes and asserts that they arrive in order.
-    fn run(sliding: &SlidingWindow, image: &Array4<f32>, portions: Portions) -> Array4<f32> {
+    fn run(sliding: &SlidingWindow, image: &Array4<f32>, batching: Batching) -> Array4<f32> {
         let (_, z, y, x) = image.dim();
         let mut logits = Array4::zeros((z, y, x, CLASSES));
         let mut next = 0;
-        sliding.run(image.view(), CLASSES, portions, network, |z, plane| {
+        sliding.run(image.view(), CLASSES, batching, network, |z, plane| {
             assert_eq!(z, next);
             next += 1;
             logits.index_axis_mut(Axis(0), z).assign(&plane);
@@ -269,22 +273,23 @@ mod tests {
         let (image, [z0, y0, x0]) = sliding.pad(image.view());
         let (_, z, y, x) = image.dim();
         let profiles = sliding.window.map(|extent| sliding.blend.profile(extent));
-        let (mut sums, mut weights) = (Array4::<f64>::zeros((z, y, x, CLASSES)), Array4::<f64>::zeros((z, y, x, 1)));
+        let (mut accumulator, mut weights) =
+            (Array4::<f64>::zeros((z, y, x, CLASSES)), Array4::<f64>::zeros((z, y, x, 1)));
         let grid = Grid::new([z, y, x], sliding.window, sliding.step, sliding.blend);
         for window in grid.windows() {
             let [k, j, i] = grid.origin(window);
             for mirroring in sliding.mirrorings() {
-                let call = Call { windows: vec![window], mirrorings: &[mirroring] };
+                let call = ForwardCall { windows: vec![window], mirrorings: &[mirroring] };
                 let mut logits = network(sliding.cut(image.view(), &grid, &call));
                 (0..3).filter(|axis| mirroring[*axis]).for_each(|axis| logits.invert_axis(Axis(axis + 1)));
                 for ((_, dz, dy, dx, class), logit) in logits.indexed_iter() {
                     let weight = f64::from(profiles[0][dz]) * f64::from(profiles[1][dy]) * f64::from(profiles[2][dx]);
-                    sums[[k + dz, j + dy, i + dx, class]] += weight * f64::from(*logit);
+                    accumulator[[k + dz, j + dy, i + dx, class]] += weight * f64::from(*logit);
                     weights[[k + dz, j + dy, i + dx, 0]] += if class == 0 { weight } else { 0.0 };
                 }
             }
         }
-        let means = (sums / weights).mapv(|mean| mean as f32);
+        let means = (accumulator / weights).mapv(|mean| mean as f32);
         let [z, y, x] = [z - 2 * z0, y - 2 * y0, x - 2 * x0];
         means.slice(s![z0..z0 + z, y0..y0 + y, x0..x0 + x, ..]).to_owned()
     }
@@ -308,7 +313,7 @@ mod tests {
             for batch_size in [1, 2, 3, 8, 17] {
                 for (accumulator_dtype, tolerance) in [(AccumulatorDtype::F32, 1e-5), (AccumulatorDtype::F16, 3e-2)] {
                     assert_near(
-                        &run(&sliding, &image, Portions { batch_size, accumulator_dtype, on_device: false }),
+                        &run(&sliding, &image, Batching { batch_size, accumulator_dtype, on_device: false }),
                         &expected,
                         tolerance,
                     );
@@ -321,12 +326,12 @@ mod tests {
     #[test]
     fn half_precision_loses_nothing_in_the_corners() {
         let (sliding, image) = (sliding([16; 3], &[]), image([16; 3]));
-        let portions = Portions { batch_size: 1, accumulator_dtype: AccumulatorDtype::F16, on_device: false };
+        let batching = Batching { batch_size: 1, accumulator_dtype: AccumulatorDtype::F16, on_device: false };
         let expected = network(sliding.cut(
             image.view(),
             &Grid::new([16; 3], [16; 3], 0.5, Blend::Gaussian),
-            &Call { windows: vec![[0; 3]], mirrorings: &[[false; 3]] },
+            &ForwardCall { windows: vec![[0; 3]], mirrorings: &[[false; 3]] },
         ));
-        assert_near(&run(&sliding, &image, portions), &expected.index_axis(Axis(0), 0).to_owned(), 5e-3);
+        assert_near(&run(&sliding, &image, batching), &expected.index_axis(Axis(0), 0).to_owned(), 5e-3);
     }
 }

@@ -48,7 +48,7 @@ pub fn validate_fold<B: NnOps>(
         let path = output.join(format!("{case}.npz"));
         match &segmentation.probabilities {
             Some(probabilities) => save_probabilities(&path, probabilities)?,
-            None => remove(path)?,
+            None => remove_if_exists(path)?,
         }
         tracing::debug!("validated {case}");
     }
@@ -57,7 +57,7 @@ pub fn validate_fold<B: NnOps>(
 }
 
 /// Deletes a file if it exists.
-fn remove(path: PathBuf) -> Result<(), InferError> {
+fn remove_if_exists(path: PathBuf) -> Result<(), InferError> {
     match std::fs::remove_file(&path) {
         Err(source) if source.kind() != ErrorKind::NotFound => Err(InferError::Write { path, source }),
         _ => Ok(()),

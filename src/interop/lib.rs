@@ -3,6 +3,20 @@
 //! [`import`] and [`import_preprocessed`] read trained models and preprocessed data of nnU-Net; [`export`] and
 //! [`write_onnx`] write networks for it and for other programs; [`load_pretrained`] initializes a network for training.
 //! Pickles are only parsed (`pickle/`), never executed, so untrusted files cannot run code.
+//!
+//! Export of a trained network as ONNX:
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use nnunet_nn::checkpoint::SavedModel;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = SavedModel::read(Path::new("hippocampus/runs/3d_fullres/fold_0/checkpoint_latest"))?;
+//! nnunet_interop::write_onnx(&model, Path::new("hippocampus.onnx"))?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod error;
 mod names;
@@ -19,7 +33,7 @@ use std::path::Path;
 pub use error::InteropError;
 pub use nnunet_model::{Destination, export, import, read_checkpoint};
 pub use onnx::write_onnx;
-pub use preprocessed::{Imported, Source, import_preprocessed};
+pub use preprocessed::{Imported, PreprocessedSource, import_preprocessed};
 pub use pretrained::{Pretrained, load_pretrained, read_weights};
 
 use nnunet_nn::checkpoint::SavedModel;
@@ -34,7 +48,7 @@ pub fn write_safetensors(model: &SavedModel, path: &Path) -> Result<(), InteropE
     let description = &model.description;
     let mut weights = model.weights.clone();
     if description.plans.configuration(&description.configuration)?.is_2d() {
-        names::flatten(&mut weights);
+        names::to_2d(&mut weights);
     }
     Ok(write_tensors(path, description, &weights)?)
 }

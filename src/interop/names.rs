@@ -13,7 +13,7 @@ const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 const PARTS: [(&str, &str); 2] = [(".conv.", ".all_modules.0."), (".norm.", ".all_modules.1.")];
 
 /// Returns the canonical name of a tensor; `None` if the name is an alias of another one.
-pub fn canonical(name: &str) -> Option<&str> {
+pub fn canonical_name(name: &str) -> Option<&str> {
     let mut name = name;
     while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
         name = rest;
@@ -22,7 +22,7 @@ pub fn canonical(name: &str) -> Option<&str> {
 }
 
 /// Returns all names under which PyTorch lists a tensor, starting with the canonical one.
-pub fn all(name: &str) -> Vec<String> {
+pub fn all_names(name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     names.extend(PARTS.iter().filter(|(part, _)| name.contains(part)).map(|(part, number)| name.replace(part, number)));
     if name.starts_with("encoder.") {
@@ -33,14 +33,14 @@ pub fn all(name: &str) -> Vec<String> {
 }
 
 /// Changes the shape of a 2D kernel `(a, b, y, x)` to `(a, b, 1, y, x)`.
-pub fn lift(shape: &mut Vec<usize>) {
+pub fn to_3d(shape: &mut Vec<usize>) {
     if shape.len() == 4 {
         shape.insert(2, 1);
     }
 }
 
-/// Reverses [`lift`] for the weights of a 2D network.
-pub fn flatten(weights: &mut [TensorState]) {
+/// Reverses [`to_3d`] for the weights of a 2D network.
+pub fn to_2d(weights: &mut [TensorState]) {
     for tensor in weights {
         if let [_, _, 1, _, _] = tensor.spec.shape[..] {
             tensor.spec.shape.remove(2);
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn each_tensor_has_one_name_here_and_all_of_pytorchs_there() {
         let own = "encoder.stages.0.0.convs.1.conv.weight";
-        let names = all(own);
+        let names = all_names(own);
         assert_eq!(
             names,
             [
@@ -65,12 +65,12 @@ mod tests {
                 "decoder.encoder.stages.0.0.convs.1.all_modules.0.weight"
             ]
         );
-        let canonical_names: Vec<_> = names.iter().filter_map(|name| canonical(name)).collect();
+        let canonical_names: Vec<_> = names.iter().filter_map(|name| canonical_name(name)).collect();
         assert_eq!(canonical_names, [own]);
-        assert_eq!(all("decoder.seg_layers.0.bias").len(), 1);
-        assert_eq!(all("decoder.stages.0.convs.0.norm.bias")[1], "decoder.stages.0.convs.0.all_modules.1.bias");
+        assert_eq!(all_names("decoder.seg_layers.0.bias").len(), 1);
+        assert_eq!(all_names("decoder.stages.0.convs.0.norm.bias")[1], "decoder.stages.0.convs.0.all_modules.1.bias");
         assert_eq!(
-            canonical("module._orig_mod.encoder.stem.convs.0.norm.bias"),
+            canonical_name("module._orig_mod.encoder.stem.convs.0.norm.bias"),
             Some("encoder.stem.convs.0.norm.bias")
         );
     }
@@ -78,9 +78,9 @@ mod tests {
     #[test]
     fn kernels_in_the_plane_gain_and_lose_an_axis() {
         let mut shape = vec![8, 4, 3, 3];
-        lift(&mut shape);
+        to_3d(&mut shape);
         assert_eq!(shape, [8, 4, 1, 3, 3]);
-        lift(&mut shape);
+        to_3d(&mut shape);
         assert_eq!(shape, [8, 4, 1, 3, 3]);
     }
 }

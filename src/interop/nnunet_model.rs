@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use super::pickle::{PickleWriter, Value};
+use super::pickle::Value;
 use super::torch_file::{self, TorchFile};
 use super::{InteropError, is_file_name, names};
 use nnunet_core::fsio;
+use nnunet_core::pickle::PickleWriter;
 use nnunet_data::dataset::DatasetJson;
 use nnunet_data::plan::Plans;
 use nnunet_data::work::{RunDir, WorkDir};
@@ -117,7 +118,7 @@ pub fn export(model: &SavedModel, fold: &str, folder: &Path) -> Result<PathBuf, 
     let is_2d = description.plans.configuration(&description.configuration)?.is_2d();
     let mut weights = weights.clone();
     if is_2d {
-        names::flatten(&mut weights);
+        names::to_2d(&mut weights);
     }
     let first_axis = usize::from(is_2d);
     let mirror_axes: Vec<usize> =
@@ -213,11 +214,11 @@ fn weights_of(path: &Path, state: Value, file: &mut TorchFile) -> Result<Vec<Ten
     let mut weights = Vec::new();
     for (name, value) in state.entries().into_iter().flatten() {
         let name = name.text().ok_or_else(|| InteropError::new(path, "a weight's name is not text"))?;
-        let Some(name) = names::canonical(name) else { continue };
+        let Some(name) = names::canonical_name(name) else { continue };
         let tensor =
             file.tensor(value).map_err(|defect| InteropError::new(path, format!("tensor {name}: {defect}")))?;
         let mut shape = tensor.shape;
-        names::lift(&mut shape);
+        names::to_3d(&mut shape);
         weights.push(TensorState { spec: ParameterSpec { name: name.to_owned(), shape }, values: tensor.values });
     }
     weights.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
@@ -231,7 +232,7 @@ fn write_weights(pickle: &mut PickleWriter, weights: &[TensorState]) {
         for axis in (1..strides.len()).rev() {
             strides[axis - 1] = strides[axis] * spec.shape[axis];
         }
-        for name in names::all(&spec.name) {
+        for name in names::all_names(&spec.name) {
             pickle.text(&name);
             pickle.call("torch._utils", "_rebuild_tensor_v2", |pickle| {
                 pickle.persistent(|pickle| {

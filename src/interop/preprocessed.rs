@@ -25,7 +25,7 @@ const MAX_PROPERTIES: u64 = 1 << 30;
 
 /// Preprocessed data to import.
 #[derive(Clone, Debug)]
-pub struct Source<'a> {
+pub struct PreprocessedSource<'a> {
     /// Folder `nnUNet_preprocessed/DatasetXXX_Name`.
     pub folder: &'a Path,
     /// Name of the plans file without its extension, such as `nnUNetPlans`.
@@ -51,11 +51,11 @@ pub struct Imported {
 /// # Errors
 /// Returns an error if a file is missing or damaged, or if a case cannot be written.
 pub fn import_preprocessed(
-    source: &Source,
+    source: &PreprocessedSource,
     work: &WorkDir,
     on_case: &(dyn Fn(&str) + Sync),
 ) -> Result<Vec<Imported>, InteropError> {
-    let Source { folder, plans, raw } = *source;
+    let PreprocessedSource { folder, plans, raw } = *source;
     let plans = Plans::load(&folder.join(format!("{plans}.json")))?;
     let dataset = DatasetJson::load(&folder.join("dataset.json"))?;
     plans.save(&work.plans())?;
@@ -79,7 +79,7 @@ pub fn import_preprocessed(
         let configuration = plans.configuration(name)?;
         let cases = folder.join(&configuration.data_identifier);
         if cases.is_dir() && !imported.iter().any(|done| done.data_identifier == configuration.data_identifier) {
-            let conversion = Conversion::new(&plans, configuration, &dataset, &cases)?;
+            let conversion = CaseConverter::new(&plans, configuration, &dataset, &cases)?;
             imported.push(conversion.run(work, on_case)?);
         }
     }
@@ -111,8 +111,8 @@ fn labels_only(folder: &Path, dataset: &DatasetJson, work: &WorkDir) -> Result<P
     Ok(to)
 }
 
-/// Conversion of the cases of one data identifier.
-struct Conversion<'a> {
+/// Converter of the cases of one data identifier.
+struct CaseConverter<'a> {
     folder: &'a Path,
     configuration: Configuration,
     transpose: [usize; 3],
@@ -120,7 +120,7 @@ struct Conversion<'a> {
     classes: ClassGroups,
 }
 
-impl<'a> Conversion<'a> {
+impl<'a> CaseConverter<'a> {
     fn new(
         plans: &Plans,
         configuration: Configuration,
@@ -296,7 +296,7 @@ fn simpleitk(stuff: Value) -> Option<([f64; 3], [[f64; 3]; 3])> {
 
 /// Reads origin and direction from a NIfTI affine, whose first two axes have the opposite sign.
 fn nibabel(stuff: Value, spacing: [f64; 3]) -> Option<([f64; 3], [[f64; 3]; 3])> {
-    let affine = Array::of(stuff.get("original_affine")?)?;
+    let affine = Array::from_value(stuff.get("original_affine")?)?;
     let at = |row: usize, column: usize| Some(affine.at(row, column)? * if row < 2 { -1.0 } else { 1.0 });
     let mut direction = [[0.0; 3]; 3];
     let mut origin = [0.0; 3];

@@ -94,11 +94,11 @@ fn read_safetensors(path: &Path, file: &File) -> Result<Vec<TensorState>, Intero
     for (name, view) in contents.iter() {
         let values = values(&view).ok_or_else(|| fail(format!("tensor {name} is {:?}, not a float", view.dtype())))?;
         let mut shape = view.shape().to_vec();
-        names::lift(&mut shape);
+        names::to_3d(&mut shape);
         weights.push(TensorState { spec: ParameterSpec { name: name.to_owned(), shape }, values });
     }
     let named = weights.into_iter().filter_map(|mut tensor| {
-        tensor.spec.name = names::canonical(&tensor.spec.name)?.to_owned();
+        tensor.spec.name = names::canonical_name(&tensor.spec.name)?.to_owned();
         Some(tensor)
     });
     Ok(named.collect())

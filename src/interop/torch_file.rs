@@ -34,10 +34,10 @@ pub struct Tensor {
 }
 
 /// Location of the elements of a tensor.
-struct Layout<'a> {
+struct TensorLayout<'a> {
     /// Name of the storage's entry below `data/`.
     key: &'a str,
-    element: Element,
+    element: ElementType,
     /// Number of elements of the storage.
     storage_len: usize,
     offset: usize,
@@ -45,9 +45,9 @@ struct Layout<'a> {
     strides: Vec<usize>,
 }
 
-/// Element types.
+/// Types of the elements of a tensor.
 #[derive(Clone, Copy)]
-enum Element {
+enum ElementType {
     F64,
     F32,
     F16,
@@ -90,7 +90,7 @@ impl TorchFile {
     /// # Errors
     /// Returns an error if the value is not a tensor, if its type is not supported, or if its storage is incomplete.
     pub fn tensor(&mut self, value: Value) -> Result<Tensor, String> {
-        let layout = Layout::of(value)?;
+        let layout = TensorLayout::from_value(value)?;
         let len = layout.checked_len()?;
         let width = layout.element.width();
         let bytes = (layout.storage_len as u64).saturating_mul(width as u64);
@@ -124,7 +124,7 @@ impl TorchFile {
     }
 }
 
-impl<'a> Layout<'a> {
+impl<'a> TensorLayout<'a> {
     fn of(value: Value<'a>) -> Result<Self, String> {
         let object = value.object().ok_or_else(|| format!("is {}, not a tensor", value.kind()))?;
         match object.name {
@@ -139,17 +139,17 @@ impl<'a> Layout<'a> {
                 }
             }
             "torch._utils._rebuild_tensor_v2" => {
-                Self::of_arguments(object.arguments).ok_or_else(|| "has a damaged description".to_owned())?
+                Self::from_arguments(object.arguments).ok_or_else(|| "has a damaged description".to_owned())?
             }
             _ => Err(format!("is {}, not a tensor", value.kind())),
         }
     }
 
     /// Parses `(storage, offset, shape, strides, ...)`, where the storage is `("storage", type, key, device, length)`.
-    fn of_arguments(arguments: Value<'a>) -> Option<Result<Self, String>> {
+    fn from_arguments(arguments: Value<'a>) -> Option<Result<Self, String>> {
         let [storage, offset, shape, strides] = arguments.first()?;
         let [_, kind, key, _, storage_len] = storage.persistent()?.first()?;
-        let element = match Element::of_storage(kind.name()?) {
+        let element = match ElementType::from_storage_type(kind.name()?) {
             Ok(element) => element,
             Err(defect) => return Some(Err(defect)),
         };
@@ -205,8 +205,8 @@ impl<'a> Layout<'a> {
     }
 }
 
-impl Element {
-    fn of_storage(name: &str) -> Result<Self, String> {
+impl ElementType {
+    fn from_storage_type(name: &str) -> Result<Self, String> {
         Ok(match name {
             "torch.DoubleStorage" => Self::F64,
             "torch.FloatStorage" => Self::F32,
@@ -231,7 +231,7 @@ impl Element {
         }
     }
 
-    /// Decodes an element from [`Element::width`] little-endian bytes.
+    /// Decodes an element from [`ElementType::width`] little-endian bytes.
     fn value(self, bytes: &[u8]) -> f32 {
         fn word<const N: usize>(bytes: &[u8]) -> [u8; N] {
             std::array::from_fn(|index| bytes[index])

@@ -1,10 +1,12 @@
-//! Server options.
+//! Server options, limits and startup errors.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nnunet_infer::PredictOptions;
+use nnunet_infer::{InferError, PredictOptions};
+use nnunet_nn::backend::DeviceError;
 
 /// Options of [`super::serve`].
 #[derive(Clone, Debug, PartialEq)]
@@ -38,4 +40,21 @@ impl Default for ServeLimits {
     fn default() -> Self {
         Self { queue: 16, upload_bytes: 512 << 20, image_bytes: 2 << 30, upload_time: Duration::from_secs(120) }
     }
+}
+
+/// A server that cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The networks cannot be read.
+    #[error("{0}")]
+    Infer(#[from] InferError),
+    /// The build or the machine does not support the device.
+    #[error("{0}")]
+    Device(#[from] DeviceError),
+    /// The address is in use or not local.
+    #[error("--listen {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+    /// The system cannot create threads or register signal handlers.
+    #[error("the server cannot be started: {0}")]
+    System(io::Error),
 }

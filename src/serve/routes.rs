@@ -19,11 +19,10 @@ use tokio::task::block_in_place;
 use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
-use super::check::check;
-use super::job::{Answer, Job};
-use super::refusal::Refusal;
-use super::state::State;
-use super::upload::{Upload, too_large_upload};
+use super::api_error::ApiError;
+use super::state::ServerState;
+use super::upload::{Upload, check_headers, too_large_upload};
+use super::worker::{Answer, Job};
 
 /// Time during which the rest of a rejected body is read: a client that is still sending would not read the response.
 const LINGER: Duration = Duration::from_secs(5);
@@ -31,38 +30,41 @@ const LINGER: Duration = Duration::from_secs(5);
 const LINGER_BYTES: usize = 64 << 20;
 
 /// All routes, with request counting.
-pub fn router(state: Arc<State>) -> Router {
+pub fn router(state: Arc<ServerState>) -> Router {
     Router::new()
         .route("/", get(help))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(is_ready))
         .route("/metrics", get(metrics))
         .route("/predict", post(predict))
-        .fallback(|| async { Refusal::new(StatusCode::NOT_FOUND, "not found; GET / lists the endpoints") })
+        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "not found; GET / lists the endpoints") })
         .method_not_allowed_fallback(|| async {
-            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "use POST /predict for images and GET for all other endpoints")
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "use POST /predict for images and GET for all other endpoints",
+            )
         })
         .layer(middleware::from_fn_with_state(state.clone(), count))
         .with_state(state)
 }
 
-async fn count(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+async fn count(Shared(state): Shared<Arc<ServerState>>, request: Request, next: Next) -> Response {
     let mut counted = state.metrics.request();
     let response = next.run(request).await;
     counted.ends_with(response.status().as_u16());
     response
 }
 
-async fn help(Shared(state): Shared<Arc<State>>) -> Response {
+async fn help(Shared(state): Shared<Arc<ServerState>>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], format!("{:#}\n", state.help)).into_response()
 }
 
-async fn is_ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, Refusal> {
-    state.take_on().map(|_| "ready\n")
+async fn is_ready(Shared(state): Shared<Arc<ServerState>>) -> Result<&'static str, ApiError> {
+    state.reserve_slot().map(|_| "ready\n")
 }
 
-async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
-    ([(header::CONTENT_TYPE, nnunet_train::telemetry::CONTENT_TYPE)], state.metrics.text(state.taken_on()))
+async fn metrics(Shared(state): Shared<Arc<ServerState>>) -> Response {
+    ([(header::CONTENT_TYPE, nnunet_train::telemetry::CONTENT_TYPE)], state.metrics.text(state.reserved_slots()))
         .into_response()
 }
 
@@ -74,44 +76,44 @@ struct Asked {
 }
 
 impl Asked {
-    fn with_probabilities(&self) -> Result<bool, Refusal> {
+    fn with_probabilities(&self) -> Result<bool, ApiError> {
         match self.probabilities.as_deref() {
             Some("1" | "true") => Ok(true),
             Some("0" | "false") | None => Ok(false),
-            Some(other) => Err(Refusal::bad_request(format!("?probabilities must be 0 or 1, not {other:?}"))),
+            Some(other) => Err(ApiError::bad_request(format!("?probabilities must be 0 or 1, not {other:?}"))),
         }
     }
 }
 
 async fn predict(
-    Shared(state): Shared<Arc<State>>,
+    Shared(state): Shared<Arc<ServerState>>,
     asked: Result<Query<Asked>, QueryRejection>,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ApiError> {
     let began = Instant::now();
     let (head, body) = request.into_parts();
     let mut body = body.into_data_stream();
     let answer = match asked {
         Ok(Query(asked)) => answer(&state, &asked, &head.headers, &mut body).await,
-        Err(rejection) => Err(Refusal::bad_request(rejection.body_text())),
+        Err(rejection) => Err(ApiError::bad_request(rejection.body_text())),
     };
     // A client that waits for `100 Continue` will not send the body.
     if answer.is_err() && !head.headers.contains_key(header::EXPECT) {
         tokio::spawn(linger(body));
     }
     let response =
-        send(answer?).await.map_err(|error| Refusal::internal(format!("cannot read the result: {error}")))?;
+        send(answer?).await.map_err(|error| ApiError::internal(format!("cannot read the result: {error}")))?;
     state.metrics.answered(began.elapsed());
     Ok(response)
 }
 
 /// Receives an image, submits it, and waits for the answer.
 async fn answer(
-    state: &State,
+    state: &ServerState,
     asked: &Asked,
     headers: &HeaderMap,
     body: &mut BodyDataStream,
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, ApiError> {
     let with_probabilities = asked.with_probabilities()?;
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let limits = &state.limits;
@@ -119,21 +121,21 @@ async fn answer(
     if length.is_some_and(|length| length > limits.upload_bytes) {
         return Err(too_large_upload(limits.upload_bytes));
     }
-    let slot = state.take_on()?;
+    let slot = state.reserve_slot()?;
     let receiving = Upload::receive(body, text(header::CONTENT_TYPE), &state.dataset, limits, &state.spool);
     let upload = tokio::select! {
-        () = state.stopping.cancelled() => return Err(Refusal::stopping()),
+        () = state.stopping.cancelled() => return Err(ApiError::stopping()),
         received = timeout(limits.upload_time, receiving) => received.map_err(|_| {
             let line = format!("the body was not received within {} s", limits.upload_time.as_secs_f64());
-            Refusal::new(StatusCode::REQUEST_TIMEOUT, line)
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, line)
         })??,
     };
     let channels = state.dataset.num_channels();
-    block_in_place(|| check(&upload.files, channels, limits.image_bytes, &state.preprocessors))?;
+    block_in_place(|| check_headers(&upload.files, channels, limits.image_bytes, &state.preprocessors))?;
     let (reply, answer) = oneshot::channel();
     state.submit(Job { upload, with_probabilities, reply, slot, _begun: None })?;
     // The worker threads always reply unless they have ended.
-    answer.await.unwrap_or_else(|_| Err(Refusal::stopping()))
+    answer.await.unwrap_or_else(|_| Err(ApiError::stopping()))
 }
 
 /// Streams the result file as the response. The open file remains readable after its folder is deleted.

@@ -15,13 +15,13 @@ use tokio::net::TcpListener;
 use tokio::runtime::{self, Runtime};
 use tokio::time::{interval, sleep};
 
-use super::error::ServeError;
+use super::options::ServeError;
 use super::options::ServeOptions;
 use super::routes::router;
-use super::state::State;
+use super::state::ServerState;
 use super::worker::{predict_all, preprocess_all};
 use nnunet_comm::distributed::Single;
-use nnunet_infer::StagedPredictor;
+use nnunet_infer::CascadePredictor;
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 use nnunet_nn::ops::NnOps;
 use nnunet_train::http::{Limits, accept_all};
@@ -64,9 +64,9 @@ impl<F: FnOnce(SocketAddr)> OnDevice for Serve<'_, F> {
 impl<F: FnOnce(SocketAddr)> Serve<'_, F> {
     fn serve<B: NnOps>(self, device: B::Device) -> Result<(), ServeError> {
         let Self { options, announce } = self;
-        let predictor = StagedPredictor::<B>::open(&options.first_stage, &options.predict, device)?;
+        let predictor = CascadePredictor::<B>::open(&options.first_stage, &options.predict, device)?;
         let (jobs, queue) = bounded(options.limits.queue);
-        let state = Arc::new(State::new(predictor.last().model(), predictor.preprocessors(), options, jobs));
+        let state = Arc::new(ServerState::new(predictor.last().model(), predictor.preprocessors(), options, jobs));
         let stop = listen_to_signals().map_err(ServeError::System)?;
         let mut threads = runtime::Builder::new_multi_thread();
         let runtime = threads.worker_threads(THREADS).enable_all().build().map_err(ServeError::System)?;
@@ -100,7 +100,7 @@ fn listen_to_signals() -> io::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn run(runtime: &Runtime, listener: TcpListener, state: &Arc<State>, stop: &AtomicBool) {
+fn run(runtime: &Runtime, listener: TcpListener, state: &Arc<ServerState>, stop: &AtomicBool) {
     runtime.block_on(async {
         let limits = Limits { connections: CONNECTIONS, connection_time: CONNECTION_TIME };
         let open = GracefulShutdown::new();
@@ -108,12 +108,12 @@ fn run(runtime: &Runtime, listener: TcpListener, state: &Arc<State>, stop: &Atom
             () = accept_all(listener, router(state.clone()), limits, &open) => {}
             () = is_set(stop) => {}
         }
-        tracing::info!("stopping: {} images in the queue", state.taken_on());
+        tracing::info!("stopping: {} images in the queue", state.reserved_slots());
         state.stop();
         tokio::select! {
             () = open.shutdown() => {}
             () = async {
-                state.is_idle().await;
+                state.wait_until_idle().await;
                 sleep(READING_TIME).await;
             } => {}
         }

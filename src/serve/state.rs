@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::job::Job;
+use super::api_error::ApiError;
 use super::metrics::Metrics;
 use super::options::{ServeLimits, ServeOptions};
-use super::refusal::Refusal;
+use super::worker::Job;
 use nnunet_data::dataset::DatasetJson;
 use nnunet_data::preprocess::Preprocessor;
 use nnunet_nn::model::ModelDescription;
 
 /// Model description, queue and metrics.
-pub struct State {
+pub struct ServerState {
     pub dataset: DatasetJson,
     /// Preprocessors of the networks, one per stage of a cascade.
     pub preprocessors: Vec<Preprocessor>,
@@ -33,7 +33,7 @@ pub struct State {
     jobs: Mutex<Option<Sender<Job>>>,
 }
 
-impl State {
+impl ServerState {
     /// With an empty queue. The capacity of `jobs` must be at least `options.limits.queue`.
     pub fn new(
         model: &ModelDescription,
@@ -58,21 +58,21 @@ impl State {
     ///
     /// # Errors
     /// Returns an error if the queue is full or the server is shutting down.
-    pub fn take_on(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+    pub fn reserve_slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         if self.stopping.is_cancelled() {
-            return Err(Refusal::stopping());
+            return Err(ApiError::stopping());
         }
         let slot = self.slots.clone().try_acquire_owned();
-        slot.map_err(|_| Refusal::busy(self.metrics.expected_seconds(self.limits.queue)))
+        slot.map_err(|_| ApiError::busy(self.metrics.expected_seconds(self.limits.queue)))
     }
 
     /// Number of images accepted and not answered yet.
-    pub fn taken_on(&self) -> usize {
+    pub fn reserved_slots(&self) -> usize {
         self.limits.queue - self.slots.available_permits()
     }
 
     /// Waits until all accepted images are answered.
-    pub async fn is_idle(&self) {
+    pub async fn wait_until_idle(&self) {
         // All slots can only be acquired when all are released.
         let _ = self.slots.acquire_many(self.limits.queue as u32).await;
     }
@@ -81,10 +81,10 @@ impl State {
     ///
     /// # Errors
     /// Returns an error if the server is shutting down.
-    pub fn submit(&self, job: Job) -> Result<(), Refusal> {
+    pub fn submit(&self, job: Job) -> Result<(), ApiError> {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         // Does not block: there are no more jobs than slots.
-        jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or_else(Refusal::stopping)
+        jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or_else(ApiError::stopping)
     }
 
     /// Starts the shutdown: accepts no more jobs, refuses queued ones, and finishes those in progress.

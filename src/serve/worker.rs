@@ -1,4 +1,4 @@
-//! Worker threads: one preprocesses, one owns the device.
+//! Queued requests and their answers, and the worker threads: one preprocesses, one owns the device.
 
 use std::fs::File;
 use std::io;
@@ -8,26 +8,57 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use ndarray_npy::NpzWriter;
-
-use super::job::{Answer, Job};
-use super::refusal::Refusal;
-use super::state::State;
 use nnunet_image::write_labels;
-use nnunet_infer::{InferError, PreparedImage, Segmentation, StagedPredictor, load};
+use nnunet_infer::{CascadePredictor, InferError, PreparedImage, Segmentation, read_finite_case};
 use nnunet_nn::ops::NnOps;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::api_error::ApiError;
+use super::metrics::InProgress;
+use super::state::ServerState;
+use super::upload::Upload;
+
+/// An image to be segmented.
+pub struct Job {
+    pub upload: Upload,
+    /// Whether the answer is an npz with the probabilities.
+    pub with_probabilities: bool,
+    /// Closed when the client has disconnected.
+    pub reply: oneshot::Sender<Result<Answer, ApiError>>,
+    /// Slot in the queue, returned with the answer.
+    pub slot: OwnedSemaphorePermit,
+    /// Set when the job is started.
+    pub _begun: Option<InProgress>,
+}
+
+/// A result file, in the folder of the upload.
+pub struct Answer {
+    pub path: PathBuf,
+    /// The folder is deleted when this is dropped.
+    pub upload: Upload,
+    pub slot: OwnedSemaphorePermit,
+}
+
+impl Job {
+    /// Ends the job with an error response.
+    pub fn reject(self, error: ApiError) {
+        // The client may have disconnected.
+        let _ = self.reply.send(Err(error));
+    }
+}
 
 /// Reads and preprocesses images, one while the previous one is predicted, until the job channel is closed.
 pub fn preprocess_all<B: NnOps>(
     jobs: &Receiver<Job>,
-    predictor: &StagedPredictor<B>,
-    state: &State,
+    predictor: &CascadePredictor<B>,
+    state: &ServerState,
     to: &Sender<(Job, PreparedImage, Instant)>,
 ) {
     for job in jobs {
         let Some(job) = begin(job, state) else { continue };
         let began = Instant::now();
         let prepared = guarded(job.upload.folder.path(), || {
-            predictor.prepare(load(&job.upload.files, state.dataset.num_channels())?)
+            predictor.prepare(read_finite_case(&job.upload.files, state.dataset.num_channels())?)
         });
         match prepared {
             Ok(image) => {
@@ -36,18 +67,18 @@ pub fn preprocess_all<B: NnOps>(
                     return;
                 }
             }
-            Err(refusal) => job.refuse(refusal),
+            Err(error) => job.reject(error),
         }
     }
 }
 
 /// Marks a job as in progress; `None` if the client has disconnected or the server is shutting down.
-fn begin(job: Job, state: &State) -> Option<Job> {
+fn begin(job: Job, state: &ServerState) -> Option<Job> {
     if job.reply.is_closed() {
         return None;
     }
     if state.stopping.is_cancelled() {
-        job.refuse(Refusal::stopping());
+        job.reject(ApiError::stopping());
         return None;
     }
     Some(Job { _begun: Some(state.metrics.begin()), ..job })
@@ -57,8 +88,8 @@ fn begin(job: Job, state: &State) -> Option<Job> {
 /// computed here, between the stages.
 pub fn predict_all<B: NnOps>(
     from: &Receiver<(Job, PreparedImage, Instant)>,
-    predictor: &StagedPredictor<B>,
-    state: &State,
+    predictor: &CascadePredictor<B>,
+    state: &ServerState,
 ) {
     for (job, image, began) in from {
         if job.reply.is_closed() {
@@ -77,20 +108,20 @@ pub fn predict_all<B: NnOps>(
                 let Job { upload, reply, slot, .. } = job;
                 let _ = reply.send(Ok(Answer { path, upload, slot }));
             }
-            Err(refusal) => job.refuse(refusal),
+            Err(error) => job.reject(error),
         }
     }
 }
 
-/// Runs `work` and converts errors to refusals. A panic ends only the request of this image.
-fn guarded<T>(folder: &Path, work: impl FnOnce() -> Result<T, InferError>) -> Result<T, Refusal> {
+/// Runs `work` and converts errors to error responses. A panic ends only the request of this image.
+fn guarded<T>(folder: &Path, work: impl FnOnce() -> Result<T, InferError>) -> Result<T, ApiError> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|error| {
-            let refusal = Refusal::of(&error, folder);
-            tracing::info!("refused, {}: {refusal}", refusal.status);
-            refusal
+            let error = ApiError::from_infer_error(&error, folder);
+            tracing::info!("refused, {}: {error}", error.status);
+            error
         }),
-        Err(_) => Err(Refusal::internal("internal error (a bug); please report the message in the server's log")),
+        Err(_) => Err(ApiError::internal("internal error (a bug); please report the message in the server's log")),
     }
 }
 

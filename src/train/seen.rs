@@ -5,7 +5,7 @@ use ndarray::{Array2, Array4, Axis};
 
 use super::batch::Targets;
 use crate::telemetry::PictureRecord;
-use nnunet_infer::Decision;
+use nnunet_infer::LabelRule;
 use nnunet_nn::loss::{SegmentationLoss, Target};
 use nnunet_nn::ops::NnOps;
 use nnunet_viz::inspect::side_by_side;
@@ -104,10 +104,10 @@ fn shown(loss: &SegmentationLoss, label: i16) -> i16 {
 }
 
 /// Returns the decision rule that yields these numbers from logits.
-fn decision(target: &Target) -> Decision {
+fn decision(target: &Target) -> LabelRule {
     match target {
-        Target::Classes => Decision::Classes,
-        Target::Regions(regions) => Decision::Regions((1..=regions.len() as i16).collect()),
+        Target::Classes => LabelRule::Classes,
+        Target::Regions(regions) => LabelRule::Regions((1..=regions.len() as i16).collect()),
     }
 }
 

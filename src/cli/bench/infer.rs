@@ -18,7 +18,7 @@ use nnunet_nn::Device;
 #[command(after_help = "\
 Examples:
   nnunet-dist bench infer -r hippocampus/runs/3d_fullres/fold_0 -i imagesTs --rounds 3
-  nnunet-dist bench infer --extent 1000,512,512 --classes 105 --patch 128,128,128 --accumulator_dtype f16 --rounds 1")]
+  nnunet-dist bench infer --extent 1000,512,512 --classes 105 --patch 128,128,128 --accumulator-dtype f16 --rounds 1")]
 pub struct Infer {
     /// Run directory of `train`, or a checkpoint.
     #[arg(short, long, value_name = "DIR", requires = "images")]
@@ -100,7 +100,7 @@ impl Infer {
                 accumulator_dtype: self.accumulator_dtype,
                 ..MemoryOptions::on(self.device)
             },
-            precision: self.precision.on(self.device)?,
+            precision: self.precision.resolve(self.device)?,
             device: self.device,
         };
         Ok(InferFolder { images, options, previous_stage: self.prev_stage_predictions.clone() })

@@ -1,19 +1,13 @@
 //! `nnunet-dist bench`
 
-mod all_reduce;
-mod checkpoint;
-mod conv;
+mod communication;
+mod data;
 mod infer;
-mod loader;
-mod memory;
 mod network;
-mod preprocess;
-mod resample;
-mod step;
 
 use clap::{Args, Subcommand};
 
-use super::ranks::or_abort;
+use super::ranks::abort_on_error;
 use crate::bench::Report;
 use nnunet_comm::distributed;
 
@@ -25,7 +19,7 @@ use nnunet_comm::distributed;
 #[command(after_help = "Example:\n  nnunet-dist bench peak")]
 pub struct Bench {
     #[command(subcommand)]
-    what: What,
+    what: Benchmark,
 
     /// Measured repetitions.
     #[arg(long, value_name = "N", default_value_t = 5, global = true)]
@@ -37,51 +31,51 @@ pub struct Bench {
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum Benchmark {
     /// Measure only the peak of the machine: a matrix product and a copy.
     #[command(after_help = "Example:\n  nnunet-dist bench peak")]
     Peak,
-    Step(step::Step),
-    Conv(conv::Conv),
-    Memory(memory::Memory),
-    Loader(loader::Loader),
-    Preprocess(preprocess::Preprocess),
-    Resample(resample::Resample),
+    Step(network::Step),
+    Conv(network::Conv),
+    Memory(network::Memory),
+    Loader(data::Loader),
+    Preprocess(data::Preprocess),
+    Resample(data::Resample),
     Infer(infer::Infer),
     #[command(name = "allreduce")]
-    AllReduce(all_reduce::AllReduce),
-    Checkpoint(checkpoint::Checkpoint),
+    AllReduce(communication::AllReduce),
+    Checkpoint(communication::Checkpoint),
 }
 
 impl Bench {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        if let What::AllReduce(all_reduce) = &self.what {
+        if let Benchmark::AllReduce(all_reduce) = &self.what {
             return self.run_on_ranks(all_reduce);
         }
         distributed::divide_threads(&distributed::Single)?;
         let report = match &self.what {
-            What::Peak => Report::new("peak", Vec::new()),
-            What::Step(step) => step.run(self.rounds)?,
-            What::Conv(conv) => conv.run(self.rounds)?,
-            What::Memory(memory) => {
+            Benchmark::Peak => Report::new("peak", Vec::new()),
+            Benchmark::Step(step) => step.run(self.rounds)?,
+            Benchmark::Conv(conv) => conv.run(self.rounds)?,
+            Benchmark::Memory(memory) => {
                 println!("{}", memory.run(self.json)?);
                 return Ok(());
             }
-            What::Loader(loader) => loader.run(self.rounds)?,
-            What::Preprocess(preprocess) => preprocess.run(self.rounds)?,
-            What::Resample(resample) => resample.run(self.rounds)?,
-            What::Infer(infer) => infer.run(self.rounds)?,
-            What::AllReduce(_) => unreachable!("handled above, on all ranks"),
-            What::Checkpoint(checkpoint) => checkpoint.run(self.rounds)?,
+            Benchmark::Loader(loader) => loader.run(self.rounds)?,
+            Benchmark::Preprocess(preprocess) => preprocess.run(self.rounds)?,
+            Benchmark::Resample(resample) => resample.run(self.rounds)?,
+            Benchmark::Infer(infer) => infer.run(self.rounds)?,
+            Benchmark::AllReduce(_) => unreachable!("handled above, on all ranks"),
+            Benchmark::Checkpoint(checkpoint) => checkpoint.run(self.rounds)?,
         };
         self.print(&report);
         Ok(())
     }
 
-    fn run_on_ranks(&self, all_reduce: &all_reduce::AllReduce) -> anyhow::Result<()> {
+    fn run_on_ranks(&self, all_reduce: &communication::AllReduce) -> anyhow::Result<()> {
         let comm = distributed::init()?;
         distributed::divide_threads(&*comm)?;
-        let rows = or_abort(all_reduce.run(self.rounds, &*comm), &*comm)?;
+        let rows = abort_on_error(all_reduce.run(self.rounds, &*comm), &*comm)?;
         if comm.rank() == 0 {
             self.print(&Report::new("allreduce", rows));
         }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 
 use self::report::Report;
-use self::steps::{Program, Step};
+use self::steps::{DemoCommand, Program};
 use nnunet_data::work::{ConfigError, FoldId, RunDir, WorkDir};
 
 /// Generate a dataset, train on it with two processes, predict and evaluate; about five minutes on two cores.
@@ -35,7 +35,7 @@ const PROCESSES: usize = 2;
 
 impl Demo {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let layout = Layout::create(&self.dir)?;
+        let layout = DemoFolders::create(&self.dir)?;
         println!("Generating {TRAIN_CASES} training and {TEST_CASES} test phantoms in {}", layout.dataset.display());
         nnunet_data::phantom::generate(&layout.dataset, TRAIN_CASES, TEST_CASES, SEED)?;
 
@@ -51,7 +51,7 @@ impl Demo {
 }
 
 /// Folders of a demo.
-struct Layout {
+struct DemoFolders {
     root: PathBuf,
     dataset: PathBuf,
     work: WorkDir,
@@ -59,7 +59,7 @@ struct Layout {
     summary: PathBuf,
 }
 
-impl Layout {
+impl DemoFolders {
     /// Creates `root` as an empty demo folder; an earlier demo in it is deleted.
     fn create(root: &Path) -> anyhow::Result<Self> {
         let marker = root.join(MARKER);
@@ -89,7 +89,7 @@ impl Layout {
     }
 
     /// Commands from the raw dataset to the Dice, in order.
-    fn steps(&self, program: &Program) -> Vec<Step> {
+    fn steps(&self, program: &Program) -> Vec<DemoCommand> {
         let (dataset, work) = (self.dataset.as_path(), self.work.root());
         let images = dataset.join("imagesTs");
         let labels = dataset.join("labelsTs");

@@ -6,25 +6,25 @@ use std::path::PathBuf;
 use anyhow::Context;
 use indexmap::IndexMap;
 
-use super::Layout;
-use super::steps::Done;
+use super::DemoFolders;
+use super::steps::CompletedCommand;
 use nnunet_core::fsio;
 use nnunet_eval::{Metrics, Summary};
 
 /// Collects the steps of a demo.
 #[derive(Default)]
 pub struct Report {
-    steps: Vec<Done>,
+    steps: Vec<CompletedCommand>,
 }
 
 impl Report {
     /// Adds a finished step.
-    pub fn add(&mut self, step: Done) {
+    pub fn add(&mut self, step: CompletedCommand) {
         self.steps.push(step);
     }
 
     /// Writes `report.md` into the demo's folder and returns its path.
-    pub fn write(&self, layout: &Layout) -> anyhow::Result<PathBuf> {
+    pub fn write(&self, layout: &DemoFolders) -> anyhow::Result<PathBuf> {
         let path = layout.root.join("report.md");
         let progress = layout.run_dir().progress();
         let progress = progress.strip_prefix(&layout.root).unwrap_or(&progress);

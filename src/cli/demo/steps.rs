@@ -15,12 +15,12 @@ pub struct Program {
 }
 
 /// One command line.
-pub struct Step {
+pub struct DemoCommand {
     command: Command,
 }
 
 /// A command line that succeeded.
-pub struct Done {
+pub struct CompletedCommand {
     /// Command line as typed in a shell.
     pub command: String,
     /// Wall time.
@@ -45,14 +45,14 @@ impl Program {
     }
 
     /// `nnunet-dist SUBCOMMAND`
-    pub fn single(&self, subcommand: &str) -> Step {
+    pub fn single(&self, subcommand: &str) -> DemoCommand {
         let mut command = Command::new(&self.exe);
         command.arg(subcommand);
-        Step { command }
+        DemoCommand { command }
     }
 
     /// `mpirun -np PROCESSES nnunet-dist SUBCOMMAND`, or [`Program::single`] without MPI.
-    pub fn parallel(&self, processes: usize, subcommand: &str) -> Step {
+    pub fn parallel(&self, processes: usize, subcommand: &str) -> DemoCommand {
         if !self.mpi {
             return self.single(subcommand);
         }
@@ -67,11 +67,11 @@ impl Program {
         if is_root() {
             command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         }
-        Step { command }
+        DemoCommand { command }
     }
 }
 
-impl Step {
+impl DemoCommand {
     /// Adds arguments.
     pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
         self.command.args(args);
@@ -87,18 +87,18 @@ impl Step {
     ///
     /// # Errors
     /// Returns an error if the command cannot be started or fails; the command prints the cause itself.
-    pub fn run(mut self) -> anyhow::Result<Done> {
+    pub fn run(mut self) -> anyhow::Result<CompletedCommand> {
         let command = self.to_string();
         let began = Instant::now();
         let status = self.command.stdin(Stdio::null()).status().with_context(|| command.clone())?;
         if !status.success() {
             bail!("`{command}` failed ({status})");
         }
-        Ok(Done { command, elapsed: began.elapsed() })
+        Ok(CompletedCommand { command, elapsed: began.elapsed() })
     }
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for DemoCommand {
     /// Formats the command line, with this program under its own name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = std::iter::once(self.command.get_program()).chain(self.command.get_args());

@@ -189,7 +189,7 @@ impl<'a> Graph<'a> {
             }
         }
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        tensor.number(2, FLOAT).text(8, name).counted(9, &bytes);
+        tensor.number(2, FLOAT).text(8, name).length_delimited(9, &bytes);
         self.message.message(5, &tensor);
         Ok(name.to_owned())
     }

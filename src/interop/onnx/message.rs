@@ -8,36 +8,36 @@ pub(super) struct Message {
 
 /// Wire type of a field.
 #[derive(Clone, Copy)]
-enum Wire {
+enum WireType {
     Varint = 0,
-    Counted = 2,
+    LengthDelimited = 2,
     Fixed32 = 5,
 }
 
 impl Message {
     /// Appends a non-negative integer.
     pub(super) fn number(&mut self, field: u64, value: u64) -> &mut Self {
-        self.key(field, Wire::Varint);
+        self.key(field, WireType::Varint);
         self.varint(value);
         self
     }
 
     pub(super) fn float(&mut self, field: u64, value: f32) -> &mut Self {
-        self.key(field, Wire::Fixed32);
+        self.key(field, WireType::Fixed32);
         self.bytes.extend(value.to_le_bytes());
         self
     }
 
     pub(super) fn text(&mut self, field: u64, text: &str) -> &mut Self {
-        self.counted(field, text.as_bytes())
+        self.length_delimited(field, text.as_bytes())
     }
 
     pub(super) fn message(&mut self, field: u64, message: &Message) -> &mut Self {
-        self.counted(field, &message.bytes)
+        self.length_delimited(field, &message.bytes)
     }
 
-    pub(super) fn counted(&mut self, field: u64, bytes: &[u8]) -> &mut Self {
-        self.key(field, Wire::Counted);
+    pub(super) fn length_delimited(&mut self, field: u64, bytes: &[u8]) -> &mut Self {
+        self.key(field, WireType::LengthDelimited);
         self.varint(bytes.len() as u64);
         self.bytes.extend(bytes);
         self
@@ -47,7 +47,7 @@ impl Message {
         &self.bytes
     }
 
-    fn key(&mut self, field: u64, wire: Wire) {
+    fn key(&mut self, field: u64, wire: WireType) {
         self.varint(field << 3 | wire as u64);
     }
 

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::value::{Id, Node, Pickle};
+use super::value::{Node, NodeId, Pickle};
 
 /// Limit on the number of values; the largest known checkpoint has half a million. A value takes up to fifty times the
 /// memory of the byte that creates it, so the number of values is limited, not the number of bytes.
 const MAX_VALUES: usize = 8 << 20;
 
-/// Parses a pickle. Calls are recorded as [`super::Object`]s and never executed.
+/// Parses a pickle. Calls are recorded as [`super::value::Object`]s and never executed.
 ///
 /// # Errors
 /// Returns an error with the byte offset if the pickle is truncated or inconsistent, or has an operation that neither
@@ -26,14 +26,14 @@ struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     nodes: Vec<Node>,
-    stack: Vec<Id>,
+    stack: Vec<NodeId>,
     /// Stack heights at the marks.
     marks: Vec<usize>,
-    memo: HashMap<u32, Id>,
+    memo: HashMap<u32, NodeId>,
 }
 
 impl<'a> Machine<'a> {
-    fn run(&mut self) -> Result<Id, String> {
+    fn run(&mut self) -> Result<NodeId, String> {
         loop {
             if self.nodes.len().max(self.stack.len()).max(self.memo.len()).max(self.marks.len()) > MAX_VALUES {
                 return Err("too many values for a checkpoint".into());
@@ -159,7 +159,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Reads the bytes that follow a length of `width` bytes.
-    fn counted(&mut self, width: usize) -> Result<&'a [u8], String> {
+    fn length_prefixed(&mut self, width: usize) -> Result<&'a [u8], String> {
         let len = self.unsigned(width)?;
         self.take(usize::try_from(len).map_err(|_| format!("{len} bytes expected"))?)
     }
@@ -178,7 +178,7 @@ impl<'a> Machine<'a> {
     }
 
     fn long(&mut self, width: usize) -> Result<(), String> {
-        let bytes = self.counted(width)?;
+        let bytes = self.length_prefixed(width)?;
         if bytes.len() > 8 {
             return Err(format!("an integer of {} bytes, over the limit of 8", bytes.len()));
         }
@@ -190,40 +190,40 @@ impl<'a> Machine<'a> {
     }
 
     fn text(&mut self, width: usize) -> Result<(), String> {
-        let bytes = self.counted(width)?;
+        let bytes = self.length_prefixed(width)?;
         let text = std::str::from_utf8(bytes).map_err(|_| "a string that is not UTF-8")?;
         self.push(Node::Text(text.to_owned()));
         Ok(())
     }
 
     fn blob(&mut self, width: usize) -> Result<(), String> {
-        let bytes = self.counted(width)?;
+        let bytes = self.length_prefixed(width)?;
         self.push(Node::Bytes(bytes.to_vec()));
         Ok(())
     }
 
     fn push(&mut self, node: Node) {
-        self.stack.push(self.nodes.len() as Id);
+        self.stack.push(self.nodes.len() as NodeId);
         self.nodes.push(node);
     }
 
     /// Returns the stack height at the last mark; operations must not reach below it.
-    fn floor(&self) -> usize {
+    fn mark_height(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
 
-    fn pop(&mut self) -> Result<Id, String> {
-        if self.stack.len() <= self.floor() {
+    fn pop(&mut self) -> Result<NodeId, String> {
+        if self.stack.len() <= self.mark_height() {
             return Err("the stack is empty".into());
         }
         self.stack.pop().ok_or_else(|| "the stack is empty".into())
     }
 
-    fn top(&self) -> Result<Id, String> {
-        self.stack[self.floor()..].last().copied().ok_or_else(|| "the stack is empty".into())
+    fn top(&self) -> Result<NodeId, String> {
+        self.stack[self.mark_height()..].last().copied().ok_or_else(|| "the stack is empty".into())
     }
 
-    fn pop_mark(&mut self) -> Result<Vec<Id>, String> {
+    fn pop_mark(&mut self) -> Result<Vec<NodeId>, String> {
         let mark = self.marks.pop().ok_or("the end of a list without its mark")?;
         Ok(self.stack.split_off(mark))
     }
@@ -241,7 +241,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn append(&mut self, items: Vec<Id>) -> Result<(), String> {
+    fn append(&mut self, items: Vec<NodeId>) -> Result<(), String> {
         let top = self.top()?;
         match &mut self.nodes[top as usize] {
             Node::List(list) => list.extend(items),
@@ -252,7 +252,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn set_items(&mut self, items: &[Id]) -> Result<(), String> {
+    fn set_items(&mut self, items: &[NodeId]) -> Result<(), String> {
         let top = self.top()?;
         let (pairs, []) = items.as_chunks::<2>() else { return Err("a key without a value".into()) };
         match &mut self.nodes[top as usize] {
@@ -308,7 +308,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn encoded(&self, arguments: &[Id]) -> Result<Node, String> {
+    fn encoded(&self, arguments: &[NodeId]) -> Result<Node, String> {
         let Some(Node::Text(text)) = arguments.first().map(|id| &self.nodes[*id as usize]) else {
             return Err("bytes that are not encoded as text".into());
         };

@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::backend::Flex;
 use ndarray::{Array3, Array4, Array5, ArrayView4, Axis, s};
 use ndarray_npy::NpzReader;
-use nnunet_dist::infer::{Blend, SlidingWindow, importance, window_steps};
+use nnunet_dist::infer::{Blend, SlidingWindow, importance, window_positions};
 use nnunet_dist::model::{TensorState, UNet};
 
 use crate::common;
@@ -42,7 +42,7 @@ const SMALLEST_WEIGHT: f32 = 6.2e-5;
 
 /// The sum of the windows' weights along each axis.
 fn total_weights(image: [usize; 3], sliding: &SlidingWindow) -> [Vec<f32>; 3] {
-    let steps = window_steps(image, sliding.window, sliding.step);
+    let steps = window_positions(image, sliding.window, sliding.step);
     std::array::from_fn(|axis| {
         let profile = sliding.blend.profile(sliding.window[axis]);
         let mut total = vec![0.0; image[axis]];

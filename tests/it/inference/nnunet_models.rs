@@ -12,7 +12,7 @@ use nnunet_dist::backend::Cpu;
 use nnunet_dist::checkpoint::SavedModel;
 use nnunet_dist::dataset::{Dataset, Splits};
 use nnunet_dist::image::{Geometry, Volume, write_volume};
-use nnunet_dist::interop::{self, Destination, Source};
+use nnunet_dist::interop::{self, Destination, PreprocessedSource};
 use nnunet_dist::model::{UNet, batch_tensor};
 use nnunet_dist::plan::Plans;
 use nnunet_dist::preprocess::Preprocessor;
@@ -372,7 +372,7 @@ fn imported_preprocessed_cases_equal_our_own() {
     assert_eq!(fs::read(label).unwrap(), fs::read(files().join("raw/labelsTr/case.nii.gz")).unwrap());
 
     // The given raw dataset is used.
-    let source = Source { folder: &source, plans: "nnUNetPlans", raw: Some(&files().join("raw")) };
+    let source = PreprocessedSource { folder: &source, plans: "nnUNetPlans", raw: Some(&files().join("raw")) };
     interop::import_preprocessed(&source, &work, &|_| ()).unwrap();
     let link = nnunet_dist::work::Source::load(&work).unwrap().dataset;
     assert_eq!(link, files().join("raw").canonicalize().unwrap());

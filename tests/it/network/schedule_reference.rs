@@ -1,6 +1,6 @@
 //! Compares learning rates and deep-supervision weights with nnU-Net v2's (`fixtures/misc/schedules_steps.json`).
 
-use nnunet_dist::infer::window_steps;
+use nnunet_dist::infer::window_positions;
 use nnunet_dist::loss::weights;
 use nnunet_dist::optim::Schedule;
 use nnunet_dist::optim::{ScheduleConfig, ScheduleKind};
@@ -77,7 +77,7 @@ fn window_steps_are_identical() {
             [z, y, x] => [z, y, x],
             _ => panic!("two or three axes"),
         };
-        let ours = window_steps(lift(image), lift(tile), case["step"].as_f64().unwrap());
+        let ours = window_positions(lift(image), lift(tile), case["step"].as_f64().unwrap());
         assert_eq!(ours[3 - steps.len()..], steps, "{case}");
     }
 }

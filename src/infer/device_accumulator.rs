@@ -6,9 +6,9 @@ use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive, ops::FloatTensor};
 use ndarray::{ArrayView3, ArrayView4, CowArray, Ix4, s};
 
 use super::accumulator::Mirroring;
-use super::grid::Grid;
 use super::networks::Ensemble;
-use super::sliding_window::{Call, SlidingWindow, Spent};
+use super::sliding_window::{ForwardCall, InferenceTimings, SlidingWindow};
+use super::windows::Grid;
 use nnunet_nn::ops::{DeviceWindows, NnOps, SAMPLE_FIELDS, WindowAccumulateArgs, WindowPosition};
 
 /// Bytes of logits copied to the host at a time.
@@ -28,7 +28,7 @@ impl SlidingWindow {
         image: ArrayView4<f32>,
         batch_size: usize,
         mut take: impl FnMut(usize, ArrayView3<f32>),
-    ) -> Spent {
+    ) -> InferenceTimings {
         let began = Instant::now();
         let classes = networks.spec().classes;
         let (channels, z, y, x) = image.dim();
@@ -38,7 +38,7 @@ impl SlidingWindow {
         let mirrorings = self.mirrorings();
         let sample_weight = 1.0 / mirrorings.len() as f32;
         let image = upload::<B>(&image, channels, device);
-        let sums = Tensor::<B, 4>::zeros([pz, py, px, classes], device).into_primitive().tensor();
+        let accumulator = Tensor::<B, 4>::zeros([pz, py, px, classes], device).into_primitive().tensor();
         let (weights, weight_begins) = all_weights::<B>(&grid, device);
         for call in self.calls(&grid, &mirrorings, batch_size) {
             let samples = numbers::<B>(&call, &grid, device).into_primitive();
@@ -58,11 +58,11 @@ impl SlidingWindow {
                     position,
                     sample_weight,
                 };
-                (ops.add)(&sums, &logits, terms);
+                (ops.add)(&accumulator, &logits, terms);
             }
         }
         let windows = grid.windows().count();
-        // Errors are reported when the sums are read.
+        // Errors are reported when the accumulator is read.
         let _ = B::sync(device);
         let network_time = began.elapsed();
         let reading = Instant::now();
@@ -70,7 +70,7 @@ impl SlidingWindow {
         let step = (READ_BYTES / (4 * py * px * classes)).max(1);
         for first in (z0..z0 + z).step_by(step) {
             let planes = first..(first + step).min(z0 + z);
-            let values = read::<B>(&sums, [planes.clone(), y0..y0 + y, x0..x0 + x]);
+            let values = read::<B>(&accumulator, [planes.clone(), y0..y0 + y, x0..x0 + x]);
             let exporting = Instant::now();
             for (plane, values) in planes.zip(values.chunks_exact(y * x * classes)) {
                 let logits = ArrayView3::from_shape((y, x, classes), values).expect("a plane has its extent");
@@ -78,7 +78,7 @@ impl SlidingWindow {
             }
             export += exporting.elapsed();
         }
-        Spent { windows, network: network_time, accumulate: reading.elapsed() - export, export }
+        InferenceTimings { windows, network: network_time, accumulate: reading.elapsed() - export, export }
     }
 }
 
@@ -103,7 +103,7 @@ fn all_weights<B: NnOps>(grid: &Grid, device: &B::Device) -> (FloatTensor<B>, [u
 }
 
 /// Returns one row of numbers per sample of a call; the samples of a window are consecutive.
-fn numbers<B: NnOps>(call: &Call, grid: &Grid, device: &B::Device) -> Tensor<B, 2, Int> {
+fn numbers<B: NnOps>(call: &ForwardCall, grid: &Grid, device: &B::Device) -> Tensor<B, 2, Int> {
     let bits = |mirroring: Mirroring| (0..3).map(|axis| i32::from(mirroring[axis]) << axis).sum::<i32>();
     let numbers = call.samples().flat_map(|(window, mirroring)| {
         let [z, y, x] = grid.origin(window).map(|first| first as i32);
@@ -112,8 +112,8 @@ fn numbers<B: NnOps>(call: &Call, grid: &Grid, device: &B::Device) -> Tensor<B, 
     Tensor::from_data(TensorData::new(numbers.collect::<Vec<_>>(), [call.len(), SAMPLE_FIELDS]), device)
 }
 
-/// Copies a part of the sums to the host.
-fn read<B: NnOps>(sums: &FloatTensor<B>, [z, y, x]: [std::ops::Range<usize>; 3]) -> Vec<f32> {
-    let sums = Tensor::<B, 4>::from_primitive(TensorPrimitive::Float(sums.clone()));
-    sums.slice([z, y, x]).into_data().convert::<f32>().into_vec().expect("converted to f32")
+/// Copies a part of the accumulator to the host.
+fn read<B: NnOps>(accumulator: &FloatTensor<B>, [z, y, x]: [std::ops::Range<usize>; 3]) -> Vec<f32> {
+    let accumulator = Tensor::<B, 4>::from_primitive(TensorPrimitive::Float(accumulator.clone()));
+    accumulator.slice([z, y, x]).into_data().convert::<f32>().into_vec().expect("converted to f32")
 }

@@ -1,25 +1,14 @@
-//! Batch size and memory placement of sliding-window inference.
+//! Choice of batch size and memory placement for sliding-window inference.
 
 use super::InferError;
-use super::options::{AccumulatorDtype, MemoryOptions};
+use super::options::{AccumulatorDtype, Batching, MemoryOptions};
 use super::sliding_window::SlidingWindow;
 use nnunet_nn::model::UNetSpec;
-
-/// Batching of the work on an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Portions {
-    /// Windows, mirrored ones included, per forward call of the network.
-    pub batch_size: usize,
-    /// Data type of the accumulated logits.
-    pub accumulator_dtype: AccumulatorDtype,
-    /// Whether image and accumulated logits, in f32, may be stored on the device.
-    pub on_device: bool,
-}
 
 /// Live arrays of the network's first stage at the peak: the two concatenated inputs of the last stage and its output.
 const LIVE_ARRAYS: usize = 6;
 
-impl Portions {
+impl Batching {
     /// Chooses the batching for an image `(z, y, x)` within the limits of the options.
     ///
     /// # Errors
@@ -30,7 +19,8 @@ impl Portions {
         network: &UNetSpec,
         image: [usize; 3],
     ) -> Result<Self, InferError> {
-        let batch_size = options.batch_size.unwrap_or_else(|| batch_size(options.call_bytes, sliding, network)).max(1);
+        let batch_size =
+            options.batch_size.unwrap_or_else(|| batch_size(options.activation_bytes, sliding, network)).max(1);
         let bytes = |accumulator_dtype| sliding.slab_bytes(image, network.classes, accumulator_dtype);
         let accumulator_dtype = match options.limit {
             Some(limit) if bytes(AccumulatorDtype::F16) > limit => {
@@ -43,17 +33,17 @@ impl Portions {
             let mib = bytes(options.accumulator_dtype) >> 20;
             tracing::info!("accumulating logits in half precision: single precision would need {mib} MiB");
         }
-        let on_device = sliding.device_bytes(image, network.channels, network.classes) <= options.call_bytes;
+        let on_device = sliding.device_bytes(image, network.channels, network.classes) <= options.activation_bytes;
         Ok(Self { batch_size, accumulator_dtype, on_device })
     }
 }
 
-/// Returns the number of windows that fit into `call_bytes`: a multiple of the number of mirrorings, or a divisor of
-/// it.
-fn batch_size(call_bytes: u64, sliding: &SlidingWindow, network: &UNetSpec) -> usize {
+/// Returns the number of windows that fit into `activation_bytes`: a multiple of the number of mirrorings, or a
+/// divisor of it.
+fn batch_size(activation_bytes: u64, sliding: &SlidingWindow, network: &UNetSpec) -> usize {
     let values = LIVE_ARRAYS * network.shape.features[0] + 2 * network.classes;
     let bytes = 4 * values * sliding.window.iter().product::<usize>();
-    let fitting = (call_bytes / bytes as u64).max(1) as usize;
+    let fitting = (activation_bytes / bytes as u64).max(1) as usize;
     let mirrorings = sliding.num_mirrorings();
     match fitting >= mirrorings {
         true => fitting / mirrorings * mirrorings,
@@ -91,7 +81,7 @@ mod tests {
         let (window, image) = (sliding([128; 3]), [1000, 512, 512]);
         let gib = |gib: u64| MemoryOptions { limit: Some(gib << 30), ..MemoryOptions::default() };
         let accumulator_dtype =
-            |options| Portions::new(&options, &window, &spec(32), image).map(|found| found.accumulator_dtype);
+            |options| Batching::new(&options, &window, &spec(32), image).map(|found| found.accumulator_dtype);
         assert_eq!(accumulator_dtype(MemoryOptions::default()).unwrap(), AccumulatorDtype::F32);
         assert_eq!(accumulator_dtype(gib(14)).unwrap(), AccumulatorDtype::F32);
         assert_eq!(accumulator_dtype(gib(7)).unwrap(), AccumulatorDtype::F16);

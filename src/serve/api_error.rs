@@ -10,14 +10,14 @@ use nnunet_infer::InferError;
 /// An error response: a status code and a one-line message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{line}")]
-pub struct Refusal {
+pub struct ApiError {
     pub status: StatusCode,
     pub line: String,
     /// Seconds after which the client may retry.
     pub retry_after: Option<u64>,
 }
 
-impl Refusal {
+impl ApiError {
     pub fn new(status: StatusCode, line: impl Into<String>) -> Self {
         Self { status, line: line.into(), retry_after: None }
     }
@@ -55,7 +55,7 @@ impl Refusal {
     }
 
     /// Response for an inference error of an image in `folder`.
-    pub fn of(error: &InferError, folder: &Path) -> Self {
+    pub fn from_infer_error(error: &InferError, folder: &Path) -> Self {
         // Clients know the names of their files, but not the folder on the server.
         let line = error.to_string().replace(&format!("{}/", folder.display()), "");
         match error {
@@ -66,7 +66,7 @@ impl Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, self.line + "\n").into_response();
         if let Some(seconds) = self.retry_after {

@@ -3,11 +3,11 @@
 use nnunet_data::dataset::DatasetJson;
 
 /// Number of values compared in parallel (SIMD lanes).
-const LANES: usize = 8;
+const SIMD_LANES: usize = 8;
 
 /// Rule that maps the logits of a voxel to its label.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub enum LabelRule {
     /// Argmax over the classes; the first of equal logits.
     Classes,
     /// Overlapping regions: the label of the last region with a positive logit, or 0. Later regions lie inside earlier
@@ -15,9 +15,9 @@ pub enum Decision {
     Regions(Vec<i16>),
 }
 
-impl Decision {
+impl LabelRule {
     /// Returns the rule for the labels of a dataset.
-    pub fn of_dataset(dataset: &DatasetJson) -> Self {
+    pub fn for_dataset(dataset: &DatasetJson) -> Self {
         match &dataset.regions_class_order {
             Some(order) if dataset.has_regions() => Self::Regions(order.clone()),
             _ => Self::Classes,
@@ -59,8 +59,8 @@ impl Decision {
 /// Returns the largest value, ignoring NaN.
 fn largest(values: &[f32]) -> f32 {
     let larger = |one: f32, other: f32| if one > other { one } else { other };
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (whole, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; SIMD_LANES];
+    let (whole, rest) = values.as_chunks::<SIMD_LANES>();
     for values in whole {
         lanes.iter_mut().zip(values).for_each(|(lane, value)| *lane = larger(*value, *lane));
     }
@@ -77,28 +77,28 @@ mod tests {
             for winner in 0..classes {
                 let mut logits = vec![-2.0; classes];
                 logits[winner..].fill(1.5);
-                assert_eq!(Decision::Classes.label(&logits), winner as i16);
+                assert_eq!(LabelRule::Classes.label(&logits), winner as i16);
             }
         }
-        assert_eq!(Decision::Classes.label(&[f32::NAN, -1.0, f32::NAN]), 1);
-        assert_eq!(Decision::Classes.label(&[f32::NAN; 9]), 0);
+        assert_eq!(LabelRule::Classes.label(&[f32::NAN, -1.0, f32::NAN]), 1);
+        assert_eq!(LabelRule::Classes.label(&[f32::NAN; 9]), 0);
     }
 
     #[test]
     fn the_last_positive_region_wins() {
-        let decision = Decision::Regions(vec![7, 9, 2]);
-        assert_eq!(decision.label(&[-1.0, 0.0, -0.5]), 0);
-        assert_eq!(decision.label(&[3.0, 0.1, -0.5]), 9);
-        assert_eq!(decision.label(&[3.0, -0.1, 0.5]), 2);
+        let label_rule = LabelRule::Regions(vec![7, 9, 2]);
+        assert_eq!(label_rule.label(&[-1.0, 0.0, -0.5]), 0);
+        assert_eq!(label_rule.label(&[3.0, 0.1, -0.5]), 9);
+        assert_eq!(label_rule.label(&[3.0, -0.1, 0.5]), 2);
     }
 
     #[test]
     fn probabilities_of_classes_add_up_and_those_of_regions_need_not() {
         let mut classes = [0.0, 2f32.ln(), 0.0];
-        Decision::Classes.to_probabilities(&mut classes);
+        LabelRule::Classes.to_probabilities(&mut classes);
         assert!(classes.iter().zip([0.25, 0.5, 0.25]).all(|(one, other)| (one - other).abs() < 1e-6), "{classes:?}");
         let mut regions = [0.0, 0.0];
-        Decision::Regions(vec![1, 2]).to_probabilities(&mut regions);
+        LabelRule::Regions(vec![1, 2]).to_probabilities(&mut regions);
         assert_eq!(regions, [0.5, 0.5]);
     }
 }

@@ -1,6 +1,10 @@
-//! Writer of pickles in protocol 2, for plain data and PyTorch's encoding of tensors.
+//! Writers of Python pickles: protocol 2 for checkpoints, protocol 0 (text) for the properties of a predicted case.
 
-/// Pickle builder: each call appends one value.
+use std::fmt::Write;
+
+use serde_json::Value;
+
+/// Builder of a pickle in protocol 2, for plain data and PyTorch's encoding of tensors: each call appends one value.
 #[derive(Debug)]
 pub struct PickleWriter {
     bytes: Vec<u8>,
@@ -19,14 +23,17 @@ impl PickleWriter {
         self.bytes
     }
 
+    /// Appends `None`.
     pub fn none(&mut self) {
         self.bytes.push(b'N');
     }
 
+    /// Appends a `bool`.
     pub fn bool(&mut self, value: bool) {
         self.bytes.push(if value { 0x88 } else { 0x89 });
     }
 
+    /// Appends an `int`.
     pub fn int(&mut self, value: i64) {
         match i32::try_from(value) {
             Ok(value) => {
@@ -40,6 +47,7 @@ impl PickleWriter {
         }
     }
 
+    /// Appends a `float`.
     pub fn float(&mut self, value: f64) {
         self.bytes.push(b'G');
         self.bytes.extend(value.to_be_bytes());
@@ -111,8 +119,7 @@ impl PickleWriter {
     }
 
     /// Appends a JSON value as Python's `json` would load it.
-    pub fn json(&mut self, value: &serde_json::Value) {
-        use serde_json::Value;
+    pub fn json(&mut self, value: &Value) {
         match value {
             Value::Null => self.none(),
             Value::Bool(value) => self.bool(*value),
@@ -132,30 +139,54 @@ impl PickleWriter {
     }
 }
 
+/// Returns a JSON value as a pickle in protocol 0, a text format. Strings must not need escaping.
+pub fn to_text_pickle(value: &Value) -> Vec<u8> {
+    let mut text = String::new();
+    append_text(value, &mut text);
+    text.push('.');
+    text.into_bytes()
+}
+
+/// Appends a value in pickle protocol 0, a text format: opcode, argument, newline (Python's `pickletools.py`).
+fn append_text(value: &Value, text: &mut String) {
+    let result = match value {
+        Value::Null => write!(text, "N"),
+        Value::Bool(value) => writeln!(text, "I0{}", u8::from(*value)),
+        Value::Number(number) if number.is_f64() => writeln!(text, "F{number}"),
+        Value::Number(number) => writeln!(text, "I{number}"),
+        // Keys of case properties contain no characters that need escaping.
+        Value::String(string) => writeln!(text, "V{string}"),
+        Value::Array(items) => {
+            text.push_str("(l");
+            items.iter().for_each(|item| {
+                append_text(item, text);
+                text.push('a');
+            });
+            Ok(())
+        }
+        Value::Object(fields) => {
+            text.push_str("(d");
+            fields.iter().for_each(|(key, value)| {
+                let _ = writeln!(text, "V{key}");
+                append_text(value, text);
+                text.push('s');
+            });
+            Ok(())
+        }
+    };
+    result.expect("a string takes any text");
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use serde_json::json;
+
     use super::*;
 
+    /// Expected bytes as in `pickletools.dis`, checked with Python's `pickle.loads`.
     #[test]
-    fn what_is_written_is_read() {
-        let value = serde_json::json!({"a": [1, -2, 1u64 << 40, 0.5, null, true, [], {}], "ü": {"b": "c"}});
-        let mut pickle = PickleWriter::default();
-        pickle.ordered_dict(|pickle| {
-            pickle.text("json");
-            pickle.json(&value);
-            pickle.text("axes");
-            pickle.ints(&[0, 1, 2]);
-            pickle.text("call");
-            pickle.call("a.b", "c", |pickle| pickle.persistent(|pickle| pickle.text("storage")));
-        });
-        let read = parse(&pickle.finish()).unwrap();
-        let root = read.root();
-        assert_eq!(root.get("json").unwrap().to_json().unwrap(), value);
-        assert_eq!(root.get("axes").unwrap().indices(), Some(vec![0, 1, 2]));
-        let call = root.get("call").unwrap().object().unwrap();
-        assert_eq!(call.name, "a.b.c");
-        let [argument] = call.arguments.first().unwrap();
-        assert_eq!(argument.persistent().unwrap().first::<1>().unwrap()[0].text(), Some("storage"));
+    fn writes_json_values_in_protocol_0() {
+        let pickle = to_text_pickle(&json!({"a": [1, -0.5], "b": {"c": true, "d": null}}));
+        assert_eq!(pickle, b"(dVa\n(lI1\naF-0.5\nasVb\n(dVc\nI01\nsVd\nNss.");
     }
 }

@@ -4,18 +4,18 @@ use nnunet_image::{linear, nearest, positions};
 
 /// Interpolation of one new sample along an axis: the old sample `first` and, with weight `part`, the one after it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Tap {
+pub struct LinearSample {
     pub first: usize,
     /// Weight of the second sample, `0.0..1.0`; if it is 0, there may be no sample after `first`.
     pub part: f32,
 }
 
-impl Tap {
+impl LinearSample {
     /// Returns the interpolation of `to` samples that cover the length of `from` samples, as in
-    /// [`crate::image::resample_data`]: the nearest sample (spline order 0) or the weighted mean of both neighbors
+    /// [`nnunet_image::resample_data`]: the nearest sample (spline order 0) or the weighted mean of both neighbors
     /// (order 1).
     pub fn along_axis(order: usize, from: usize, to: usize) -> Vec<Self> {
-        let taps = positions(from, to).map(|position| match order {
+        let samples = positions(from, to).map(|position| match order {
             0 => Self { first: nearest(position, from), part: 0.0 },
             _ => {
                 let (first, part) = linear(position, from);
@@ -23,7 +23,7 @@ impl Tap {
                 if part == 1.0 { Self { first: first + 1, part: 0.0 } } else { Self { first, part: part as f32 } }
             }
         });
-        taps.collect()
+        samples.collect()
     }
 
     /// Returns the index of the last sample used.
@@ -44,8 +44,11 @@ mod tests {
     #[test]
     fn equal_extents_take_every_sample_as_it_is() {
         for order in [0, 1] {
-            let taps = Tap::along_axis(order, 5, 5);
-            assert!(taps.iter().enumerate().all(|(index, tap)| *tap == Tap { first: index, part: 0.0 }), "{taps:?}");
+            let samples = LinearSample::along_axis(order, 5, 5);
+            assert!(
+                samples.iter().enumerate().all(|(index, sample)| *sample == LinearSample { first: index, part: 0.0 }),
+                "{samples:?}"
+            );
         }
     }
 
@@ -53,7 +56,10 @@ mod tests {
     fn no_tap_reaches_beyond_the_end() {
         for (from, to) in [(1, 4), (2, 7), (9, 4), (16, 31)] {
             for order in [0, 1] {
-                assert!(Tap::along_axis(order, from, to).iter().all(|tap| tap.last() < from), "{from} to {to}");
+                assert!(
+                    LinearSample::along_axis(order, from, to).iter().all(|sample| sample.last() < from),
+                    "{from} to {to}"
+                );
             }
         }
     }
