@@ -3,10 +3,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::environment::{MARKER, Settings, exported};
 use crate::layout::Layout;
 use crate::output::Tags;
-use crate::task::Task;
+use crate::task::{MARKER, Settings, Task, exported};
 
 /// TCP keep-alive: idle seconds before the first probe, seconds between probes, number of lost probes allowed. With
 /// mpirun's defaults of 300 s, 20 s and 9, a job with a lost host hangs for minutes.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// Error of the launcher. The outcome of a started job is a [`crate::exit_class::ExitClass`].
+/// Error of the launcher. The outcome of a started job is a [`crate::attempt::ExitClass`].
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// The command line requests something impossible; the text names the flag to change.

@@ -2,26 +2,21 @@
 //!
 //! # Control flow
 //!
-//! 1. [`arguments`]: parses the command line; [`task`]: the program that each rank runs.
-//! 2. [`hosts`], [`gpus`] and [`layout`]: determine the number of processes and their hosts.
-//! 3. [`command`]: builds the command line of `mpirun` or `srun`; [`environment`]: selects the variables to export.
+//! 1. [`arguments`]: parses the command line; [`task`]: the program that each rank runs, and its environment.
+//! 2. [`hosts`] and [`layout`]: determine the number of processes and their hosts.
+//! 3. [`command`]: builds the command line of `mpirun` or `srun`.
 //! 4. [`supervise`]: runs one attempt from start to end. [`output`] prefixes lines with ranks, [`status`] follows the
 //!    progress, [`watchdog`] detects hangs, [`signals`] forwards signals, [`orphan_reaper`] kills orphaned processes.
-//! 5. [`exit_class`]: classifies the end of an attempt; [`restart`]: decides whether to try again; [`run`]: combines all
-//!    of this.
+//! 5. [`attempt`]: classifies the end of an attempt and decides whether to try again; [`run`]: combines all of this.
 
-mod agent;
 mod arguments;
+mod attempt;
 mod command;
-mod environment;
 mod error;
-mod exit_class;
-mod gpus;
 mod hosts;
 mod layout;
 mod orphan_reaper;
 mod output;
-mod restart;
 mod run;
 mod signals;
 mod status;

@@ -10,20 +10,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
-use crate::agent::RemoteShell;
 use crate::arguments::Arguments;
+use crate::attempt::{Attempt, NextAction, Policy, RETRY, table};
 use crate::command::{LaunchCommand, Launcher};
-use crate::environment::Settings;
 use crate::error::LaunchError;
-use crate::exit_class::RETRY;
-use crate::gpus;
 use crate::hosts::parse_hostfile;
-use crate::layout::{Gpus, Layout, Placement};
-use crate::orphan_reaper::OrphanReaper;
-use crate::restart::{Attempt, NextAction, Policy, table};
+use crate::layout::{Gpus, Layout, Placement, count_gpus};
+use crate::orphan_reaper::{OrphanReaper, RemoteShell};
 use crate::signals::Signals;
 use crate::supervise::{Supervisor, print_message};
-use crate::task::Task;
+use crate::task::{Settings, Task};
 use crate::watchdog::TimeLimits;
 
 /// Timeout for `mpirun --version`; after it, mpirun counts as not working.
@@ -145,7 +141,7 @@ async fn prepare(arguments: &Arguments, task: &Task, marker: &str) -> Result<Lau
     // SAFETY: no preconditions.
     let is_root = unsafe { libc::geteuid() } == 0;
     let gpus = Gpus {
-        here: gpus::count().await,
+        here: count_gpus().await,
         shared: env::var("NCCL_MULTI_RANK_GPU_ENABLE").is_ok_and(|value| value == "1"),
     };
     Ok(LaunchCommand {

@@ -15,12 +15,11 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{sleep_until, timeout};
 
+use crate::attempt::{Attempt, Cause, End, ReportedErrors, classify_exit, reason};
 use crate::command::LaunchCommand;
 use crate::error::LaunchError;
-use crate::exit_class::{Cause, End, ReportedErrors, classify_exit, reason};
 use crate::orphan_reaper::OrphanReaper;
 use crate::output::{Assembler, Line, Tags};
-use crate::restart::Attempt;
 use crate::signals::{Action, Signals};
 use crate::status::{self, Progress, Watcher};
 use crate::task::Task;

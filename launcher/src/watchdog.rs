@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::exit_class::Cause;
+use crate::attempt::Cause;
 
 /// Time limits for a job without visible activity.
 #[derive(Debug, Clone, Copy)]

@@ -1,9 +1,26 @@
-//! Foundations that every crate of nnunet-dist uses: atomic files, keyed random streams, small mathematics, traces.
+//! Foundations of all crates of nnunet-dist: atomic files, keyed random streams, vectorizable math, traces.
 //!
-//! - [`fsio`] writes files so that a reader never sees half of one.
-//! - [`pickle`] writes Python pickles, for checkpoints and case properties that nnU-Net reads.
-//! - [`rng`] gives the counter-based random stream of a draw, keyed by seed, purpose, epoch and sample.
-//! - [`trace`] records what the threads of a process did, and writes it in Chrome's trace format.
+//! - [`fsio`] writes files atomically: a reader sees the old file or the complete new one, also after a power loss.
+//! - [`rng`] creates counter-based random streams. Every random value depends only on seed, purpose, epoch and index, so
+//!   a resumed run and a run with another number of processes draw the same values.
+//! - [`math`] has f32 functions without branches, which the compiler can vectorize.
+//! - [`trace`] records the activity of the threads of a process in Chrome's trace format.
+//!
+//! ```
+//! use nnunet_core::{fsio, rng};
+//! use rand::Rng;
+//!
+//! // Write a file and read it back. A failed write leaves the old file, and no partial one.
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("status.json");
+//! fsio::write_json(&path, &serde_json::json!({"step": 3}))?;
+//! assert!(std::fs::read_to_string(&path)?.contains("\"step\": 3"));
+//!
+//! // The augmentation of sample 17 in epoch 2, on whichever rank and thread it is computed.
+//! let draw = || rng::stream(1234, rng::Purpose::Augment, 2, 17).random::<u64>();
+//! assert_eq!(draw(), draw());
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
 pub mod fsio;
 pub mod math;
@@ -11,8 +28,8 @@ pub mod pickle;
 pub mod rng;
 pub mod trace;
 
-/// The program's name, as files record it.
+/// Name of the program, as recorded in files.
 pub const PROGRAM: &str = "nnunet-dist";
 
-/// The program's version, as files record it.
+/// Version of the program, as recorded in files.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -429,6 +429,18 @@ impl Drop for Memory {
     }
 }
 
+/// Returns whether the first GPU supports bfloat16 (compute capability 8.0 and above); `true` if there is no GPU to
+/// query.
+pub fn has_bf16() -> bool {
+    Driver::open().ok().and_then(|driver| driver.compute_capability(0).ok()).is_none_or(|major| major >= 8)
+}
+
+/// Returns the used memory of a GPU in bytes, over all processes, or `None` if it cannot be queried.
+pub fn memory_in_use(gpu: usize) -> Option<u64> {
+    let context = Context::primary(Driver::open().ok()?, gpu).ok()?;
+    context.memory_in_use().ok().map(|bytes| bytes as u64)
+}
+
 /// Formats a UUID as `GPU-` followed by groups of 4, 2, 2, 2 and 6 bytes in hexadecimal.
 fn uuid_text(bytes: [u8; 16]) -> String {
     let mut text = String::from("GPU");

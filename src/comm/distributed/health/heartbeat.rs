@@ -14,8 +14,7 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 use serde::{Deserialize, Serialize};
 
-use super::Health;
-use super::diagnosis::RankHealth;
+use super::rank_health::{OwnHealth, RankHealth};
 use crate::distributed::threads::host_name;
 
 /// Time between two heartbeats.
@@ -41,14 +40,14 @@ struct HeartbeatEndpoint {
 /// Heartbeat server of rank 0, with the last known state of the other ranks.
 pub(super) struct HeartbeatServer {
     token: String,
-    own: Weak<Health>,
+    own: Weak<OwnHealth>,
     seen: Mutex<HashMap<usize, (RankHealth, Instant)>>,
 }
 
 impl HeartbeatServer {
     /// Starts listening for the other ranks. Returns the server and its serialized endpoint. `own` is the state of rank
     /// 0.
-    pub(super) fn open(own: &Arc<Health>) -> io::Result<(Arc<Self>, Vec<u8>)> {
+    pub(super) fn open(own: &Arc<OwnHealth>) -> io::Result<(Arc<Self>, Vec<u8>)> {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         let port = listener.local_addr()?.port();
         let mut token = [0; 16];
@@ -98,7 +97,7 @@ impl HeartbeatServer {
 
     /// Returns the state of all ranks that have ever connected, sorted by rank.
     pub(super) fn ranks(&self) -> Vec<RankHealth> {
-        let own = self.own.upgrade().map(|health| health.own_health());
+        let own = self.own.upgrade().map(|own| own.report());
         let seen = self.seen();
         let others = seen.values().map(|(health, at)| {
             let silent_ms = at.elapsed().as_millis() as u64;
@@ -125,12 +124,12 @@ pub(super) struct HeartbeatClient {
 
 impl HeartbeatClient {
     /// Connects to the server and starts sending heartbeats. Returns `None`, with a warning, if it cannot be reached.
-    pub(super) fn open(own: &Arc<Health>, endpoint: &[u8]) -> Option<Arc<Self>> {
+    pub(super) fn open(own: &Arc<OwnHealth>, endpoint: &[u8]) -> Option<Arc<Self>> {
         // The message is empty if rank 0 could not listen; it has logged a warning in that case.
         let endpoint = endpoint.split(|&byte| byte == 0).next().filter(|text| !text.is_empty())?;
         let endpoint: HeartbeatEndpoint = serde_json::from_slice(endpoint).ok()?;
         let Some((address, stream)) = endpoint.addresses.iter().find_map(|&address| {
-            let stream = greet(address, &endpoint.token).ok()?;
+            let stream = connect(address, &endpoint.token).ok()?;
             Some((address, stream))
         }) else {
             tracing::warn!(
@@ -148,19 +147,19 @@ impl HeartbeatClient {
     }
 
     /// Sends a heartbeat once per [`HEARTBEAT_INTERVAL`] as long as the owner exists.
-    fn beat(&self, own: &Weak<Health>, mut stream: Option<TcpStream>) {
-        while let Some(health) = own.upgrade() {
+    fn beat(&self, own: &Weak<OwnHealth>, mut stream: Option<TcpStream>) {
+        while let Some(own) = own.upgrade() {
             if stream.is_none() {
-                stream = greet(self.address, &self.endpoint.token).ok();
+                stream = connect(self.address, &self.endpoint.token).ok();
             }
             let sent = stream.as_ref().map(|stream| {
-                let mut line = serde_json::to_vec(&health.own_health())?;
+                let mut line = serde_json::to_vec(&own.report())?;
                 line.push(b'\n');
                 let mut writer = stream;
                 writer.write_all(&line)?;
                 read_line(&mut BufReader::new(stream))
             });
-            drop(health);
+            drop(own);
             match sent {
                 Some(Ok(_)) => *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now(),
                 _ => stream = None,
@@ -173,8 +172,8 @@ impl HeartbeatClient {
     ///
     /// # Errors
     /// Returns the failure reason if rank 0 does not answer.
-    pub(super) fn ask(&self) -> Result<Vec<RankHealth>, String> {
-        let answer = greet(self.address, &self.endpoint.token).and_then(|mut stream| {
+    pub(super) fn request_ranks(&self) -> Result<Vec<RankHealth>, String> {
+        let answer = connect(self.address, &self.endpoint.token).and_then(|mut stream| {
             stream.write_all(b"\n")?;
             let line = read_line(&mut BufReader::new(&stream))?;
             Ok(serde_json::from_str(&line)?)
@@ -196,7 +195,7 @@ impl HeartbeatClient {
 }
 
 /// Connects to the server and sends the token.
-fn greet(address: SocketAddr, token: &str) -> io::Result<TcpStream> {
+fn connect(address: SocketAddr, token: &str) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
@@ -251,12 +250,12 @@ fn own_addresses() -> Vec<IpAddr> {
 mod tests {
     use super::*;
 
-    /// Creates rank 0 and rank 1, connected to each other.
-    fn pair() -> [Arc<Health>; 2] {
-        let ranks = [0, 1].map(Health::new);
-        let endpoint = ranks[0].endpoint();
-        ranks[1].join(&endpoint);
-        ranks
+    /// Creates the server of rank 0 and the client of rank 1, with the state of both ranks.
+    fn pair() -> ([Arc<OwnHealth>; 2], Arc<HeartbeatServer>, Arc<HeartbeatClient>, Vec<u8>) {
+        let ranks = [0, 1].map(OwnHealth::new);
+        let (server, endpoint) = HeartbeatServer::open(&ranks[0]).unwrap();
+        let client = HeartbeatClient::open(&ranks[1], &endpoint).unwrap();
+        (ranks, server, client, endpoint)
     }
 
     fn eventually(mut holds: impl FnMut() -> bool) {
@@ -268,27 +267,25 @@ mod tests {
     }
 
     #[test]
-    fn each_rank_learns_what_the_other_is_at() {
-        let [first, second] = pair();
+    fn each_rank_learns_the_phase_of_the_other() {
+        let ([first, second], server, client, _) = pair();
         first.enter_phase("step 1", false);
         second.enter_phase("step 2", false);
-        let server = first.server.get().unwrap();
         let phase_of =
             |ranks: &[RankHealth], rank| ranks.iter().find(|health| health.rank == rank).unwrap().phase.clone();
         eventually(|| server.ranks().len() == 2 && phase_of(&server.ranks(), 1) == "step 2");
-        let asked = second.client.get().unwrap().ask().unwrap();
-        assert_eq!(phase_of(&asked, 0), "step 1");
+        assert_eq!(phase_of(&client.request_ranks().unwrap(), 0), "step 1");
     }
 
     #[test]
-    fn a_stranger_learns_nothing() {
-        let [first, _second] = pair();
-        let endpoint: HeartbeatEndpoint = serde_json::from_slice(&HeartbeatServer::open(&first).unwrap().1).unwrap();
+    fn a_client_with_a_wrong_token_learns_nothing() {
+        let (_ranks, _server, _client, endpoint) = pair();
+        let endpoint: HeartbeatEndpoint = serde_json::from_slice(&endpoint).unwrap();
         let client = HeartbeatClient {
             address: *endpoint.addresses.last().unwrap(),
             endpoint: HeartbeatEndpoint { token: "guess".into(), ..endpoint },
             answered: Mutex::new(Instant::now()),
         };
-        assert!(client.ask().unwrap_err().starts_with("no heartbeat from rank 0"));
+        assert!(client.request_ranks().unwrap_err().starts_with("no heartbeat from rank 0"));
     }
 }

@@ -1,4 +1,5 @@
-//! Serialized access to MPI, and the progress thread that advances buckets during computation.
+//! Serialized access to MPI, the progress thread that advances buckets during computation, and the [`Reducer`] that
+//! starts them.
 //!
 //! MPI makes progress only inside its own calls, so a bucket in flight needs a thread that keeps calling MPI. The
 //! progress thread polls while there are buckets, and sleeps briefly while nothing moves: it costs almost nothing while
@@ -10,8 +11,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::calls::{Deadline, PollState, error};
 use super::ring::{Ring, RingContext, Scratch, tag_after};
-use crate::distributed::{CommDtype, CommError, ReduceOp};
+use crate::distributed::health::Health;
+use crate::distributed::{CommDtype, CommError, Fault, ReduceOp, Reducer, Work};
 
 /// Maximum number of segments in flight over all buckets: enough to keep a link busy while chunks are summed.
 const MAX_SEGMENTS: usize = 8;
@@ -178,3 +181,59 @@ impl Engine {
 // SAFETY: an MPI handle may be a raw pointer, so `Send` is not derived. Any thread may use it, one at a time, and the
 // lock around the engine guarantees that.
 unsafe impl Send for Engine {}
+
+/// Handle to the engine for starting all-reduces of buckets.
+#[derive(Clone)]
+pub(super) struct RingReducer {
+    pub rank: usize,
+    pub shared: Arc<Shared>,
+    pub timeout: Arc<Mutex<Duration>>,
+    pub health: Arc<Health>,
+}
+
+impl Reducer for RingReducer {
+    fn start(&self, data: Vec<f32>, op: ReduceOp, comm_dtype: CommDtype, what: &str) -> Box<dyn Work> {
+        let ticket = self.shared.begin(data, op, comm_dtype, format!("all-reduce of {what}"));
+        Box::new(BucketInFlight { ticket, reducer: self.clone() })
+    }
+}
+
+/// A bucket in flight.
+struct BucketInFlight {
+    ticket: Ticket,
+    reducer: RingReducer,
+}
+
+impl Work for BucketInFlight {
+    fn wait(self: Box<Self>) -> Result<Vec<f32>, CommError> {
+        let RingReducer { rank, shared, timeout, health } = &self.reducer;
+        let mut engine = shared.lock();
+        engine.waiting += 1;
+        let (operation, began) = match engine.ring(self.ticket) {
+            Some(ring) => (ring.operation().to_owned(), ring.began()),
+            None => unreachable!("each bucket is taken once, by its only ticket"),
+        };
+        drop(engine);
+        let _waiting = health.waiting(&operation);
+        let limit = *timeout.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = Deadline::new(limit, health).poll_until_done(*rank, &operation, began, || {
+            let mut engine = shared.lock();
+            if engine.is_broken() {
+                let reason = "an earlier operation has failed".into();
+                return Err(error(*rank, &operation, began, Fault::Lost, reason));
+            }
+            let moved = engine.poll()?;
+            Ok(match engine.take(self.ticket) {
+                Some(data) => PollState::Done(data),
+                None if moved => PollState::Progressed,
+                None => PollState::Unchanged,
+            })
+        });
+        let mut engine = shared.lock();
+        engine.waiting -= 1;
+        if outcome.is_err() {
+            engine.mark_broken();
+        }
+        outcome
+    }
+}

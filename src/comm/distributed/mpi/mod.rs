@@ -5,14 +5,12 @@
 //! polled until it completes or times out. A blocking call would hang forever when a rank, a host or a link is lost
 //! (Open MPI detects a cut link after minutes or never).
 //!
-//! Small collectives use MPI's own algorithms ([`wait`]). Gradients use [`ring`], which the progress thread of
+//! Small collectives use MPI's own algorithms ([`calls`]). Gradients use [`ring`], which the progress thread of
 //! [`engine`] advances during computation.
 
-mod bucket;
 mod calls;
 mod engine;
 mod ring;
-mod wait;
 
 use std::env;
 use std::ffi::{c_int, c_void};
@@ -24,12 +22,10 @@ use std::time::{Duration, Instant};
 
 use ::mpi::ffi;
 
-use self::bucket::RingReducer;
 pub(super) use self::calls::library_version;
-use self::calls::{MpiScalar, check, error};
-use self::engine::Shared;
+use self::calls::{Deadline, MpiScalar, PollState, check, error};
+use self::engine::{RingReducer, Shared};
 use self::ring::RingContext;
-use self::wait::{Deadline, PollState};
 use super::health::Health;
 use super::{CommError, Communicator, Fault, HealthMonitor, ReduceOp, Reducer, failure};
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
 
 use super::library::{INSTALL, Nccl, NcclError, Progress};
-use super::watchdog::{LinkFailure, SharedLink, name_of};
+use super::watchdog::{LinkFailure, SharedLink, Timeouts, name_of};
 use crate::cuda::{Context, Driver, DriverError, Event};
 use crate::distributed::placement::{check_gpus_not_shared, choose_gpu, local_rank_on_host};
 use crate::distributed::{BufferDtype, CommError, Communicator, DeviceBuffer, DeviceCollectives, Fault, ReduceOp};
@@ -17,16 +17,6 @@ use crate::distributed::{BufferDtype, CommError, Communicator, DeviceBuffer, Dev
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 const JOINING: &str = "NCCL initialization";
-
-/// Timeouts for NCCL operations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// For joining and for the first reduction: connections are made, kernels are compiled, ranks start at different
-    /// times.
-    pub first: Duration,
-    /// For each later reduction, counted from the end of the previous one.
-    pub later: Duration,
-}
 
 /// A GPU that is connected with the GPUs of the other ranks.
 ///

@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use cudarc::nccl::sys::ncclComm_t;
 
 use super::library::Nccl;
-use super::link::Timeouts;
 use crate::cuda::{Context, Event, Stream};
 use crate::distributed::{CommError, Fault, HealthMonitor};
 
@@ -26,6 +25,16 @@ const PERIOD: Duration = Duration::from_millis(20);
 const WAITING: Duration = Duration::from_secs(1);
 /// Exit code of a job that may be retried.
 const RETRY: i32 = 75;
+
+/// Timeouts for NCCL operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For joining and for the first reduction: connections are made, kernels are compiled, ranks start at different
+    /// times.
+    pub first: Duration,
+    /// For each later reduction, counted from the end of the previous one.
+    pub later: Duration,
+}
 
 /// State shared by the training thread and the watchdog.
 pub(super) struct SharedLink {

@@ -1,8 +1,11 @@
-//! Diagnosis of a late collective from the heartbeats of all ranks.
+//! State of the ranks, and the diagnosis of a late collective from it.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+
+use crate::distributed::threads::host_name;
 
 /// A rank without a heartbeat for this long (five missed heartbeats) is dead, frozen or unreachable.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,6 +28,84 @@ pub(super) struct RankHealth {
     pub phase: String,
     /// Whether the phase may take an unbounded time.
     pub long: bool,
+}
+
+/// State of this rank, reported to the others.
+pub(super) struct OwnHealth {
+    rank: usize,
+    activity: Mutex<Activity>,
+}
+
+/// Current activity of this rank.
+struct Activity {
+    phase: String,
+    /// Whether the phase may take an unbounded time.
+    long: bool,
+    /// Collective in which the rank waits, if any.
+    waiting: Option<String>,
+    /// Time of the last change of any of these.
+    changed: Instant,
+}
+
+impl OwnHealth {
+    pub(super) fn new(rank: usize) -> Arc<Self> {
+        let activity = Activity { phase: "the start".into(), long: false, waiting: None, changed: Instant::now() };
+        Arc::new(Self { rank, activity: Mutex::new(activity) })
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Sets the current phase, and whether it may take an unbounded time.
+    pub(super) fn enter_phase(&self, phase: &str, long: bool) {
+        let mut activity = self.lock();
+        activity.long = long;
+        phase.clone_into(&mut activity.phase);
+        activity.changed = Instant::now();
+    }
+
+    /// Returns the current phase.
+    pub(super) fn phase(&self) -> String {
+        self.lock().phase.clone()
+    }
+
+    /// Sets the collective in which this rank waits, if any.
+    pub(super) fn set_waiting(&self, operation: Option<&str>) {
+        let mut activity = self.lock();
+        activity.waiting = operation.map(str::to_owned);
+        activity.changed = Instant::now();
+    }
+
+    /// Like [`OwnHealth::set_waiting`], without effect if the rank is already in that state.
+    pub(super) fn update_waiting(&self, operation: Option<&str>) {
+        let mut activity = self.lock();
+        if activity.waiting.as_deref() != operation {
+            activity.waiting = operation.map(str::to_owned);
+            activity.changed = Instant::now();
+        }
+    }
+
+    /// Returns the state as reported to other ranks.
+    pub(super) fn report(&self) -> RankHealth {
+        let activity = self.lock();
+        RankHealth {
+            rank: self.rank,
+            host: host_name(),
+            silent_ms: 0,
+            idle_ms: activity.changed.elapsed().as_millis() as u64,
+            waiting: activity.waiting.is_some(),
+            long: activity.long,
+            phase: match &activity.waiting {
+                Some(operation) => format!("{}, {operation}", activity.phase),
+                None => activity.phase.clone(),
+            },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Activity> {
+        self.activity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Cause of a late collective.
