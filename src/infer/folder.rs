@@ -85,7 +85,7 @@ impl PredictFolder<'_> {
         let total = cases.len();
         let cases = if folder.skip_existing { unfinished(cases, &output, comm)? } else { cases };
         let predicted = PredictionCounts { cases: total, skipped: total - cases.len() };
-        let cases = own_share(&cases, comm);
+        let cases = own_cases(&cases, comm);
 
         // Capacity 0: a stage waits with its finished case until the next stage takes it.
         let (read, preprocessed) = bounded(0);
@@ -109,7 +109,7 @@ impl PredictFolder<'_> {
 }
 
 /// Returns this rank's share of the cases.
-fn own<'c>(cases: &'c [CaseFiles], comm: &dyn Communicator) -> Vec<&'c CaseFiles> {
+fn own_cases<'c>(cases: &'c [CaseFiles], comm: &dyn Communicator) -> Vec<&'c CaseFiles> {
     let costs: Vec<_> = cases.iter().map(CaseFiles::bytes).collect();
     own_partition(comm, &costs).into_iter().map(|number| &cases[number]).collect()
 }
@@ -121,7 +121,7 @@ fn unfinished(
     comm: &dyn Communicator,
 ) -> Result<Vec<CaseFiles>, InferError> {
     let complete =
-        own_share(&cases, comm).into_iter().filter(|case| output.is_complete(&case.id)).map(|case| case.id.clone());
+        own_cases(&cases, comm).into_iter().filter(|case| output.is_complete(&case.id)).map(|case| case.id.clone());
     let complete = gather(&complete.collect::<Vec<_>>(), "cases that are there", comm)?;
     cases.retain(|case| !complete.contains(&case.id));
     Ok(cases)

@@ -125,7 +125,7 @@ impl TorchFile {
 }
 
 impl<'a> TensorLayout<'a> {
-    fn of(value: Value<'a>) -> Result<Self, String> {
+    fn from_value(value: Value<'a>) -> Result<Self, String> {
         let object = value.object().ok_or_else(|| format!("is {}, not a tensor", value.kind()))?;
         match object.name {
             // The first argument of a parameter is its tensor, which must not be a parameter again.
@@ -134,7 +134,7 @@ impl<'a> TensorLayout<'a> {
                 match inner
                     .filter(|inner| inner.object().is_some_and(|inner| inner.name == "torch._utils._rebuild_tensor_v2"))
                 {
-                    Some(tensor) => Self::of(tensor),
+                    Some(tensor) => Self::from_value(tensor),
                     None => Err("is a parameter without a tensor".into()),
                 }
             }

@@ -11,7 +11,7 @@ use nnunet_data::augment::{AugmentationPreset, Pipeline};
 use nnunet_data::dataset::{Dataset, DatasetJson};
 use nnunet_data::phantom::PhantomOptions;
 use nnunet_data::plan::PlannerOptions;
-use nnunet_data::preprocess::Limits;
+use nnunet_data::preprocess::ResourceLimits;
 use nnunet_data::store::{CaseStore, NativeStore, StoreError, label_map};
 use nnunet_data::work::WorkDir;
 use nnunet_data::{dataset, plan};
@@ -165,7 +165,7 @@ impl Preprocess {
         let configurations = vec![self.configuration.clone()];
         let options = PlannerOptions { configurations, ..PlannerOptions::default() };
         let plans = plan::plan(&dataset.name, &dataset.json, &fingerprint, &options)?;
-        let limits = Limits { memory: self.max_memory, ..Limits::default() };
+        let limits = ResourceLimits { memory: self.max_memory, ..ResourceLimits::default() };
         let out = folder.path().join("preprocessed");
         let rows = bench::preprocess(&dataset, &plans, &self.configuration, &out, limits, rounds)?;
         Ok(Report::new("preprocess", rows))

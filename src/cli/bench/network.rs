@@ -143,7 +143,7 @@ impl OnDevice for MeasureStep {
         }
         Ok(match self.device {
             Device::Cpu => Report::new("step", rows),
-            Device::Cuda => Report::beside("step", rows, Peak::of_gpu::<B::InnerBackend>(&device)),
+            Device::Cuda => Report::with_peak("step", rows, Peak::measure_gpu::<B::InnerBackend>(&device)),
         })
     }
 }
@@ -187,11 +187,11 @@ impl OnDevice for MeasureConv {
     fn run<B: ComputeBackend>(self, device: B::Device) -> Report {
         let timings = self.bench.convolutions::<B::InnerBackend>(&device, self.rounds, self.burn);
         #[cfg(feature = "cuda")]
-        timings.iter().for_each(|timing| timing.note(0));
-        let rows = timings.into_iter().flat_map(|timing| [Some(timing.ours), timing.burns]).flatten().collect();
+        timings.iter().for_each(|timing| timing.record_burn_timing(0));
+        let rows = timings.into_iter().flat_map(|timing| [Some(timing.ours), timing.burn]).flatten().collect();
         match self.device {
             Device::Cpu => Report::new("conv", rows),
-            Device::Cuda => Report::beside("conv", rows, Peak::of_gpu::<B::InnerBackend>(&device)),
+            Device::Cuda => Report::with_peak("conv", rows, Peak::measure_gpu::<B::InnerBackend>(&device)),
         }
     }
 }

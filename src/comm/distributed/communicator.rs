@@ -134,7 +134,7 @@ pub struct DeviceBuffer {
     /// Number of elements.
     pub len: usize,
     /// Type of the elements.
-    pub element: BufferDtype,
+    pub dtype: BufferDtype,
 }
 
 /// Reductions that are queued on the device without blocking the host.
