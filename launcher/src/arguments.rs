@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn np_is_ours_before_the_dashes_only() {
+    fn reads_np_only_before_the_double_dash() {
         let arguments = parse("nnunet-launch -np 3 -H a:2,b -- train -np 4").unwrap();
         assert_eq!(arguments.processes.map(NonZeroUsize::get), Some(3));
         assert_eq!(arguments.hosts.len(), 2);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_for_kubernetes_is_understood() {
+    fn parses_the_kubernetes_example() {
         let words = std::iter::once("nnunet-launch".into()).chain(kubernetes());
         let arguments = Arguments::from_command_line(words).unwrap();
         assert_eq!(arguments.hostfile, Some("/etc/mpi/hostfile".into()));
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn completions_need_no_job() {
+    fn prints_completions_without_a_job() {
         let arguments = parse("nnunet-launch --completions bash").unwrap();
         let script = String::from_utf8(Arguments::completion_script(arguments.completions.unwrap())).unwrap();
         assert!(script.contains("--max-restarts"), "{script}");
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_refused() {
+    fn rejects_contradictory_flags() {
         for line in
             ["-np 0 -- train", "-np 2", "--slurm -H a -- train", "-H a --hostfile f -- train", "--grace -1 -- x"]
         {

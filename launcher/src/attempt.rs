@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_of_nnunet_dist() {
+    fn classifies_exit_codes_of_nnunet_dist() {
         let silent = ReportedErrors::default();
         assert_eq!(classify_exit(&End::Exit(0), &silent, None), ExitClass::Success);
         assert_eq!(classify_exit(&End::Exit(79), &silent, Some(15)), ExitClass::Stopped(79));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_of_lost_daemons_are_worth_a_retry() {
+    fn exit_codes_of_lost_daemons_are_retried() {
         for code in [1, 9, 134, 137, 143, 205] {
             assert_eq!(classify_exit(&End::Exit(code), &ReportedErrors::default(), None), ExitClass::Retry, "{code}");
         }
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn srun_tells_the_code_of_the_rank_that_matters() {
+    fn uses_the_final_exit_code_in_messages_of_srun() {
         let errors =
             reported(&["srun: error: n1: task 1: Exited with exit code 3", "srun: error: n2: task 0: Terminated"]);
         assert_eq!(classify_exit(&End::Exit(143), &errors, None), ExitClass::Final(3));
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asked_to_stop_is_not_given_a_restart() {
+    fn a_requested_stop_is_not_restarted() {
         assert_eq!(classify_exit(&End::Exit(138), &ReportedErrors::default(), Some(10)), ExitClass::Stopped(138));
         assert_eq!(classify_exit(&End::Exit(75), &ReportedErrors::default(), Some(10)), ExitClass::Stopped(75));
         assert_eq!(
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_pass_is_tried_again() {
+    fn restarts_only_temporary_failures() {
         let policy = Policy { max_restarts: 3, backoff: Duration::from_secs(1) };
         let after = |class| policy.next(&[attempt(class, None)]);
         assert_eq!(after(ExitClass::Success), NextAction::End(0));
@@ -315,14 +315,14 @@ mod tests {
     }
 
     #[test]
-    fn restarts_are_counted() {
+    fn counts_restarts() {
         assert_eq!(next(0, &[Some(1)]), NextAction::End(75));
         assert_eq!(next(2, &[Some(1), Some(2)]), NextAction::Restart(Duration::from_secs(2)));
         assert_eq!(next(2, &[Some(1), Some(2), Some(3)]), NextAction::GiveUp("restart limit of 2 reached".into()));
     }
 
     #[test]
-    fn the_same_step_twice_is_enough() {
+    fn gives_up_after_two_failures_at_one_step() {
         assert_eq!(next(9, &[Some(4), Some(4)]), NextAction::GiveUp("failed twice at step 4".into()));
         assert_eq!(next(9, &[Some(4), None, Some(4)]), NextAction::GiveUp("failed twice at step 4".into()));
         assert_eq!(next(9, &[None, None]), NextAction::GiveUp("failed twice before the first step".into()));

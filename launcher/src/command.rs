@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_family_is_told_by_the_version() {
+    fn detects_the_mpi_family_from_the_version() {
         let path = Path::new("mpirun");
         let detect = |text| Launcher::detect(path, text);
         assert_eq!(detect("mpirun (Open MPI) 4.1.4\n"), Some(Launcher::OpenMpi(path.into())));
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn one_rank_here_is_not_tagged() {
+    fn a_single_rank_is_not_tagged() {
         let start = start(Launcher::OpenMpi("mpirun".into()), 1, "");
         let line = start.shell_line(&task());
         assert!(line.contains("--oversubscribe") && !line.contains("--tag-output"), "{line}");
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn slurm_kills_all_with_one() {
+    fn slurm_kills_all_ranks_if_one_fails() {
         let line = start(Launcher::Slurm("srun".into()), 6, "").shell_line(&task());
         assert!(line.contains("srun --ntasks=6 --mpi=pmix --kill-on-bad-exit=1 "), "{line}");
         assert!(line.contains(" --label /opt/nnunet-dist train"), "{line}");

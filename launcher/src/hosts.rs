@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_have_slots_or_not() {
+    fn parses_hosts_with_and_without_slots() {
         assert_eq!("node1:8".parse(), Ok(host("node1", Some(8))));
         assert_eq!("10.0.0.1".parse(), Ok(host("10.0.0.1", None)));
         for wrong in ["", ":4", "a:", "a:0", "a:x", "a b", "-oProxyCommand=x"] {
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn host_files_of_both_kinds() {
+    fn parses_host_files_of_open_mpi_and_mpich() {
         let text = "# cluster\nnode1 slots=8 max_slots=16\n\nnode2:4   # spare\nnode3\n";
         let hosts = [host("node1", Some(8)), host("node2", Some(4)), host("node3", None)];
         assert_eq!(parse_hostfile(text).unwrap(), hosts);

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_filled_in_their_order() {
+    fn fills_hosts_in_order() {
         assert_eq!(slots(None, "a:4,b:2"), "a:4,b:2");
         assert_eq!(slots(Some(5), "a:4,b:2"), "a:4,b:1");
         assert_eq!(slots(Some(3), "a:4,b:2"), "a:3");
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn no_gpu_is_shared() {
+    fn rejects_more_processes_than_gpus() {
         let text = layout(Some(8), "", "cuda", 4).unwrap_err().to_string();
         assert!(text.contains("8 processes but 4 GPUs") && text.contains("-np 4"), "{text}");
         assert_eq!(layout(None, "", "cuda", 0).unwrap_err().code(), 4);
@@ -255,14 +255,14 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_the_tool() {
+    fn counts_gpus_in_the_output_of_nvidia_smi() {
         let text = "GPU 0: NVIDIA A100 (UUID: GPU-1)\n  MIG 1g.5gb Device 0: (UUID: MIG-1)\nGPU 1: NVIDIA A100\n";
         assert_eq!(count_in_list(text), 2);
         assert_eq!(count_in_list("No devices found.\n"), 0);
     }
 
     #[test]
-    fn the_mask_of_cuda() {
+    fn counts_devices_in_cuda_visible_devices() {
         let cases = [("0,1,2", 3), ("2, 0", 2), ("", 0), ("-1", 0), ("0,-1,1", 1), ("0,9,1", 1), ("GPU-a,MIG-b", 2)];
         for (mask, number) in cases {
             assert_eq!(visible(mask, 4), number, "{mask}");

@@ -128,7 +128,7 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     #[tokio::test]
-    async fn hosts_that_do_not_answer_are_named() {
+    async fn names_hosts_that_do_not_answer() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent");
         // Like ssh, joins the words after the host and passes them to a shell.
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_marked_are_killed_and_nobody_else() {
+    fn kills_only_processes_with_the_marker() {
         let id = std::process::id();
         let (one, other) = (format!("{id}-test-1"), format!("{id}-test-2"));
         let (mut environment, mut bystander) = (marked(&one), marked(&other));

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn each_starter_has_its_tags() {
+    fn parses_the_tags_of_each_launcher() {
         assert_eq!(shown(Tags::OpenMpi, "[1,12]<stdout>:epoch 3\n[1,0]<stderr>: x"), "[12] epoch 3\n[0]  x\n");
         assert_eq!(shown(Tags::OpenMpi, "[prterun-node-7@1,2]<stdout>:a"), "[2] a\n");
         assert_eq!(shown(Tags::Hydra, "[3] [1] text\n[proxy] x"), "[3] [1] text\n[proxy] x\n");
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_starter_speaks_for_itself() {
+    fn lines_of_the_launcher_have_no_rank() {
         assert_eq!(
             shown(Tags::OpenMpi, "mpirun has exited\n[a, b] [1,x]<stdout>:"),
             "mpirun has exited\n[a, b] [1,x]<stdout>:\n"
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_lines_are_put_together() {
+    fn joins_pieces_of_lines() {
         let stream =
             "[1,0]<stdout>:ab[1,1]<stdout>:AB[1,0]<stdout>:cd\n[1,1]<stdout>:CD\n[1,0]<stdout>:rest[1,1]<stdout>:Rest";
         // Text without a newline at the end of the stream belongs to the last tagged rank.
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_text_passes_unchanged() {
+    fn forwards_bytes_that_are_not_utf8() {
         let line = Assembler::new(Tags::OpenMpi).line(b"[1,0]<stdout>:\xff\x00");
         let mut text = Vec::new();
         line.write(&mut text).unwrap();

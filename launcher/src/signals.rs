@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_request_kills() {
+    fn a_repeated_signal_kills() {
         assert_eq!(action_for(SIGUSR1, false, true), Action::Save(SIGUSR1));
         assert_eq!(action_for(SIGUSR1, true, true), Action::Save(SIGUSR1));
         assert_eq!(action_for(SIGINT, false, true), Action::End(SIGINT));
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_training_can_save() {
+    fn only_training_saves_on_a_signal() {
         assert_eq!(action_for(SIGTERM, false, true), Action::Save(SIGUSR1));
         assert_eq!(action_for(SIGTERM, false, false), Action::End(SIGTERM));
         assert_eq!(action_for(SIGHUP, false, false), Action::End(SIGTERM));

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_run_directory_is_read_as_toml() {
+    fn parses_the_run_directory_as_toml() {
         assert_eq!(run_dir(r#"run_dir = "/data/my \"runs\"/fold_0""#), Some(r#"/data/my "runs"/fold_0"#.into()));
         assert_eq!(run_dir("run_dir = 'a'"), Some("a".into()));
         for line in ["run_dir", "run_dir = 3", "run_dir_x = 'a'", "the run_dir = 'a'"] {
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_are_news() {
+    fn poll_returns_only_changes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("status.json");
         fs::write(&path, status("training", 7, 100)).unwrap();
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_written_before_anyone_looked_counts() {
+    fn reports_a_status_written_before_the_first_poll() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("status.json"), status("training", 3, 201)).unwrap();
         let mut files = RunFiles::new(folder.path(), UNIX_EPOCH + Duration::from_secs(200));
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_status_the_log_tells_the_epochs() {
+    fn reads_epochs_from_the_log_without_a_status() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("log.jsonl"), "{\"epoch\":0}\n{\"epoch\":1}\n").unwrap();
         let mut files = RunFiles::new(folder.path(), SystemTime::now());

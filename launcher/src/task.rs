@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_resumes_once() {
+    fn adds_resume_once() {
         assert_eq!(task("train -w x").resumed().arguments, ["train", "--resume=auto", "-w", "x"]);
         for line in ["train --resume -w x", "train -w x --resume=auto", "predict -w x"] {
             assert_eq!(task(line).resumed().arguments, task(line).arguments, "{line}");
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_device_is_found_in_both_spellings() {
+    fn finds_the_device_in_both_spellings() {
         assert!(task("train --device cuda -w x").wants_gpu());
         assert!(task("train -w x --device=cuda").wants_gpu());
         assert!(task("train --device cuda --device cpu").wants_cpu());
@@ -158,13 +158,13 @@ mod tests {
     }
 
     #[test]
-    fn what_matters_travels() {
+    fn exports_only_relevant_variables() {
         let names = ["HOME", "NCCL_DEBUG", "PATH", "NNUNET_X", "PATH", "RUST_LOG", "OMPI_COMM_WORLD_RANK", "SECRET"];
         assert_eq!(select(names.into_iter().map(str::to_owned)), ["NCCL_DEBUG", "NNUNET_X", "PATH", "RUST_LOG"]);
     }
 
     #[test]
-    fn the_number_of_restarts_is_the_last() {
+    fn keeps_only_the_last_number_of_restarts() {
         let mut settings = Settings::new("7", false, None);
         settings.restarted(1);
         settings.restarted(2);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_marker_always_travels() {
+    fn always_exports_the_marker() {
         let settings = Settings::new("7", false, None);
         assert_eq!(settings.iter().collect::<Vec<_>>(), [(MARKER, "7")]);
         assert!(exported(&settings).iter().any(|name| name == MARKER));

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_a_rank_starts_the_grace_once() {
+    fn an_error_of_a_rank_starts_the_grace_period_once() {
         let start = Instant::now();
         let mut watchdog = Watchdog::new(LIMITS, start);
         watchdog.line("the error: rank 1", start);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_signs_of_life_until_there_is_a_status() {
+    fn output_counts_as_progress_until_there_is_a_status() {
         let start = Instant::now();
         let mut watchdog = Watchdog::new(LIMITS, start);
         watchdog.line("reading cases", after(start, 50));
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_was_told_to_end_has_the_grace_too() {
+    fn a_signaled_job_has_the_grace_period_too() {
         let start = Instant::now();
         let mut watchdog = Watchdog::new(TimeLimits { hang: None, ..LIMITS }, start);
         assert_eq!(watchdog.deadline(), None);

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn powers_are_those_of_the_library() {
+    fn powers_match_the_standard_library() {
         for exponent in [0.7, 0.93, 1.0, 1.21, 1.5] {
             for step in 0..=20_000 {
                 let x = step as f32 / 20_000.0;
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn logarithms_and_exponentials_are_those_of_the_library() {
+    fn logarithms_and_exponentials_match_the_standard_library() {
         for step in 1..=20_000 {
             let x = step as f32 / 1000.0;
             let expected = f64::from(x).log2();
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn sines_and_cosines_are_those_of_the_library() {
+    fn sines_and_cosines_match_the_standard_library() {
         for step in -10_000..=10_000 {
             let turn = step as f32 / 20_000.0;
             let ((sin, cos), angle) = (sin_cos(turn), f64::from(turn) * std::f64::consts::TAU);

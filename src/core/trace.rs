@@ -208,7 +208,7 @@ mod tests {
 
     // A single test, because the recording is global to the process.
     #[test]
-    fn only_what_ends_within_a_recording_is_in_it() {
+    fn records_only_events_that_end_during_the_recording() {
         drop(span("before"));
         let begun_before = span("begun before");
         start();
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn all_ranks_are_on_the_clock_of_the_first() {
+    fn all_ranks_use_the_clock_of_rank_0() {
         let rank = |ahead_us, events| RankTrace { host: "node1".into(), ahead_us, events };
         let first = rank(0.0, vec![event("step", EventKind::Span, 100.0)]);
         let second =

@@ -458,7 +458,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uuids_are_written_as_nvidia_smi_does() {
+    fn formats_uuids_like_nvidia_smi() {
         assert_eq!(uuid_text(std::array::from_fn(|i| i as u8)), "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f");
     }
 }

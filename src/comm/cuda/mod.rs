@@ -69,7 +69,7 @@ mod tests {
     const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
     #[test]
-    fn a_named_folder_is_searched_as_python_packages_lie() {
+    fn finds_libraries_in_python_packages_of_a_named_folder() {
         let folder = tempfile::tempdir().unwrap();
         let site = folder.path().join("lib/python3.12/site-packages");
         let lib = site.join("nvidia/nccl/lib");
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_library_that_is_not_there_is_an_error_and_never_another() {
+    fn rejects_a_missing_named_library() {
         let error = open("NNUNET_DIST_NCCL", Some("/nowhere/libnccl.so.2".into()), &NAMES, "nccl").err().unwrap();
         assert_eq!(error, "NNUNET_DIST_NCCL=/nowhere/libnccl.so.2: no libnccl.so.2 can be opened there");
     }

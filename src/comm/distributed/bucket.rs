@@ -135,21 +135,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_used_comes_first() {
+    fn stores_parameters_in_reverse_order_of_use() {
         let layout = BucketLayout::new(&[10, 20, 30], &[0, 2, 1], 1000);
         assert_eq!(layout.buckets(), [Bucket { parameters: vec![1, 2, 0], len: 60 }]);
         assert_eq!(layout.position(2), Some(&BucketPosition { bucket: 0, range: 20..50 }));
     }
 
     #[test]
-    fn buckets_are_no_fuller_than_allowed_unless_a_parameter_is() {
+    fn limits_the_bucket_size_except_for_large_parameters() {
         let layout = BucketLayout::new(&[4, 4, 4, 100, 4], &[0, 1, 2, 3, 4], 10);
         let contents: Vec<_> = layout.buckets().iter().map(|bucket| bucket.parameters.clone()).collect();
         assert_eq!(contents, [vec![4], vec![3], vec![2, 1], vec![0]]);
     }
 
     #[test]
-    fn what_is_not_used_has_no_place() {
+    fn unused_parameters_have_no_position() {
         let layout = BucketLayout::new(&[4, 4], &[1], 10);
         assert_eq!(layout.position(0), None);
         assert_eq!(layout.buckets().len(), 1);
@@ -157,7 +157,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn every_value_has_one_place(
+        fn every_value_has_exactly_one_position(
             lengths in proptest::collection::vec(0usize..50, 0..40),
             capacity in 1usize..200,
         ) {
@@ -184,14 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn rounding_is_to_the_formats_nearest_value() {
+    fn rounds_to_nearest() {
         let values = [1.0, -0.1, 1e-3, 70000.0, 1e-9];
         assert_eq!(travelled(CommDtype::F16, &values), [1.0, -0.099975586, 0.0010004044, f32::INFINITY, 0.0]);
         assert_eq!(travelled(CommDtype::Bf16, &values), [1.0, -0.100097656, 0.0009994507, 70144.0, 9.968062e-10]);
     }
 
     #[test]
-    fn what_has_travelled_once_travels_unchanged() {
+    fn encoding_a_decoded_value_is_lossless() {
         let values: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin() / 7.0).collect();
         for comm_dtype in [CommDtype::F16, CommDtype::Bf16] {
             let once = travelled(comm_dtype, &values);

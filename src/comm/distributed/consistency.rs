@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_minority_is_named_and_rank_0_breaks_a_tie() {
+    fn names_the_minority_and_rank_0_breaks_a_tie() {
         assert!(differ(&[b"a", b"a", b"a"]).is_empty());
         assert_eq!(differ(&[b"b", b"a", b"a"]), [0]);
         assert_eq!(differ(&[b"a", b"b"]), [1]);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_are_listed_in_one_line() {
+    fn lists_at_most_16_ranks_in_one_line() {
         assert_eq!(describe_mismatch(&[3]), "rank 3 differs");
         assert_eq!(describe_mismatch(&[1, 2]), "ranks 1, 2 differ");
         assert!(describe_mismatch(&(0..20).collect::<Vec<_>>()).ends_with("15 and 4 more differ"));

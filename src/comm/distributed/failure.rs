@@ -123,7 +123,7 @@ mod tests {
 
     /// Uses the panic messages of CubeCL's allocator and of our convolutions.
     #[test]
-    fn a_full_memory_is_told_from_other_panics() {
+    fn recognizes_out_of_memory_panics() {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let hook = panic::take_hook();
         let noted = seen.clone();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn no_failure_looks_like_success() {
+    fn never_maps_a_failure_to_status_0() {
         assert_eq!([1, 75, 255].map(exit_status), [1, 75, 255]);
         assert_eq!([0, 256, 512, -1, i32::MIN].map(exit_status), [1; 5]);
     }

@@ -32,20 +32,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_are_dealt_first() {
+    fn assigns_the_largest_items_first() {
         assert_eq!(partition_by_cost(&[1, 9, 4, 5, 2], 2), [vec![1, 4], vec![0, 2, 3]]);
         assert_eq!(partition_by_cost(&[], 3), vec![Vec::<usize>::new(); 3]);
     }
 
     #[test]
-    fn items_that_cost_nothing_are_dealt_out_too() {
+    fn distributes_items_of_zero_cost_evenly() {
         let lengths: Vec<_> = partition_by_cost(&[0; 5], 2).iter().map(Vec::len).collect();
         assert_eq!(lengths, [3, 2]);
     }
 
     proptest::proptest! {
         #[test]
-        fn every_item_has_one_rank_and_no_rank_too_much(
+        fn assigns_every_item_once_within_twice_the_lower_bound(
             costs in proptest::collection::vec(0u64..1000, 0..60),
             ranks in 1usize..9,
         ) {

@@ -185,12 +185,12 @@ mod tests {
     }
 
     #[test]
-    fn the_launchers_numbers_are_taken() {
+    fn uses_the_local_ranks_of_the_launcher() {
         assert_eq!(local_ranks_of(&[("a", Some(1)), ("a", Some(0)), ("b", Some(0))]), [(1, 2), (0, 2), (0, 1)]);
     }
 
     #[test]
-    fn without_numbers_ranks_of_a_host_are_counted() {
+    fn counts_ranks_per_host_without_a_launcher() {
         assert_eq!(
             local_ranks_of(&[("a", None), ("b", None), ("a", None), ("b", None)]),
             [(0, 2), (0, 2), (1, 2), (1, 2)]
@@ -198,14 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_cannot_be_are_not_taken() {
+    fn ignores_duplicate_or_incomplete_local_ranks() {
         // Slurm's variables of the batch script, inherited by ranks that another launcher starts.
         assert_eq!(local_ranks_of(&[("a", Some(0)), ("a", Some(0))]), [(0, 2), (1, 2)]);
         assert_eq!(local_ranks_of(&[("a", Some(1)), ("a", None), ("b", Some(3))]), [(0, 2), (1, 2), (3, 1)]);
     }
 
     #[test]
-    fn the_only_gpu_is_taken_and_else_the_one_of_the_rank() {
+    fn selects_the_only_gpu_or_that_of_the_local_rank() {
         let local = LocalRank { rank: 3, size: 4 };
         assert_eq!(choose(local, 1, false), Ok(0));
         assert_eq!(choose(local, 4, false), Ok(3));
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn too_few_gpus_are_an_error_with_a_fix() {
+    fn too_few_gpus_are_an_error_with_a_remedy() {
         let local = LocalRank { rank: 3, size: 4 };
         let reason = choose(local, 2, false).unwrap_err();
         assert!(reason.contains("only 2 GPUs for 4 ranks") && reason.contains("--gres=gpu:4"), "{reason}");
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_with_one_gpu_are_named() {
+    fn names_ranks_that_share_a_gpu() {
         assert_eq!(first_conflict(&claims(&["GPU-1", "GPU-2", "GPU-3"])), None);
         let reason = first_conflict(&claims(&["GPU-1", "GPU-2", "GPU-1"])).unwrap();
         assert!(reason.starts_with("ranks 0 and 2 would share the GPU GPU-1 of node"), "{reason}");
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_by_itself_has_its_host_and_gpu_to_itself() {
+    fn a_single_process_shares_neither_host_nor_gpu() {
         assert_eq!(local_rank_on_host(&Single).unwrap().size, 1);
         check_gpus_not_shared(&Single, "GPU-1").unwrap();
     }

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn each_launcher_is_recognised() {
+    fn detects_each_launcher() {
         assert_eq!(found(&[]), None);
         assert_eq!(found(&[("OMPI_COMM_WORLD_RANK", 1), ("OMPI_COMM_WORLD_SIZE", 2)]), Some((1, Some(2))));
         assert_eq!(found(&[("PMI_RANK", 2), ("PMI_SIZE", 3)]), Some((2, Some(3))));
@@ -116,13 +116,13 @@ mod tests {
     }
 
     #[test]
-    fn the_batch_script_of_slurm_is_a_process_by_itself() {
+    fn a_slurm_batch_script_is_a_single_process() {
         assert_eq!(found(&[("SLURM_PROCID", 0), ("SLURM_NTASKS", 4)]), None);
     }
 
     #[cfg(not(feature = "mpi"))]
     #[test]
-    fn a_build_without_mpi_refuses_to_be_one_of_many() {
+    fn a_build_without_mpi_refuses_to_join_a_job() {
         let info = LauncherInfo { launcher: "mpirun", rank: 1, size: Some(2) };
         let error = join(&info).err().expect("there is no MPI");
         assert_eq!((error.rank, error.fault), (1, Fault::Unavailable));
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn mpirun_within_a_step_of_slurm_decides() {
+    fn mpirun_inside_a_slurm_step_takes_precedence() {
         let step = [("SLURM_PROCID", 0), ("SLURM_STEP_NUM_TASKS", 1)];
         let mpirun = [("OMPI_COMM_WORLD_RANK", 5), ("OMPI_COMM_WORLD_SIZE", 8)];
         assert_eq!(found(&[step, mpirun].concat()), Some((5, Some(8))));

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_silent_are_lost_whatever_they_did_last() {
+    fn ranks_without_heartbeats_are_lost() {
         let reason = lost(&[
             health(0, 0, 0, true),
             health(1, 9_000, 25_000, true),
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn who_works_is_slow_and_who_does_nothing_hangs() {
+    fn a_working_rank_is_slow_and_an_idle_one_hangs() {
         let ranks = [health(0, 0, 20_000, true), health(1, 500, 19_000, false), health(2, 0, 20_000, true)];
         assert_eq!(diagnose(0, &ranks, LIMIT), Diagnosis::Slow("rank 1 on node1 is still working in step 3".into()));
         let ranks = [health(0, 0, 20_000, true), health(1, 500, 21_000, false)];
@@ -215,14 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn all_waiting_is_a_deadlock_unless_somebody_has_just_come() {
+    fn all_ranks_waiting_is_a_deadlock_unless_one_has_just_arrived() {
         assert!(lost(&[health(0, 0, 20_000, true), health(1, 0, 20_000, true)]).starts_with("all ranks are alive"));
         let ranks = [health(0, 0, 20_000, true), health(1, 0, 100, true)];
         assert!(matches!(diagnose(0, &ranks, LIMIT), Diagnosis::Slow(_)));
     }
 
     #[test]
-    fn nobody_knows_of_ranks_that_never_spoke() {
+    fn reports_that_no_rank_ever_sent_a_heartbeat() {
         assert!(lost(&[health(0, 0, 20_000, true)]).contains("no other rank has ever"));
     }
 }

@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_is_nccls_initializer() {
+    fn the_configuration_equals_nccls_initializer() {
         let config = non_blocking();
         assert_eq!((config.size, config.magic, config.blocking), (size_of::<ncclConfig_t>(), 0xcafe_beef, 0));
         assert!(config.netName.is_null() && config.commName.is_null());
