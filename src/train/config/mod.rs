@@ -2,7 +2,7 @@
 //!
 //! [`RunConfig`] is resolved from four layers, each overriding the one before: built-in defaults, the plans, a TOML
 //! file, the command line's flags. The result is validated, printed and saved with the run, so `config.toml` alone says
-//! what was trained. [`WorkDir`] and [`RunDir`] are the only places that know the names of the files in a work folder.
+//! what was trained.
 
 mod defaults;
 mod layer;
