@@ -12,7 +12,7 @@ use nnunet_nn::ops::{
 pub struct DeviceLoss<B: NnOps> {
     ops: LossOps<B>,
     params: LossParams,
-    /// Which label belongs to which channel.
+    /// Labels of each channel.
     membership: Tensor<B, 2, Int>,
     /// Factors of the classes' cross-entropies.
     weights: Tensor<B, 1>,

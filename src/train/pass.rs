@@ -12,7 +12,7 @@ use nnunet_nn::ops::{self, GradHook, NnOps};
 /// One gradient per parameter; `None` for parameters without gradient.
 pub(super) type Gradients<B> = Vec<Option<FloatTensor<<B as AutodiffBackend>::InnerBackend>>>;
 
-/// Where gradients go while the backward pass goes on.
+/// Destination of the gradients during the backward pass.
 pub(super) type Sink<B> = Arc<dyn GradHook<Inner<B>>>;
 
 /// A forward pass that waits for the gradients of its logits.

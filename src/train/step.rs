@@ -74,7 +74,7 @@ struct Measured<B: Backend> {
     stop_requested: bool,
     /// Loss sums of each batch's heads on the device.
     sums: Vec<FloatTensor<B>>,
-    /// Of the update.
+    /// Update decision, with the gradient norm.
     decision: Option<FloatTensor<B>>,
 }
 
