@@ -186,7 +186,7 @@ fn missing_inputs_are_named_with_a_remedy() {
     folders.run("preprocess", &[]).assert().code(3).stderr(contains("plan"));
     folders.run("train", &["-c", "2d", "-f", "0"]).assert().code(3).stderr(contains("nnUNetPlans.json"));
     let predict = ["predict", "-r", "/nowhere", "-i", "/nowhere", "-o", "/nowhere"];
-    let advice = contains("/nowhere/checkpoint_latest").and(contains("run directory"));
+    let advice = contains("/nowhere/checkpoint_latest").and(contains("the directory of a training run"));
     nnunet_dist(predict).assert().code(3).stderr(advice);
     if cfg!(not(feature = "cuda")) {
         nnunet_dist(predict).args(["--device", "cuda"]).assert().code(4).stderr(contains("--features cuda"));
