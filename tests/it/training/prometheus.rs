@@ -35,7 +35,7 @@ fn the_metrics_equal_the_log() {
     let response = get(port, "/metrics").unwrap();
     let format = "text/plain; version=0.0.4; charset=utf-8";
     assert_eq!((response.status, response.header("content-type")), (200, Some(format)));
-    assert!(response.text().contains("# HELP nnunet_train_loss Loss of the last step"));
+    assert!(response.text().contains("# HELP nnunet_train_run_info Identity of the training run"));
     assert_eq!(get(port, "/").unwrap().status, 404);
 
     wait_for_epochs(&run, 2);
