@@ -237,11 +237,9 @@ fn it_reports_its_model_and_its_health() {
     server.get("/predict").refuses(405, "POST /predict");
     let metrics = server.get("/metrics");
     assert!(metrics.header("content-type").unwrap().starts_with("text/plain"));
-    for line in [
-        "nnunet_requests_total{code=\"404\"} 1",
-        "# TYPE nnunet_queue_depth gauge",
-        "# HELP nnunet_queue_depth Images",
-    ] {
+    for line in
+        ["nnunet_requests_total{code=\"404\"} 1", "# TYPE nnunet_queue_depth gauge", "# HELP nnunet_queue_depth Images"]
+    {
         assert!(metrics.text().lines().any(|found| found == line), "no {line} in {}", metrics.text());
     }
 }
