@@ -227,7 +227,7 @@ mod tests {
         assert!(file(EXPLICIT, &[icon, ITEM_OF_ANY, pixels, ENDS, misplaced]).is_err());
         let pieces: &[u8] = b"\xE0\x7F\x10\0OB\0\0\xFF\xFF\xFF\xFF\xFE\xFF\0\xE0\x02\0\0\0\xFF\xFF";
         assert!(file(EXPLICIT, &[icon, ITEM_OF_ANY, pieces, &ENDS[8..], ENDS, misplaced]).is_err());
-        assert!(file(EXPLICIT, &[pieces, &ENDS[8..], bad]).unwrap_err().contains("offsets"));
+        assert!(file(EXPLICIT, &[pieces, &ENDS[8..], bad]).unwrap_err().contains("offset table"));
         let pieces: &[u8] =
             b"\xE0\x7F\x10\0OB\0\0\xFF\xFF\xFF\xFF\xFE\xFF\0\xE0\0\0\0\0\xFE\xFF\0\xE0\x02\0\0\0\xFF\xFF";
         assert_eq!(file(EXPLICIT, &[pieces, &ENDS[8..], bad]), Ok(()));

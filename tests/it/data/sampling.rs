@@ -387,7 +387,7 @@ fn contradicting_settings_are_refused() {
     };
     assert!(refused(options(2, 2, 1)).contains("rank 2"));
     assert!(refused(options(0, 1, 0)).contains("workers (0)"));
-    assert!(refused(LoaderOptions { batch_per_rank: 3, ..options(0, 1, 1) }).contains("global batch of 2"));
+    assert!(refused(LoaderOptions { batch_per_rank: 3, ..options(0, 1, 1) }).contains("the global batch size 2"));
 
     let pipeline = Pipeline::none(PATCH);
     let drawn = sampler(&store, 2, &Pipeline::new(Spatial::nnunet(PATCH)));

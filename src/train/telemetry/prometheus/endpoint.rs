@@ -212,8 +212,8 @@ mod tests {
             let line = format!("nnunet_train_{name}{{{labels}{own}}} {value}");
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
         }
-        // No validation loss was measured.
-        assert!(!names(&text).contains("nnunet_train_epoch_validation_loss"), "{text}");
+        let before_the_first_step = RankState::new(0, Facts::default(), &[]).exporter.render();
+        assert!(!names(&before_the_first_step).contains("nnunet_train_loss"), "{before_the_first_step}");
     }
 
     #[test]
