@@ -41,19 +41,26 @@ check: setup
 	@scripts/setup nextest
 	CARGO=$(CARGO) scripts/check $(BASE)
 
+# Tests append a line to this file when they are skipped; `make test` ends with their number.
+test test-cluster: export NNUNET_SKIPPED := $(abspath $(or $(CARGO_TARGET_DIR),target))/skipped.tsv
+
 # The CUDA build is checked with clippy too: clippy compiles only the metadata of dependencies, and both runs share it.
 # The GPU kernels run on Vulkan, in software if there is no GPU.
 test: setup-test
+	@rm -f $(NNUNET_SKIPPED)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(TESTED) --all-targets -- -D warnings
 	$(CARGO) clippy --locked --workspace --features nnunet-dist/cuda -- -D warnings
 	$(CARGO) nextest run $(TESTED)
 	$(CARGO) test $(TESTED) --doc
+	@scripts/skipped $(NNUNET_SKIPPED)
 
 # `test` runs a short form.
 test-cluster:
 	@scripts/setup nextest cluster
+	@rm -f $(NNUNET_SKIPPED)
 	NNUNET_CLUSTER=full $(CARGO) nextest run $(TESTED) -E 'binary(distributed) and test(/^cluster::/)'
+	@scripts/skipped $(NNUNET_SKIPPED)
 
 # `test` runs the README and the tutorial.
 docs-test: setup

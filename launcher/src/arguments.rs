@@ -1,12 +1,15 @@
 //! Command line of the launcher.
 
 use std::ffi::OsString;
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
 
 use crate::hosts::Host;
 
@@ -96,6 +99,10 @@ pub struct Arguments {
     #[arg(long, value_name = "SHELL", exclusive = true)]
     pub completions: Option<Shell>,
 
+    /// Print the manual page and do nothing else.
+    #[arg(long, exclusive = true, hide = true)]
+    pub man: bool,
+
     /// Arguments of nnunet-dist, starting with its command: train, predict, …
     #[arg(last = true, required = true, value_name = "ARGUMENTS")]
     pub arguments: Vec<OsString>,
@@ -116,6 +123,31 @@ impl Arguments {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Self::command(), "nnunet-launch", &mut script);
         script
+    }
+
+    /// The manual page, in roff.
+    ///
+    /// # Errors
+    ///
+    /// Returns no error of its own; writing to memory does not fail.
+    pub fn manual_page() -> io::Result<Vec<u8>> {
+        let man = Man::new(Self::command());
+        let mut page = Vec::new();
+        man.render_title(&mut page)?;
+        man.render_name_section(&mut page)?;
+        man.render_synopsis_section(&mut page)?;
+        man.render_description_section(&mut page)?;
+        man.render_options_section(&mut page)?;
+        // `Man::render` would join the lines of the examples.
+        let (examples, notes) = AFTER_HELP.split_once("\n\n").unwrap_or((AFTER_HELP, ""));
+        for (heading, text) in [("EXAMPLES", examples), ("NOTES", notes)] {
+            let mut section = Roff::default();
+            section.control("SH", [heading]).control("nf", []);
+            text.lines().filter(|line| *line != "Examples:").for_each(|line| _ = section.text([roman(line)]));
+            section.control("fi", []).to_writer(&mut page)?;
+        }
+        man.render_version_section(&mut page)?;
+        Ok(page)
     }
 }
 
@@ -177,6 +209,16 @@ mod tests {
         let script = String::from_utf8(Arguments::completion_script(arguments.completions.unwrap())).unwrap();
         assert!(script.contains("--max-restarts"), "{script}");
         assert!(parse("nnunet-launch --completions bash -- train").is_err());
+    }
+
+    #[test]
+    fn the_manual_page_has_all_sections_and_needs_no_job() {
+        assert!(parse("nnunet-launch --man").unwrap().man);
+        let page = String::from_utf8(Arguments::manual_page().unwrap()).unwrap();
+        for line in [".SH NAME", ".SH SYNOPSIS", ".SH OPTIONS", ".SH EXAMPLES", ".SH VERSION"] {
+            assert!(page.lines().any(|found| found == line), "no {line} in\n{page}");
+        }
+        assert!(page.contains("max\\-restarts") && !page.contains("\\-\\-man"), "{page}");
     }
 
     #[test]

@@ -39,8 +39,12 @@ fn main() -> ExitCode {
             return if usage.use_stderr() { LaunchError::USAGE.into() } else { ExitCode::SUCCESS };
         }
     };
-    if let Some(shell) = arguments.completions {
-        return match std::io::stdout().write_all(&Arguments::completion_script(shell)) {
+    let text = match arguments.completions {
+        Some(shell) => Some(Ok(Arguments::completion_script(shell))),
+        None => arguments.man.then(Arguments::manual_page),
+    };
+    if let Some(text) = text {
+        return match text.and_then(|text| std::io::stdout().write_all(&text)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error.into()),
         };

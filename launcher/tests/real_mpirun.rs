@@ -1,18 +1,21 @@
 //! Tests with the real mpirun, and a shell in place of nnunet-dist.
 
 mod common;
+#[path = "../../tests/common/skip.rs"]
+mod skip;
 
 use std::env;
 use std::path::Path;
 use std::process::Command;
 
 use common::{observe, wait_for};
+use skip::skip;
 
 /// Returns `nnunet-launch` with two shells under the mpirun of this machine; prints a note and returns `None` without
 /// one.
 fn shells(mpirun: &str, flags: &[&str], script: &str) -> Option<Command> {
     if !env::split_paths(&env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(mpirun).is_file()) {
-        println!("skipped: no {mpirun}");
+        skip(format_args!("no {mpirun}"));
         return None;
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_nnunet-launch"));

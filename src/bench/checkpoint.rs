@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_and_momentum_are_written_and_nothing_is_left_in_the_end() {
+    fn writes_weights_and_momentum_and_removes_the_checkpoint() {
         let network = super::super::plain_network([8; 3], 1, 2, &[4, 8]);
         let folder = tempfile::tempdir().unwrap();
         let rows = checkpoint(&network, folder.path(), 2).unwrap();

@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stub_is_measured_in_every_part() {
+    fn stub_has_a_row_per_stage() {
         let stub = InferStub {
             extent: [20, 18, 16],
             resampled: [24, 16, 17],

@@ -308,7 +308,7 @@ mod tests {
     use nnunet_data::store::CaseStore;
 
     #[test]
-    fn cases_hold_both_classes_where_they_say() {
+    fn generated_cases_have_both_classes_at_the_stored_locations() {
         let generated = GeneratedStore::new(2, 3, [12, 20, 14]).unwrap();
         assert_eq!(generated.store.case_ids().len(), 2);
         let info = generated.store.info("generated_001").unwrap();

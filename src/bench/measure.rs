@@ -80,13 +80,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle() {
+    fn median_is_the_middle() {
         assert_eq!(Timings::new(vec![3.0, 1.0, 2.0]).median(), 2.0);
         assert_eq!(Timings::new(vec![4.0, 1.0, 2.0, 3.0]).median(), 2.5);
     }
 
     #[test]
-    fn the_first_run_does_not_count() {
+    fn first_run_is_not_measured() {
         let mut runs = 0;
         let timings = measure::<()>(3, || {
             runs += 1;

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn table_and_json_say_the_same() {
+    fn table_and_json_agree() {
         let report = report();
         let table = report.table();
         assert!(table.contains("forward") && table.contains("25 %") && table.contains("peak memory 3 MiB"), "{table}");

@@ -8,7 +8,7 @@ use clap::Args;
 use nnunet_core::fsio;
 use nnunet_data::dataset::Dataset;
 use nnunet_data::work::ConfigError;
-use nnunet_viz::inspect::{Subject, montage};
+use nnunet_viz::inspect::{InspectCase, montage};
 
 /// Show the contents of a case: header, intensities and label volumes, optionally as a picture.
 #[derive(Debug, Args)]
@@ -43,8 +43,8 @@ pub struct Inspect {
 impl Inspect {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let (mut reports, mut views) = (Vec::new(), Vec::new());
-        for subject in self.subjects()? {
-            let (report, view) = subject.inspect()?;
+        for case in self.inspect_cases()? {
+            let (report, view) = case.inspect()?;
             if !self.json {
                 print!("{report}");
             }
@@ -63,16 +63,16 @@ impl Inspect {
         Ok(())
     }
 
-    fn subjects(&self) -> anyhow::Result<Vec<Subject>> {
+    fn inspect_cases(&self) -> anyhow::Result<Vec<InspectCase>> {
         let Some(dataset) = &self.dataset else {
             if self.label.is_some() && self.cases.len() > 1 {
                 return Err(ConfigError::new("--label", "takes one image only; use --dataset for more").into());
             }
             let label: Option<&Path> = self.label.as_deref();
-            return Ok(self.cases.iter().map(|image| Subject::file(image, label)).collect());
+            return Ok(self.cases.iter().map(|image| InspectCase::from_file(image, label)).collect());
         };
         let dataset = Dataset::open(dataset)?;
-        let subject = |id: &PathBuf| Ok(Subject::of_dataset(&dataset, &id.to_string_lossy())?);
-        self.cases.iter().map(subject).collect()
+        let case = |id: &PathBuf| Ok(InspectCase::from_dataset(&dataset, &id.to_string_lossy())?);
+        self.cases.iter().map(case).collect()
     }
 }

@@ -22,6 +22,7 @@ mod import;
 mod infer_flags;
 mod inspect;
 mod logging;
+mod man;
 mod phantom;
 mod plan;
 mod plans;
@@ -98,6 +99,8 @@ enum Command {
     #[command(after_help = "Example:\n  nnunet-dist doctor")]
     Doctor,
     Completions(completions::Completions),
+    #[command(hide = true)]
+    Man(man::ManPages),
 }
 
 impl Cli {
@@ -144,6 +147,7 @@ impl Cli {
             Command::Demo(command) => command.run(),
             Command::Doctor => doctor::run(),
             Command::Completions(command) => command.run(),
+            Command::Man(command) => command.run(),
         }
     }
 }

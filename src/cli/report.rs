@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 use clap::Args;
 
-use crate::report::{Run, page};
+use crate::report::{RunFiles, page};
 use nnunet_core::fsio;
 use nnunet_data::work::WorkDir;
 
@@ -39,7 +39,7 @@ pub struct Report {
 impl Report {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let work = self.work.map(WorkDir::new);
-        let page = page(&Run::read(&self.run, work.as_ref())?, self.worst, SystemTime::now())?;
+        let page = page(&RunFiles::read(&self.run, work.as_ref())?, self.worst, SystemTime::now())?;
         let path = self.output.unwrap_or_else(|| self.run.join("report.html"));
         fsio::write_bytes(&path, page.as_bytes()).with_context(|| path.display().to_string())?;
         println!("{}", path.display());

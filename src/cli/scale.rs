@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::ranks::{abort_on_error, connect_gpus};
 use super::run_flags::RunFlags;
-use crate::scaling::{Experiment, Measurement, Mode, ScalingError, csv, measure, plot, table};
+use crate::scaling::{Experiment, Measurement, ScalingError, ScalingMode, csv, measure, plot, table};
 use nnunet_comm::distributed;
 use nnunet_core::fsio;
 use nnunet_data::work::WorkDir;
@@ -33,7 +33,7 @@ pub struct Scale {
     /// Quantity to keep constant: the batch size per process (weak), or the global batch size, then given by
     /// --batch-size (strong).
     #[arg(long, value_enum, value_name = "MODE", default_value = "weak")]
-    mode: Mode,
+    mode: ScalingMode,
 
     /// Measured training steps.
     #[arg(long, value_name = "N", default_value_t = 20)]
@@ -87,7 +87,7 @@ impl Scale {
             measurements.push(experiment.run(&launcher, &program, ranks)?);
         }
         print!("{}", table(self.mode, &measurements));
-        let picture = plot(&measurements).map_err(anyhow::Error::msg)?;
+        let picture = plot(&measurements)?;
         self.write("scaling.csv", csv(&measurements).as_bytes())?;
         self.write("scaling.png", &picture)?;
         println!("results: {}", self.output.display());

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 
-use crate::report::{ReportError, Run, Standing, find_runs, line_per_run, lines};
+use crate::report::{ReportError, RunFiles, RunStatus, find_runs, line_per_run, lines};
 
 /// Clears a terminal and moves the cursor to the upper left corner.
 const CLEAR: &str = "\x1b[2J\x1b[H";
@@ -36,27 +36,29 @@ pub struct Status {
 impl Status {
     pub(super) fn run(self) -> anyhow::Result<()> {
         loop {
-            let standings = self.standings()?;
-            let text = self.text(&standings)?;
+            let statuses = self.statuses()?;
+            let text = self.text(&statuses)?;
             let clear = if self.watch.is_some() && !self.json && stdout().is_terminal() { CLEAR } else { "" };
             print!("{clear}{text}");
             stdout().flush()?;
-            let Some(seconds) = self.watch.filter(|_| !standings.iter().all(Standing::is_over)) else { return Ok(()) };
+            let Some(seconds) = self.watch.filter(|_| !statuses.iter().all(RunStatus::has_ended)) else {
+                return Ok(());
+            };
             thread::sleep(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
         }
     }
 
-    fn standings(&self) -> Result<Vec<Standing>, ReportError> {
+    fn statuses(&self) -> Result<Vec<RunStatus>, ReportError> {
         let now = SystemTime::now();
-        find_runs(&self.runs)?.iter().map(|run| Ok(Standing::of(&Run::read(run, None)?, now))).collect()
+        find_runs(&self.runs)?.iter().map(|run| Ok(RunStatus::from_run(&RunFiles::read(run, None)?, now))).collect()
     }
 
-    fn text(&self, standings: &[Standing]) -> serde_json::Result<String> {
-        Ok(match standings {
-            standings if self.json && self.watch.is_some() => serde_json::to_string(standings)? + "\n",
-            standings if self.json => serde_json::to_string_pretty(standings)? + "\n",
-            [standing] => lines(standing),
-            standings => line_per_run(standings),
+    fn text(&self, statuses: &[RunStatus]) -> serde_json::Result<String> {
+        Ok(match statuses {
+            statuses if self.json && self.watch.is_some() => serde_json::to_string(statuses)? + "\n",
+            statuses if self.json => serde_json::to_string_pretty(statuses)? + "\n",
+            [status] => lines(status),
+            statuses => line_per_run(statuses),
         })
     }
 }

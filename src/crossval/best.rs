@@ -218,7 +218,7 @@ mod tests {
     use nnunet_eval::{CaseResult, Metrics, Summary};
 
     #[test]
-    fn of_equals_the_first_is_the_best() {
+    fn first_of_equal_candidates_is_the_best() {
         let candidate = |name: &str, dice: f64| {
             let metrics = IndexMap::from([("1".to_owned(), Metrics { dice, ..Metrics::from_counts(1, 1, 1, 1) })]);
             let case = CaseResult { metrics, prediction_file: "p".into(), reference_file: "r".into() };

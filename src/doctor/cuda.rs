@@ -205,13 +205,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_decimal() {
+    fn decodes_decimal_versions() {
         assert_eq!(decimal_version(90_101), "9.1.1");
         assert_eq!(decimal_version(22_703), "2.27.3");
     }
 
     #[test]
-    fn only_a_build_for_cuda_needs_its_parts() {
+    fn parts_are_required_only_by_a_cuda_build() {
         let super::super::PartState::Missing { needed, effect, fix } = missing("NVRTC", "for x", "get it".into()).state
         else {
             panic!("missing is missing");

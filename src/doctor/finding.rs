@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn missing_parts_come_with_their_fix_and_needed_ones_with_a_mark() {
+    fn table_lists_fixes_and_marks_required_parts() {
         let findings = [
             Finding::found("CPU", "Example 9000, AVX2"),
             Finding::optional("oneDNN", "convolutions are slower", "apt-get install libdnnl2"),
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_complete_machine_has_no_marks() {
+    fn table_of_a_complete_machine_has_no_marks() {
         assert_eq!(render(&[Finding::found("CPU", "any")]), "  CPU  found    any\n");
         assert_eq!(render(&[]), "");
     }

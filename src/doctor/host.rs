@@ -139,7 +139,7 @@ flags\t\t: fpu avx avx2 avx512f amx_tile
     }
 
     #[test]
-    fn room_is_measured_and_lack_of_it_reported() {
+    fn reports_free_space_and_lack_of_it() {
         let folder_of = |path: &str, least| folder("temp folder", Path::new(path), least, "make room").state;
         let PartState::Found(room) = folder_of("/", 0) else { panic!("the root exists") };
         assert!(room.starts_with("/: ") && room.ends_with(" GiB free"), "{room}");

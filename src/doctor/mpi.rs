@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn the_launcher_must_be_the_librarys() {
+    fn launcher_must_belong_to_the_library() {
         let library = Finding::found("MPI", "Open MPI v4.1.4");
         assert_eq!(
             check_launcher("mpirun (Open MPI) 4.1.4\n", &library),

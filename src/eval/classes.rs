@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_are_sorted_and_the_background_and_ignored_are_left_out() {
+    fn sorts_classes_and_excludes_background_and_ignore_label() {
         let classes = read(r#"{"labels": {"b": 2, "background": 0, "a": [1], "ignore": 3}}"#).unwrap();
         assert_eq!(classes.foreground, [LabelValue::Class(1), LabelValue::Class(2)]);
         assert_eq!(classes.ignore_label, Some(3));
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_decathlons_labels_are_numbers_to_names() {
+    fn reads_labels_of_the_decathlon() {
         let classes = read(r#"{"labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}"#).unwrap();
         assert_eq!(classes.foreground, [LabelValue::Class(1), LabelValue::Class(2)]);
         let error = read(r#"{"labels": {"one": "Anterior"}}"#).unwrap_err().to_string();

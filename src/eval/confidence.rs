@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_of_a_mean_is_that_of_the_normal_distribution_where_cases_are_many() {
+    fn interval_of_many_cases_is_that_of_the_normal_distribution() {
         // Uniformly spread over 0..1: the mean is 0.5 with a standard error of sqrt(1 / 12 / 400).
         let dice: Vec<[f64; 2]> = (0..400).map(|case| [(case as f64 + 0.5) / 400.0, f64::NAN]).collect();
         let confidence = summary(&dice).with_confidence(4000, 1).confidence.unwrap();
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_fixes_the_draws_and_equal_cases_have_no_spread() {
+    fn interval_is_reproducible_and_empty_for_equal_cases() {
         let mut dice: Vec<[f64; 2]> = (0..12).map(|case| [f64::from(case * case) / 121.0, 0.8]).collect();
         dice.push([f64::NAN, 0.8]);
         let draw = |seed| summary(&dice).with_confidence(200, seed).confidence.unwrap();

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_paired_by_case_whatever_their_ending() {
+    fn pairs_files_by_case_regardless_of_their_ending() {
         let predictions = folder(&["b.nii.gz", "a.nii.gz", "summary.json", "a.npz", "._a.nii.gz"]);
         let truth = folder(&["a.nii", "b.hdr", "b.img"]);
         let pairs = pair_folders(predictions.path(), truth.path(), false).unwrap();
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn files_without_counterpart_are_all_listed() {
+    fn lists_all_files_without_counterpart() {
         let predictions = folder(&["a.nii.gz", "c.nii.gz"]);
         let truth = folder(&["a.nii.gz", "b.nii.gz", "d.nii.gz"]);
         let error = pair_folders(predictions.path(), truth.path(), false).unwrap_err().to_string();
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn unusable_folders_are_named() {
+    fn names_unusable_folders() {
         let (empty, double) = (folder(&["readme.txt"]), folder(&["a.nii", "a.nii.gz"]));
         for (folder, defect) in [(&empty, "no label maps"), (&double, "more than one label map of a")] {
             let error = label_maps(folder.path()).unwrap_err().to_string();

@@ -119,14 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn nan_is_written_as_python_writes_it() {
+    fn writes_nan_as_python_does() {
         let mut text = Vec::new();
         to_writer(&mut text, &Number { a: f64::NAN, name: "NaN".into() }).unwrap();
         assert_eq!(String::from_utf8(text).unwrap(), "{\n    \"a\": NaN,\n    \"name\": \"NaN\"\n}\n");
     }
 
     #[test]
-    fn nan_and_null_are_read_and_strings_left_alone() {
+    fn reads_nan_and_null_outside_of_strings() {
         for (json, name) in [
             (r#"{"name": "NaN", "a": NaN}"#, "NaN"),
             (r#"{"name": "a \"NaN\\", "a":NaN}"#, "a \"NaN\\"),

@@ -163,14 +163,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_class_has_its_own_tolerance_or_the_general_one() {
+    fn class_has_its_own_tolerance_or_the_general_one() {
         let per_class = vec![("2".to_owned(), 0.5), ("(1,2)".to_owned(), 3.0)];
         let tolerance = Tolerance { general: 1.5, per_class };
         assert_eq!(["1", "2", "(1, 2)"].map(|class| tolerance.for_class(class)), [1.5, 0.5, 3.0]);
     }
 
     #[test]
-    fn what_was_measured_reads_back_and_the_rest_stays_unset() {
+    fn computed_measures_survive_a_round_trip_through_json() {
         let mut measured = Measured::default();
         measured.set(Measure::Hd95, 2.5);
         let json = serde_json::to_string(&measured).unwrap();

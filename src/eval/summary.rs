@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_summary_reads_back() {
+    fn summary_survives_a_round_trip_through_a_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("validation/summary.json");
         let summary =
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_lie_between_their_neighbours() {
+    fn quantiles_are_interpolated_linearly() {
         let mut values = [4.0, 1.0, 3.0, 2.0, 10.0];
         assert_eq!(quantile(&mut values, 0.0), 1.0);
         assert_eq!(quantile(&mut values, 0.5), 3.0);

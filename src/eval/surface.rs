@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shifted_box_is_as_far_as_it_was_shifted() {
+    fn distance_of_a_shifted_box_is_the_shift() {
         let [mut prediction, mut reference] = masks([10, 10, 10]);
         reference.slice_mut(s![2..5, 2..5, 2..5]).fill(true);
         prediction.slice_mut(s![4..7, 2..5, 2..5]).fill(true);
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outline_in_a_plane_is_no_filled_shape() {
+    fn surface_in_2d_is_the_outline() {
         let [mut prediction, mut reference] = masks([1, 9, 9]);
         reference.slice_mut(s![0, 1..8, 1..8]).fill(true);
         prediction.slice_mut(s![0, 2..7, 2..7]).fill(true);
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_mask_has_no_distance_but_no_agreement_either() {
+    fn empty_mask_has_undefined_distance_and_zero_surface_dice() {
         let [empty, mut full] = masks([3, 3, 3]);
         full.fill(true);
         let one = SurfaceDistances::new(empty.view(), full.view(), [3; 3], [1.0; 3]);
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn masks_are_cropped_to_what_either_map_has_and_ignored_voxels_have_nothing() {
+    fn masks_are_cropped_to_the_union_and_exclude_ignored_voxels() {
         let mut prediction = Array3::<i16>::zeros((4, 5, 6));
         let mut reference = prediction.clone();
         prediction[[1, 2, 3]] = 2;
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn distances_are_exact_for_voxels_of_any_shape() {
+    fn distances_are_exact_for_anisotropic_voxels() {
         let mut rng = stream(3, Purpose::Phantom, 0, 0);
         for (shape, spacing, density) in [
             ((7, 9, 11), [1.0; 3], 0.03),
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_set_voxel_all_is_infinitely_far() {
+    fn distances_are_infinite_without_a_set_voxel() {
         let set = Array3::from_elem((2, 3, 4), false);
         assert!(squared_distances(set.view(), [1.0; 3]).iter().all(|square| *square == f32::INFINITY));
     }

@@ -156,7 +156,7 @@ mean         all    0.7500  0.6000  15.0  5.0  5.0  1025.0
     }
 
     #[test]
-    fn intervals_have_a_table_of_their_own() {
+    fn confidence_table_lists_the_intervals() {
         assert_eq!(summary().confidence_table(), "");
         assert_eq!(
             summary().with_confidence(100, 1).confidence_table(),
@@ -171,7 +171,7 @@ all    IoU     0.6000  0.6000 to 0.6000      1
     }
 
     #[test]
-    fn every_case_and_class_is_a_line() {
+    fn csv_has_one_line_per_case_and_class() {
         let mut region = Metrics::from_counts(0, 0, 0, 8);
         region.measured.set(Measure::Avd, 1.5);
         let case = CaseResult {

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holes_are_filled_and_dents_are_not() {
+    fn fills_holes_but_not_dents() {
         let mut image = Array4::<f32>::zeros((2, 7, 7, 7));
         image.slice_mut(s![0, 1..6, 1..6, 1..6]).fill(3.0);
         image.slice_mut(s![0, 2..4, 2..4, 2..4]).fill(0.0); // a hole
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_image_is_kept_whole() {
+    fn keeps_an_empty_image_whole() {
         let mask = nonzero_mask(Array4::zeros((1, 2, 3, 4)).view());
         assert_eq!(bounding_box(&mask), [[0, 2], [0, 3], [0, 4]]);
     }

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_names_no_file_outside_its_folder() {
+    fn rejects_a_data_file_outside_of_the_folder() {
         let header = Path::new("/data/case/a.mhd");
         assert_eq!(resolve_data_file(header, "ElementDataFile", "a.raw").unwrap(), Path::new("/data/case/a.raw"));
         assert_eq!(
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_unpacks_to_more_than_the_header_says_is_refused() {
+    fn rejects_sizes_that_differ_from_the_header() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let mut encoder = GzEncoder::new(file.as_file_mut(), Compression::fast());
         encoder.write_all(&vec![0; 8 << 20]).unwrap();

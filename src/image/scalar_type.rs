@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_come_back_from_the_smallest_type_that_holds_them() {
+    fn writes_the_smallest_type_that_holds_all_values() {
         for (values, scalar_type) in [
             (vec![0.0, 255.0], ScalarType::U8),
             (vec![-1.0, 255.0], ScalarType::I16),

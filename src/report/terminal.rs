@@ -1,66 +1,64 @@
 //! Status of runs as text.
 
-use super::Standing;
-use super::text::{NONE, count, duration, number, percent, score};
+use super::RunStatus;
+use super::format::{NONE, count, duration, number, percent, score};
 
 /// Length of a progress bar in characters.
-const BAR: usize = 30;
+const BAR_LENGTH: usize = 30;
 /// Maximum length of a sparkline in characters.
-const SPARK: usize = 40;
-const SPARKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+const SPARK_LENGTH: usize = 40;
+const SPARK_BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 /// Status of a run in several lines.
-pub fn lines(standing: &Standing) -> String {
-    let mut text = format!("{}   {}   {}\n", standing.name, standing.state_text(), standing.run.display());
+pub fn lines(status: &RunStatus) -> String {
+    let mut text = format!("{}   {}   {}\n", status.name, status.state_text(), status.run.display());
     let mut line = |name: &str, parts: &[String]| {
         let parts: Vec<&str> = parts.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
         if !parts.is_empty() {
             text += &format!("  {name:<11} {}\n", parts.join("   "));
         }
     };
-    let left = standing.left_s.map_or(String::new(), |left| format!("{} left", duration(left)));
-    line(
-        "progress",
-        &[bar(standing.part_done()), percent(standing.part_done()), epochs(standing), steps(standing), left],
-    );
-    if standing.epochs_done > 0 {
-        let losses = [("train", standing.train_loss), ("val", standing.val_loss)]
+    let left = status.left_s.map_or(String::new(), |left| format!("{} left", duration(left)));
+    line("progress", &[bar(status.progress()), percent(status.progress()), epochs(status), steps(status), left]);
+    if status.epochs_done > 0 {
+        let losses = [("train", status.train_loss), ("val", status.val_loss)]
             .map(|(name, loss)| format!("{name} {}", score(loss)));
-        line("loss", &[losses.join("  "), spark(&standing.losses)]);
+        line("loss", &[losses.join("  "), spark(&status.losses)]);
         let classes: Vec<_> =
-            standing.pseudo_dice.iter().map(|(name, dice)| format!("{name} {}", score(*dice))).collect();
+            status.pseudo_dice.iter().map(|(name, dice)| format!("{name} {}", score(*dice))).collect();
         line("pseudo Dice", &[classes.join("  ")]);
-        let best = standing.best_epoch.map_or(String::new(), |epoch| {
-            format!("best {} after epoch {epoch}", score(standing.best_ema_pseudo_dice))
-        });
-        line("  EMA", &[score(standing.ema_pseudo_dice), best, spark(&standing.dice)]);
-        let rate = |rate: Option<f64>, of: &str| rate.map_or(String::new(), |rate| format!("{} {of}", number(rate)));
+        let best = status
+            .best_epoch
+            .map_or(String::new(), |epoch| format!("best {} after epoch {epoch}", score(status.best_ema_pseudo_dice)));
+        line("  EMA", &[score(status.ema_pseudo_dice), best, spark(&status.dice)]);
+        let rate =
+            |rate: Option<f64>, unit: &str| rate.map_or(String::new(), |rate| format!("{} {unit}", number(rate)));
         let part =
-            |part: Option<f64>, what: &str| part.map_or(String::new(), |part| format!("{what} {}", percent(part)));
-        let processes = standing.world_size.map_or(String::new(), |size| match size {
+            |part: Option<f64>, name: &str| part.map_or(String::new(), |part| format!("{name} {}", percent(part)));
+        let processes = status.world_size.map_or(String::new(), |size| match size {
             1 => "1 process".to_owned(),
             size => format!("{size} processes"),
         });
         line(
             "speed",
             &[
-                rate(standing.samples_per_s, "samples/s"),
-                rate(standing.step_s, "s per step"),
-                part(standing.data_wait, "data wait"),
-                part(standing.communication, "communication"),
+                rate(status.samples_per_s, "samples/s"),
+                rate(status.step_s, "s per step"),
+                part(status.data_wait, "data wait"),
+                part(status.communication, "communication"),
                 processes,
             ],
         );
     }
-    let checkpoint = standing.checkpoint.as_ref().map_or(["none yet".to_owned(), String::new()], |checkpoint| {
+    let checkpoint = status.checkpoint.as_ref().map_or(["none yet".to_owned(), String::new()], |checkpoint| {
         let step = checkpoint.step.map_or("latest".to_owned(), |step| format!("step {step}"));
         [step, checkpoint.age_s.map_or(String::new(), |age| format!("{} ago", duration(age as f64)))]
     });
     line("checkpoint", &checkpoint);
-    if standing.skipped_steps > 0 {
-        line("skipped", &[format!("{} without an update", count(standing.skipped_steps, "step"))]);
+    if status.skipped_steps > 0 {
+        line("skipped", &[format!("{} without an update", count(status.skipped_steps, "step"))]);
     }
-    if let Some(validated) = &standing.validated {
+    if let Some(validated) = &status.validated {
         let classes: Vec<_> =
             validated.dice.iter().map(|(name, dice)| format!("{name} {}", score(Some(*dice)))).collect();
         let mean = format!("{}: mean Dice {}", count(validated.cases, "case"), score(Some(validated.mean_dice)));
@@ -70,7 +68,7 @@ pub fn lines(standing: &Standing) -> String {
 }
 
 /// One line per run, below a heading.
-pub fn line_per_run(standings: &[Standing]) -> String {
+pub fn line_per_run(statuses: &[RunStatus]) -> String {
     let heading = [
         "run",
         "state",
@@ -86,30 +84,26 @@ pub fn line_per_run(standings: &[Standing]) -> String {
         "left",
         "Dice",
     ];
-    let row = |standing: &Standing| {
+    let row = |status: &RunStatus| {
         let part = |part: Option<f64>| part.map_or(NONE.to_owned(), percent);
         vec![
-            standing.run.display().to_string(),
-            short_state(standing),
-            percent(standing.part_done()),
-            format!(
-                "{}/{}",
-                standing.epochs_done,
-                standing.epochs.map_or(NONE.to_owned(), |epochs| epochs.to_string())
-            ),
-            score(standing.train_loss),
-            score(standing.val_loss),
-            score(standing.ema_pseudo_dice),
-            score(standing.best_ema_pseudo_dice),
-            standing.samples_per_s.map_or(NONE.to_owned(), number),
-            part(standing.data_wait),
-            part(standing.communication),
-            standing.left_s.map_or(NONE.to_owned(), duration),
-            score(standing.validated.as_ref().map(|validated| validated.mean_dice)),
+            status.run.display().to_string(),
+            short_state(status),
+            percent(status.progress()),
+            format!("{}/{}", status.epochs_done, status.epochs.map_or(NONE.to_owned(), |epochs| epochs.to_string())),
+            score(status.train_loss),
+            score(status.val_loss),
+            score(status.ema_pseudo_dice),
+            score(status.best_ema_pseudo_dice),
+            status.samples_per_s.map_or(NONE.to_owned(), number),
+            part(status.data_wait),
+            part(status.communication),
+            status.left_s.map_or(NONE.to_owned(), duration),
+            score(status.validated.as_ref().map(|validated| validated.mean_dice)),
         ]
     };
     let rows: Vec<Vec<String>> =
-        [heading.map(str::to_owned).to_vec()].into_iter().chain(standings.iter().map(row)).collect();
+        [heading.map(str::to_owned).to_vec()].into_iter().chain(statuses.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..heading.len()).map(width).collect();
     let line = |row: &Vec<String>| {
@@ -123,27 +117,27 @@ pub fn line_per_run(standings: &[Standing]) -> String {
     rows.iter().map(line).collect()
 }
 
-fn short_state(standing: &Standing) -> String {
-    match standing.is_silent {
-        true => format!("silent {}", duration(standing.silent_s.unwrap_or(0) as f64)),
-        false => standing.state_text().split([',', ':']).next().unwrap_or_default().replace(" the held-out cases", ""),
+fn short_state(status: &RunStatus) -> String {
+    match status.is_silent {
+        true => format!("silent {}", duration(status.silent_s.unwrap_or(0) as f64)),
+        false => status.state_text().split([',', ':']).next().unwrap_or_default().replace(" the held-out cases", ""),
     }
 }
 
-fn epochs(standing: &Standing) -> String {
-    match standing.epochs {
-        Some(epochs) => format!("{} of {} done", standing.epochs_done, count(epochs, "epoch")),
-        None => format!("{} done", count(standing.epochs_done, "epoch")),
+fn epochs(status: &RunStatus) -> String {
+    match status.epochs {
+        Some(epochs) => format!("{} of {} done", status.epochs_done, count(epochs, "epoch")),
+        None => format!("{} done", count(status.epochs_done, "epoch")),
     }
 }
 
-fn steps(standing: &Standing) -> String {
-    standing.steps.map_or(String::new(), |steps| format!("step {}/{steps}", standing.step))
+fn steps(status: &RunStatus) -> String {
+    status.steps.map_or(String::new(), |steps| format!("step {}/{steps}", status.step))
 }
 
 fn bar(part: f64) -> String {
-    let full = (part * BAR as f64).floor() as usize;
-    "█".repeat(full) + &"░".repeat(BAR - full)
+    let full = (part * BAR_LENGTH as f64).floor() as usize;
+    "█".repeat(full) + &"░".repeat(BAR_LENGTH - full)
 }
 
 /// Sparkline of values; averages neighbors if there are more values than columns.
@@ -152,7 +146,7 @@ fn spark(values: &[f64]) -> String {
     if values.len() < 2 {
         return String::new();
     }
-    let columns = values.len().min(SPARK);
+    let columns = values.len().min(SPARK_LENGTH);
     let mean = |column: usize| {
         let part = &values[column * values.len() / columns..(column + 1) * values.len() / columns];
         part.iter().sum::<f64>() / part.len() as f64
@@ -160,8 +154,9 @@ fn spark(values: &[f64]) -> String {
     let means: Vec<f64> = (0..columns).map(mean).collect();
     let (low, high) =
         means.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &v| (low.min(v), high.max(v)));
-    let height = |value: f64| ((value - low) / (high - low).max(f64::MIN_POSITIVE) * (SPARKS.len() - 1) as f64).round();
-    means.into_iter().map(|value| SPARKS[height(value) as usize]).collect()
+    let height =
+        |value: f64| ((value - low) / (high - low).max(f64::MIN_POSITIVE) * (SPARK_BARS.len() - 1) as f64).round();
+    means.into_iter().map(|value| SPARK_BARS[height(value) as usize]).collect()
 }
 
 #[cfg(test)]
@@ -175,12 +170,15 @@ mod tests {
         assert_eq!(spark(&[1.0]), "");
         let long: Vec<f64> = (0..1000).map(f64::from).collect();
         let line = spark(&long);
-        assert_eq!((line.chars().count(), line.chars().next(), line.chars().last()), (SPARK, Some('▁'), Some('█')));
+        assert_eq!(
+            (line.chars().count(), line.chars().next(), line.chars().last()),
+            (SPARK_LENGTH, Some('▁'), Some('█'))
+        );
     }
 
     #[test]
     fn a_bar_fills_up() {
-        assert_eq!((bar(0.0), bar(1.0)), ("░".repeat(BAR), "█".repeat(BAR)));
-        assert_eq!(bar(0.5).chars().filter(|letter| *letter == '█').count(), BAR / 2);
+        assert_eq!((bar(0.0), bar(1.0)), ("░".repeat(BAR_LENGTH), "█".repeat(BAR_LENGTH)));
+        assert_eq!(bar(0.5).chars().filter(|letter| *letter == '█').count(), BAR_LENGTH / 2);
     }
 }

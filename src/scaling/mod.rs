@@ -5,11 +5,9 @@
 //! or given by the nominal bandwidth of a network; [`predict`] computes the resulting efficiency.
 
 mod experiment;
-mod measure;
 mod model;
 mod report;
 
-pub use experiment::{Experiment, Mode, ScalingError};
-pub use measure::{Measurement, measure};
-pub use model::{AllReduceTime, Link, Prediction, Step, predict};
+pub use experiment::{Experiment, Measurement, ScalingError, ScalingMode, measure};
+pub use model::{AllReduceTime, Link, Prediction, StepCost, predict};
 pub use report::{csv, plot, table};

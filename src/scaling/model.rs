@@ -21,7 +21,7 @@ pub struct Link {
 
 /// Time and communication volume of a step of one rank.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Step {
+pub struct StepCost {
     /// Time of everything except communication.
     pub busy_s: f64,
     /// Bytes of all gradients in communication precision.
@@ -44,13 +44,13 @@ pub struct Prediction {
 
 /// Fraction of a step that can overlap with buckets: the backward pass, which takes twice the computation of the
 /// forward pass.
-const BACKWARD: f64 = 2.0 / 3.0;
+const BACKWARD_FRACTION: f64 = 2.0 / 3.0;
 
 /// Ranks per node, connected by NVLink regardless of the network between nodes.
 const RANKS_PER_NODE: usize = 8;
 
 /// Fraction of the nominal bandwidth that collectives reach.
-const REACHED: f64 = 0.8;
+const BANDWIDTH_EFFICIENCY: f64 = 0.8;
 
 impl Link {
     /// Links by their nominal bandwidth: NVLink 4 of an H100 (450 GB/s each way) and networks with one port per GPU.
@@ -60,7 +60,7 @@ impl Link {
         let link = |name: &str, latency_s, gigabits: f64| Self {
             name: name.into(),
             latency_s,
-            bytes_per_s: REACHED * gigabits * 1e9 / 8.0,
+            bytes_per_s: BANDWIDTH_EFFICIENCY * gigabits * 1e9 / 8.0,
         };
         [link("NVLink", 3e-6, 3600.0), link("400 Gb/s", 15e-6, 400.0), link("100 Gb/s", 15e-6, 100.0)]
     }
@@ -110,7 +110,7 @@ fn ring(ranks: usize, bytes: usize) -> (f64, f64) {
 
 /// Predicted efficiency of `ranks` ranks. If `within_node` is given, it connects the ranks of a node, and `link`
 /// connects the nodes.
-pub fn predict(step: Step, ranks: usize, link: &Link, within_node: Option<&Link>) -> Prediction {
+pub fn predict(step: StepCost, ranks: usize, link: &Link, within_node: Option<&Link>) -> Prediction {
     let all_reduce = |bytes: usize| match within_node {
         Some(node) if ranks <= RANKS_PER_NODE => node.all_reduce_s(ranks, bytes),
         // Hierarchical: reduce-scatter within the node, all-reduce of each rank's share between nodes, all-gather
@@ -122,7 +122,7 @@ pub fn predict(step: Step, ranks: usize, link: &Link, within_node: Option<&Link>
         None => link.all_reduce_s(ranks, bytes),
     };
     let all_reduce_s = all_reduce(step.gradient_bytes);
-    let exposed_s = (all_reduce_s - BACKWARD * step.busy_s).max(all_reduce(step.last_bucket_bytes));
+    let exposed_s = (all_reduce_s - BACKWARD_FRACTION * step.busy_s).max(all_reduce(step.last_bucket_bytes));
     Prediction { ranks, all_reduce_s, exposed_s, efficiency: step.busy_s / (step.busy_s + exposed_s) }
 }
 
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn what_the_backward_pass_hides_costs_nothing_but_the_last_bucket() {
-        let step = Step { busy_s: 0.3, gradient_bytes: 120 << 20, last_bucket_bytes: 1 << 20 };
+        let step = StepCost { busy_s: 0.3, gradient_bytes: 120 << 20, last_bucket_bytes: 1 << 20 };
         let [nvlink, fast, slow] = Link::presets();
         let near = predict(step, 8, &fast, Some(&nvlink));
         assert!(near.efficiency > 0.99 && near.exposed_s == nvlink.all_reduce_s(8, 1 << 20), "{near:?}");

@@ -1,16 +1,16 @@
 //! Measurements and predictions as a table, as CSV and as a plot.
 
-use plotters::prelude::RGBColor;
-
-use super::{Link, Measurement, Mode, Step, predict};
-use nnunet_viz::chart::{self, Curve};
+use super::{Link, Measurement, ScalingMode, StepCost, predict};
+use nnunet_viz::chart::{Axis, AxisRange, Chart, Curve, PALETTE, column_svg};
+use nnunet_viz::{Color, PictureError, raster};
 
 /// Numbers of GPUs to predict.
 const PREDICTED: [usize; 8] = [8, 16, 32, 64, 128, 256, 512, 1024];
 
-const MEASURED: RGBColor = RGBColor(31, 78, 180);
-const IDEAL: RGBColor = RGBColor(160, 160, 160);
-const EFFICIENCY: RGBColor = RGBColor(0, 120, 40);
+const MEASURED: Color = PALETTE[0];
+const COMPUTATION: Color = PALETTE[1];
+const EFFICIENCY: Color = PALETTE[2];
+const IDEAL: Color = [170, 176, 184];
 
 /// Throughput per rank relative to that of the first measurement.
 fn efficiency(measurements: &[Measurement], measurement: &Measurement) -> f64 {
@@ -19,12 +19,12 @@ fn efficiency(measurements: &[Measurement], measurement: &Measurement) -> f64 {
 }
 
 /// Measurements, the fitted link, and the predicted efficiency of larger jobs, as text.
-pub fn table(mode: Mode, measurements: &[Measurement]) -> String {
+pub fn table(mode: ScalingMode, measurements: &[Measurement]) -> String {
     let Some(first) = measurements.first() else { return String::new() };
     let mut text = format!(
         "{} scaling, {} steps each; seconds are means per step and rank\n\
          ranks  batch  samples/s  efficiency   step s  compute s  data wait s  stragglers s  exposed comm s\n",
-        if mode == Mode::Weak { "weak" } else { "strong" },
+        if mode == ScalingMode::Weak { "weak" } else { "strong" },
         first.steps,
     );
     for measurement in measurements {
@@ -54,7 +54,7 @@ pub fn table(mode: Mode, measurements: &[Measurement]) -> String {
 
 /// Predictions of the alpha-beta model for larger jobs with the step of the first measurement.
 fn predictions(first: &Measurement, fitted: Option<Link>) -> String {
-    let step = Step {
+    let step = StepCost {
         busy_s: first.compute_s + first.data_wait_s,
         gradient_bytes: first.gradient_bytes,
         last_bucket_bytes: first.last_bucket_bytes,
@@ -100,30 +100,41 @@ pub fn csv(measurements: &[Measurement]) -> String {
     text
 }
 
-/// Plots measured and ideal throughput and efficiency over the number of ranks, as a PNG file.
+/// Plots measured and ideal throughput with the efficiency, and the step time with its computation, over the number of
+/// ranks, as a PNG file.
 ///
 /// # Errors
-/// Returns the error of the plotting library.
-pub fn plot(measurements: &[Measurement]) -> Result<Vec<u8>, String> {
-    let curve = |name, colour, is_part, value: &dyn Fn(&Measurement) -> f64| Curve {
-        name,
-        colour,
-        is_part,
-        points: measurements.iter().map(|measurement| (measurement.ranks as f64, value(measurement))).collect(),
+/// Returns an error if the picture cannot be drawn.
+pub fn plot(measurements: &[Measurement]) -> Result<Vec<u8>, PictureError> {
+    let curve = |name, color, value: &dyn Fn(&Measurement) -> f64| {
+        let point = |measurement: &Measurement| (measurement.ranks as f64, value(measurement));
+        Curve::new(name, color, measurements.iter().map(point).collect())
     };
-    let first = &measurements[0];
-    let ideal = |measurement: &Measurement| first.samples_per_s() * measurement.ranks as f64 / first.ranks as f64;
-    chart::png(&[
-        vec![
-            curve("ideal", IDEAL, false, &ideal),
-            curve("samples per s", MEASURED, false, &Measurement::samples_per_s),
-            curve("efficiency", EFFICIENCY, true, &|measurement| efficiency(measurements, measurement)),
-        ],
-        vec![
-            curve("step in s", MEASURED, false, &|measurement| measurement.step_s),
-            curve("compute in s", IDEAL, false, &|measurement| measurement.compute_s),
-        ],
-    ])
+    let chart = |label, curves| Chart {
+        x_axis: Axis::new("ranks", AxisRange::Integers),
+        y_axis: Axis::new(label, AxisRange::FromZero),
+        curves,
+        ..Chart::default()
+    };
+    let ideal = |measurement: &Measurement| {
+        measurements[0].samples_per_s() * measurement.ranks as f64 / measurements[0].ranks as f64
+    };
+    let efficiency = curve("efficiency", EFFICIENCY, &|measurement| efficiency(measurements, measurement));
+    let throughput = vec![
+        Curve { is_main: true, ..curve("measured throughput", MEASURED, &Measurement::samples_per_s) },
+        curve("ideal throughput", IDEAL, &ideal),
+        Curve { on_right_axis: true, ..efficiency },
+    ];
+    let times = vec![
+        Curve { is_main: true, ..curve("step", MEASURED, &|measurement| measurement.step_s) },
+        curve("computation", COMPUTATION, &|measurement| measurement.compute_s),
+    ];
+    let throughput = Chart {
+        right_axis: Some(Axis::new("efficiency", AxisRange::FromZero)),
+        size: [900, 400],
+        ..chart("samples/s", throughput)
+    };
+    raster::to_png(&column_svg(&[throughput, chart("time per step, s", times)])?, 1.25)
 }
 
 #[cfg(test)]
@@ -152,7 +163,7 @@ mod tests {
 
     #[test]
     fn the_table_has_efficiency_link_and_predictions() {
-        let text = table(Mode::Weak, &measurements());
+        let text = table(ScalingMode::Weak, &measurements());
         for words in ["weak scaling", "80.0 %", "measured all-reduce: latency", "PREDICTED", "1024", "100 Gb/s"] {
             assert!(text.contains(words), "no `{words}` in\n{text}");
         }
@@ -165,7 +176,15 @@ mod tests {
     }
 
     #[test]
-    fn the_plot_is_a_picture() {
-        assert!(plot(&measurements()).unwrap().starts_with(b"\x89PNG"));
+    fn the_plot_has_all_curves() {
+        let mut decoder = png::Decoder::new(std::io::Cursor::new(plot(&measurements()).unwrap()));
+        decoder.set_transformations(png::Transformations::EXPAND);
+        let mut reader = decoder.read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        reader.next_frame(&mut pixels).unwrap();
+        for color in [MEASURED, IDEAL, EFFICIENCY, COMPUTATION] {
+            let count = pixels.as_chunks::<3>().0.iter().filter(|pixel| **pixel == color).count();
+            assert!(count > 300, "{color:?}: {count}");
+        }
     }
 }

@@ -60,7 +60,7 @@ impl Seen {
     /// Returns an error if the PNG encoder fails.
     pub fn picture(&self, epoch: usize) -> Result<PictureRecord, String> {
         let labels = [("truth", self.truth.view()), ("prediction", self.prediction.view())];
-        let (png, size) = side_by_side(self.image.view(), &labels)?;
+        let (png, size) = side_by_side(self.image.view(), &labels).map_err(|error| error.to_string())?;
         Ok(PictureRecord { epoch, name: "validation", png, size })
     }
 }

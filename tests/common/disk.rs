@@ -6,6 +6,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use super::skip::skip;
+
 /// A small tmpfs.
 pub struct SmallDisk {
     pub folder: PathBuf,
@@ -20,7 +22,7 @@ impl SmallDisk {
         match mount {
             Ok(output) if output.status.success() => Some(Self { folder }),
             _ => {
-                println!("skipped: only root can mount a small disk (mount -t tmpfs)");
+                skip("only root can mount a small disk (mount -t tmpfs)");
                 None
             }
         }

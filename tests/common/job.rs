@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use nnunet_dist::distributed;
 use tempfile::NamedTempFile;
 
+use super::skip::skip;
+
 /// Time limit: a job that takes longer hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -45,7 +47,7 @@ pub fn launcher() -> Option<&'static str> {
     let names = if is_open_mpi() { ["mpirun.openmpi", "mpirun"] } else { ["mpirun.mpich", "mpirun"] };
     let found = names.into_iter().find(|name| is_installed(name));
     if found.is_none() {
-        println!("skipped: no mpirun");
+        skip("no mpirun");
     }
     found
 }

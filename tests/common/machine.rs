@@ -10,6 +10,8 @@ use tempfile::TempDir;
 
 use super::job::{self, Job, observe};
 
+use super::skip::skip;
+
 /// The environment variable with the task of a rank.
 pub const PART: &str = "NNUNET_TEST_PART";
 const LIBRARIES: &str = "LD_LIBRARY_PATH";
@@ -26,7 +28,7 @@ impl Machine {
     /// compiler.
     pub fn with(module: &'static str, libraries: &[(&str, &str, &[&str])]) -> Option<Self> {
         if !job::is_installed("cc") {
-            println!("skipped: no C compiler for the mocks");
+            skip("no C compiler for the mocks");
             return None;
         }
         let folder = tempfile::tempdir().unwrap();

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use super::skip::skip;
+
 /// The folder with real data and reference fixtures: `$NNUNET_TEST_DATA`, or `../shared` next to the checkout.
 ///
 /// Returns `None` and prints a line if it does not exist.
@@ -13,7 +15,7 @@ pub fn shared() -> Option<PathBuf> {
     let roots = std::env::var_os("NNUNET_TEST_DATA").map_or(beside.to_vec(), |root| vec![root.into()]);
     let found = roots.iter().find(|root| root.join("fixtures").is_dir());
     if found.is_none() {
-        println!("skipped: no reference data in {} (set NNUNET_TEST_DATA)", roots[0].display());
+        skip(format_args!("no reference data in {} (set NNUNET_TEST_DATA)", roots[0].display()));
     }
     found.cloned()
 }

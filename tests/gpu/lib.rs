@@ -3,6 +3,9 @@
 
 use burn::tensor::{FloatDType, backend::Backend};
 
+#[path = "../common/skip.rs"]
+pub mod skip;
+
 #[cfg(feature = "cuda")]
 pub type Gpu = burn::backend::Cuda;
 #[cfg(not(feature = "cuda"))]
@@ -13,7 +16,7 @@ pub fn device() -> Option<<Gpu as burn::tensor::backend::BackendTypes>::Device> 
     match probe() {
         Ok(()) => Some(Default::default()),
         Err(reason) => {
-            println!("skipped: {reason}");
+            skip::skip(&reason);
             // A missing GPU is a failure on machines that must have one.
             assert!(std::env::var_os("NNUNET_TEST_GPU").is_none(), "NNUNET_TEST_GPU is set, but: {reason}");
             None

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn nnunets_own_file_is_understood() {
+    fn reads_a_file_of_nnunet() {
         let text = r#"{"input_folder": {"foreground_mean": {"Dice": NaN}},
             "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation",
                 "remove_all_but_largest_component_from_segmentation"],
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused() {
+    fn rejects_unknown_functions_and_labels() {
         for (text, defect) in [
             (r#"{"postprocessing_fns": ["smooth"], "postprocessing_kwargs": [{"labels_or_regions": 1}]}"#, "`smooth`"),
             (r#"{"postprocessing_fns": [], "postprocessing_kwargs": [{"labels_or_regions": 1}]}"#, "has 0"),

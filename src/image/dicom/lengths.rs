@@ -164,7 +164,7 @@ mod tests {
     const ENDS: &[u8] = b"\xFE\xFF\x0D\xE0\0\0\0\0\xFE\xFF\xDD\xE0\0\0\0\0";
 
     #[test]
-    fn an_element_is_no_longer_than_the_file() {
+    fn rejects_an_element_longer_than_the_file() {
         assert_eq!(file(EXPLICIT, &[b"\x28\0\x10\0US\x02\0\x01\0"]), Ok(()));
         let implicit: &[u8] = b"\x28\0\x10\0\x02\0\0\0\x01\0";
         assert_eq!(file(IMPLICIT, &[implicit]), Ok(()));
@@ -176,14 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_the_meta_group_does_not_end_it() {
+    fn reads_the_meta_group_to_its_declared_length() {
         let stray: &[u8] = b"\x02\x80\x02\0UI\x02\0\x31\0";
         let claim: &[u8] = b"\x28\0\x10\0OB\0\0\0\x04\0\x60\x01\0";
         assert!(file_with(EXPLICIT, stray, &[claim]).unwrap_err().contains("(0028,0010) declares"));
     }
 
     #[test]
-    fn big_endian_lengths_are_read_as_such() {
+    fn reads_big_endian_lengths() {
         let rows: &[u8] = b"\0\x28\0\x10US\0\x02\0\x01";
         let claim: &[u8] = b"\0\x28\0\x11OB\0\0\0\0\x04\0\x01";
         assert_eq!(file(b"1.2.840.10008.1.2.2\0", &[rows]), Ok(()));
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_within_sequences_are_met_and_their_ends_found() {
+    fn checks_lengths_within_sequences_and_finds_their_ends() {
         // Sequences of undefined and of defined length.
         let short: &[u8] = b"\x08\0\x60\0CS\x02\0CT";
         let open: &[u8] = b"\x08\0\x40\x11SQ\0\0\xFF\xFF\xFF\xFF";
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_ends_within_a_sequence() {
+    fn rejects_an_item_end_outside_of_an_item() {
         let (item_ends, sequence) = (&ENDS[..8], b"\x08\0\x40\x11SQ\0\0\xFF\xFF\xFF\xFF");
         for elements in [[item_ends, ITEM_OF_ANY].as_slice(), &[sequence, item_ends, ITEM_OF_ANY]] {
             assert!(file(EXPLICIT, elements).unwrap_err().contains("outside of an item"));
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_follow_the_pixels_does_not_count_and_those_of_an_icon_are_not_them() {
+    fn stops_after_the_pixels_of_the_image_not_of_an_icon() {
         let pixels: &[u8] = b"\xE0\x7F\x10\0OW\0\0\x02\0\0\0\x01\0";
         let icon: &[u8] = b"\x88\0\0\x02SQ\0\0\xFF\xFF\xFF\xFF";
         let bad: &[u8] = b"\xFC\xFF\xFC\xFFOB\0\0\0\x04\0\x60\x01\0";

@@ -259,10 +259,14 @@ fn syntax_name(uid: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use dicom_core::{DataElement, PrimitiveValue, VR};
+    use dicom_object::{FileMetaTableBuilder, InMemDicomObject};
+    use dicom_pixeldata::PixelDecoder;
+
     use super::*;
 
     #[test]
-    fn bits_that_are_not_stored_do_not_count() {
+    fn ignores_bits_outside_of_the_stored_ones() {
         let bits = |stored, high, signed| Bits { allocated: 16, stored, high, signed };
         assert_eq!(bits(12, 11, false).value(0xF801), 0x801);
         assert_eq!(bits(12, 11, true).value(0x0801), 0x801 - 0x1000);
@@ -270,5 +274,59 @@ mod tests {
         assert_eq!(bits(16, 15, true).value(0xFFFF), -1);
         let wide = Bits { allocated: 32, stored: 32, high: 31, signed: true };
         assert_eq!(wide.value(u32::MAX), -1);
+    }
+
+    /// Comparison with `dicom-pixeldata` on the layouts that both support. It does not support 32 bits per pixel and
+    /// ignores HighBit, and BitsStored of 8-bit pixels.
+    #[test]
+    fn unpacks_pixels_as_dicom_pixeldata_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("slice.dcm");
+        let layouts = [(8, 8), (16, 8), (16, 10), (16, 12), (16, 16)];
+        for ((allocated, stored), signed) in layouts.into_iter().flat_map(|layout| [(layout, false), (layout, true)]) {
+            for syntax in NATIVE {
+                let object = object(syntax, [allocated, stored, stored - 1, u16::from(signed)]);
+                object.write_to_file(&path).unwrap();
+                let slice = SeriesFile::read(&path).unwrap().unwrap().slice.unwrap();
+                let mut ours = vec![0.0; ROWS_COLUMNS[0] as usize * ROWS_COLUMNS[1] as usize];
+                slice.read(&mut ours).unwrap();
+                let theirs: Vec<f32> = object.decode_pixel_data().unwrap().to_vec().unwrap();
+                assert_eq!(ours, theirs, "{allocated} {stored} {signed} {syntax}");
+            }
+        }
+    }
+
+    const ROWS_COLUMNS: [u16; 2] = [16, 18];
+
+    /// A slice of pseudorandom bits; `bits`: BitsAllocated, BitsStored, HighBit, PixelRepresentation.
+    fn object(syntax: &str, bits: [u16; 4]) -> DefaultDicomObject {
+        let mut object = InMemDicomObject::new_empty();
+        for ((tag, _), vr, text) in [
+            (SERIES_INSTANCE_UID, VR::UI, "1.2.3"),
+            (IMAGE_POSITION, VR::DS, "0\\0\\0"),
+            (IMAGE_ORIENTATION, VR::DS, "1\\0\\0\\0\\1\\0"),
+            (PIXEL_SPACING, VR::DS, "0.75\\0.5"),
+            (PHOTOMETRIC, VR::CS, "MONOCHROME1"),
+            (RESCALE_SLOPE, VR::DS, "1.7"),
+            (RESCALE_INTERCEPT, VR::DS, "-1024"),
+        ] {
+            object.put(DataElement::new(tag, vr, PrimitiveValue::from(text)));
+        }
+        let [rows, columns] = ROWS_COLUMNS;
+        let layout = [BITS_ALLOCATED, BITS_STORED, HIGH_BIT, PIXEL_REPRESENTATION].into_iter().zip(bits);
+        for ((tag, _), value) in [(SAMPLES_PER_PIXEL, 1), (ROWS, rows), (COLUMNS, columns)].into_iter().chain(layout) {
+            object.put(DataElement::new(tag, VR::US, PrimitiveValue::from(value)));
+        }
+        let words = (0..u32::from(rows * columns)).map(|index| (index.wrapping_mul(2_654_435_761) >> 16) as u16);
+        let (vr, pixels) = match bits[0] {
+            8 => (VR::OB, PrimitiveValue::U8(words.map(|word| word as u8).collect())),
+            _ => (VR::OW, PrimitiveValue::U16(words.collect())),
+        };
+        object.put(DataElement::new(PIXEL_DATA.0, vr, pixels));
+        let meta = FileMetaTableBuilder::new()
+            .transfer_syntax(syntax)
+            .media_storage_sop_class_uid("1.2.840.10008.5.1.4.1.1.2")
+            .media_storage_sop_instance_uid("1.2.3.4");
+        object.with_meta(meta).unwrap()
     }
 }

@@ -32,7 +32,7 @@ pub struct VoxelType {
 
 impl VoxelType {
     /// Looks up a NIFTI_TYPE_* code of nifti1.h.
-    fn from_code(code: i64) -> Result<Self, String> {
+    pub fn from_code(code: i64) -> Result<Self, String> {
         let (scalar_type, components) = match code {
             2 => (ScalarType::U8, 1),
             4 => (ScalarType::I16, 1),

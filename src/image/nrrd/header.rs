@@ -279,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn types_are_known_in_all_spellings() {
+    fn parses_all_spellings_of_types() {
         for (name, scalar_type) in [
             ("signed char", ScalarType::I8),
             ("short int", ScalarType::I16),

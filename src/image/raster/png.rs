@@ -24,8 +24,8 @@ impl Png {
         let mut decoder = Self::open(path)?;
         decoder.set_transformations(transformations);
         let mut reader = decoder.read_info().map_err(fail)?;
-        let size = reader.output_buffer_size();
-        check_declared_size(path, size as u64)?;
+        let size = reader.output_buffer_size().unwrap_or(usize::MAX);
+        check_claim(path, size as u64)?;
         let mut bytes = vec![0; size];
         let frame = reader.next_frame(&mut bytes).map_err(fail)?;
         reader.finish().map_err(fail)?;

@@ -106,7 +106,7 @@ mod tests {
     const CUBIC: Resampling = Resampling { order: 3, order_z: 0, force_separate_z: None };
 
     #[test]
-    fn an_axis_is_separate_only_if_it_alone_is_coarse() {
+    fn separates_an_axis_only_if_it_alone_is_coarse() {
         assert_eq!(CUBIC.separate_axis([5.0, 1.0, 1.0], [1.0; 3]), Some(0));
         assert_eq!(CUBIC.separate_axis([1.0; 3], [1.0, 4.0, 1.0]), Some(1));
         assert_eq!(CUBIC.separate_axis([1.0, 1.0, 3.0], [1.0; 3]), None);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_constant_stays_and_a_ramp_stays_a_ramp_inside() {
+    fn preserves_constants_and_inner_ramps() {
         let flat = Array4::from_elem((1, 5, 6, 7), 3.5f32);
         let resampled = resample_data(flat.view(), [9, 3, 14], [1.0; 3], [1.0; 3], &CUBIC);
         assert!(resampled.iter().all(|value| (value - 3.5).abs() < 1e-5));

@@ -1,25 +1,21 @@
 //! Inspection of a case: header, intensities, label volumes, and a picture.
 //!
-//! Used to look at data before training and at predictions afterwards.
+//! [`InspectCase`] names the files of a case; [`InspectCase::inspect`] reads them and returns a [`CaseReport`] for text
+//! and JSON, and a [`CaseView`] for [`montage`] and [`comparison`].
 
-mod canvas;
-mod comparison;
-mod intensities;
+mod case_report;
 mod montage;
-mod report;
+mod orientation;
 mod side_by_side;
-mod view;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, Axis};
 
-pub use canvas::Colour;
-pub use comparison::comparison;
-pub use intensities::Intensities;
-pub use montage::{label_colour, montage};
-pub use report::{CaseReport, ImageReport, LabelReport, LabelVolume};
+pub use crate::canvas::label_color;
+pub use case_report::{CaseReport, Histogram, ImageReport, Intensities, LabelReport, LabelVolume};
+pub use montage::{comparison, montage};
 pub use side_by_side::side_by_side;
 
 use nnunet_data::dataset::{Dataset, DatasetError, LabelValue};
@@ -27,7 +23,7 @@ use nnunet_image::{Geometry, ImageError, read_header, read_labels, read_volume};
 
 /// The files of a case.
 #[derive(Clone, Debug)]
-pub struct Subject {
+pub struct InspectCase {
     pub name: String,
     pub images: Vec<PathBuf>,
     pub label: Option<PathBuf>,
@@ -37,7 +33,7 @@ pub struct Subject {
 
 /// The data of a case that its picture shows.
 #[derive(Clone, Debug)]
-pub struct View {
+pub struct CaseView {
     pub name: String,
     /// First channel, `(z, y, x)`.
     pub image: Array3<f32>,
@@ -49,9 +45,9 @@ pub struct View {
     pub legend: Vec<LabelVolume>,
 }
 
-impl Subject {
+impl InspectCase {
     /// A single image or a folder of DICOM files, with an optional label map.
-    pub fn file(image: &Path, label: Option<&Path>) -> Self {
+    pub fn from_file(image: &Path, label: Option<&Path>) -> Self {
         Self {
             name: image.file_name().unwrap_or(image.as_os_str()).to_string_lossy().into_owned(),
             images: vec![image.to_owned()],
@@ -64,7 +60,7 @@ impl Subject {
     ///
     /// # Errors
     /// Returns an error if the dataset has no such case.
-    pub fn of_dataset(dataset: &Dataset, id: &str) -> Result<Self, DatasetError> {
+    pub fn from_dataset(dataset: &Dataset, id: &str) -> Result<Self, DatasetError> {
         let case = dataset.cases.iter().find(|case| case.id == id).ok_or_else(|| {
             let some: Vec<_> = dataset.cases.iter().take(3).map(|case| case.id.as_str()).collect();
             DatasetError::invalid(&dataset.root, format_args!("has no case {id}; available: {}, ...", some.join(", ")))
@@ -85,7 +81,7 @@ impl Subject {
     ///
     /// # Errors
     /// Returns an error if a file cannot be read, or if image and label map differ in shape.
-    pub fn inspect(&self) -> Result<(CaseReport, View), ImageError> {
+    pub fn inspect(&self) -> Result<(CaseReport, CaseView), ImageError> {
         let labels = self.label.as_ref().map(|path| Ok::<_, ImageError>((path, read_labels(path)?))).transpose()?;
         let mut images = Vec::new();
         let mut first = None;
@@ -99,16 +95,16 @@ impl Subject {
                 return Err(ImageError::new(path, format!("shape {found:?} differs from {expected:?} of the image")));
             }
             let labels = labels.as_ref().map(|(_, labels)| &labels.data);
-            images.push(ImageReport::of(path, &header, &volume, labels));
+            images.push(ImageReport::new(path, &header, &volume, labels));
             if first.is_none() {
                 first = Some((volume.data.index_axis_move(Axis(0), 0), volume.geometry));
             }
         }
         let (image, geometry) =
             first.ok_or_else(|| ImageError::new(Path::new(&self.name), "the case has no images"))?;
-        let report = LabelReport::of(&labels, &self.classes);
+        let report = LabelReport::new(&labels, &self.classes);
         let window = images[0].channels.first().map_or([0.0, 1.0], Intensities::window);
-        let view = View {
+        let view = CaseView {
             name: self.name.clone(),
             image,
             window,

@@ -5,6 +5,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::skip::skip;
+
 fn bench(arguments: &[&str]) -> Value {
     let program = env!("CARGO_BIN_EXE_nnunet-dist");
     let output = Command::new(program).args(["bench", "--json", "--rounds", "1"]).args(arguments).output().unwrap();
@@ -75,7 +77,7 @@ fn changed_ratios_are_listed() {
         match Command::new("python3").arg(&script).args(arguments).args(more).output() {
             Ok(output) => Some(output),
             Err(error) => {
-                println!("skipped: python3 cannot be run: {error}");
+                skip(format_args!("python3 cannot be run: {error}"));
                 None
             }
         }

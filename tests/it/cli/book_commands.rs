@@ -22,6 +22,7 @@ use self::world::World;
 
 use crate::job;
 use crate::pages as book;
+use crate::skip::skip;
 
 /// The page with the examples of each command's `--help`, which are independent of each other.
 const EXAMPLES: &str = "docs/reference/cli.md";
@@ -44,7 +45,7 @@ fn the_first_pages_run_also_under_mpirun() {
 #[test]
 fn every_page_runs_also_under_mpirun() {
     if env::var_os(ALL).is_none() {
-        println!("skipped: `make docs-test` runs every page");
+        skip("`make docs-test` runs every page");
         return;
     }
     if !can_run() {
@@ -85,7 +86,7 @@ fn run_pages(is_chosen: impl Fn(&str) -> bool, world: &World, commands: &Command
 fn can_run() -> bool {
     let found = job::launcher().is_some();
     if found && !job::is_open_mpi() {
-        println!("skipped: the book's mpirun is Open MPI's");
+        skip("the book's mpirun is Open MPI's");
     }
     found && job::is_open_mpi()
 }

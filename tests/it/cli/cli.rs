@@ -16,30 +16,30 @@ use tempfile::TempDir;
 
 use crate::plans::shrink;
 
-fn nnunet_dist<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {
+pub fn nnunet_dist<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = Command::cargo_bin("nnunet-dist").expect("cargo builds the program before its tests");
     command.args(args).env_remove("RUST_LOG").env_remove("RUST_BACKTRACE");
     command
 }
 
 /// A raw dataset and the path of its work folder.
-struct Folders {
+pub struct Folders {
     folder: TempDir,
 }
 
 impl Folders {
-    fn with_phantoms(cases: usize) -> Self {
+    pub fn with_phantoms(cases: usize) -> Self {
         let folders = Self { folder: tempfile::tempdir().unwrap() };
         let options = PhantomOptions { train_cases: cases, test_cases: 0, shape: [18, 20, 18], seed: 11 };
         options.generate(&folders.raw()).unwrap();
         folders
     }
 
-    fn raw(&self) -> PathBuf {
+    pub fn raw(&self) -> PathBuf {
         self.folder.path().join("raw")
     }
 
-    fn work(&self) -> PathBuf {
+    pub fn work(&self) -> PathBuf {
         self.folder.path().join("work")
     }
 

@@ -49,7 +49,7 @@ fn page(cli: &Command) -> String {
 
 /// A command, or its subcommands.
 fn leaves(command: &Command) -> Vec<&Command> {
-    if command.get_name() == "help" {
+    if command.get_name() == "help" || command.is_hide_set() {
         return Vec::new();
     }
     match command.has_subcommands() {

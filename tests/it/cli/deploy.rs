@@ -10,6 +10,8 @@ use clap::Parser;
 use nnunet_dist::cli::Cli;
 use yaml_rust2::{Yaml, YamlLoader};
 
+use crate::skip::skip;
+
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 fn root() -> &'static Path {
@@ -286,7 +288,7 @@ fn interpreted(interpreters: &[&str], prelude: &str, module: &str) -> Option<Str
         assert!(output.status.success(), "{module}: {}", String::from_utf8_lossy(&output.stderr));
         return Some(String::from_utf8(output.stdout).unwrap());
     }
-    println!("skipped: {module} needs one of {}", interpreters.join(", "));
+    skip(format_args!("{module} needs one of {}", interpreters.join(", ")));
     None
 }
 

@@ -44,13 +44,15 @@ fn cases_of_a_dataset_are_described_and_drawn() {
         assert_eq!(image["foreground"][0]["voxels"].as_u64().unwrap(), labelled);
     }
 
-    let mut reader = png::Decoder::new(BufReader::new(File::open(&picture).unwrap())).read_info().unwrap();
-    let mut pixels = vec![0; reader.output_buffer_size()];
+    let mut decoder = png::Decoder::new(BufReader::new(File::open(&picture).unwrap()));
+    decoder.set_transformations(png::Transformations::EXPAND);
+    let mut reader = decoder.read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
     reader.next_frame(&mut pixels).unwrap();
-    // The unmixed colors of both classes, at their borders and in the legend.
-    for colour in [[230, 60, 60], [70, 190, 90]] {
-        let count = pixels.as_chunks::<3>().0.iter().filter(|pixel| **pixel == colour).count();
-        assert!(count > 500, "{colour:?}: {count}");
+    // The opaque colors of both classes, at their borders and in the legend.
+    for color in [1, 2].map(nnunet_dist::inspect::label_color) {
+        let count = pixels.as_chunks::<3>().0.iter().filter(|pixel| **pixel == color).count();
+        assert!(count > 500, "{color:?}: {count}");
     }
 }
 

@@ -10,6 +10,8 @@ mod pages;
 mod plans;
 #[path = "../../common/dicom.rs"]
 mod series;
+#[path = "../../common/skip.rs"]
+mod skip;
 
 mod architecture;
 mod bench;
@@ -19,6 +21,9 @@ mod cli;
 mod cli_reference;
 mod deploy;
 mod doctor;
+mod examples;
 mod inspect;
+mod man;
 mod mapping;
+mod snapshots;
 mod supply_chain;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use nnunet_dist::dataset::{Dataset, Fingerprint, IntensityProperties, Splits, extract_fingerprint};
 
 use crate::common;
+use crate::skip::skip;
 
 #[test]
 fn fingerprints_equal_nnunets() {
@@ -70,7 +71,7 @@ fn fixtures_with_data(name: &str) -> Vec<(PathBuf, PathBuf)> {
         let topic = lower_name(&fixture);
         match datasets.iter().find(|dataset| lower_name(dataset).contains(&topic)) {
             Some(dataset) => found.push((fixture.join(name), dataset.clone())),
-            None => println!("skipped: no raw data for {}", fixture.display()),
+            None => skip(format_args!("no raw data for {}", fixture.display())),
         }
     }
     assert!(!found.is_empty(), "no {name} with its raw data in {}", root.display());

@@ -4,6 +4,8 @@
 mod common;
 #[path = "../../common/dicom.rs"]
 mod series;
+#[path = "../../common/skip.rs"]
+mod skip;
 
 mod augmentation;
 mod convert;

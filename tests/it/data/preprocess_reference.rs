@@ -16,6 +16,7 @@ use nnunet_dist::store::{CaseStore, NativeStore, Patch};
 use serde_json::{Value, json};
 
 use crate::common;
+use crate::skip::skip;
 
 /// Largest allowed difference of normalized intensities.
 const TOLERANCE: f32 = 1e-3;
@@ -56,7 +57,7 @@ fn other_modalities_are_preprocessed_as_by_nnunet() {
         let case = match reference_case(&shared.join("data"), id, &settings) {
             Ok(case) => case,
             Err(missing) => {
-                println!("skipped: {id}: its source {missing} is not below {}", shared.join("data").display());
+                skip(format_args!("{id}: its source {missing} is not below {}", shared.join("data").display()));
                 continue;
             }
         };

@@ -8,6 +8,8 @@ mod disk;
 mod job;
 #[path = "../../common/network.rs"]
 mod network;
+#[path = "../../common/skip.rs"]
+mod skip;
 #[path = "../../common/small.rs"]
 mod small;
 #[path = "../../common/work.rs"]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::job;
 use crate::job::{Job, PATIENCE, in_parallel, is_installed, is_open_mpi, me, observe};
+use crate::skip::skip;
 use nnunet_dist::distributed::{self, CommDtype, CommError, Communicator, ReduceOp};
 
 /// The environment variable with the task of a process.
@@ -350,7 +351,7 @@ fn ranks_of_a_host_divide_its_cores() {
 #[test]
 fn ranks_bound_to_a_core_each_are_not_divided_again() {
     if thread::available_parallelism().unwrap().get() < 2 {
-        println!("skipped: needs two cores");
+        skip("needs two cores");
         return;
     }
     let Some(job) = run("places", 2, &["--bind-to", "core"]) else { return };
@@ -411,7 +412,7 @@ fn a_rank_that_is_killed_ends_the_job() {
 fn the_launcher_of_another_mpi_is_refused() {
     let (stranger, ours) = if is_open_mpi() { ("mpirun.mpich", "Open MPI") } else { ("mpirun.openmpi", "MPICH") };
     if !is_installed(stranger) {
-        println!("skipped: no {stranger}");
+        skip(format_args!("no {stranger}"));
         return;
     }
     let job = observe(in_parallel(stranger, 2, &[], &me(module_path!(), PART, "places")));
@@ -430,7 +431,7 @@ fn a_process_by_itself_needs_no_launcher() {
 fn run(part: &str, ranks: usize, open_mpi_flags: &[&str]) -> Option<Job> {
     let launcher = job::launcher()?;
     if is_open_mpi() && is_installed("mpirun.mpich") {
-        println!("skipped: mpirun.mpich (built against Open MPI)");
+        println!("not tested: mpirun.mpich (built against Open MPI)");
     }
     let flags = if is_open_mpi() { open_mpi_flags } else { &[] };
     Some(observe(in_parallel(launcher, ranks, flags, &me(module_path!(), PART, part))))

@@ -4,13 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use crate::job;
+use crate::skip::skip;
 use crate::work::{CONFIGURATION, Workshop, program};
 
 #[test]
 fn an_experiment_measures_each_number_of_processes_and_predicts_larger_ones() {
     let launcher = Path::new(env!("CARGO_BIN_EXE_nnunet-dist")).with_file_name("nnunet-launch");
     if !launcher.exists() {
-        println!("skipped: no {}; `cargo build --workspace` makes it", launcher.display());
+        skip(format_args!("no {}; `cargo build --workspace` makes it", launcher.display()));
         return;
     }
     if job::launcher().is_none() {

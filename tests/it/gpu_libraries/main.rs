@@ -4,6 +4,8 @@
 mod job;
 #[path = "../../common/machine.rs"]
 mod machine;
+#[path = "../../common/skip.rs"]
+mod skip;
 
 mod cudnn_mock;
 mod nccl_mock;

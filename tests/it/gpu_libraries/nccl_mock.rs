@@ -13,6 +13,7 @@ use nnunet_dist::distributed::{
 use crate::job;
 use crate::job::{Job, observe};
 use crate::machine::{Machine, PART};
+use crate::skip::skip;
 
 /// All mocks; returns `None` and prints a line if there is no C compiler.
 fn machine() -> Option<Machine> {
@@ -22,7 +23,7 @@ fn machine() -> Option<Machine> {
 /// Two ranks; `None` without a launcher.
 fn run_two(machine: &Machine, part: &str, settings: &[(&str, &str)]) -> Option<Job> {
     if !cfg!(feature = "mpi") {
-        println!("skipped: built without MPI");
+        skip("built without MPI");
         return None;
     }
     Some(observe(job::in_parallel(job::launcher()?, 2, &[], &machine.rank(part, settings))))
@@ -157,7 +158,7 @@ fn an_nccl_error_is_reported_with_its_message() {
 fn a_missing_library_is_reported_with_a_remedy() {
     let Some(machine) = Machine::with(module_path!(), &[("cuda.c", "libcuda.so.1", &[])]) else { return };
     if is_there("libnccl.so.2") {
-        println!("skipped: this machine has NCCL");
+        skip("this machine has NCCL");
         return;
     }
     let job = machine.run("join", &[]);
@@ -181,7 +182,7 @@ fn a_missing_driver_or_gpu_is_reported() {
     let job = machine.run("join", &[("MOCK_GPUS", "0")]);
     job.says("the CUDA driver finds no GPU (cuInit: CUDA_ERROR_NO_DEVICE");
     if is_there("libcuda.so.1") {
-        println!("skipped: this machine has a driver");
+        skip("this machine has a driver");
         return;
     }
     fs::remove_file(machine.folder.path().join("libcuda.so.1")).unwrap();

@@ -6,6 +6,7 @@ use std::env;
 use nnunet_dist::telemetry::GpuMeter;
 
 use crate::machine::{Machine, PART};
+use crate::skip::skip;
 
 const DRIVER: (&str, &str, &[&str]) = ("cuda.c", "libcuda.so.1", &[]);
 const NVML: (&str, &str, &[&str]) = ("nvml.c", "libnvidia-ml.so.1", &[]);
@@ -32,7 +33,7 @@ fn a_missing_library_is_reported() {
     let Some(machine) = Machine::with(module_path!(), &[DRIVER]) else { return };
     // SAFETY: it is opened and not used.
     if unsafe { libloading::Library::new("libnvidia-ml.so.1") }.is_ok() {
-        println!("skipped: this machine has NVML");
+        skip("this machine has NVML");
         return;
     }
     let job = machine.run("0", &[]);

@@ -1,5 +1,8 @@
 //! Prediction, ensembles, evaluation, postprocessing, the server, and models of nnU-Net.
 
+#[allow(dead_code)]
+#[path = "../../../examples/serve_client.rs"]
+mod client;
 #[path = "../../common/mod.rs"]
 mod common;
 #[path = "../../common/http.rs"]
@@ -8,6 +11,8 @@ mod http;
 mod network;
 #[path = "../../common/plans.rs"]
 mod plans;
+#[path = "../../common/skip.rs"]
+mod skip;
 #[path = "../../common/tiny_model.rs"]
 mod tiny_model;
 #[path = "../../common/work.rs"]

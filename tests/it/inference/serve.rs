@@ -17,6 +17,7 @@ use nnunet_dist::model::ModelDescription;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::client;
 use crate::http::{Response, Server, head, multipart, wait_until};
 use crate::tiny_model::{image, model, oblique, write_checkpoint};
 
@@ -412,4 +413,15 @@ fn an_address_that_is_taken_is_named() {
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.code() == Some(3) && error.contains(part), "{error}");
     }
+}
+
+#[test]
+fn the_example_gets_the_same_answer() {
+    let desk = Desk::new(|_, _| {});
+    let server = Server::start(&desk.checkpoint(), &[]);
+    let file = desk.file("case_0000", &image([20, 24, 20], 2, oblique()));
+    let labels = client::predict(&server.address.to_string(), &file).unwrap();
+    assert_eq!(labels, server.predict(&file).body);
+    let error = client::predict(&server.address.to_string(), b"not an image").unwrap_err().to_string();
+    assert!(error.starts_with("422: "), "{error}");
 }

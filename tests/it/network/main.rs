@@ -8,6 +8,8 @@ mod network;
 mod operation_checks;
 #[path = "../../common/reference_network.rs"]
 mod reference_network;
+#[path = "../../common/skip.rs"]
+mod skip;
 
 mod loss_reference;
 mod network_reference;

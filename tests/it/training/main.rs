@@ -6,6 +6,8 @@ mod disk;
 mod http;
 #[path = "../../common/job.rs"]
 mod job;
+#[path = "../../common/skip.rs"]
+mod skip;
 #[path = "../../common/work.rs"]
 mod work;
 #[path = "../../common/written_run.rs"]

@@ -85,12 +85,14 @@ fn the_events_have_the_numbers_of_the_log_and_images() {
     // The first epoch always has one.
     let (step, tag, image) = &read.images[0];
     assert_eq!((*step, tag.as_str(), image.colorspace), (3, "validation", 3));
-    let mut reader = png::Decoder::new(Cursor::new(&image.file)).read_info().unwrap();
-    let mut pixels = vec![0; reader.output_buffer_size()];
+    let mut decoder = png::Decoder::new(Cursor::new(&image.file));
+    decoder.set_transformations(png::Transformations::EXPAND);
+    let mut reader = decoder.read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
     let info = reader.next_frame(&mut pixels).unwrap();
     assert_eq!((u64::from(info.width), u64::from(info.height)), (image.width, image.height));
     // The first class's color, at the border of the truth.
-    assert!(pixels.as_chunks::<3>().0.contains(&nnunet_dist::inspect::label_colour(1)));
+    assert!(pixels.as_chunks::<3>().0.contains(&nnunet_dist::inspect::label_color(1)));
 }
 
 #[test]

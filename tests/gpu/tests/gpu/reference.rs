@@ -11,7 +11,7 @@ mod reference_network;
 use std::path::Path;
 
 use burn::backend::Autodiff;
-use gpu_tests::{Gpu, formats};
+use gpu_tests::{Gpu, formats, skip};
 use nnunet_dist::ops::{Precision, allow_tf32};
 
 use self::network::Fixture;
@@ -19,7 +19,7 @@ use self::network::Fixture;
 fn agrees(precision: Precision) {
     let Some(device) = gpu_tests::device() else { return };
     if formats(&device, &[(precision.activations(), 0.0)]).is_empty() {
-        println!("skipped: this device has no {precision:?}");
+        skip::skip(format_args!("this device has no {precision:?}"));
         return;
     }
     allow_tf32(precision == Precision::Tf32);

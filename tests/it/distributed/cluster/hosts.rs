@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::job;
+use crate::skip::skip;
 
 /// The folder with the scripts.
 pub const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/distributed/cluster");
@@ -15,7 +16,7 @@ pub const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/distrib
 pub fn is_full() -> bool {
     let is_full = env::var_os("NNUNET_CLUSTER").is_some_and(|value| value == "full");
     if !is_full {
-        println!("skipped: `make test-cluster` (NNUNET_CLUSTER=full) runs it");
+        skip("`make test-cluster` (NNUNET_CLUSTER=full) runs it");
     }
     is_full
 }
@@ -41,7 +42,7 @@ impl Cluster {
     /// Starts a cluster; returns `None` and prints the reason if that is impossible.
     pub fn up(hosts: usize) -> Option<Self> {
         if !job::is_open_mpi() {
-            println!("skipped: these tests use flags of Open MPI");
+            skip("these tests use flags of Open MPI");
             return None;
         }
         let prefix = prefix();
@@ -164,7 +165,7 @@ pub fn succeed(mut command: Command) -> String {
 pub fn is_possible(mut check: Command) -> bool {
     let output = check.output().unwrap();
     if !output.status.success() {
-        println!("skipped: {}", String::from_utf8_lossy(&output.stderr).trim());
+        skip(String::from_utf8_lossy(&output.stderr).trim());
     }
     output.status.success()
 }

@@ -5,6 +5,8 @@ use std::process::Command;
 
 use super::hosts::Cluster;
 
+use crate::skip::skip;
+
 /// Runs `command`, the program with its arguments, as one rank on each host. Returns `None` and prints a line if the
 /// launcher has not been built.
 pub fn over_all_hosts(cluster: &Cluster, hosts: usize, flags: &[&str], command: &Command) -> Option<Command> {
@@ -12,7 +14,7 @@ pub fn over_all_hosts(cluster: &Cluster, hosts: usize, flags: &[&str], command: 
     // The launcher is another package, so only a build of the whole workspace makes it.
     let launcher = program.with_file_name("nnunet-launch");
     if !can_launch(&launcher) {
-        println!("skipped: no working {}; `cargo build --workspace` makes it", launcher.display());
+        skip(format_args!("no working {}; `cargo build --workspace` makes it", launcher.display()));
         return None;
     }
     let seats: Vec<_> = (1..=hosts).map(|number| format!("{}:1", cluster.host(number))).collect();

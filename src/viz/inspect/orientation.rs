@@ -6,7 +6,7 @@ use nnunet_image::Geometry;
 
 /// Reorientation of a volume so that its axes `(z, y, x)` increase toward superior, posterior and left, by the nearest
 /// permutation and flips of axes.
-pub struct Turn {
+pub struct Reorientation {
     /// Source axis, in the order `(x, y, z)`, of x, y and z.
     axes: [usize; 3],
     flipped: [bool; 3],
@@ -22,8 +22,8 @@ pub enum Plane {
     Sagittal,
 }
 
-impl Turn {
-    pub fn of(geometry: &Geometry) -> Self {
+impl Reorientation {
+    pub fn from_geometry(geometry: &Geometry) -> Self {
         const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
         let direction = &geometry.direction;
         let along = |axes: &[usize; 3]| (0..3).map(|row| direction[row][axes[row]].abs()).sum::<f64>();
@@ -80,8 +80,8 @@ impl Plane {
     }
 
     /// Pixel size of a slice in mm, `(row, column)`.
-    pub fn spacing(self, turn: &Turn) -> [f64; 2] {
-        let [x, y, z] = turn.spacing;
+    pub fn spacing(self, reorientation: &Reorientation) -> [f64; 2] {
+        let [x, y, z] = reorientation.spacing;
         match self {
             Self::Axial => [y, x],
             Self::Coronal => [z, x],
@@ -90,11 +90,11 @@ impl Plane {
     }
 
     /// Index of the slice with the largest labeled area; the middle slice if nothing is labeled.
-    pub fn fullest(self, labels: Option<&ArrayView3<i16>>, slices: usize) -> usize {
+    pub fn largest_slice(self, labels: Option<&ArrayView3<i16>>, slices: usize) -> usize {
         let area = |slice: ArrayView2<i16>| slice.iter().filter(|label| **label > 0).count();
         let areas = labels.into_iter().flat_map(|labels| labels.axis_iter(self.across()).map(area).enumerate());
-        let fullest = areas.fold((slices / 2, 0), |best, next| if next.1 > best.1 { next } else { best });
-        fullest.0
+        let largest = areas.fold((slices / 2, 0), |best, next| if next.1 > best.1 { next } else { best });
+        largest.0
     }
 }
 
@@ -105,23 +105,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_of_any_orientation_is_seen_alike() {
+    fn images_of_any_orientation_look_the_same() {
         // Voxel values encode the position: 100 S + 10 P + L.
         let upright = Array3::from_shape_fn((2, 3, 4), |(z, y, x)| (100 * z + 10 * y + x) as i16);
-        let turn = Turn::of(&Geometry::default());
-        assert_eq!(turn.view(upright.view()), upright);
+        let reorientation = Reorientation::from_geometry(&Geometry::default());
+        assert_eq!(reorientation.view(upright.view()), upright);
 
         // x increases to the right, y to superior, z to anterior: `RSA`.
         let direction = [[-1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]];
         let geometry = Geometry { direction, spacing: [3.0, 2.0, 1.0], ..Geometry::default() };
         assert_eq!(geometry.orientation(), "RSA");
         let stored = Array3::from_shape_fn((3, 2, 4), |(z, y, x)| (100 * y + 10 * (2 - z) + (3 - x)) as i16);
-        let turn = Turn::of(&geometry);
-        assert_eq!(turn.view(stored.view()), upright);
-        assert_eq!(Plane::Axial.spacing(&turn), [3.0, 1.0]);
-        assert_eq!(Plane::Coronal.spacing(&turn), [2.0, 1.0]);
+        let reorientation = Reorientation::from_geometry(&geometry);
+        assert_eq!(reorientation.view(stored.view()), upright);
+        assert_eq!(Plane::Axial.spacing(&reorientation), [3.0, 1.0]);
+        assert_eq!(Plane::Coronal.spacing(&reorientation), [2.0, 1.0]);
         // Superior is at the top, right at the left.
-        let view = turn.view(stored.view());
+        let view = reorientation.view(stored.view());
         assert_eq!(Plane::Coronal.slice(&view, 1)[[0, 0]], 110);
         assert_eq!(Plane::Axial.slice(&view, 1)[[0, 3]], 103);
         assert_eq!(Plane::Sagittal.slice(&view, 2)[[1, 2]], 22);

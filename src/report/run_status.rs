@@ -6,18 +6,18 @@ use std::time::{Duration, SystemTime};
 use indexmap::IndexMap;
 use serde::Serialize;
 
-use super::Run;
-use super::text;
+use super::RunFiles;
+use super::format;
 use nnunet_train::telemetry::{EpochRecord, RunState};
 
 /// Time without a write after which an active run is considered silent; normally a run writes every second.
-const SILENCE: Duration = Duration::from_secs(300);
+const SILENCE_LIMIT: Duration = Duration::from_secs(300);
 /// Number of recent epochs used to estimate the remaining time.
-const RECENT: usize = 5;
+const RECENT_EPOCHS: usize = 5;
 
 /// Status of a run, in numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Standing {
+pub struct RunStatus {
     pub run: PathBuf,
     /// Configuration and fold.
     pub name: String,
@@ -81,15 +81,15 @@ pub struct Validated {
     pub dice: IndexMap<String, f64>,
 }
 
-impl Standing {
+impl RunStatus {
     /// Status as of `now`.
-    pub fn of(run: &Run, now: SystemTime) -> Self {
+    pub fn from_run(run: &RunFiles, now: SystemTime) -> Self {
         let status = run.status.as_ref();
         let last = run.log.last();
         let state = status.map(|status| status.state);
-        let silent = run.last_sign().map(|sign| now.duration_since(sign).unwrap_or_default());
+        let silent = run.last_write().map(|written| now.duration_since(written).unwrap_or_default());
         let is_at_work = matches!(state, Some(RunState::Training | RunState::Predicting));
-        let is_silent = is_at_work && silent.is_some_and(|silent| silent > SILENCE);
+        let is_silent = is_at_work && silent.is_some_and(|silent| silent > SILENCE_LIMIT);
         let steps_per_epoch = run.steps_per_epoch();
         let epochs_done = last.map_or(0, |last| last.epoch + 1);
         let epochs = status.map(|status| status.epochs).or(run.config.as_ref().map(|config| config.training.epochs));
@@ -97,7 +97,7 @@ impl Standing {
         let step = status.map_or(logged, |status| status.step);
         let steps = epochs.zip(steps_per_epoch).map(|(epochs, per_epoch)| epochs as u64 * per_epoch as u64);
         let left_s = steps.filter(|_| state == Some(RunState::Training) && !is_silent).and_then(|steps| {
-            let recent: Vec<f64> = run.log.iter().rev().take(RECENT).map(|record| record.epoch_s).collect();
+            let recent: Vec<f64> = run.log.iter().rev().take(RECENT_EPOCHS).map(|record| record.epoch_s).collect();
             let mean = recent.iter().sum::<f64>() / recent.len() as f64;
             let epochs = steps.saturating_sub(step) as f64 / steps_per_epoch? as f64;
             Some(mean * epochs).filter(|seconds| seconds.is_finite())
@@ -149,7 +149,7 @@ impl Standing {
     /// State in words.
     pub fn state_text(&self) -> String {
         match self.state {
-            _ if self.is_silent => format!("no update for {}", text::duration(self.silent_s.unwrap_or(0) as f64)),
+            _ if self.is_silent => format!("no update for {}", format::duration(self.silent_s.unwrap_or(0) as f64)),
             Some(RunState::Training) => "training".to_owned(),
             Some(RunState::Predicting) => "predicting the held-out cases".to_owned(),
             Some(RunState::Finished) => "finished".to_owned(),
@@ -160,22 +160,22 @@ impl Standing {
     }
 
     /// Fraction of the steps that are finished.
-    pub fn part_done(&self) -> f64 {
+    pub fn progress(&self) -> f64 {
         self.steps.filter(|steps| *steps > 0).map_or(0.0, |steps| (self.step as f64 / steps as f64).min(1.0))
     }
 
     /// Whether the run has finished or stopped.
-    pub fn is_over(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         matches!(self.state, Some(RunState::Finished | RunState::Stopped))
     }
 }
 
 /// Pseudo Dice of an epoch by class name.
-fn pseudo_dice(run: &Run, record: &EpochRecord) -> IndexMap<String, Option<f64>> {
+fn pseudo_dice(run: &RunFiles, record: &EpochRecord) -> IndexMap<String, Option<f64>> {
     run.class_names(record.pseudo_dice.len()).into_iter().zip(record.pseudo_dice.iter().copied()).collect()
 }
 
-fn last_checkpoint(run: &Run, now: SystemTime) -> Option<LastCheckpoint> {
+fn last_checkpoint(run: &RunFiles, now: SystemTime) -> Option<LastCheckpoint> {
     let listed = run.checkpoints.iter().rfind(|listed| listed.is_latest)?;
     let progress =
         listed.contents.as_ref().and_then(|contents| contents.training.as_ref()).map(|training| &training.progress);
