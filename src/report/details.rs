@@ -31,7 +31,7 @@ pub fn environment(run: &RunFiles, status: &RunStatus) -> Markup {
     add("processes", status.world_size.map(|size| size.to_string()));
     add("device", config.map(|config| toml_word(&config.device)));
     add("precision", config.map(|config| toml_word(&config.precision)));
-    let batch = config.map(|config| config.training.batch_size * config.training.accumulate);
+    let batch = config.map(|config| config.training.batch_size * config.training.gradient_accumulation_steps);
     let global = batch.zip(status.world_size).map(|(batch, size)| format!(", {} in all", batch * size));
     add("batch per process", batch.map(|batch| format!("{batch}{}", global.unwrap_or_default())));
     add("steps per epoch", run.steps_per_epoch().map(|steps| steps.to_string()));

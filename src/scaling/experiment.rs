@@ -64,7 +64,7 @@ pub fn measure(
     let all_reduces = SIZES.into_iter().map(|bytes| time_all_reduce(bytes, comm)).collect::<Result<_, _>>()?;
     Ok(Measurement {
         ranks: comm.world_size(),
-        global_batch_size: config.training.batch_size * config.training.accumulate * comm.world_size(),
+        global_batch_size: config.training.batch_size * config.training.gradient_accumulation_steps * comm.world_size(),
         steps,
         step_s: times.mean.total,
         compute_s: times.mean.total - times.mean.communication - times.mean.data_wait,

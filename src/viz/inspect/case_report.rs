@@ -101,7 +101,7 @@ impl ImageReport {
         Self {
             file: path.to_owned(),
             shape: header.shape,
-            scalar_type: header.number.name(),
+            scalar_type: header.scalar_type.name(),
             spacing: geometry.spacing,
             origin: geometry.origin,
             direction: geometry.direction,
