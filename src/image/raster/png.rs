@@ -25,7 +25,7 @@ impl Png {
         decoder.set_transformations(transformations);
         let mut reader = decoder.read_info().map_err(fail)?;
         let size = reader.output_buffer_size().unwrap_or(usize::MAX);
-        check_claim(path, size as u64)?;
+        check_declared_size(path, size as u64)?;
         let mut bytes = vec![0; size];
         let frame = reader.next_frame(&mut bytes).map_err(fail)?;
         reader.finish().map_err(fail)?;
