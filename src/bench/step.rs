@@ -153,7 +153,7 @@ impl StepBench {
 
     fn prepare<B: ComputeBackend>(&self, device: B::Device) -> Prepared<B> {
         let network = UNet::new(self.network.clone(), 1, &device).with_precision(self.precision);
-        let head_weights = loss::weights(network.heads());
+        let head_weights = loss::head_weights(network.heads(), true);
         let sgd = Sgd { momentum: 0.99, nesterov: true, weight_decay: 3e-5 };
         let loss = SegmentationLoss::new(Target::Classes, true, None);
         let step = TrainStep::new(network, Optimizer::new(sgd, Some(12.0)), loss, head_weights, device)
@@ -188,7 +188,7 @@ impl<B: ComputeBackend> Prepared<B> {
 
     /// Queues steps and waits for their metrics.
     fn steps(&mut self, number: usize) -> Result<(), CommError> {
-        let upload = self.step.upload();
+        let upload = self.step.uploader();
         for _ in 0..number {
             self.step.add(upload.batch_with(self.images.view(), self.targets.clone()), &Single)?;
             self.step.update(LEARNING_RATE)?;
@@ -198,7 +198,7 @@ impl<B: ComputeBackend> Prepared<B> {
 
     /// Same, with a batch that is already on the device.
     fn resident_steps(&mut self, number: usize) -> Result<(), CommError> {
-        let batch = self.step.upload().batch_with(self.images.view(), self.targets.clone());
+        let batch = self.step.uploader().batch_with(self.images.view(), self.targets.clone());
         for _ in 0..number {
             self.step.add(batch.clone(), &Single)?;
             self.step.update(LEARNING_RATE)?;

@@ -11,7 +11,7 @@ use nnunet_train::{self as train, Replayed};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example, after a run has failed:
-  nnunet-dist replay hippocampus/runs/3d_fullres/fold_0/incidents/step_0000000123")]
+  nnunet-dist replay hippocampus/runs/3d_fullres/fold_0/nan_dumps/step_0000000123")]
 pub struct Replay {
     /// Dump of the step, in the folder named by the run's error message.
     #[arg(value_name = "DIR")]
@@ -29,18 +29,18 @@ impl Replay {
     }
 }
 
-fn table(Replayed { incident, samples, weights, gradients }: &Replayed) -> String {
+fn table(Replayed { dump, samples, weights, gradients }: &Replayed) -> String {
     let number = |value: Option<f64>| value.map_or("not finite".to_owned(), |value| format!("{value:.4}"));
     let mut text = format!(
         "epoch {}, step {}: loss {}, gradient norm {}, learning rate {:.3e}\n",
-        incident.epoch + 1,
-        incident.iteration + 1,
-        number(incident.loss),
-        number(incident.gradient_norm),
-        incident.lr
+        dump.epoch + 1,
+        dump.iteration + 1,
+        number(dump.loss),
+        number(dump.gradient_norm),
+        dump.lr
     );
-    if incident.later_steps > 0 {
-        text += &format!("the weights were saved {} step(s) later\n", incident.later_steps);
+    if dump.later_steps > 0 {
+        text += &format!("the weights were saved {} step(s) later\n", dump.later_steps);
     }
     let width = samples.iter().map(|sample| sample.sample.case.len()).max().unwrap_or(0).max(4);
     text +=

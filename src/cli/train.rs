@@ -10,7 +10,7 @@ use super::run_flags::RunFlags;
 use nnunet_comm::distributed::{self, Communicator};
 use nnunet_data::work::{ConfigError, WorkDir};
 use nnunet_train::config::RunConfig;
-use nnunet_train::{self as train, HeldOutOptions, Outcome, Resume, RunOptions};
+use nnunet_train::{self as train, FinalValidationOptions, Outcome, Resume, RunOptions};
 
 /// Train a network on one fold; under mpirun, with all its processes.
 ///
@@ -80,7 +80,7 @@ impl Train {
         if is_first {
             print!("{}", config.to_toml());
         }
-        let held_out = HeldOutOptions { probabilities: self.npz, with_best: self.val_best };
+        let held_out = FinalValidationOptions { probabilities: self.npz, with_best: self.val_best };
         let outcome = match self.val {
             true => Outcome::Finished(train::validate(config, work, communicator, held_out)?.map(Box::new)),
             false => {

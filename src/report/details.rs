@@ -1,4 +1,4 @@
-//! Configuration, environment, incidents and checkpoints of a run.
+//! Configuration, environment, dumps of NaN steps and checkpoints of a run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use maud::{Markup, html};
 use super::elements::{cell, definitions, folded, scrolling, table};
 use super::format::{NONE, bytes, number, percent, score, time};
 use super::{ReportError, RunFiles, RunStatus};
-use nnunet_nn::checkpoint::Listed;
-use nnunet_train::{Incident, incidents};
+use nnunet_nn::checkpoint::CheckpointInfo;
+use nnunet_train::{NanDump, list_nan_dumps};
 
 /// Collapsible `config.toml`.
 pub fn configuration(run: &RunFiles) -> Markup {
@@ -46,8 +46,8 @@ pub fn environment(run: &RunFiles, status: &RunStatus) -> Markup {
 ///
 /// # Errors
 /// Returns an error if a record is damaged.
-pub fn incident_list(run: &RunFiles, status: &RunStatus) -> Result<Markup, ReportError> {
-    let kept = incidents(&run.dir).map_err(|error| ReportError::new(&run.dir.incidents(), error))?;
+pub fn nan_dump_list(run: &RunFiles, status: &RunStatus) -> Result<Markup, ReportError> {
+    let kept = list_nan_dumps(&run.dir).map_err(|error| ReportError::new(&run.dir.nan_dumps(), error))?;
     if kept.is_empty() {
         let line = match status.skipped_steps {
             0 => "None: loss and gradient were finite in all steps.".to_owned(),
@@ -57,13 +57,13 @@ pub fn incident_list(run: &RunFiles, status: &RunStatus) -> Result<Markup, Repor
         };
         return Ok(html! { p { (line) } });
     }
-    let row = |(folder, incident): &(PathBuf, Incident)| {
+    let row = |(folder, dump): &(PathBuf, NanDump)| {
         let value = |value: Option<f64>| value.map_or("not finite".to_owned(), number);
         let cells = [
-            format!("epoch {}, step {}", incident.epoch + 1, incident.iteration + 1),
-            value(incident.loss),
-            value(incident.gradient_norm),
-            incident.cases.join(", "),
+            format!("epoch {}, step {}", dump.epoch + 1, dump.iteration + 1),
+            value(dump.loss),
+            value(dump.gradient_norm),
+            dump.cases.join(", "),
         ];
         let replay = html! { code { "nnunet-dist replay " (folder.display()) } };
         cells.into_iter().map(cell).chain([replay]).collect()
@@ -77,7 +77,7 @@ pub fn checkpoints(run: &RunFiles) -> Markup {
     if run.checkpoints.is_empty() {
         return html! { p { "No checkpoint has been written yet." } };
     }
-    let row = |listed: &Listed| {
+    let row = |listed: &CheckpointInfo| {
         let training = listed.contents.as_ref().and_then(|contents| contents.training.as_ref());
         let progress = training.map(|training| &training.progress);
         let step = progress
@@ -114,7 +114,7 @@ pub fn warnings(run: &RunFiles, status: &RunStatus) -> Vec<String> {
         ));
     }
     if status.skipped_steps > 0 {
-        warnings.push(format!("{} step(s) were skipped without an update; see the incidents.", status.skipped_steps));
+        warnings.push(format!("{} step(s) were skipped without an update; see the NaN steps.", status.skipped_steps));
     }
     if let Some(wait) = status.data_wait.filter(|wait| *wait > 0.2) {
         warnings.push(format!("In the last epoch, {} of the step time was waiting for data.", percent(wait)));

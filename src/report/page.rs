@@ -29,7 +29,7 @@ pub fn page(run: &RunFiles, worst: usize, now: SystemTime) -> Result<String, Rep
     sections.push(("times", "Time breakdown", curves::time_breakdown(run)));
     sections.push(("configuration", "Configuration", details::configuration(run)));
     sections.push(("environment", "Environment", details::environment(run, &status)));
-    sections.push(("incidents", "Incidents", details::incident_list(run, &status)?));
+    sections.push(("nan-steps", "NaN steps", details::nan_dump_list(run, &status)?));
     sections.push(("checkpoints", "Checkpoints", details::checkpoints(run)));
     let page = html! {
         (DOCTYPE)

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nnunet_data::dataset::{DatasetJson, LabelValue};
 use nnunet_data::work::{RunDir, WorkDir};
 use nnunet_eval::{self as eval, Summary};
-use nnunet_nn::checkpoint::{self, Listed};
+use nnunet_nn::checkpoint::{self, CheckpointInfo};
 use nnunet_train::config::RunConfig;
 use nnunet_train::telemetry::{EpochRecord, RunState, Status, read_log};
 
@@ -44,7 +44,7 @@ pub struct RunFiles {
     /// One record per epoch.
     pub log: Vec<EpochRecord>,
     /// Checkpoints, oldest first.
-    pub checkpoints: Vec<Listed>,
+    pub checkpoints: Vec<CheckpointInfo>,
     /// Metrics of the held-out cases.
     pub summary: Option<Summary>,
 }

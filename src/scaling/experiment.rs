@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use nnunet_comm::distributed::{Communicator, ReduceOp};
 use nnunet_data::work::WorkDir;
 use nnunet_train::config::RunConfig;
-use nnunet_train::{TrainError, measure_steps};
+use nnunet_train::{TrainError, benchmark_steps};
 use serde::{Deserialize, Serialize};
 
 use super::AllReduceTime;
@@ -59,7 +59,7 @@ pub fn measure(
     warm_up: usize,
     steps: usize,
 ) -> Result<Measurement, TrainError> {
-    let measured = measure_steps(config, work, comm, warm_up, steps)?;
+    let measured = benchmark_steps(config, work, comm, warm_up, steps)?;
     let times = measured.times;
     let all_reduces = SIZES.into_iter().map(|bytes| time_all_reduce(bytes, comm)).collect::<Result<_, _>>()?;
     Ok(Measurement {

@@ -8,6 +8,7 @@
 //! Invalid or too large requests get a status code and a one-line message (`api_error`).
 
 mod api_error;
+mod job;
 mod metrics;
 mod options;
 mod routes;

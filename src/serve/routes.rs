@@ -20,9 +20,9 @@ use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
 use super::api_error::ApiError;
+use super::job::{Answer, SegmentationJob};
 use super::state::ServerState;
 use super::upload::{Upload, check_headers, too_large_upload};
-use super::worker::{Answer, Job};
 
 /// Time during which the rest of a rejected body is read: a client that is still sending would not read the response.
 const LINGER: Duration = Duration::from_secs(5);
@@ -133,7 +133,7 @@ async fn answer(
     let channels = state.dataset.num_channels();
     block_in_place(|| check_headers(&upload.files, channels, limits.image_bytes, &state.preprocessors))?;
     let (reply, answer) = oneshot::channel();
-    state.submit(Job { upload, with_probabilities, reply, slot, _begun: None })?;
+    state.submit(SegmentationJob { upload, with_probabilities, reply, slot, _begun: None })?;
     // The worker threads always reply unless they have ended.
     answer.await.unwrap_or_else(|_| Err(ApiError::stopping()))
 }

@@ -9,9 +9,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::api_error::ApiError;
+use super::job::SegmentationJob;
 use super::metrics::Metrics;
 use super::options::{ServeLimits, ServeOptions};
-use super::worker::Job;
 use nnunet_data::dataset::DatasetJson;
 use nnunet_data::preprocess::Preprocessor;
 use nnunet_nn::model::ModelDescription;
@@ -30,7 +30,7 @@ pub struct ServerState {
     pub stopping: CancellationToken,
     slots: Arc<Semaphore>,
     /// `None` after shutdown has started.
-    jobs: Mutex<Option<Sender<Job>>>,
+    jobs: Mutex<Option<Sender<SegmentationJob>>>,
 }
 
 impl ServerState {
@@ -39,7 +39,7 @@ impl ServerState {
         model: &ModelDescription,
         preprocessors: Vec<Preprocessor>,
         options: &ServeOptions,
-        jobs: Sender<Job>,
+        jobs: Sender<SegmentationJob>,
     ) -> Self {
         Self {
             dataset: model.dataset.clone(),
@@ -81,7 +81,7 @@ impl ServerState {
     ///
     /// # Errors
     /// Returns an error if the server is shutting down.
-    pub fn submit(&self, job: Job) -> Result<(), ApiError> {
+    pub fn submit(&self, job: SegmentationJob) -> Result<(), ApiError> {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         // Does not block: there are no more jobs than slots.
         jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or_else(ApiError::stopping)

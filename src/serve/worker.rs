@@ -1,4 +1,4 @@
-//! Queued requests and their answers, and the worker threads: one preprocesses, one owns the device.
+//! Worker threads: one preprocesses, one owns the device.
 
 use std::fs::File;
 use std::io;
@@ -11,48 +11,17 @@ use ndarray_npy::NpzWriter;
 use nnunet_image::write_labels;
 use nnunet_infer::{CascadePredictor, InferError, PreparedImage, Segmentation, read_finite_case};
 use nnunet_nn::ops::NnOps;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::api_error::ApiError;
-use super::metrics::InProgress;
+use super::job::{Answer, SegmentationJob};
 use super::state::ServerState;
-use super::upload::Upload;
-
-/// An image to be segmented.
-pub struct Job {
-    pub upload: Upload,
-    /// Whether the answer is an npz with the probabilities.
-    pub with_probabilities: bool,
-    /// Closed when the client has disconnected.
-    pub reply: oneshot::Sender<Result<Answer, ApiError>>,
-    /// Slot in the queue, returned with the answer.
-    pub slot: OwnedSemaphorePermit,
-    /// Set when the job is started.
-    pub _begun: Option<InProgress>,
-}
-
-/// A result file, in the folder of the upload.
-pub struct Answer {
-    pub path: PathBuf,
-    /// The folder is deleted when this is dropped.
-    pub upload: Upload,
-    pub slot: OwnedSemaphorePermit,
-}
-
-impl Job {
-    /// Ends the job with an error response.
-    pub fn reject(self, error: ApiError) {
-        // The client may have disconnected.
-        let _ = self.reply.send(Err(error));
-    }
-}
 
 /// Reads and preprocesses images, one while the previous one is predicted, until the job channel is closed.
 pub fn preprocess_all<B: NnOps>(
-    jobs: &Receiver<Job>,
+    jobs: &Receiver<SegmentationJob>,
     predictor: &CascadePredictor<B>,
     state: &ServerState,
-    to: &Sender<(Job, PreparedImage, Instant)>,
+    to: &Sender<(SegmentationJob, PreparedImage, Instant)>,
 ) {
     for job in jobs {
         let Some(job) = begin(job, state) else { continue };
@@ -73,7 +42,7 @@ pub fn preprocess_all<B: NnOps>(
 }
 
 /// Marks a job as in progress; `None` if the client has disconnected or the server is shutting down.
-fn begin(job: Job, state: &ServerState) -> Option<Job> {
+fn begin(job: SegmentationJob, state: &ServerState) -> Option<SegmentationJob> {
     if job.reply.is_closed() {
         return None;
     }
@@ -81,13 +50,13 @@ fn begin(job: Job, state: &ServerState) -> Option<Job> {
         job.reject(ApiError::stopping());
         return None;
     }
-    Some(Job { _begun: Some(state.metrics.begin()), ..job })
+    Some(SegmentationJob { _begun: Some(state.metrics.begin()), ..job })
 }
 
 /// Predicts preprocessed images until the channel is closed. The inputs of the second stage of a cascade are also
 /// computed here, between the stages.
 pub fn predict_all<B: NnOps>(
-    from: &Receiver<(Job, PreparedImage, Instant)>,
+    from: &Receiver<(SegmentationJob, PreparedImage, Instant)>,
     predictor: &CascadePredictor<B>,
     state: &ServerState,
 ) {
@@ -105,7 +74,7 @@ pub fn predict_all<B: NnOps>(
             Ok(path) => {
                 state.metrics.predicted(began.elapsed());
                 tracing::info!("{shape:?} voxels: {:.1} s", began.elapsed().as_secs_f64());
-                let Job { upload, reply, slot, .. } = job;
+                let SegmentationJob { upload, reply, slot, .. } = job;
                 let _ = reply.send(Ok(Answer { path, upload, slot }));
             }
             Err(error) => job.reject(error),

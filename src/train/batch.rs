@@ -30,7 +30,7 @@ pub enum Targets<B: Backend> {
 
 /// Uploads batches to the device.
 #[derive(Clone)]
-pub struct Upload<B: ComputeBackend> {
+pub struct BatchUploader<B: ComputeBackend> {
     pub(super) spec: UNetSpec,
     pub(super) head_weights: Vec<f64>,
     /// Whether the labels are needed on the device, too.
@@ -40,7 +40,7 @@ pub struct Upload<B: ComputeBackend> {
     pub(super) device: B::Device,
 }
 
-impl<B: ComputeBackend> Upload<B> {
+impl<B: ComputeBackend> BatchUploader<B> {
     /// Returns whether batches must be copied; on the CPU, a tensor is already in host memory.
     pub fn is_to_another_device(&self) -> bool {
         <B::InnerBackend as NnOps>::device_loss().is_some()

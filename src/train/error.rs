@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::incident::Incident;
+use super::nan_dump::NanDump;
 use crate::telemetry::TelemetryError;
 use nnunet_comm::distributed::CommError;
 use nnunet_data::dataset::DatasetError;
@@ -13,6 +13,7 @@ use nnunet_eval::EvalError;
 use nnunet_infer::InferError;
 use nnunet_interop::InteropError;
 use nnunet_nn::backend::DeviceError;
+use nnunet_nn::checkpoint::ReadError;
 use nnunet_nn::model::TensorFileError;
 
 /// Error that prevents a training run from starting or continuing.
@@ -76,9 +77,9 @@ pub enum TrainError {
         commands: Vec<String>,
     },
     /// The loss or gradient is NaN or infinite.
-    #[error("{}", diverged(incident, folder))]
+    #[error("{}", diverged(dump, folder))]
     Diverged {
-        incident: Box<Incident>,
+        dump: Box<NanDump>,
         /// Folder of the dump.
         folder: PathBuf,
     },
@@ -90,8 +91,8 @@ pub enum TrainError {
 /// Maximum number of cases that an error lists.
 const LISTED: usize = 10;
 
-fn diverged(incident: &Incident, folder: &Path) -> String {
-    let Incident { epoch, iteration, loss, gradient_norm, lr, cases, .. } = incident;
+fn diverged(dump: &NanDump, folder: &Path) -> String {
+    let NanDump { epoch, iteration, loss, gradient_norm, lr, cases, .. } = dump;
     let value = |value: &Option<f64>| value.map_or("NaN or infinite".to_owned(), |value| value.to_string());
     format!(
         "epoch {}, step {}, learning rate {lr}: the loss is {}, the gradient norm is {}; cases: {}; run `nnunet-dist \
@@ -108,4 +109,13 @@ fn diverged(incident: &Incident, folder: &Path) -> String {
 fn listed(cases: &[String]) -> String {
     let more = if cases.len() > LISTED { ", …" } else { "" };
     cases[..cases.len().min(LISTED)].join(", ") + more
+}
+
+impl From<ReadError> for TrainError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::File(error) => error.into(),
+            ReadError::Comm(error) => error.into(),
+        }
+    }
 }

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayView4, ArrayView5, Axis, concatenate};
 
-use super::incident::{Incident, RankBatches};
+use super::TrainError;
+use super::loss_and_optimizer::{build_loss, build_optimizer};
+use super::nan_dump::{NanDump, RankBatches};
 use super::step::TrainStep;
 use super::validation::Validation;
-use super::{TrainError, objective};
 use crate::config::RunConfig;
 use nnunet_comm::distributed::Single;
 use nnunet_data::loader::SampleId;
@@ -16,14 +17,14 @@ use nnunet_data::work::ConfigError;
 use nnunet_nn::Device;
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 use nnunet_nn::checkpoint::Checkpoint;
-use nnunet_nn::loss::weights;
+use nnunet_nn::loss::head_weights;
 use nnunet_nn::model::UNet;
 use nnunet_nn::ops::host;
 
 /// Result of a replay.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replayed {
-    pub incident: Incident,
+    pub dump: NanDump,
     pub samples: Vec<ReplayedSample>,
     /// Names of parameters with a weight (`weights`) or a gradient of the whole step (`gradients`) that is NaN or
     /// infinite.
@@ -58,19 +59,19 @@ impl ReplayedSample {
 /// # Errors
 /// Returns an error if a file is missing or damaged, or the device cannot be used.
 pub fn replay(folder: &Path, device: Option<Device>) -> Result<Replayed, TrainError> {
-    let (incident, ranks) = Incident::read(folder)?;
+    let (dump, ranks) = NanDump::read(folder)?;
     let checkpoint = Checkpoint::read(folder, &Single)?;
     let config: RunConfig = toml::from_str(&checkpoint.training.config)
         .map_err(|error| ConfigError::new(folder.display(), format!("written by a different version: {error}")))?;
     let device = device.unwrap_or(config.device);
     let folder = folder.to_owned();
-    on_device(device, config.precision, &Single, Replay { config, checkpoint, incident, ranks, folder })?
+    on_device(device, config.precision, &Single, Replay { config, checkpoint, dump, ranks, folder })?
 }
 
 struct Replay {
     config: RunConfig,
     checkpoint: Checkpoint,
-    incident: Incident,
+    dump: NanDump,
     ranks: Vec<RankBatches>,
     folder: PathBuf,
 }
@@ -79,18 +80,14 @@ impl OnDevice for Replay {
     type Output = Result<Replayed, TrainError>;
 
     fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
-        let Self { config, checkpoint, incident, ranks, folder } = self;
+        let Self { config, checkpoint, dump, ranks, folder } = self;
         let misfit = |error: &dyn Display| TrainError::Checkpoint { path: folder.clone(), defect: error.to_string() };
         let spec = checkpoint.model.network_spec()?;
         let network = UNet::<B>::with_state(spec, &checkpoint.weights, &device).map_err(|error| misfit(&error))?;
-        let mut head_weights = weights(network.heads());
-        if !config.deep_supervision {
-            head_weights[1..].fill(0.0);
-            head_weights[0] = 1.0;
-        }
-        let loss = objective::loss(&config.loss, &checkpoint.model.dataset)?;
+        let head_weights = head_weights(network.heads(), config.deep_supervision);
+        let loss = build_loss(&config.loss, &checkpoint.model.dataset)?;
         let network = network.with_precision(config.precision);
-        let optimizer = objective::optimizer(&config.optimizer);
+        let optimizer = build_optimizer(&config.optimizer);
         let mut step = TrainStep::new(network, optimizer, loss, head_weights, device)
             .with_checkpointing(config.training.gradient_checkpointing);
 
@@ -107,7 +104,7 @@ impl OnDevice for Replay {
             let labels: Vec<ArrayView4<i16>> = parts.iter().map(|batch| batch.labels.view()).collect();
             let joined = concatenate(Axis(0), &images).and_then(|images| Ok((images, concatenate(Axis(0), &labels)?)));
             let (images, labels) = joined.map_err(|error| misfit(&error))?;
-            step.add(step.upload().batch(images.view(), labels.view()), &Single)?;
+            step.add(step.uploader().batch(images.view(), labels.view()), &Single)?;
             for (name, gradient) in names.iter().zip(step.gradients()?) {
                 let values = gradient.map(host::<B::InnerBackend>);
                 if values.is_some_and(|values| is_bad(&values)) && !gradients.contains(name) {
@@ -115,7 +112,7 @@ impl OnDevice for Replay {
                 }
             }
         }
-        Ok(Replayed { incident, samples, weights, gradients })
+        Ok(Replayed { dump, samples, weights, gradients })
     }
 }
 
@@ -129,7 +126,7 @@ fn samples<B: ComputeBackend>(step: &TrainStep<B>, ranks: &[RankBatches]) -> Res
                 let images = batch.images.slice_axis(Axis(0), at.clone().into());
                 let labels = batch.labels.slice_axis(Axis(0), at.into());
                 let mut alone = Validation::new(&network, &step.loss, &step.head_weights, &step.device);
-                alone.add(step.upload().batch(images, labels), &Single)?;
+                alone.add(step.uploader().batch(images, labels), &Single)?;
                 let mut present: Vec<i16> = labels.iter().copied().collect();
                 present.sort_unstable();
                 present.dedup();

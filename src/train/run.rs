@@ -4,11 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::TrainError;
-use super::held_out::{HeldOutOptions, evaluate_held_out};
-use super::incident::{Incident, ROLLBACKS};
+use super::context::TrainingContext;
+use super::final_validation::{FinalValidationOptions, evaluate_held_out};
+use super::nan_dump::NanDump;
+use super::non_finite::MAX_ROLLBACKS;
 use super::profile::Profile;
-use super::setup::{Job, Outputs};
-use super::trainer::Ending;
+use super::trainer::{StopReason, Trainer};
+use super::trainer_builder::Outputs;
 use crate::config::{OnNan, RunConfig};
 use crate::telemetry::{
     JsonLines, MetricsEndpoint, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile, TelemetryError,
@@ -38,7 +40,7 @@ pub enum Resume {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunOptions {
     pub resume: Resume,
-    pub held_out: HeldOutOptions,
+    pub held_out: FinalValidationOptions,
     /// Number of steps whose timeline is written to `trace.json`.
     pub profile: usize,
 }
@@ -46,7 +48,7 @@ pub struct RunOptions {
 impl Default for RunOptions {
     /// Starts from scratch and writes label maps only.
     fn default() -> Self {
-        Self { resume: Resume::Never, held_out: HeldOutOptions::default(), profile: 0 }
+        Self { resume: Resume::Never, held_out: FinalValidationOptions::default(), profile: 0 }
     }
 }
 
@@ -82,7 +84,7 @@ pub fn validate(
     config: &RunConfig,
     work: &WorkDir,
     comm: &dyn Communicator,
-    held_out: HeldOutOptions,
+    held_out: FinalValidationOptions,
 ) -> Result<Option<Summary>, TrainError> {
     on_device(config.device, config.precision, comm, Validate { config, work, comm, held_out })?
 }
@@ -98,58 +100,100 @@ impl OnDevice for Run<'_> {
     type Output = Result<Outcome, TrainError>;
 
     fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
-        let Self { config, work, comm, options: RunOptions { resume, held_out, profile } } = self;
+        let Self { config, work, comm, options } = self;
         comm.set_timeout(Duration::from_secs_f64(config.dist.first_timeout_s.max(config.dist.timeout_s)));
-        let job = Job::open(config, work, comm)?;
-        let resume = is_resumed(config, comm, resume)?;
-        let endpoint = MetricsEndpoint::of_run(config, class_names(&job), comm);
-        let outputs = |resume, training: &Training| {
-            let outputs = match comm.rank() {
-                0 => outputs(&job, resume, training)?,
-                _ => Outputs::default(),
-            };
-            Ok::<_, TrainError>(outputs.with_metrics(endpoint.as_ref()))
+        let context = TrainingContext::open(config, work, comm)?;
+        let mut session = Session::<B> {
+            endpoint: MetricsEndpoint::of_run(config, class_names(&context), comm),
+            context: &context,
+            device: device.clone(),
         };
-        let mut trainer = job.trainer::<B>(resume, None, device.clone(), |training| outputs(resume, training))?;
-        announce(&job, &trainer.progress);
-        trainer.profile = Profile::new(profile, config.run_dir().trace());
-        let goes_on_from = |progress: &Progress| endpoint.iter().for_each(|endpoint| endpoint.goes_on_from(progress));
-        goes_on_from(&trainer.progress);
-        let mut rollbacks = Rollbacks::default();
-        let ending = loop {
-            let incident = match trainer.train() {
-                Err(TrainError::Diverged { incident, folder }) if rollbacks.are_left_for(config, &incident) => {
-                    TrainError::Diverged { incident, folder }
-                }
-                ending => break ending?,
-            };
-            let number = trainer.progress.rollbacks + 1;
-            // Dropping the trainer completes the pending checkpoint writes.
-            drop(trainer);
-            let resume = exists(&config.run_dir().checkpoint_latest(), comm)?;
-            trainer = job.trainer::<B>(resume, Some(number), device.clone(), |training| outputs(resume, training))?;
-            goes_on_from(&trainer.progress);
-            if comm.rank() == 0 {
-                let epoch = trainer.progress.next_epoch + 1;
-                tracing::warn!("{incident}; rolling back to the start of epoch {epoch}, with different samples");
-            }
-        };
-        if ending == Ending::Stopped {
+        let resume = is_resumed(config, comm, options.resume)?;
+        let (reason, trainer) = session.train(resume, options.profile)?;
+        if reason == StopReason::Stopped {
             return Ok(Outcome::Stopped);
         }
-        trainer.observers.run_is(RunState::Predicting)?;
-        let network = trainer.step.network.valid();
-        // Free the loader threads and buffers before prediction.
-        let device = trainer.step.device.clone();
-        let mut observers = std::mem::take(&mut trainer.observers);
-        drop(trainer);
-        let network = match held_out.with_best {
-            true => load::<B::InnerBackend>(&job, &config.run_dir().checkpoint_best(), &device)?,
+        let Trained { network, mut observers } = Trained::from_trainer(trainer)?;
+        let network = match options.held_out.with_best {
+            true => load::<B::InnerBackend>(&context, &config.run_dir().checkpoint_best(), &device)?,
             false => network,
         };
-        let summary = evaluate_held_out(&job, work, network, device, held_out)?;
+        let summary = evaluate_held_out(&context, work, network, device, options.held_out)?;
         observers.run_is(RunState::Finished)?;
         Ok(Outcome::Finished(summary.map(Box::new)))
+    }
+}
+
+/// Training of a run in this process, over all its rollbacks.
+struct Session<'a, B: ComputeBackend> {
+    context: &'a TrainingContext<'a>,
+    endpoint: Option<MetricsEndpoint>,
+    device: B::Device,
+}
+
+impl<'a, B: ComputeBackend> Session<'a, B> {
+    /// Trains to the last epoch, or until the run is stopped. With `on_nan = rollback`, a step whose loss or gradient is
+    /// NaN or infinite restarts the training from the latest checkpoint with different samples. The first `profile`
+    /// steps are recorded.
+    fn train(&mut self, resume: bool, profile: usize) -> Result<(StopReason, Trainer<'a, B>), TrainError> {
+        let config = self.context.config;
+        let mut trainer = self.build_trainer(resume, None)?;
+        announce(self.context, &trainer.progress);
+        trainer.profile = Profile::new(profile, config.run_dir().trace());
+        let mut rollbacks = Rollbacks::default();
+        loop {
+            match trainer.train() {
+                Ok(reason) => return Ok((reason, trainer)),
+                Err(TrainError::Diverged { dump, folder }) if rollbacks.allows_another(config, &dump) => {
+                    trainer = self.roll_back(trainer, &TrainError::Diverged { dump, folder })?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Restarts from the latest checkpoint, or from scratch if there is none yet.
+    fn roll_back(&mut self, trainer: Trainer<'a, B>, cause: &TrainError) -> Result<Trainer<'a, B>, TrainError> {
+        let TrainingContext { config, comm, .. } = *self.context;
+        let rollbacks = trainer.progress.rollbacks + 1;
+        // Dropping the trainer completes the pending checkpoint writes.
+        drop(trainer);
+        let resume = exists(&config.run_dir().checkpoint_latest(), comm)?;
+        let trainer = self.build_trainer(resume, Some(rollbacks))?;
+        if comm.rank() == 0 {
+            let epoch = trainer.progress.next_epoch + 1;
+            tracing::warn!("{cause}; rolling back to the start of epoch {epoch}, with different samples");
+        }
+        Ok(trainer)
+    }
+
+    fn build_trainer(&self, resume: bool, rollbacks: Option<u64>) -> Result<Trainer<'a, B>, TrainError> {
+        let outputs = |training: &Training| {
+            let outputs = match self.context.comm.rank() {
+                0 => outputs(self.context, resume, training)?,
+                _ => Outputs::default(),
+            };
+            Ok(outputs.with_metrics(self.endpoint.as_ref()))
+        };
+        let trainer = self.context.build_trainer::<B>(resume, rollbacks, self.device.clone(), outputs)?;
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.resume_from(&trainer.progress);
+        }
+        Ok(trainer)
+    }
+}
+
+/// Parts of a trainer that remain after training.
+struct Trained<B: NnOps> {
+    network: UNet<B>,
+    observers: Observers,
+}
+
+impl<B: NnOps> Trained<B> {
+    /// Frees the loader threads and buffers before the final validation.
+    fn from_trainer<A: ComputeBackend<InnerBackend = B>>(mut trainer: Trainer<A>) -> Result<Self, TrainError> {
+        trainer.observers.run_is(RunState::Predicting)?;
+        Ok(Self { network: trainer.step.network.valid(), observers: std::mem::take(&mut trainer.observers) })
     }
 }
 
@@ -157,7 +201,7 @@ struct Validate<'a> {
     config: &'a RunConfig,
     work: &'a WorkDir,
     comm: &'a dyn Communicator,
-    held_out: HeldOutOptions,
+    held_out: FinalValidationOptions,
 }
 
 impl OnDevice for Validate<'_> {
@@ -165,28 +209,28 @@ impl OnDevice for Validate<'_> {
 
     fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
         let Self { config, work, comm, held_out } = self;
-        let job = Job::open(config, work, comm)?;
+        let context = TrainingContext::open(config, work, comm)?;
         check_is_over(config, comm)?;
         let run = config.run_dir();
         let path = if held_out.with_best { run.checkpoint_best() } else { run.checkpoint_latest() };
-        let network = load::<B::InnerBackend>(&job, &path, &device)?;
-        evaluate_held_out(&job, work, network, device, held_out)
+        let network = load::<B::InnerBackend>(&context, &path, &device)?;
+        evaluate_held_out(&context, work, network, device, held_out)
     }
 }
 
 /// Loads the network of a checkpoint of this run.
-fn load<B: NnOps>(job: &Job, path: &Path, device: &B::Device) -> Result<UNet<B>, TrainError> {
-    if !exists(path, job.comm)? {
+fn load<B: NnOps>(context: &TrainingContext, path: &Path, device: &B::Device) -> Result<UNet<B>, TrainError> {
+    if !exists(path, context.comm)? {
         let defect = "not found: training ran no validation batches".to_owned();
         return Err(TrainError::Untrained { path: path.to_owned(), defect });
     }
-    let checkpoint = Checkpoint::read(path, job.comm)?;
+    let checkpoint = Checkpoint::read(path, context.comm)?;
     let misfit = |defect: String| TrainError::Checkpoint { path: path.to_owned(), defect };
-    if let Some(what) = job.model.first_difference(&checkpoint.model)? {
-        return Err(misfit(format!("was trained with a different {what} than in the plans")));
+    if let Some(difference) = context.model.first_difference(&checkpoint.model)? {
+        return Err(misfit(format!("was trained with a different {difference} than in the plans")));
     }
-    let network = UNet::with_state(job.model.network_spec()?, &checkpoint.weights, device);
-    Ok(network.map_err(|error| misfit(error.to_string()))?.with_precision(job.config.precision))
+    let network = UNet::with_state(context.model.network_spec()?, &checkpoint.weights, device);
+    Ok(network.map_err(|error| misfit(error.to_string()))?.with_precision(context.config.precision))
 }
 
 /// Returns whether a file exists, as seen by rank 0.
@@ -228,12 +272,12 @@ struct Rollbacks {
 
 impl Rollbacks {
     /// Returns whether to roll back again instead of ending the run.
-    fn are_left_for(&mut self, config: &RunConfig, incident: &Incident) -> bool {
-        let step = Some((incident.epoch, incident.iteration));
+    fn allows_another(&mut self, config: &RunConfig, dump: &NanDump) -> bool {
+        let step = Some((dump.epoch, dump.iteration));
         // A later step starts a new count.
         self.count = if step > self.step { 1 } else { self.count + 1 };
         self.step = self.step.max(step);
-        config.training.on_nan == OnNan::Rollback && self.count <= ROLLBACKS
+        config.training.on_nan == OnNan::Rollback && self.count <= MAX_ROLLBACKS
     }
 }
 
@@ -250,12 +294,12 @@ fn is_resumed(config: &RunConfig, comm: &dyn Communicator, resume: Resume) -> Re
 }
 
 /// Prepares the run directory and its output files.
-fn outputs(job: &Job, resume: bool, training: &Training) -> Result<Outputs, TrainError> {
-    let Job { config, comm, .. } = job;
+fn outputs(context: &TrainingContext, resume: bool, training: &Training) -> Result<Outputs, TrainError> {
+    let TrainingContext { config, comm, .. } = context;
     let progress = &training.progress;
     let run = config.run_dir();
     config.save().map_err(|error| TelemetryError::io(&run.config(), error))?;
-    let saver = job.saver(resume, training)?;
+    let checkpoint_writer = context.checkpoint_writer(resume, training)?;
     let training = &config.training;
     let global_batch_size = training.batch_size * training.gradient_accumulation_steps * comm.world_size();
     let (epochs, iterations) = (training.epochs, training.iterations_per_epoch);
@@ -267,22 +311,22 @@ fn outputs(job: &Job, resume: bool, training: &Training) -> Result<Outputs, Trai
         .with(ProgressPlot::new(&run.progress(), &run.log())?)
         .with(ProgressBar::new(progress.next_epoch, epochs, iterations, global_batch_size));
     let board = config.telemetry.tensorboard.then(|| {
-        TensorBoard::begin(&run.tensorboard(), progress.steps(iterations as u64), iterations, class_names(job))
+        TensorBoard::begin(&run.tensorboard(), progress.steps(iterations as u64), iterations, class_names(context))
     });
     let observers = match board.flatten() {
         Some(board) => observers.with(board),
         None => observers,
     };
-    Ok(Outputs { observers, saver: Some(saver) })
+    Ok(Outputs { observers, checkpoint_writer: Some(checkpoint_writer) })
 }
 
 /// Returns the names of the classes that have a pseudo Dice.
-fn class_names(job: &Job) -> Vec<String> {
-    job.model.dataset.foreground().iter().map(|class| class.name.to_owned()).collect()
+fn class_names(context: &TrainingContext) -> Vec<String> {
+    context.model.dataset.foreground().iter().map(|class| class.name.to_owned()).collect()
 }
 
-fn announce(job: &Job, progress: &Progress) {
-    let Job { config, comm, train_cases, validation_cases, .. } = job;
+fn announce(context: &TrainingContext, progress: &Progress) {
+    let TrainingContext { config, comm, train_cases, validation_cases, .. } = context;
     if comm.rank() > 0 {
         return;
     }

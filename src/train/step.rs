@@ -4,21 +4,21 @@
 //! If the backend computes the loss on the device, a step is only queued, and the metrics of several steps are read
 //! later at once ([`TrainStep::metrics`]).
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::weight_check::Arc;
 
-use burn::tensor::{Tensor, TensorData, backend::Backend, ops::FloatTensor};
+use burn::tensor::{backend::Backend, ops::FloatTensor};
 use ndarray::{Array4, ArrayView4, ArrayView5};
 
-use super::batch::{DeviceBatch, Inner, Targets, Upload, head_targets};
-use super::device_loss::{DeviceLoss, host_all};
-use super::exchange::{Exchange, ExchangeOptions, exchange};
-use super::pass::{Gradients, Pass, Sink};
-use super::sums::reduce_sums;
+use super::batch::{BatchUploader, DeviceBatch, Inner, head_targets};
+
+use super::forward_backward::{ForwardBackward, Gradients, SharedGradHook};
+use super::gradient_reducer::{GradientReducer, GradientReducerOptions, build_reducer};
+use super::loss_engine::{LossEngine, ReportedLoss, read_all};
 use nnunet_comm::distributed::{BucketLayout, CommError, Communicator, ReduceOp};
 use nnunet_core::trace;
 use nnunet_nn::backend::ComputeBackend;
-use nnunet_nn::loss::{GlobalSums, LossSums, SegmentationLoss};
+use nnunet_nn::loss::SegmentationLoss;
 use nnunet_nn::model::UNet;
 use nnunet_nn::ops::{NnOps, UpdateDecision};
 use nnunet_nn::optim::Optimizer;
@@ -34,10 +34,9 @@ pub struct TrainStep<B: ComputeBackend> {
     pub device: B::Device,
     /// Whether this rank has been asked to stop; communicated to all ranks with the next metrics.
     pub stop_requested: bool,
-    /// `None` if the host computes the loss.
-    device_loss: Option<DeviceLoss<B::InnerBackend>>,
+    loss_engine: LossEngine<B::InnerBackend>,
     /// `None` if there is nothing to average: one rank and no gradient accumulation.
-    exchange: Option<Arc<dyn Exchange<B::InnerBackend>>>,
+    reducer: Option<Arc<dyn GradientReducer<B::InnerBackend>>>,
     accumulate: usize,
     /// Gradient checkpointing: recompute activations within the network's stages in the backward pass.
     checkpointing: bool,
@@ -85,16 +84,6 @@ impl<B: Backend> Default for Measured<B> {
     }
 }
 
-/// Activations and target of one head on the host.
-struct HostHead<'a> {
-    /// Extents of the logits, `(n, z, y, x, c)`.
-    extents: [usize; 5],
-    activations: Vec<f32>,
-    labels: &'a [i16],
-    sums: LossSums,
-    weight: f64,
-}
-
 impl<B: ComputeBackend> TrainStep<B> {
     /// Prepares a network for training on one rank, with one batch per step.
     pub fn new(
@@ -104,19 +93,19 @@ impl<B: ComputeBackend> TrainStep<B> {
         head_weights: Vec<f64>,
         device: B::Device,
     ) -> Self {
-        let device_loss = DeviceLoss::new(&loss, network.spec().classes, &device);
-        if device_loss.is_none() && Inner::<B>::device_loss().is_some() {
+        let loss_engine = LossEngine::new(loss.clone(), &head_weights, network.spec().classes, &device);
+        if loss_engine.lacks_kernels() {
             tracing::warn!("the device has no {} loss: computing it on the host, which is slower", loss.name());
         }
         Self {
-            device_loss,
+            loss_engine,
             network: network.require_gradients(),
             optimizer,
             loss,
             head_weights,
             device,
             stop_requested: false,
-            exchange: None,
+            reducer: None,
             accumulate: 1,
             checkpointing: false,
             batches: 0,
@@ -135,12 +124,12 @@ impl<B: ComputeBackend> TrainStep<B> {
     ///
     /// # Errors
     /// Returns an error if the options differ between ranks, or a rank is lost.
-    pub fn connect(mut self, options: ExchangeOptions, comm: &dyn Communicator) -> Result<Self, CommError> {
+    pub fn connect(mut self, options: GradientReducerOptions, comm: &dyn Communicator) -> Result<Self, CommError> {
         self.accumulate = options.accumulate;
         if comm.world_size() > 1 || options.accumulate > 1 {
             let shapes = self.network.parameters().iter().map(|parameter| parameter.spec.shape.clone()).collect();
             let layout = self.bucket_layout(options.bucket_len);
-            self.exchange = Some(exchange::<B::InnerBackend>(layout, shapes, options, comm, &self.device)?);
+            self.reducer = Some(build_reducer::<B::InnerBackend>(layout, shapes, options, comm, &self.device)?);
         }
         Ok(self)
     }
@@ -153,11 +142,11 @@ impl<B: ComputeBackend> TrainStep<B> {
     }
 
     /// Returns the uploader of batches to the device of the network.
-    pub fn upload(&self) -> Upload<B> {
-        Upload {
+    pub fn uploader(&self) -> BatchUploader<B> {
+        BatchUploader {
             spec: self.network.spec().clone(),
             head_weights: self.head_weights.clone(),
-            to_device_loss: self.device_loss.is_some(),
+            to_device_loss: self.loss_engine.is_queued(),
             dtype: self.network.input_format(),
             device: self.device.clone(),
         }
@@ -170,7 +159,7 @@ impl<B: ComputeBackend> TrainStep<B> {
 
     /// Returns whether steps are only queued, so that their metrics are available later.
     pub fn is_queued(&self) -> bool {
-        self.device_loss.is_some()
+        self.loss_engine.is_queued()
     }
 
     /// Runs a step with one batch and waits for it: images `(n, c, z, y, x)` and their [`TrainStep::targets`].
@@ -184,7 +173,7 @@ impl<B: ComputeBackend> TrainStep<B> {
         learning_rate: f64,
         comm: &dyn Communicator,
     ) -> Result<StepMetrics, CommError> {
-        self.add(self.upload().batch_with(images, targets.to_vec()), comm)?;
+        self.add(self.uploader().batch_with(images, targets.to_vec()), comm)?;
         self.update(learning_rate)?;
         Ok(self.metrics(comm)?.pop().unwrap_or_default())
     }
@@ -195,19 +184,16 @@ impl<B: ComputeBackend> TrainStep<B> {
     /// # Errors
     /// Returns an error if a rank is lost.
     pub fn add(&mut self, batch: DeviceBatch<B::InnerBackend>, comm: &dyn Communicator) -> Result<(), CommError> {
-        if let Some(exchange) = &self.exchange {
-            exchange.begin(self.batches);
+        if let Some(reducer) = &self.reducer {
+            reducer.begin(self.batches);
         }
         self.batches += 1;
-        let rest = match &batch.targets {
-            Targets::Host(targets) => self.host_pass(batch.images, targets, comm)?,
-            Targets::Device(targets) => self.queued_pass(batch.images, targets, comm)?,
-        };
-        match &self.exchange {
+        let rest = self.forward_backward(batch, comm)?;
+        match &self.reducer {
             // Gradients of the first layer; all others have been passed on during the backward pass.
-            Some(exchange) => rest.into_iter().enumerate().for_each(|(number, gradient)| {
+            Some(reducer) => rest.into_iter().enumerate().for_each(|(number, gradient)| {
                 if let Some(gradient) = gradient {
-                    exchange.ready(number, gradient);
+                    reducer.ready(number, gradient);
                 }
             }),
             None => self.gradients = rest,
@@ -242,9 +228,9 @@ impl<B: ComputeBackend> TrainStep<B> {
 
     fn end(&mut self) -> Result<Gradients<B>, CommError> {
         self.batches = 0;
-        let Some(exchange) = &self.exchange else { return Ok(std::mem::take(&mut self.gradients)) };
+        let Some(reducer) = &self.reducer else { return Ok(std::mem::take(&mut self.gradients)) };
         let start = Instant::now();
-        let gradients = phase::<B, _>("wait for gradients", &self.device, || exchange.finish())?;
+        let gradients = phase::<B, _>("wait for gradients", &self.device, || reducer.finish())?;
         self.current.communication += start.elapsed();
         Ok(gradients)
     }
@@ -261,7 +247,7 @@ impl<B: ComputeBackend> TrainStep<B> {
     pub fn metrics(&mut self, comm: &dyn Communicator) -> Result<Vec<StepMetrics>, CommError> {
         let pending = std::mem::take(&mut self.pending);
         let mut values =
-            host_all::<Inner<B>>(pending.iter().flat_map(|step| step.sums.iter().chain(&step.decision))).into_iter();
+            read_all::<Inner<B>>(pending.iter().flat_map(|step| step.sums.iter().chain(&step.decision))).into_iter();
         let mut metrics: Vec<_> = pending.iter().map(|step| self.metrics_of(step, &mut values)).collect();
         if self.is_queued() && comm.world_size() > 1 {
             self.agree(&mut metrics, comm)?;
@@ -271,15 +257,10 @@ impl<B: ComputeBackend> TrainStep<B> {
 
     /// Computes the metrics of a step from its values.
     fn metrics_of(&self, step: &Measured<B::InnerBackend>, values: &mut impl Iterator<Item = Vec<f32>>) -> StepMetrics {
-        let weights: Vec<f64> = self.head_weights.iter().copied().filter(|weight| *weight > 0.0).collect();
-        let mut loss = step.loss;
-        if let Some(device_loss) = &self.device_loss {
-            let channels = self.network.spec().classes;
-            for (sums, weight) in values.by_ref().take(step.sums.len()).zip(weights.iter().cycle()) {
-                let value = self.loss.value(&device_loss.loss_sums(&sums, channels));
-                loss += weight * value.total / self.accumulate as f64;
-            }
-        }
+        let heads = self.loss_engine.heads();
+        let sums: Vec<_> = values.by_ref().take(step.sums.len()).collect();
+        let queued: f64 = sums.chunks(heads).map(|heads| self.loss_engine.value(heads)).sum();
+        let loss = step.loss + queued / self.accumulate as f64;
         let decision = values.next().map(|values| UpdateDecision::from_values(&values));
         StepMetrics {
             loss,
@@ -303,82 +284,32 @@ impl<B: ComputeBackend> TrainStep<B> {
         Ok(())
     }
 
-    /// Runs a batch whose loss is computed on the device. Returns the gradients that have not been passed to the
-    /// reducer.
-    fn queued_pass(
+    /// Runs forward pass, loss and backward pass on a batch. Returns the gradients that have not been passed to the
+    /// reducer. Averaged over the ranks, the gradients are those of the global loss.
+    fn forward_backward(
         &mut self,
-        images: Tensor<B::InnerBackend, 5>,
-        targets: &[Tensor<B::InnerBackend, 4, burn::tensor::Int>],
+        batch: DeviceBatch<B::InnerBackend>,
         comm: &dyn Communicator,
     ) -> Result<Gradients<B>, CommError> {
-        let scaler = self.optimizer.scaler(&self.device);
-        let sink = self.exchange.clone().map(|exchange| exchange as Sink<B>);
         let device = self.device.clone();
-        let forward = || Pass::new(&self.network, images, targets.len(), sink, self.checkpointing);
+        let scaler = self.optimizer.scaler(&device);
+        let grad_hook = self.reducer.clone().map(|reducer| reducer as SharedGradHook<B>);
+        let engine = &self.loss_engine;
+        let forward =
+            || ForwardBackward::new(&self.network, batch.images, engine.heads(), grad_hook, self.checkpointing);
         let pass = phase::<B, _>("forward", &device, forward);
-        let Some(loss) = &self.device_loss else { unreachable!("targets are on the device where the loss is") };
-        let heads: Vec<_> = phase::<B, _>("loss", &device, || {
-            pass.logits().into_iter().zip(targets).map(|(logits, labels)| loss.sums(logits, labels.clone())).collect()
-        });
+        let mut loss = phase::<B, _>("loss", &device, || engine.sums(pass.logits(), &batch.targets));
         let start = Instant::now();
-        let globals = phase::<B, _>("sum of losses over ranks", &device, || loss.all_ranks(&heads, comm))?;
+        let all_reduce = || engine.all_reduce(&mut loss, self.stop_requested, comm);
+        self.current.stop_requested |= phase::<B, _>("sum of losses over ranks", &device, all_reduce)?;
         self.current.communication += start.elapsed();
-        self.current.sums.extend(heads.iter().zip(&globals).map(|(head, global)| loss.logged(head, global)));
-        let weights = self.head_weights.iter().copied().filter(|weight| *weight > 0.0);
-        let heads = heads.into_iter().zip(globals).zip(weights);
-        let gradients = heads
-            .map(|((head, global), weight)| loss.gradient(head, global, scaler.clone(), weight, comm.world_size()))
-            .collect();
-        Ok(phase::<B, _>("backward", &device, || pass.backward(gradients)))
-    }
-
-    /// Runs a batch whose loss is computed on the host. Returns the gradients that have not been passed to the reducer.
-    /// Averaged over the ranks, the gradients are those of the global loss.
-    fn host_pass(
-        &mut self,
-        images: Tensor<B::InnerBackend, 5>,
-        targets: &[Array4<i16>],
-        comm: &dyn Communicator,
-    ) -> Result<Gradients<B>, CommError> {
-        let n = images.dims()[0];
-        let loss_scale = self.optimizer.loss_scale(&self.device);
-        let sink = self.exchange.clone().map(|exchange| exchange as Sink<B>);
-        let device = self.device.clone();
-        let forward = || Pass::new(&self.network, images, targets.len(), sink, self.checkpointing);
-        let pass = phase::<B, _>("forward", &device, forward);
-        let mut heads = phase::<B, _>("loss", &device, || self.host_heads(pass.logits(), targets));
-        let start = Instant::now();
-        let mut sums: Vec<_> = heads.iter_mut().map(|head| &mut head.sums).collect();
-        let stop = self.stop_requested;
-        let sum_over_ranks = || reduce_sums(&self.loss, &mut sums, stop, comm);
-        let global = phase::<B, _>("sum of losses over ranks", &device, sum_over_ranks)?;
-        self.current.communication += start.elapsed();
-        self.current.stop_requested |= global.stop_requested;
-
-        let gradient_span = trace::span("gradient of the loss");
-        let mut gradients = Vec::with_capacity(heads.len());
-        for (head, global) in heads.into_iter().zip(global.heads) {
-            self.current.loss += head.weight * self.loss.value(&global).total / self.accumulate as f64;
-            let sums = GlobalSums { local: head.sums, global, world_size: comm.world_size() };
-            let mut values = head.activations;
-            self.loss.gradient(&mut values, head.labels, n, &sums, loss_scale * head.weight);
-            gradients.push(Tensor::from_data(TensorData::new(values, head.extents), &self.device));
+        match engine.reported(&loss) {
+            ReportedLoss::Known(loss) => self.current.loss += loss / self.accumulate as f64,
+            ReportedLoss::Queued(sums) => self.current.sums.extend(sums),
         }
-        drop(gradient_span);
+        let gradients =
+            phase::<B, _>("gradient of the loss", &device, || engine.gradients(loss, scaler, comm.world_size()));
         Ok(phase::<B, _>("backward", &device, || pass.backward(gradients)))
-    }
-
-    /// Computes the loss sums of each head with a non-zero weight.
-    fn host_heads<'a>(&self, logits: Vec<Tensor<B::InnerBackend, 5>>, targets: &'a [Array4<i16>]) -> Vec<HostHead<'a>> {
-        let weights = self.head_weights.iter().copied().filter(|weight| *weight > 0.0);
-        let heads = logits.into_iter().zip(targets).zip(weights).map(|((logits, labels), weight)| {
-            let extents = logits.dims();
-            let mut activations = logits.into_data().convert::<f32>().into_vec().expect("converted to f32");
-            let labels = labels.as_slice().expect("targets are made in C order");
-            let sums = self.loss.sums(&mut activations, labels, extents[0]);
-            HostHead { extents, activations, labels, sums, weight }
-        });
-        heads.collect()
     }
 }
 

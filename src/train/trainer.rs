@@ -1,22 +1,23 @@
 //! The training loop.
 //!
 //! Start reading at [`Trainer::train`]: an epoch is [`Trainer::train_epoch`], [`Trainer::validate`], a line in the log
-//! and, if due, a checkpoint. The setup is in `setup.rs`, a single step in `step.rs`.
+//! and, if due, a checkpoint. `trainer_builder.rs` creates the trainer, `step.rs` makes a single step.
 
 use std::time::{Duration, Instant};
 
 use super::TrainError;
-use super::feed::Feed;
-use super::incident::{Incident, KEPT, SKIPS};
+use super::checkpoint_writer::AsyncCheckpointWriter;
+use super::context::TrainingContext;
+use super::device_prefetcher::DevicePrefetcher;
+use super::nan_dump::NanDump;
+use super::non_finite::{MAX_CONSECUTIVE_SKIPS, MAX_DUMPS};
+use super::preview::ValidationPreview;
 use super::profile::{Profile, STEP};
-use super::saver::Saver;
-use super::seen::Seen;
-use super::setup::Job;
 use super::step::{StepMetrics, TrainStep};
 use super::stop::StopRequest;
 use super::stragglers::{JobTimes, RankTimes};
-use super::sync::compare_weights;
 use super::validation::{Validation, ValidationResult};
+use super::weight_check::check_weights;
 use crate::config::{OnNan, RunConfig};
 use crate::telemetry::{EpochRecord, IterationRecord, Observer, Observers, RunState, StepTimes};
 use nnunet_comm::distributed::Communicator;
@@ -35,14 +36,14 @@ const EMA_MOMENTUM: f64 = 0.9;
 
 /// Training loop of one rank.
 pub struct Trainer<'a, B: ComputeBackend> {
-    pub(super) job: &'a Job<'a>,
+    pub(super) context: &'a TrainingContext<'a>,
     pub(super) config: &'a RunConfig,
     pub(super) comm: &'a dyn Communicator,
     pub(super) step: TrainStep<B>,
     pub(super) schedule: Schedule,
-    pub(super) train_batches: Feed<B>,
+    pub(super) train_batches: DevicePrefetcher<B>,
     /// `None` without validation batches.
-    pub(super) validation_batches: Option<Feed<B>>,
+    pub(super) validation_batches: Option<DevicePrefetcher<B>>,
     pub(super) progress: Progress,
     pub(super) stop_request: StopRequest,
     /// Fingerprint of the preprocessed cases.
@@ -51,14 +52,14 @@ pub struct Trainer<'a, B: ComputeBackend> {
     /// Skipped steps: consecutive ones, and all of this process.
     pub(super) skipped: [usize; 2],
     /// `None` on all ranks except 0.
-    pub(super) saver: Option<Saver>,
+    pub(super) checkpoint_writer: Option<AsyncCheckpointWriter>,
     /// Observers; those that write files are only on rank 0.
     pub(super) observers: Observers,
 }
 
 /// Reason for the end of a training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum StopReason {
     /// All epochs are complete.
     Finished,
     /// Stopped on request; the checkpoint is written.
@@ -83,7 +84,7 @@ impl EpochTimes {
     }
 
     /// Records the time of `steps` steps since the last call; returns the mean times per step, without communication.
-    fn lap(&mut self, data_wait: Duration, steps: usize) -> StepTimes {
+    fn record_interval(&mut self, data_wait: Duration, steps: usize) -> StepTimes {
         let elapsed = self.began.elapsed();
         let total = elapsed - self.elapsed;
         (self.elapsed, self.data_wait) = (elapsed, self.data_wait + data_wait);
@@ -98,7 +99,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     ///
     /// # Errors
     /// Returns an error if a rank, a file or the data fails, or the loss is NaN or infinite.
-    pub fn train(&mut self) -> Result<Ending, TrainError> {
+    pub fn train(&mut self) -> Result<StopReason, TrainError> {
         for epoch in self.progress.next_epoch..self.config.training.epochs {
             let began = Instant::now();
             let Some(times) = self.train_epoch(epoch)? else { return self.stop() };
@@ -106,9 +107,9 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             let validation = self.validate()?;
             let times = self.gather(&times)?;
             let record = self.record(epoch, &times, validation.as_ref(), began.elapsed());
-            let is_best = self.advance(epoch, validation.as_ref());
+            let is_best = self.update_ema(epoch, validation.as_ref());
             if is_best || epoch.is_multiple_of(PICTURE_EVERY) {
-                self.show(epoch, validation.and_then(|validation| validation.seen))?;
+                self.log_image(epoch, validation.and_then(|validation| validation.preview))?;
             }
             if self.comm.rank() == 0 {
                 self.comm.enter_unbounded(&format!("checkpoint of epoch {}", epoch + 1));
@@ -119,7 +120,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         }
         self.profile.finish(self.comm)?;
         self.finish_saving("the last checkpoint")?;
-        Ok(Ending::Finished)
+        Ok(StopReason::Finished)
     }
 
     /// Runs the steps of an epoch; returns `None` if all ranks have stopped before its end.
@@ -135,7 +136,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
             let steps = (epoch * iterations + iteration + 1) as u64;
             let every = self.config.dist.weight_check_interval as u64;
             if every > 0 && steps.is_multiple_of(every) {
-                compare_weights(&self.step.network, steps, self.comm)?;
+                check_weights(&self.step.network, steps, self.comm)?;
             }
             // Metrics of queued steps are read at intervals, at the same steps on all ranks.
             let is_due = !self.step.is_queued() || steps.is_multiple_of(QUEUED_STEPS) || iteration + 1 == iterations;
@@ -153,7 +154,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     /// Runs or queues one step with its batches.
     pub(super) fn train_step(&mut self, epoch: usize, iteration: usize) -> Result<(), TrainError> {
         let _span = trace::span_with_detail(STEP, || format!("epoch {}, step {}", epoch + 1, iteration + 1));
-        self.step.stop_requested = self.stop_request.has_come();
+        self.step.stop_requested = self.stop_request.is_set();
         for _ in 0..self.config.training.gradient_accumulation_steps {
             self.step.add(self.train_batches.next()?, self.comm)?;
         }
@@ -166,7 +167,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     fn report(&mut self, epoch: usize, times: &mut EpochTimes) -> Result<bool, TrainError> {
         let metrics = self.finished_steps()?;
         let count = metrics.len();
-        let mean = times.lap(self.train_batches.take_wait(), count);
+        let mean = times.record_interval(self.train_batches.take_wait(), count);
         let first = self.progress.next_iteration - count;
         let mut stop_requested = false;
         for (number, metrics) in metrics.iter().enumerate() {
@@ -175,7 +176,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
                 self.skipped[0] = 0;
                 self.progress.loss_sum += metrics.loss;
             } else {
-                self.meet(self.incident(epoch, iteration, metrics, count - 1 - number))?;
+                self.handle_non_finite(self.nan_dump(epoch, iteration, metrics, count - 1 - number))?;
                 self.progress.nan_steps += 1;
             }
             self.progress.loss_scale = metrics.loss_scale;
@@ -231,8 +232,9 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         loss.is_finite() && (gradient_norm.is_finite() || is_overflow)
     }
 
-    fn incident(&self, epoch: usize, iteration: usize, metrics: &StepMetrics, later_steps: usize) -> Incident {
-        Incident {
+    /// Describes a step for its dump.
+    fn nan_dump(&self, epoch: usize, iteration: usize, metrics: &StepMetrics, later_steps: usize) -> NanDump {
+        NanDump {
             epoch,
             iteration,
             loss: Some(metrics.loss).filter(|loss| loss.is_finite()),
@@ -245,16 +247,16 @@ impl<B: ComputeBackend> Trainer<'_, B> {
 
     /// Handles a step whose loss or gradient is NaN or infinite: dumps it for a replay, and ends the training unless
     /// such steps are skipped. The weights are unchanged by the step. A collective.
-    fn meet(&mut self, incident: Incident) -> Result<(), TrainError> {
+    fn handle_non_finite(&mut self, dump: NanDump) -> Result<(), TrainError> {
         let is_skipped = self.config.training.on_nan == OnNan::Skip;
         self.skipped = self.skipped.map(|count| count + 1);
-        let [in_a_row, all] = self.skipped;
-        if is_skipped && in_a_row <= SKIPS && all > KEPT {
+        let [consecutive, total] = self.skipped;
+        if is_skipped && consecutive <= MAX_CONSECUTIVE_SKIPS && total > MAX_DUMPS {
             return Ok(());
         }
-        let (incident, folder) = self.job.keep(incident, || self.checkpoint(false), &self.progress)?;
-        let error = TrainError::Diverged { incident: Box::new(incident), folder };
-        if !is_skipped || in_a_row > SKIPS {
+        let (dump, folder) = self.context.dump_step(dump, || self.checkpoint(false), &self.progress)?;
+        let error = TrainError::Diverged { dump: Box::new(dump), folder };
+        if !is_skipped || consecutive > MAX_CONSECUTIVE_SKIPS {
             return Err(error);
         }
         if self.comm.rank() == 0 {
@@ -264,10 +266,10 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     }
 
     /// Saves a checkpoint for resuming.
-    fn stop(&mut self) -> Result<Ending, TrainError> {
+    fn stop(&mut self) -> Result<StopReason, TrainError> {
         let Progress { next_epoch, next_iteration, .. } = self.progress;
-        if let Some(saver) = &self.saver {
-            saver.save(self.steps_done(), self.checkpoint(false));
+        if let Some(writer) = &self.checkpoint_writer {
+            writer.save(self.steps_done(), self.checkpoint(false));
         }
         self.finish_saving("the checkpoint of a stopped run")?;
         if self.comm.rank() == 0 {
@@ -277,14 +279,14 @@ impl<B: ComputeBackend> Trainer<'_, B> {
                 next_epoch + 1
             );
         }
-        Ok(Ending::Stopped)
+        Ok(StopReason::Stopped)
     }
 
     /// Waits on all ranks until rank 0 has written its checkpoints.
     fn finish_saving(&self, what: &str) -> Result<(), TrainError> {
-        if let Some(saver) = &self.saver {
+        if let Some(writer) = &self.checkpoint_writer {
             self.comm.enter_unbounded(what);
-            saver.finish()?;
+            writer.finish()?;
         }
         Ok(self.comm.barrier(what)?)
     }
@@ -312,8 +314,8 @@ impl<B: ComputeBackend> Trainer<'_, B> {
         let _span = trace::span("validation");
         let network = self.step.network.valid();
         let TrainStep { loss, head_weights, device, .. } = &self.step;
-        let is_watched = self.comm.rank() == 0 && self.config.telemetry.tensorboard;
-        let mut validation = Validation::new(&network, loss, head_weights, device).watched(is_watched);
+        let has_preview = self.comm.rank() == 0 && self.config.telemetry.tensorboard;
+        let mut validation = Validation::new(&network, loss, head_weights, device).with_preview(has_preview);
         for _ in 0..self.config.training.validation_iterations {
             validation.add(batches.next()?, self.comm)?;
         }
@@ -321,8 +323,8 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     }
 
     /// Passes the preview of a validation patch to the observers.
-    fn show(&mut self, epoch: usize, seen: Option<Seen>) -> Result<(), TrainError> {
-        match seen.map(|seen| seen.picture(epoch)) {
+    fn log_image(&mut self, epoch: usize, preview: Option<ValidationPreview>) -> Result<(), TrainError> {
+        match preview.map(|preview| preview.render(epoch)) {
             Some(Ok(picture)) => Ok(self.observers.picture(&picture)?),
             // A failed preview must not end the training.
             Some(Err(defect)) => {
@@ -334,7 +336,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     }
 
     /// Updates the moving average with an epoch's validation; returns whether it is a new best.
-    fn advance(&mut self, epoch: usize, validation: Option<&ValidationResult>) -> bool {
+    fn update_ema(&mut self, epoch: usize, validation: Option<&ValidationResult>) -> bool {
         let Progress { ema_pseudo_dice, best_ema_pseudo_dice, .. } = self.progress;
         let rollbacks = self.progress.rollbacks;
         let next_epoch = epoch + 1;
@@ -354,14 +356,14 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     /// Queues a checkpoint after an epoch if one is due, or if an earlier one could not be written. Returns the time by
     /// which the next step is delayed.
     fn save(&self, is_best: bool) -> Duration {
-        let Some(saver) = &self.saver else { return Duration::ZERO };
+        let Some(writer) = &self.checkpoint_writer else { return Duration::ZERO };
         let began = Instant::now();
         let _span = trace::span("copy for the checkpoint");
         let epochs = self.progress.next_epoch;
         let is_due = epochs.is_multiple_of(self.config.training.checkpoint_every);
         let is_last = epochs == self.config.training.epochs;
-        if is_best || is_due || is_last || saver.has_failed() {
-            saver.save(self.steps_done(), self.checkpoint(is_best));
+        if is_best || is_due || is_last || writer.has_failed() {
+            writer.save(self.steps_done(), self.checkpoint(is_best));
         }
         began.elapsed()
     }
@@ -375,7 +377,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
     pub(super) fn checkpoint(&self, is_best: bool) -> Checkpoint {
         let specs: Vec<ParameterSpec> = self.step.network.parameters().iter().map(|p| p.spec.clone()).collect();
         Checkpoint {
-            model: self.job.model.clone(),
+            model: self.context.model.clone(),
             training: Training {
                 progress: self.progress.clone(),
                 is_best,

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::picture::{Color, PictureError};
 use crate::raster::{draw_over, encode_png, escape, svg_document};
-use crate::{Color, PictureError};
 
 pub(crate) const BACKGROUND: Color = [18, 18, 18];
 pub(crate) const INK: Color = [235, 235, 235];

@@ -13,8 +13,8 @@ use plotters::prelude::{
 use plotters::style::Color as _;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use crate::picture::{Color, PictureError};
 use crate::raster::{escape, text_width};
-use crate::{Color, PictureError};
 
 /// Colors of curves; with white below or, exchanged by a style sheet, on black.
 pub const PALETTE: [Color; 8] = [

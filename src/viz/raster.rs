@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use resvg::tiny_skia::{IntSize, Pixmap, Transform};
 use resvg::usvg::{self, Tree, fontdb};
 
-use crate::{Color, PictureError};
+use crate::picture::{Color, PictureError};
 
 /// Inter, reduced to Latin and the symbols of charts; see `fonts/README.md`.
 const FONT: &[u8] = include_bytes!("fonts/Inter-Latin.otf");

@@ -11,7 +11,7 @@ use burn::tensor::{
 use nnunet_dist::loss::{GlobalSums, SegmentationLoss, Target, VoxelLoss};
 use nnunet_dist::ops::{
     AdamStep, ConvParams, DecisionParams, GradScaler, LossGradientInput, LossParams, LossTarget, NnOps, NormParams,
-    SgdStep, UpdateDecision, VoxelLossTerm, reference,
+    SgdStep, UpdateDecision, reference,
 };
 
 /// An activation type and the largest allowed difference, relative to the largest value.
@@ -410,7 +410,7 @@ impl<B: NnOps> Subject<B> {
                 dice,
                 cross_entropy: sums.cross_entropy * factor,
                 count: sums.count * factor,
-                hardest: None,
+                topk: None,
             }
         };
         let global = double(&sums);
@@ -437,11 +437,7 @@ impl<B: NnOps> Subject<B> {
             params: LossParams {
                 softmax,
                 dice: loss.dice,
-                voxel_loss: match loss.voxels {
-                    VoxelLoss::CrossEntropy => VoxelLossTerm::CrossEntropy,
-                    VoxelLoss::Focal { gamma } => VoxelLossTerm::Focal { gamma },
-                    _ => VoxelLossTerm::None,
-                },
+                voxel_loss: loss.voxels,
                 weighted: !loss.class_weights.is_empty(),
                 include_background: loss.include_background,
                 ignore_label: loss.ignore_label.map(i32::from),

@@ -70,7 +70,7 @@ pub fn agrees<B: ComputeBackend>(mut fixture: Fixture, name: &str, device: &B::D
         agree(&what(&format!("out{head}")), precision, &ours, expected.as_slice().unwrap(), tolerance.outputs);
     }
 
-    let head_weights = nnunet_dist::loss::weights(heads);
+    let head_weights = nnunet_dist::loss::head_weights(heads, true);
     let weighted = head_weights.iter().filter(|weight| **weight > 0.0).count();
     let targets: Vec<_> = (0..weighted).map(|head| fixture.labels(&format!("target{head}"))).collect();
     let sgd = Sgd { momentum: 0.99, nesterov: true, weight_decay: 3e-5 };
@@ -78,7 +78,7 @@ pub fn agrees<B: ComputeBackend>(mut fixture: Fixture, name: &str, device: &B::D
     let optimizer = Optimizer::new(sgd, Some(12.0));
     let optimizer = if precision.scales_loss() { optimizer.with_dynamic_scale() } else { optimizer };
     let mut step = TrainStep::<B>::new(network, optimizer, loss, head_weights, device.clone());
-    step.add(step.upload().batch_with(images.view(), targets.to_vec()), &Single).unwrap();
+    step.add(step.uploader().batch_with(images.view(), targets.to_vec()), &Single).unwrap();
     let gradients = step.gradients().unwrap();
     let expected = fixture.state("g/", &specs);
     let scale = if precision.scales_loss() { INITIAL_SCALE } else { 1.0 };

@@ -8,20 +8,20 @@ use nnunet_dist::loss::{SegmentationLoss, Target};
 use nnunet_dist::model::{UNet, UNetSpec};
 use nnunet_dist::optim::{Optimizer, Sgd};
 use nnunet_dist::plan::{NetworkShape, PLAIN_CONV_UNET};
-use nnunet_dist::train::{ExchangeOptions, TrainStep, compare_weights};
+use nnunet_dist::train::{GradientReducerOptions, TrainStep, check_weights};
 
 const STEPS: usize = 4;
 /// Samples per step, over all ranks.
 pub const SAMPLES: usize = 4;
 
-pub const PLAIN: ExchangeOptions =
-    ExchangeOptions { bucket_len: 2000, comm_dtype: CommDtype::F32, overlap: true, accumulate: 1 };
+pub const PLAIN: GradientReducerOptions =
+    GradientReducerOptions { bucket_len: 2000, comm_dtype: CommDtype::F32, overlap: true, accumulate: 1 };
 
 /// Trains on all ranks, then flips a bit of rank 1's weights: the ranks detect it and end the job.
 pub fn differ(comm: &dyn Communicator) {
     let mut step = network().connect(PLAIN, comm).unwrap();
     advance(&mut step, 1, comm);
-    compare_weights(&step.network, STEPS as u64, comm).expect("so far they are the same");
+    check_weights(&step.network, STEPS as u64, comm).expect("so far they are the same");
     if comm.rank() == 1 {
         let mut state = step.network.state();
         let value = &mut state[3].values[0];
@@ -29,7 +29,7 @@ pub fn differ(comm: &dyn Communicator) {
         let spec = step.network.spec().clone();
         step.network = UNet::with_state(spec, &state, &Default::default()).unwrap();
     }
-    let error = compare_weights(&step.network, STEPS as u64, comm).unwrap_err();
+    let error = check_weights(&step.network, STEPS as u64, comm).unwrap_err();
     comm.abort(75, &error.to_string());
 }
 
@@ -68,7 +68,7 @@ pub fn advance(step: &mut TrainStep<Cpu>, batches: usize, comm: &dyn Communicato
                 (value(n, z, y, x) > 0.0) as i16 + (value(n, z, y, x) > 0.5) as i16
             });
             let targets = step.targets(labels.view());
-            step.add(step.upload().batch_with(images.view(), targets.to_vec()), comm).unwrap();
+            step.add(step.uploader().batch_with(images.view(), targets.to_vec()), comm).unwrap();
         }
         step.update(0.05).unwrap();
     }

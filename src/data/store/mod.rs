@@ -19,8 +19,8 @@ pub use cached::CachedStore;
 pub use case::{ANNOTATED, CaseProperties, PreprocessedCase};
 pub use local_cache::{LocalCacheError, copy_label_maps_to_local_cache, copy_to_local_cache};
 pub use native::{NativeStore, clear, label_map, read_case_properties, write_case, write_label_map};
-pub use region::Region;
 pub(crate) use region::{OUTSIDE_INTENSITY, OUTSIDE_LABEL};
+pub use region::{Patch, Region};
 
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
@@ -91,17 +91,6 @@ pub trait CaseStore: Send + Sync {
         visit((&*scratch).into());
         Ok(())
     }
-}
-
-/// Data and labels of one box of a case.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Patch {
-    /// Normalized intensities, `(channel, z, y, x)`.
-    pub data: Array4<f32>,
-    /// Labels, `(z, y, x)`; -1 outside the image or outside the nonzero mask.
-    pub labels: Array3<i16>,
-    /// In a cascade, labels predicted by the previous stage, `(z, y, x)`; -1 outside the image.
-    pub previous: Option<Array3<i16>>,
 }
 
 /// Metadata of a preprocessed case, available without reading its voxels.

@@ -1,13 +1,24 @@
-//! A box of a case without a copy, and copying boxes with padding.
+//! Boxes of a case: copies, views without a copy, and copying with padding.
 
 use std::ops::Range;
 
-use super::Patch;
+use ndarray::{Array3, Array4};
 
 /// Intensity of padding outside the image, as in nnU-Net.
 pub(crate) const OUTSIDE_INTENSITY: f32 = 0.0;
 /// Label of padding outside the image, as in nnU-Net.
 pub(crate) const OUTSIDE_LABEL: i16 = -1;
+
+/// Data and labels of one box of a case.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Patch {
+    /// Normalized intensities, `(channel, z, y, x)`.
+    pub data: Array4<f32>,
+    /// Labels, `(z, y, x)`; -1 outside the image or outside the nonzero mask.
+    pub labels: Array3<i16>,
+    /// In a cascade, labels predicted by the previous stage, `(z, y, x)`; -1 outside the image.
+    pub previous: Option<Array3<i16>>,
+}
 
 /// A view of a box within the arrays of a whole case.
 ///

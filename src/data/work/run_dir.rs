@@ -49,7 +49,12 @@ impl RunDir {
     }
 
     /// Dumps of steps whose loss or gradient was NaN or infinite, for `nnunet-dist replay`.
-    pub fn incidents(&self) -> PathBuf {
+    pub fn nan_dumps(&self) -> PathBuf {
+        self.root.join("nan_dumps")
+    }
+
+    /// Folder of such dumps in runs of earlier versions.
+    pub fn former_nan_dumps(&self) -> PathBuf {
         self.root.join("incidents")
     }
 

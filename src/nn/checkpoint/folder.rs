@@ -1,4 +1,4 @@
-//! Atomically written folders whose files are verified against SHA-256 checksums.
+//! Checkpoint folders: atomic writes, verification against SHA-256 checksums, names and order.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::names;
 use crate::model::TensorFileError;
 use nnunet_core::fsio::{self, PARTIAL};
+use nnunet_data::work::RunDir;
 
 /// Name of the checksum file, in the format of coreutils' `sha256sum`.
 const SUMS: &str = "SHA256SUMS";
@@ -51,7 +51,7 @@ pub fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<(PathBuf, [
         Ok(files) => return Ok((path.to_owned(), files)),
         Err(damage) => damage,
     };
-    for earlier in names::before(path) {
+    for earlier in earlier_checkpoints(path) {
         if let Ok(files) = read_whole(&earlier, names) {
             tracing::warn!("{damage}; falling back to {}", earlier.display());
             return Ok((earlier, files));
@@ -106,6 +106,39 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Prefix of checkpoint names, followed by the step, zero-padded so that names sort by step.
+const STEP: &str = "step_";
+
+/// Path of the checkpoint written after `step` steps.
+pub(super) fn checkpoint_path(run: &RunDir, step: u64) -> PathBuf {
+    run.checkpoints().join(format!("{STEP}{step:010}"))
+}
+
+/// Lists the checkpoints in a folder as (step, path), oldest first.
+pub(super) fn steps(folder: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut steps: Vec<(u64, PathBuf)> =
+        entries.filter_map(|entry| Some((step_of(&entry.path())?, entry.path()))).collect();
+    steps.sort();
+    steps
+}
+
+fn step_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix(STEP)?.parse().ok()
+}
+
+/// Lists the checkpoints of the same run older than the one at `path`, newest first. `path` may be a link.
+pub(super) fn earlier_checkpoints(path: &Path) -> Vec<PathBuf> {
+    let target = match fs::read_link(path) {
+        Ok(target) => fsio::parent(path).join(target),
+        Err(_) => path.to_owned(),
+    };
+    let Some(step) = step_of(&target) else { return Vec::new() };
+    let mut earlier = steps(fsio::parent(&target));
+    earlier.retain(|(other, _)| *other < step);
+    earlier.into_iter().rev().map(|(_, path)| path).collect()
 }
 
 #[cfg(test)]

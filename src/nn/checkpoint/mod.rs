@@ -13,20 +13,13 @@
 //! A folder appears at its final path only when all its files are on disk. Readers verify the checksums and fall back
 //! to the previous checkpoint, with a warning, if one is damaged.
 
+mod checkpoint;
 mod folder;
-mod header;
-mod history;
-mod listed;
-mod names;
-mod saved;
-mod training;
+mod manager;
 
+pub use checkpoint::{Checkpoint, Progress, ReadError, SavedModel, Training};
 pub use folder::{read as read_folder, write as write_folder};
-pub use header::{Progress, Training};
-pub use history::{History, Keep};
-pub use listed::{Contents, Listed, list};
-pub use saved::SavedModel;
-pub use training::{Checkpoint, ReadError};
+pub use manager::{CheckpointInfo, CheckpointManager, Contents, RetentionPolicy, list};
 
 /// Name of the header file. A folder is a checkpoint if it has this file.
 pub const HEADER: &str = "checkpoint.json";

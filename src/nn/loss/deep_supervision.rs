@@ -2,14 +2,14 @@
 
 use ndarray::{Array4, ArrayView4};
 
-/// Returns the weights of `heads` losses, highest resolution first: `0.5^i`, the last one 0, normalized to sum to 1
-/// (nnU-Net's `_build_loss`).
+/// Returns the weights of `heads` losses, highest resolution first. With deep supervision: `0.5^i`, the last one 0,
+/// normalized to sum to 1 (nnU-Net's `_build_loss`). Without it, only the first head has a weight.
 ///
 /// nnU-Net gives the last head 1e-6 in distributed training because PyTorch's DDP requires a gradient for every
 /// parameter. This implementation does not, so the loss is the same for any number of ranks.
-pub fn weights(heads: usize) -> Vec<f64> {
-    if heads == 1 {
-        return vec![1.0];
+pub fn head_weights(heads: usize, deep_supervision: bool) -> Vec<f64> {
+    if heads == 1 || !deep_supervision {
+        return (0..heads).map(|head| if head == 0 { 1.0 } else { 0.0 }).collect();
     }
     let mut weights: Vec<f64> = (0..heads).map(|head| 0.5f64.powi(head as i32)).collect();
     weights[heads - 1] = 0.0;
@@ -40,7 +40,8 @@ mod tests {
 
     #[test]
     fn a_single_head_has_all_the_weight() {
-        assert_eq!(weights(1), [1.0]);
-        assert_eq!(weights(3), [2.0 / 3.0, 1.0 / 3.0, 0.0]);
+        assert_eq!(head_weights(1, true), [1.0]);
+        assert_eq!(head_weights(3, true), [2.0 / 3.0, 1.0 / 3.0, 0.0]);
+        assert_eq!(head_weights(3, false), [1.0, 0.0, 0.0]);
     }
 }

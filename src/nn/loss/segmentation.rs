@@ -8,74 +8,10 @@
 
 use rayon::prelude::*;
 
-use super::hardest::Hardest;
-use super::tile::{Slopes, TILE, Tile};
-
-/// Meaning of the output channels.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Target {
-    /// One channel per class, background first; each voxel has one class.
-    Classes,
-    /// One channel per region, given as its labels; regions may overlap.
-    Regions(Vec<Vec<i16>>),
-}
-
-/// Per-voxel loss term.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum VoxelLoss {
-    /// No per-voxel loss: Dice only.
-    None,
-    /// Cross-entropy of classes; binary cross-entropy of each region.
-    CrossEntropy,
-    /// Mean of the largest cross-entropies of classes (nnU-Net's `TopKLoss`), over this percentage of all voxels of the
-    /// global batch. Ignored voxels are included with a loss of 0. [`super::select_hardest`] selects the voxels.
-    TopK { percent: f64 },
-    /// Binary focal loss of each channel (Lin et al. 2017), as MONAI's `FocalLoss` without `alpha`.
-    Focal { gamma: f32 },
-}
-
-/// Soft Dice and per-voxel loss of a batch of logits `(n, voxels, channels)` and labels `(n, voxels)`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SegmentationLoss {
-    pub target: Target,
-    /// Whether the loss includes the Dice term.
-    pub dice: bool,
-    pub voxels: VoxelLoss,
-    /// Compute the Dice over the global batch (all ranks) instead of per sample.
-    pub batch_dice: bool,
-    /// Added to numerator and denominator of the Dice (`s` above).
-    pub smooth: f64,
-    /// Whether the Dice and the focal loss of classes include the background.
-    pub include_background: bool,
-    /// Cross-entropy weight per class, background first (PyTorch's `weight`); empty for none.
-    pub class_weights: Vec<f32>,
-    /// Voxels with this label are excluded.
-    pub ignore_label: Option<i16>,
-}
-
-/// Loss sums over the voxels of one rank. Adding those of all ranks gives the sums of the global batch.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct LossSums {
-    /// Intersection, activation and target sums per group (sample, or the batch) and Dice channel.
-    pub dice: Vec<[f64; 3]>,
-    /// Sum of the per-voxel losses.
-    pub cross_entropy: f64,
-    /// Number of losses in the sum, or the sum of their weights.
-    pub count: f64,
-    /// Losses of this rank's voxels, for top-k only.
-    pub hardest: Option<Hardest>,
-}
-
-/// Loss value and its terms.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LossValue {
-    /// `dice + cross_entropy`.
-    pub total: f64,
-    /// Minus the mean soft Dice; 0 if the loss has no Dice term.
-    pub dice: f64,
-    /// Mean of the per-voxel losses, of any kind.
-    pub cross_entropy: f64,
-}
+use super::definition::{GlobalSums, LossCoefficients, LossSums, LossValue, SegmentationLoss, Target};
+use super::tile::{TILE, Tile};
+use super::topk::{TopKLosses, select};
+use crate::ops::VoxelLoss;
 
 /// Number of voxels per task. Fixed, so that sums do not depend on the number of threads.
 const BLOCK: usize = 4096;
@@ -85,25 +21,11 @@ const MIN_DENOMINATOR: f64 = 1e-8;
 const MAX_CHANNELS: usize = 1 << 13;
 
 impl SegmentationLoss {
-    /// Creates nnU-Net's default loss: Dice and cross-entropy, without background.
-    pub fn new(target: Target, batch_dice: bool, ignore_label: Option<i16>) -> Self {
-        Self {
-            target,
-            dice: true,
-            voxels: VoxelLoss::CrossEntropy,
-            batch_dice,
-            smooth: 1e-5,
-            include_background: false,
-            class_weights: Vec::new(),
-            ignore_label,
-        }
-    }
-
     /// Computes this rank's sums. Replaces the logits by the input of [`Self::gradient`]: activations (softmax or
     /// sigmoid), or the unchanged logits for the focal loss.
     ///
     /// `logits` is `(n, voxels, channels)` in C order, `labels` is `(n, voxels)`. For top-k losses,
-    /// [`super::select_hardest`] completes the sums.
+    /// [`super::select_topk`] completes the sums.
     ///
     /// # Panics
     /// Panics if a label is not one of the classes.
@@ -133,7 +55,7 @@ impl SegmentationLoss {
                 sums.count += block.count;
             }
         }
-        sums.hardest = (!each.is_empty()).then(|| Hardest::new(each));
+        sums.topk = (!each.is_empty()).then(|| TopKLosses::new(each));
         sums
     }
 
@@ -158,32 +80,32 @@ impl SegmentationLoss {
         let dice_scale = if self.dice { -scale * world_size / (groups * classes as f64) } else { 0.0 };
         let voxel_scale = if sums.global.count > 0.0 { scale * world_size / sums.global.count } else { 0.0 };
         let dice_sums = if self.batch_dice { &sums.global.dice } else { &sums.local.dice };
-        let hardest = sums.local.hardest.as_ref();
+        let topk = sums.local.topk.as_ref();
 
         for (sample, (activations, labels)) in shape.samples(activations, labels).enumerate() {
             let group = if self.batch_dice { 0 } else { sample };
             let zeros = vec![0.0f32; shape.channels];
-            let mut slopes = Slopes {
-                slope: zeros.clone(),
-                offset: zeros,
-                voxels: voxel_scale as f32,
-                cutoff: hardest.map(Hardest::cutoff),
+            let mut coefficients = LossCoefficients {
+                dice_slope: zeros.clone(),
+                dice_offset: zeros,
+                voxel_scale: voxel_scale as f32,
+                cutoff: topk.map(TopKLosses::cutoff),
             };
             for class in 0..classes {
                 let (dice, denominator) = self.soft_dice(dice_sums[group * classes + class]);
-                slopes.slope[first + class] = (dice_scale * 2.0 / denominator) as f32;
-                slopes.offset[first + class] = (dice_scale * dice / denominator) as f32;
+                coefficients.dice_slope[first + class] = (dice_scale * 2.0 / denominator) as f32;
+                coefficients.dice_offset[first + class] = (dice_scale * dice / denominator) as f32;
             }
             let blocks = activations.par_chunks_mut(BLOCK * shape.channels).zip(labels.par_chunks(BLOCK));
             blocks.enumerate().for_each(|(block, (activations, labels))| {
                 let begin = sample * shape.voxels + block * BLOCK;
-                let each = hardest.map_or(&[][..], |hardest| &hardest.losses()[begin..][..labels.len()]);
+                let each = topk.map_or(&[][..], |topk| &topk.losses()[begin..][..labels.len()]);
                 let mut tile = Tile::new(self, shape.channels);
                 let tiles = activations.chunks_mut(TILE * shape.channels).zip(labels.chunks(TILE));
                 for (number, (values, labels)) in tiles.enumerate() {
                     tile.load(values, labels, self.ignore_label);
                     let each = if each.is_empty() { each } else { &each[number * TILE..][..labels.len()] };
-                    tile.gradient(self, &slopes, each);
+                    tile.gradient(self, &coefficients, each);
                     tile.store(values);
                 }
             });
@@ -194,29 +116,6 @@ impl SegmentationLoss {
     fn soft_dice(&self, [intersection, activations, targets]: [f64; 3]) -> (f64, f64) {
         let denominator = (activations + targets + self.smooth).max(MIN_DENOMINATOR);
         ((2.0 * intersection + self.smooth) / denominator, denominator)
-    }
-
-    /// Returns the loss's name for messages, e.g. `Dice + cross-entropy`.
-    pub fn name(&self) -> String {
-        let voxels = match self.voxels {
-            VoxelLoss::None => "",
-            VoxelLoss::CrossEntropy if self.class_weights.is_empty() => "cross-entropy",
-            VoxelLoss::CrossEntropy => "weighted cross-entropy",
-            VoxelLoss::TopK { .. } => "top-k cross-entropy",
-            VoxelLoss::Focal { .. } => "focal",
-        };
-        let parts = [if self.dice { "Dice" } else { "" }, voxels];
-        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" + ")
-    }
-
-    /// Returns the first channel included in the Dice and the focal loss.
-    pub fn first_channel(&self) -> usize {
-        usize::from(self.target == Target::Classes && !self.include_background)
-    }
-
-    /// Whether the gradient is computed from the logits, which cannot be recovered from the softmax.
-    pub(super) fn needs_logits(&self) -> bool {
-        matches!(self.voxels, VoxelLoss::Focal { .. })
     }
 
     /// Replaces a block's logits by softmax or sigmoid and returns its sums. `each` is empty or receives each voxel's
@@ -252,24 +151,6 @@ fn parts(values: &mut [f32], len: usize, count: usize) -> Vec<&mut [f32]> {
     }
 }
 
-/// Sums needed to compute the gradient.
-#[derive(Clone, Debug)]
-pub struct GlobalSums {
-    /// Sums of this rank.
-    pub local: LossSums,
-    /// Sums of all ranks. Its Dice sums are used for batch Dice only.
-    pub global: LossSums,
-    /// Number of ranks.
-    pub world_size: usize,
-}
-
-impl GlobalSums {
-    /// Wraps the sums of a single rank.
-    pub fn single(sums: LossSums) -> Self {
-        Self { local: sums.clone(), global: sums, world_size: 1 }
-    }
-}
-
 /// Extents of a batch of logits.
 #[derive(Clone, Copy)]
 struct Extents {
@@ -291,12 +172,36 @@ impl Extents {
     }
 }
 
+/// Replaces the loss sums of each head by the sums over its top-k voxels. Does nothing for other losses than
+/// [`VoxelLoss::TopK`].
+///
+/// `add_up` replaces values by their sums over all ranks (an all-reduce). It is called three times with a few thousand
+/// values per head, so the selection is over the global batch and does not depend on how it is partitioned. (nnU-Net
+/// selects on each rank separately.)
+///
+/// # Errors
+/// Returns any error of `add_up`.
+pub fn select_topk<E>(
+    loss: &SegmentationLoss,
+    heads: &mut [&mut LossSums],
+    add_up: impl FnMut(&mut [f64]) -> Result<(), E>,
+) -> Result<(), E> {
+    let VoxelLoss::TopK { percent } = loss.voxels else { return Ok(()) };
+    let mut losses: Vec<_> = heads.iter_mut().filter_map(|head| head.topk.as_mut()).collect();
+    select(&mut losses, percent, add_up)?;
+    for head in heads {
+        if let Some(topk) = &head.topk {
+            (head.cross_entropy, head.count) = topk.sums();
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
     use std::sync::{Barrier, Mutex};
 
-    use super::super::select_hardest;
     use super::*;
 
     /// Adds up values of two threads, as an all-reduce does.
@@ -368,7 +273,7 @@ mod tests {
     /// Sums of a single rank, completed by the top-k selection.
     fn sums(loss: &SegmentationLoss, logits: &mut [f32], labels: &[i16], n: usize) -> LossSums {
         let mut sums = loss.sums(logits, labels, n);
-        select_hardest(loss, &mut [&mut sums], |_| Ok::<_, ()>(())).unwrap();
+        select_topk(loss, &mut [&mut sums], |_| Ok::<_, ()>(())).unwrap();
         sums
     }
 
@@ -414,7 +319,7 @@ mod tests {
             let exchange = Exchange::default();
             std::thread::scope(|scope| {
                 for local in &mut locals {
-                    scope.spawn(|| select_hardest(&loss, &mut [local], |values| exchange.add_up(values)));
+                    scope.spawn(|| select_topk(&loss, &mut [local], |values| exchange.add_up(values)));
                 }
             });
             let gradient: Vec<f32> = halves

@@ -5,8 +5,8 @@ use std::f32::consts::{LN_2, LOG2_E};
 
 use multiversion::multiversion;
 
-use super::hardest::Cutoff;
-use super::segmentation::{LossSums, SegmentationLoss, Target, VoxelLoss};
+use super::definition::{LossCoefficients, LossSums, SegmentationLoss, Target};
+use crate::ops::VoxelLoss;
 use nnunet_core::math::{exp2, log2, power};
 
 /// Number of voxels per tile.
@@ -19,25 +19,12 @@ pub struct Tile {
     /// Logits or activations, per channel.
     values: Vec<Lane>,
     /// Derivatives of the Dice term with respect to the activations, per channel; scratch space of [`Tile::gradient`].
-    slopes: Vec<Lane>,
+    dice_gradients: Vec<Lane>,
     /// Derivatives of the focal loss with respect to the logits, per channel; empty for other losses.
     focal: Vec<Lane>,
     labels: [i16; TILE],
     /// Mask: 1 for voxels that count, 0 for ignored or missing ones.
     counted: Lane,
-}
-
-/// Coefficients of the loss gradient. The derivative of the Dice term with respect to a voxel's activation `p` is
-/// `slope * y - offset`; the derivative of the cross-entropy with respect to its logit is `voxels * (p - y)`.
-pub struct Slopes<'a> {
-    /// Per channel.
-    pub slope: Vec<f32>,
-    /// Per channel.
-    pub offset: Vec<f32>,
-    /// Factor of the per-voxel losses.
-    pub voxels: f32,
-    /// Top-k cutoff, for [`VoxelLoss::TopK`] only.
-    pub cutoff: Option<&'a Cutoff>,
 }
 
 impl Tile {
@@ -46,7 +33,7 @@ impl Tile {
         let focal = if loss.needs_logits() { channels } else { 0 };
         Self {
             values: vec![[0.0; TILE]; channels],
-            slopes: vec![[0.0; TILE]; channels],
+            dice_gradients: vec![[0.0; TILE]; channels],
             focal: vec![[0.0; TILE]; focal],
             labels: [0; TILE],
             counted: [0.0; TILE],
@@ -161,12 +148,12 @@ impl Tile {
 
     /// Replaces activations (logits, if [`SegmentationLoss::needs_logits`]) by the gradient with respect to the logits.
     /// `each` has the losses that [`Tile::activate`] wrote.
-    pub fn gradient(&mut self, loss: &SegmentationLoss, slopes: &Slopes, each: &[f32]) {
-        gradient(self, loss, slopes, each);
+    pub fn gradient(&mut self, loss: &SegmentationLoss, coefficients: &LossCoefficients, each: &[f32]) {
+        gradient(self, loss, coefficients, each);
     }
 
     #[inline(always)]
-    fn gradient_inlined(&mut self, loss: &SegmentationLoss, slopes: &Slopes, each: &[f32]) {
+    fn gradient_inlined(&mut self, loss: &SegmentationLoss, coefficients: &LossCoefficients, each: &[f32]) {
         let target = &loss.target;
         if let VoxelLoss::Focal { gamma } = loss.voxels {
             self.focal(loss, gamma);
@@ -181,17 +168,17 @@ impl Tile {
         let mut projection = [0.0f32; TILE];
         for channel in 0..self.values.len() {
             let y = self.members(target, channel);
-            let (p, slope) = (&self.values[channel], &mut self.slopes[channel]);
+            let (p, slope) = (&self.values[channel], &mut self.dice_gradients[channel]);
             for voxel in 0..TILE {
-                slope[voxel] = slopes.slope[channel] * y[voxel] - slopes.offset[channel];
+                slope[voxel] = coefficients.dice_slope[channel] * y[voxel] - coefficients.dice_offset[channel];
                 projection[voxel] += slope[voxel] * p[voxel];
             }
         }
-        let pull = self.pull(loss, slopes, each);
+        let pull = self.pull(loss, coefficients, each);
         let classes = *target == Target::Classes;
         for channel in 0..self.values.len() {
             let y = self.members(target, channel);
-            let (p, slope) = (&mut self.values[channel], &self.slopes[channel]);
+            let (p, slope) = (&mut self.values[channel], &self.dice_gradients[channel]);
             for voxel in 0..TILE {
                 // Derivatives of softmax and sigmoid.
                 let of_softmax = p[voxel] * (slope[voxel] - projection[voxel]);
@@ -201,7 +188,7 @@ impl Tile {
             }
             if let Some(focal) = self.focal.get(channel) {
                 for voxel in 0..TILE {
-                    p[voxel] += slopes.voxels * self.counted[voxel] * focal[voxel];
+                    p[voxel] += coefficients.voxel_scale * self.counted[voxel] * focal[voxel];
                 }
             }
         }
@@ -209,15 +196,15 @@ impl Tile {
 
     /// Returns the factor of each voxel's cross-entropy gradient.
     #[inline(always)]
-    fn pull(&self, loss: &SegmentationLoss, slopes: &Slopes, each: &[f32]) -> Lane {
+    fn pull(&self, loss: &SegmentationLoss, coefficients: &LossCoefficients, each: &[f32]) -> Lane {
         let mut pull = match loss.voxels {
             VoxelLoss::Focal { .. } | VoxelLoss::None => return [0.0; TILE],
             VoxelLoss::CrossEntropy | VoxelLoss::TopK { .. } => self.weights(loss),
         };
         for pull in &mut pull {
-            *pull *= slopes.voxels;
+            *pull *= coefficients.voxel_scale;
         }
-        if let Some(cutoff) = slopes.cutoff {
+        if let Some(cutoff) = coefficients.cutoff {
             for (pull, loss) in pull.iter_mut().zip(each) {
                 *pull *= cutoff.share(*loss) as f32;
             }
@@ -338,8 +325,8 @@ fn activate(tile: &mut Tile, loss: &SegmentationLoss, sums: &mut LossSums, each:
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn gradient(tile: &mut Tile, loss: &SegmentationLoss, slopes: &Slopes, each: &[f32]) {
-    tile.gradient_inlined(loss, slopes, each);
+fn gradient(tile: &mut Tile, loss: &SegmentationLoss, coefficients: &LossCoefficients, each: &[f32]) {
+    tile.gradient_inlined(loss, coefficients, each);
 }
 
 /// Sums in f64 with eight parallel accumulators.

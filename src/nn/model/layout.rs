@@ -1,8 +1,32 @@
-//! Layers of a network, with their parameters by index.
+//! Architecture of a network: its layers, with their parameters by index.
 
-use super::{ParameterSpec, UNetSpec};
+use super::ParameterSpec;
 use crate::ops::ConvParams;
-use nnunet_data::plan;
+use nnunet_data::plan::{self, NetworkShape};
+
+/// Architecture of a U-Net, without the weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UNetSpec {
+    /// Input channels.
+    pub channels: usize,
+    /// Output classes, background included.
+    pub classes: usize,
+    /// Network type and stages, from the plans.
+    pub shape: NetworkShape,
+}
+
+impl UNetSpec {
+    /// Returns the spatial extents `(z, y, x)` of each head's logits for a patch, highest resolution first.
+    pub fn head_extents(&self, patch: [usize; 3]) -> Vec<[usize; 3]> {
+        let heads = self.shape.features.len() - 1;
+        let mut extent = patch;
+        let resolutions = self.shape.strides.iter().take(heads).map(|stride| {
+            extent = std::array::from_fn(|axis| extent[axis] / stride[axis]);
+            extent
+        });
+        resolutions.collect()
+    }
+}
 
 /// All layers of a U-Net. Parameter indices refer to [`Layout::parameters`].
 pub struct Layout {

@@ -14,6 +14,7 @@ mod unet;
 
 pub use description::ModelDescription;
 pub use input::batch_tensor;
+pub use layout::UNetSpec;
 pub use parameter::{Parameter, ParameterSpec, StateError, TensorState};
 pub use tensor_file::{TensorFileError, parse_tensors, read_tensors, serialize_tensors, write_tensors};
-pub use unet::{Tap, UNet, UNetSpec};
+pub use unet::{LayerHook, UNet};

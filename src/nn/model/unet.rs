@@ -7,40 +7,15 @@ use burn::tensor::{
     backend::{AutodiffBackend, Backend},
 };
 
-use super::layout::{Block, ConvBlock, DecoderStage, Layout, ResidualBlock, layer_of};
+use super::layout::{Block, ConvBlock, DecoderStage, Layout, ResidualBlock, UNetSpec, layer_of};
 use super::{Parameter, ParameterSpec, StateError, TensorState, init};
 use crate::ops::{self, NnOps, NormParams, Precision};
-use nnunet_data::plan::NetworkShape;
 
 /// Slope of the leaky ReLU.
 const NEGATIVE_SLOPE: f32 = 0.01;
 
 /// Slope that turns the leaky ReLU into the identity.
 const IDENTITY: f32 = 1.0;
-
-/// Architecture of a U-Net, without the weights.
-#[derive(Clone, Debug, PartialEq)]
-pub struct UNetSpec {
-    /// Input channels.
-    pub channels: usize,
-    /// Output classes, background included.
-    pub classes: usize,
-    /// Network type and stages, from the plans.
-    pub shape: NetworkShape,
-}
-
-impl UNetSpec {
-    /// Returns the spatial extents `(z, y, x)` of each head's logits for a patch, highest resolution first.
-    pub fn head_extents(&self, patch: [usize; 3]) -> Vec<[usize; 3]> {
-        let heads = self.shape.features.len() - 1;
-        let mut extent = patch;
-        let resolutions = self.shape.strides.iter().take(heads).map(|stride| {
-            extent = std::array::from_fn(|axis| extent[axis] / stride[axis]);
-            extent
-        });
-        resolutions.collect()
-    }
-}
 
 /// A U-Net.
 ///
@@ -57,7 +32,7 @@ pub struct UNet<B: Backend> {
 }
 
 /// Hook applied to the activations that enter a layer; it also receives the indices of the layer's parameters.
-pub type Tap<'a, B> = &'a dyn Fn(Tensor<B, 5>, &[usize]) -> Tensor<B, 5>;
+pub type LayerHook<'a, B> = &'a dyn Fn(Tensor<B, 5>, &[usize]) -> Tensor<B, 5>;
 
 impl<B: NnOps> UNet<B> {
     /// Creates a network with He-initialized weights drawn from `seed`.
@@ -106,16 +81,16 @@ impl<B: NnOps> UNet<B> {
     ///
     /// Computes only the first `heads`: 1 at inference, all with a nonzero loss weight in training.
     pub fn forward(&self, x: Tensor<B, 5>, heads: usize) -> Vec<Tensor<B, 5>> {
-        self.forward_tapped(x, heads, &|x, _| x)
+        self.forward_with_hook(x, heads, &|x, _| x)
     }
 
-    /// Like [`UNet::forward`], with `tap` applied to the activations that enter each layer. `tap` also receives the
+    /// Like [`UNet::forward`], with `hook` applied to the activations that enter each layer. `hook` also receives the
     /// indices of the layer's parameters.
-    pub fn forward_tapped(&self, x: Tensor<B, 5>, heads: usize, tap: Tap<'_, B>) -> Vec<Tensor<B, 5>> {
+    pub fn forward_with_hook(&self, x: Tensor<B, 5>, heads: usize, hook: LayerHook<'_, B>) -> Vec<Tensor<B, 5>> {
         let mut features = self.input(x);
         let mut skips = Vec::with_capacity(self.encoder.len());
         for stage in 0..self.encoder.len() {
-            features = self.encoder_stage(stage, features, tap);
+            features = self.encoder_stage(stage, features, hook);
             skips.push(features.clone());
         }
         skips.pop();
@@ -123,9 +98,9 @@ impl<B: NnOps> UNet<B> {
         let mut logits = Vec::with_capacity(heads);
         for stage in 0..self.decoder.len() {
             let skip = skips.pop().expect("one skip per decoder stage");
-            features = self.decoder_stage(stage, features, skip, tap);
+            features = self.decoder_stage(stage, features, skip, hook);
             if self.has_head(stage, heads) {
-                logits.push(self.head(stage, features.clone(), tap));
+                logits.push(self.head(stage, features.clone(), hook));
             }
         }
         logits.reverse();
@@ -138,8 +113,8 @@ impl<B: NnOps> UNet<B> {
     }
 
     /// Computes the features of encoder stage `stage`, 0 at the highest resolution, from the previous stage's features.
-    pub fn encoder_stage(&self, stage: usize, x: Tensor<B, 5>, tap: Tap<'_, B>) -> Tensor<B, 5> {
-        self.blocks(x, &self.encoder[stage], tap)
+    pub fn encoder_stage(&self, stage: usize, x: Tensor<B, 5>, hook: LayerHook<'_, B>) -> Tensor<B, 5> {
+        self.blocks(x, &self.encoder[stage], hook)
     }
 
     /// Computes the features of decoder stage `stage`, 0 at the lowest resolution, from the features of the stage below
@@ -149,43 +124,49 @@ impl<B: NnOps> UNet<B> {
         stage: usize,
         below: Tensor<B, 5>,
         skip: Tensor<B, 5>,
-        tap: Tap<'_, B>,
+        hook: LayerHook<'_, B>,
     ) -> Tensor<B, 5> {
         let DecoderStage { up, blocks, .. } = &self.decoder[stage];
-        let below = tap(below, &layer_of(*up, &[]));
+        let below = hook(below, &layer_of(*up, &[]));
         let up = ops::conv_transpose(below, self.tensor(up.0), self.bias(*up, 1));
-        self.blocks(ops::concat(up, skip), blocks, tap)
+        self.blocks(ops::concat(up, skip), blocks, hook)
     }
 
     /// Computes the logits of a decoder stage from its features.
-    pub fn head(&self, stage: usize, features: Tensor<B, 5>, tap: Tap<'_, B>) -> Tensor<B, 5> {
+    pub fn head(&self, stage: usize, features: Tensor<B, 5>, hook: LayerHook<'_, B>) -> Tensor<B, 5> {
         let (weight, bias) = self.decoder[stage].head;
-        let features = tap(features, &[weight, bias]);
+        let features = hook(features, &[weight, bias]);
         ops::head(features, self.tensor(weight), self.tensor(bias))
     }
 
-    fn blocks(&self, x: Tensor<B, 5>, blocks: &[Block], tap: Tap<'_, B>) -> Tensor<B, 5> {
+    fn blocks(&self, x: Tensor<B, 5>, blocks: &[Block], hook: LayerHook<'_, B>) -> Tensor<B, 5> {
         blocks.iter().fold(x, |x, block| match block {
-            Block::Conv(conv) => self.conv_block(x, conv, NEGATIVE_SLOPE, tap),
-            Block::Residual(block) => self.residual_block(x, block, tap),
+            Block::Conv(conv) => self.conv_block(x, conv, NEGATIVE_SLOPE, hook),
+            Block::Residual(block) => self.residual_block(x, block, hook),
         })
     }
 
-    fn residual_block(&self, x: Tensor<B, 5>, block: &ResidualBlock, tap: Tap<'_, B>) -> Tensor<B, 5> {
-        let inner = self.conv_block(x.clone(), &block.conv1, NEGATIVE_SLOPE, tap);
-        let inner = self.conv_block(inner, &block.conv2, IDENTITY, tap);
+    fn residual_block(&self, x: Tensor<B, 5>, block: &ResidualBlock, hook: LayerHook<'_, B>) -> Tensor<B, 5> {
+        let inner = self.conv_block(x.clone(), &block.conv1, NEGATIVE_SLOPE, hook);
+        let inner = self.conv_block(inner, &block.conv2, IDENTITY, hook);
         let mut skip = x;
         if block.pool != [1; 3] {
             skip = ops::avg_pool(skip, block.pool);
         }
         if let Some(projection) = &block.projection {
-            skip = self.conv_block(skip, projection, IDENTITY, tap);
+            skip = self.conv_block(skip, projection, IDENTITY, hook);
         }
         ops::add_leaky_relu(inner, skip, NEGATIVE_SLOPE)
     }
 
-    fn conv_block(&self, x: Tensor<B, 5>, block: &ConvBlock, negative_slope: f32, tap: Tap<'_, B>) -> Tensor<B, 5> {
-        let x = tap(x, &block.parameters());
+    fn conv_block(
+        &self,
+        x: Tensor<B, 5>,
+        block: &ConvBlock,
+        negative_slope: f32,
+        hook: LayerHook<'_, B>,
+    ) -> Tensor<B, 5> {
+        let x = hook(x, &block.parameters());
         let x = ops::conv(x, self.tensor(block.weight), self.bias((block.weight, block.bias), 0), block.params);
         let norm = NormParams { eps: self.spec.shape.norm_eps as f32, negative_slope };
         ops::norm_act(x, self.tensor(block.gamma), self.tensor(block.beta), norm)

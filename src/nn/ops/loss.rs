@@ -19,12 +19,15 @@ pub struct LossTarget<B: Backend> {
 
 /// Per-voxel loss term.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum VoxelLossTerm {
-    /// No per-voxel loss.
+pub enum VoxelLoss {
+    /// No per-voxel loss: Dice only.
     None,
-    /// Cross-entropy of classes, or binary cross-entropy of each region.
+    /// Cross-entropy of classes; binary cross-entropy of each region.
     CrossEntropy,
-    /// Binary focal loss of each channel included in the Dice (Lin et al. 2017).
+    /// Mean of the largest cross-entropies of classes (nnU-Net's `TopKLoss`), over this percentage of all voxels of the
+    /// global batch. Ignored voxels are included with a loss of 0. [`crate::loss::select_topk`] selects the voxels.
+    TopK { percent: f64 },
+    /// Binary focal loss of each channel (Lin et al. 2017), as MONAI's `FocalLoss` without `alpha`.
     Focal { gamma: f32 },
 }
 
@@ -36,7 +39,8 @@ pub struct LossParams {
     pub softmax: bool,
     /// Whether the loss includes the Dice term.
     pub dice: bool,
-    pub voxel_loss: VoxelLossTerm,
+    /// Not [`VoxelLoss::TopK`], whose voxels are selected on the host.
+    pub voxel_loss: VoxelLoss,
     /// For classes: whether the cross-entropy is weighted per class.
     pub weighted: bool,
     /// For classes: whether the Dice includes the first channel, the background.

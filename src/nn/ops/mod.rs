@@ -30,7 +30,7 @@ pub use cube::GpuRuntime;
 #[cfg(feature = "cuda")]
 pub use cube::record_burn_timing;
 pub use grad_hook::{GradHook, GradHooks, grad_hook};
-pub use loss::{DeviceLoss, LossGradientInput, LossParams, LossParts, LossTarget, VoxelLossTerm};
+pub use loss::{DeviceLoss, LossGradientInput, LossParams, LossParts, LossTarget, VoxelLoss};
 pub use nnunet_comm::{BufferDtype, DeviceBuffer};
 pub use precision::{Precision, allow_tf32, is_tf32_allowed};
 pub use types::{ConvParams, ConvPass, HeadGradients, NormGradients, NormParams, WeightGradients, host};

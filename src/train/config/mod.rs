@@ -7,6 +7,7 @@
 mod defaults;
 mod layer;
 mod renamed;
+mod resolve;
 mod run;
 mod telemetry;
 mod validate;

@@ -41,8 +41,7 @@ impl RunConfig {
             "above 0, and at most 100",
         )?;
         require((0.0..=10.0).contains(&loss.focal_gamma), "loss.focal_gamma", loss.focal_gamma, "0 to 10")?;
-        let usable = |weight: &&f64| !(**weight >= 0.0 && **weight <= 1e6);
-        if let Some(weight) = loss.class_weights.iter().find(usable) {
+        if let Some(weight) = loss.class_weights.iter().find(|weight| !(0.0..=1e6).contains(*weight)) {
             require(false, "loss.class_weights", weight, "0 to 1e6 for each class")?;
         }
         if !loss.class_weights.is_empty() && !loss.kind.has_cross_entropy() {

@@ -7,19 +7,21 @@ mod case_report;
 mod montage;
 mod orientation;
 mod side_by_side;
+mod view;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array3, Axis};
+use ndarray::Axis;
 
 pub use crate::canvas::label_color;
 pub use case_report::{CaseReport, Histogram, ImageReport, Intensities, LabelReport, LabelVolume};
 pub use montage::{comparison, montage};
 pub use side_by_side::side_by_side;
+pub use view::CaseView;
 
 use nnunet_data::dataset::{Dataset, DatasetError, LabelValue};
-use nnunet_image::{Geometry, ImageError, read_header, read_labels, read_volume};
+use nnunet_image::{ImageError, read_header, read_labels, read_volume};
 
 /// The files of a case.
 #[derive(Clone, Debug)]
@@ -29,20 +31,6 @@ pub struct InspectCase {
     pub label: Option<PathBuf>,
     /// Names of the classes, as far as known.
     pub classes: BTreeMap<i16, String>,
-}
-
-/// The data of a case that its picture shows.
-#[derive(Clone, Debug)]
-pub struct CaseView {
-    pub name: String,
-    /// First channel, `(z, y, x)`.
-    pub image: Array3<f32>,
-    /// Intensities displayed as black and white.
-    pub window: [f32; 2],
-    pub labels: Option<Array3<i16>>,
-    pub geometry: Geometry,
-    /// Name and volume of each class.
-    pub legend: Vec<LabelVolume>,
 }
 
 impl InspectCase {

@@ -2,10 +2,11 @@
 
 use ndarray::{Array3, ArrayView2, ArrayView3};
 
+use super::case_report::LabelVolume;
 use super::orientation::{Plane, Reorientation};
-use super::{CaseView, LabelVolume};
-use crate::PictureError;
+use super::view::CaseView;
 use crate::canvas::{Anchor, BACKGROUND, Canvas, DIM_INK, INK, label_color, overlay};
+use crate::picture::PictureError;
 use crate::raster::text_width;
 
 /// Pixels along the longer side of the largest slice of a case.
@@ -274,7 +275,7 @@ mod tests {
     use ndarray::s;
 
     use super::*;
-    use crate::Color;
+    use crate::picture::Color;
     use crate::raster::decode_png;
     use nnunet_image::Geometry;
 

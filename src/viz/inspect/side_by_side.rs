@@ -3,8 +3,8 @@
 use ndarray::{ArrayView2, Zip};
 
 use super::montage::{MARGIN, TITLE_HEIGHT, TITLE_SIZE};
-use crate::PictureError;
 use crate::canvas::{Anchor, BACKGROUND, Canvas, INK, overlay};
+use crate::picture::PictureError;
 
 /// Minimum length of the longer side of the slice in pixels.
 const SIDE: usize = 256;

@@ -13,7 +13,7 @@ use nnunet_dist::distributed::{self, CommDtype, Communicator};
 use nnunet_dist::loss::{SegmentationLoss, Target};
 use nnunet_dist::model::{TensorState, UNet};
 use nnunet_dist::optim::{Optimizer, Sgd};
-use nnunet_dist::train::{ExchangeOptions, TrainStep};
+use nnunet_dist::train::{GradientReducerOptions, TrainStep};
 
 use crate::common;
 use crate::job;
@@ -40,7 +40,7 @@ fn part_of_a_rank() {
     assert_eq!(comm.world_size(), RANKS);
     // One bucket per parameter, several buckets, one for all; with and without overlap of the backward pass.
     for (bucket_len, overlap) in [(1, true), (50_000, true), (50_000, false), (usize::MAX, true)] {
-        let options = ExchangeOptions { bucket_len, comm_dtype: CommDtype::F32, overlap, accumulate: 1 };
+        let options = GradientReducerOptions { bucket_len, comm_dtype: CommDtype::F32, overlap, accumulate: 1 };
         for batch_dice in [false, true] {
             follow(Path::new(&path), batch_dice, options, &*comm);
         }
@@ -49,7 +49,7 @@ fn part_of_a_rank() {
 }
 
 /// Three steps from the fixture's weights on this rank's half of its batch.
-fn follow(path: &Path, batch_dice: bool, options: ExchangeOptions, comm: &dyn Communicator) {
+fn follow(path: &Path, batch_dice: bool, options: GradientReducerOptions, comm: &dyn Communicator) {
     // `ddp2_NAME.npz` starts from the weights of `net/NAME.npz`.
     let name = path.file_name().unwrap().to_str().unwrap().split_once('_').unwrap().1;
     let mut initial = Fixture::open(&path.parent().unwrap().with_file_name("net").join(name));
@@ -74,7 +74,7 @@ fn follow(path: &Path, batch_dice: bool, options: ExchangeOptions, comm: &dyn Co
 
     let step = TrainStep::new(network, Optimizer::new(sgd, Some(12.0)), loss, head_weights.to_vec(), device);
     let mut step = step.connect(options, comm).unwrap();
-    step.add(step.upload().batch_with(images.view(), targets.to_vec()), comm).unwrap();
+    step.add(step.uploader().batch_with(images.view(), targets.to_vec()), comm).unwrap();
     let gradients = step.gradients().unwrap();
     let expected = fixture.state(&format!("{set}/g/"), &specs);
     let largest = expected.values().flat_map(|state| &state.values).fold(0f32, |largest, g| largest.max(g.abs()));

@@ -6,7 +6,7 @@ use std::fs;
 
 use nnunet_dist::backend::Cpu;
 use nnunet_dist::distributed::{self, CommDtype, Communicator, Single};
-use nnunet_dist::train::{ExchangeOptions, TrainStep};
+use nnunet_dist::train::{GradientReducerOptions, TrainStep};
 
 use tempfile::NamedTempFile;
 
@@ -25,7 +25,7 @@ fn the_mean_does_not_depend_on_the_division_of_the_batch() {
     for ranks in [1, 2, 4] {
         for accumulate in [1, 2] {
             if ranks * accumulate <= SAMPLES {
-                let options = ExchangeOptions { accumulate, ..PLAIN };
+                let options = GradientReducerOptions { accumulate, ..PLAIN };
                 let weights = match ranks {
                     1 => train(options, &Single),
                     _ => match train_in_parallel(accumulate, "none", false, ranks) {
@@ -89,7 +89,7 @@ fn part_of_a_rank() {
                 "bf16" => CommDtype::Bf16,
                 _ => CommDtype::F32,
             };
-            let options = ExchangeOptions { accumulate: accumulate.parse().unwrap(), comm_dtype, ..PLAIN };
+            let options = GradientReducerOptions { accumulate: accumulate.parse().unwrap(), comm_dtype, ..PLAIN };
             let mut step =
                 small::network().with_checkpointing(checkpointing == "true").connect(options, &*comm).unwrap();
             small::advance(&mut step, options.accumulate, &*comm);
@@ -102,7 +102,7 @@ fn part_of_a_rank() {
         ["desync"] => small::differ(&*comm),
         ["mismatch"] => {
             let bucket_len = if comm.rank() == 2 { 1000 } else { 2000 };
-            let Err(error) = small::network().connect(ExchangeOptions { bucket_len, ..PLAIN }, &*comm) else {
+            let Err(error) = small::network().connect(GradientReducerOptions { bucket_len, ..PLAIN }, &*comm) else {
                 panic!("the ranks do not detect it")
             };
             comm.abort(3, &error.to_string());
@@ -113,7 +113,7 @@ fn part_of_a_rank() {
 }
 
 /// The weights after some steps.
-fn train(options: ExchangeOptions, comm: &dyn Communicator) -> Vec<f32> {
+fn train(options: GradientReducerOptions, comm: &dyn Communicator) -> Vec<f32> {
     let mut step = small::network().connect(options, comm).unwrap();
     small::advance(&mut step, options.accumulate, comm);
     weights(&step)

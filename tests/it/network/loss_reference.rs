@@ -4,7 +4,7 @@ use std::fs::File;
 
 use ndarray::{Array, ArrayD, Axis, Dimension};
 use ndarray_npy::NpzReader;
-use nnunet_dist::loss::{GlobalSums, SegmentationLoss, Target, VoxelLoss, select_hardest};
+use nnunet_dist::loss::{GlobalSums, SegmentationLoss, Target, VoxelLoss, select_topk};
 
 use crate::common;
 
@@ -220,7 +220,7 @@ fn every_kind_of_loss_agrees_with_pytorch() {
         let labels: Vec<i16> = (0..samples * voxels).map(label).collect();
         let mut values = logits.clone();
         let mut sums = loss.sums(&mut values, &labels, samples);
-        select_hardest(&loss, &mut [&mut sums], |_| Ok::<_, ()>(())).unwrap();
+        select_topk(&loss, &mut [&mut sums], |_| Ok::<_, ()>(())).unwrap();
         let total = loss.value(&sums).total;
         assert!((total - value).abs() < 2e-6 * value.abs().max(1.0), "{loss:?}: {total} instead of {value}");
         loss.gradient(&mut values, &labels, samples, &GlobalSums::single(sums), 1.0);

@@ -1,7 +1,7 @@
 //! Compares learning rates and deep-supervision weights with nnU-Net v2's (`fixtures/misc/schedules_steps.json`).
 
 use nnunet_dist::infer::window_positions;
-use nnunet_dist::loss::weights;
+use nnunet_dist::loss::head_weights;
 use nnunet_dist::optim::Schedule;
 use nnunet_dist::optim::{ScheduleConfig, ScheduleKind};
 use serde_json::Value;
@@ -55,10 +55,10 @@ fn deep_supervision_weights_are_identical() {
         // computed here.
         let Ok(heads) = heads.parse() else { continue };
         let expected: Vec<f64> = expected.as_array().unwrap().iter().map(|weight| weight.as_f64().unwrap()).collect();
-        for (ours, theirs) in weights(heads).iter().zip(&expected) {
+        for (ours, theirs) in head_weights(heads, true).iter().zip(&expected) {
             assert!((ours - theirs).abs() < 1e-12, "{heads} heads");
         }
-        assert_eq!(weights(heads).len(), expected.len());
+        assert_eq!(head_weights(heads, true).len(), expected.len());
         compared += 1;
     }
     assert!(compared > 0);

@@ -106,6 +106,13 @@ fn status_and_report_read_an_old_run() {
     let old = OldRun::new();
     let output = succeed(program().arg("status").arg(old.path("run")));
     assert!(String::from_utf8_lossy(&output.stdout).contains("finished"), "{output:?}");
+    // Dumps of steps with a NaN loss were in a folder of another name.
+    let dump = old.path("run/incidents/step_0000000003");
+    fs::create_dir_all(&dump).unwrap();
+    let step = r#"{"epoch": 0, "iteration": 2, "loss": null, "gradient_norm": null, "lr": 0.01, "later_steps": 0,
+        "cases": ["a_case_with_nan"]}"#;
+    fs::write(dump.join("step.json"), step).unwrap();
     succeed(program().arg("report").arg(old.path("run")).arg("-o").arg(old.path("report.html")));
-    assert!(fs::read_to_string(old.path("report.html")).unwrap().contains("<html"));
+    let report = fs::read_to_string(old.path("report.html")).unwrap();
+    assert!(report.contains("<html") && report.contains("a_case_with_nan"));
 }

@@ -42,8 +42,8 @@ fn losses(run: &RunDir) -> Vec<Value> {
     log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect()
 }
 
-fn incidents(run: &RunDir) -> Vec<std::path::PathBuf> {
-    let mut found: Vec<_> = fs::read_dir(run.incidents()).into_iter().flatten().map(|e| e.unwrap().path()).collect();
+fn nan_dumps(run: &RunDir) -> Vec<std::path::PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(run.nan_dumps()).into_iter().flatten().map(|e| e.unwrap().path()).collect();
     found.sort();
     found
 }
@@ -57,10 +57,10 @@ fn a_run_ends_at_the_step_and_the_replay_names_the_sample() {
     assert_eq!(code, Some(3), "{stderr}");
     let error = stderr.lines().last().unwrap();
     assert!(error.contains(&case) && error.contains("the loss is NaN or infinite"), "{error}");
-    let [incident] = &incidents(&run)[..] else { panic!("one incident: {:?}", incidents(&run)) };
-    assert!(error.contains(incident.to_str().unwrap()), "{error}");
+    let [dump] = &nan_dumps(&run)[..] else { panic!("one dump: {:?}", nan_dumps(&run)) };
+    assert!(error.contains(dump.to_str().unwrap()), "{error}");
 
-    let output = work::program().arg("replay").arg(incident).output().unwrap();
+    let output = work::program().arg("replay").arg(dump).output().unwrap();
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let marked: Vec<&str> = table.lines().filter(|line| line.ends_with("<-")).collect();
@@ -90,7 +90,7 @@ fn a_step_is_skipped_and_under_mpirun_on_all_ranks() {
     assert!(job.status.success(), "{}\n{}", job.status, job.output);
     let skipped = |run: &RunDir| losses(run).iter().map(|epoch| epoch["skipped_steps"].clone()).collect::<Vec<_>>();
     assert_eq!(skipped(&many), skipped(&run));
-    let batches = |number: usize| incidents(&many)[0].join(format!("batches_rank_{number}.safetensors")).exists();
+    let batches = |number: usize| nan_dumps(&many)[0].join(format!("batches_rank_{number}.safetensors")).exists();
     assert!(batches(0) && batches(1) && !batches(2));
 }
 

@@ -11,7 +11,8 @@ use rayon::prelude::*;
 use super::buffer_pool::{Buffer, buffer};
 use super::element::ActivationElement;
 use super::onednn::{Library, OneDnnConv};
-use super::{ConvParams, WeightGradients, contiguous, dims, values};
+use super::tensor::{contiguous, dims, values};
+use crate::ops::{ConvParams, WeightGradients};
 
 fn problem<T: ActivationElement>(input: [usize; 5], weight: [usize; 5], params: ConvParams) -> OneDnnConv {
     let [n, z, y, x, c_in] = input;

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use super::buffer_pool::{Buffer, buffer};
 use super::element::ActivationElement;
-use super::{HeadGradients, contiguous, dims, values};
+use super::tensor::{contiguous, dims, values};
+use crate::ops::HeadGradients;
 
 /// Number of voxels per task.
 const BLOCK: usize = 2048;

@@ -11,6 +11,7 @@ mod head;
 mod norm;
 pub mod onednn;
 mod pointwise;
+mod tensor;
 mod update;
 
 use burn::backend::Flex;
@@ -18,6 +19,7 @@ use burn::tensor::{DType, TensorMetadata, bf16, ops::FloatTensor};
 use burn_flex::FlexTensor;
 
 use element::ActivationElement;
+use tensor::{contiguous, dims, values};
 
 use super::profile::span;
 use super::update::{AdamStep, DecisionParams, SgdStep, UpdateDecision};
@@ -200,24 +202,6 @@ fn describe(x: &FlexTensor, weight: &FlexTensor, params: Option<ConvParams>) -> 
 fn shape_of(x: &FlexTensor) -> String {
     let [n, z, y, width, c] = dims(x);
     format!("{n}x {c} @{z}x{y}x{width}")
-}
-
-/// Returns the shape as an array.
-fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
-    let shape = tensor.layout().shape();
-    std::array::from_fn(|axis| shape[axis])
-}
-
-/// Returns the tensor in C order, without a copy if it already is.
-fn contiguous(tensor: FlexTensor) -> FlexTensor {
-    let whole = tensor.layout().contiguous_offsets().is_some();
-    if whole { tensor } else { tensor.to_contiguous() }
-}
-
-/// Returns the values of a tensor returned by [`contiguous`].
-fn values<T: ActivationElement>(tensor: &FlexTensor) -> &[T] {
-    let (start, end) = tensor.layout().contiguous_offsets().expect("contiguous() was called");
-    &tensor.storage()[start..end]
 }
 
 fn decision_from_tensor(decision: FlexTensor) -> UpdateDecision {

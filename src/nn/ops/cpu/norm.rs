@@ -16,7 +16,8 @@ use rayon::prelude::*;
 
 use super::buffer_pool::{Buffer, buffer};
 use super::element::ActivationElement;
-use super::{NormGradients, NormParams, contiguous, dims, values};
+use super::tensor::{contiguous, dims, values};
+use crate::ops::{NormGradients, NormParams};
 
 /// Number of values per task: 64 KiB of f32, which stays in a core's L2 cache.
 const BLOCK_VALUES: usize = 16 * 1024;

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::buffer_pool::buffer;
 use super::element::ActivationElement;
-use super::{contiguous, dims, values};
+use super::tensor::{contiguous, dims, values};
 
 /// Number of values per task of an elementwise operation.
 const VALUES: usize = 64 * 1024;

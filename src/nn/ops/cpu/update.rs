@@ -6,7 +6,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::buffer_pool::buffer;
-use super::{contiguous, values};
+use super::tensor::{contiguous, values};
 use crate::ops::update::{AdamStep, SgdStep, UpdateDecision};
 
 /// Number of weights per task.

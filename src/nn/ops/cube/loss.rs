@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 use super::focal;
 use super::loss_target::{MIN_DENOMINATOR, Target, TargetArrays, voxel_loss_scale};
 use super::runtime::{RowGeometry, Rows, UNITS, allocate, contiguous, elementwise, reuse};
-use crate::ops::{LossGradientInput, LossParams, LossParts, LossTarget, VoxelLossTerm};
+use crate::ops::{LossGradientInput, LossParams, LossParts, LossTarget, VoxelLoss};
 
 /// Number of sums per channel: intersection, activation and target; for channel 0 also the per-voxel losses and their
 /// number.
@@ -286,8 +286,8 @@ pub fn parts<R: CubeRuntime, BT: BoolElement>(
     let client = logits.client.clone();
     let losses = allocate(&logits, [samples * voxels], DType::F32);
     let focal_derivatives = match target.inner.params.voxel_loss {
-        VoxelLossTerm::Focal { gamma } => Some(focal::losses(&logits, &target, &losses, gamma)),
-        VoxelLossTerm::CrossEntropy | VoxelLossTerm::None => None,
+        VoxelLoss::Focal { gamma } => Some(focal::losses(&logits, &target, &losses, gamma)),
+        VoxelLoss::CrossEntropy | VoxelLoss::TopK { .. } | VoxelLoss::None => None,
     };
     let activations = reuse(&logits);
     let (count, dim) = elementwise(samples * voxels);
@@ -369,11 +369,11 @@ fn totals<R: CubeRuntime, BT: BoolElement>(
 /// Number of losses per voxel, the divisor of the sum.
 fn losses_per_voxel(params: LossParams, channels: usize) -> usize {
     match params.voxel_loss {
-        VoxelLossTerm::Focal { .. } => channels - params.first_channel(),
+        VoxelLoss::Focal { .. } => channels - params.first_channel(),
         // Binary cross-entropy has one loss per channel. With an ignore label the sum is divided by the voxels only, as
         // in nnU-Net's `DC_and_BCE_loss`.
-        VoxelLossTerm::CrossEntropy if !params.softmax && params.ignore_label.is_none() => channels,
-        VoxelLossTerm::CrossEntropy | VoxelLossTerm::None => 1,
+        VoxelLoss::CrossEntropy if !params.softmax && params.ignore_label.is_none() => channels,
+        VoxelLoss::CrossEntropy | VoxelLoss::TopK { .. } | VoxelLoss::None => 1,
     }
 }
 
@@ -411,7 +411,7 @@ pub fn gradient<R: CubeRuntime, BT: BoolElement>(
         ),
         gradient.clone().into_array_arg(),
         LossWeightsLaunch::new(
-            if params.voxel_loss == VoxelLossTerm::CrossEntropy { weight } else { 0.0 },
+            if params.voxel_loss == VoxelLoss::CrossEntropy { weight } else { 0.0 },
             if params.dice { -weight / (groups * dice_channels) as f32 } else { 0.0 },
             params.smooth,
         ),

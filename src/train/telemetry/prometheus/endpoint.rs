@@ -2,7 +2,7 @@
 
 use std::env;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::weight_check::{Arc, Mutex, PoisonError};
 
 use super::collector::{self, AskGpu};
 use super::exporter::MetricsExporter;
@@ -61,8 +61,8 @@ impl MetricsEndpoint {
     }
 
     /// Sets the position at which the run starts, resumes, or continues after a rollback.
-    pub fn goes_on_from(&self, progress: &Progress) {
-        self.state.update(|snapshot| snapshot.goes_on_from(progress));
+    pub fn resume_from(&self, progress: &Progress) {
+        self.state.update(|snapshot| snapshot.resume_from(progress));
     }
 }
 

@@ -44,7 +44,7 @@ pub struct Made {
 
 impl Snapshot {
     /// Sets the position at which the run starts, resumes, or continues after a rollback.
-    pub fn goes_on_from(&mut self, progress: &Progress) {
+    pub fn resume_from(&mut self, progress: &Progress) {
         self.step = progress.steps(self.facts.steps_per_epoch as u64);
         self.ema_pseudo_dice = progress.ema_pseudo_dice;
         self.best_ema_pseudo_dice = progress.best_ema_pseudo_dice;
@@ -106,7 +106,7 @@ mod tests {
         snapshot.epoch_finished(&EpochRecord { ema_pseudo_dice: Some(0.25), ..EpochRecord::example(3) });
         assert_eq!((snapshot.ema_pseudo_dice, snapshot.best_ema_pseudo_dice), (Some(0.25), Some(0.5)));
         let progress = Progress { next_epoch: 1, rollbacks: 1, ema_pseudo_dice: Some(0.125), ..Progress::default() };
-        snapshot.goes_on_from(&progress);
+        snapshot.resume_from(&progress);
         assert_eq!((snapshot.step, snapshot.rollbacks, snapshot.ema_pseudo_dice), (10, 1, Some(0.125)));
         assert_eq!(snapshot.made.steps, 2);
     }

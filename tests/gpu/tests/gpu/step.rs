@@ -49,7 +49,7 @@ fn train<B: ComputeBackend>(
     let optimizer = if precision.scales_loss() { optimizer.with_dynamic_scale() } else { optimizer };
     let loss = SegmentationLoss::new(Target::Classes, batch_dice, None);
     let mut step = TrainStep::<B>::new(network, optimizer, loss, vec![0.75, 0.25], device);
-    let upload = step.upload();
+    let upload = step.uploader();
     for number in 0..STEPS {
         let (images, labels) = batch(number);
         step.add(upload.batch(images.view(), labels.view()), &Single).unwrap();
@@ -100,7 +100,7 @@ fn gradient_checkpointing_trains_the_same() {
             .with_checkpointing(checkpointing);
         for number in 0..STEPS {
             let (images, labels) = batch(number);
-            step.add(step.upload().batch(images.view(), labels.view()), &Single).unwrap();
+            step.add(step.uploader().batch(images.view(), labels.view()), &Single).unwrap();
             step.update(0.01).unwrap();
         }
         step.metrics(&Single).unwrap()
@@ -135,7 +135,7 @@ fn validate<B: ComputeBackend>(device: B::Device, loss: &SegmentationLoss) -> Va
     let network = UNet::<B>::new(spec(), 3, &device);
     let step =
         TrainStep::<B>::new(network, Optimizer::new(sgd(), None), loss.clone(), vec![0.75, 0.25], device.clone());
-    let (upload, network) = (step.upload(), step.network.valid());
+    let (upload, network) = (step.uploader(), step.network.valid());
     let mut validation = Validation::new(&network, loss, &step.head_weights, &device);
     for number in 0..3 {
         let (images, labels) = batch(number);

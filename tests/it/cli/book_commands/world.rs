@@ -119,7 +119,7 @@ impl World {
             }
         }
         world.succeeds(&["plan", "-d", "Task04_Hippocampus", "-w", "hippocampus", "--planner", "resenc-l"]);
-        world.incident("hippocampus/runs/3d_fullres/fold_0");
+        world.nan_dump("hippocampus/runs/3d_fullres/fold_0");
         copy(&world.path("hippocampus/runs/3d_fullres/fold_0"), &world.path("run"));
         world.succeeds(&["export", "-r", "run", "--to", "pth", "-o", "exported"]);
         copy(&world.path("exported/fold_0/checkpoint_final.pth"), &world.path("checkpoint_final.pth"));
@@ -212,16 +212,16 @@ impl World {
     }
 
     /// Writes a dump of a training step with a NaN loss, as if it were step 123 of a run.
-    fn incident(&self, run: &str) {
+    fn nan_dump(&self, run: &str) {
         let train = ["train", "-w", "hippocampus", "-c", "3d_fullres", "-f", "0", "--run-dir", "diverged"];
         let short =
             ["--epochs", "1", "--iters-per-epoch", "9", "--val-iters", "0", "--batch-size", "2", "--lr", "1e37"];
         let output = self.program(&[&train[..], &short].concat());
         assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
-        let incident = fs::read_dir(self.path("diverged/incidents")).unwrap().next().unwrap().unwrap();
-        let place = self.path(run).join("incidents/step_0000000123");
+        let dump = fs::read_dir(self.path("diverged/nan_dumps")).unwrap().next().unwrap().unwrap();
+        let place = self.path(run).join("nan_dumps/step_0000000123");
         fs::create_dir_all(place.parent().unwrap()).unwrap();
-        fs::rename(incident.path(), place).unwrap();
+        fs::rename(dump.path(), place).unwrap();
     }
 
     fn convert(&self, arguments: &[&str]) {

@@ -1,6 +1,6 @@
 //! Forward and backward pass of the network.
 
-use std::sync::Arc;
+use std::weight_check::Arc;
 
 use burn::tensor::{Tensor, TensorPrimitive, backend::AutodiffBackend, ops::FloatTensor};
 
@@ -13,12 +13,12 @@ use nnunet_nn::ops::{self, GradHook, NnOps};
 pub(super) type Gradients<B> = Vec<Option<FloatTensor<<B as AutodiffBackend>::InnerBackend>>>;
 
 /// Destination of the gradients during the backward pass.
-pub(super) type Sink<B> = Arc<dyn GradHook<Inner<B>>>;
+pub(super) type SharedGradHook<B> = Arc<dyn GradHook<Inner<B>>>;
 
 /// A forward pass that waits for the gradients of its logits.
-pub(super) struct Pass<'a, B: ComputeBackend> {
+pub(super) struct ForwardBackward<'a, B: ComputeBackend> {
     network: &'a UNet<B>,
-    sink: Option<Sink<B>>,
+    grad_hook: Option<SharedGradHook<B>>,
     kept: Kept<B>,
 }
 
@@ -42,24 +42,26 @@ struct Stages<B: NnOps> {
     logits: Vec<Tensor<B, 5>>,
 }
 
-impl<'a, B: ComputeBackend> Pass<'a, B> {
+impl<'a, B: ComputeBackend> ForwardBackward<'a, B> {
     /// Runs the network on images `(n, z, y, x, c)`, as far as the first `heads` require. Gradients are passed to
-    /// `sink`, if given, during the backward pass. With `checkpointing`, only the activations between stages are kept.
+    /// `grad_hook`, if given, during the backward pass. With `checkpointing`, only the activations between stages are kept.
     pub(super) fn new(
         network: &'a UNet<B>,
         images: Tensor<Inner<B>, 5>,
         heads: usize,
-        sink: Option<Sink<B>>,
+        grad_hook: Option<SharedGradHook<B>>,
         checkpointing: bool,
     ) -> Self {
         let kept = match checkpointing {
             true => Kept::Stages(Stages::new(&network.valid(), images, heads)),
             false => {
                 let images = Tensor::from_inner(images);
-                Kept::Graph(network.forward_tapped(images, heads, &|x, layer| tapped(network, sink.as_ref(), x, layer)))
+                Kept::Graph(network.forward_with_hook(images, heads, &|x, layer| {
+                    with_grad_hook(network, grad_hook.as_ref(), x, layer)
+                }))
             }
         };
-        Self { network, sink, kept }
+        Self { network, grad_hook, kept }
     }
 
     /// Returns the logits `(n, z, y, x, classes)` of each head, highest resolution first.
@@ -70,19 +72,19 @@ impl<'a, B: ComputeBackend> Pass<'a, B> {
         }
     }
 
-    /// Computes the gradients of the parameters from the gradients of the logits. Returns those that the sink has not
+    /// Computes the gradients of the parameters from the gradients of the logits. Returns those that the grad_hook has not
     /// received.
-    pub(super) fn backward(self, of_logits: Vec<Tensor<Inner<B>, 5>>) -> Gradients<B> {
-        let Self { network, sink, kept } = self;
+    pub(super) fn backward(self, logit_gradients: Vec<Tensor<Inner<B>, 5>>) -> Gradients<B> {
+        let Self { network, grad_hook, kept } = self;
         let mut gradients = vec![None; network.parameters().len()];
         match kept {
             Kept::Graph(logits) => {
                 let mut roots = Roots::<B>::default();
-                logits.into_iter().zip(of_logits).for_each(|(logits, gradient)| roots.add(logits, gradient));
+                logits.into_iter().zip(logit_gradients).for_each(|(logits, gradient)| roots.add(logits, gradient));
                 let mut found = roots.backward();
                 take_gradients(network, &mut found, &mut gradients);
             }
-            Kept::Stages(stages) => stages.backward(network, sink.as_ref(), of_logits, &mut gradients),
+            Kept::Stages(stages) => stages.backward(network, grad_hook.as_ref(), logit_gradients, &mut gradients),
         }
         gradients
     }
@@ -115,36 +117,36 @@ impl<B: NnOps> Stages<B> {
     fn backward<A: ComputeBackend<InnerBackend = B>>(
         self,
         network: &UNet<A>,
-        sink: Option<&Sink<A>>,
-        of_logits: Vec<Tensor<B, 5>>,
+        grad_hook: Option<&SharedGradHook<A>>,
+        logit_gradients: Vec<Tensor<B, 5>>,
         gradients: &mut Gradients<A>,
     ) {
-        let tap = |x: Tensor<A, 5>, layer: &[usize]| tapped(network, sink, x, layer);
+        let layer_hook = |x: Tensor<A, 5>, layer: &[usize]| with_grad_hook(network, grad_hook, x, layer);
         let leaf = |x: Tensor<B, 5>| Tensor::<A, 5>::from_inner(x).require_grad();
         let Self { input, mut encoded, mut decoded, logits } = self;
         let heads = logits.len();
         drop(logits);
-        let mut of_logits = of_logits.into_iter();
-        let mut of_skips = Vec::new();
-        let mut of_features: Option<Tensor<B, 5>> = None;
+        let mut logit_gradients = logit_gradients.into_iter();
+        let mut skip_gradients = Vec::new();
+        let mut feature_gradient: Option<Tensor<B, 5>> = None;
         let bottom = encoded.pop().expect("an encoder has stages");
         decoded.insert(0, bottom);
         // Decoder stages with their skip connections; the last stage has the highest resolution.
         for (stage, skip) in (0..network.heads()).rev().zip(&encoded) {
             let below = leaf(decoded.pop().expect("one input per stage"));
             let skip = leaf(skip.clone());
-            let features = network.decoder_stage(stage, below.clone(), skip.clone(), &tap);
+            let features = network.decoder_stage(stage, below.clone(), skip.clone(), &layer_hook);
             let mut roots = Roots::<A>::default();
-            if let (true, Some(gradient)) = (network.has_head(stage, heads), of_logits.next()) {
-                roots.add(network.head(stage, features.clone(), &tap), gradient);
+            if let (true, Some(gradient)) = (network.has_head(stage, heads), logit_gradients.next()) {
+                roots.add(network.head(stage, features.clone(), &layer_hook), gradient);
             }
-            if let Some(gradient) = of_features {
+            if let Some(gradient) = feature_gradient {
                 roots.add(features, gradient);
             }
             let mut found = roots.backward();
             take_gradients(network, &mut found, gradients);
-            of_features = below.grad_remove(&mut found);
-            of_skips.push(skip.grad_remove(&mut found));
+            feature_gradient = below.grad_remove(&mut found);
+            skip_gradients.push(skip.grad_remove(&mut found));
         }
         for stage in (0..=network.heads()).rev() {
             let x = match stage.checked_sub(1).map(|before| encoded.swap_remove(before)) {
@@ -153,16 +155,16 @@ impl<B: NnOps> Stages<B> {
                 None => Tensor::from_inner(input.clone()),
             };
             let mut roots = Roots::<A>::default();
-            let features = network.encoder_stage(stage, x.clone(), &tap);
-            let of_skip = of_skips.get_mut(stage).and_then(Option::take);
-            let gradient = match (of_features, of_skip) {
+            let features = network.encoder_stage(stage, x.clone(), &layer_hook);
+            let skip_gradient = skip_gradients.get_mut(stage).and_then(Option::take);
+            let gradient = match (feature_gradient, skip_gradient) {
                 (Some(a), Some(b)) => Some(accumulate(a, b)),
                 (one, other) => one.or(other),
             };
             roots.add(features, gradient.expect("every stage's features are used"));
             let mut found = roots.backward();
             take_gradients(network, &mut found, gradients);
-            of_features = if stage == 0 { None } else { x.grad_remove(&mut found) };
+            feature_gradient = if stage == 0 { None } else { x.grad_remove(&mut found) };
         }
     }
 }
@@ -191,17 +193,17 @@ impl<B: ComputeBackend> Roots<B> {
     }
 }
 
-/// Adds a gradient hook to the input of a layer: the gradients of its parameters are passed to the sink during the
+/// Adds a gradient hook to the input of a layer: the gradients of its parameters are passed to the grad_hook during the
 /// backward pass.
-fn tapped<B: ComputeBackend>(
+fn with_grad_hook<B: ComputeBackend>(
     network: &UNet<B>,
-    sink: Option<&Sink<B>>,
+    grad_hook: Option<&SharedGradHook<B>>,
     x: Tensor<B, 5>,
     layer: &[usize],
 ) -> Tensor<B, 5> {
-    let Some(sink) = sink else { return x };
+    let Some(grad_hook) = grad_hook else { return x };
     let parameters = layer.iter().map(|&number| (number, network.parameters()[number].tensor_primitive()));
-    ops::grad_hook(x, parameters.collect(), sink.clone())
+    ops::grad_hook(x, parameters.collect(), grad_hook.clone())
 }
 
 /// Moves the gradients of the parameters from `found` to `gradients`.

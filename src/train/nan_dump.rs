@@ -1,24 +1,14 @@
-//! Handling of steps whose loss or gradient is NaN or infinite, and dumps of such steps for `nnunet-dist replay`.
+//! Dumps of steps whose loss or gradient is NaN or infinite, for `nnunet-dist replay`.
 
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array4, Array5};
 use serde::{Deserialize, Serialize};
 
-use super::TrainError;
-use super::setup::Job;
-use nnunet_core::rng::Purpose;
 use nnunet_data::loader::{Batch, SampleId};
 use nnunet_data::work::RunDir;
-use nnunet_nn::checkpoint::{Checkpoint, Progress};
+use nnunet_nn::checkpoint::Checkpoint;
 use nnunet_nn::model::{ParameterSpec, TensorFileError, TensorState, read_tensors, write_tensors};
-
-/// Maximum number of consecutive skipped steps before the run ends.
-pub(super) const SKIPS: usize = 20;
-/// Maximum number of rollbacks caused by the same step before the run ends.
-pub(super) const ROLLBACKS: u64 = 3;
-/// Maximum number of skipped steps that are dumped for a replay.
-pub(super) const KEPT: usize = 3;
 
 /// File name prefix of the batches; the rank follows.
 const BATCHES: &str = "batches_rank_";
@@ -26,7 +16,7 @@ const STEP: &str = "step.json";
 
 /// A step whose loss or gradient is NaN or infinite.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Incident {
+pub struct NanDump {
     /// Epoch, from 0; `iteration` is the step within it, from 0.
     pub epoch: usize,
     pub iteration: usize,
@@ -48,74 +38,19 @@ pub struct RankBatches {
     pub batches: Vec<Batch>,
 }
 
-impl Job<'_> {
-    /// Dumps a step to the run directory so that it can be replayed: weights and optimizer from rank 0, batches from
-    /// each rank. Returns the incident with the names of all cases, and its folder. A collective.
-    ///
-    /// # Errors
-    /// Returns an error if the samples cannot be read again, or a rank is lost. If the dump cannot be written, for
-    /// example on a full disk, there is only a warning.
-    pub(super) fn keep(
-        &self,
-        incident: Incident,
-        checkpoint: impl FnOnce() -> Checkpoint,
-        progress: &Progress,
-    ) -> Result<(Incident, PathBuf), TrainError> {
-        const WHAT: &str = "samples of a step without a loss";
-        let Incident { epoch, iteration, .. } = incident;
-        let at = Progress {
-            next_epoch: epoch,
-            next_iteration: iteration,
-            rollbacks: progress.rollbacks,
-            ..Progress::default()
-        };
-        let mut loader = self.loader(Purpose::TrainSample, &at)?;
-        let batches = (0..self.config.training.gradient_accumulation_steps)
-            .map(|_| loader.next())
-            .collect::<Result<Vec<_>, _>>()?;
-        let own: Vec<&str> =
-            batches.iter().flat_map(|batch| &batch.samples).map(|sample| sample.case.as_str()).collect();
-        let all = self.comm.all_gather_bytes(own.join("\n").as_bytes(), WHAT)?;
-        let mut cases: Vec<String> = all
-            .iter()
-            .flat_map(|names| String::from_utf8_lossy(names).lines().map(str::to_owned).collect::<Vec<_>>())
-            .collect();
-        cases.sort();
-        cases.dedup();
-        let incident = Incident { cases, ..incident };
-
-        let step = epoch * self.config.training.iterations_per_epoch + iteration + 1;
-        let folder = self.config.run_dir().incidents().join(format!("step_{step:010}"));
-        let mut kept = match self.comm.rank() {
-            0 => write_step(&folder, &incident, &checkpoint()),
-            _ => Ok(()),
-        };
-        self.comm.barrier(WHAT)?;
-        let rank = self.comm.rank();
-        if kept.is_ok() {
-            kept = RankBatches { rank, batches }.write(&folder);
-        }
-        if let Err(error) = kept {
-            tracing::warn!("{error}; rank {rank} does not dump the step");
-        }
-        self.comm.barrier(WHAT)?;
-        Ok((incident, folder))
-    }
-}
-
-fn write_step(folder: &Path, incident: &Incident, checkpoint: &Checkpoint) -> Result<(), TensorFileError> {
+pub(super) fn write_step(folder: &Path, dump: &NanDump, checkpoint: &Checkpoint) -> Result<(), TensorFileError> {
     checkpoint.write(folder)?;
     let path = folder.join(STEP);
-    nnunet_core::fsio::write_json(&path, incident).map_err(|error| TensorFileError::new(&path, error))
+    nnunet_core::fsio::write_json(&path, dump).map_err(|error| TensorFileError::new(&path, error))
 }
 
-impl Incident {
+impl NanDump {
     /// Reads the dump in `folder`.
     ///
     /// # Errors
     /// Returns an error if a file is missing or damaged.
     pub fn read(folder: &Path) -> Result<(Self, Vec<RankBatches>), TensorFileError> {
-        let incident = Self::read_step(folder)?;
+        let dump = Self::read_step(folder)?;
         let entries = std::fs::read_dir(folder).map_err(|error| TensorFileError::new(folder, error))?;
         let rank = |name: String| name.strip_prefix(BATCHES)?.strip_suffix(".safetensors")?.parse().ok();
         let mut ranks: Vec<usize> =
@@ -125,7 +60,7 @@ impl Incident {
             return Err(TensorFileError::new(folder, "contains no batches"));
         }
         let batches = ranks.into_iter().map(|rank| RankBatches::read(folder, rank)).collect::<Result<_, _>>()?;
-        Ok((incident, batches))
+        Ok((dump, batches))
     }
 
     fn read_step(folder: &Path) -> Result<Self, TensorFileError> {
@@ -140,13 +75,14 @@ impl Incident {
 ///
 /// # Errors
 /// Returns an error if a dump is damaged.
-pub fn incidents(run: &RunDir) -> Result<Vec<(PathBuf, Incident)>, TensorFileError> {
-    let entries = std::fs::read_dir(run.incidents()).into_iter().flatten().flatten();
+pub fn list_nan_dumps(run: &RunDir) -> Result<Vec<(PathBuf, NanDump)>, TensorFileError> {
+    let parents = [run.nan_dumps(), run.former_nan_dumps()];
+    let entries = parents.iter().flat_map(|parent| std::fs::read_dir(parent).into_iter().flatten().flatten());
     // An incomplete dump does not have this file yet.
     let mut folders: Vec<PathBuf> =
         entries.map(|entry| entry.path()).filter(|folder| folder.join(STEP).is_file()).collect();
     folders.sort();
-    folders.into_iter().map(|folder| Incident::read_step(&folder).map(|incident| (folder, incident))).collect()
+    folders.into_iter().map(|folder| NanDump::read_step(&folder).map(|dump| (folder, dump))).collect()
 }
 
 impl RankBatches {
@@ -154,7 +90,7 @@ impl RankBatches {
         folder.join(format!("{BATCHES}{rank}.safetensors"))
     }
 
-    fn write(&self, folder: &Path) -> Result<(), TensorFileError> {
+    pub(super) fn write(&self, folder: &Path) -> Result<(), TensorFileError> {
         let samples: Vec<&[SampleId]> = self.batches.iter().map(|batch| batch.samples.as_slice()).collect();
         let tensors = self.batches.iter().enumerate().flat_map(|(number, batch)| {
             let tensor = |name: &str, shape: &[usize], values| TensorState {

@@ -2,23 +2,23 @@
 //! not end the training.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use std::weight_check::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::TrainError;
 use nnunet_core::trace;
-use nnunet_nn::checkpoint::{Checkpoint, History};
+use nnunet_nn::checkpoint::{Checkpoint, CheckpointManager};
 use nnunet_nn::model::TensorFileError;
 
 /// Initial and maximum delay between two attempts to write the same checkpoint.
 const RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
 /// Time that the end of a training waits for a disk that has failed before.
-const PATIENCE: Duration = Duration::from_secs(10);
+const FINAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Writes checkpoints of a run in the background, in order.
-pub struct Saver {
+pub struct AsyncCheckpointWriter {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -33,7 +33,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// Checkpoints to write, oldest first: the newest, preceded by the best one if it has not been written yet.
-    waiting: VecDeque<Job>,
+    waiting: VecDeque<QueuedCheckpoint>,
     /// Whether a checkpoint is being written.
     is_busy: bool,
     /// Error of the last attempt, if it failed.
@@ -43,36 +43,36 @@ struct State {
     is_over: bool,
 }
 
-struct Job {
+struct QueuedCheckpoint {
     step: u64,
     checkpoint: Checkpoint,
 }
 
-impl Job {
+impl QueuedCheckpoint {
     fn is_best(&self) -> bool {
         self.checkpoint.training.is_best
     }
 }
 
-impl Saver {
+impl AsyncCheckpointWriter {
     /// Starts the writer thread.
     ///
     /// # Errors
     /// Returns an error if the thread cannot be created.
-    pub fn start(history: History) -> std::io::Result<Self> {
+    pub fn start(manager: CheckpointManager) -> std::io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let theirs = shared.clone();
-        let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(move || theirs.write_all(history))?;
+        let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(move || theirs.write_all(manager))?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
     /// Queues a checkpoint taken after `step` steps of the run. It replaces a checkpoint still in the queue, unless
     /// that one was the best.
     pub fn save(&self, step: u64, checkpoint: Checkpoint) {
-        let job = Job { step, checkpoint };
+        let queued = QueuedCheckpoint { step, checkpoint };
         let mut state = self.shared.lock();
-        state.waiting.retain(|older| older.is_best() && !job.is_best());
-        state.waiting.push_back(job);
+        state.waiting.retain(|older| older.is_best() && !queued.is_best());
+        state.waiting.push_back(queued);
         self.shared.changed.notify_all();
     }
 
@@ -91,7 +91,7 @@ impl Saver {
         state.is_urgent = true;
         while state.is_busy || !state.waiting.is_empty() {
             if let Some(TensorFileError { path, defect }) = &state.failure
-                && began.elapsed() >= PATIENCE
+                && began.elapsed() >= FINAL_TIMEOUT
             {
                 return Err(TrainError::Unsaved { path: path.clone(), defect: defect.clone() });
             }
@@ -102,7 +102,7 @@ impl Saver {
     }
 }
 
-impl Drop for Saver {
+impl Drop for AsyncCheckpointWriter {
     /// Writes the queued checkpoints if possible.
     fn drop(&mut self) {
         self.shared.lock().is_over = true;
@@ -124,25 +124,25 @@ impl Shared {
         self.changed.wait_timeout(state, RETRY[0]).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn write_all(&self, mut history: History) {
+    fn write_all(&self, mut manager: CheckpointManager) {
         let mut pause = RETRY[0];
         loop {
             let mut state = self.lock();
             while state.waiting.is_empty() && !state.is_over {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            let Some(job) = state.waiting.pop_front() else { return };
+            let Some(queued) = state.waiting.pop_front() else { return };
             state.is_busy = true;
             drop(state);
             let span = trace::span("write checkpoint");
-            let result = history.add(job.step, &job.checkpoint);
+            let result = manager.add(queued.step, &queued.checkpoint);
             drop(span);
             let mut state = self.lock();
             state.is_busy = false;
             match result {
                 Ok(()) => {
                     if state.failure.take().is_some() {
-                        tracing::info!("the checkpoint after step {} is written", job.step);
+                        tracing::info!("the checkpoint after step {} is written", queued.step);
                     }
                     pause = RETRY[0];
                     self.changed.notify_all();
@@ -153,9 +153,9 @@ impl Shared {
                     }
                     state.failure = Some(error);
                     // Retry unless a newer checkpoint replaces this one.
-                    let is_best = job.is_best();
-                    if state.waiting.is_empty() || is_best && !state.waiting.iter().any(Job::is_best) {
-                        state.waiting.push_front(job);
+                    let is_best = queued.is_best();
+                    if state.waiting.is_empty() || is_best && !state.waiting.iter().any(QueuedCheckpoint::is_best) {
+                        state.waiting.push_front(queued);
                     }
                     self.changed.notify_all();
                     let failed = Instant::now();

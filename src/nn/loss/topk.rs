@@ -2,8 +2,6 @@
 
 use rayon::prelude::*;
 
-use super::segmentation::{LossSums, SegmentationLoss, VoxelLoss};
-
 /// Per-voxel losses of one rank and the top-k cutoff.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hardest {
@@ -38,6 +36,13 @@ impl Hardest {
     pub(super) fn cutoff(&self) -> &Cutoff {
         &self.cutoff
     }
+
+    /// Returns the sum of the selected losses and their number.
+    pub(super) fn sums(&self) -> (f64, f64) {
+        let shares = self.losses.iter().map(|loss| (f64::from(*loss), self.cutoff.share(*loss)));
+        let selected = shares.filter(|(_, share)| *share > 0.0);
+        selected.fold((0.0, 0.0), |(sum, count), (loss, share)| (sum + share * loss, count + share))
+    }
 }
 
 impl Cutoff {
@@ -52,43 +57,30 @@ impl Cutoff {
     }
 }
 
-/// Replaces the loss sums of each head by the sums over its top-k voxels. Does nothing for other losses than
-/// [`VoxelLoss::TopK`].
+/// Finds the cutoffs that select `percent` of all losses of each head, over all ranks.
 ///
-/// `add_up` replaces values by their sums over all ranks (an all-reduce). It is called three times with a few thousand
-/// values per head, so the selection is over the global batch and does not depend on how it is partitioned. (nnU-Net
-/// selects on each rank separately.)
+/// `add_up` replaces values by their sums over all ranks; it is called once per round of the search.
 ///
 /// # Errors
 /// Returns any error of `add_up`.
-pub fn select_hardest<E>(
-    loss: &SegmentationLoss,
-    heads: &mut [&mut LossSums],
+pub(super) fn select<E>(
+    heads: &mut [&mut TopKLosses],
+    percent: f64,
     mut add_up: impl FnMut(&mut [f64]) -> Result<(), E>,
 ) -> Result<(), E> {
-    let VoxelLoss::TopK { percent } = loss.voxels else { return Ok(()) };
     let mut searches = vec![Search::default(); heads.len()];
     let mut shift = u32::BITS;
     for bits in ROUNDS {
         shift -= bits;
-        let counts = heads.iter().zip(&searches).map(|(head, search)| {
-            let losses = head.hardest.as_ref().map_or(&[][..], Hardest::losses);
-            count(losses, search.prefix, shift, bits)
-        });
+        let counts = heads.iter().zip(&searches).map(|(head, search)| count(&head.losses, search.prefix, shift, bits));
         let mut counts: Vec<f64> = counts.flatten().map(|count| count as f64).collect();
         add_up(&mut counts)?;
         for (search, counts) in searches.iter_mut().zip(counts.chunks_exact(1 << bits)) {
-            search.advance(counts, percent, bits);
+            search.extend(counts, percent, bits);
         }
     }
     for (head, search) in heads.iter_mut().zip(searches) {
-        if let Some(hardest) = &mut head.hardest {
-            hardest.cutoff = Cutoff { loss: f32::from_bits(search.prefix), share: search.share };
-            let shares = hardest.losses.iter().map(|loss| (f64::from(*loss), hardest.cutoff.share(*loss)));
-            let chosen = shares.filter(|(_, share)| *share > 0.0);
-            (head.cross_entropy, head.count) =
-                chosen.fold((0.0, 0.0), |(sum, count), (loss, share)| (sum + share * loss, count + share));
-        }
+        head.cutoff = Cutoff { loss: f32::from_bits(search.prefix), share: search.share };
     }
     Ok(())
 }
@@ -106,7 +98,7 @@ struct Search {
 
 impl Search {
     /// Takes the histogram of the next bits and extends the prefix.
-    fn advance(&mut self, counts: &[f64], percent: f64, bits: u32) {
+    fn extend(&mut self, counts: &[f64], percent: f64, bits: u32) {
         let all = || (counts.iter().sum::<f64>() * percent / 100.0).floor().max(1.0);
         let mut wanted = self.wanted.unwrap_or_else(all);
         let mut found = 0;
@@ -152,21 +144,18 @@ fn key(loss: f32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::Target;
 
-    fn chosen(losses: &[f32], percent: f64) -> (f64, f64, Vec<f64>) {
-        let loss = SegmentationLoss::new(Target::Classes, true, None);
-        let loss = SegmentationLoss { voxels: VoxelLoss::TopK { percent }, ..loss };
-        let mut sums = LossSums { hardest: Some(Hardest::new(losses.to_vec())), ..LossSums::default() };
-        select_hardest(&loss, &mut [&mut sums], |_| Ok::<_, ()>(())).unwrap();
-        let cutoff = sums.hardest.unwrap().cutoff;
-        (sums.cross_entropy, sums.count, losses.iter().map(|loss| cutoff.share(*loss)).collect())
+    fn selected(losses: &[f32], percent: f64) -> (f64, f64, Vec<f64>) {
+        let mut topk = TopKLosses::new(losses.to_vec());
+        select(&mut [&mut topk], percent, |_| Ok::<_, ()>(())).unwrap();
+        let (sum, count) = topk.sums();
+        (sum, count, losses.iter().map(|loss| topk.cutoff.share(*loss)).collect())
     }
 
     #[test]
     fn the_largest_losses_are_found_to_the_last_bit() {
         let losses: Vec<f32> = (0..1000).map(|i| 1.0 + (i * 7919 % 1000) as f32 * f32::EPSILON).collect();
-        let (sum, count, shares) = chosen(&losses, 10.0);
+        let (sum, count, shares) = selected(&losses, 10.0);
         let mut sorted = losses.clone();
         sorted.sort_by(f32::total_cmp);
         let expected: f64 = sorted[900..].iter().map(|loss| f64::from(*loss)).sum();
@@ -176,12 +165,12 @@ mod tests {
 
     #[test]
     fn equal_losses_share_what_is_left() {
-        let (sum, count, shares) = chosen(&[1.0, 3.0, 2.0, 2.0, 2.0, 0.0, 0.0, -1e-9, 0.0, 0.0], 30.0);
+        let (sum, count, shares) = selected(&[1.0, 3.0, 2.0, 2.0, 2.0, 0.0, 0.0, -1e-9, 0.0, 0.0], 30.0);
         assert!((sum - 7.0).abs() < 1e-12 && (count - 3.0).abs() < 1e-12, "{sum} of {count}");
         assert_eq!(shares[..5], [0.0, 1.0, 2.0 / 3.0, 2.0 / 3.0, 2.0 / 3.0]);
         // At least one voxel is selected, and zero losses too if there are not enough others.
-        assert_eq!(chosen(&[1.0, 4.0, 3.0], 1.0).0, 4.0);
-        assert_eq!(chosen(&[0.0, -1e-9, 0.0, 5.0], 50.0).1, 2.0);
-        assert!(chosen(&[1.0, f32::NAN], 50.0).0.is_nan());
+        assert_eq!(selected(&[1.0, 4.0, 3.0], 1.0).0, 4.0);
+        assert_eq!(selected(&[0.0, -1e-9, 0.0, 5.0], 50.0).1, 2.0);
+        assert!(selected(&[1.0, f32::NAN], 50.0).0.is_nan());
     }
 }

@@ -14,7 +14,7 @@ use nnunet_nn::model::UNet;
 /// # Errors
 /// Returns an error on every rank, naming the ranks that differ from the majority (from rank 0 if there is no
 /// majority).
-pub fn compare_weights<B: Backend>(network: &UNet<B>, step: u64, comm: &dyn Communicator) -> Result<(), CommError> {
+pub fn check_weights<B: Backend>(network: &UNet<B>, step: u64, comm: &dyn Communicator) -> Result<(), CommError> {
     if comm.world_size() == 1 {
         return Ok(());
     }

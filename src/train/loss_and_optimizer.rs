@@ -12,7 +12,7 @@ use nnunet_nn::optim::{Adam, Optimizer, Rule, Sgd};
 ///
 /// # Errors
 /// Returns an error if the configuration is not supported for regions, or `class_weights` has the wrong length.
-pub fn loss(config: &LossConfig, dataset: &DatasetJson) -> Result<SegmentationLoss, TrainError> {
+pub fn build_loss(config: &LossConfig, dataset: &DatasetJson) -> Result<SegmentationLoss, TrainError> {
     let misfit = |defect: String| Err(ConfigError::new("configuration", defect).into());
     let regions = dataset.regions();
     let classes = dataset.num_segmentation_heads();
@@ -45,7 +45,7 @@ pub fn loss(config: &LossConfig, dataset: &DatasetJson) -> Result<SegmentationLo
 }
 
 /// Creates the optimizer in its initial state.
-pub fn optimizer<B: NnOps>(config: &OptimizerConfig) -> Optimizer<B> {
+pub fn build_optimizer<B: NnOps>(config: &OptimizerConfig) -> Optimizer<B> {
     let optimizer = Optimizer::new(rule(config), (config.max_grad_norm > 0.0).then_some(config.max_grad_norm));
     if config.lookahead { optimizer.with_lookahead() } else { optimizer }
 }

@@ -3,16 +3,17 @@
 use std::time::{Duration, Instant};
 
 use super::TrainError;
-use super::setup::{Job, Outputs, exchange_options};
+use super::context::TrainingContext;
 use super::step::StepMetrics;
 use super::stragglers::{JobTimes, RankTimes};
+use super::trainer_builder::{Outputs, reducer_options};
 use crate::config::RunConfig;
 use nnunet_comm::distributed::Communicator;
 use nnunet_data::work::WorkDir;
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 
 /// Result of the benchmark.
-pub struct MeasuredSteps {
+pub struct StepBenchmark {
     /// Times per step, over all ranks.
     pub times: JobTimes,
     /// Total number of gradient values.
@@ -25,13 +26,13 @@ pub struct MeasuredSteps {
 ///
 /// # Errors
 /// Same as for a run.
-pub fn measure_steps(
+pub fn benchmark_steps(
     config: &RunConfig,
     work: &WorkDir,
     comm: &dyn Communicator,
     warm_up: usize,
     steps: usize,
-) -> Result<MeasuredSteps, TrainError> {
+) -> Result<StepBenchmark, TrainError> {
     on_device(config.device, config.precision, comm, Steps { config, work, comm, warm_up, steps })?
 }
 
@@ -44,7 +45,7 @@ struct Steps<'a> {
 }
 
 impl OnDevice for Steps<'_> {
-    type Output = Result<MeasuredSteps, TrainError>;
+    type Output = Result<StepBenchmark, TrainError>;
 
     fn run<B: ComputeBackend>(self, device: B::Device) -> Self::Output {
         let Self { config, work, comm, warm_up, steps } = self;
@@ -52,8 +53,8 @@ impl OnDevice for Steps<'_> {
         config.training.epochs = 1;
         config.training.iterations_per_epoch = warm_up + steps;
         config.training.validation_iterations = 0;
-        let job = Job::open(&config, work, comm)?;
-        let mut trainer = job.trainer::<B>(false, None, device, |_| Ok(Outputs::default()))?;
+        let context = TrainingContext::open(&config, work, comm)?;
+        let mut trainer = context.build_trainer::<B>(false, None, device, |_| Ok(Outputs::default()))?;
         for iteration in 0..warm_up {
             trainer.train_step(0, iteration)?;
             trainer.finished_steps()?;
@@ -75,8 +76,8 @@ impl OnDevice for Steps<'_> {
             data_wait: per_step(trainer.train_batches.take_wait()),
             communication: per_step(communication),
         };
-        let layout = trainer.step.bucket_layout(exchange_options(&config).bucket_len);
-        Ok(MeasuredSteps {
+        let layout = trainer.step.bucket_layout(reducer_options(&config).bucket_len);
+        Ok(StepBenchmark {
             times: JobTimes::gather(own, comm)?,
             gradient_values: layout.buckets().iter().map(|bucket| bucket.len).sum(),
             last_bucket_values: layout.buckets().last().map_or(0, |bucket| bucket.len),

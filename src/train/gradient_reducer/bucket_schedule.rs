@@ -2,8 +2,8 @@
 
 use nnunet_comm::distributed::BucketLayout;
 
-/// Progress of a batch.
-pub(super) struct Turn {
+/// Missing gradients of a batch, and the next bucket to send.
+pub(super) struct BucketSchedule {
     /// Number of missing gradients per bucket.
     missing: Vec<usize>,
     /// Number of the batch within the step.
@@ -12,7 +12,7 @@ pub(super) struct Turn {
     next: usize,
 }
 
-impl Turn {
+impl BucketSchedule {
     /// Starts with the first batch.
     pub(super) fn new(layout: &BucketLayout) -> Self {
         let missing = layout.buckets().iter().map(|bucket| bucket.parameters.len()).collect();
@@ -56,13 +56,16 @@ mod tests {
     #[test]
     fn buckets_go_out_in_order_even_if_a_later_one_is_full_first() {
         let layout = BucketLayout::new(&[1, 1, 1], &[2, 1, 0], 1);
-        let mut turn = Turn::new(&layout);
-        turn.arrived(1);
-        assert_eq!(turn.next_to_send(false), None);
-        turn.arrived(0);
-        assert_eq!([turn.next_to_send(false), turn.next_to_send(false)], [Some(0), Some(1)]);
-        assert_eq!([turn.next_to_send(false), turn.next_to_send(true), turn.next_to_send(true)], [None, Some(2), None]);
-        turn.begin(1, &layout);
-        assert_eq!((turn.batch(), turn.next_to_send(false)), (1, None));
+        let mut schedule = BucketSchedule::new(&layout);
+        schedule.arrived(1);
+        assert_eq!(schedule.next_to_send(false), None);
+        schedule.arrived(0);
+        assert_eq!([schedule.next_to_send(false), schedule.next_to_send(false)], [Some(0), Some(1)]);
+        assert_eq!(
+            [schedule.next_to_send(false), schedule.next_to_send(true), schedule.next_to_send(true)],
+            [None, Some(2), None]
+        );
+        schedule.begin(1, &layout);
+        assert_eq!((schedule.batch(), schedule.next_to_send(false)), (1, None));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::TrainError;
-use super::setup::Job;
+use super::context::TrainingContext;
 use nnunet_comm::distributed::{CommError, Communicator, Fault};
 use nnunet_data::dataset::Dataset;
 use nnunet_data::work::{Source, WorkDir};
@@ -14,7 +14,7 @@ use nnunet_nn::ops::NnOps;
 
 /// Options for the final validation, beyond label maps and `summary.json`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HeldOutOptions {
+pub struct FinalValidationOptions {
     /// Also write class probabilities, which ensembles of configurations need (nnU-Net's `--npz`).
     pub probabilities: bool,
     /// Predict with `checkpoint_best` instead of the final weights (nnU-Net's `--val_best`).
@@ -28,37 +28,37 @@ pub struct HeldOutOptions {
 /// # Errors
 /// Returns an error if a case cannot be read or written, or a rank is lost.
 pub fn evaluate_held_out<B: NnOps>(
-    job: &Job,
+    context: &TrainingContext,
     work: &WorkDir,
     network: UNet<B>,
     device: B::Device,
-    options: HeldOutOptions,
+    options: FinalValidationOptions,
 ) -> Result<Option<Summary>, TrainError> {
-    if job.validation_cases.is_empty() {
+    if context.validation_cases.is_empty() {
         return Ok(None);
     }
-    let output = job.config.run_dir().validation();
-    let predictor = Predictor::new(network, &job.model, WindowOptions::default(), device)?
-        .with_memory(MemoryOptions::on(job.config.device))
-        .with_next_stages(job.next_stages.clone());
-    let (store, cases) = (&*job.store, &job.validation_cases);
-    let own = validate_fold(&predictor, store, &job.folder, cases, &output, options.probabilities, job.comm)?;
+    let output = context.config.run_dir().validation();
+    let predictor = Predictor::new(network, &context.model, WindowOptions::default(), device)?
+        .with_memory(MemoryOptions::on(context.config.device))
+        .with_next_stages(context.next_stages.clone());
+    let (store, cases) = (&*context.store, &context.validation_cases);
+    let own = validate_fold(&predictor, store, &context.folder, cases, &output, options.probabilities, context.comm)?;
     drop(predictor);
 
     let raw = Dataset::open(&Source::load(work)?.dataset)?;
     let truth: HashMap<&str, _> =
         raw.cases.iter().filter_map(|case| Some((case.id.as_str(), case.label.as_ref()?))).collect();
-    let ending = &job.model.dataset.file_ending;
+    let ending = &context.model.dataset.file_ending;
     let pair = |&number: &usize| {
-        let case = &job.validation_cases[number];
-        let prediction = output.join(format!("{case}{ending}"));
+        let case = &context.validation_cases[number];
+        let prediction = output.join(format!("{case}{reason}"));
         truth.get(case.as_str()).map(|reference| (number, Pair { prediction, reference: reference.to_path_buf() }))
     };
     // Each rank evaluates the cases that it has predicted.
     let (numbers, pairs): (Vec<usize>, Vec<Pair>) = own.iter().filter_map(pair).unzip();
-    let results = evaluate_cases(&pairs, &Classes::from_dataset(&job.model.dataset), &Measures::default())?;
-    let cases = gather(numbers, results, job.comm)?;
-    if job.comm.rank() > 0 {
+    let results = evaluate_cases(&pairs, &Classes::from_dataset(&context.model.dataset), &Measures::default())?;
+    let cases = gather(numbers, results, context.comm)?;
+    if context.comm.rank() > 0 {
         return Ok(None);
     }
     if cases.is_empty() {

@@ -1,12 +1,12 @@
 //! Gradient buckets in device memory.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+use std::weight_check::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{FloatDType, Shape, Slice, TensorMetadata, ops::FloatTensor};
 
-use super::turn::Turn;
-use super::{Exchange, ExchangeOptions};
+use super::bucket_schedule::BucketSchedule;
+use super::reducer::{GradientReducer, GradientReducerOptions};
 use nnunet_comm::distributed::{
     Bucket, BucketLayout, BucketPosition, CommDtype, CommError, DeviceBuffer, DeviceCollectives, Fault, ReduceOp,
 };
@@ -14,12 +14,12 @@ use nnunet_core::trace::{self, AsyncSpan};
 use nnunet_nn::ops::{GradHook, NnOps};
 
 /// Reduces gradients in device memory; the host only queues the work.
-pub struct DeviceExchange<B: NnOps> {
+pub struct DeviceGradientReducer<B: NnOps> {
     rank: usize,
     layout: BucketLayout,
     /// Parameter shapes.
     shapes: Vec<Vec<usize>>,
-    options: ExchangeOptions,
+    options: GradientReducerOptions,
     collectives: Arc<dyn DeviceCollectives>,
     /// Returns the memory of a tensor: [`NnOps::device_buffer`], except in tests.
     locate: fn(&FloatTensor<B>) -> Option<DeviceBuffer>,
@@ -28,7 +28,7 @@ pub struct DeviceExchange<B: NnOps> {
 
 struct State<B: NnOps> {
     slots: Vec<Slot<B>>,
-    turn: Turn,
+    schedule: BucketSchedule,
     /// First error while queueing, to be returned at the end of the step.
     failure: Option<CommError>,
 }
@@ -43,19 +43,19 @@ struct Slot<B: NnOps> {
     trace_span: Option<AsyncSpan>,
 }
 
-impl<B: NnOps> DeviceExchange<B> {
+impl<B: NnOps> DeviceGradientReducer<B> {
     /// Creates a reducer for parameters with these shapes.
     pub fn new(
         rank: usize,
         layout: BucketLayout,
         shapes: Vec<Vec<usize>>,
-        options: ExchangeOptions,
+        options: GradientReducerOptions,
         collectives: Arc<dyn DeviceCollectives>,
     ) -> Self {
         let slot =
             |bucket: &Bucket| Slot { gradients: vec![None; bucket.parameters.len()], flat: None, trace_span: None };
         let slots = layout.buckets().iter().map(slot).collect();
-        let state = Mutex::new(State { slots, turn: Turn::new(&layout), failure: None });
+        let state = Mutex::new(State { slots, schedule: BucketSchedule::new(&layout), failure: None });
         Self { rank, layout, shapes, options, collectives, locate: B::device_buffer, state }
     }
 
@@ -65,8 +65,8 @@ impl<B: NnOps> DeviceExchange<B> {
 
     /// Sends the full buckets, or all remaining ones.
     fn send(&self, state: &mut State<B>, all: bool) {
-        while let Some(number) = state.turn.next_to_send(all) {
-            let what = state.turn.name_of(number);
+        while let Some(number) = state.schedule.next_to_send(all) {
+            let what = state.schedule.name_of(number);
             if let Err(error) = self.start(&mut state.slots[number], number, &what) {
                 state.failure.get_or_insert(error);
             }
@@ -104,7 +104,7 @@ impl<B: NnOps> DeviceExchange<B> {
     }
 }
 
-impl<B: NnOps> GradHook<B> for DeviceExchange<B> {
+impl<B: NnOps> GradHook<B> for DeviceGradientReducer<B> {
     fn ready(&self, parameter: usize, gradient: FloatTensor<B>) {
         let Some(&BucketPosition { bucket, .. }) = self.layout.position(parameter) else { return };
         let index = self.layout.buckets()[bucket].parameters.iter().position(|&other| other == parameter);
@@ -119,16 +119,16 @@ impl<B: NnOps> GradHook<B> for DeviceExchange<B> {
             None => gradient,
         };
         state.slots[bucket].gradients[index] = Some(sum);
-        state.turn.arrived(bucket);
-        if self.options.sends_early(state.turn.batch()) {
+        state.schedule.arrived(bucket);
+        if self.options.sends_early(state.schedule.batch()) {
             self.send(&mut state, false);
         }
     }
 }
 
-impl<B: NnOps> Exchange<B> for DeviceExchange<B> {
+impl<B: NnOps> GradientReducer<B> for DeviceGradientReducer<B> {
     fn begin(&self, batch: usize) {
-        self.state().turn.begin(batch, &self.layout);
+        self.state().schedule.begin(batch, &self.layout);
     }
 
     fn finish(&self) -> Result<Vec<Option<FloatTensor<B>>>, CommError> {
@@ -223,30 +223,30 @@ mod tests {
     }
 
     /// Three parameters in two buckets, the last two parameters in the first bucket.
-    fn exchange(recorder: &Arc<Recorder>, accumulate: usize, overlap: bool) -> DeviceExchange<Flex> {
+    fn reducer_with(recorder: &Arc<Recorder>, accumulate: usize, overlap: bool) -> DeviceGradientReducer<Flex> {
         let shapes = vec![vec![2, 2], vec![1, 2], vec![3]];
         let layout = BucketLayout::new(&[4, 2, 3], &[0, 1, 2], 5);
-        let options = ExchangeOptions { bucket_len: 5, comm_dtype: CommDtype::F32, overlap, accumulate };
-        DeviceExchange { locate, ..DeviceExchange::new(0, layout, shapes, options, recorder.clone()) }
+        let options = GradientReducerOptions { bucket_len: 5, comm_dtype: CommDtype::F32, overlap, accumulate };
+        DeviceGradientReducer { locate, ..DeviceGradientReducer::new(0, layout, shapes, options, recorder.clone()) }
     }
 
-    fn give(exchange: &DeviceExchange<Flex>, factor: f32) {
+    fn give(reducer: &DeviceGradientReducer<Flex>, factor: f32) {
         let values = |values: &[f32]| values.iter().map(|value| value * factor).collect::<Vec<_>>();
-        exchange.ready(2, tensor(&values(&[7.0, 8.0, 9.0]), &[3]));
-        exchange.ready(1, tensor(&values(&[5.0, 6.0]), &[1, 2]));
-        exchange.ready(0, tensor(&values(&[1.0, 2.0, 3.0, 4.0]), &[2, 2]));
+        reducer.ready(2, tensor(&values(&[7.0, 8.0, 9.0]), &[3]));
+        reducer.ready(1, tensor(&values(&[5.0, 6.0]), &[1, 2]));
+        reducer.ready(0, tensor(&values(&[1.0, 2.0, 3.0, 4.0]), &[2, 2]));
     }
 
     #[test]
     fn a_bucket_goes_out_when_it_is_full_and_comes_back_in_pieces() {
         let recorder = Arc::new(Recorder::default());
-        let exchange = exchange(&recorder, 1, true);
-        exchange.begin(0);
-        give(&exchange, 1.0);
+        let reducer = reducer_with(&recorder, 1, true);
+        reducer.begin(0);
+        give(&reducer, 1.0);
         let reduced = recorder.reduced.lock().unwrap().clone();
         assert_eq!(reduced[0], ("gradient bucket 1 of 2".into(), vec![7.0, 8.0, 9.0, 5.0, 6.0]));
         assert_eq!(reduced[1].1, [1.0, 2.0, 3.0, 4.0]);
-        let gradients = exchange.finish().unwrap();
+        let gradients = reducer.finish().unwrap();
         let shapes: Vec<_> = gradients.iter().flatten().map(|gradient| gradient.shape().to_vec()).collect();
         assert_eq!(shapes, [vec![2, 2], vec![1, 2], vec![3]]);
         let last = burn::tensor::read_sync(Flex::float_into_data(gradients[2].clone().unwrap())).unwrap();
@@ -256,33 +256,33 @@ mod tests {
     #[test]
     fn batches_are_averaged_before_anything_goes_out() {
         let recorder = Arc::new(Recorder::default());
-        let exchange = exchange(&recorder, 2, true);
+        let reducer = reducer_with(&recorder, 2, true);
         for (batch, factor) in [(0, 1.0), (1, 3.0)] {
             assert!(recorder.reduced.lock().unwrap().is_empty());
-            exchange.begin(batch);
-            give(&exchange, factor);
+            reducer.begin(batch);
+            give(&reducer, factor);
         }
         assert_eq!(recorder.reduced.lock().unwrap()[1].1, [2.0, 4.0, 6.0, 8.0]);
-        exchange.finish().unwrap();
+        reducer.finish().unwrap();
     }
 
     #[test]
     fn without_overlap_nothing_goes_out_before_the_end() {
         let recorder = Arc::new(Recorder::default());
-        let exchange = exchange(&recorder, 1, false);
-        exchange.begin(0);
-        give(&exchange, 1.0);
+        let reducer = reducer_with(&recorder, 1, false);
+        reducer.begin(0);
+        give(&reducer, 1.0);
         assert!(recorder.reduced.lock().unwrap().is_empty());
-        exchange.finish().unwrap();
+        reducer.finish().unwrap();
         assert_eq!(recorder.reduced.lock().unwrap().len(), 2);
     }
 
     #[test]
     fn a_refusal_in_the_backward_pass_is_met_at_the_end_of_the_step() {
         let recorder = Arc::new(Recorder { refuses: true, ..Recorder::default() });
-        let exchange = exchange(&recorder, 1, true);
-        exchange.begin(0);
-        give(&exchange, 1.0);
-        assert_eq!(exchange.finish().unwrap_err().reason, "no");
+        let reducer = reducer_with(&recorder, 1, true);
+        reducer.begin(0);
+        give(&reducer, 1.0);
+        assert_eq!(reducer.finish().unwrap_err().reason, "no");
     }
 }

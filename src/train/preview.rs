@@ -12,7 +12,7 @@ use nnunet_viz::inspect::side_by_side;
 
 /// A slice `(y, x)` of a validation patch with its labels and prediction.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub struct ValidationPreview {
     /// First image channel.
     pub image: Array2<f32>,
     /// Classes, or region numbers from 1; for overlapping regions the last one.
@@ -20,12 +20,12 @@ pub struct Seen {
     pub prediction: Array2<i16>,
 }
 
-impl Seen {
+impl ValidationPreview {
     /// Selects the slice across z with the most foreground in a batch; without foreground, the middle slice of the
     /// first sample.
     ///
     /// Images and logits are `(n, z, y, x, c)`; only the selected slice is copied to the host.
-    pub fn of_batch<B: NnOps>(
+    pub fn from_batch<B: NnOps>(
         images: &Tensor<B, 5>,
         logits: &Tensor<B, 5>,
         targets: &Targets<B>,
@@ -44,7 +44,7 @@ impl Seen {
         let truth = labels.index_axis(Axis(0), at[0]);
         Some(Self {
             image: Array2::from_shape_vec((rows, columns), image).ok()?,
-            truth: truth.index_axis(Axis(0), at[1]).mapv(|label| shown(loss, label)),
+            truth: truth.index_axis(Axis(0), at[1]).mapv(|label| display_label(loss, label)),
             prediction: Array2::from_shape_vec((rows, columns), prediction).ok()?,
         })
     }
@@ -58,7 +58,7 @@ impl Seen {
     ///
     /// # Errors
     /// Returns an error if the PNG encoder fails.
-    pub fn picture(&self, epoch: usize) -> Result<PictureRecord, String> {
+    pub fn render(&self, epoch: usize) -> Result<PictureRecord, String> {
         let labels = [("truth", self.truth.view()), ("prediction", self.prediction.view())];
         let (png, size) = side_by_side(self.image.view(), &labels).map_err(|error| error.to_string())?;
         Ok(PictureRecord { epoch, name: "validation", png, size })
@@ -83,7 +83,7 @@ fn fullest_slice(labels: &Array4<i16>, loss: &SegmentationLoss) -> [usize; 2] {
     let area = |[n, z]: [usize; 2]| {
         let slice = labels.index_axis(Axis(0), n);
         let slice = slice.index_axis(Axis(0), z);
-        slice.iter().filter(|label| shown(loss, **label) > 0).count()
+        slice.iter().filter(|label| display_label(loss, **label) > 0).count()
     };
     let (samples, slices) = (labels.len_of(Axis(0)), labels.len_of(Axis(1)));
     let all = (0..samples).flat_map(|n| (0..slices).map(move |z| [n, z]));
@@ -93,7 +93,7 @@ fn fullest_slice(labels: &Array4<i16>, loss: &SegmentationLoss) -> [usize; 2] {
 }
 
 /// Returns the displayed number of a label; 0 is background or ignored.
-fn shown(loss: &SegmentationLoss, label: i16) -> i16 {
+fn display_label(loss: &SegmentationLoss, label: i16) -> i16 {
     match &loss.target {
         _ if loss.ignore_label == Some(label) => 0,
         Target::Classes => label,
@@ -119,14 +119,18 @@ mod tests {
     use super::*;
 
     /// Returns the preview of images `(2, 3, 2, 2, 1)` whose values are voxel numbers, and logits with two channels.
-    fn seen(loss: &SegmentationLoss, labels: Array4<i16>, logits: impl Fn(usize) -> [f32; 2]) -> Seen {
+    fn preview_of(
+        loss: &SegmentationLoss,
+        labels: Array4<i16>,
+        logits: impl Fn(usize) -> [f32; 2],
+    ) -> ValidationPreview {
         let voxels = 2 * 3 * 2 * 2;
         let device = Default::default();
         let images: Vec<f32> = (0..voxels).map(|voxel| voxel as f32).collect();
         let images = Tensor::<Flex, 5>::from_data(TensorData::new(images, [2, 3, 2, 2, 1]), &device);
         let logits: Vec<f32> = (0..voxels).flat_map(logits).collect();
         let logits = Tensor::from_data(TensorData::new(logits, [2, 3, 2, 2, 2]), &device);
-        Seen::of_batch(&images, &logits, &Targets::Host(vec![labels]), loss).unwrap()
+        ValidationPreview::from_batch(&images, &logits, &Targets::Host(vec![labels]), loss).unwrap()
     }
 
     #[test]
@@ -136,23 +140,23 @@ mod tests {
         labels[[0, 0, 0, 0]] = 1;
         labels.slice_mut(ndarray::s![1, 2, 0, ..]).fill(1);
         labels.slice_mut(ndarray::s![0, 1, .., ..]).fill(2);
-        let seen = seen(&loss, labels, |voxel| [0.5, (voxel % 2) as f32]);
-        assert_eq!(seen.image, ndarray::arr2(&[[20.0, 21.0], [22.0, 23.0]]));
-        assert_eq!(seen.truth, ndarray::arr2(&[[1, 1], [0, 0]]));
-        assert_eq!(seen.prediction, ndarray::arr2(&[[0, 1], [0, 1]]));
-        assert!(seen.has_foreground());
+        let preview = preview_of(&loss, labels, |voxel| [0.5, (voxel % 2) as f32]);
+        assert_eq!(preview.image, ndarray::arr2(&[[20.0, 21.0], [22.0, 23.0]]));
+        assert_eq!(preview.truth, ndarray::arr2(&[[1, 1], [0, 0]]));
+        assert_eq!(preview.prediction, ndarray::arr2(&[[0, 1], [0, 1]]));
+        assert!(preview.has_foreground());
     }
 
     #[test]
     fn without_foreground_it_is_the_middle_and_of_regions_the_last_counts() {
         let loss = SegmentationLoss::new(Target::Regions(vec![vec![1, 2], vec![2]]), true, None);
         let mut labels = Array4::zeros((2, 3, 2, 2));
-        let nothing = seen(&loss, labels.clone(), |_| [-1.0, -1.0]);
+        let nothing = preview(&loss, labels.clone(), |_| [-1.0, -1.0]);
         assert_eq!((nothing.image[[0, 0]], nothing.has_foreground(), nothing.prediction.sum()), (4.0, false, 0));
         labels[[0, 1, 0, 0]] = 1;
         labels[[0, 1, 0, 1]] = 2;
-        let seen = seen(&loss, labels, |voxel| [1.0, if voxel == 5 { 1.0 } else { -1.0 }]);
-        assert_eq!(seen.truth, ndarray::arr2(&[[1, 2], [0, 0]]));
-        assert_eq!(seen.prediction, ndarray::arr2(&[[1, 2], [1, 1]]));
+        let preview = preview_of(&loss, labels, |voxel| [1.0, if voxel == 5 { 1.0 } else { -1.0 }]);
+        assert_eq!(preview.truth, ndarray::arr2(&[[1, 2], [0, 0]]));
+        assert_eq!(preview.prediction, ndarray::arr2(&[[1, 2], [1, 1]]));
     }
 }
