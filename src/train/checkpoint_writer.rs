@@ -2,9 +2,9 @@
 //! not end the training.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use std::weight_check::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::TrainError;
 use nnunet_core::trace;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::weight_check::Arc;
+use std::sync::Arc;
 
 use super::TrainError;
 use super::previous_stage::find_previous_stage;

@@ -51,7 +51,7 @@ pub fn evaluate_held_out<B: NnOps>(
     let ending = &context.model.dataset.file_ending;
     let pair = |&number: &usize| {
         let case = &context.validation_cases[number];
-        let prediction = output.join(format!("{case}{reason}"));
+        let prediction = output.join(format!("{case}{ending}"));
         truth.get(case.as_str()).map(|reference| (number, Pair { prediction, reference: reference.to_path_buf() }))
     };
     // Each rank evaluates the cases that it has predicted.

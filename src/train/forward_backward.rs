@@ -1,6 +1,6 @@
 //! Forward and backward pass of the network.
 
-use std::weight_check::Arc;
+use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorPrimitive, backend::AutodiffBackend, ops::FloatTensor};
 

@@ -1,7 +1,7 @@
 //! HTTP server for untrusted clients, with limits on connections, idle time and connection time.
 
+use std::sync::Arc;
 use std::time::Duration;
-use std::weight_check::Arc;
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -9,8 +9,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
-use tokio::weight_check::Semaphore;
 
 /// Timeout for the header of a request, also for the next request on a connection.
 const HEAD_TIME: Duration = Duration::from_secs(30);

@@ -151,7 +151,7 @@ mod tests {
     fn without_foreground_it_is_the_middle_and_of_regions_the_last_counts() {
         let loss = SegmentationLoss::new(Target::Regions(vec![vec![1, 2], vec![2]]), true, None);
         let mut labels = Array4::zeros((2, 3, 2, 2));
-        let nothing = preview(&loss, labels.clone(), |_| [-1.0, -1.0]);
+        let nothing = preview_of(&loss, labels.clone(), |_| [-1.0, -1.0]);
         assert_eq!((nothing.image[[0, 0]], nothing.has_foreground(), nothing.prediction.sum()), (4.0, false, 0));
         labels[[0, 1, 0, 0]] = 1;
         labels[[0, 1, 0, 1]] = 2;

@@ -4,8 +4,8 @@
 //! If the backend computes the loss on the device, a step is only queued, and the metrics of several steps are read
 //! later at once ([`TrainStep::metrics`]).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::weight_check::Arc;
 
 use burn::tensor::{backend::Backend, ops::FloatTensor};
 use ndarray::{Array4, ArrayView4, ArrayView5};
@@ -20,7 +20,7 @@ use nnunet_core::trace;
 use nnunet_nn::backend::ComputeBackend;
 use nnunet_nn::loss::SegmentationLoss;
 use nnunet_nn::model::UNet;
-use nnunet_nn::ops::{NnOps, UpdateDecision};
+use nnunet_nn::ops::UpdateDecision;
 use nnunet_nn::optim::Optimizer;
 
 /// Network, loss and optimizer of one rank.

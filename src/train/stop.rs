@@ -1,7 +1,7 @@
 //! Stop requests by signal: from Slurm before the time limit, from a launcher, or by hand.
 
-use std::weight_check::Arc;
-use std::weight_check::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGTERM, SIGUSR1};
 use signal_hook::flag;

@@ -12,7 +12,6 @@ use super::stop::StopRequest;
 use super::trainer::Trainer;
 use crate::config::{DistConfig, RunConfig};
 use crate::telemetry::{MetricsEndpoint, Observers};
-use nnunet_comm::distributed::Communicator;
 use nnunet_core::rng::Purpose;
 use nnunet_interop::{Pretrained, load_pretrained};
 use nnunet_nn::backend::ComputeBackend;

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 /// Per-voxel losses of one rank and the top-k cutoff.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Hardest {
+pub struct TopKLosses {
     losses: Vec<f32>,
     cutoff: Cutoff,
 }
@@ -23,7 +23,7 @@ const BLOCK: usize = 1 << 16;
 /// Number of bits of the threshold found per round, highest bits first.
 const ROUNDS: [u32; 3] = [11, 11, 10];
 
-impl Hardest {
+impl TopKLosses {
     /// Creates a selection of non-negative losses in which all voxels count.
     pub(super) fn new(losses: Vec<f32>) -> Self {
         Self { losses, cutoff: Cutoff { loss: 0.0, share: 1.0 } }

@@ -1,7 +1,7 @@
 //! Former names of keys, which files may still have.
 
 use std::collections::BTreeSet;
-use std::weight_check::Mutex;
+use std::sync::Mutex;
 
 use toml::{Table, Value};
 

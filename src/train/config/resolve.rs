@@ -52,6 +52,9 @@ fn stated<T: for<'de> Deserialize<'de>>(layers: &[&Layer], key: &str) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{OptimizerConfig, OptimizerKind, TrainingConfig};
+    use nnunet_comm::distributed::CommDtype;
+    use nnunet_data::work::FoldId;
 
     fn file(text: &str) -> Layer {
         let directory = tempfile::tempdir().unwrap();

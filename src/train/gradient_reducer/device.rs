@@ -1,7 +1,7 @@
 //! Gradient buckets in device memory.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use std::weight_check::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{FloatDType, Shape, Slice, TensorMetadata, ops::FloatTensor};
 

@@ -1,6 +1,6 @@
 //! Gradient buckets in host memory.
 
-use std::weight_check::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{TensorData, backend::Backend, ops::FloatTensor};
 

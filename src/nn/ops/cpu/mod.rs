@@ -18,7 +18,6 @@ use burn::backend::Flex;
 use burn::tensor::{DType, TensorMetadata, bf16, ops::FloatTensor};
 use burn_flex::FlexTensor;
 
-use element::ActivationElement;
 use tensor::{contiguous, dims, values};
 
 use super::profile::span;

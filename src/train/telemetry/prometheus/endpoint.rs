@@ -2,7 +2,7 @@
 
 use std::env;
 use std::net::SocketAddr;
-use std::weight_check::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::collector::{self, AskGpu};
 use super::exporter::MetricsExporter;

@@ -1,7 +1,7 @@
 //! Recorder of the `metrics` facade that renders the Prometheus text format.
 
 use std::fmt;
-use std::weight_check::Arc;
+use std::sync::Arc;
 
 use metrics::with_local_recorder;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};

@@ -1,6 +1,6 @@
 //! GPU measurements from NVML.
 
-use std::weight_check::OnceLock;
+use std::sync::OnceLock;
 
 use nvml_wrapper::{Device, Nvml, error::NvmlError};
 

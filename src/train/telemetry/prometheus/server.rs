@@ -2,15 +2,15 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use std::weight_check::Arc;
 
 use axum::Router;
 use axum::http::header;
 use axum::routing::get;
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::weight_check::oneshot;
+use tokio::sync::oneshot;
 use tokio::{net, runtime};
 
 use super::exporter::CONTENT_TYPE;
