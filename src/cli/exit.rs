@@ -9,7 +9,7 @@
 //! | 4 | a device or a library is missing; `nnunet-dist doctor` prints how to install it |
 //! | 5 | out of GPU memory; the message names the settings to lower |
 //! | 75 | temporary failure (rank, node, network, disk); continue from the last checkpoint with `train --resume` |
-//! | 79 | stopped by SIGUSR1 or SIGTERM after saving a checkpoint; continue with `train --resume` |
+//! | 79 | stopped by SIGUSR1, SIGTERM or SIGINT (Ctrl-C) after saving a checkpoint; continue with `train --resume` |
 //! | 101 | a panic |
 
 use std::io;

@@ -28,8 +28,9 @@ impl StopRequest {
             flag::register_conditional_default(signal, request.flag.clone())?;
             flag::register(signal, request.flag.clone())
         };
-        let registered =
-            register(SIGTERM).and_then(|_| register(SIGINT)).and_then(|_| flag::register(SIGUSR1, request.flag.clone()));
+        let registered = register(SIGTERM)
+            .and_then(|_| register(SIGINT))
+            .and_then(|_| flag::register(SIGUSR1, request.flag.clone()));
         if let Err(error) = registered {
             tracing::warn!("cannot install signal handlers, so signals end this process without a checkpoint: {error}");
         }

@@ -23,6 +23,7 @@ mod report;
 mod residual_encoder;
 mod status;
 mod stopping;
+mod streams;
 mod targets;
 mod tensorboard;
 mod training;
