@@ -1,5 +1,6 @@
 //! The command line: parse, dispatch, map errors to exit codes.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use nnunet_dist::cli::{Cli, exit};
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
             let code = exit::code(&error);
             // A requested stop is not an error; the log has already reported it once for all ranks.
             if code != exit::STOPPED {
-                eprintln!("error: {}", exit::one_line(&error));
+                let _ = writeln!(std::io::stderr(), "error: {}", exit::one_line(&error));
             }
             code.into()
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::output::{out, outln};
 use super::plans::PlansFlag;
 use crate::crossval::{self, HeldOutResults};
 use nnunet_data::work::WorkDir;
@@ -41,9 +42,9 @@ impl Accumulate {
         let held_out = HeldOutResults::open(&work, &self.folds)?;
         let folder = held_out.prepare_folder(&self.configuration, self.output.as_deref())?;
         let summary = crossval::accumulate(&held_out, &self.configuration, &folder)?;
-        print!("{}", summary.table());
-        println!("mean Dice {:.4}", summary.mean_dice());
-        println!("{} cases in {}", summary.metric_per_case.len(), folder.display());
+        out!("{}", summary.table());
+        outln!("mean Dice {:.4}", summary.mean_dice());
+        outln!("{} cases in {}", summary.metric_per_case.len(), folder.display());
         Ok(())
     }
 }

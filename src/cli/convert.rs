@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
+use super::output::outln;
 use nnunet_data::dataset::{RawLayout, convert_dataset};
 use nnunet_image::{ConvertOptions, convert};
 
@@ -61,13 +62,13 @@ impl Convert {
         if let (Some(input), Some(output)) = (&self.input, &self.target) {
             let options = ConvertOptions { labels: self.labels, series: self.series, overwrite: self.overwrite };
             convert(input, output, &options)?;
-            println!("{}", output.display());
+            outln!("{}", output.display());
         }
         let datasets = [(&self.msd, RawLayout::NnUnet), (&self.to_msd, RawLayout::Decathlon)];
         for (source, layout) in datasets {
             if let (Some(source), Some(output)) = (source, &self.output) {
                 let [train, test] = convert_dataset(source, output, layout, self.overwrite)?;
-                println!("{train} training and {test} test cases: {}", output.display());
+                outln!("{train} training and {test} test cases: {}", output.display());
             }
         }
         Ok(())

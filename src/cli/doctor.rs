@@ -1,8 +1,9 @@
 //! `nnunet-dist doctor`
 
+use super::output::out;
 use crate::doctor;
 
 pub(super) fn run() -> anyhow::Result<()> {
-    print!("{}", doctor::render(&doctor::examine()));
+    out!("{}", doctor::render(&doctor::examine()));
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::output::outln;
 use nnunet_infer::ensemble::{self, EnsembleOptions};
 
 /// Average the class probabilities of several predictions of the same images and write label maps.
@@ -35,7 +36,7 @@ impl Ensemble {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let options = EnsembleOptions { dataset_json: self.dataset_json, save_probabilities: self.save_npz };
         let cases = ensemble::ensemble_folders(&self.inputs, &self.output, &options)?;
-        println!("{cases} cases in {}", self.output.display());
+        outln!("{cases} cases in {}", self.output.display());
         Ok(())
     }
 }

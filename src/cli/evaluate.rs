@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::output::{out, outln};
 use super::positive;
 use nnunet_data::dataset::LabelValue;
 use nnunet_eval::{self as eval, Classes, FolderOptions, Measure, Measures, Tolerance};
@@ -84,11 +85,11 @@ impl Evaluate {
         if let Some(path) = &self.csv {
             summary.save_csv(path)?;
         }
-        print!("{}", summary.table());
+        out!("{}", summary.table());
         if summary.confidence.is_some() {
-            print!("\n{}\n", summary.confidence_table());
+            out!("\n{}\n", summary.confidence_table());
         }
-        println!("mean Dice {:.4}", summary.mean_dice());
+        outln!("mean Dice {:.4}", summary.mean_dice());
         Ok(())
     }
 

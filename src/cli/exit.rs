@@ -9,7 +9,7 @@
 //! | 4 | a device or a library is missing; `nnunet-dist doctor` prints how to install it |
 //! | 5 | out of GPU memory; the message names the settings to lower |
 //! | 75 | temporary failure (rank, node, network, disk); continue from the last checkpoint with `train --resume` |
-//! | 79 | stopped by SIGUSR1 or SIGTERM after saving a checkpoint; continue with `train --resume` |
+//! | 79 | stopped by SIGUSR1, SIGTERM or SIGINT (Ctrl-C) after saving a checkpoint; continue with `train --resume` |
 //! | 101 | a panic |
 
 use std::io;
@@ -66,8 +66,22 @@ pub struct Missing {
 /// Returns the exit code of a failed command.
 ///
 /// The causes are searched from the outside in; the first known type determines the code.
+///
+/// A full, failing or vanished disk is a temporary failure whatever the command was doing. Most errors keep only the
+/// text of an I/O error, which ends with its number.
 pub fn code(error: &anyhow::Error) -> u8 {
+    if error.chain().any(|cause| is_disk_failure(&cause.to_string())) {
+        return RETRY;
+    }
     error.chain().find_map(code_of).unwrap_or(INTERNAL)
+}
+
+/// Returns whether a message contains the text of an I/O error of a full, failing or vanished disk, as formatted by
+/// [`io::Error`].
+fn is_disk_failure(message: &str) -> bool {
+    [libc::ENOSPC, libc::EDQUOT, libc::EIO, libc::EROFS, libc::ESTALE]
+        .iter()
+        .any(|number| message.contains(&format!("(os error {number})")))
 }
 
 /// Maps one cause. `None` defers to the next cause: if a file could not be read, the I/O error determines the code.
@@ -187,6 +201,9 @@ mod tests {
         assert_eq!(code(&comm(Fault::Unavailable)), MISSING);
         assert_eq!(code(&io::Error::from(io::ErrorKind::NotFound).into()), INVALID);
         assert_eq!(code(&io::Error::from_raw_os_error(libc::EIO).into()), RETRY);
+        let full = io::Error::from_raw_os_error(libc::ENOSPC);
+        assert_eq!(code(&ImageError::new(Path::new("a.nii"), &full).into()), RETRY);
+        assert_eq!(code(&TensorFileError::new(Path::new("model.pth"), &full).into()), RETRY);
         let unwritten = TelemetryError::io(Path::new("log.jsonl"), io::ErrorKind::StorageFull.into());
         assert_eq!(code(&TrainError::Telemetry(unwritten).into()), RETRY);
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use super::output::outln;
 use nnunet_infer::CheckpointName;
 use nnunet_interop as interop;
 use nnunet_nn::checkpoint::SavedModel;
@@ -51,7 +52,7 @@ impl Export {
             Format::Safetensors => interop::write_safetensors(&model, &self.output).map(|()| self.output)?,
             Format::Onnx => interop::write_onnx(&model, &self.output).map(|()| self.output)?,
         };
-        println!("{}", written.display());
+        outln!("{}", written.display());
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::output::{out, outln};
 use super::plans::PlansFlag;
 use crate::crossval::{self, BestOptions};
 use nnunet_data::work::WorkDir;
@@ -45,10 +46,10 @@ impl FindBestConfiguration {
             without_ensembles: self.no_ensembling,
         };
         let (information, determined) = crossval::find_best(&work, &options)?;
-        print!("{}\n{}\n", information.table(), determined.table());
+        out!("{}\n{}\n", information.table(), determined.table());
         let instructions = work.inference_instructions();
-        print!("{}", crossval::instructions(&information, &work)?);
-        println!("\nalso written to {}", instructions.display());
+        out!("{}", crossval::instructions(&information, &work)?);
+        outln!("\nalso written to {}", instructions.display());
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
+use super::output::outln;
 use nnunet_data::work::WorkDir;
 use nnunet_interop::{self as interop, Destination, PreprocessedSource};
 
@@ -61,7 +62,7 @@ impl Import {
                     (None, None) => unreachable!("clap asks for one of them"),
                 };
                 for run in interop::import(input, &destination)? {
-                    println!("{}", run.root().display());
+                    outln!("{}", run.root().display());
                 }
                 Ok(())
             }
@@ -74,7 +75,7 @@ impl Import {
         let source = PreprocessedSource { folder, plans: &self.plans, raw: self.dataset.as_deref() };
         let imported = interop::import_preprocessed(&source, work, &|case| tracing::debug!("{case}"))?;
         for data in &imported {
-            println!(
+            outln!(
                 "{}: {} cases, {}",
                 data.data_identifier,
                 data.cases,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use clap::Args;
 
+use super::output::{out, outln};
 use nnunet_core::fsio;
 use nnunet_data::dataset::Dataset;
 use nnunet_data::work::ConfigError;
@@ -46,7 +47,7 @@ impl Inspect {
         for case in self.inspect_cases()? {
             let (report, view) = case.inspect()?;
             if !self.json {
-                print!("{report}");
+                out!("{report}");
             }
             reports.push(report);
             if self.montage.is_some() {
@@ -54,7 +55,7 @@ impl Inspect {
             }
         }
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&reports)?);
+            outln!("{}", serde_json::to_string_pretty(&reports)?);
         }
         if let Some(path) = &self.montage {
             let png = montage(&views).map_err(|error| anyhow!("{}: {error}", path.display()))?;

@@ -23,6 +23,7 @@ mod infer_flags;
 mod inspect;
 mod logging;
 mod man;
+pub mod output;
 mod phantom;
 mod plan;
 mod plans;
@@ -54,6 +55,10 @@ pub struct Cli {
     /// Decrease verbosity on standard error (-q: warnings, -qq: errors only).
     #[arg(short, long, action = ArgAction::Count, global = true, conflicts_with = "verbose")]
     quiet: u8,
+
+    /// Format of the log on standard error.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t, global = true)]
+    log_format: logging::LogFormat,
 
     /// Warnings about former names of flags.
     #[arg(skip)]
@@ -119,35 +124,42 @@ impl Cli {
     /// Returns the errors of the library; [`exit::code`] maps them to the process's exit code.
     pub fn run(self) -> anyhow::Result<()> {
         let verbosity = i16::from(self.verbose) - i16::from(self.quiet);
-        logging::init(verbosity);
+        logging::init(verbosity, self.log_format);
         for warning in &self.warnings {
             tracing::warn!("{warning}");
         }
-        match self.command {
-            Command::Plan(command) => command.run(),
-            Command::Preprocess(command) => command.run(),
-            Command::Train(command) => command.run(),
-            Command::Status(command) => command.run(),
-            Command::Report(command) => command.run(),
-            Command::Predict(command) => command.run(),
-            Command::Serve(command) => command.run(),
-            Command::Evaluate(command) => command.run(),
-            Command::Accumulate(command) => command.run(),
-            Command::FindBestConfiguration(command) => command.run(),
-            Command::Ensemble(command) => command.run(),
-            Command::Postprocess(command) => command.run(),
-            Command::Import(command) => command.run(),
-            Command::Export(command) => command.run(),
-            Command::Convert(command) => command.run(),
-            Command::Inspect(command) => command.run(),
-            Command::Replay(command) => command.run(),
-            Command::Scale(command) => command.run(),
-            Command::Bench(command) => command.run(),
-            Command::Phantom(command) => command.run(),
-            Command::Demo(command) => command.run(),
-            Command::Doctor => doctor::run(),
-            Command::Completions(command) => command.run(),
-            Command::Man(command) => command.run(),
+        self.command.run()?;
+        Ok(output::finish()?)
+    }
+}
+
+impl Command {
+    fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Plan(command) => command.run(),
+            Self::Preprocess(command) => command.run(),
+            Self::Train(command) => command.run(),
+            Self::Status(command) => command.run(),
+            Self::Report(command) => command.run(),
+            Self::Predict(command) => command.run(),
+            Self::Serve(command) => command.run(),
+            Self::Evaluate(command) => command.run(),
+            Self::Accumulate(command) => command.run(),
+            Self::FindBestConfiguration(command) => command.run(),
+            Self::Ensemble(command) => command.run(),
+            Self::Postprocess(command) => command.run(),
+            Self::Import(command) => command.run(),
+            Self::Export(command) => command.run(),
+            Self::Convert(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Replay(command) => command.run(),
+            Self::Scale(command) => command.run(),
+            Self::Bench(command) => command.run(),
+            Self::Phantom(command) => command.run(),
+            Self::Demo(command) => command.run(),
+            Self::Doctor => doctor::run(),
+            Self::Completions(command) => command.run(),
+            Self::Man(command) => command.run(),
         }
     }
 }

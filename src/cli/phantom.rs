@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::output::outln;
 use nnunet_data::phantom::PhantomOptions;
 
 /// Generate a labeled dataset for tests and demonstrations.
@@ -38,7 +39,7 @@ impl Phantom {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let Self { train, test, shape, seed, .. } = self;
         PhantomOptions { train_cases: train, test_cases: test, shape, seed }.generate(&self.output)?;
-        println!("{} cases: {}", train + test, self.output.display());
+        outln!("{} cases: {}", train + test, self.output.display());
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 
+use super::output::outln;
 use super::plans;
 use super::ranks::abort_on_error;
 use nnunet_comm::distributed;
@@ -97,7 +98,7 @@ impl Plan {
         }
 
         print_plans(&plans)?;
-        println!("work folder: {}, plans: {}", work.root().display(), options.plans_name);
+        outln!("work folder: {}, plans: {}", work.root().display(), options.plans_name);
         Ok(())
     }
 }
@@ -121,21 +122,21 @@ fn own_or_new_splits(dataset: &Dataset, path: &Path) -> anyhow::Result<Option<Sp
     let cases: Vec<String> = dataset.cases.iter().map(|case| case.id.clone()).collect();
     if path.exists() {
         Splits::load(path)?.check_cases(&cases).with_context(|| path.display().to_string())?;
-        println!("splits: kept those in {}", path.display());
+        outln!("splits: kept those in {}", path.display());
         return Ok(None);
     }
     Ok(Some(Splits::generate(&cases)?))
 }
 
 fn print_plans(plans: &Plans) -> anyhow::Result<()> {
-    println!("{:20} {:>6}  {:16} {:24} features", "configuration", "batch", "patch", "spacing (mm)");
+    outln!("{:20} {:>6}  {:16} {:24} features", "configuration", "batch", "patch", "spacing (mm)");
     for name in plans.configurations.keys() {
         let configuration = plans.configuration(name)?;
         let spacing: Vec<String> = configuration.spacing.iter().map(|mm| format!("{mm:.3}")).collect();
         let patch: Vec<String> = configuration.patch_size.iter().map(ToString::to_string).collect();
         let features = configuration.network_shape()?.features;
         let (batch, patch, spacing) = (configuration.batch_size, patch.join(" x "), spacing.join(" x "));
-        println!("{name:20} {batch:6}  {patch:16} {spacing:24} {features:?}");
+        outln!("{name:20} {batch:6}  {patch:16} {spacing:24} {features:?}");
     }
     Ok(())
 }

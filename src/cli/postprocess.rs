@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
+use super::output::{out, outln};
 use nnunet_eval::postprocess::{DetermineOptions, Postprocessing, apply_to_folder, determine_folder};
 
 /// Keep only the largest connected component of predicted classes, or determine for which classes this helps.
@@ -48,11 +49,11 @@ impl Postprocess {
     pub(super) fn run(self) -> anyhow::Result<()> {
         if let (Some(file), Some(output)) = (&self.pp, &self.output) {
             let cases = apply_to_folder(&Postprocessing::load(file)?, &self.input, output)?;
-            println!("{cases} cases in {}", output.display());
+            outln!("{cases} cases in {}", output.display());
         } else if let Some(truth) = &self.ground_truth {
             let options = DetermineOptions { discard_postprocessed: self.remove_postprocessed };
             let determined = determine_folder(&self.input, truth, self.dataset_json.as_deref(), options)?;
-            print!("{}", determined.table());
+            out!("{}", determined.table());
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::infer_flags::InferFlags;
+use super::output::outln;
 use super::ranks::abort_on_error;
 use nnunet_comm::distributed;
 use nnunet_data::work::ConfigError;
@@ -87,7 +88,7 @@ impl Predict {
                         0 => String::new(),
                         skipped => format!(", {skipped} of them kept from an earlier run"),
                     };
-                    println!("{} cases in {}{skipped}", predicted.cases, self.output.display());
+                    outln!("{} cases in {}{skipped}", predicted.cases, self.output.display());
                 }
                 Ok(())
             }

@@ -6,6 +6,7 @@ use clap::Args;
 use indexmap::IndexMap;
 use indicatif::ProgressBar;
 
+use super::output::outln;
 use super::plans::{self, PlansFlag};
 use super::ranks::abort_on_error;
 use nnunet_comm::distributed::{self, Communicator};
@@ -70,7 +71,7 @@ impl Preprocess {
             progress.finish_and_clear();
             let (cases, seconds) = (report.cases, report.elapsed.as_secs_f64());
             if comm.rank() == 0 {
-                println!("{name}: {cases} cases in {seconds:.1} s, {}", folder.display());
+                outln!("{name}: {cases} cases in {seconds:.1} s, {}", folder.display());
             }
         }
         Ok(())

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::output::out;
 use nnunet_nn::Device;
 use nnunet_train::{self as train, Replayed};
 
@@ -24,7 +25,7 @@ pub struct Replay {
 
 impl Replay {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        print!("{}", table(&train::replay(&self.folder, self.device)?));
+        out!("{}", table(&train::replay(&self.folder, self.device)?));
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 use clap::Args;
 
+use super::output::outln;
 use crate::report::{RunFiles, page};
 use nnunet_core::fsio;
 use nnunet_data::work::WorkDir;
@@ -42,7 +43,7 @@ impl Report {
         let page = page(&RunFiles::read(&self.run, work.as_ref())?, self.worst, SystemTime::now())?;
         let path = self.output.unwrap_or_else(|| self.run.join("report.html"));
         fsio::write_bytes(&path, page.as_bytes()).with_context(|| path.display().to_string())?;
-        println!("{}", path.display());
+        outln!("{}", path.display());
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::output::{out, outln};
 use super::ranks::{abort_on_error, connect_gpus};
 use super::run_flags::RunFlags;
 use crate::scaling::{Experiment, Measurement, ScalingError, ScalingMode, csv, measure, plot, table};
@@ -86,11 +87,11 @@ impl Scale {
             tracing::info!("measuring {ranks} process(es)");
             measurements.push(experiment.run(&launcher, &program, ranks)?);
         }
-        print!("{}", table(self.mode, &measurements));
+        out!("{}", table(self.mode, &measurements));
         let picture = plot(&measurements)?;
         self.write("scaling.csv", csv(&measurements).as_bytes())?;
         self.write("scaling.png", &picture)?;
-        println!("results: {}", self.output.display());
+        outln!("results: {}", self.output.display());
         Ok(())
     }
 
@@ -108,7 +109,7 @@ impl Scale {
         let measured = measure(&config, &work, &*comm, self.warm_up, self.steps.max(1));
         let measured = abort_on_error(measured.map_err(anyhow::Error::from), &*comm)?;
         if comm.rank() == 0 {
-            println!("{}", measured.to_line());
+            outln!("{}", measured.to_line());
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::infer_flags::{InferFlags, gibibytes};
+use super::output::outln;
 use crate::serve::{self, ServeLimits, ServeOptions};
 use nnunet_comm::distributed;
 
@@ -69,7 +70,7 @@ impl Serve {
             },
             spool: self.spool.unwrap_or_else(std::env::temp_dir),
         };
-        serve::serve(&options, |address| println!("listening on http://{address}"))?;
+        serve::serve(&options, |address| outln!("listening on http://{address}"))?;
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 
+use super::output::out;
 use crate::report::{ReportError, RunFiles, RunStatus, find_runs, line_per_run, lines};
 
 /// Clears a terminal and moves the cursor to the upper left corner.
@@ -39,7 +40,7 @@ impl Status {
             let statuses = self.statuses()?;
             let text = self.text(&statuses)?;
             let clear = if self.watch.is_some() && !self.json && stdout().is_terminal() { CLEAR } else { "" };
-            print!("{clear}{text}");
+            out!("{clear}{text}");
             stdout().flush()?;
             let Some(seconds) = self.watch.filter(|_| !statuses.iter().all(RunStatus::has_ended)) else {
                 return Ok(());

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::exit;
+use super::output::{out, outln};
 use super::ranks::{abort_on_error, connect_gpus};
 use super::run_flags::RunFlags;
+use super::{exit, output};
 use nnunet_comm::distributed::{self, Communicator};
 use nnunet_data::work::{ConfigError, WorkDir};
 use nnunet_train::config::RunConfig;
@@ -77,23 +78,29 @@ impl Train {
 
     fn train(&self, config: &RunConfig, work: &WorkDir, communicator: &dyn Communicator) -> anyhow::Result<Outcome> {
         let is_first = communicator.rank() == 0;
-        if is_first {
-            print!("{}", config.to_toml());
-        }
         let held_out = FinalValidationOptions { probabilities: self.npz, with_best: self.val_best };
         let outcome = match self.val {
             true => Outcome::Finished(train::validate(config, work, communicator, held_out)?.map(Box::new)),
             false => {
-                let options = RunOptions { resume: self.resume, held_out, profile: self.profile };
+                let options = RunOptions {
+                    resume: self.resume,
+                    held_out,
+                    profile: self.profile,
+                    announce: |config| out!("{}", config.to_toml()),
+                };
                 train::run(config, work, communicator, options)?
             }
         };
         if let Outcome::Finished(Some(summary)) = &outcome {
-            print!("{}", summary.table());
-            println!("mean Dice {:.4}", summary.mean_dice());
+            out!("{}", summary.table());
+            outln!("mean Dice {:.4}", summary.mean_dice());
         }
         if is_first {
-            println!("run directory: {}", config.run_dir.display());
+            outln!("run directory: {}", config.run_dir.display());
+        }
+        // The results are in the run directory, too.
+        if let Err(error) = output::finish() {
+            tracing::warn!("{error}");
         }
         Ok(outcome)
     }

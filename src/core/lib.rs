@@ -4,6 +4,7 @@
 //! - [`rng`] creates counter-based random streams. Every random value depends only on seed, purpose, epoch and index, so
 //!   a resumed run and a run with another number of processes draw the same values.
 //! - [`math`] has f32 functions without branches, which the compiler can vectorize.
+//! - [`mapped`] maps files into memory and reports files that shrink; [`run_log`] keeps the log lines of a run.
 //! - [`trace`] records the activity of the threads of a process in Chrome's trace format.
 //!
 //! ```
@@ -23,9 +24,11 @@
 //! ```
 
 pub mod fsio;
+pub mod mapped;
 pub mod math;
 pub mod pickle;
 pub mod rng;
+pub mod run_log;
 pub mod trace;
 
 /// Name of the program, as recorded in files.

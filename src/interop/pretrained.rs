@@ -7,6 +7,7 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::{InteropError, names, nnunet_model};
+use nnunet_core::mapped::MappedFile;
 use nnunet_nn::checkpoint::SavedModel;
 use nnunet_nn::model::{ParameterSpec, TensorState};
 
@@ -82,9 +83,7 @@ pub fn load_pretrained(path: &Path, state: &mut [TensorState]) -> Result<Pretrai
 
 fn read_safetensors(path: &Path, file: &File) -> Result<Vec<TensorState>, InteropError> {
     let fail = |defect: String| InteropError::new(path, defect);
-    // SAFETY: the file is only read; if another process truncates it meanwhile, access raises SIGBUS, as for any mapped
-    // file.
-    let bytes = unsafe { memmap2::Mmap::map(file) }.map_err(|error| fail(error.to_string()))?;
+    let bytes = MappedFile::from_file(file, path).map_err(|error| fail(error.to_string()))?;
     let contents = SafeTensors::deserialize(&bytes).map_err(|error| {
         fail(format!(
             "neither a checkpoint of nnunet-dist (a folder), nor a .pth of nnU-Net, nor a safetensors file: {error}"

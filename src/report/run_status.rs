@@ -88,7 +88,7 @@ impl RunStatus {
         let last = run.log.last();
         let state = status.map(|status| status.state);
         let silent = run.last_write().map(|written| now.duration_since(written).unwrap_or_default());
-        let is_at_work = matches!(state, Some(RunState::Training | RunState::Predicting));
+        let is_at_work = matches!(state, Some(RunState::Training | RunState::Stopping | RunState::Predicting));
         let is_silent = is_at_work && silent.is_some_and(|silent| silent > SILENCE_LIMIT);
         let steps_per_epoch = run.steps_per_epoch();
         let epochs_done = last.map_or(0, |last| last.epoch + 1);
@@ -151,6 +151,7 @@ impl RunStatus {
         match self.state {
             _ if self.is_silent => format!("no update for {}", format::duration(self.silent_s.unwrap_or(0) as f64)),
             Some(RunState::Training) => "training".to_owned(),
+            Some(RunState::Stopping) => "stopping, saves a checkpoint".to_owned(),
             Some(RunState::Predicting) => "predicting the held-out cases".to_owned(),
             Some(RunState::Finished) => "finished".to_owned(),
             Some(RunState::Stopped) => "stopped, can be resumed".to_owned(),

@@ -37,18 +37,20 @@ pub enum Resume {
 }
 
 /// Options of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct RunOptions {
     pub resume: Resume,
     pub held_out: FinalValidationOptions,
     /// Number of steps whose timeline is written to `trace.json`.
     pub profile: usize,
+    /// Called on rank 0 with the resolved configuration, once the run is open and about to train.
+    pub announce: fn(&RunConfig),
 }
 
 impl Default for RunOptions {
     /// Starts from scratch and writes label maps only.
     fn default() -> Self {
-        Self { resume: Resume::Never, held_out: FinalValidationOptions::default(), profile: 0 }
+        Self { resume: Resume::Never, held_out: FinalValidationOptions::default(), profile: 0, announce: |_| {} }
     }
 }
 
@@ -109,7 +111,7 @@ impl OnDevice for Run<'_> {
             device: device.clone(),
         };
         let resume = is_resumed(config, comm, options.resume)?;
-        let (reason, trainer) = session.train(resume, options.profile)?;
+        let (reason, trainer) = session.train(resume, options)?;
         if reason == StopReason::Stopped {
             return Ok(Outcome::Stopped);
         }
@@ -133,13 +135,16 @@ struct Session<'a, B: ComputeBackend> {
 
 impl<'a, B: ComputeBackend> Session<'a, B> {
     /// Trains to the last epoch, or until the run is stopped. With `on_nan = rollback`, a step whose loss or gradient is
-    /// NaN or infinite restarts the training from the latest checkpoint with different samples. The first `profile`
-    /// steps are recorded.
-    fn train(&mut self, resume: bool, profile: usize) -> Result<(StopReason, Trainer<'a, B>), TrainError> {
+    /// NaN or infinite restarts the training from the latest checkpoint with different samples. The first
+    /// steps are recorded if `options` ask for it.
+    fn train(&mut self, resume: bool, options: RunOptions) -> Result<(StopReason, Trainer<'a, B>), TrainError> {
         let config = self.context.config;
         let mut trainer = self.build_trainer(resume, None)?;
+        if self.context.comm.rank() == 0 {
+            (options.announce)(config);
+        }
         announce(self.context, &trainer.progress);
-        trainer.profile = Profile::new(profile, config.run_dir().trace());
+        trainer.profile = Profile::new(options.profile, config.run_dir().trace());
         let mut rollbacks = Rollbacks::default();
         loop {
             match trainer.train() {
@@ -303,7 +308,11 @@ fn outputs(context: &TrainingContext, resume: bool, training: &Training) -> Resu
     let training = &config.training;
     let global_batch_size = training.batch_size * training.gradient_accumulation_steps * comm.world_size();
     let (epochs, iterations) = (training.epochs, training.iterations_per_epoch);
+    if let Err(error) = nnunet_core::run_log::open(&run.text_log()) {
+        tracing::warn!("{}: {error}; training continues without this log", run.text_log().display());
+    }
     let status = StatusFile::new(&run.status(), epochs, iterations, comm.world_size());
+    let status_handle = status.handle();
     let log = JsonLines::open(&run.log(), progress.next_epoch)?;
     let observers = Observers::default()
         .with(status)
@@ -317,7 +326,7 @@ fn outputs(context: &TrainingContext, resume: bool, training: &Training) -> Resu
         Some(board) => observers.with(board),
         None => observers,
     };
-    Ok(Outputs { observers, checkpoint_writer: Some(checkpoint_writer) })
+    Ok(Outputs { observers, checkpoint_writer: Some(checkpoint_writer), status: Some(status_handle) })
 }
 
 /// Returns the names of the classes that have a pseudo Dice.

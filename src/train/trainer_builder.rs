@@ -11,7 +11,7 @@ use super::step::TrainStep;
 use super::stop::StopRequest;
 use super::trainer::Trainer;
 use crate::config::{DistConfig, RunConfig};
-use crate::telemetry::{MetricsEndpoint, Observers};
+use crate::telemetry::{MetricsEndpoint, Observers, RunState, StatusHandle};
 use nnunet_core::rng::Purpose;
 use nnunet_interop::{Pretrained, load_pretrained};
 use nnunet_nn::backend::ComputeBackend;
@@ -26,6 +26,8 @@ pub struct Outputs {
     pub observers: Observers,
     /// `None` on all ranks except 0.
     pub checkpoint_writer: Option<AsyncCheckpointWriter>,
+    /// Access to `status.json`; `None` on all ranks except 0.
+    pub status: Option<StatusHandle>,
 }
 
 impl Outputs {
@@ -65,7 +67,7 @@ impl<'a> TrainingContext<'a> {
             false => self.new_state(&device)?,
         };
         let head_weights = head_weights(network.heads(), config.deep_supervision);
-        let Outputs { observers, checkpoint_writer } = outputs(&training)?;
+        let Outputs { observers, checkpoint_writer, status } = outputs(&training)?;
         let mut progress = training.progress;
         progress.rollbacks = rollbacks.unwrap_or(progress.rollbacks);
         let step = TrainStep::new(network.with_precision(config.precision), optimizer, loss, head_weights, device)
@@ -87,7 +89,7 @@ impl<'a> TrainingContext<'a> {
             train_batches,
             validation_batches,
             progress,
-            stop_request: StopRequest::listen(),
+            stop_request: StopRequest::listen(move || announce_stop(status.as_ref())),
             profile: Profile::new(0, config.run_dir().trace()),
             data: self.store.fingerprint()?,
             skipped: [0; 2],
@@ -190,4 +192,11 @@ pub(super) fn reducer_options(config: &RunConfig) -> GradientReducerOptions {
         overlap,
         accumulate: config.training.gradient_accumulation_steps,
     }
+}
+
+/// Reports a stop request at once, since the step in progress may take long.
+fn announce_stop(status: Option<&StatusHandle>) {
+    let Some(status) = status else { return };
+    tracing::warn!("stopping after this step, with a checkpoint; a second signal ends the process at once");
+    status.set_state(RunState::Stopping);
 }

@@ -7,6 +7,7 @@ mod network;
 
 use clap::{Args, Subcommand};
 
+use super::output::{out, outln};
 use super::ranks::abort_on_error;
 use crate::bench::Report;
 use nnunet_comm::distributed;
@@ -58,7 +59,7 @@ impl Bench {
             Benchmark::Step(step) => step.run(self.rounds)?,
             Benchmark::Conv(conv) => conv.run(self.rounds)?,
             Benchmark::Memory(memory) => {
-                println!("{}", memory.run(self.json)?);
+                outln!("{}", memory.run(self.json)?);
                 return Ok(());
             }
             Benchmark::Loader(loader) => loader.run(self.rounds)?,
@@ -83,6 +84,6 @@ impl Bench {
     }
 
     fn print(&self, report: &Report) {
-        if self.json { println!("{}", report.json()) } else { print!("{}", report.table()) }
+        if self.json { outln!("{}", report.json()) } else { out!("{}", report.table()) }
     }
 }

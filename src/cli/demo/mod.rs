@@ -10,6 +10,7 @@ use clap::Args;
 
 use self::report::Report;
 use self::steps::{DemoCommand, Program};
+use super::output::outln;
 use nnunet_data::work::{ConfigError, FoldId, RunDir, WorkDir};
 
 /// Generate a dataset, train on it with two processes, predict and evaluate; about five minutes on two cores.
@@ -36,16 +37,16 @@ const PROCESSES: usize = 2;
 impl Demo {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let layout = DemoFolders::create(&self.dir)?;
-        println!("Generating {TRAIN_CASES} training and {TEST_CASES} test phantoms in {}", layout.dataset.display());
+        outln!("Generating {TRAIN_CASES} training and {TEST_CASES} test phantoms in {}", layout.dataset.display());
         nnunet_data::phantom::generate(&layout.dataset, TRAIN_CASES, TEST_CASES, SEED)?;
 
         let mut report = Report::default();
         for step in layout.steps(&Program::locate()?) {
-            println!("\n$ {step}");
+            outln!("\n$ {step}");
             report.add(step.run()?);
         }
         let path = report.write(&layout)?;
-        println!("report: {}", path.display());
+        outln!("report: {}", path.display());
         Ok(())
     }
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+use crate::cli::output::outln;
+
 /// Command to start this program again.
 pub struct Program {
     exe: PathBuf,
@@ -34,7 +36,7 @@ impl Program {
         let mpi = cfg!(feature = "mpi") && runs("mpirun");
         if !mpi {
             let why = if cfg!(feature = "mpi") { "mpirun is not installed" } else { "this build has no MPI" };
-            println!("note: {why}; training runs in one process");
+            outln!("note: {why}; training runs in one process");
         }
         Ok(Self { exe, mpi })
     }

@@ -39,6 +39,7 @@ pub fn init() -> Result<Box<dyn Communicator>, CommError> {
         Some(info) if info.size != Some(1) => join(&info)?,
         _ => Box::new(Single),
     };
+    nnunet_core::mapped::set_rank(comm.rank());
     divide_threads(comm.as_ref())?;
     Ok(comm)
 }

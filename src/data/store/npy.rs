@@ -8,11 +8,11 @@ use std::io::{Read, Write};
 use std::marker::PhantomData;
 use std::path::Path;
 
-use memmap2::Mmap;
 use ndarray::ArrayView4;
 
 use super::StoreError;
 use nnunet_core::fsio;
+use nnunet_core::mapped::MappedFile;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 /// Alignment of the data offset, so that a mapped file can be read as any element type.
@@ -56,7 +56,7 @@ pub fn write<T: NpyElement>(path: &Path, array: ArrayView4<T>) -> Result<(), Sto
 ///
 /// The store replaces files by renaming and never changes them in place, so the contents of a mapping are stable.
 pub(super) struct MappedArray<T> {
-    map: Mmap,
+    map: MappedFile,
     data_at: usize,
     shape: [usize; 4],
     element: PhantomData<T>,
@@ -71,9 +71,8 @@ impl<T: NpyElement> MappedArray<T> {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let fail = |defect: String| StoreError::new(path, defect);
         let file = File::open(path).map_err(|error| fail(format!("cannot open: {error}; preprocess again")))?;
-        // SAFETY: the file is only ever replaced by renaming another file over it (`fsio`), which leaves the inode of
-        // this mapping unchanged. If someone truncates the file by hand, access raises SIGBUS, as with any mapped file.
-        let map = unsafe { Mmap::map(&file) }.map_err(|error| fail(format!("cannot map into memory: {error}")))?;
+        let map =
+            MappedFile::from_file(&file, path).map_err(|error| fail(format!("cannot map into memory: {error}")))?;
         let (data_at, shape) = decode_header::<T>(&map).map_err(fail)?;
         let expected = byte_length::<T>(data_at, shape)
             .ok_or_else(|| fail(format!("the shape {shape:?} in the header is too large")))?;

@@ -53,6 +53,11 @@ impl RunDir {
         self.root.join("nan_dumps")
     }
 
+    /// Log lines of the run, as printed on standard error by rank 0.
+    pub fn text_log(&self) -> PathBuf {
+        self.root.join("train.log")
+    }
+
     /// Folder of such dumps in runs of earlier versions.
     pub fn former_nan_dumps(&self) -> PathBuf {
         self.root.join("incidents")

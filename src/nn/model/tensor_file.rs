@@ -1,7 +1,6 @@
 //! Safetensors files of named tensors with a JSON description in the header.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{ParameterSpec, TensorState};
 use nnunet_core::fsio;
+use nnunet_core::mapped::MappedFile;
 
 /// The only key of the header's metadata. A second one would make the bytes depend on hash map order.
 const KEY: &str = "nnunet_dist";
@@ -71,9 +71,7 @@ pub fn serialize_tensors(
 /// # Errors
 /// Returns an error if the file is missing, damaged or was written by another program.
 pub fn read_tensors<D: DeserializeOwned>(path: &Path) -> Result<(D, Vec<TensorState>), TensorFileError> {
-    let file = File::open(path).map_err(|error| TensorFileError::new(path, error))?;
-    // SAFETY: the mapping is only read, and these files are replaced by rename, never modified in place.
-    let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| TensorFileError::new(path, error))?;
+    let bytes = MappedFile::open(path).map_err(|error| TensorFileError::new(path, error))?;
     parse_tensors(path, &bytes)
 }
 

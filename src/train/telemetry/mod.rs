@@ -20,5 +20,5 @@ pub use progress_bar::ProgressBar;
 pub use prometheus::GpuMeter;
 pub use prometheus::{CONTENT_TYPE, GpuReading, MetricsEndpoint, MetricsExporter, MetricsObserver};
 pub use record::{EpochRecord, IterationRecord, PictureRecord, RunState, StepTimes};
-pub use status_file::{Status, StatusFile};
+pub use status_file::{Status, StatusFile, StatusHandle};
 pub use tensorboard::TensorBoard;

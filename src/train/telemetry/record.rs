@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 pub enum RunState {
     Training,
+    /// Asked to stop: saves a checkpoint after the step in progress.
+    Stopping,
     /// Predicts the held-out cases.
     Predicting,
     Finished,

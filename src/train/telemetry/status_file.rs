@@ -1,6 +1,7 @@
 //! `status.json`: current status of a run, for external monitoring.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -30,7 +31,13 @@ pub struct Status {
 }
 
 /// Writes `status.json`, about once a second during training.
-pub struct StatusFile {
+pub struct StatusFile(StatusHandle);
+
+/// Access to the file for other threads.
+#[derive(Clone)]
+pub struct StatusHandle(Arc<Mutex<StatusWriter>>);
+
+struct StatusWriter {
     path: PathBuf,
     status: Status,
     written: Option<Instant>,
@@ -53,9 +60,31 @@ impl StatusFile {
             pid: std::process::id(),
             updated_unix: 0,
         };
-        Self { path: path.to_owned(), status, written: None, stale: false, warned: false }
+        let path = path.to_owned();
+        let writer = StatusWriter { path, status, written: None, stale: false, warned: false };
+        Self(StatusHandle(Arc::new(Mutex::new(writer))))
     }
 
+    /// Returns access to the file for other threads.
+    pub fn handle(&self) -> StatusHandle {
+        self.0.clone()
+    }
+}
+
+impl StatusHandle {
+    /// Changes the state and writes the file.
+    pub fn set_state(&self, state: RunState) {
+        let mut writer = self.lock();
+        writer.status.state = state;
+        writer.write();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, StatusWriter> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StatusWriter {
     /// Writes the file. A failure only causes a warning, since it must not end the training.
     fn write(&mut self) {
         self.written = Some(Instant::now());
@@ -71,24 +100,24 @@ impl StatusFile {
 
 impl Observer for StatusFile {
     fn iteration(&mut self, record: &IterationRecord) -> Result<(), TelemetryError> {
-        self.status.epoch = record.epoch;
-        self.status.iteration = record.iteration;
-        self.status.step = (record.epoch * self.status.iterations_per_epoch + record.iteration + 1) as u64;
-        self.stale = true;
-        if self.written.is_none_or(|written| written.elapsed() >= INTERVAL) {
-            self.write();
+        let mut writer = self.0.lock();
+        writer.status.epoch = record.epoch;
+        writer.status.iteration = record.iteration;
+        writer.status.step = (record.epoch * writer.status.iterations_per_epoch + record.iteration + 1) as u64;
+        writer.stale = true;
+        if writer.written.is_none_or(|written| written.elapsed() >= INTERVAL) {
+            writer.write();
         }
         Ok(())
     }
 
     fn epoch_finished(&mut self, _: &EpochRecord) -> Result<(), TelemetryError> {
-        self.write();
+        self.0.lock().write();
         Ok(())
     }
 
     fn run_is(&mut self, state: RunState) -> Result<(), TelemetryError> {
-        self.status.state = state;
-        self.write();
+        self.0.set_state(state);
         Ok(())
     }
 }
@@ -96,8 +125,9 @@ impl Observer for StatusFile {
 impl Drop for StatusFile {
     /// Writes the last step of a failed run.
     fn drop(&mut self) {
-        if self.stale {
-            self.write();
+        let mut writer = self.0.lock();
+        if writer.stale {
+            writer.write();
         }
     }
 }

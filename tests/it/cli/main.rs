@@ -19,6 +19,7 @@ mod book;
 mod book_commands;
 mod cli;
 mod cli_reference;
+mod defaults;
 mod deploy;
 mod doctor;
 mod examples;

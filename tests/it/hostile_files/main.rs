@@ -35,6 +35,8 @@ use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use tempfile::TempDir;
 
+mod end_to_end;
+
 use self::counting::{MEMORY, peak_of};
 
 /// Reads randomly changed copies of `original` with a reader that may fail only with an error.

@@ -1,6 +1,7 @@
 //! Training runs that are asked to stop, and resume without a difference.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use nnunet_dist::work::RunDir;
 use serde_json::{Map, Value};
 
 use crate::job;
-use crate::work::{Workshop, tensors_of};
+use crate::work::{self, Workshop, tensors_of};
 
 /// Exit code of a run that was stopped without losing work.
 const STOPPED: i32 = 79;
@@ -29,7 +30,7 @@ fn a_run_stopped_within_an_epoch_resumes_with_the_same_losses() {
     };
     assert!(train(&whole, &[]).stdout(Stdio::null()).status().unwrap().success());
 
-    for (signal, flag) in [(libc::SIGUSR1, "--resume=auto"), (libc::SIGTERM, "--resume")] {
+    for (signal, flag) in [(libc::SIGUSR1, "--resume=auto"), (libc::SIGTERM, "--resume"), (libc::SIGINT, "--resume")] {
         let mut run = train(&broken, &[flag]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let at = wait_for_a_step_within_an_epoch(&broken, &mut run);
         kill(&run, signal);
@@ -45,6 +46,34 @@ fn a_run_stopped_within_an_epoch_resumes_with_the_same_losses() {
 
     assert_eq!(losses(&whole), losses(&broken));
     assert!(tensors_of(&whole.checkpoint_latest()) == tensors_of(&broken.checkpoint_latest()));
+}
+
+/// Ctrl-C during a step of minutes: `status` shows the request at once, and a second one does not wait for the step.
+#[test]
+fn a_request_is_shown_during_a_long_step_and_a_second_one_ends_the_run() {
+    let shop = Workshop::new();
+    let run = shop.run_dir("run");
+    let mut command = shop.train(&run);
+    command.args(["--gradient-accumulation-steps", "100000"]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let began = Instant::now();
+    // The text log is opened before the first step.
+    while !fs::read_to_string(run.text_log()).is_ok_and(|log| log.contains("training and")) {
+        assert!(child.try_wait().unwrap().is_none() && began.elapsed() < Duration::from_secs(60));
+        thread::sleep(Duration::from_millis(2));
+    }
+    kill(&child, libc::SIGINT);
+    while status(&run).is_none_or(|status| status.state != RunState::Stopping) {
+        assert!(child.try_wait().unwrap().is_none() && began.elapsed() < Duration::from_secs(60));
+        thread::sleep(Duration::from_millis(2));
+    }
+    let shown = work::program().arg("status").arg(run.root()).output().unwrap();
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("stopping"), "{shown:?}");
+    kill(&child, libc::SIGINT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.signal(), Some(libc::SIGINT));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("stopping after this step, with a checkpoint; a second signal"), "{log}");
 }
 
 #[test]
