@@ -3,6 +3,8 @@
 //! - [`fsio`] writes files atomically: a reader sees the old file or the complete new one, also after a power loss.
 //! - [`rng`] creates counter-based random streams. Every random value depends only on seed, purpose, epoch and index, so
 //!   a resumed run and a run with another number of processes draw the same values.
+//! - [`user_file`] reads JSON and text that people write, from any editor.
+//! - [`memory`] knows the memory of the machine.
 //! - [`math`] has f32 functions without branches, which the compiler can vectorize.
 //! - [`mapped`] maps files into memory and reports files that shrink; [`run_log`] keeps the log lines of a run.
 //! - [`trace`] records the activity of the threads of a process in Chrome's trace format.
@@ -26,10 +28,12 @@
 pub mod fsio;
 pub mod mapped;
 pub mod math;
+pub mod memory;
 pub mod pickle;
 pub mod rng;
 pub mod run_log;
 pub mod trace;
+pub mod user_file;
 
 /// Name of the program, as recorded in files.
 pub const PROGRAM: &str = "nnunet-dist";
