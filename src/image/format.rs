@@ -160,10 +160,12 @@ fn is_written(ending: &str) -> bool {
     !ending.starts_with(".hdr") && !ending.starts_with(".img")
 }
 
-/// Whether a file name has the ending of an image format, in either case.
-pub fn has_image_ending(name: &str) -> bool {
-    let name = name.to_lowercase();
-    FORMATS.iter().any(|(ending, _)| name.ends_with(ending))
+/// Returns the ending of a file name if it is that of an image format, in either case.
+pub fn image_ending(name: &str) -> Option<&str> {
+    let lower = name.to_lowercase();
+    // `.nii.gz` and `.hdr.gz` have no shorter ending in the table.
+    let (ending, _) = FORMATS.iter().find(|(ending, _)| lower.ends_with(ending))?;
+    name.get(name.len().checked_sub(ending.len())?..)
 }
 
 /// Options of [`convert`].

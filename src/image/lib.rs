@@ -24,7 +24,7 @@ pub use crop::{bounding_box, nonzero_mask};
 pub use dicom::{holds_dicom, read_series};
 pub use nifti::NiftiForms;
 pub use format::{
-    ConvertOptions, check_writable, convert, has_image_ending, read_header, read_labels, read_volume, write_labels,
+    ConvertOptions, check_writable, convert, image_ending, read_header, read_labels, read_volume, write_labels,
     write_volume,
 };
 pub use reader_writer::{ImageError, ImageHeader, ImageReader, ImageWriter};

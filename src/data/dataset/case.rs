@@ -8,6 +8,7 @@ use nnunet_image::{self as image, LabelMap, Volume};
 use rayon::prelude::*;
 
 use super::DatasetError;
+use super::left_out::left_out;
 
 /// The files of a case. They may be missing; [`super::validate`] reports missing files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +42,8 @@ impl CaseFiles {
     /// Reads the images, which must have `channels` channels in total, and the label map.
     ///
     /// # Errors
-    /// Returns an error if a file cannot be read or the images differ in shape. The shape of the label map is not
-    /// checked.
+    /// Returns an error if a file cannot be read, or the images differ in shape or geometry. The label map is not
+    /// compared.
     pub fn load(&self, channels: usize) -> Result<Case, DatasetError> {
         let (image, label) =
             rayon::join(|| self.load_image(channels), || self.label.as_deref().map(image::read_labels).transpose());
@@ -62,6 +63,9 @@ impl CaseFiles {
                 let defect = format!("shape {next_shape:?} differs from {shape:?} of {}", first.display());
                 DatasetError::invalid(path, defect)
             })?;
+            if let Some(difference) = next.geometry.difference(&image.geometry) {
+                return Err(DatasetError::invalid(path, format_args!("{difference} of {}", first.display())));
+            }
         }
         let found = image.data.len_of(Axis(0));
         if found != channels {
@@ -168,7 +172,8 @@ pub(super) fn group_by_case(
 ) -> Result<BTreeMap<String, Vec<PathBuf>>, DatasetError> {
     let stems = stems(folder, file_ending)?;
     if stems.is_empty() {
-        return Err(DatasetError::invalid(folder, format_args!("contains no *{file_ending} images")));
+        let found = left_out(folder, file_ending).map_or_else(String::new, |found| format!("; it has {found}"));
+        return Err(DatasetError::invalid(folder, format_args!("contains no *{file_ending} images{found}")));
     }
     group(stems, &|name| folder.join(format!("{name}{file_ending}")), channels)
 }

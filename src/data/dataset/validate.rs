@@ -4,6 +4,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use super::left_out::left_out;
 use super::{CaseFiles, Dataset, DatasetJson};
 use nnunet_image::{self as image, ImageHeader};
 
@@ -17,11 +18,24 @@ pub fn validate(dataset: &Dataset) -> Vec<String> {
     let mut problems: Vec<String> = dataset.json.problems().into_iter().map(in_json).collect();
     let (expected, found) = (dataset.json.num_training, dataset.cases.len());
     if expected != found {
-        problems.push(in_json(format!("numTraining is {expected}, but there are {found} cases")));
+        let left_out = left_out_of(dataset).map_or_else(String::new, |files| format!("; left out: {files}"));
+        problems.push(in_json(format!("numTraining is {expected}, but there are {found} cases{left_out}")));
     }
     let expected = CaseExpectation { channels: dataset.json.num_channels(), labels: allowed_labels(&dataset.json) };
     problems.par_extend(dataset.cases.par_iter().flat_map_iter(|case| problems_of_case(case, &expected)));
     problems
+}
+
+/// Describes the files of imagesTr and labelsTr that are not read because of their names, see
+/// [`left_out`](super::left_out()).
+pub fn left_out_of(dataset: &Dataset) -> Option<String> {
+    let folders = ["imagesTr", "labelsTr"].into_iter();
+    let described = folders.filter_map(|name| {
+        let files = left_out(&dataset.root.join(name), &dataset.json.file_ending)?;
+        Some(format!("{name}: {files}"))
+    });
+    let described: Vec<String> = described.collect();
+    (!described.is_empty()).then(|| described.join("; "))
 }
 
 /// Expected properties of every case, from dataset.json.
