@@ -22,6 +22,7 @@ mod volume;
 
 pub use crop::{bounding_box, nonzero_mask};
 pub use dicom::{holds_dicom, read_series};
+pub use gzip::GzipWriter;
 pub use nifti::NiftiForms;
 pub use format::{
     ConvertOptions, check_writable, convert, image_ending, read_header, read_labels, read_volume, write_labels,

@@ -42,12 +42,28 @@ impl CaseFiles {
     /// Reads the images, which must have `channels` channels in total, and the label map.
     ///
     /// # Errors
-    /// Returns an error if a file cannot be read, or the images differ in shape or geometry. The label map is not
-    /// compared.
+    /// Returns an error if a file cannot be read, the images differ in shape or geometry, or the label map differs in
+    /// geometry. The shape of the label map is not checked.
     pub fn load(&self, channels: usize) -> Result<Case, DatasetError> {
         let (image, label) =
             rayon::join(|| self.load_image(channels), || self.label.as_deref().map(image::read_labels).transpose());
-        Ok(Case { id: self.id.clone(), image: image?, label: label? })
+        let case = Case { id: self.id.clone(), image: image?, label: label? };
+        self.check_label_geometry(&case)?;
+        Ok(case)
+    }
+
+    /// Checks that the label map is where the image is. Maps of another shape are left to the caller.
+    fn check_label_geometry(&self, case: &Case) -> Result<(), DatasetError> {
+        let (Some(path), Some(map), Some(first)) = (&self.label, &case.label, self.images.first()) else {
+            return Ok(());
+        };
+        let is_comparable = map.data.shape() == &case.image.data.shape()[1..];
+        match map.geometry.difference(&case.image.geometry).filter(|_| is_comparable) {
+            None => Ok(()),
+            Some(difference) => {
+                Err(DatasetError::invalid(path, format_args!("{difference} of {}", first.display())))
+            }
+        }
     }
 
     /// Reads all image files in parallel, as decompression dominates.
