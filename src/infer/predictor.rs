@@ -201,7 +201,16 @@ impl<B: NnOps> Predictor<B> {
     }
 
     fn preprocess_quietly(&self, case: &Case) -> Result<PreprocessedCase, InferError> {
-        let mut preprocessed = self.preprocessor.run(case)?;
+        let prepared = self.preprocessor.prepare(case)?;
+        // One case is read while another is predicted.
+        memory::check_fits(prepared.memory_bound().saturating_mul(2)).map_err(|excess| InferError::TooLarge {
+            what: format!(
+                "two images of {:?} voxels (z, y, x) at the target spacing, as are in memory at a time,",
+                prepared.shape_after_resampling()
+            ),
+            excess: format!("{excess}; check the spacing of the image"),
+        })?;
+        let mut preprocessed = self.preprocessor.resample_and_locate(prepared);
         let previous = preprocessed.labels.take();
         let data = self.input(preprocessed.data, previous.as_ref().map(|labels| labels.view()))?;
         Ok(PreprocessedCase { data, labels: previous, ..preprocessed })

@@ -85,7 +85,7 @@ fn check_root(root: &Path, description: &Path) -> Result<(), DatasetError> {
         ));
     }
     let defect = format!(
-        "no such file; write one with `nnunet-dist plan -d {} --init --channels CT --labels liver,tumour`",
+        "No such file or directory; write one with `nnunet-dist plan -d {} --init --channels CT --labels liver,tumour`",
         root.display()
     );
     Err(DatasetError::invalid(description, defect))

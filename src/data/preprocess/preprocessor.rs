@@ -249,6 +249,17 @@ pub struct CroppedCase {
 }
 
 impl CroppedCase {
+    /// Shape of the case at the target spacing, `(z, y, x)`.
+    pub fn shape_after_resampling(&self) -> [usize; 3] {
+        self.properties.shape_after_resampling
+    }
+
+    /// Returns an upper bound on the memory needed to resample the case, in bytes.
+    pub fn memory_bound(&self) -> u64 {
+        let CaseProperties { shape_after_cropping_and_before_resampling: cropped, .. } = self.properties;
+        case_memory_bound(self.data.len_of(Axis(0)), cropped, self.shape_after_resampling())
+    }
+
     fn is_resampled(&self) -> bool {
         self.properties.shape_after_resampling != self.properties.shape_after_cropping_and_before_resampling
     }
