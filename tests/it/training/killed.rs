@@ -157,9 +157,9 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// All files below a folder, except those that contain times.
+/// All files below a folder, except those that contain times or the path of the folder.
 fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    const WITH_TIMES: [&str; 4] = ["log.jsonl", "status.json", "train.log", "progress.png"];
+    const VARYING: [&str; 5] = ["log.jsonl", "status.json", "train.log", "progress.png", "source.toml"];
     let mut found = BTreeMap::new();
     let mut left = vec![folder.to_owned()];
     while let Some(next) = left.pop() {
@@ -170,7 +170,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
                 found.insert(relative, fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes());
             } else if path.is_dir() {
                 left.push(path);
-            } else if !WITH_TIMES.contains(&name.as_str()) {
+            } else if !VARYING.contains(&name.as_str()) {
                 found.insert(relative, fs::read(&path).unwrap());
             }
         }
