@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::HEADER;
-use super::checkpoint::{Checkpoint, Header, Training, cannot_be_written};
+use super::contents::{Checkpoint, Header, Training, cannot_be_written};
 use super::folder::{checkpoint_path, steps};
 use crate::model::{ModelDescription, TensorFileError};
 use nnunet_core::fsio;
