@@ -37,7 +37,7 @@ impl CheckpointManager {
         let folder = run.checkpoints();
         let replaced = if resumes { Vec::new() } else { steps(&folder).into_iter().map(|(_, path)| path).collect() };
         for folder in [run.root(), &folder] {
-            fsio::remove_partial(folder).map_err(|error| TensorFileError::new(folder, error))?;
+            fsio::remove_all_partial(folder).map_err(|error| TensorFileError::new(folder, error))?;
         }
         Ok(Self { run: run.clone(), retention, replaced })
     }

@@ -51,7 +51,7 @@ const VICTIMS: [Victim; 12] = [
     },
     Victim {
         name: "ensemble",
-        arguments: "ensemble -i work/runs/3d_fullres/fold_0/validation work/runs/3d_fullres/fold_0/validation -o merged",
+        arguments: "ensemble -i work/runs/3d_fullres/fold_0/validation work/runs/3d_fullres/fold_0/validation -o merged --dataset-json dataset/dataset.json",
         without: &[],
     },
     Victim {
