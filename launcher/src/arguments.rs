@@ -35,6 +35,9 @@ Exit codes:
   101  a rank panicked
   130  interrupted (143: terminated) before the job could save";
 
+/// Commands of nnunet-dist that run as several processes.
+const COMMANDS: [&str; 6] = ["train", "predict", "preprocess", "plan", "replay", "bench"];
+
 /// Start nnunet-dist on several GPUs and hosts, supervise it, and restart it from the latest checkpoint.
 #[derive(Debug, Parser)]
 #[command(name = "nnunet-launch", version, after_help = AFTER_HELP, max_term_width = 120)]
@@ -118,6 +121,19 @@ impl Arguments {
         Self::try_parse_from(with_long_np(words))
     }
 
+    /// Returns the command line with the missing `--` in front of the first command of nnunet-dist, if a command line
+    /// lacks it.
+    pub fn with_separator(words: &[OsString]) -> Option<String> {
+        let words: Vec<_> = words.iter().skip(1).map(|word| word.to_string_lossy()).collect();
+        if words.iter().any(|word| word == "--") {
+            return None;
+        }
+        let command = words.iter().position(|word| COMMANDS.contains(&word.as_ref()))?;
+        let (launcher, rest) = words.split_at(command);
+        let launcher: String = launcher.iter().map(|word| format!("{word} ")).collect();
+        Some(format!("nnunet-launch {launcher}-- {}", rest.join(" ")))
+    }
+
     /// Generates the completion script for `shell`.
     pub fn completion_script(shell: Shell) -> Vec<u8> {
         let mut script = Vec::new();
@@ -176,6 +192,18 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_missing_double_dash_is_shown_in_its_place() {
+        let corrected = |line: &str| {
+            Arguments::with_separator(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+        };
+        let line = "nnunet-launch -np 4 train -w w -c 2d -f 0";
+        assert!(parse(line).is_err());
+        assert_eq!(corrected(line).unwrap(), "nnunet-launch -np 4 -- train -w w -c 2d -f 0");
+        assert_eq!(corrected("nnunet-launch -np 4 -- train -w w"), None);
+        assert_eq!(corrected("nnunet-launch --nonsense"), None);
     }
 
     #[test]

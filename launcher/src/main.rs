@@ -34,6 +34,11 @@ fn main() -> ExitCode {
     let arguments = match Arguments::from_command_line(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(usage) => {
+            let words: Vec<_> = std::env::args_os().collect();
+            if let Some(line) = Arguments::with_separator(&words).filter(|_| usage.use_stderr()) {
+                eprintln!("error: the command of nnunet-dist comes after `--`; write {line}");
+                return LaunchError::USAGE.into();
+            }
             // If even the help text cannot be printed, there is nowhere to report it.
             let _ = usage.print();
             return if usage.use_stderr() { LaunchError::USAGE.into() } else { ExitCode::SUCCESS };

@@ -163,7 +163,8 @@ fn placement(arguments: &Arguments) -> Result<Placement, LaunchError> {
         Some(path) => {
             let wrong = |defect: String| LaunchError::Usage(format!("--hostfile {}: {defect}", path.display()));
             let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-            parse_hostfile(&text).map_err(wrong)?
+            // A byte order mark of a Windows editor is no defect.
+            parse_hostfile(text.trim_start_matches('\u{feff}')).map_err(wrong)?
         }
         None => arguments.hosts.clone(),
     };

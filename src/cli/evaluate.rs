@@ -46,6 +46,11 @@ pub struct Evaluate {
     #[arg(long)]
     chill: bool,
 
+    /// Compare voxel by voxel, with a warning, where a prediction has another spacing, origin or direction than its
+    /// reference.
+    #[arg(long)]
+    allow_other_geometry: bool,
+
     /// Additional metrics: sensitivity, precision, specificity, avd, rvd, nsd, hd95, assd, or all; the surface metrics
     /// nsd, hd95 and assd take longer [default: none].
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = metrics)]
@@ -78,7 +83,12 @@ impl Evaluate {
             (None, true) => None,
             (None, false) => Some(Classes { foreground: self.labels.clone(), ignore_label: self.ignore_label }),
         };
-        let options = FolderOptions { classes, allow_missing: self.chill, measures: self.measures() };
+        let options = FolderOptions {
+            classes,
+            allow_missing: self.chill,
+            measures: self.measures(),
+            allow_other_geometry: self.allow_other_geometry,
+        };
         let summary = eval::evaluate_folder(&self.predictions, &self.ground_truth, &options)?;
         let summary = summary.with_confidence(self.bootstrap, self.seed);
         summary.save(&self.output.unwrap_or_else(|| self.predictions.join("summary.json")))?;

@@ -116,7 +116,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         )
         || matches!(cause.downcast_ref(), Some(TrainError::PreviousStage { .. }))
         || matches!(cause.downcast_ref(), Some(CrossvalError::Invalid { .. }))
-        || matches!(cause.downcast_ref(), Some(EnsembleError::Invalid { .. }))
+        || matches!(cause.downcast_ref(), Some(EnsembleError::Invalid { .. } | EnsembleError::Cases { .. }))
         || cause.is::<ProbabilityError>()
         || cause.is::<ReportError>()
         || matches!(cause.downcast_ref(), Some(ServeError::Listen { .. }))
@@ -126,6 +126,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         )
         || matches!(cause.downcast_ref(), Some(InferError::NoPreviousStage { .. } | InferError::NotCascaded { .. }))
         || matches!(cause.downcast_ref(), Some(InferError::OtherStage { .. } | InferError::PreviousMissing { .. }))
+        || matches!(cause.downcast_ref(), Some(InferError::TooLarge { .. }))
     {
         Some(INVALID)
     } else if let Some(error) = cause.downcast_ref::<DatasetError>() {

@@ -23,7 +23,8 @@ mod infer_flags;
 mod inspect;
 mod logging;
 mod man;
-pub mod output;
+pub mod nnunet_flags;
+mod output;
 mod phantom;
 mod plan;
 mod plans;
@@ -115,6 +116,9 @@ impl Cli {
     /// Returns clap's error, which is also used for `--help` and `--version`.
     pub fn from_arguments() -> Result<Self, clap::Error> {
         let (arguments, warnings) = renamed::update(std::env::args_os().collect());
+        if let Some(line) = nnunet_flags::explain(&arguments) {
+            return Err(clap::Error::raw(clap::error::ErrorKind::UnknownArgument, line + "\n"));
+        }
         Ok(Self { warnings, ..Self::try_parse_from(arguments)? })
     }
 

@@ -14,6 +14,9 @@ use nnunet_data::dataset::{self, Dataset, Splits};
 use nnunet_data::plan::{self, Planner, PlannerOptions, Plans};
 use nnunet_data::work::{ConfigError, Source, WorkDir};
 
+/// Maximum number of cases in a message.
+const LISTED: usize = 10;
+
 /// Validate a dataset and plan its configurations: spacing, patch size, network, batch size.
 ///
 /// Reads a raw dataset in the layout of nnU-Net v2 or of the Medical Segmentation Decathlon, reports all problems at
@@ -24,6 +27,7 @@ use nnunet_data::work::{ConfigError, Source, WorkDir};
 #[command(after_help = "\
 Examples:
   nnunet-dist plan -d Task04_Hippocampus -w hippocampus -c 2d,3d_fullres
+  nnunet-dist plan -d Dataset007_Liver --init --channels CT --labels liver,tumour    # writes dataset.json
   nnunet-dist plan -d Task04_Hippocampus -w hippocampus --planner resenc-l
   nnunet-dist plan -d Task04_Hippocampus -w hippocampus --planner resenc-l --gpu-memory 80 --plans-name resenc_80GB")]
 pub struct Plan {
@@ -31,9 +35,21 @@ pub struct Plan {
     #[arg(short, long, value_name = "DIR")]
     dataset: PathBuf,
 
-    /// Work folder; created if missing.
-    #[arg(short, long, value_name = "DIR")]
-    work: PathBuf,
+    /// Work folder; created if missing [default: none; optional with --init, which then only writes dataset.json].
+    #[arg(short, long, value_name = "DIR", required_unless_present = "init")]
+    work: Option<PathBuf>,
+
+    /// Write the dataset's dataset.json, which must not exist, from --channels, --labels and the files in imagesTr.
+    #[arg(long, requires = "channels", requires = "labels")]
+    init: bool,
+
+    /// Channels of the images for --init, separated by commas, such as CT or T1,T2 [default: none].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "init")]
+    channels: Vec<String>,
+
+    /// Labels 1, 2, … for --init, separated by commas, without the background, such as liver,tumour [default: none].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "init")]
+    labels: Vec<String>,
 
     /// Planner, by this name or by the name of nnU-Net's class.
     #[arg(long, value_enum, default_value_t = Planner::Default)]
@@ -72,6 +88,11 @@ impl Plan {
     }
 
     fn plan(self) -> anyhow::Result<()> {
+        if self.init {
+            let written = dataset::write_description(&self.dataset, &self.channels, &self.labels)?;
+            outln!("{}", written.display());
+        }
+        let Some(work) = &self.work else { return Ok(()) };
         let dataset = open_valid(&self.dataset)?;
         let planner = PlannerOptions::for_planner(self.planner);
         let options = PlannerOptions {
@@ -82,10 +103,13 @@ impl Plan {
             force_lowres: self.force_lowres,
             planner: self.planner,
         };
-        let work = WorkDir::new(&self.work).with_plans(&options.plans_name);
+        let work = WorkDir::new(work).with_plans(&options.plans_name);
         tracing::info!("fingerprint of {} cases", dataset.cases.len());
         let fingerprint = dataset::extract_fingerprint(&dataset)?;
         let plans = plan::plan(&dataset.name, &dataset.json, &fingerprint, &options)?;
+        for name in plans.configurations.keys() {
+            plans.configuration(name)?;
+        }
         let splits = own_or_new_splits(&dataset, &work.splits())?;
 
         // Written only after everything that can fail except the disk, so the files of a work folder are consistent.
@@ -106,6 +130,9 @@ impl Plan {
 /// Opens a dataset and prints all its problems.
 fn open_valid(folder: &Path) -> anyhow::Result<Dataset> {
     let dataset = Dataset::open(folder)?;
+    if let Some(files) = dataset::left_out_of(&dataset) {
+        tracing::warn!("{}: left out {files}", folder.display());
+    }
     tracing::info!("checking {} cases", dataset.cases.len());
     let problems = dataset::validate(&dataset);
     for problem in &problems {
@@ -121,8 +148,19 @@ fn open_valid(folder: &Path) -> anyhow::Result<Dataset> {
 fn own_or_new_splits(dataset: &Dataset, path: &Path) -> anyhow::Result<Option<Splits>> {
     let cases: Vec<String> = dataset.cases.iter().map(|case| case.id.clone()).collect();
     if path.exists() {
-        Splits::load(path)?.check_cases(&cases).with_context(|| path.display().to_string())?;
+        let splits = Splits::load(path)?;
+        splits.check_cases(&cases).with_context(|| path.display().to_string())?;
         outln!("splits: kept those in {}", path.display());
+        let unused = splits.unused(&cases);
+        if !unused.is_empty() {
+            let more = if unused.len() > LISTED { ", …" } else { "" };
+            tracing::warn!(
+                "{}: {} cases are in no fold and take no part: {}{more}; add them, or delete the file for new splits",
+                path.display(),
+                unused.len(),
+                unused[..unused.len().min(LISTED)].join(", ")
+            );
+        }
         return Ok(None);
     }
     Ok(Some(Splits::generate(&cases)?))

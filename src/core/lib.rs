@@ -4,6 +4,8 @@
 //! - [`host`] names this host and its processes.
 //! - [`rng`] creates counter-based random streams. Every random value depends only on seed, purpose, epoch and index, so
 //!   a resumed run and a run with another number of processes draw the same values.
+//! - [`user_file`] reads JSON and text that people write, from any editor.
+//! - [`memory`] knows the memory of the machine.
 //! - [`math`] has f32 functions without branches, which the compiler can vectorize.
 //! - [`mapped`] maps files into memory and reports files that shrink; [`run_log`] keeps the log lines of a run.
 //! - [`trace`] records the activity of the threads of a process in Chrome's trace format.
@@ -28,10 +30,12 @@ pub mod fsio;
 pub mod host;
 pub mod mapped;
 pub mod math;
+pub mod memory;
 pub mod pickle;
 pub mod rng;
 pub mod run_log;
 pub mod trace;
+pub mod user_file;
 
 /// Name of the program, as recorded in files.
 pub const PROGRAM: &str = "nnunet-dist";

@@ -48,7 +48,7 @@ pub(super) fn onednn() -> Finding {
         }
         None => {
             let effect = "convolutions on the CPU are several times slower";
-            Finding::optional("oneDNN", effect, "sudo apt-get install libdnnl2")
+            Finding::optional("oneDNN", effect, onednn::INSTALL)
         }
     }
 }

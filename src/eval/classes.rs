@@ -5,8 +5,10 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 use serde::Deserialize;
+use serde_json::Value;
 
-use nnunet_data::dataset::{DatasetJson, LabelValue};
+use nnunet_core::user_file;
+use nnunet_data::dataset::{DatasetJson, LabelValue, label_problem};
 
 use super::EvalError;
 
@@ -35,8 +37,13 @@ impl Classes {
     /// # Errors
     /// Returns an error if the file cannot be read or has no valid `labels`.
     pub fn read(path: &Path) -> Result<Self, EvalError> {
-        let text = std::fs::read(path).map_err(EvalError::io(path))?;
-        let file: LabelsOnly = serde_json::from_slice(&text).map_err(|error| EvalError::invalid(path, error))?;
+        let json: Value = user_file::read_json(path).map_err(EvalError::user_file(path))?;
+        let is_decathlon = |labels: &Value| IndexMap::<String, String>::deserialize(labels).is_ok();
+        let slip = json.get("labels").filter(|labels| !is_decathlon(labels)).and_then(label_problem);
+        if let Some(slip) = slip {
+            return Err(EvalError::invalid(path, slip));
+        }
+        let file = LabelsOnly::deserialize(json).map_err(|error| EvalError::invalid(path, error))?;
         let labels = file.labels.iter().map(|(key, value)| match value {
             Declared::Value(value) => Ok((key.as_str(), value.clone())),
             Declared::Name(name) => match key.parse() {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nnunet_core::user_file::UserFileError;
 use nnunet_image::ImageError;
 
 /// An evaluation that cannot be carried out.
@@ -26,6 +27,19 @@ pub enum EvalError {
         reference: PathBuf,
         /// Shape of the reference, `(z, y, x)`.
         reference_shape: Vec<usize>,
+    },
+    /// A prediction and its reference have the same shape, but not the same place or voxel size.
+    #[error(
+        "{}: {difference} of {}; predictions must have the geometry of the raw image (--allow-other-geometry compares \
+         voxel by voxel)", prediction.display(), reference.display()
+    )]
+    Geometry {
+        /// Path of the predicted label map.
+        prediction: PathBuf,
+        /// The first difference.
+        difference: String,
+        /// Path of the reference label map.
+        reference: PathBuf,
     },
     /// Files of two folders do not match one to one.
     #[error("{0}")]
@@ -51,6 +65,13 @@ pub enum EvalError {
 impl EvalError {
     pub fn invalid(path: &Path, reason: impl ToString) -> Self {
         Self::Invalid { path: path.to_owned(), reason: reason.to_string() }
+    }
+
+    pub fn user_file(path: &Path) -> impl FnOnce(UserFileError) -> Self + '_ {
+        move |error| match error {
+            UserFileError::Io(source) => Self::io(path)(source),
+            UserFileError::Invalid(defect) => Self::invalid(path, defect),
+        }
     }
 
     pub fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {

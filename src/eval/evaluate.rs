@@ -23,7 +23,7 @@ pub struct Pair {
 /// Evaluates each prediction against its reference, in parallel; results are in input order.
 ///
 /// # Errors
-/// Returns the error of the first pair, in input order, that cannot be read or differs in shape.
+/// Returns the error of the first pair, in input order, that cannot be read or differs in shape or geometry.
 pub fn evaluate_files(pairs: &[Pair], classes: &Classes, measures: &Measures) -> Result<Summary, EvalError> {
     Ok(Summary::new(evaluate_cases(pairs, classes, measures)?))
 }
@@ -33,7 +33,24 @@ pub fn evaluate_files(pairs: &[Pair], classes: &Classes, measures: &Measures) ->
 /// # Errors
 /// Returns an error in the cases of [`evaluate_files`].
 pub fn evaluate_cases(pairs: &[Pair], classes: &Classes, measures: &Measures) -> Result<Vec<CaseResult>, EvalError> {
-    let cases: Vec<_> = pairs.par_iter().map(|pair| evaluate_pair(pair, classes, measures)).collect();
+    evaluate_checked(pairs, classes, measures, OtherGeometry::Refuse)
+}
+
+/// Consequence of a prediction whose geometry is not its reference's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OtherGeometry {
+    Refuse,
+    Warn,
+}
+
+fn evaluate_checked(
+    pairs: &[Pair],
+    classes: &Classes,
+    measures: &Measures,
+    other_geometry: OtherGeometry,
+) -> Result<Vec<CaseResult>, EvalError> {
+    let cases: Vec<_> =
+        pairs.par_iter().map(|pair| evaluate_pair(pair, classes, measures, other_geometry)).collect();
     // Collected in order first, so that the reported error does not depend on thread timing.
     cases.into_iter().collect()
 }
@@ -43,7 +60,7 @@ fn labels_of(pairs: &[Pair]) -> Result<BTreeSet<i16>, EvalError> {
     let labels: Vec<_> = pairs
         .par_iter()
         .map(|pair| {
-            let [prediction, reference] = read_pair(pair)?;
+            let [prediction, reference] = read_same_shape(pair)?;
             Ok(Confusion::new(&reference.data, &prediction.data).labels())
         })
         .collect();
@@ -53,11 +70,29 @@ fn labels_of(pairs: &[Pair]) -> Result<BTreeSet<i16>, EvalError> {
     })
 }
 
-/// Reads a prediction and its reference, which must have the same shape.
+/// Reads a prediction and its reference, which must have the same shape and geometry.
 ///
 /// # Errors
-/// Returns an error if either cannot be read or the shapes differ.
+/// Returns an error if either cannot be read, or shapes or geometries differ.
 pub fn read_pair(pair: &Pair) -> Result<[LabelMap; 2], EvalError> {
+    let [prediction, reference] = read_same_shape(pair)?;
+    match geometry_error(pair, &prediction, &reference) {
+        Some(error) => Err(error),
+        None => Ok([prediction, reference]),
+    }
+}
+
+/// Returns the error of a prediction that is not where its reference is.
+fn geometry_error(pair: &Pair, prediction: &LabelMap, reference: &LabelMap) -> Option<EvalError> {
+    let difference = prediction.geometry.difference(&reference.geometry)?;
+    Some(EvalError::Geometry {
+        prediction: pair.prediction.clone(),
+        difference,
+        reference: pair.reference.clone(),
+    })
+}
+
+fn read_same_shape(pair: &Pair) -> Result<[LabelMap; 2], EvalError> {
     let reference = read_labels(&pair.reference)?;
     let prediction = read_labels(&pair.prediction)?;
     if prediction.data.shape() != reference.data.shape() {
@@ -71,8 +106,22 @@ pub fn read_pair(pair: &Pair) -> Result<[LabelMap; 2], EvalError> {
     Ok([prediction, reference])
 }
 
-fn evaluate_pair(pair: &Pair, classes: &Classes, measures: &Measures) -> Result<CaseResult, EvalError> {
-    let [prediction, reference] = read_pair(pair)?;
+fn evaluate_pair(
+    pair: &Pair,
+    classes: &Classes,
+    measures: &Measures,
+    other_geometry: OtherGeometry,
+) -> Result<CaseResult, EvalError> {
+    let [prediction, reference] = read_same_shape(pair)?;
+    match (geometry_error(pair, &prediction, &reference), other_geometry) {
+        (Some(error), OtherGeometry::Refuse) => return Err(error),
+        (Some(EvalError::Geometry { prediction, difference, reference }), _) => tracing::warn!(
+            "{}: {difference} of {}; distances and volumes use the reference's spacing",
+            prediction.display(),
+            reference.display()
+        ),
+        _ => {}
+    }
     let counts = Confusion::new(&reference.data, &prediction.data);
     let masks = measures
         .need_surfaces()
@@ -137,6 +186,8 @@ pub struct FolderOptions {
     pub allow_missing: bool,
     /// Measures in addition to nnU-Net's metrics.
     pub measures: Measures,
+    /// Compare voxel by voxel, with a warning, where a prediction has another geometry than its reference.
+    pub allow_other_geometry: bool,
 }
 
 /// Evaluates the label maps of two folders, paired by file name without ending.
@@ -154,7 +205,8 @@ pub fn evaluate_folder(predictions: &Path, truth: &Path, options: &FolderOptions
     if classes.foreground.is_empty() {
         return Err(EvalError::invalid(truth, "has no foreground class to evaluate"));
     }
-    evaluate_files(&pairs, &classes, &options.measures)
+    let other_geometry = if options.allow_other_geometry { OtherGeometry::Warn } else { OtherGeometry::Refuse };
+    Ok(Summary::new(evaluate_checked(&pairs, &classes, &options.measures, other_geometry)?))
 }
 
 fn dataset_json(predictions: &Path, truth: &Path) -> Option<PathBuf> {
@@ -191,7 +243,8 @@ fn list_missing(folder: &Path, cases: &[&String]) -> String {
     format!("{}: missing label maps of {} case(s): {}{more}", folder.display(), cases.len(), listed.join(", "))
 }
 
-/// Label maps of a folder by case; hidden files and other file types are ignored.
+/// Label maps of a folder by case; hidden files and other file types are ignored. Files whose names are not UTF-8 are
+/// skipped with a warning.
 ///
 /// # Errors
 /// Returns an error if the folder cannot be read, has no label map, or has two of one case.
@@ -200,6 +253,9 @@ pub fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>, EvalError>
     let mut twice = BTreeSet::new();
     for entry in std::fs::read_dir(folder).map_err(EvalError::io(folder))? {
         let path = entry.map_err(EvalError::io(folder))?.path();
+        if path.file_name().is_some_and(|name| name.to_str().is_none()) {
+            tracing::warn!("{}: left out, since its name is not UTF-8; rename it", path.display());
+        }
         let Some(case) = case_of(&path) else { continue };
         if cases.insert(case.clone(), path).is_some() {
             twice.insert(case);
@@ -217,8 +273,9 @@ pub fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>, EvalError>
 
 fn case_of(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str().filter(|name| !name.starts_with('.'))?;
-    let case = ENDINGS.iter().find_map(|ending| name.strip_suffix(ending))?;
-    Some(case.to_owned())
+    let lower = name.to_lowercase();
+    let ending = ENDINGS.iter().find(|ending| lower.ends_with(**ending))?;
+    Some(name[..name.len() - ending.len()].to_owned())
 }
 
 #[cfg(test)]
@@ -254,13 +311,13 @@ mod tests {
 
     #[test]
     fn pairs_files_by_case_regardless_of_their_ending() {
-        let predictions = folder(&["b.nii.gz", "a.nii.gz", "summary.json", "a.npz", "._a.nii.gz"]);
+        let predictions = folder(&["b.NII.GZ", "a.nii.gz", "summary.json", "a.npz", "._a.nii.gz"]);
         let truth = folder(&["a.nii", "b.hdr", "b.img"]);
         let pairs = pair_folders(predictions.path(), truth.path(), false).unwrap();
         let names = |pair: &Pair| {
             [&pair.prediction, &pair.reference].map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
         };
-        assert_eq!(pairs.iter().map(names).collect::<Vec<_>>(), [["a.nii.gz", "a.nii"], ["b.nii.gz", "b.hdr"]]);
+        assert_eq!(pairs.iter().map(names).collect::<Vec<_>>(), [["a.nii.gz", "a.nii"], ["b.NII.GZ", "b.hdr"]]);
     }
 
     #[test]

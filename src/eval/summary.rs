@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::{EvalError, Measured, json};
+use nnunet_core::user_file;
 
 /// Key of the background class, which is excluded from means over classes, as in nnU-Net.
 pub(super) const BACKGROUND: &str = "0";
@@ -121,7 +122,7 @@ impl Summary {
     /// # Errors
     /// Returns an error if the file cannot be read or is not a summary.
     pub fn load(path: &Path) -> Result<Self, EvalError> {
-        let text = std::fs::read_to_string(path).map_err(EvalError::io(path))?;
+        let text = user_file::read_text(path).map_err(EvalError::user_file(path))?;
         json::from_str(&text).map_err(|error| EvalError::invalid(path, error))
     }
 

@@ -125,7 +125,47 @@ fn to_labels(data: Array4<f32>) -> Result<Array3<i16>, String> {
     }
     let strange = data.indexed_iter().find(|(_, value)| to_label(**value).is_none());
     let ((z, y, x), value) = strange.expect("an invalid value exists");
-    Err(format!("{value} at voxel (x, y, z) = ({x}, {y}, {z}) is not a label (an integer of 16 bits)"))
+    let reason = match value.fract() == 0.0 {
+        true => format!("labels go from {} to {}", i16::MIN, i16::MAX),
+        false => "labels are integers".to_owned(),
+    };
+    Err(format!("{value} at voxel (x, y, z) = ({x}, {y}, {z}) is not a label: {reason}"))
+}
+
+/// Checks that label maps can be written in a dataset's file format.
+///
+/// # Errors
+/// Returns a message that says what to do.
+pub fn check_writable(file_ending: &str) -> Result<(), String> {
+    let ending = file_ending.to_lowercase();
+    let written: Vec<&str> = FORMATS.iter().map(|(ending, _)| *ending).filter(|ending| is_written(ending)).collect();
+    if written.iter().any(|known| *known == ending) {
+        return Ok(());
+    }
+    let written = written.join(", ");
+    Err(match ending.as_str() {
+        ".dcm" | ".dicom" => format!(
+            "{file_ending} is DICOM, which holds no dataset; convert each series to an image: nnunet-dist convert \
+             SERIES_FOLDER CASE_0000.nii.gz"
+        ),
+        _ if FORMATS.iter().any(|(known, _)| *known == ending) => {
+            format!("{file_ending} files are read, but label maps cannot be written to them; use one of {written}")
+        }
+        _ => format!("{file_ending} is not a supported format; use one of {written}"),
+    })
+}
+
+/// Whether label maps are written to files with this ending of [`FORMATS`]: not to header/image pairs of NIfTI.
+fn is_written(ending: &str) -> bool {
+    !ending.starts_with(".hdr") && !ending.starts_with(".img")
+}
+
+/// Returns the ending of a file name if it is that of an image format, in either case.
+pub fn image_ending(name: &str) -> Option<&str> {
+    let lower = name.to_lowercase();
+    // `.nii.gz` and `.hdr.gz` have no shorter ending in the table.
+    let (ending, _) = FORMATS.iter().find(|(ending, _)| lower.ends_with(ending))?;
+    name.get(name.len().checked_sub(ending.len())?..)
 }
 
 /// Options of [`convert`].

@@ -7,6 +7,8 @@ pub mod components;
 mod crop;
 mod dicom;
 mod format;
+mod gzip;
+mod inexact;
 mod meta_image;
 mod nifti;
 mod nrrd;
@@ -20,7 +22,12 @@ mod volume;
 
 pub use crop::{bounding_box, nonzero_mask};
 pub use dicom::{holds_dicom, read_series};
-pub use format::{ConvertOptions, convert, read_header, read_labels, read_volume, write_labels, write_volume};
+pub use gzip::GzipWriter;
+pub use nifti::NiftiForms;
+pub use format::{
+    ConvertOptions, check_writable, convert, image_ending, read_header, read_labels, read_volume, write_labels,
+    write_volume,
+};
 pub use reader_writer::{ImageError, ImageHeader, ImageReader, ImageWriter};
 pub use resample::{Resampling, compute_new_shape, linear, nearest, positions, resample_data, resample_labels};
 pub use scalar_type::ScalarType;

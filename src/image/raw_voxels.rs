@@ -6,8 +6,11 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
 use flate2::bufread::ZlibDecoder;
-use flate2::read::MultiGzDecoder;
+use nnunet_core::memory;
 
+use super::gzip::GzipMembers;
+use super::inexact::InexactValues;
+use super::reader_writer::warn_once;
 use super::{ImageError, ScalarType};
 
 /// Maximum expansion factor of a deflate stream (RFC 1951: 258 bytes from 2 bits).
@@ -66,13 +69,17 @@ impl RawVoxels {
     pub fn read(&self) -> Result<Vec<f32>, ImageError> {
         self.check()?;
         let fail = |error: io::Error| self.fail(describe_io_error(&error));
+        memory::check_fits(memory::byte_product([self.count, size_of::<f32>()]))
+            .map_err(|excess| self.fail(format!("declares {} voxels, which need {excess}", self.count)))?;
         let mut numbers = Vec::new();
+        let mut inexact = InexactValues::default();
         numbers.try_reserve_exact(self.count).map_err(|error| self.fail(error))?;
         let mut stream = VoxelStream::open(&self.path, self.begin, self.encoding).map_err(fail)?;
         if self.encoding == Encoding::Text {
             let mut text = String::new();
             stream.read_to_string(&mut text).map_err(fail)?;
-            self.parse(&text, &mut numbers)?;
+            self.parse(&text, &mut numbers, &mut inexact)?;
+            self.warn_of(&inexact);
             return Ok(numbers);
         }
         stream.skip(self.skip).map_err(fail)?;
@@ -82,17 +89,26 @@ impl RawVoxels {
             let block = &mut block[..BLOCK.min(left)];
             stream.read_exact(block).map_err(fail)?;
             left -= block.len();
-            self.scalar_type.decode(block, self.big_endian, self.scaling, &mut numbers);
+            self.scalar_type.decode(block, self.big_endian, self.scaling, &mut numbers, &mut inexact);
         }
         stream.finish().map_err(fail)?;
+        self.warn_of(&inexact);
         Ok(numbers)
     }
 
-    fn parse(&self, text: &str, numbers: &mut Vec<f32>) -> Result<(), ImageError> {
+    fn warn_of(&self, inexact: &InexactValues) {
+        if let Some(remark) = inexact.remark() {
+            warn_once(&self.path, &remark);
+        }
+    }
+
+    fn parse(&self, text: &str, numbers: &mut Vec<f32>, inexact: &mut InexactValues) -> Result<(), ImageError> {
         let (slope, intercept) = self.scaling.unwrap_or((1.0, 0.0));
         for word in text.split_ascii_whitespace().take(self.count) {
             let number: f64 = word.parse().map_err(|_| self.fail(format!("{word:?} in its voxels is not a number")))?;
-            numbers.push((number * slope + intercept) as f32);
+            let value = number * slope + intercept;
+            inexact.look_at(value);
+            numbers.push(value as f32);
         }
         match numbers.len() < self.count {
             true => Err(self.fail(format!("is truncated: {} of {} numbers", numbers.len(), self.count))),
@@ -108,7 +124,7 @@ impl RawVoxels {
 /// Decompressed bytes of a file.
 pub enum VoxelStream {
     Plain(BufReader<File>),
-    Gzip(Box<MultiGzDecoder<BufReader<File>>>),
+    Gzip(Box<GzipMembers<BufReader<File>>>),
     Zlib(Box<ZlibDecoder<BufReader<File>>>),
 }
 
@@ -120,7 +136,7 @@ impl VoxelStream {
         let file = BufReader::with_capacity(1 << 16, file);
         Ok(match encoding {
             Encoding::Raw | Encoding::Text => Self::Plain(file),
-            Encoding::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(file))),
+            Encoding::Gzip => Self::Gzip(Box::new(GzipMembers::new(file))),
             Encoding::Zlib => Self::Zlib(Box::new(ZlibDecoder::new(file))),
         })
     }

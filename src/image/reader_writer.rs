@@ -1,6 +1,8 @@
 //! Reader and writer traits that a file format implements, and their error type.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use super::{Geometry, LabelMap, ScalarType, Volume};
 
@@ -18,6 +20,15 @@ impl ImageError {
     /// Error for the file at `path`.
     pub fn new(path: &Path, defect: impl std::fmt::Display) -> Self {
         Self { path: path.to_owned(), defect: defect.to_string() }
+    }
+}
+
+/// Logs a warning about a file, once per file and process: a command may read a file several times.
+pub(super) fn warn_once(path: &Path, remark: &str) {
+    static WARNED: Mutex<BTreeSet<(PathBuf, String)>> = Mutex::new(BTreeSet::new());
+    let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
+    if warned.insert((path.to_owned(), remark.to_owned())) {
+        tracing::warn!("{}: {remark}", path.display());
     }
 }
 

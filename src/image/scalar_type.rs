@@ -4,6 +4,8 @@ use std::io::{self, Write};
 
 use ndarray::Array4;
 
+use super::inexact::InexactValues;
+
 /// Number of scalars converted at a time.
 const BLOCK: usize = 1 << 16;
 
@@ -64,8 +66,21 @@ impl ScalarType {
         }
     }
 
+    /// Whether `f32` holds all values of the type.
+    fn is_exact_in_f32(self) -> bool {
+        matches!(self, Self::U8 | Self::I8 | Self::U16 | Self::I16 | Self::F32)
+    }
+
     /// Decodes `bytes` and appends the values, scaled by slope and intercept in double precision, as nibabel does.
-    pub(super) fn decode(self, bytes: &[u8], big_endian: bool, scaling: Option<(f64, f64)>, numbers: &mut Vec<f32>) {
+    /// Stored values that do not fit are added to `inexact`.
+    pub(super) fn decode(
+        self,
+        bytes: &[u8],
+        big_endian: bool,
+        scaling: Option<(f64, f64)>,
+        numbers: &mut Vec<f32>,
+        inexact: &mut InexactValues,
+    ) {
         macro_rules! append {
             ($type:ty) => {{
                 const SIZE: usize = size_of::<$type>();
@@ -75,9 +90,17 @@ impl ScalarType {
                 };
                 let stored = bytes.as_chunks::<SIZE>().0.iter().map(read);
                 match scaling {
+                    None if !self.is_exact_in_f32() => numbers.extend(stored.map(|number| {
+                        inexact.look_at(number as f64);
+                        number as f64 as f32
+                    })),
                     None => numbers.extend(stored.map(|number| number as f64 as f32)),
                     Some((slope, intercept)) => {
-                        numbers.extend(stored.map(|number| (number as f64 * slope + intercept) as f32))
+                        numbers.extend(stored.map(|number| {
+                            let value = number as f64 * slope + intercept;
+                            inexact.look_at(value);
+                            value as f32
+                        }))
                     }
                 }
             }};
@@ -185,7 +208,7 @@ mod tests {
             assert_eq!(numbers.scalar_type(), scalar_type, "{values:?}");
             let (mut bytes, mut back) = (Vec::new(), Vec::new());
             numbers.write(&mut bytes).unwrap();
-            scalar_type.decode(&bytes, false, None, &mut back);
+            scalar_type.decode(&bytes, false, None, &mut back, &mut InexactValues::default());
             assert_eq!(back, values);
         }
         assert_eq!(ScalarType::smallest(&[f32::NAN]), ScalarType::F32);

@@ -3,6 +3,7 @@
 use super::InferError;
 use super::options::{AccumulatorDtype, Batching, MemoryOptions};
 use super::sliding_window::SlidingWindow;
+use nnunet_core::memory;
 use nnunet_nn::model::UNetSpec;
 
 /// Live arrays of the network's first stage at the peak: the two concatenated inputs of the last stage and its output.
@@ -25,6 +26,16 @@ impl Batching {
         let accumulator_dtype = match options.limit {
             Some(limit) if bytes(AccumulatorDtype::F16) > limit => {
                 return Err(InferError::Memory { needed: bytes(AccumulatorDtype::F16), limit });
+            }
+            None => {
+                memory::check_fits(bytes(options.accumulator_dtype)).map_err(|excess| InferError::TooLarge {
+                    what: format!(
+                        "the accumulated logits of {} classes for {image:?} voxels (z, y, x) at the target spacing",
+                        network.classes
+                    ),
+                    excess: format!("{excess}; --accumulator-dtype f16 halves them"),
+                })?;
+                options.accumulator_dtype
             }
             Some(limit) if bytes(options.accumulator_dtype) > limit => AccumulatorDtype::F16,
             _ => options.accumulator_dtype,

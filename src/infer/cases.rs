@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
+use nnunet_core::user_file::decode_text;
 use nnunet_data::dataset::{CaseFiles, DatasetError, DatasetJson, case_name, find_images, group_images};
 
 /// Finds the cases that `inputs` name, for a network trained on `dataset`. The images are not read yet.
@@ -97,7 +98,9 @@ enum CaseList {
 }
 
 fn parse_json(list: &Path, ending: &str) -> Result<Vec<CaseFiles>, DatasetError> {
-    let parsed = serde_json::from_slice(&read(list)?).map_err(|_| {
+    let text = read(list)?;
+    let text = decode_text(&text).map_err(|defect| DatasetError::invalid(list, defect))?;
+    let parsed = serde_json::from_str(text).map_err(|_| {
         DatasetError::invalid(list, r#"is not of the form [["a_0000.nii.gz", …], …] or {"a": ["a_0000.nii.gz", …], …}"#)
     })?;
     match parsed {
@@ -109,7 +112,8 @@ fn parse_json(list: &Path, ending: &str) -> Result<Vec<CaseFiles>, DatasetError>
 }
 
 fn parse_text(list: &Path, ending: &str) -> Result<Vec<CaseFiles>, DatasetError> {
-    let text = String::from_utf8(read(list)?).map_err(|_| DatasetError::invalid(list, "is not UTF-8 text"))?;
+    let text = read(list)?;
+    let text = decode_text(&text).map_err(|defect| DatasetError::invalid(list, defect))?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.map(|line| named_after_first(list, line.split('\t').map(PathBuf::from).collect(), ending)).collect()
 }

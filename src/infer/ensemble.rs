@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array3, ArrayView3};
 use nnunet_core::fsio;
 use nnunet_data::dataset::{DatasetError, DatasetJson};
-use nnunet_image::{ImageError, LabelMap, read_header, write_labels};
+use nnunet_image::{ImageError, ImageHeader, LabelMap, read_header, write_labels};
 use rayon::prelude::*;
 
 use crate::{ProbabilityArchive, ProbabilityError, ProbabilityMaps, stream_probabilities};
@@ -36,6 +36,14 @@ pub enum EnsembleError {
         /// Description of the problem.
         defect: String,
     },
+    /// Some cases failed; the results of the others were written.
+    #[error("{} of {total} cases failed: {}", failed.len(), failed.join("; "))]
+    Cases {
+        /// Name and error of each failed case.
+        failed: Vec<String>,
+        /// Number of all cases.
+        total: usize,
+    },
     /// A folder cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -58,18 +66,29 @@ pub struct Members {
     pub probabilities: Vec<PathBuf>,
 }
 
-/// Merges several cases in parallel, see [`merge_case`].
+/// Merges several cases in parallel, see [`merge_case`]. A failing case does not stop the others.
 ///
 /// # Errors
-/// Returns the error of the first case, in input order, that cannot be merged.
+/// Returns the error of the only case, or an error that lists all cases that cannot be merged.
 pub fn merge_cases(
     cases: &[Members],
     output: &Path,
     dataset: &DatasetJson,
     save_probabilities: bool,
 ) -> Result<(), EnsembleError> {
-    let merged: Vec<_> = cases.par_iter().map(|case| merge_case(case, output, dataset, save_probabilities)).collect();
-    merged.into_iter().collect()
+    let merge = |members: &Members| merge_case(members, output, dataset, save_probabilities);
+    let merged: Vec<_> = cases.par_iter().map(merge).collect();
+    let total = merged.len();
+    let named = cases.iter().zip(merged).filter_map(|(members, merged)| Some((&members.case, merged.err()?)));
+    let mut failed: Vec<(&String, EnsembleError)> = named.collect();
+    match (failed.len(), total) {
+        (0, _) => Ok(()),
+        (1, 1) => Err(failed.remove(0).1),
+        _ => {
+            let failed = failed.into_iter().map(|(case, error)| format!("{case}: {error}")).collect();
+            Err(EnsembleError::Cases { failed, total })
+        }
+    }
 }
 
 /// Writes the label map of a case's mean probabilities to `output`, and optionally the mean probabilities.
@@ -79,8 +98,8 @@ pub fn merge_cases(
 /// probability exceeds 0.5. The geometry is that of the first member's label map.
 ///
 /// # Errors
-/// Returns an error if a member cannot be read or its shape `(class, z, y, x)` does not match the dataset and the first
-/// label map, or if a result cannot be written.
+/// Returns an error if a member cannot be read, contains NaN or infinity, or its shape `(class, z, y, x)` does not match
+/// the dataset and the first label map, if the members' label maps differ in geometry, or if a result cannot be written.
 pub fn merge_case(
     members: &Members,
     output: &Path,
@@ -96,6 +115,7 @@ pub fn merge_case(
         paths.iter().map(|path| ProbabilityArchive::open(path)).collect::<Result<Vec<_>, ProbabilityError>>()?;
     let mut maps = archives.iter_mut().map(ProbabilityArchive::maps).collect::<Result<Vec<_>, ProbabilityError>>()?;
     let header = read_header(&first.with_file_name(format!("{case}{}", dataset.file_ending)))?;
+    check_geometries(paths, &format!("{case}{}", dataset.file_ending), &header)?;
     let [_, z, y, x] = header.shape;
     let shape = [dataset.num_segmentation_heads(), z, y, x];
     check_shapes(paths, &maps, shape)?;
@@ -121,6 +141,19 @@ pub fn merge_case(
     Ok(write_labels(&path, &LabelMap { data: labels, geometry: header.geometry })?)
 }
 
+/// Checks that the label maps beside the probabilities, if they are there, are all at one place.
+fn check_geometries(paths: &[PathBuf], label_map: &str, first: &ImageHeader) -> Result<(), EnsembleError> {
+    for path in paths.iter().skip(1).map(|path| path.with_file_name(label_map)).filter(|path| path.is_file()) {
+        let difference = read_header(&path)?.geometry.difference(&first.geometry);
+        if let Some(difference) = difference {
+            let first = paths[0].with_file_name(label_map);
+            let defect = format!("{difference} of {}; members must be of the same image", first.display());
+            return Err(EnsembleError::Invalid { path, defect });
+        }
+    }
+    Ok(())
+}
+
 fn check_shapes(paths: &[PathBuf], maps: &[ProbabilityMaps], expected: [usize; 4]) -> Result<(), EnsembleError> {
     let Some((path, maps)) = paths.iter().zip(maps).find(|(_, maps)| maps.shape() != expected) else { return Ok(()) };
     let defect = format!(
@@ -141,13 +174,19 @@ fn average(
     let mut mean = vec![0f32; shape.iter().product()];
     for class in 0..classes {
         for (member, maps) in maps.iter_mut().enumerate() {
+            let mut not_finite = 0;
             maps.next_class(|at, part| {
+                not_finite += part.iter().filter(|value| !value.is_finite()).count();
                 let sums = &mut mean[at..at + part.len()];
                 match member {
                     0 => sums.copy_from_slice(part),
                     _ => sums.iter_mut().zip(part).for_each(|(sum, value)| *sum += value),
                 }
             })?;
+            if not_finite > 0 {
+                let defect = format_args!("probabilities of class {class} are NaN or infinite in {not_finite} voxels");
+                return Err(ProbabilityError::new(maps.path(), defect).into());
+            }
         }
         mean.iter_mut().for_each(|sum| *sum /= members);
         take(class, &mean)?;
@@ -261,7 +300,11 @@ fn cases_of(folder: &Path) -> Result<BTreeSet<String>, EnsembleError> {
     let io = |source| EnsembleError::Io { path: folder.to_owned(), source };
     let mut cases = BTreeSet::new();
     for entry in std::fs::read_dir(folder).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
+        let entry = entry.map_err(io)?;
+        let name = entry.file_name();
+        if name.to_str().is_none() {
+            tracing::warn!("{}: left out, since its name is not UTF-8; rename it", entry.path().display());
+        }
         let case = name.to_str().filter(|name| !name.starts_with('.')).and_then(|name| name.strip_suffix(".npz"));
         cases.extend(case.map(str::to_owned));
     }

@@ -61,6 +61,17 @@ pub enum InferError {
         needed.div_ceil(1 << 20), limit >> 20
     )]
     Memory { needed: u64, limit: u64 },
+    /// A result does not fit into the memory of the machine.
+    #[error("{what} need {excess}")]
+    TooLarge {
+        /// Description of the arrays.
+        what: String,
+        /// Amount and limit.
+        excess: String,
+    },
+    /// Prediction of a case panicked.
+    #[error("the program panicked with the message above; this is a bug, please report it")]
+    Panic,
     /// The network is the second stage of a cascade and the segmentations of the first are not given.
     #[error(
         "the network is the second stage of a cascade and needs the segmentations of {name}: pass the run of that \

@@ -1,5 +1,6 @@
 //! Prediction of the images of a folder, case by case.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use super::options::PredictOptions;
 use super::output::OutputFolder;
 use super::predictor::{Predictor, count_non_finite};
 use nnunet_comm::distributed::{Communicator, check_consistency, own_partition};
-use nnunet_data::dataset::{Case, CaseFiles, DatasetError};
+use nnunet_data::dataset::{Case, CaseFiles, DatasetError, left_out};
 use nnunet_data::store::{CaseProperties, PreprocessedCase};
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 use nnunet_nn::ops::NnOps;
@@ -78,6 +79,11 @@ impl PredictFolder<'_> {
         let Self { inputs, output, options, folder, comm } = self;
         let predictor = Predictor::<B>::with_options(options, device)?;
         let mut cases = folder.part.select(find_cases(inputs, predictor.dataset())?);
+        if let ([input], 0) = (inputs, comm.rank())
+            && let Some(files) = left_out(input, &predictor.dataset().file_ending)
+        {
+            tracing::warn!("{}: left out {files}", input.display());
+        }
         predictor.add_previous_stage(&mut cases, folder.previous_stage.as_deref())?;
         let listing: Vec<_> = cases.iter().map(|case| (&case.id, case.bytes())).collect();
         check_consistency(comm, "images to predict", format!("{listing:?}").as_bytes())?;
@@ -141,13 +147,20 @@ type Segmented<'c> = (&'c str, Segmentation, CaseProperties, Instant);
 
 fn read_all<'c, B: NnOps>(cases: Vec<&'c CaseFiles>, predictor: &Predictor<B>, to: &Sender<Preprocessed<'c>>) {
     for files in cases {
-        let case = read_finite_case(files, predictor.dataset().num_channels());
-        let result = case.and_then(|case| predictor.preprocess(&case));
+        let result = guarded(|| {
+            let case = read_finite_case(files, predictor.dataset().num_channels())?;
+            predictor.preprocess(&case)
+        });
         // The receiver is dropped only if it panicked.
         if to.send((&files.id, result)).is_err() {
             return;
         }
     }
+}
+
+/// Runs a step for one case. A panic is an error of this case only.
+fn guarded<T>(work: impl FnOnce() -> Result<T, InferError>) -> Result<T, InferError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(InferError::Panic))
 }
 
 /// Reads a case and rejects non-finite intensities: a single NaN would turn the whole image into background.
@@ -176,7 +189,7 @@ fn predict_all<'c, B: NnOps>(
         let began = Instant::now();
         let segmented = result.and_then(|PreprocessedCase { data, properties, .. }| {
             comm.enter_unbounded(&format!("prediction of {id}"));
-            let segmentation = predictor.segment(data.view(), &properties, save_probabilities)?;
+            let segmentation = guarded(|| predictor.segment(data.view(), &properties, save_probabilities))?;
             Ok((segmentation, properties))
         });
         match segmented {
@@ -194,7 +207,7 @@ fn predict_all<'c, B: NnOps>(
 fn write_all(from: &Receiver<Segmented>, output: &OutputFolder) -> Vec<String> {
     let mut failed = Vec::new();
     for (id, segmentation, properties, began) in from {
-        match output.write(id, &segmentation, &properties) {
+        match guarded(|| output.write(id, &segmentation, &properties)) {
             Ok(()) => tracing::info!("{id}: {:.1} s", began.elapsed().as_secs_f64()),
             Err(error) => failed.push(format!("{id}: {error}")),
         }

@@ -116,7 +116,7 @@ fn write_error(path: &Path, source: io::Error) -> InferError {
 /// Returns the pickle `CASE.pkl` that `nnUNetv2_ensemble` needs to convert `CASE.npz` to a label map: the geometry of
 /// the image for the SimpleITK and nibabel readers, and the cropping.
 fn properties_pickle(properties: &CaseProperties) -> Vec<u8> {
-    let Geometry { spacing: [z, y, x], origin, direction } = &properties.geometry;
+    let Geometry { spacing: [z, y, x], origin, direction, .. } = &properties.geometry;
     // The affine is RAS, ITK uses LPS.
     let affine = |row: usize| {
         let sign = if row < 2 { -1.0 } else { 1.0 };

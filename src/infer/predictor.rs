@@ -12,6 +12,8 @@ use super::options::{Batching, MemoryOptions, PredictOptions, WindowOptions};
 use super::previous_stage::{NextStage, PreviousStageInput, add_label_maps};
 use super::sliding_window::SlidingWindow;
 use nnunet_data::dataset::{Case, CaseFiles, DatasetJson};
+use nnunet_core::memory;
+use nnunet_data::plan::TrainingImages;
 use nnunet_data::preprocess::Preprocessor;
 use nnunet_data::store::{CaseProperties, PreprocessedCase};
 use nnunet_image::{Geometry, Resampling, Volume, resample_data};
@@ -32,6 +34,8 @@ pub struct Predictor<B: NnOps> {
     /// Input channels from a cascade's previous stage.
     previous_stage: Option<PreviousStageInput>,
     next_stages: Vec<NextStage>,
+    /// Geometries of the training images, if the plans state them.
+    training_images: Option<TrainingImages>,
 }
 
 impl<B: NnOps> Predictor<B> {
@@ -86,6 +90,7 @@ impl<B: NnOps> Predictor<B> {
             label_rule: LabelRule::for_dataset(&description.dataset),
             previous_stage: PreviousStageInput::from_configuration(&configuration, &description.dataset),
             next_stages: Vec::new(),
+            training_images: TrainingImages::from_plans(&description.plans),
             model: description.clone(),
             preprocessor: Preprocessor::new(&description.plans, &description.configuration, &description.dataset)?,
             window: SlidingWindow {
@@ -175,7 +180,8 @@ impl<B: NnOps> Predictor<B> {
             return Err(InferError::Array(format!("is NaN or infinite in {count} voxels")));
         }
         let volume = Volume { data: image.to_owned(), geometry: Geometry { spacing, ..Geometry::default() } };
-        let case = self.preprocess(&Case { id: "image".into(), image: volume, label: None })?;
+        // An array has no orientation.
+        let case = self.preprocess_quietly(&Case { id: "image".into(), image: volume, label: None })?;
         self.segment(case.data.view(), &case.properties, with_probabilities)
     }
 
@@ -190,6 +196,11 @@ impl<B: NnOps> Predictor<B> {
     /// # Errors
     /// Returns an error if the case does not match the network or lacks that segmentation.
     pub fn preprocess(&self, case: &Case) -> Result<PreprocessedCase, InferError> {
+        self.warn_if_outlier(case);
+        self.preprocess_quietly(case)
+    }
+
+    fn preprocess_quietly(&self, case: &Case) -> Result<PreprocessedCase, InferError> {
         let mut preprocessed = self.preprocessor.run(case)?;
         let previous = preprocessed.labels.take();
         let data = self.input(preprocessed.data, previous.as_ref().map(|labels| labels.view()))?;
@@ -225,6 +236,7 @@ impl<B: NnOps> Predictor<B> {
         let (_, z, y, x) = image.dim();
         let batching = Batching::new(&self.memory, &self.window, self.networks.spec(), [z, y, x])?;
         let classes = self.networks.spec().classes;
+        self.check_results_size(properties, with_probabilities)?;
         let begin = |shape| {
             let export = Export::new(shape, properties, &self.resampling, &self.label_rule);
             if with_probabilities { export.with_probabilities(classes) } else { export }
@@ -253,6 +265,34 @@ impl<B: NnOps> Predictor<B> {
         let export = export_logits(&resampled(shape, properties.spacing_before_resampling()), begin(shape));
         let others = targets.iter().map(|to| export_logits(&resampled(*to, from), for_stage(*to, *to)).into_labels());
         Ok(Segmentation { for_next_stages: others.collect(), ..export.finish(timings) })
+    }
+}
+
+impl<B: NnOps> Predictor<B> {
+    /// Checks, before anything is allocated, that the results of an image fit into the memory of the machine:
+    /// probabilities of all classes, and logits of the whole image if cubic splines resample them.
+    fn check_results_size(&self, properties: &CaseProperties, with_probabilities: bool) -> Result<(), InferError> {
+        let classes = self.networks.spec().classes;
+        let bytes = |shape: [usize; 3]| memory::byte_product([classes, size_of::<f32>()].into_iter().chain(shape));
+        let raw = properties.raw_shape();
+        let probabilities = if with_probabilities { bytes(raw).saturating_mul(2) } else { 0 };
+        let logits = match Export::can_resample(&self.resampling) {
+            true => 0,
+            false => bytes(properties.shape_after_resampling).saturating_add(bytes(raw)),
+        };
+        memory::check_fits(probabilities.saturating_add(logits)).map_err(|excess| InferError::TooLarge {
+            what: format!("the results of {classes} classes for {raw:?} voxels (z, y, x)"),
+            excess,
+        })
+    }
+
+    /// Warns if the image is far outside of the training images. Without segmentations of a previous stage only, so that
+    /// a cascade warns once.
+    fn warn_if_outlier(&self, case: &Case) {
+        let outlier = self.training_images.as_ref().and_then(|range| range.describe_outlier(&case.image.geometry));
+        if let (Some(outlier), None) = (outlier, &self.previous_stage) {
+            tracing::warn!("case {}: {outlier}; check its axes and units", case.id);
+        }
     }
 }
 

@@ -140,6 +140,11 @@ pub struct ProbabilityMaps<'a> {
 }
 
 impl ProbabilityMaps<'_> {
+    /// Returns the path of the file.
+    pub fn path(&self) -> &Path {
+        self.path
+    }
+
     /// Returns the shape `(class, z, y, x)`.
     pub fn shape(&self) -> [usize; 4] {
         self.shape

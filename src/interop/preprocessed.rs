@@ -265,7 +265,7 @@ impl Properties<'_> {
         if spacing.iter().any(|spacing| !(spacing.is_finite() && *spacing > 0.0)) {
             return Err(format!("spacing {spacing:?} must be positive"));
         }
-        let placed = |origin, direction| Geometry { spacing, origin, direction };
+        let placed = |origin, direction| Geometry { spacing, origin, direction, ..Geometry::default() };
         if let Some(stuff) = self.0.get("sitk_stuff") {
             return simpleitk(stuff)
                 .map(|(origin, direction)| placed(origin, direction))

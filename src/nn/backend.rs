@@ -57,8 +57,14 @@ pub fn on_device<W: OnDevice>(
     }
 }
 
-/// Warns if the CPU or oneDNN has no kernels for this precision, in which case it is slower than f32.
+/// Warns, once per process, if oneDNN is missing, or if it has no kernels for this precision, in which case it is slower
+/// than f32.
 fn warn_if_slow_on_cpu(precision: Precision) {
+    if let Some(warning) = crate::ops::cpu::onednn::missing() {
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        ONCE.call_once(|| tracing::warn!("{warning}"));
+        return;
+    }
     if !crate::ops::cpu::onednn::has_kernels(precision) && precision != Precision::Fp32 {
         tracing::warn!("this CPU has no bf16 kernels: --precision fp32 is faster; see nnunet-dist doctor");
     }

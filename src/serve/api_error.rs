@@ -60,7 +60,7 @@ impl ApiError {
         let line = error.to_string().replace(&format!("{}/", folder.display()), "");
         match error {
             InferError::Dataset(_) | InferError::Preprocess(_) | InferError::Array(_) => Self::unusable(line),
-            InferError::Memory { .. } => Self::too_large(line),
+            InferError::Memory { .. } | InferError::TooLarge { .. } => Self::too_large(line),
             _ => Self::internal(line),
         }
     }

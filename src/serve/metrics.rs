@@ -29,6 +29,8 @@ impl Metrics {
             describe_gauge!("nnunet_queue_depth", "Images accepted and not answered yet");
             describe_gauge!("nnunet_images_in_progress", "Images being preprocessed or predicted");
             describe_histogram!("nnunet_request_seconds", "Time from the request for a segmentation to its answer");
+            describe_gauge!("nnunet_onednn", "1 if oneDNN computes convolutions on the CPU, 0 if it is missing");
+            gauge!("nnunet_onednn").set(f64::from(u8::from(nnunet_nn::ops::cpu::onednn::library().is_some())));
             counter!("nnunet_cases_predicted_total").absolute(0);
             gauge!("nnunet_images_in_progress").set(0.0);
         });

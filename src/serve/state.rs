@@ -107,6 +107,7 @@ fn help(model: &ModelDescription, options: &ServeOptions) -> Value {
             "spacing_mm": configuration.as_ref().map(|configuration| configuration.spacing.clone()),
             "patch_size": configuration.as_ref().map(|configuration| configuration.patch_size.clone()),
         },
+        "onednn": nnunet_nn::ops::cpu::onednn::version(),
         "channels": model.dataset.channel_names,
         "labels": model.dataset.labels,
         "file_ending": model.dataset.file_ending,

@@ -11,12 +11,11 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::{BodyDataStream, Bytes};
 use axum::http::StatusCode;
-use flate2::write::MultiGzDecoder;
 use futures_util::{Stream, StreamExt};
 use multer::Multipart;
 use nnunet_data::dataset::{CaseFiles, DatasetError, DatasetJson};
 use nnunet_data::preprocess::Preprocessor;
-use nnunet_image::read_header;
+use nnunet_image::{GzipWriter, read_header};
 use nnunet_infer::InferError;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
@@ -49,7 +48,7 @@ enum To {
     /// Not opened yet: two bytes are needed to detect compression.
     Begin(Vec<u8>),
     Plain(Limited),
-    Gzip(Box<MultiGzDecoder<Limited>>),
+    Gzip(Box<GzipWriter<Limited>>),
 }
 
 /// A file with a maximum number of bytes.
@@ -109,7 +108,7 @@ impl ImageFile {
         self.path.as_mut_os_string().push(ending);
         let file = Limited { file: File::create(&self.path).map_err(no_space)?, left: room.left };
         self.to = match is_nifti && begin.starts_with(&[0x1f, 0x8b]) {
-            true => To::Gzip(Box::new(MultiGzDecoder::new(file))),
+            true => To::Gzip(Box::new(GzipWriter::new(file))),
             false => To::Plain(file),
         };
         Ok(())
@@ -120,11 +119,11 @@ impl ImageFile {
     /// # Errors
     /// Returns an error in the cases of [`ImageFile::write`], and if the compressed data is truncated.
     pub fn finish(mut self, room: &mut Room) -> Result<PathBuf, ApiError> {
-        let finished = match &mut self.to {
+        let finished = match std::mem::replace(&mut self.to, To::Begin(Vec::new())) {
             To::Begin(_) => return Err(ApiError::unusable(format!("{} is empty", self.name()))),
             To::Plain(file) => Ok(file.left),
             // The checksum is at the end.
-            To::Gzip(decoder) => decoder.try_finish().map(|()| decoder.get_ref().left),
+            To::Gzip(decoder) => decoder.finish().map(|file| file.left),
         };
         room.left = finished.map_err(|error| self.describe(error, room))?;
         Ok(self.path)

@@ -1,12 +1,10 @@
 //! Final validation: all ranks predict and evaluate the fold's held-out cases, rank 0 aggregates the results.
 
-use std::collections::HashMap;
-
 use super::TrainError;
 use super::context::TrainingContext;
+use super::truth::find_truth;
 use nnunet_comm::distributed::{CommError, Communicator, Fault};
-use nnunet_data::dataset::Dataset;
-use nnunet_data::work::{Source, WorkDir};
+use nnunet_data::work::WorkDir;
 use nnunet_eval::{CaseResult, Classes, Measures, Pair, Summary, evaluate_cases};
 use nnunet_infer::{MemoryOptions, Predictor, WindowOptions, validate_fold};
 use nnunet_nn::model::UNet;
@@ -45,14 +43,12 @@ pub fn evaluate_held_out<B: NnOps>(
     let own = validate_fold(&predictor, store, &context.folder, cases, &output, options.probabilities, context.comm)?;
     drop(predictor);
 
-    let raw = Dataset::open(&Source::load(work)?.dataset)?;
-    let truth: HashMap<&str, _> =
-        raw.cases.iter().filter_map(|case| Some((case.id.as_str(), case.label.as_ref()?))).collect();
+    let truth = find_truth(work, &context.model.dataset, cases)?;
     let ending = &context.model.dataset.file_ending;
     let pair = |&number: &usize| {
         let case = &context.validation_cases[number];
         let prediction = output.join(format!("{case}{ending}"));
-        truth.get(case.as_str()).map(|reference| (number, Pair { prediction, reference: reference.to_path_buf() }))
+        truth.get(case).map(|reference| (number, Pair { prediction, reference: reference.clone() }))
     };
     // Each rank evaluates the cases that it has predicted.
     let (numbers, pairs): (Vec<usize>, Vec<Pair>) = own.iter().filter_map(pair).unzip();
@@ -62,7 +58,7 @@ pub fn evaluate_held_out<B: NnOps>(
         return Ok(None);
     }
     if cases.is_empty() {
-        tracing::warn!("{}: contains none of the held-out labels; summary.json is not written", raw.root.display());
+        tracing::warn!("the raw dataset contains none of the held-out labels; summary.json is not written");
         return Ok(None);
     }
     let summary = Summary::new(cases);

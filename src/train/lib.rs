@@ -57,6 +57,7 @@ mod stop;
 mod stragglers;
 mod trainer;
 mod trainer_builder;
+mod truth;
 mod validation;
 mod weight_check;
 

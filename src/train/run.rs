@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::TrainError;
+use super::truth;
 use super::context::TrainingContext;
 use super::final_validation::{FinalValidationOptions, evaluate_held_out};
 use super::nan_dump::NanDump;
@@ -105,6 +106,7 @@ impl OnDevice for Run<'_> {
         let Self { config, work, comm, options } = self;
         comm.set_timeout(Duration::from_secs_f64(config.dist.first_timeout_s.max(config.dist.timeout_s)));
         let context = TrainingContext::open(config, work, comm)?;
+        truth::check(&context, work)?;
         let mut session = Session::<B> {
             endpoint: MetricsEndpoint::of_run(config, class_names(&context), comm),
             context: &context,

@@ -62,5 +62,6 @@ pub fn oblique() -> Geometry {
         spacing: [2.5, 0.8, 1.1],
         origin: [-40.0, 12.5, 99.0],
         direction: [[c, -s, 0.0], [d * s, d * c, -t], [t * s, t * c, d]],
+        ..Geometry::default()
     }
 }

@@ -8,6 +8,7 @@ use nnunet_image::{self as image, LabelMap, Volume};
 use rayon::prelude::*;
 
 use super::DatasetError;
+use super::left_out::left_out;
 
 /// The files of a case. They may be missing; [`super::validate`] reports missing files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,12 +42,28 @@ impl CaseFiles {
     /// Reads the images, which must have `channels` channels in total, and the label map.
     ///
     /// # Errors
-    /// Returns an error if a file cannot be read or the images differ in shape. The shape of the label map is not
-    /// checked.
+    /// Returns an error if a file cannot be read, the images differ in shape or geometry, or the label map differs in
+    /// geometry. The shape of the label map is not checked.
     pub fn load(&self, channels: usize) -> Result<Case, DatasetError> {
         let (image, label) =
             rayon::join(|| self.load_image(channels), || self.label.as_deref().map(image::read_labels).transpose());
-        Ok(Case { id: self.id.clone(), image: image?, label: label? })
+        let case = Case { id: self.id.clone(), image: image?, label: label? };
+        self.check_label_geometry(&case)?;
+        Ok(case)
+    }
+
+    /// Checks that the label map is where the image is. Maps of another shape are left to the caller.
+    fn check_label_geometry(&self, case: &Case) -> Result<(), DatasetError> {
+        let (Some(path), Some(map), Some(first)) = (&self.label, &case.label, self.images.first()) else {
+            return Ok(());
+        };
+        let is_comparable = map.data.shape() == &case.image.data.shape()[1..];
+        match map.geometry.difference(&case.image.geometry).filter(|_| is_comparable) {
+            None => Ok(()),
+            Some(difference) => {
+                Err(DatasetError::invalid(path, format_args!("{difference} of {}", first.display())))
+            }
+        }
     }
 
     /// Reads all image files in parallel, as decompression dominates.
@@ -62,6 +79,9 @@ impl CaseFiles {
                 let defect = format!("shape {next_shape:?} differs from {shape:?} of {}", first.display());
                 DatasetError::invalid(path, defect)
             })?;
+            if let Some(difference) = next.geometry.difference(&image.geometry) {
+                return Err(DatasetError::invalid(path, format_args!("{difference} of {}", first.display())));
+            }
         }
         let found = image.data.len_of(Axis(0));
         if found != channels {
@@ -168,7 +188,8 @@ pub(super) fn group_by_case(
 ) -> Result<BTreeMap<String, Vec<PathBuf>>, DatasetError> {
     let stems = stems(folder, file_ending)?;
     if stems.is_empty() {
-        return Err(DatasetError::invalid(folder, format_args!("contains no *{file_ending} images")));
+        let found = left_out(folder, file_ending).map_or_else(String::new, |found| format!("; it has {found}"));
+        return Err(DatasetError::invalid(folder, format_args!("contains no *{file_ending} images{found}")));
     }
     group(stems, &|name| folder.join(format!("{name}{file_ending}")), channels)
 }

@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::DatasetError;
+use super::regions::order_problem;
+use super::slips::find_slip;
+use nnunet_core::user_file;
+use nnunet_image::check_writable;
 
 /// Name of the label whose voxels are ignored by loss and evaluation.
 const IGNORE: &str = "ignore";
@@ -146,7 +150,11 @@ impl DatasetJson {
             problems.push("labels contain only the background".to_owned());
         }
         problems.extend(self.ignore_label_problem(&classes));
-        problems.extend(self.region_problem());
+        match self.region_problem() {
+            None => problems.extend(order_problem(self)),
+            problem => problems.extend(problem),
+        }
+        problems.extend(check_writable(&self.file_ending).err().map(|defect| format!("file_ending: {defect}")));
         problems
     }
 
@@ -209,8 +217,7 @@ pub(super) struct ListedCase {
 
 impl Description {
     pub(super) fn load(path: &Path) -> Result<Self, DatasetError> {
-        let text = std::fs::read(path).map_err(DatasetError::io(path))?;
-        let fields = serde_json::from_slice(&text).map_err(|error| DatasetError::invalid(path, error))?;
+        let fields = user_file::read_json(path).map_err(DatasetError::user_file(path))?;
         Self::parse(fields).map_err(|defect| DatasetError::invalid(path, defect))
     }
 
@@ -218,6 +225,9 @@ impl Description {
         let cases = if fields.contains_key("modality") && !fields.contains_key("channel_names") {
             convert_decathlon(&mut fields)?
         } else {
+            if let Some(slip) = find_slip(&fields) {
+                return Err(slip);
+            }
             fields.get("dataset").map(listed_by_id).transpose()?
         };
         let json = serde_json::from_value(Value::Object(fields))

@@ -1,5 +1,7 @@
 //! `dataset_fingerprint.json` in nnU-Net v2's schema, and the intensity sample it is computed from.
 
+use std::collections::BTreeSet;
+
 use indexmap::IndexMap;
 use ndarray::{Array3, Axis, Zip, s};
 use nnunet_image as image;
@@ -25,6 +27,9 @@ pub struct Fingerprint {
     pub shapes_after_crop: Vec<Vec<usize>>,
     /// Spacing of each case in mm, `(z, y, x)`.
     pub spacings: Vec<Vec<f64>>,
+    /// Orientations of the images, such as `LPS`, sorted; not in nnU-Net's files.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub orientations: BTreeSet<String>,
 }
 
 /// Intensity statistics of the foreground of one channel over the whole dataset.
@@ -59,7 +64,9 @@ pub fn extract_fingerprint(dataset: &Dataset) -> Result<Fingerprint, DatasetErro
 
     let mut per_channel: Vec<Vec<IntensitySample>> = vec![Vec::new(); channels];
     let (mut shapes, mut spacings, mut relative_sizes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut orientations = BTreeSet::new();
     for case in cases {
+        orientations.insert(case.orientation);
         shapes.push(case.shape_after_crop.to_vec());
         spacings.push(case.spacing.to_vec());
         relative_sizes.push(case.relative_size);
@@ -78,6 +85,7 @@ pub fn extract_fingerprint(dataset: &Dataset) -> Result<Fingerprint, DatasetErro
         median_relative_size_after_cropping: median(relative_sizes),
         shapes_after_crop: shapes,
         spacings,
+        orientations,
     })
 }
 
@@ -85,6 +93,7 @@ pub fn extract_fingerprint(dataset: &Dataset) -> Result<Fingerprint, DatasetErro
 struct CaseFingerprint {
     shape_after_crop: [usize; 3],
     spacing: [f64; 3],
+    orientation: String,
     /// (voxels after cropping) / (voxels before).
     relative_size: f64,
     /// One sample per channel.
@@ -122,6 +131,7 @@ impl CaseFingerprint {
         Ok(Self {
             shape_after_crop,
             spacing: image.geometry.spacing,
+            orientation: image.geometry.orientation(),
             relative_size: voxels(&shape_after_crop) / voxels(shape),
             intensities,
         })

@@ -6,10 +6,14 @@
 
 mod case;
 mod dataset_json;
+mod describe;
 mod fingerprint;
 mod layout;
+mod left_out;
 mod numpy;
 mod raw;
+mod regions;
+mod slips;
 mod splits;
 mod validate;
 
@@ -17,15 +21,19 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nnunet_core::user_file::UserFileError;
 use nnunet_image::ImageError;
 
 pub use case::{Case, CaseFiles, case_name, find_images, group_images};
 pub use dataset_json::{DatasetJson, Foreground, LabelValue};
+pub use describe::write_description;
 pub use fingerprint::{Fingerprint, IntensityProperties, extract_fingerprint};
 pub use layout::{RawLayout, convert_dataset};
+pub use left_out::left_out;
 pub use raw::Dataset;
+pub use slips::label_problem;
 pub use splits::{Fold, Splits};
-pub use validate::validate;
+pub use validate::{left_out_of, validate};
 
 /// An error in a dataset or a file that describes one.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +55,13 @@ pub enum DatasetError {
 impl DatasetError {
     pub fn invalid(path: &Path, defect: impl Display) -> Self {
         Self::Invalid { path: path.to_owned(), defect: defect.to_string() }
+    }
+
+    fn user_file(path: &Path) -> impl Fn(UserFileError) -> Self {
+        move |error| match error {
+            UserFileError::Io(source) => Self::Io { path: path.to_owned(), source },
+            UserFileError::Invalid(defect) => Self::Invalid { path: path.to_owned(), defect },
+        }
     }
 
     fn io(path: &Path) -> impl Fn(io::Error) -> Self {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DatasetError;
 use super::numpy::RandomState;
-use nnunet_core::fsio;
+use nnunet_core::{fsio, user_file};
 
 /// Number of folds and shuffle seed of nnU-Net (`crossval_split.py`).
 const FOLDS: usize = 5;
@@ -56,8 +56,7 @@ impl Splits {
     /// Returns an error if the file cannot be read or has another schema, or if a fold has no training cases or
     /// contains a case twice.
     pub fn load(path: &Path) -> Result<Self, DatasetError> {
-        let text = std::fs::read(path).map_err(DatasetError::io(path))?;
-        let splits: Self = serde_json::from_slice(&text).map_err(|error| DatasetError::invalid(path, error))?;
+        let splits: Self = user_file::read_json(path).map_err(DatasetError::user_file(path))?;
         for (number, fold) in splits.0.iter().enumerate() {
             fold.check().map_err(|defect| DatasetError::invalid(path, format_args!("fold {number} {defect}")))?;
         }
@@ -89,6 +88,12 @@ impl Splits {
             }
             None => Err(DatasetError::Splits(format!("there is no fold {number}; use 0 to {}", self.0.len() - 1))),
         }
+    }
+
+    /// Returns the cases that are in no fold, in the order of `cases`.
+    pub fn unused<'c>(&self, cases: &'c [String]) -> Vec<&'c str> {
+        let used: HashSet<&String> = self.0.iter().flat_map(|fold| fold.train.iter().chain(&fold.val)).collect();
+        cases.iter().filter(|case| !used.contains(case)).map(String::as_str).collect()
     }
 
     /// Checks that all cases of the folds are in `cases`.
@@ -174,6 +179,7 @@ mod tests {
         splits.save(&path).unwrap();
         assert_eq!(Splits::load(&path).unwrap(), splits);
         splits.check_cases(&cases(8)).unwrap();
+        assert_eq!((splits.unused(&cases(8)), splits.unused(&cases(7)).len()), (vec!["case_007"], 0));
         assert!(splits.check_cases(&cases(6)).unwrap_err().to_string().contains("case_006"));
         let error = splits.fold(5).unwrap_err().to_string();
         assert_eq!(error, "splits: there is no fold 5; use 0 to 4");

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use super::left_out::left_out;
 use super::{CaseFiles, Dataset, DatasetJson};
-use nnunet_image::{self as image, Geometry, ImageHeader};
+use nnunet_image::{self as image, ImageHeader};
 
 /// Returns all problems of a dataset, one line each with the affected file; empty if there are none.
 ///
@@ -17,11 +18,24 @@ pub fn validate(dataset: &Dataset) -> Vec<String> {
     let mut problems: Vec<String> = dataset.json.problems().into_iter().map(in_json).collect();
     let (expected, found) = (dataset.json.num_training, dataset.cases.len());
     if expected != found {
-        problems.push(in_json(format!("numTraining is {expected}, but there are {found} cases")));
+        let left_out = left_out_of(dataset).map_or_else(String::new, |files| format!("; left out: {files}"));
+        problems.push(in_json(format!("numTraining is {expected}, but there are {found} cases{left_out}")));
     }
     let expected = CaseExpectation { channels: dataset.json.num_channels(), labels: allowed_labels(&dataset.json) };
     problems.par_extend(dataset.cases.par_iter().flat_map_iter(|case| problems_of_case(case, &expected)));
     problems
+}
+
+/// Describes the files of imagesTr and labelsTr that are not read because of their names, see
+/// [`left_out`](super::left_out()).
+pub fn left_out_of(dataset: &Dataset) -> Option<String> {
+    let folders = ["imagesTr", "labelsTr"].into_iter();
+    let described = folders.filter_map(|name| {
+        let files = left_out(&dataset.root.join(name), &dataset.json.file_ending)?;
+        Some(format!("{name}: {files}"))
+    });
+    let described: Vec<String> = described.collect();
+    (!described.is_empty()).then(|| described.join("; "))
 }
 
 /// Expected properties of every case, from dataset.json.
@@ -85,22 +99,12 @@ impl Problems {
     }
 
     fn compare(&mut self, path: &Path, header: &ImageHeader, other: &Path, reference: &ImageHeader) {
-        let mut differ = |what: &str, ours: String, theirs: String| {
-            self.add(path, &format!("{what} {ours} differs from {theirs} of {}", other.display()));
-        };
         let (shape, reference_shape) = (&header.shape[1..], &reference.shape[1..]);
         if shape != reference_shape {
-            differ("shape", format!("{shape:?}"), format!("{reference_shape:?}"));
+            self.add(path, &format!("shape {shape:?} differs from {reference_shape:?} of {}", other.display()));
         }
-        let (ours, theirs) = (&header.geometry, &reference.geometry);
-        if !same_spacing(ours, theirs) {
-            differ("spacing", in_mm(&ours.spacing), in_mm(&theirs.spacing));
-        }
-        if !same_origin(ours, theirs) {
-            differ("origin", in_mm(&ours.origin), in_mm(&theirs.origin));
-        }
-        if !same_direction(ours, theirs) {
-            differ("direction", short(ours.direction.as_flattened()), short(theirs.direction.as_flattened()));
+        for difference in header.geometry.differences(&reference.geometry) {
+            self.add(path, &format!("{difference} of {}", other.display()));
         }
     }
 
@@ -136,33 +140,4 @@ impl Problems {
             self.add(path, &format!("labels {unexpected:?} are not in dataset.json"));
         }
     }
-}
-
-fn in_mm(values: &[f64]) -> String {
-    format!("{} mm", short(values))
-}
-
-/// Formats values as `f32`, the type in headers, to print `1.1` instead of `1.100000023841858`; drops the sign of 0.
-fn short(values: &[f64]) -> String {
-    format!("{:?}", values.iter().map(|&value| value as f32 + 0.0).collect::<Vec<_>>())
-}
-
-/// Compares spacings like nnU-Net's `verify_dataset_integrity`, with the default tolerances of `numpy.allclose`.
-fn same_spacing(a: &Geometry, b: &Geometry) -> bool {
-    close(&a.spacing, &b.spacing, 1e-8)
-}
-
-/// Compares origins. nnU-Net only warns about origin and direction. Here they are problems, so the tolerance covers
-/// rounding to the `f32` of a NIfTI header, stored as quaternion or matrix.
-fn same_origin(a: &Geometry, b: &Geometry) -> bool {
-    close(&a.origin, &b.origin, 1e-3)
-}
-
-fn same_direction(a: &Geometry, b: &Geometry) -> bool {
-    close(a.direction.as_flattened(), b.direction.as_flattened(), 1e-4)
-}
-
-/// Implements `numpy.allclose(a, b, atol=absolute)`.
-fn close(a: &[f64], b: &[f64], absolute: f64) -> bool {
-    a.iter().zip(b).all(|(a, b)| (a - b).abs() <= absolute + 1e-5 * b.abs())
 }

@@ -203,9 +203,30 @@ impl Configuration {
         if self.next_stage.as_ref().is_some_and(|stage| !are_names(stage)) {
             return Some("next_stage must be the name of a configuration, or a list of names".to_owned());
         }
+        if let Some(defect) = self.order_problem() {
+            return Some(defect);
+        }
         let functions = [&self.resampling_fn_data, &self.resampling_fn_seg, &self.resampling_fn_probabilities];
         let unknown = functions.into_iter().find(|function| *function != RESAMPLING_FN)?;
         Some(format!("resampling function {unknown:?} is not supported; use {RESAMPLING_FN:?}"))
+    }
+}
+
+impl Configuration {
+    /// Returns the first spline order that the resampling does not have.
+    fn order_problem(&self) -> Option<String> {
+        const INTENSITIES: &[usize] = &[0, 1, 3];
+        const LABELS: &[usize] = &[0, 1];
+        let specs = [
+            ("resampling_fn_data_kwargs", &self.resampling_fn_data_kwargs, INTENSITIES),
+            ("resampling_fn_seg_kwargs", &self.resampling_fn_seg_kwargs, LABELS),
+            ("resampling_fn_probabilities_kwargs", &self.resampling_fn_probabilities_kwargs, INTENSITIES),
+        ];
+        specs.into_iter().find_map(|(key, spec, supported)| {
+            let orders = [("order", spec.order), ("order_z", spec.order_z)];
+            let (name, order) = orders.into_iter().find(|(_, order)| !supported.contains(order))?;
+            Some(format!("{key}: {name} {order} is not supported; use one of {supported:?}"))
+        })
     }
 }
 
@@ -219,4 +240,34 @@ fn cubic() -> usize {
 
 fn never() -> Option<bool> {
     Some(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_implemented_spline_orders_are_accepted() {
+        let json = serde_json::json!({
+            "data_identifier": "d", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2, "patch_size": [8, 8],
+            "median_image_size_in_voxels": [8.0, 8.0], "spacing": [1.0, 1.0],
+            "normalization_schemes": ["NoNormalization"], "use_mask_for_norm": [false], "batch_dice": true,
+            "architecture": {"network_class_name": "x", "arch_kwargs": {}, "_kw_requires_import": []},
+        });
+        let good: Configuration = serde_json::from_value(json).unwrap();
+        assert_eq!(good.inconsistency(), None);
+        for order in [2, 4, 5, 99] {
+            for key in ["order", "order_z"] {
+                for kwargs in
+                    ["resampling_fn_data_kwargs", "resampling_fn_seg_kwargs", "resampling_fn_probabilities_kwargs"]
+                {
+                    let mut json = serde_json::to_value(&good).unwrap();
+                    json[kwargs][key] = order.into();
+                    let bad: Configuration = serde_json::from_value(json).unwrap();
+                    let defect = bad.inconsistency().unwrap();
+                    assert!(defect.contains(kwargs) && defect.contains(&format!("{key} {order}")), "{defect}");
+                }
+            }
+        }
+    }
 }

@@ -13,6 +13,7 @@ mod planner;
 mod plans;
 mod presets;
 mod spacing;
+mod training_images;
 
 use std::path::PathBuf;
 
@@ -27,6 +28,7 @@ pub use patch::{Topology, estimate_memory_gb};
 pub use planner::{PlannerOptions, plan};
 pub use plans::{ConfigurationEntry, InheritedConfiguration, Plans};
 pub use presets::Planner;
+pub use training_images::TrainingImages;
 
 /// An error while creating, reading, writing or interpreting plans.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +38,8 @@ pub enum PlanError {
     File { path: PathBuf, source: std::io::Error },
 
     /// The plans file is not JSON, or a key is missing or has another type.
-    #[error("{}: not a plans file of nnU-Net v2: {source}", path.display())]
-    Malformed { path: PathBuf, source: serde_json::Error },
+    #[error("{}: not a plans file of nnU-Net v2: {defect}", path.display())]
+    Malformed { path: PathBuf, defect: String },
 
     /// The plans have no configuration of this name.
     #[error("no configuration {name:?} in {plans}; available: {}", available.join(", "))]

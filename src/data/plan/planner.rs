@@ -8,6 +8,7 @@ use super::patch::{PatchPlan, PatchRequest};
 use super::plans::{ConfigurationEntry, InheritedConfiguration};
 use super::presets::Preset;
 use super::spacing;
+use super::training_images::TrainingImages;
 use super::{Architecture, Configuration, PlanError, Planner, Plans, ResamplingSpec};
 use crate::dataset::{DatasetJson, Fingerprint};
 
@@ -15,6 +16,9 @@ const TWO_D: &str = "2d";
 const LOWRES: &str = "3d_lowres";
 const FULLRES: &str = "3d_fullres";
 const CASCADE: &str = "3d_cascade_fullres";
+
+/// Extent in voxels from which an axis is pooled, so that the network has more than one stage.
+const MIN_EXTENT: usize = 8;
 
 /// A low-resolution configuration is planned if the patch covers less than this fraction of the image.
 const LOWRES_BELOW: f64 = 0.25;
@@ -115,7 +119,7 @@ impl Planning<'_> {
                 .fingerprint
                 .foreground_intensity_properties_per_channel
                 .clone(),
-            other: IndexMap::new(),
+            other: TrainingImages::from_fingerprint(self.fingerprint).into_iter().map(TrainingImages::entry).collect(),
             origin: Default::default(),
         })
     }
@@ -128,9 +132,15 @@ impl Planning<'_> {
     ) -> Result<IndexMap<String, ConfigurationEntry>, PlanError> {
         let full = |configuration| ConfigurationEntry::Full(Box::new(configuration));
         let voxels = self.dataset_voxels(shape);
-        let mut two_d = self.configuration(TWO_D, &spacing[1..], &shape[1..], voxels)?;
-        two_d.batch_dice = true;
-        let mut configurations = IndexMap::from([(TWO_D.to_owned(), full(two_d))]);
+        let mut configurations = IndexMap::new();
+        match self.configuration(TWO_D, &spacing[1..], &shape[1..], voxels) {
+            Ok(two_d) => drop(configurations.insert(TWO_D.to_owned(), full(Configuration { batch_dice: true, ..two_d }))),
+            // A long stack of small slices is enough for a 3D network.
+            Err(error @ PlanError::Unplannable { .. }) if shape[0] > shape[1].max(shape[2]) => {
+                tracing::warn!("{TWO_D} is left out: {error}");
+            }
+            Err(error) => return Err(error),
+        }
         if shape[0] == 1.0 {
             if self.options.force_lowres {
                 return Err(self.unplannable("a cascade requires images of more than one slice".to_owned()));
@@ -205,6 +215,13 @@ impl Planning<'_> {
         let Some(PatchPlan { patch_size, batch_size, shape }) = request.fit() else {
             return Err(self.unplannable(format!("no patch size of {name} fits into {gpu_memory_gb} GB of GPU memory")));
         };
+        if shape.strides.len() < 2 {
+            let (extents, mm) = (as_product(median_shape), as_product(spacing));
+            return Err(self.unplannable(format!(
+                "the images are too small for {name}: their median is {extents} voxels of {mm} mm, and a U-Net needs at \
+                 least one axis of {MIN_EXTENT} voxels"
+            )));
+        }
         let normalization_schemes: Vec<_> = self.dataset.channel_names.values().map(|name| scheme(name)).collect();
         let use_mask = self.fingerprint.median_relative_size_after_cropping < MASK_BELOW;
         Ok(Configuration {
@@ -318,6 +335,11 @@ impl Planning<'_> {
     fn unplannable(&self, reason: String) -> PlanError {
         PlanError::Unplannable { dataset: self.dataset_name.to_owned(), reason }
     }
+}
+
+/// Joins extents or spacings: `3 x 3 x 3`.
+fn as_product(values: &[f64]) -> String {
+    values.iter().map(f64::to_string).collect::<Vec<_>>().join(" x ")
 }
 
 const Z_SCORE: &str = "ZScoreNormalization";

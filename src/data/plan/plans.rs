@@ -6,6 +6,7 @@ use std::{fmt, io};
 
 use indexmap::IndexMap;
 use nnunet_core::fsio;
+use nnunet_core::user_file::{self, UserFileError};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
@@ -67,9 +68,10 @@ impl Plans {
     /// # Errors
     /// Returns an error that names the file if it cannot be read or is invalid.
     pub fn load(path: &Path) -> Result<Self, PlanError> {
-        let text = std::fs::read(path).map_err(|source| PlanError::File { path: path.to_owned(), source })?;
-        let plans = serde_json::from_slice(&text);
-        let plans: Self = plans.map_err(|source| PlanError::Malformed { path: path.to_owned(), source })?;
+        let plans: Self = user_file::read_json(path).map_err(|error| match error {
+            UserFileError::Io(source) => PlanError::File { path: path.to_owned(), source },
+            UserFileError::Invalid(defect) => PlanError::Malformed { path: path.to_owned(), defect },
+        })?;
         Ok(Self { origin: PlansSource(Some(path.to_owned())), ..plans })
     }
 

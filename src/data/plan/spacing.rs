@@ -101,6 +101,7 @@ mod tests {
             median_relative_size_after_cropping: 1.0,
             shapes_after_crop: vec![shape.to_vec(); spacings.len()],
             spacings: spacings.iter().map(|spacing| spacing.to_vec()).collect(),
+            orientations: Default::default(),
         }
     }
 

@@ -6,12 +6,14 @@ use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, Zip, s};
 use rayon::prelude::*;
 
 use super::locations::{ClassGroups, case_number};
+use super::memory::case_memory_bound;
 use super::normalize::Normalization;
 use super::{CaseProperties, PreprocessedCase};
 use crate::dataset::{Case, DatasetError, DatasetJson};
 use crate::plan::{PlanError, Plans, ResamplingSpec};
 use crate::store::StoreError;
 use nnunet_comm::distributed::CommError;
+use nnunet_core::memory;
 use nnunet_image::{self as image, ImageHeader, Resampling};
 
 /// Label of background voxels outside the nonzero mask (nnU-Net v2, `cropping.py`).
@@ -191,6 +193,7 @@ impl Preprocessor {
                 "the shape {cropped_shape:?} at {spacing:?} mm has no voxels at the target spacing {target:?} mm"
             ));
         }
+        check_resampled_size(shape, cropped_shape, target, channels)?;
         let properties = CaseProperties {
             geometry: case.image.geometry.clone(),
             transpose_forward: self.transpose_forward,
@@ -279,6 +282,18 @@ fn crop_to_nonzero(image: ArrayView4<f32>, labels: Option<ArrayView3<i16>>) -> N
     });
     let data = image.slice(s![.., z[0]..z[1], y[0]..y[1], x[0]..x[1]]).as_standard_layout().into_owned();
     NonzeroCrop { bbox, data, labels, inside }
+}
+
+/// Checks, before anything is allocated, that the image at the target spacing fits into the memory of the machine.
+fn check_resampled_size(
+    shape: [usize; 3],
+    cropped: [usize; 3],
+    target: [f64; 3],
+    channels: usize,
+) -> Result<(), String> {
+    memory::check_fits(case_memory_bound(channels, cropped, shape)).map_err(|excess| {
+        format!("{shape:?} voxels (z, y, x) at the target spacing {target:?} mm need {excess}; check the spacing of the image")
+    })
 }
 
 fn spatial(data: &Array4<f32>) -> [usize; 3] {
@@ -441,6 +456,10 @@ mod tests {
         let mut other_shape = case();
         other_shape.label = other_shape.label.map(|map| LabelMap { data: Array3::zeros((5, 6, 8)), ..map });
         assert!(error(&other_shape, &fits).contains("case phantom: the label map's shape [8, 5, 6]"));
+
+        let fine = preprocessor(&[1e-5, 1e-5, 1e-5], "NoNormalization", false).unwrap();
+        let too_large = error(&case(), &fine);
+        assert!(too_large.contains("case phantom: [") && too_large.contains("of this machine"), "{too_large}");
 
         let coarse = preprocessor(&[4.0, 300.0, 2.0], "NoNormalization", false).unwrap();
         assert!(error(&case(), &coarse).contains("has no voxels"));

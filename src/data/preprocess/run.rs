@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 
-use super::memory::memory_limit;
 use super::memory::{self, MemoryBudget};
 use super::{PreprocessError, Preprocessor};
 use crate::dataset::{CaseFiles, Dataset, DatasetError};
 use crate::plan::Plans;
 use crate::store;
 use nnunet_comm::distributed::{Communicator, ReduceOp, check_consistency, own_partition};
+use nnunet_core::memory::memory_limit;
 use nnunet_image as image;
 
 /// Cases in flight per thread: while one is read or written, another is computed.

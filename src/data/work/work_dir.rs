@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use nnunet_core::fsio;
+use nnunet_core::user_file::{self, UserFileError};
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, FoldId, RunDir, one_line};
@@ -183,14 +184,26 @@ impl Source {
     /// Reads the link of a work folder.
     ///
     /// # Errors
-    /// Returns an error if the work folder has not been planned, or the file is invalid.
+    /// Returns an error if the work folder has not been planned, the file is invalid, or the dataset is not there.
     pub fn load(work: &WorkDir) -> Result<Self, ConfigError> {
         let path = work.source();
-        let text = std::fs::read_to_string(&path).map_err(|error| {
-            let hint = "run `nnunet-dist plan` first";
-            ConfigError::new(path.display(), format_args!("{error}; {hint}"))
+        let text = user_file::read_text(&path).map_err(|error| match error {
+            UserFileError::Io(error) => {
+                ConfigError::new(path.display(), format_args!("{error}; run `nnunet-dist plan` first"))
+            }
+            UserFileError::Invalid(defect) => ConfigError::new(path.display(), defect),
         })?;
-        toml::from_str(&text).map_err(|error| ConfigError::new(path.display(), one_line(error.message())))
+        let invalid = |error: toml::de::Error| ConfigError::new(path.display(), one_line(error.message()));
+        let source: Self = toml::from_str(&text).map_err(invalid)?;
+        if source.dataset.is_dir() {
+            return Ok(source);
+        }
+        let defect = format!(
+            "the raw dataset {} is not there; if it was moved, correct its path in this file, or run `nnunet-dist plan` \
+             with the new one",
+            source.dataset.display()
+        );
+        Err(ConfigError::new(path.display(), defect))
     }
 
     /// Writes the link into a work folder.
@@ -237,5 +250,11 @@ mod tests {
         source.save(&work).unwrap();
         assert!(source.dataset.is_absolute());
         assert_eq!(Source::load(&work).unwrap(), source);
+        let text = std::fs::read_to_string(work.source()).unwrap();
+        std::fs::write(work.source(), format!("\u{feff}{text}")).unwrap();
+        assert_eq!(Source::load(&work).unwrap(), source, "a byte order mark is no defect");
+        Source { dataset: directory.path().join("moved") }.save(&work).unwrap();
+        let error = Source::load(&work).unwrap_err().to_string();
+        assert!(error.contains("source.toml") && error.contains("moved is not there"), "{error}");
     }
 }

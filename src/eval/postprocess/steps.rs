@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use ndarray::Array3;
-use nnunet_core::fsio;
+use nnunet_core::{fsio, user_file};
 use nnunet_data::dataset::LabelValue;
 use nnunet_image::{read_labels, write_labels};
 use rayon::prelude::*;
@@ -62,7 +62,7 @@ impl Postprocessing {
     /// # Errors
     /// Returns an error if the file cannot be read or contains an unknown function.
     pub fn load(path: &Path) -> Result<Self, EvalError> {
-        let text = std::fs::read_to_string(path).map_err(EvalError::io(path))?;
+        let text = user_file::read_text(path).map_err(EvalError::user_file(path))?;
         let StepsFile { postprocessing_fns: names, postprocessing_kwargs: steps } =
             crate::from_json(&text).map_err(|error| EvalError::invalid(path, error))?;
         if let Some(name) = names.iter().find(|name| *name != KEEP_LARGEST) {

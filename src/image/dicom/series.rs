@@ -95,6 +95,7 @@ impl Series {
             spacing: [gap, first.spacing[0], first.spacing[1]],
             origin: first.position,
             direction: std::array::from_fn(|row| [first.x[row], first.y[row], normal[row]]),
+            ..Geometry::default()
         };
         match geometry.invalid_value() {
             Some(defect) => Err(ImageError::new(&first.path, format!("states {defect}"))),

@@ -8,6 +8,8 @@ use dicom_object::{DefaultDicomObject, OpenFileOptions, Tag};
 
 use super::lengths::check_lengths;
 use crate::raw_voxels::file_len;
+use crate::inexact::InexactValues;
+use crate::reader_writer::warn_once;
 use crate::{ImageError, ScalarType};
 
 /// Attributes read here (DICOM PS3.6), with their keywords.
@@ -177,6 +179,7 @@ impl Slice {
             return Err(fail(format!("PixelData has {} bytes for {} pixels of {size}", bytes.len(), pixels.len())));
         }
         let (slope, intercept) = self.scaling;
+        let mut inexact = InexactValues::default();
         for (pixel, bytes) in pixels.iter_mut().zip(bytes.chunks_exact(size)) {
             // The parser has already converted words to native byte order.
             let word = match *bytes {
@@ -185,7 +188,12 @@ impl Slice {
                 [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]),
                 _ => 0,
             };
-            *pixel = (self.bits.value(word) as f64 * slope + intercept) as f32;
+            let value = self.bits.value(word) as f64 * slope + intercept;
+            inexact.look_at(value);
+            *pixel = value as f32;
+        }
+        if let Some(remark) = inexact.remark() {
+            warn_once(&self.path, &remark);
         }
         Ok(())
     }

@@ -135,6 +135,7 @@ impl Fields<'_> {
                 spacing: [spacing[2].abs(), spacing[1].abs(), spacing[0].abs()],
                 origin: [origin[0], origin[1], origin[2]],
                 direction: std::array::from_fn(|row| std::array::from_fn(|axis| cosine(row, axis))),
+                ..Geometry::default()
             },
         };
         match geometry.invalid_value() {

@@ -90,7 +90,7 @@ fn header(
     packed: usize,
     data_file: &str,
 ) -> String {
-    let Geometry { spacing, origin, direction } = geometry;
+    let Geometry { spacing, origin, direction, .. } = geometry;
     let axis = |axis: usize| [0, 1, 2].map(|row: usize| direction[row][axis]);
     let (axes, matrix, origin, spacing, size) = match geometry.plane().filter(|_| z == 1) {
         Some(plane) => {

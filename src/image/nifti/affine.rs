@@ -65,18 +65,17 @@ pub fn is_orthonormal(direction: [[f64; 3]; 3]) -> bool {
 
 /// Geometry of an affine; voxel sizes are the lengths of its columns. Shear stays in the direction.
 ///
-/// Returns `None` if an entry is not finite. A column of length 0 counts as 1 mm along its own axis.
+/// Returns `None` if a column has length 0.
 pub fn to_geometry(affine: Affine) -> Option<Geometry> {
-    if affine.iter().flatten().any(|entry| !entry.is_finite()) {
-        return None;
-    }
     let mut geometry = Geometry::default();
     for axis in 0..3 {
         let length = affine.iter().map(|row| row[axis] * row[axis]).sum::<f64>().sqrt();
-        geometry.spacing[2 - axis] = if length > 0.0 { length } else { 1.0 };
+        if length == 0.0 {
+            return None;
+        }
+        geometry.spacing[2 - axis] = length;
         for (row, entries) in affine.iter().enumerate() {
-            let cosine = if length > 0.0 { entries[axis] / length } else { f64::from(u8::from(row == axis)) };
-            geometry.direction[row][axis] = cosine * to_lps(row);
+            geometry.direction[row][axis] = entries[axis] / length * to_lps(row);
         }
     }
     geometry.origin = std::array::from_fn(|row| affine[row][3] * to_lps(row));

@@ -1,6 +1,6 @@
 //! Parsing and validation of NIfTI-1, NIfTI-2 and ANALYZE headers.
 
-use super::affine::{self, Affine};
+use super::forms::NiftiForms;
 use crate::{Geometry, ScalarType};
 
 /// Number of bytes to read before parsing: the length of the longer header.
@@ -20,6 +20,8 @@ pub struct Header {
     /// Slope and intercept, if intensities are scaled.
     pub scaling: Option<(f64, f64)>,
     pub geometry: Geometry,
+    /// Remark on a form that cannot be used, for a warning.
+    pub remark: Option<String>,
 }
 
 /// Storage format of a voxel.
@@ -108,61 +110,64 @@ fn kind(bytes: &[u8], version: u8, is_pair: bool) -> Result<Kind, String> {
 struct Raw {
     dim: [i64; 8],
     datatype: i64,
-    pixdim: [f64; 8],
     vox_offset: f64,
     scl: (f64, f64),
-    qform_code: i64,
-    sform_code: i64,
-    quaternion: [f64; 3],
-    qoffset: [f64; 3],
-    srow: Affine,
+    forms: NiftiForms,
 }
 
 impl Raw {
     /// Reads a NIfTI-1 header; byte offsets from nifti1.h.
     fn nifti1(f: Fields) -> Self {
+        let dim: [i64; 8] = std::array::from_fn(|i| f.i16(40 + 2 * i));
         Self {
-            dim: std::array::from_fn(|i| f.i16(40 + 2 * i)),
+            dim,
             datatype: f.i16(70),
-            pixdim: std::array::from_fn(|i| f.f32(76 + 4 * i)),
             vox_offset: f.f32(108),
             scl: (f.f32(112), f.f32(116)),
-            qform_code: f.i16(252),
-            sform_code: f.i16(254),
-            quaternion: std::array::from_fn(|i| f.f32(256 + 4 * i)),
-            qoffset: std::array::from_fn(|i| f.f32(268 + 4 * i)),
-            srow: std::array::from_fn(|row| std::array::from_fn(|i| f.f32(280 + 16 * row + 4 * i))),
+            forms: NiftiForms {
+                is_plane: dim[0] == 2,
+                units: f.bytes[123] & 7,
+                pixdim: std::array::from_fn(|i| f.f32(76 + 4 * i)),
+                qform_code: f.i16(252) as i16,
+                sform_code: f.i16(254) as i16,
+                quaternion: std::array::from_fn(|i| f.f32(256 + 4 * i)),
+                offset: std::array::from_fn(|i| f.f32(268 + 4 * i)),
+                sform: std::array::from_fn(|row| std::array::from_fn(|i| f.f32(280 + 16 * row + 4 * i))),
+            },
         }
     }
 
     /// Reads a NIfTI-2 header; byte offsets from nifti2.h.
     fn nifti2(f: Fields) -> Self {
+        let dim: [i64; 8] = std::array::from_fn(|i| f.i64(16 + 8 * i));
         Self {
-            dim: std::array::from_fn(|i| f.i64(16 + 8 * i)),
+            dim,
             datatype: f.i16(12),
-            pixdim: std::array::from_fn(|i| f.f64(104 + 8 * i)),
             vox_offset: f.i64(168) as f64,
             scl: (f.f64(176), f.f64(184)),
-            qform_code: f.i32(344),
-            sform_code: f.i32(348),
-            quaternion: std::array::from_fn(|i| f.f64(352 + 8 * i)),
-            qoffset: std::array::from_fn(|i| f.f64(376 + 8 * i)),
-            srow: std::array::from_fn(|row| std::array::from_fn(|i| f.f64(400 + 32 * row + 8 * i))),
+            forms: NiftiForms {
+                is_plane: dim[0] == 2,
+                units: (f.i32(500) & 7) as u8,
+                pixdim: std::array::from_fn(|i| f.f64(104 + 8 * i)),
+                qform_code: f.i32(344) as i16,
+                sform_code: f.i32(348) as i16,
+                quaternion: std::array::from_fn(|i| f.f64(352 + 8 * i)),
+                offset: std::array::from_fn(|i| f.f64(376 + 8 * i)),
+                sform: std::array::from_fn(|row| std::array::from_fn(|i| f.f64(400 + 32 * row + 8 * i))),
+            },
         }
     }
 
     fn check(self, kind: Kind, big_endian: bool) -> Result<Header, String> {
         let voxel = VoxelType::from_code(self.datatype)?;
-        let shape = self.shape()?;
-        let affine = self.affine(kind, shape);
-        Ok(Header {
-            shape,
-            voxel,
-            big_endian,
-            offset: self.offset(kind)?,
-            scaling: self.scaling()?,
-            geometry: affine::to_geometry(affine).ok_or("its affine has entries that are not finite")?,
-        })
+        let shape @ [_, z, y, x] = self.shape()?;
+        let (offset, scaling) = (self.offset(kind)?, self.scaling()?);
+        let (forms, is_analyze) = (self.forms, kind == Kind::Analyze);
+        // ANALYZE has other fields in the place of the forms.
+        let forms = if is_analyze { NiftiForms { qform_code: 0, sform_code: 0, units: 0, ..forms } } else { forms };
+        let (mut geometry, remark) = forms.geometry([x, y, z])?;
+        geometry.nifti = (!is_analyze).then(|| Box::new(forms.repaired(&geometry)));
+        Ok(Header { shape, voxel, big_endian, offset, scaling, geometry, remark })
     }
 
     fn shape(&self) -> Result<[usize; 4], String> {
@@ -204,29 +209,6 @@ impl Raw {
             return Err(format!("scl_inter is {intercept}"));
         }
         Ok((slope != 1.0 || intercept != 0.0).then_some((slope, intercept)))
-    }
-
-    fn affine(&self, kind: Kind, [_, z, y, x]: [usize; 4]) -> Affine {
-        let size: [f64; 3] = std::array::from_fn(|axis| match self.pixdim[axis + 1].abs() {
-            size if size > 0.0 && size.is_finite() => size,
-            _ => 1.0,
-        });
-        if kind != Kind::Analyze && self.sform_code > 0 {
-            return self.srow;
-        }
-        if kind != Kind::Analyze && self.qform_code > 0 {
-            let qfac = if self.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
-            return affine::from_quaternion(self.quaternion, self.qoffset, size, qfac);
-        }
-        // Same as nibabel: the origin is the center, and the x axis points to the left.
-        let extent = [x, y, z];
-        std::array::from_fn(|row| {
-            let size = if row == 0 { -size[row] } else { size[row] };
-            let mut entries = [0.0; 4];
-            entries[row] = size;
-            entries[3] = -size * (extent[row] as f64 - 1.0) / 2.0;
-            entries
-        })
     }
 }
 

@@ -1,10 +1,11 @@
 //! NIfTI-1, NIfTI-2 and ANALYZE 7.5, compressed or not, in one file or as a header/image pair.
 //!
 //! Follows nibabel: the sform takes precedence over the qform, a scl_slope of 0 or NaN means no scaling, and axes
-//! beyond the third become channels. A truncated file, an invalid header or a checksum mismatch is an error, and sizes
+//! beyond the third become channels. As in ITK, `xyzt_units` scales lengths to mm, and a file with two axes is a 2D image. A truncated file, an invalid header or a checksum mismatch is an error, and sizes
 //! are checked before any allocation.
 
 mod affine;
+mod forms;
 mod header;
 mod write;
 
@@ -13,9 +14,10 @@ use std::path::{Path, PathBuf};
 
 use ndarray::Array4;
 
+pub use self::forms::NiftiForms;
 use self::header::{Header, MAX_LEN};
 use super::raw_voxels::{Encoding, RawVoxels, VoxelStream, describe_io_error, is_gzip};
-use super::reader_writer::{ImageHeader, ImageReader, ImageWriter};
+use super::reader_writer::{ImageHeader, ImageReader, ImageWriter, warn_once};
 use super::scalar_type::components_first;
 use super::{ImageError, LabelMap, Volume};
 
@@ -35,6 +37,9 @@ impl ImageReader for Nifti {
     fn read_volume(&self, path: &Path) -> Result<Volume, ImageError> {
         let files = Files::from_path(path);
         let header = files.read_header()?;
+        if let Some(remark) = &header.remark {
+            warn_once(path, remark);
+        }
         let numbers = files.raw_voxels(&header)?.read()?;
         let [channels, z, y, x] = header.shape;
         let components = header.voxel.components;
@@ -198,6 +203,7 @@ mod tests {
             spacing: [3.0, 0.75, 0.5],
             origin: [-12.5, 40.25, 7.0],
             direction: [[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, -1.0]],
+            ..Geometry::default()
         };
         let image = |channels: usize, scale: f32, offset: f32| {
             let value = |(c, z, y, x): (usize, usize, usize, usize)| (c * 60 + z * 20 + y * 5 + x) as f32;

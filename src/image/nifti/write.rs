@@ -1,17 +1,19 @@
-//! Writes single-file NIfTI-1, compressed if the name ends in `.gz`.
+//! Writes single-file NIfTI, compressed if the name ends in `.gz`.
 
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use flate2::{Compression, write::GzEncoder};
 
-use super::affine;
+use super::NiftiForms;
 use crate::scalar_type::EncodedVoxels;
 use crate::{Geometry, ImageError, LabelMap, ScalarType, Volume};
 use nnunet_core::fsio;
 
 /// Header and the four bytes that state that there is no extension.
 const VOX_OFFSET: usize = 352;
+/// The same for NIfTI-2.
+const VOX_OFFSET_2: usize = 544;
 
 /// Writes labels as `uint8` if all fit, else as `int16`.
 pub fn labels(path: &Path, labels: &LabelMap) -> Result<(), ImageError> {
@@ -35,11 +37,11 @@ pub fn volume(path: &Path, volume: &Volume) -> Result<(), ImageError> {
 }
 
 fn write(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &EncodedVoxels) -> Result<(), ImageError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     if !name.ends_with(".nii") && !name.ends_with(".nii.gz") {
         return Err(ImageError::new(path, "cannot be written: the name of a NIfTI file must end in .nii or .nii.gz"));
     }
-    let header = header(shape, voxels.scalar_type(), geometry).map_err(|defect| ImageError::new(path, defect))?;
+    let header = header(shape, voxels.scalar_type(), geometry);
     let result = fsio::write_atomically(path, |file| {
         if name.ends_with(".gz") {
             let mut encoder = BufWriter::with_capacity(1 << 18, GzEncoder::new(file, Compression::fast()));
@@ -64,74 +66,85 @@ fn datatype(scalar_type: ScalarType) -> i16 {
     }
 }
 
-/// Header and empty extension. The sform always holds the geometry; the qform holds it if the directions are
-/// orthonormal.
-fn header([c, z, y, x]: [usize; 4], scalar_type: ScalarType, geometry: &Geometry) -> Result<Vec<u8>, String> {
+/// Header and empty extension: NIfTI-1, or NIfTI-2 if an extent requires it.
+///
+/// The forms are those of the image's own file if the geometry was read from one, else sform and qform.
+fn header(shape: [usize; 4], scalar_type: ScalarType, geometry: &Geometry) -> Vec<u8> {
+    let [c, z, y, x] = shape;
+    let is_one_plane = z == 1 && c == 1;
+    let own = geometry.nifti.as_deref().filter(|forms| forms.states(geometry, [x, y, z]));
+    let forms = match own {
+        Some(forms) if is_one_plane || !forms.is_plane => forms.clone(),
+        _ => NiftiForms::from_geometry(geometry, is_one_plane && geometry.plane().is_some()),
+    };
+    let axes: &[usize] = match (forms.is_plane, c) {
+        (true, _) => &[x, y],
+        (false, 1) => &[x, y, z],
+        (false, _) => &[x, y, z, c],
+    };
+    let mut dim = [1; 8];
+    dim[0] = axes.len();
+    dim[1..=axes.len()].copy_from_slice(axes);
+    let is_large = dim.iter().any(|extent| i16::try_from(*extent).is_err());
+    if is_large { nifti2(dim, scalar_type, &forms) } else { nifti1(dim, scalar_type, &forms) }
+}
+
+/// Byte offsets from nifti1.h.
+fn nifti1(dim: [usize; 8], scalar_type: ScalarType, forms: &NiftiForms) -> Vec<u8> {
     let mut header = Bytes(vec![0; VOX_OFFSET]);
-    let axes: &[usize] = if c == 1 { &[x, y, z] } else { &[x, y, z, c] };
-    header.i16(40, axes.len() as i16);
-    for axis in 0..7 {
-        let extent = axes.get(axis).copied().unwrap_or(1);
-        let extent = i16::try_from(extent).map_err(|_| format!("cannot be written: extent {extent} is over 32767"))?;
-        header.i16(42 + 2 * axis, extent);
-    }
-    header.i32(0, 348);
-    header.i16(70, datatype(scalar_type));
-    header.i16(72, 8 * scalar_type.size() as i16);
-    for axis in 0..3 {
-        header.f32(80 + 4 * axis, geometry.spacing[2 - axis]);
-    }
-    for axis in 3..7 {
-        header.f32(80 + 4 * axis, 1.0);
-    }
-    header.f32(108, VOX_OFFSET as f64);
-    header.f32(112, 1.0);
-    header.0[123] = 2; // NIFTI_UNITS_MM
-    header.place(geometry);
-    header.0[344..348].copy_from_slice(b"n+1\0");
-    Ok(header.0)
+    header.put(0, &348i32.to_le_bytes());
+    header.all(40, dim.map(|extent| (extent as i16).to_le_bytes()));
+    header.put(70, &datatype(scalar_type).to_le_bytes());
+    header.put(72, &(8 * scalar_type.size() as i16).to_le_bytes());
+    header.all(76, pixdim(forms).map(|size| (size as f32).to_le_bytes()));
+    header.put(108, &(VOX_OFFSET as f32).to_le_bytes());
+    header.put(112, &1f32.to_le_bytes());
+    header.put(123, &[forms.units]);
+    header.put(252, &forms.qform_code.to_le_bytes());
+    header.put(254, &forms.sform_code.to_le_bytes());
+    header.all(256, forms.quaternion.map(|value| (value as f32).to_le_bytes()));
+    header.all(268, forms.offset.map(|value| (value as f32).to_le_bytes()));
+    header.all(280, forms.sform.as_flattened().iter().map(|value| (*value as f32).to_le_bytes()));
+    header.put(344, b"n+1\0");
+    header.0
+}
+
+/// Byte offsets from nifti2.h.
+fn nifti2(dim: [usize; 8], scalar_type: ScalarType, forms: &NiftiForms) -> Vec<u8> {
+    let mut header = Bytes(vec![0; VOX_OFFSET_2]);
+    header.put(0, &540i32.to_le_bytes());
+    header.put(4, b"n+2\0\r\n\x1a\n");
+    header.put(12, &datatype(scalar_type).to_le_bytes());
+    header.put(14, &(8 * scalar_type.size() as i16).to_le_bytes());
+    header.all(16, dim.map(|extent| (extent as i64).to_le_bytes()));
+    header.all(104, pixdim(forms).map(f64::to_le_bytes));
+    header.put(168, &(VOX_OFFSET_2 as i64).to_le_bytes());
+    header.put(176, &1f64.to_le_bytes());
+    header.put(344, &i32::from(forms.qform_code).to_le_bytes());
+    header.put(348, &i32::from(forms.sform_code).to_le_bytes());
+    header.all(352, forms.quaternion.map(f64::to_le_bytes));
+    header.all(376, forms.offset.map(f64::to_le_bytes));
+    header.all(400, forms.sform.as_flattened().iter().map(|value| value.to_le_bytes()));
+    header.put(500, &i32::from(forms.units).to_le_bytes());
+    header.0
+}
+
+fn pixdim(forms: &NiftiForms) -> [f64; 8] {
+    let [qfac, x, y, z] = forms.pixdim;
+    [qfac, x, y, z, 1.0, 1.0, 1.0, 1.0]
 }
 
 struct Bytes(Vec<u8>);
 
 impl Bytes {
-    fn place(&mut self, geometry: &Geometry) {
-        let rows = affine::from_geometry(geometry);
-        self.i16(254, 1); // NIFTI_XFORM_SCANNER_ANAT
-        for (row, entries) in rows.iter().enumerate() {
-            for (column, entry) in entries.iter().enumerate() {
-                self.f32(280 + 16 * row + 4 * column, *entry);
-            }
-        }
-        let mut direction = geometry.direction;
-        for (row, entries) in direction.iter_mut().enumerate() {
-            entries.iter_mut().for_each(|entry| *entry *= affine::to_lps(row));
-        }
-        self.f32(76, 1.0);
-        if affine::is_orthonormal(direction) {
-            let (quaternion, qfac) = affine::to_quaternion(direction);
-            self.i16(252, 1);
-            self.f32(76, qfac);
-            for axis in 0..3 {
-                self.f32(256 + 4 * axis, quaternion[axis]);
-                self.f32(268 + 4 * axis, rows[axis][3]);
-            }
-        }
-    }
-
     fn put(&mut self, at: usize, bytes: &[u8]) {
         self.0[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    fn i16(&mut self, at: usize, value: i16) {
-        self.put(at, &value.to_le_bytes());
-    }
-
-    fn i32(&mut self, at: usize, value: i32) {
-        self.put(at, &value.to_le_bytes());
-    }
-
-    fn f32(&mut self, at: usize, value: f64) {
-        self.put(at, &(value as f32).to_le_bytes());
+    /// Puts values one after the other.
+    fn all<const N: usize>(&mut self, at: usize, values: impl IntoIterator<Item = [u8; N]>) {
+        for (index, bytes) in values.into_iter().enumerate() {
+            self.put(at + N * index, &bytes);
+        }
     }
 }

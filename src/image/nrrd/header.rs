@@ -130,6 +130,7 @@ fn oriented(fields: &Fields, spatial: &[usize], vectors: &[Option<Vec<f64>>]) ->
             spacing: [length(2), length(1), length(0)],
             origin: std::array::from_fn(|row| origin[row] * signs[row]),
             direction: std::array::from_fn(|row| std::array::from_fn(|axis| cosine(row, axis))),
+            ..Geometry::default()
         },
     })
 }
@@ -182,6 +183,7 @@ fn upright(fields: &Fields, spatial: &[usize], axes: usize) -> Result<Geometry, 
             spacing: [spacing[2].abs(), spacing[1].abs(), spacing[0].abs()],
             origin: [origin(0), origin(1), origin(2)],
             direction: [[sign(0), 0.0, 0.0], [0.0, sign(1), 0.0], [0.0, 0.0, sign(2)]],
+            ..Geometry::default()
         },
     })
 }

@@ -102,7 +102,7 @@ fn write_file(path: &Path, shape: [usize; 4], geometry: &Geometry, voxels: &Enco
 
 /// Header fields without the empty line that ends the header.
 fn header([c, z, y, x]: [usize; 4], scalar_type: ScalarType, geometry: &Geometry) -> String {
-    let Geometry { spacing, origin, direction } = geometry;
+    let Geometry { spacing, origin, direction, .. } = geometry;
     let (space, mut sizes, mut directions, origin) = match geometry.plane().filter(|_| z == 1) {
         Some(plane) => {
             let axis = |axis: usize| vector(&[0, 1].map(|row: usize| plane.direction[row][axis] * plane.spacing[axis]));

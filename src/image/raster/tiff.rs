@@ -7,7 +7,7 @@ use std::io::{BufReader, Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use ndarray::Array4;
-use nnunet_core::fsio;
+use nnunet_core::{fsio, user_file};
 use serde_json::{Value, json};
 use tiff::ColorType;
 use tiff::decoder::{Decoder, DecodingResult};
@@ -15,11 +15,16 @@ use tiff::encoder::{Compression, DeflateLevel, TiffEncoder, colortype};
 use tiff::tags::{SampleFormat, Tag};
 
 use super::{Pixels, check_declared_size, geometry, labels_as_volume};
-use crate::reader_writer::{ImageHeader, ImageReader, ImageWriter};
+use crate::inexact::InexactValues;
+use crate::reader_writer::{ImageHeader, ImageReader, ImageWriter, warn_once};
 use crate::{Geometry, ImageError, LabelMap, ScalarType, Volume};
 
 /// Reader and writer of TIFF files.
 pub struct Tiff;
+
+/// `PhotometricInterpretation` of images whose value 0 is white. Intensities and labels keep their stored values, as in
+/// tifffile.
+const WHITE_IS_ZERO: u16 = 0;
 
 /// An open file with its current page.
 struct Pages<'a> {
@@ -47,6 +52,7 @@ impl<'a> Pages<'a> {
         let channels = match self.decoder.colortype().map_err(fail)? {
             ColorType::Gray(_) | ColorType::Palette(_) => 1,
             ColorType::GrayA(_) => 2,
+            ColorType::Multiband { num_samples, .. } => usize::from(num_samples),
             ColorType::RGB(_) => 3,
             ColorType::RGBA(_) => 4,
             other => {
@@ -89,31 +95,80 @@ impl<'a> Pages<'a> {
         }
     }
 
-    /// Samples of the current page, `(y, x, channel)`.
+    /// Samples of the current page, `(y, x, channel)`, as stored: white may be 0.
     fn samples(&mut self) -> Result<Vec<f32>, ImageError> {
-        macro_rules! floats {
-            ($values:expr) => {
-                $values.into_iter().map(|value| value as f32).collect()
+        let fail = |error: tiff::TiffError| damaged(self.path, &error);
+        let bits = self.decoder.colortype().map_err(fail)?.bit_depth();
+        let photometric = self.decoder.find_tag(Tag::PhotometricInterpretation).map_err(fail)?;
+        let is_inverted = photometric.and_then(|value| value.into_u16().ok()) == Some(WHITE_IS_ZERO);
+        let mut read = DecodingResult::U8(Vec::new());
+        let layout = self.decoder.read_image_to_buffer(&mut read).map_err(fail)?;
+        let mut inexact = InexactValues::default();
+        macro_rules! integers {
+            ($values:expr, $largest:expr) => {
+                $values
+                    .into_iter()
+                    .map(|value| {
+                        // The decoder has inverted the values of files in which white is 0.
+                        let stored = if is_inverted { $largest - value } else { value };
+                        inexact.look_at(stored as f64);
+                        stored as f32
+                    })
+                    .collect()
             };
         }
-        let samples: Vec<f32> = match self.decoder.read_image().map_err(|error| damaged(self.path, &error))? {
-            DecodingResult::U8(values) => floats!(values),
-            DecodingResult::U16(values) => floats!(values),
-            DecodingResult::U32(values) => floats!(values),
-            DecodingResult::U64(values) => floats!(values),
-            DecodingResult::I8(values) => floats!(values),
-            DecodingResult::I16(values) => floats!(values),
-            DecodingResult::I32(values) => floats!(values),
-            DecodingResult::I64(values) => floats!(values),
-            DecodingResult::F32(values) => values,
-            DecodingResult::F64(values) => floats!(values),
-            _ => return Err(ImageError::new(self.path, "has samples of an unsupported type")),
-        };
-        match samples.len() == self.shape.iter().product::<usize>() {
-            true => Ok(samples),
-            false => Err(ImageError::new(self.path, "has rows of different lengths")),
+        macro_rules! floats {
+            ($values:expr) => {
+                $values.into_iter().map(|value| if is_inverted { 1.0 - value } else { value } as f32).collect()
+            };
         }
+        let [height, width, channels] = self.shape;
+        let (planes, per_plane) = if layout.planes > 1 { (channels, 1) } else { (1, channels) };
+        let samples: Vec<f32> = match read {
+            DecodingResult::U8(packed) if bits < 8 => {
+                let largest = (1u8 << bits) - 1;
+                integers!(unpack(&packed, bits, [planes * height, width * per_plane]), largest)
+            }
+            DecodingResult::U8(values) => integers!(values, u8::MAX),
+            DecodingResult::U16(values) => integers!(values, u16::MAX),
+            DecodingResult::U32(values) => integers!(values, u32::MAX),
+            DecodingResult::U64(values) => integers!(values, u64::MAX),
+            DecodingResult::I8(values) => integers!(values, 0),
+            DecodingResult::I16(values) => integers!(values, 0),
+            DecodingResult::I32(values) => integers!(values, 0),
+            DecodingResult::I64(values) => integers!(values, 0),
+            DecodingResult::F16(values) => values.into_iter().map(|value| value.to_f32()).collect(),
+            DecodingResult::F32(values) => floats!(values),
+            DecodingResult::F64(values) => {
+                values.iter().for_each(|value| inexact.look_at(*value));
+                floats!(values)
+            }
+        };
+        if let Some(remark) = inexact.remark() {
+            warn_once(self.path, &remark);
+        }
+        if samples.len() != self.shape.iter().product::<usize>() {
+            return Err(ImageError::new(self.path, "has rows of different lengths"));
+        }
+        Ok(if planes == 1 { samples } else { interleave(&samples, planes) })
     }
+}
+
+/// Unpacks rows of samples of 1, 2 or 4 bits, most significant bits first; each row begins at a byte.
+fn unpack(bytes: &[u8], bits: u8, [rows, width]: [usize; 2]) -> Vec<u8> {
+    let bits = usize::from(bits);
+    let stride = (width * bits).div_ceil(8).max(1);
+    let sample = |row: &[u8], x: usize| {
+        let shift = 8 - bits - x * bits % 8;
+        row.get(x * bits / 8).map(|byte| byte >> shift & ((1u8 << bits) - 1))
+    };
+    bytes.chunks(stride).take(rows).flat_map(|row| (0..width).filter_map(move |x| sample(row, x))).collect()
+}
+
+/// Converts planes, one after the other, to interleaved samples.
+fn interleave(samples: &[f32], planes: usize) -> Vec<f32> {
+    let pixels = samples.len() / planes;
+    (0..samples.len()).map(|index| samples[index % planes * pixels + index / planes]).collect()
 }
 
 fn damaged(path: &Path, error: &tiff::TiffError) -> ImageError {
@@ -205,8 +260,7 @@ fn encode(pixels: &Pixels, (c, z, y, x): (usize, usize, usize, usize)) -> Result
 fn read_spacing(image: &Path) -> Result<Option<[f64; 3]>, ImageError> {
     let candidates = [image.with_extension("json"), without_channel(image)];
     let Some(path) = candidates.into_iter().find(|path| path.is_file()) else { return Ok(None) };
-    let text = std::fs::read(&path).map_err(|error| ImageError::new(&path, error))?;
-    let json: Value = serde_json::from_slice(&text).map_err(|error| ImageError::new(&path, error))?;
+    let json: Value = user_file::read_json(&path).map_err(|error| ImageError::new(&path, error))?;
     let Some(spacing) = json.get("spacing") else { return Ok(None) };
     let numbers: Vec<f64> = spacing.as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
     match numbers.as_slice() {

@@ -6,6 +6,7 @@ use toml::{Table, Value};
 
 use super::renamed;
 
+use nnunet_core::user_file::read_text;
 use nnunet_data::work::{ConfigError, one_line};
 
 /// A partial configuration: the keys set by one source (plans, file, flags), and the name of the source.
@@ -27,7 +28,7 @@ impl Layer {
     /// Returns an error, with the line number, if the file cannot be read or is not TOML.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
         let origin = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::new(&origin, error))?;
+        let text = read_text(path).map_err(|error| ConfigError::new(&origin, error))?;
         let table = text.parse::<Table>().map_err(|error| {
             let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
             ConfigError::new(format!("{origin}:{line}"), one_line(error.message()))

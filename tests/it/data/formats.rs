@@ -24,7 +24,7 @@ fn ramp(channels: usize, z: usize) -> Array4<f32> {
 fn geometry(spacing: [f64; 3], origin: [f64; 3], direction: [f64; 9]) -> Geometry {
     let [x, y, z] = spacing;
     let direction = std::array::from_fn(|row| std::array::from_fn(|axis| direction[3 * row + axis]));
-    Geometry { spacing: [z, y, x], origin, direction }
+    Geometry { spacing: [z, y, x], origin, direction, ..Geometry::default() }
 }
 
 const IDENTITY: [f64; 9] = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];

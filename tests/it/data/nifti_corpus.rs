@@ -87,6 +87,7 @@ fn oblique() -> Geometry {
         spacing: [3.0, 0.75, 0.5],
         origin: [-12.5, 40.25, 7.0],
         direction: [[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, -1.0]],
+        ..Geometry::default()
     }
 }
 

@@ -39,7 +39,7 @@ fn geometries() -> impl Strategy<Value = Geometry> {
         prop::array::uniform3(-3.0..3.0),
     ];
     (spacing, origin, angles, prop::array::uniform3(any::<bool>())).prop_map(|(spacing, origin, angles, mirrored)| {
-        Geometry { spacing, origin, direction: direction(angles, mirrored) }
+        Geometry { spacing, origin, direction: direction(angles, mirrored), ..Geometry::default() }
     })
 }
 

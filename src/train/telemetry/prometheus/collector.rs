@@ -27,7 +27,10 @@ type Counter = (&'static str, &'static str, fn(&Snapshot) -> u64);
 /// exported as gauges.
 type Seconds = (&'static str, &'static str, fn(&Snapshot) -> f64);
 
-const GAUGES: [Gauge; 27] = [
+const GAUGES: [Gauge; 28] = [
+    ("onednn", "1 if oneDNN computes convolutions on the CPU, 0 if it is missing", |_| {
+        Some(f64::from(u8::from(nnunet_nn::ops::cpu::onednn::library().is_some())))
+    }),
     ("epochs", "Total epochs of the run", |s| Some(s.facts.epochs as f64)),
     ("steps_per_epoch", "Steps per epoch", |s| Some(s.facts.steps_per_epoch as f64)),
     ("step", "Completed steps of the run", |s| Some(s.step as f64)),
