@@ -73,8 +73,10 @@ def corners(shape):
 
 
 def in_nibabel(path):
-    """Corners in mm. nibabel leaves the units to the reader."""
+    """Corners in mm, or None if nibabel takes a singular sform. nibabel leaves the units to the reader."""
     image = nibabel.load(path)
+    if abs(np.linalg.det(image.affine[:3, :3])) < 1e-12:
+        return None
     to_mm = UNITS[int(image.header["xyzt_units"]) & 7]
     points = np.array([[*corner, 1] for corner in corners(image.shape)])
     return (points @ image.affine.T)[:, :3] * to_mm
