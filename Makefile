@@ -42,6 +42,7 @@ check: setup
 	CARGO=$(CARGO) scripts/check $(BASE)
 
 # Tests append a line to this file when they are skipped; `make test` ends with their number.
+test: export NNUNET_NIFTI_PYTHON := $(abspath $(or $(CARGO_TARGET_DIR),target))/venv-nifti/bin/python
 test test-cluster: export NNUNET_SKIPPED := $(abspath $(or $(CARGO_TARGET_DIR),target))/skipped.tsv
 
 # The CUDA build is checked with clippy too: clippy compiles only the metadata of dependencies, and both runs share it.
@@ -128,7 +129,7 @@ setup:
 
 .PHONY: setup-test
 setup-test:
-	@scripts/setup nextest vulkan
+	@scripts/setup nextest vulkan nifti
 
 fmt:
 	$(CARGO) fmt --all

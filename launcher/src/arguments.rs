@@ -196,9 +196,8 @@ mod tests {
 
     #[test]
     fn a_missing_double_dash_is_shown_in_its_place() {
-        let corrected = |line: &str| {
-            Arguments::with_separator(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
-        };
+        let corrected =
+            |line: &str| Arguments::with_separator(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
         let line = "nnunet-launch -np 4 train -w w -c 2d -f 0";
         assert!(parse(line).is_err());
         assert_eq!(corrected(line).unwrap(), "nnunet-launch -np 4 -- train -w w -c 2d -f 0");

@@ -1,13 +1,25 @@
 //! Atomic file operations: a file is either complete or absent.
 
-use std::fs::{self, File};
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex, OnceLock};
+use std::time::{Duration, SystemTime};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
-/// Name prefix of incomplete files and folders.
-pub const PARTIAL: &str = ".partial-";
+use crate::host::{host_name, process_exists};
+
+/// Name prefix of incomplete files and folders. The process ID and the host of the writer follow, and a random part:
+/// `.partial-PID@HOST-RANDOM`.
+const PARTIAL: &str = ".partial-";
+
+/// Age after which the incomplete files of other hosts are removed.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 /// Writes a file atomically, so that a reader never sees a partial file: writes to a temporary file in the same folder,
 /// fsyncs it, and renames it.
@@ -38,14 +50,98 @@ fn write_beside(
 ) -> io::Result<NamedTempFile> {
     let directory = parent(path);
     fs::create_dir_all(directory)?;
-    let mut temporary = tempfile::Builder::new().prefix(PARTIAL).tempfile_in(directory)?;
+    remove_abandoned_once(directory);
+    let mut temporary = tempfile::Builder::new().prefix(partial_prefix()).tempfile_in(directory)?;
     {
         let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
         write(&mut buffered)?;
         buffered.flush()?;
     }
-    set_default_mode(temporary.as_file())?;
+    // Temporary files are private to their owner, but results have the mode of other new files.
+    temporary.as_file().set_permissions(Permissions::from_mode(0o666 & !umask()))?;
     Ok(temporary)
+}
+
+/// Creates a hidden folder in `parent`, whose contents become visible by renaming. It is deleted when dropped.
+pub fn partial_folder(parent: &Path) -> io::Result<TempDir> {
+    remove_abandoned_once(parent);
+    let folder = tempfile::Builder::new().prefix(partial_prefix()).tempdir_in(parent)?;
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777 & !umask()))?;
+    Ok(folder)
+}
+
+/// Replaces the folder at `path` by `new`, or renames `new` to it. A crash leaves either the old or the new folder; the
+/// old one is deleted afterwards.
+///
+/// On file systems that cannot exchange two names (some network file systems), a crash between two renames may leave
+/// neither.
+pub fn replace_folder(new: &Path, path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_err() {
+        return fs::rename(new, path);
+    }
+    match exchange(new, path) {
+        Ok(()) => fs::remove_dir_all(new),
+        Err(_) => {
+            let aside = partial_folder(parent(path))?;
+            fs::rename(path, aside.path().join("old"))?;
+            fs::rename(new, path)
+        }
+    }
+}
+
+/// Exchanges two names in one step (`renameat2` with `RENAME_EXCHANGE`).
+#[cfg(target_os = "linux")]
+fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    let [a, b] = [a, b].map(|path| CString::new(path.as_os_str().as_bytes()));
+    let (a, b) = (a?, b?);
+    // SAFETY: both paths are NUL-terminated and outlive the call.
+    let result =
+        unsafe { libc::renameat2(libc::AT_FDCWD, a.as_ptr(), libc::AT_FDCWD, b.as_ptr(), libc::RENAME_EXCHANGE) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_: &Path, _: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Returns the mode bits that new files of this process do not have.
+fn umask() -> u32 {
+    static UMASK: OnceLock<u32> = OnceLock::new();
+    // `umask(2)` would change it for other threads meanwhile.
+    *UMASK.get_or_init(|| {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+        mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
+    })
+}
+
+fn partial_prefix() -> &'static str {
+    static PREFIX: LazyLock<String> = LazyLock::new(|| format!("{PARTIAL}{}@{}-", std::process::id(), host_name()));
+    &PREFIX
+}
+
+/// Removes the incomplete files and folders of killed writers when this process first writes into `folder`.
+fn remove_abandoned_once(folder: &Path) {
+    static DONE: LazyLock<Mutex<HashSet<PathBuf>>> = LazyLock::new(Mutex::default);
+    if DONE.lock().is_ok_and(|mut done| done.insert(folder.to_owned())) {
+        // Its failure is that of the following write, or does not matter.
+        let _ = remove_partial(folder, is_abandoned);
+    }
+}
+
+/// Returns whether the writer of an incomplete file is gone: its process, if it ran on this host; otherwise, its file
+/// has not changed for a day.
+fn is_abandoned(name: &str, entry: &fs::DirEntry) -> bool {
+    let owner = name.strip_prefix(PARTIAL).and_then(|rest| rest.split_once('@'));
+    let owner = owner.and_then(|(pid, rest)| Some((pid.parse().ok()?, rest.rsplit_once('-')?.0)));
+    match owner {
+        Some((pid, host)) if host == host_name() => !process_exists(pid),
+        _ => {
+            let changed = entry.metadata().and_then(|metadata| metadata.modified());
+            changed.is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age > ABANDONED))
+        }
+    }
 }
 
 /// Returns the folder that contains `path`.
@@ -64,7 +160,7 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 /// Makes `link` a symbolic link to `target`, replacing an existing file, link or folder.
 pub fn link_atomically(link: &Path, target: &Path) -> io::Result<()> {
     let folder = parent(link);
-    let beside = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
+    let beside = partial_folder(folder)?;
     if link.is_dir() && !link.is_symlink() {
         fs::rename(link, beside.path().join("old"))?;
     }
@@ -76,31 +172,33 @@ pub fn link_atomically(link: &Path, target: &Path) -> io::Result<()> {
 
 /// Removes a folder atomically: it is renamed first, so that no reader sees it partially deleted.
 pub fn remove_folder(path: &Path) -> io::Result<()> {
-    let aside = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(parent(path))?;
+    let aside = partial_folder(parent(path))?;
     fs::rename(path, aside.path().join("old"))?;
     aside.close()
 }
 
-/// Removes temporary files and folders left behind in a folder by killed writers.
-pub fn remove_partial(folder: &Path) -> io::Result<()> {
+/// Removes all incomplete files and folders in a folder that no other process writes to.
+pub fn remove_all_partial(folder: &Path) -> io::Result<()> {
+    remove_partial(folder, |_, _| true)
+}
+
+fn remove_partial(folder: &Path, is_removed: impl Fn(&str, &fs::DirEntry) -> bool) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
     for entry in entries {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(PARTIAL) && is_removed(&name, &entry) {
             let is_folder = entry.file_type()?.is_dir();
-            if is_folder { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+            let removed = if is_folder { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+            // Another process may have removed it.
+            removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
         }
     }
     Ok(())
-}
-
-/// Sets mode 0755 on a folder, since temporary folders are private to their owner.
-pub fn make_folder_readable(folder: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
 }
 
 /// Like [`write_atomically`], for contents already in memory.
@@ -123,18 +221,6 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> io::Result<()> 
     })
 }
 
-/// Sets mode 0644, since temporary files are private to their owner but results must be readable like other files.
-#[cfg(unix)]
-fn set_default_mode(file: &File) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn set_default_mode(_: &File) -> io::Result<()> {
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,5 +237,40 @@ mod tests {
         assert!(result.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn incomplete_files_of_dead_processes_are_removed_by_the_next_write() {
+        let directory = tempfile::tempdir().unwrap();
+        // Process IDs are at most 2^22.
+        let (dead, host) = (1 << 30, host_name());
+        let names = [
+            format!(".partial-{dead}@{host}-abc"),
+            format!(".partial-{}@{host}-abc", std::process::id()),
+            format!(".partial-{dead}@another-host-abc"),
+        ];
+        for name in &names {
+            fs::write(directory.path().join(name), b"half").unwrap();
+        }
+        let old = directory.path().join(".partial-former");
+        fs::create_dir(&old).unwrap();
+        fs::write(old.join("inside"), b"half").unwrap();
+        File::open(&old).unwrap().set_modified(SystemTime::now() - 2 * ABANDONED).unwrap();
+        write_bytes(&directory.path().join("new"), b"whole").unwrap();
+        let exists = names.each_ref().map(|name| directory.path().join(name).exists());
+        assert_eq!((exists, old.exists()), ([false, true, true], false));
+    }
+
+    #[test]
+    fn a_folder_is_replaced_as_a_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("folder");
+        for content in ["first", "second"] {
+            let new = partial_folder(directory.path()).unwrap().keep();
+            fs::write(new.join("file"), content).unwrap();
+            replace_folder(&new, &path).unwrap();
+            assert_eq!(fs::read_to_string(path.join("file")).unwrap(), content);
+            assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        }
     }
 }

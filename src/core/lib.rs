@@ -1,6 +1,7 @@
 //! Foundations of all crates of nnunet-dist: atomic files, keyed random streams, vectorizable math, traces.
 //!
 //! - [`fsio`] writes files atomically: a reader sees the old file or the complete new one, also after a power loss.
+//! - [`host`] names this host and its processes.
 //! - [`rng`] creates counter-based random streams. Every random value depends only on seed, purpose, epoch and index, so
 //!   a resumed run and a run with another number of processes draw the same values.
 //! - [`user_file`] reads JSON and text that people write, from any editor.
@@ -26,6 +27,7 @@
 //! ```
 
 pub mod fsio;
+pub mod host;
 pub mod mapped;
 pub mod math;
 pub mod memory;

@@ -49,8 +49,7 @@ fn evaluate_checked(
     measures: &Measures,
     other_geometry: OtherGeometry,
 ) -> Result<Vec<CaseResult>, EvalError> {
-    let cases: Vec<_> =
-        pairs.par_iter().map(|pair| evaluate_pair(pair, classes, measures, other_geometry)).collect();
+    let cases: Vec<_> = pairs.par_iter().map(|pair| evaluate_pair(pair, classes, measures, other_geometry)).collect();
     // Collected in order first, so that the reported error does not depend on thread timing.
     cases.into_iter().collect()
 }
@@ -85,11 +84,7 @@ pub fn read_pair(pair: &Pair) -> Result<[LabelMap; 2], EvalError> {
 /// Returns the error of a prediction that is not where its reference is.
 fn geometry_error(pair: &Pair, prediction: &LabelMap, reference: &LabelMap) -> Option<EvalError> {
     let difference = prediction.geometry.difference(&reference.geometry)?;
-    Some(EvalError::Geometry {
-        prediction: pair.prediction.clone(),
-        difference,
-        reference: pair.reference.clone(),
-    })
+    Some(EvalError::Geometry { prediction: pair.prediction.clone(), difference, reference: pair.reference.clone() })
 }
 
 fn read_same_shape(pair: &Pair) -> Result<[LabelMap; 2], EvalError> {

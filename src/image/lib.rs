@@ -22,12 +22,12 @@ mod volume;
 
 pub use crop::{bounding_box, nonzero_mask};
 pub use dicom::{holds_dicom, read_series};
-pub use gzip::GzipWriter;
-pub use nifti::NiftiForms;
 pub use format::{
     ConvertOptions, check_writable, convert, image_ending, read_header, read_labels, read_volume, write_labels,
     write_volume,
 };
+pub use gzip::GzipWriter;
+pub use nifti::NiftiForms;
 pub use reader_writer::{ImageError, ImageHeader, ImageReader, ImageWriter};
 pub use resample::{Resampling, compute_new_shape, linear, nearest, positions, resample_data, resample_labels};
 pub use scalar_type::ScalarType;

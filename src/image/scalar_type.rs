@@ -95,13 +95,11 @@ impl ScalarType {
                         number as f64 as f32
                     })),
                     None => numbers.extend(stored.map(|number| number as f64 as f32)),
-                    Some((slope, intercept)) => {
-                        numbers.extend(stored.map(|number| {
-                            let value = number as f64 * slope + intercept;
-                            inexact.look_at(value);
-                            value as f32
-                        }))
-                    }
+                    Some((slope, intercept)) => numbers.extend(stored.map(|number| {
+                        let value = number as f64 * slope + intercept;
+                        inexact.look_at(value);
+                        value as f32
+                    })),
                 }
             }};
         }

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::TrainError;
-use super::truth;
 use super::context::TrainingContext;
 use super::final_validation::{FinalValidationOptions, evaluate_held_out};
 use super::nan_dump::NanDump;
@@ -12,6 +11,7 @@ use super::non_finite::MAX_ROLLBACKS;
 use super::profile::Profile;
 use super::trainer::{StopReason, Trainer};
 use super::trainer_builder::Outputs;
+use super::truth;
 use crate::config::{OnNan, RunConfig};
 use crate::telemetry::{
     JsonLines, MetricsEndpoint, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile, TelemetryError,

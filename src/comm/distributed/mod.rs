@@ -37,7 +37,8 @@ pub use consistency::{check_consistency, describe_mismatch, mismatched_ranks};
 pub use failure::install_out_of_memory_hook;
 #[cfg(feature = "nccl")]
 pub use nccl::{NcclComm, NcclLink, Timeouts, nccl_version, own_gpu};
+pub use nnunet_core::host::host_name;
 pub use partition::{own_partition, partition_by_cost};
 pub use placement::{LocalRank, check_gpus_not_shared, choose_gpu, local_rank_on_host};
 pub use rendezvous::{init, mpi_version};
-pub use threads::{divide_threads, host_name};
+pub use threads::divide_threads;

@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::threads::host_name;
 use super::{CommError, Communicator, Fault};
+use nnunet_core::host::host_name;
 
 /// Environment variable that allows several ranks to share one GPU if set to `1`. Slower than one rank; for tests.
 const SHARE_GPUS: &str = "NNUNET_DIST_SHARE_GPUS";

@@ -1,7 +1,7 @@
 //! Number of threads per rank, chosen so that the ranks of a host do not compete for its cores.
 
+use nnunet_core::host::host_name;
 use std::env;
-use std::ffi::CStr;
 use std::fs;
 use std::num::NonZero;
 use std::thread;
@@ -94,14 +94,6 @@ fn set_default(name: &str, value: &str) {
 /// Returns an ID of the running kernel, or the host name if it is not available.
 fn machine() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_else(|_| host_name())
-}
-
-/// Returns the name of this host.
-pub fn host_name() -> String {
-    let mut name = [0u8; 256];
-    // SAFETY: the buffer has the stated length, minus one byte so that a truncated name is still zero-terminated.
-    unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
-    CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Returns the numbers of the cores in this process's affinity mask.

@@ -60,9 +60,7 @@ impl CaseFiles {
         let is_comparable = map.data.shape() == &case.image.data.shape()[1..];
         match map.geometry.difference(&case.image.geometry).filter(|_| is_comparable) {
             None => Ok(()),
-            Some(difference) => {
-                Err(DatasetError::invalid(path, format_args!("{difference} of {}", first.display())))
-            }
+            Some(difference) => Err(DatasetError::invalid(path, format_args!("{difference} of {}", first.display()))),
         }
     }
 

@@ -47,8 +47,10 @@ fn overwritten(regions: &[Region]) -> Option<String> {
 
 /// Finds a label that two regions enter, unless the regions can be told apart all the same.
 fn ambiguous_value(regions: &[Region]) -> Option<String> {
-    let (index, region) =
-        regions.iter().enumerate().find(|(index, region)| regions[..*index].iter().any(|r| r.output == region.output))?;
+    let (index, region) = regions
+        .iter()
+        .enumerate()
+        .find(|(index, region)| regions[..*index].iter().any(|r| r.output == region.output))?;
     let other = regions[..index].iter().find(|other| other.output == region.output)?;
     let labels: BTreeSet<i16> = regions.iter().flat_map(|region| region.members.iter().copied()).collect();
     let shown = |label: i16| regions.iter().rfind(|region| region.members.contains(&label)).map(|region| region.output);

@@ -134,7 +134,9 @@ impl Planning<'_> {
         let voxels = self.dataset_voxels(shape);
         let mut configurations = IndexMap::new();
         match self.configuration(TWO_D, &spacing[1..], &shape[1..], voxels) {
-            Ok(two_d) => drop(configurations.insert(TWO_D.to_owned(), full(Configuration { batch_dice: true, ..two_d }))),
+            Ok(two_d) => {
+                drop(configurations.insert(TWO_D.to_owned(), full(Configuration { batch_dice: true, ..two_d })))
+            }
             // A long stack of small slices is enough for a 3D network.
             Err(error @ PlanError::Unplannable { .. }) if shape[0] > shape[1].max(shape[2]) => {
                 tracing::warn!("{TWO_D} is left out: {error}");

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use dicom_object::{DefaultDicomObject, OpenFileOptions, Tag};
 
 use super::lengths::check_lengths;
-use crate::raw_voxels::file_len;
 use crate::inexact::InexactValues;
+use crate::raw_voxels::file_len;
 use crate::reader_writer::warn_once;
 use crate::{ImageError, ScalarType};
 

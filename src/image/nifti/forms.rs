@@ -287,6 +287,13 @@ mod tests {
             direction: [[0.0, 1.0], [1.0, 0.0]],
         });
         let forms = NiftiForms::from_geometry(&plane, true);
-        assert_eq!(forms.geometry([5, 6, 1]).unwrap().0.difference(&Geometry { direction: [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]], ..plane }), None);
+        assert_eq!(
+            forms
+                .geometry([5, 6, 1])
+                .unwrap()
+                .0
+                .difference(&Geometry { direction: [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]], ..plane }),
+            None
+        );
     }
 }

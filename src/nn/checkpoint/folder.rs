@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::model::TensorFileError;
-use nnunet_core::fsio::{self, PARTIAL};
+use nnunet_core::fsio;
 use nnunet_data::work::RunDir;
 
 /// Name of the checksum file, in the format of coreutils' `sha256sum`.
@@ -22,7 +22,7 @@ const SUMS: &str = "SHA256SUMS";
 pub fn write(path: &Path, files: &[(&str, Vec<u8>)]) -> io::Result<()> {
     let parent = fsio::parent(path);
     fs::create_dir_all(parent)?;
-    let partial = new_folder(parent)?;
+    let partial = fsio::partial_folder(parent)?;
     let mut sums = String::new();
     for (name, bytes) in files {
         write_synced(&partial.path().join(name), bytes)?;
@@ -30,13 +30,7 @@ pub fn write(path: &Path, files: &[(&str, Vec<u8>)]) -> io::Result<()> {
     }
     write_synced(&partial.path().join(SUMS), sums.as_bytes())?;
     fsio::sync_folder(partial.path())?;
-    // A rename cannot replace a non-empty folder, so the old one is moved aside first and deleted at the end.
-    let aside = new_folder(parent)?;
-    match fs::rename(path, aside.path().join("old")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    fs::rename(partial.path(), path)?;
+    fsio::replace_folder(partial.path(), path)?;
     fsio::sync_folder(parent)
 }
 
@@ -90,12 +84,6 @@ fn read_sums(path: &Path) -> Result<BTreeMap<String, String>, TensorFileError> {
         Some(sums) if sums.contains_key(super::HEADER) => Ok(sums),
         _ => Err(TensorFileError::new(&file, "is damaged")),
     }
-}
-
-fn new_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
-    let folder = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(parent)?;
-    fsio::make_folder_readable(folder.path())?;
-    Ok(folder)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {

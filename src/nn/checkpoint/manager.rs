@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::HEADER;
-use super::checkpoint::{Checkpoint, Header, Training, cannot_be_written};
+use super::contents::{Checkpoint, Header, Training, cannot_be_written};
 use super::folder::{checkpoint_path, steps};
 use crate::model::{ModelDescription, TensorFileError};
 use nnunet_core::fsio;
@@ -37,7 +37,7 @@ impl CheckpointManager {
         let folder = run.checkpoints();
         let replaced = if resumes { Vec::new() } else { steps(&folder).into_iter().map(|(_, path)| path).collect() };
         for folder in [run.root(), &folder] {
-            fsio::remove_partial(folder).map_err(|error| TensorFileError::new(folder, error))?;
+            fsio::remove_all_partial(folder).map_err(|error| TensorFileError::new(folder, error))?;
         }
         Ok(Self { run: run.clone(), retention, replaced })
     }

@@ -13,11 +13,11 @@
 //! A folder appears at its final path only when all its files are on disk. Readers verify the checksums and fall back
 //! to the previous checkpoint, with a warning, if one is damaged.
 
-mod checkpoint;
+mod contents;
 mod folder;
 mod manager;
 
-pub use checkpoint::{Checkpoint, Progress, ReadError, SavedModel, Training};
+pub use contents::{Checkpoint, Progress, ReadError, SavedModel, Training};
 pub use folder::{read as read_folder, write as write_folder};
 pub use manager::{CheckpointInfo, CheckpointManager, Contents, RetentionPolicy, list};
 

@@ -80,6 +80,11 @@ impl Session {
 
 /// Replaces what differs between two runs: the age in columns such as `3 days ago`, and durations such as `in 0.1 s`.
 fn without_times(line: &str) -> String {
+    // The time of a log line.
+    let line = match line.split_once("Z ") {
+        Some((time, rest)) if time.len() == 19 && time.starts_with("20") => format!("TIME {rest}"),
+        _ => line.to_owned(),
+    };
     let column = |column: &str| if column.ends_with(" ago") { "AGE ago".to_owned() } else { column.to_owned() };
     let line = line.split("   ").map(column).collect::<Vec<_>>().join("   ");
     match line.split_once(" cases in ").and_then(|(before, after)| Some((before, after.split_once(" s")?.1))) {

@@ -38,6 +38,7 @@ struct Ended {
 }
 
 /// Runs the program with limited memory and time.
+#[expect(clippy::zombie_processes, reason = "wait4 waits for the child and returns its memory usage")]
 fn run(arguments: &[&str], folder: &Path) -> Result<Ended, String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nnunet-dist"));
     command.args(arguments).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -64,6 +65,7 @@ fn run(arguments: &[&str], folder: &Path) -> Result<Ended, String> {
     while unsafe { libc::wait4(pid, &mut status, libc::WNOHANG, &mut usage) } == 0 {
         if began.elapsed() > TIME_LIMIT {
             child.kill().unwrap();
+            child.wait().unwrap();
             return Err(format!("{arguments:?} does not end"));
         }
         thread::sleep(Duration::from_millis(1));

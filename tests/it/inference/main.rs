@@ -23,6 +23,7 @@ mod ensemble;
 mod evaluate;
 mod infer_reference;
 mod metrics_reference;
+mod nifti_matrix;
 mod nnunet_models;
 mod postprocess;
 mod predict;

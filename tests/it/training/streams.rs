@@ -1,6 +1,7 @@
 //! Standard output and standard error that cannot be written, and the format of the log.
 
 use std::fs::{self, OpenOptions};
+use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
 use serde_json::Value;
@@ -12,6 +13,11 @@ fn full() -> Stdio {
     OpenOptions::new().write(true).open("/dev/full").unwrap().into()
 }
 
+/// One of the images of a dataset.
+fn image(shop: &Workshop) -> PathBuf {
+    fs::read_dir(shop.dataset().join("imagesTr")).unwrap().next().unwrap().unwrap().path()
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -19,7 +25,7 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn a_closed_pipe_is_no_error() {
     let shop = Workshop::new();
-    let image = shop.dataset().join("imagesTr/case_000_0000.nii.gz");
+    let image = image(&shop);
     for flags in [&["--json"][..], &[]] {
         let mut command = program();
         command.arg("inspect").args(flags).args([&image; 3]).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -33,7 +39,7 @@ fn a_closed_pipe_is_no_error() {
 #[test]
 fn a_full_standard_output_is_a_temporary_failure() {
     let shop = Workshop::new();
-    let image = shop.dataset().join("imagesTr/case_000_0000.nii.gz");
+    let image = image(&shop);
     let output = program().arg("inspect").arg(image).stdout(full()).output().unwrap();
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(75), "{stderr}");

@@ -15,7 +15,7 @@ use rand::rngs::OsRng;
 use serde::{Deserialize, Serialize};
 
 use super::rank_health::{OwnHealth, RankHealth};
-use crate::distributed::threads::host_name;
+use nnunet_core::host::host_name;
 
 /// Time between two heartbeats.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::distributed::threads::host_name;
+use nnunet_core::host::host_name;
 
 /// A rank without a heartbeat for this long (five missed heartbeats) is dead, frozen or unreachable.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
