@@ -26,5 +26,6 @@ mod examples;
 mod inspect;
 mod man;
 mod mapping;
+mod slips;
 mod snapshots;
 mod supply_chain;

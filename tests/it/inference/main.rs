@@ -28,4 +28,5 @@ mod nnunet_models;
 mod postprocess;
 mod predict;
 mod predict_cases;
+mod right_results;
 mod serve;
