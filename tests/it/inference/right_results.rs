@@ -133,7 +133,8 @@ fn predictions_repeat_the_forms_of_their_image() {
     for fields in [76..92, 123..124, 252..328] {
         assert_eq!(labels[fields.clone()], image[fields.clone()], "bytes {fields:?}");
     }
-    let [one, other] = ["images/a_0000.nii", "output/a.nii"].map(|name| read_header(&desk.path(name)).unwrap().geometry);
+    let [one, other] =
+        ["images/a_0000.nii", "output/a.nii"].map(|name| read_header(&desk.path(name)).unwrap().geometry);
     assert_eq!(one, other);
 }
 
