@@ -81,7 +81,8 @@ fn lengths_are_millimeters_in_every_unit_and_form() {
     let folder = tempfile::tempdir().unwrap();
     for (units, scale) in [(0, 1.0), (1, 1000.0), (2, 1.0), (3, 0.001), (2 + 8, 1.0), (3 + 16, 0.001)] {
         for codes in [[0, 2], [1, 2], [1, 0], [0, 0]] {
-            let geometry = read_header(&Nifti { units, codes, ..Nifti::default() }.write(&folder, "a.nii")).unwrap().geometry;
+            let geometry =
+                read_header(&Nifti { units, codes, ..Nifti::default() }.write(&folder, "a.nii")).unwrap().geometry;
             let spacing = [4.0, 3.0, 2.0].map(|mm: f64| mm * scale);
             assert!(close(&geometry.spacing, &spacing), "units {units}, codes {codes:?}: {geometry:?}");
             let origin = match codes {
@@ -90,7 +91,10 @@ fn lengths_are_millimeters_in_every_unit_and_form() {
                 // The center of the image.
                 _ => [-4.0, 4.5, -4.0],
             };
-            assert!(close(&geometry.origin, &origin.map(|mm| mm * scale)), "units {units}, codes {codes:?}: {geometry:?}");
+            assert!(
+                close(&geometry.origin, &origin.map(|mm| mm * scale)),
+                "units {units}, codes {codes:?}: {geometry:?}"
+            );
         }
     }
 }
