@@ -30,8 +30,7 @@ pub fn find_truth(
     let raw = Dataset::open(&Source::load(work)?.dataset)?;
     let is_held_out = |id: &str| cases.iter().any(|case| case == id);
     let labels = raw.cases.into_iter().filter_map(|case| Some((case.id, case.label?)));
-    let labels: BTreeMap<String, PathBuf> =
-        labels.map(|(id, label)| (id, label)).filter(|(id, _)| is_held_out(id)).collect();
+    let labels: BTreeMap<String, PathBuf> = labels.filter(|(id, _)| is_held_out(id)).collect();
     match labels.values().find(|label| !label.is_file()) {
         None => Ok(labels),
         Some(missing) => {
