@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args};
 
 use super::output::outln;
+use super::same_folder;
+use nnunet_core::protect::Inputs;
 use nnunet_data::dataset::{RawLayout, convert_dataset};
+use nnunet_data::work::ConfigError;
 use nnunet_image::{ConvertOptions, convert};
 
 /// Convert an image to another format, a DICOM folder to an image, or a raw dataset to another layout.
@@ -61,12 +64,17 @@ impl Convert {
     pub(super) fn run(self) -> anyhow::Result<()> {
         if let (Some(input), Some(output)) = (&self.input, &self.target) {
             let options = ConvertOptions { labels: self.labels, series: self.series, overwrite: self.overwrite };
+            Inputs::new([input]).check(output)?;
             convert(input, output, &options)?;
             outln!("{}", output.display());
         }
         let datasets = [(&self.msd, RawLayout::NnUnet), (&self.to_msd, RawLayout::Decathlon)];
         for (source, layout) in datasets {
             if let (Some(source), Some(output)) = (source, &self.output) {
+                if same_folder(source, output) {
+                    let defect = "is the dataset to convert; choose another output";
+                    return Err(ConfigError::new(output.display(), defect).into());
+                }
                 let [train, test] = convert_dataset(source, output, layout, self.overwrite)?;
                 outln!("{train} training and {test} test cases: {}", output.display());
             }

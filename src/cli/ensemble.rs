@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::LOCK;
 use super::output::outln;
+use nnunet_core::lock::FolderLock;
+use nnunet_core::protect::Inputs;
 use nnunet_infer::ensemble::{self, EnsembleOptions};
 
 /// Average the class probabilities of several predictions of the same images and write label maps.
@@ -35,6 +38,9 @@ pub struct Ensemble {
 impl Ensemble {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let options = EnsembleOptions { dataset_json: self.dataset_json, save_probabilities: self.save_npz };
+        let inputs = self.inputs.iter().fold(Inputs::default(), |inputs, folder| inputs.with_folder(folder));
+        inputs.check_same_names(&self.output)?;
+        let _lock = FolderLock::acquire(&self.output, LOCK)?;
         let cases = ensemble::ensemble_folders(&self.inputs, &self.output, &options)?;
         outln!("{cases} cases in {}", self.output.display());
         Ok(())

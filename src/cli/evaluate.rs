@@ -1,13 +1,16 @@
 //! `nnunet-dist evaluate`
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
 use super::output::{out, outln};
 use super::positive;
+use nnunet_core::protect::Inputs;
 use nnunet_data::dataset::LabelValue;
-use nnunet_eval::{self as eval, Classes, FolderOptions, Measure, Measures, Tolerance};
+use nnunet_data::work::ConfigError;
+use nnunet_eval::{self as eval, Classes, FolderOptions, Measure, Measures, Summary, Tolerance};
 
 /// Compare predicted label maps with the reference: Dice, IoU, voxel counts and optional metrics per class and case.
 #[derive(Debug, Args)]
@@ -89,9 +92,11 @@ impl Evaluate {
             measures: self.measures(),
             allow_other_geometry: self.allow_other_geometry,
         };
+        let output = self.output.clone().unwrap_or_else(|| self.predictions.join("summary.json"));
+        self.check_outputs(&output)?;
         let summary = eval::evaluate_folder(&self.predictions, &self.ground_truth, &options)?;
         let summary = summary.with_confidence(self.bootstrap, self.seed);
-        summary.save(&self.output.unwrap_or_else(|| self.predictions.join("summary.json")))?;
+        summary.save(&output)?;
         if let Some(path) = &self.csv {
             summary.save_csv(path)?;
         }
@@ -100,6 +105,21 @@ impl Evaluate {
             out!("\n{}\n", summary.confidence_table());
         }
         outln!("mean Dice {:.4}", summary.mean_dice());
+        Ok(())
+    }
+
+    /// Checks that the results replace no label map and nothing else but a summary.
+    fn check_outputs(&self, output: &Path) -> anyhow::Result<()> {
+        let summary = self.predictions.join("summary.json");
+        let files = [&self.predictions, &self.ground_truth].map(|folder| fs::read_dir(folder).into_iter().flatten());
+        let files = files.into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| *path != summary);
+        let mut inputs = Inputs::new(files);
+        inputs.extend(&self.dataset_json);
+        [Some(output), self.csv.as_deref()].into_iter().flatten().try_for_each(|output| inputs.check(output))?;
+        if output.exists() && Summary::load(output).is_err() {
+            let defect = "exists and is not a summary of `evaluate`; choose another output";
+            return Err(ConfigError::new(output.display(), defect).into());
+        }
         Ok(())
     }
 

@@ -19,6 +19,8 @@ use crate::report::ReportError;
 use crate::scaling::ScalingError;
 use crate::serve::ServeError;
 use nnunet_comm::distributed::{CommError, Fault};
+use nnunet_core::lock::LockError;
+use nnunet_core::protect::InputOverwritten;
 use nnunet_data::dataset::DatasetError;
 use nnunet_data::loader::LoaderError;
 use nnunet_data::plan::PlanError;
@@ -101,6 +103,8 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     {
         Some(MISSING)
     } else if cause.is::<ConfigError>()
+        || cause.is::<InputOverwritten>()
+        || matches!(cause.downcast_ref(), Some(LockError::Held { .. }))
         || cause.is::<ImageError>()
         || cause.is::<PlanError>()
         || cause.is::<StoreError>()
@@ -112,7 +116,12 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || matches!(cause.downcast_ref(), Some(LoaderError::Setup(_)))
         || matches!(
             cause.downcast_ref(),
-            Some(TrainError::Checkpoint { .. } | TrainError::Diverged { .. } | TrainError::Untrained { .. })
+            Some(
+                TrainError::Checkpoint { .. }
+                    | TrainError::Exists { .. }
+                    | TrainError::Diverged { .. }
+                    | TrainError::Untrained { .. }
+            )
         )
         || matches!(cause.downcast_ref(), Some(TrainError::PreviousStage { .. }))
         || matches!(cause.downcast_ref(), Some(CrossvalError::Invalid { .. }))
@@ -122,7 +131,12 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || matches!(cause.downcast_ref(), Some(ServeError::Listen { .. }))
         || matches!(
             cause.downcast_ref(),
-            Some(InferError::Weights { .. } | InferError::Ensemble { .. } | InferError::Cases { .. })
+            Some(
+                InferError::Weights { .. }
+                    | InferError::Ensemble { .. }
+                    | InferError::Cases { .. }
+                    | InferError::NotResults { .. }
+            )
         )
         || matches!(cause.downcast_ref(), Some(InferError::NoPreviousStage { .. } | InferError::NotCascaded { .. }))
         || matches!(cause.downcast_ref(), Some(InferError::OtherStage { .. } | InferError::PreviousMissing { .. }))

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::output::outln;
+use nnunet_core::protect::Inputs;
 use nnunet_infer::CheckpointName;
 use nnunet_interop as interop;
 use nnunet_nn::checkpoint::SavedModel;
@@ -46,6 +47,9 @@ enum Format {
 impl Export {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let checkpoint = self.checkpoint.path_in(&self.run);
+        let inputs = Inputs::default().with_folder(&self.run).with_folder(&checkpoint);
+        inputs.check(&self.output)?;
+        inputs.check_same_names(&self.output)?;
         let model = SavedModel::read(&checkpoint)?;
         let written = match self.to {
             Format::Pth => interop::export(&model, fold_of(&checkpoint), &self.output)?,

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::output::{out, outln};
 use nnunet_core::fsio;
+use nnunet_core::protect::Inputs;
 use nnunet_data::dataset::Dataset;
 use nnunet_data::work::ConfigError;
 use nnunet_viz::inspect::{InspectCase, montage};
@@ -44,7 +45,11 @@ pub struct Inspect {
 impl Inspect {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let (mut reports, mut views) = (Vec::new(), Vec::new());
-        for case in self.inspect_cases()? {
+        let cases = self.inspect_cases()?;
+        if let Some(path) = &self.montage {
+            Inputs::new(cases.iter().flat_map(|case| case.images.iter().chain(&case.label))).check(path)?;
+        }
+        for case in cases {
             let (report, view) = case.inspect()?;
             if !self.json {
                 out!("{report}");

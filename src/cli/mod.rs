@@ -168,6 +168,14 @@ impl Command {
     }
 }
 
+/// Name of the lock file in a folder that a command writes.
+const LOCK: &str = ".nnunet-dist.lock";
+
+/// Returns whether two paths are the same existing folder, also through links.
+fn same_folder(a: &std::path::Path, b: &std::path::Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
 /// Creates a progress bar on standard error; invisible if that is not a terminal.
 fn progress_bar(length: usize, what: &str) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} cases, {eta} left")

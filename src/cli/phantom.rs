@@ -1,11 +1,13 @@
 //! `nnunet-dist phantom`
 
+use std::fs;
 use std::path::PathBuf;
 
 use clap::Args;
 
 use super::output::outln;
 use nnunet_data::phantom::PhantomOptions;
+use nnunet_data::work::ConfigError;
 
 /// Generate a labeled dataset for tests and demonstrations.
 ///
@@ -38,6 +40,13 @@ pub struct Phantom {
 impl Phantom {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let Self { train, test, shape, seed, .. } = self;
+        let description = self.output.join("dataset.json");
+        let is_foreign = |entry: fs::DirEntry| !entry.file_name().to_string_lossy().starts_with("phantom_");
+        let mut images = fs::read_dir(self.output.join("imagesTr")).into_iter().flatten().flatten();
+        if description.exists() && images.any(is_foreign) {
+            let defect = "holds another dataset; choose another output";
+            return Err(ConfigError::new(self.output.display(), defect).into());
+        }
         PhantomOptions { train_cases: train, test_cases: test, shape, seed }.generate(&self.output)?;
         outln!("{} cases: {}", train + test, self.output.display());
         Ok(())

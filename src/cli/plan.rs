@@ -8,8 +8,10 @@ use clap::Args;
 use super::output::outln;
 use super::plans;
 use super::ranks::abort_on_error;
+use super::{LOCK, same_folder};
 use nnunet_comm::distributed;
 use nnunet_core::fsio;
+use nnunet_core::lock::FolderLock;
 use nnunet_data::dataset::{self, Dataset, Splits};
 use nnunet_data::plan::{self, Planner, PlannerOptions, Plans};
 use nnunet_data::work::{ConfigError, Source, WorkDir};
@@ -93,6 +95,7 @@ impl Plan {
             outln!("{}", written.display());
         }
         let Some(work) = &self.work else { return Ok(()) };
+        check_work_folder(&self.dataset, work)?;
         let dataset = open_valid(&self.dataset)?;
         let planner = PlannerOptions::for_planner(self.planner);
         let options = PlannerOptions {
@@ -112,6 +115,7 @@ impl Plan {
         }
         let splits = own_or_new_splits(&dataset, &work.splits())?;
 
+        let _lock = FolderLock::acquire(work.root(), LOCK)?;
         // Written only after everything that can fail except the disk, so the files of a work folder are consistent.
         Source::new(&self.dataset)?.save(&work)?;
         write(&work.dataset_json(), &dataset.json)?;
@@ -125,6 +129,17 @@ impl Plan {
         outln!("work folder: {}, plans: {}", work.root().display(), options.plans_name);
         Ok(())
     }
+}
+
+/// Checks that the plans do not replace the description of a raw dataset.
+fn check_work_folder(dataset: &Path, work: &Path) -> Result<(), ConfigError> {
+    let holds_raw = |folder: &Path| folder.join("imagesTr").exists() || folder.join("labelsTr").exists();
+    let is_work = work.join("source.toml").exists();
+    if same_folder(dataset, work) || (work.join("dataset.json").exists() && (holds_raw(work) || !is_work)) {
+        let defect = "holds a raw dataset, whose dataset.json would be replaced; choose another work folder";
+        return Err(ConfigError::new(work.display(), defect));
+    }
+    Ok(())
 }
 
 /// Opens a dataset and prints all its problems.

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
+use super::LOCK;
 use super::output::{out, outln};
+use nnunet_core::lock::FolderLock;
+use nnunet_core::protect::Inputs;
 use nnunet_eval::postprocess::{DetermineOptions, Postprocessing, apply_to_folder, determine_folder};
 
 /// Keep only the largest connected component of predicted classes, or determine for which classes this helps.
@@ -48,6 +51,8 @@ pub struct Postprocess {
 impl Postprocess {
     pub(super) fn run(self) -> anyhow::Result<()> {
         if let (Some(file), Some(output)) = (&self.pp, &self.output) {
+            Inputs::new([file]).with_folder(&self.input).check_same_names(output)?;
+            let _lock = FolderLock::acquire(output, LOCK)?;
             let cases = apply_to_folder(&Postprocessing::load(file)?, &self.input, output)?;
             outln!("{cases} cases in {}", output.display());
         } else if let Some(truth) = &self.ground_truth {

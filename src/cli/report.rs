@@ -9,6 +9,7 @@ use clap::Args;
 use super::output::outln;
 use crate::report::{RunFiles, page};
 use nnunet_core::fsio;
+use nnunet_data::work::ConfigError;
 use nnunet_data::work::WorkDir;
 
 /// Write an HTML report of a run: curves, Dice per class and case, pictures of the worst cases, timing.
@@ -42,6 +43,11 @@ impl Report {
         let work = self.work.map(WorkDir::new);
         let page = page(&RunFiles::read(&self.run, work.as_ref())?, self.worst, SystemTime::now())?;
         let path = self.output.unwrap_or_else(|| self.run.join("report.html"));
+        let is_report = path.extension().is_some_and(|ending| ending == "html");
+        if !is_report && path.exists() {
+            let defect = "exists and is not an HTML file; choose another output";
+            return Err(ConfigError::new(path.display(), defect).into());
+        }
         fsio::write_bytes(&path, page.as_bytes()).with_context(|| path.display().to_string())?;
         outln!("{}", path.display());
         Ok(())

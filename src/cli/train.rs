@@ -39,6 +39,10 @@ pub struct Train {
     #[arg(default_value = "never", hide_default_value = true)]
     resume: Resume,
 
+    /// Start again although the run directory holds a run, which is moved to RUN.1, RUN.2, ….
+    #[arg(long, conflicts_with_all = ["resume", "val"])]
+    overwrite: bool,
+
     /// Also write class probabilities of the held-out cases (CASE.npz), needed to evaluate ensembles of configurations.
     #[arg(long)]
     npz: bool,
@@ -48,7 +52,7 @@ pub struct Train {
     val: bool,
 
     /// Predict the held-out cases with the best instead of the last checkpoint, into the same folder.
-    #[arg(long)]
+    #[arg(long, requires = "val")]
     val_best: bool,
 
     /// Write a timeline of N steps, starting with the second, to RUN/trace.json, with the activity of each thread of
@@ -84,6 +88,7 @@ impl Train {
             false => {
                 let options = RunOptions {
                     resume: self.resume,
+                    overwrite: self.overwrite,
                     held_out,
                     profile: self.profile,
                     announce: |config| out!("{}", config.to_toml()),

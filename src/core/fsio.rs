@@ -144,6 +144,18 @@ fn is_abandoned(name: &str, entry: &fs::DirEntry) -> bool {
     }
 }
 
+/// Checks that text from a file can be a part of a file name, and cannot lead to another folder.
+///
+/// # Errors
+/// Returns a description of the problem.
+pub fn check_name_part(text: &str) -> Result<(), String> {
+    match text.find(['/', '\\', '\0']) {
+        _ if text.is_empty() || text == "." || text == ".." => Err(format!("{text:?} cannot be a file name")),
+        Some(_) => Err(format!("{text:?} is a path, but must be a name without `/`, `\\` and NUL")),
+        None => Ok(()),
+    }
+}
+
 /// Returns the folder that contains `path`.
 pub fn parent(path: &Path) -> &Path {
     match path.parent() {
@@ -259,6 +271,16 @@ mod tests {
         write_bytes(&directory.path().join("new"), b"whole").unwrap();
         let exists = names.each_ref().map(|name| directory.path().join(name).exists());
         assert_eq!((exists, old.exists()), ([false, true, true], false));
+    }
+
+    #[test]
+    fn names_do_not_lead_to_other_folders() {
+        for name in ["", ".", "..", "/etc/x", "../x", "a/b", "a\\b", "a\0b"] {
+            assert!(check_name_part(name).is_err(), "{name:?}");
+        }
+        for name in ["case_1", ".nii.gz", "a b", "..a", "\u{e4}"] {
+            assert!(check_name_part(name).is_ok(), "{name:?}");
+        }
     }
 
     #[test]

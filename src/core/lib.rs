@@ -1,7 +1,8 @@
 //! Foundations of all crates of nnunet-dist: atomic files, keyed random streams, vectorizable math, traces.
 //!
 //! - [`fsio`] writes files atomically: a reader sees the old file or the complete new one, also after a power loss.
-//! - [`host`] names this host and its processes.
+//! - [`lock`] gives a folder to one process at a time, [`protect`] keeps a command from replacing its inputs, [`host`]
+//!   names this host and its processes.
 //! - [`rng`] creates counter-based random streams. Every random value depends only on seed, purpose, epoch and index, so
 //!   a resumed run and a run with another number of processes draw the same values.
 //! - [`user_file`] reads JSON and text that people write, from any editor.
@@ -28,10 +29,12 @@
 
 pub mod fsio;
 pub mod host;
+pub mod lock;
 pub mod mapped;
 pub mod math;
 pub mod memory;
 pub mod pickle;
+pub mod protect;
 pub mod rng;
 pub mod run_log;
 pub mod trace;

@@ -68,6 +68,14 @@ impl JobPart {
         }
     }
 
+    /// Returns the name of the lock of the output folder, which several parts write at once.
+    pub(super) fn lock_name(self) -> String {
+        match self.count {
+            1 => ".nnunet-dist.lock".to_owned(),
+            _ => format!(".nnunet-dist-part-{}-of-{}.lock", self.index, self.count),
+        }
+    }
+
     /// Selects the part's cases: every `count`-th one, as for nnU-Net v2's `-num_parts`.
     pub fn select(self, cases: Vec<CaseFiles>) -> Vec<CaseFiles> {
         cases.into_iter().skip(self.index).step_by(self.count).collect()

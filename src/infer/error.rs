@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use super::ProbabilityError;
 use nnunet_comm::distributed::CommError;
+use nnunet_core::lock::LockError;
+use nnunet_core::protect::InputOverwritten;
 use nnunet_data::dataset::DatasetError;
 use nnunet_data::plan::PlanError;
 use nnunet_data::preprocess::PreprocessError;
@@ -43,6 +45,15 @@ pub enum InferError {
     /// A preprocessed case cannot be read.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// A result would replace an input.
+    #[error("{0}")]
+    Overwritten(#[from] InputOverwritten),
+    /// The output folder holds files that are not results.
+    #[error("{}: {defect}; choose another output folder", path.display())]
+    NotResults { path: PathBuf, defect: String },
+    /// Another process writes to the output folder.
+    #[error("{0}")]
+    Locked(#[from] LockError),
     /// A result cannot be written.
     #[error("{0}")]
     Image(#[from] ImageError),

@@ -13,6 +13,7 @@ use super::options::PredictOptions;
 use super::output::OutputFolder;
 use super::predictor::{Predictor, count_non_finite};
 use nnunet_comm::distributed::{Communicator, check_consistency, own_partition};
+use nnunet_core::lock::FolderLock;
 use nnunet_data::dataset::{Case, CaseFiles, DatasetError, left_out};
 use nnunet_data::store::{CaseProperties, PreprocessedCase};
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
@@ -87,6 +88,12 @@ impl PredictFolder<'_> {
         predictor.add_previous_stage(&mut cases, folder.previous_stage.as_deref())?;
         let listing: Vec<_> = cases.iter().map(|case| (&case.id, case.bytes())).collect();
         check_consistency(comm, "images to predict", format!("{listing:?}").as_bytes())?;
+        OutputFolder::check(output, predictor.model(), &cases)?;
+        comm.barrier("check of the output folder")?;
+        let _lock = match comm.rank() {
+            0 => Some(FolderLock::acquire(output, &folder.part.lock_name())?),
+            _ => None,
+        };
         let output = OutputFolder::create(output, predictor.model(), folder.save_probabilities)?;
         let total = cases.len();
         let cases = if folder.skip_existing { unfinished(cases, &output, comm)? } else { cases };
@@ -127,7 +134,7 @@ fn unfinished(
     comm: &dyn Communicator,
 ) -> Result<Vec<CaseFiles>, InferError> {
     let complete =
-        own_cases(&cases, comm).into_iter().filter(|case| output.is_complete(&case.id)).map(|case| case.id.clone());
+        own_cases(&cases, comm).into_iter().filter(|case| output.is_complete(case)).map(|case| case.id.clone());
     let complete = gather(&complete.collect::<Vec<_>>(), "cases that are there", comm)?;
     cases.retain(|case| !complete.contains(&case.id));
     Ok(cases)

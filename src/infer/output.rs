@@ -12,8 +12,10 @@ use super::InferError;
 use super::export::Segmentation;
 use nnunet_core::fsio;
 use nnunet_core::pickle::to_text_pickle;
+use nnunet_core::protect::Inputs;
+use nnunet_data::dataset::{CaseFiles, DatasetJson};
 use nnunet_data::store::CaseProperties;
-use nnunet_image::{Geometry, read_labels, write_labels};
+use nnunet_image::{Geometry, LabelMap, read_header, read_labels, write_labels};
 use nnunet_nn::model::ModelDescription;
 
 /// nnU-Net's name for the array of class probabilities.
@@ -35,6 +37,36 @@ pub struct OutputFolder<'a> {
 }
 
 impl<'a> OutputFolder<'a> {
+    /// Checks, before the first write, that results in `root` would replace neither inputs nor files that are not
+    /// results: a folder with results has the plans of a network and its `dataset.json`.
+    ///
+    /// # Errors
+    /// Returns an error that names the file that would be lost.
+    pub fn check(root: &Path, model: &ModelDescription, cases: &[CaseFiles]) -> Result<(), InferError> {
+        let files = cases.iter().flat_map(|case| case.images.iter().chain(&case.label));
+        let inputs = Inputs::new(files);
+        let ending = &model.dataset.file_ending;
+        let names = |case: &CaseFiles| [ending, ".npz", ".pkl"].map(|ending| format!("{}{ending}", case.id));
+        let foreign = |name: &str| InferError::NotResults {
+            path: root.to_owned(),
+            defect: format!("contains {name}, which is not a result of `predict` with this network"),
+        };
+        let has_results = root.join("plans.json").is_file();
+        for name in cases.iter().flat_map(names) {
+            inputs.check(&root.join(&name))?;
+            if !has_results && root.join(&name).exists() {
+                return Err(foreign(&name));
+            }
+        }
+        // A raw dataset, or results of another network.
+        let description = root.join("dataset.json");
+        let is_same = |found: DatasetJson| found == model.dataset;
+        if description.exists() && !(has_results && DatasetJson::load(&description).is_ok_and(is_same)) {
+            return Err(foreign("dataset.json"));
+        }
+        Ok(())
+    }
+
     /// Creates the folder if it is missing and writes the description of the network.
     ///
     /// # Errors
@@ -50,11 +82,17 @@ impl<'a> OutputFolder<'a> {
         Ok(Self { root, file_ending: &model.dataset.file_ending, with_probabilities })
     }
 
-    /// Returns whether all results of a case exist and are complete.
-    pub fn is_complete(&self, case: &str) -> bool {
+    /// Returns whether all results of a case exist and are complete: the label map has the shape and the geometry of the
+    /// image.
+    pub fn is_complete(&self, files: &CaseFiles) -> bool {
+        let case = files.id.as_str();
         let labels = self.labels(case);
+        let is_of_image = |labels: &LabelMap| {
+            let Some(Ok(image)) = files.images.first().map(|image| read_header(image)) else { return false };
+            labels.data.shape() == &image.shape[1..] && labels.geometry.difference(&image.geometry).is_none()
+        };
         labels.is_file()
-            && read_labels(&labels).is_ok()
+            && read_labels(&labels).is_ok_and(|labels| is_of_image(&labels))
             && (!self.with_probabilities || (self.pickle(case).is_file() && has_probabilities(&self.npz(case)).is_ok()))
     }
 

@@ -15,6 +15,7 @@ use nnunet_data::augment::cascade::PreviousStage;
 use nnunet_data::dataset::{DatasetJson, Splits};
 use nnunet_data::loader::{Loader, LoaderOptions, Sampler, SamplerOptions, Shard};
 use nnunet_data::plan::{Configuration, Plans};
+use nnunet_data::preprocess::Manifest;
 use nnunet_data::store::{
     ANNOTATED, CachedStore, CaseStore, NativeStore, StoreError, copy_label_maps_to_local_cache, copy_to_local_cache,
     read_case_properties,
@@ -55,6 +56,9 @@ impl<'a> TrainingContext<'a> {
         let configuration = plans.configuration(&config.configuration)?;
         let folder = work.preprocessed(&configuration.data_identifier);
         let store = NativeStore::open(&folder)?;
+        if comm.rank() == 0 {
+            check_manifest(&folder, &store, &plans, &config.configuration, &dataset)?;
+        }
         check_classes(&folder, &store, &dataset)?;
         check_spacing(&folder, &store, &configuration)?;
         let (train_cases, validation_cases) = match config.fold {
@@ -185,6 +189,24 @@ fn next_stages(config: &RunConfig, plans: &Plans, configuration: &Configuration)
         Ok(NextStage { folder, spacing: plans.configuration(name)?.spacing3() })
     };
     configuration.next_stage_names().into_iter().map(stage).collect()
+}
+
+/// Checks that plans, dataset and raw files are those of the preprocessing.
+fn check_manifest(
+    folder: &Path,
+    store: &dyn CaseStore,
+    plans: &Plans,
+    configuration: &str,
+    dataset: &DatasetJson,
+) -> Result<(), StoreError> {
+    match Manifest::load(folder)? {
+        Some(manifest) => manifest.check(folder, plans, configuration, dataset, store.case_ids()),
+        None => {
+            let folder = folder.display();
+            tracing::warn!("{folder}: has no manifest, so changes of plans and images since then are not noticed");
+            Ok(())
+        }
+    }
 }
 
 /// Checks that the store matches the dataset description. A class that is missing in the description would have no

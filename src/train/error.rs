@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::nan_dump::NanDump;
 use crate::telemetry::TelemetryError;
 use nnunet_comm::distributed::CommError;
+use nnunet_core::lock::LockError;
 use nnunet_data::dataset::DatasetError;
 use nnunet_data::loader::LoaderError;
 use nnunet_data::plan::PlanError;
@@ -46,6 +47,19 @@ pub enum TrainError {
     /// The newest checkpoint cannot be written.
     #[error("{}: {defect}; the last steps are not saved: free disk space and continue with --resume", path.display())]
     Unsaved { path: PathBuf, defect: String },
+    /// The run directory holds a run that would be lost.
+    #[error(
+        "{}: holds a run ({found}); continue it with --resume, or start again with --overwrite, which keeps it under \
+         another name", path.display()
+    )]
+    Exists {
+        path: PathBuf,
+        /// Epochs and Dice.
+        found: String,
+    },
+    /// Another process works in the run directory.
+    #[error("{0}")]
+    Locked(#[from] LockError),
     /// A run cannot be validated because it has not been trained.
     #[error("{}: {defect}", path.display())]
     Untrained { path: PathBuf, defect: String },

@@ -1,6 +1,7 @@
 //! A complete training run on this rank.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::TrainError;
@@ -15,15 +16,19 @@ use super::truth;
 use crate::config::{OnNan, RunConfig};
 use crate::telemetry::{
     JsonLines, MetricsEndpoint, Observer, Observers, ProgressBar, ProgressPlot, RunState, StatusFile, TelemetryError,
-    TensorBoard,
+    TensorBoard, read_log,
 };
 use nnunet_comm::distributed::Communicator;
+use nnunet_core::lock::FolderLock;
 use nnunet_data::work::WorkDir;
 use nnunet_eval::Summary;
 use nnunet_nn::backend::{ComputeBackend, OnDevice, on_device};
 use nnunet_nn::checkpoint::{Checkpoint, Progress, Training};
 use nnunet_nn::model::{TensorFileError, UNet};
 use nnunet_nn::ops::NnOps;
+
+/// Name of the lock of a run directory.
+const LOCK: &str = ".nnunet-dist.lock";
 
 /// Whether a run resumes from `checkpoint_latest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +46,8 @@ pub enum Resume {
 #[derive(Clone, Copy, Debug)]
 pub struct RunOptions {
     pub resume: Resume,
+    /// Move an earlier run in the same directory aside, instead of refusing to start from scratch.
+    pub overwrite: bool,
     pub held_out: FinalValidationOptions,
     /// Number of steps whose timeline is written to `trace.json`.
     pub profile: usize,
@@ -51,7 +58,13 @@ pub struct RunOptions {
 impl Default for RunOptions {
     /// Starts from scratch and writes label maps only.
     fn default() -> Self {
-        Self { resume: Resume::Never, held_out: FinalValidationOptions::default(), profile: 0, announce: |_| {} }
+        Self {
+            resume: Resume::Never,
+            overwrite: false,
+            held_out: FinalValidationOptions::default(),
+            profile: 0,
+            announce: |_| {},
+        }
     }
 }
 
@@ -107,6 +120,7 @@ impl OnDevice for Run<'_> {
         comm.set_timeout(Duration::from_secs_f64(config.dist.first_timeout_s.max(config.dist.timeout_s)));
         let context = TrainingContext::open(config, work, comm)?;
         truth::check(&context, work)?;
+        let _lock = open_run_dir(config, comm, &options)?;
         let mut session = Session::<B> {
             endpoint: MetricsEndpoint::of_run(config, class_names(&context), comm),
             context: &context,
@@ -219,6 +233,10 @@ impl OnDevice for Validate<'_> {
         let context = TrainingContext::open(config, work, comm)?;
         check_is_over(config, comm)?;
         let run = config.run_dir();
+        let _lock = match comm.rank() {
+            0 => Some(FolderLock::acquire(run.root(), LOCK)?),
+            _ => None,
+        };
         let path = if held_out.with_best { run.checkpoint_best() } else { run.checkpoint_latest() };
         let network = load::<B::InnerBackend>(&context, &path, &device)?;
         evaluate_held_out(&context, work, network, device, held_out)
@@ -286,6 +304,63 @@ impl Rollbacks {
         self.step = self.step.max(step);
         config.training.on_nan == OnNan::Rollback && self.count <= MAX_ROLLBACKS
     }
+}
+
+/// Locks the run directory on rank 0 for this process. An earlier run that will not be resumed is moved aside if the
+/// options ask for it.
+///
+/// # Errors
+/// Returns an error if another process works in the directory, or if it holds a run that would be lost.
+fn open_run_dir(
+    config: &RunConfig,
+    comm: &dyn Communicator,
+    options: &RunOptions,
+) -> Result<Option<FolderLock>, TrainError> {
+    if comm.rank() > 0 {
+        comm.barrier("opening of the run directory")?;
+        return Ok(None);
+    }
+    let run = config.run_dir();
+    let lock = FolderLock::acquire(run.root(), LOCK)?;
+    let is_resumed = match options.resume {
+        Resume::Never => false,
+        Resume::Always => true,
+        Resume::Auto => run.checkpoint_latest().is_symlink() || run.checkpoint_latest().exists(),
+    };
+    let lock = match earlier_run(config).filter(|_| !is_resumed) {
+        None => lock,
+        Some(_) if options.overwrite => {
+            drop(lock);
+            let aside = move_aside(run.root()).map_err(|error| TelemetryError::io(run.root(), error))?;
+            tracing::info!("the earlier run is now {}", aside.display());
+            FolderLock::acquire(run.root(), LOCK)?
+        }
+        Some(found) => return Err(TrainError::Exists { path: run.root().to_owned(), found }),
+    };
+    comm.barrier("opening of the run directory")?;
+    Ok(Some(lock))
+}
+
+/// Describes the run in the directory, if it has made progress that would be lost.
+fn earlier_run(config: &RunConfig) -> Option<String> {
+    let run = config.run_dir();
+    let epochs = read_log(&run.log()).ok().and_then(|log| Some(log.last()?.epoch + 1)).unwrap_or(0);
+    if epochs == 0 && !run.checkpoint_latest().is_symlink() && !run.checkpoint_latest().exists() {
+        return None;
+    }
+    let planned = RunConfig::load(&run.config()).map(|config| config.training.epochs);
+    let dice = Summary::load(&run.validation().join("summary.json")).map(|summary| summary.mean_dice());
+    let of = planned.map_or_else(|_| String::new(), |planned| format!(" of {planned}"));
+    let dice = dice.map_or_else(|_| String::new(), |dice| format!(", Dice {dice:.4}"));
+    Some(format!("trained, {epochs}{of} epochs{dice}"))
+}
+
+/// Renames a folder to the first free name of `FOLDER.1`, `FOLDER.2`, …
+fn move_aside(folder: &Path) -> io::Result<PathBuf> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let candidates = (1..).map(|number| folder.with_file_name(format!("{name}.{number}")));
+    let aside = candidates.into_iter().find(|path| !path.exists()).expect("there are more numbers than folders");
+    std::fs::rename(folder, &aside).map(|()| aside)
 }
 
 /// Returns whether to resume from a checkpoint, as seen by rank 0.

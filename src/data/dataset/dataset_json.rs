@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::DatasetError;
 use super::regions::order_problem;
 use super::slips::find_slip;
+use nnunet_core::fsio::check_name_part;
 use nnunet_core::user_file;
 use nnunet_image::check_writable;
 
@@ -27,6 +28,7 @@ pub struct DatasetJson {
     #[serde(rename = "numTraining")]
     pub num_training: usize,
     /// File ending of images and labels, with its dot.
+    #[serde(deserialize_with = "name_part")]
     pub file_ending: String,
     /// Class index of each region, for region-based training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -34,6 +36,13 @@ pub struct DatasetJson {
     /// All other keys of the file.
     #[serde(flatten)]
     pub other: IndexMap<String, serde_json::Value>,
+}
+
+/// Reads text that becomes a part of file names.
+fn name_part<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    check_name_part(&text).map_err(|defect| serde::de::Error::custom(format!("file_ending {defect}")))?;
+    Ok(text)
 }
 
 /// The value of a label: one class index, or the indices of a region.
@@ -230,6 +239,11 @@ impl Description {
             }
             fields.get("dataset").map(listed_by_id).transpose()?
         };
+        cases
+            .iter()
+            .flatten()
+            .try_for_each(|case| check_name_part(&case.id))
+            .map_err(|defect| format!("case {defect}"))?;
         let json = serde_json::from_value(Value::Object(fields))
             .map_err(|error| format!("{error}; see documentation/dataset_format.md of nnU-Net v2"))?;
         Ok(Self { json, cases })

@@ -126,6 +126,7 @@ impl Fold {
         if self.train.is_empty() {
             return Err("has no training cases".to_owned());
         }
+        self.train.iter().chain(&self.val).try_for_each(|case| fsio::check_name_part(case))?;
         let mut seen = HashSet::new();
         match self.train.iter().chain(&self.val).find(|case| !seen.insert(*case)) {
             Some(case) => Err(format!("contains {case} twice; a case must be either a training or a validation case")),

@@ -6,6 +6,7 @@ use std::{fmt, io};
 
 use indexmap::IndexMap;
 use nnunet_core::fsio;
+use nnunet_core::fsio::check_name_part;
 use nnunet_core::user_file::{self, UserFileError};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -96,6 +97,9 @@ impl Plans {
     /// inconsistency or an unsupported network.
     pub fn configuration(&self, name: &str) -> Result<Configuration, PlanError> {
         let configuration = self.resolve(name)?;
+        let mut names = configuration.next_stage_names();
+        names.extend([name, &configuration.data_identifier]);
+        names.into_iter().try_for_each(check_name_part).map_err(|defect| self.invalid(name, defect))?;
         if let Some(reason) = configuration.inconsistency() {
             return Err(self.invalid(name, reason));
         }

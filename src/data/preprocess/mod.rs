@@ -6,12 +6,14 @@
 //! on unlabeled cases and maps results back with [`CaseProperties::restore`].
 
 mod locations;
+mod manifest;
 mod memory;
 mod normalize;
 mod preprocessor;
 mod run;
 
 pub use locations::{ClassGroups, case_number};
+pub use manifest::{MANIFEST, Manifest, RawFile};
 pub use preprocessor::{CroppedCase, PreprocessError, Preprocessor};
 pub use run::{PreprocessSummary, ResourceLimits, preprocess_dataset};
 

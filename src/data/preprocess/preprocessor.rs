@@ -13,6 +13,7 @@ use crate::dataset::{Case, DatasetError, DatasetJson};
 use crate::plan::{PlanError, Plans, ResamplingSpec};
 use crate::store::StoreError;
 use nnunet_comm::distributed::CommError;
+use nnunet_core::lock::LockError;
 use nnunet_core::memory;
 use nnunet_image::{self as image, ImageHeader, Resampling};
 
@@ -48,6 +49,16 @@ pub enum PreprocessError {
     /// The output folder cannot be prepared.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// Another process preprocesses into the same folder.
+    #[error("{0}")]
+    Locked(#[from] LockError),
+    /// A raw file cannot be read.
+    #[error("case {case}: {cause}")]
+    Raw {
+        case: String,
+        #[source]
+        cause: std::io::Error,
+    },
     /// The worker threads cannot be started.
     #[error("cannot start {jobs} preprocessing threads: {cause}; use fewer jobs")]
     Threads { jobs: usize, cause: rayon::ThreadPoolBuildError },

@@ -1,19 +1,27 @@
 //! Preprocessing of all training cases of a dataset, on all cores.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
+use tempfile::TempDir;
 
+use super::manifest::{Manifest, RawFile};
 use super::memory::{self, MemoryBudget};
 use super::{PreprocessError, Preprocessor};
 use crate::dataset::{CaseFiles, Dataset, DatasetError};
 use crate::plan::Plans;
-use crate::store;
+use crate::store::{self, StoreError};
 use nnunet_comm::distributed::{Communicator, ReduceOp, check_consistency, own_partition};
+use nnunet_core::fsio;
+use nnunet_core::lock::FolderLock;
 use nnunet_core::memory::memory_limit;
 use nnunet_image as image;
 
@@ -53,7 +61,8 @@ impl ResourceLimits {
     }
 }
 
-/// Preprocesses every case of the dataset into the store at `out_dir`, replacing its contents.
+/// Preprocesses every case of the dataset into the store at `out_dir`, replacing its contents when all cases are
+/// complete, with a [`Manifest`](super::Manifest).
 ///
 /// The cases are partitioned over the ranks by file size. Each rank keeps up to two cases per thread in flight, so that
 /// threads compute while others wait for the disk, but no more than fit into its memory limit according to the image
@@ -62,7 +71,7 @@ impl ResourceLimits {
 ///
 /// # Errors
 /// Returns the error of the first case of this rank that fails, with its name; no further cases are started, and
-/// finished cases stay.
+/// the store keeps its former contents.
 pub fn preprocess_dataset(
     dataset: &Dataset,
     plans: &Plans,
@@ -77,10 +86,7 @@ pub fn preprocess_dataset(
     let costs: Vec<u64> = dataset.cases.iter().map(CaseFiles::bytes).collect();
     let listing: Vec<_> = dataset.cases.iter().map(|case| &case.id).zip(&costs).collect();
     check_consistency(comm, "images to preprocess", format!("{listing:?}").as_bytes())?;
-    if comm.rank() == 0 {
-        store::clear(out_dir)?;
-    }
-    comm.barrier("begin of preprocessing")?;
+    let staging = Staging::create(out_dir, comm)?;
     comm.enter_unbounded("preprocessing");
     let cases: Vec<&CaseFiles> = own_partition(comm, &costs).into_iter().map(|number| &dataset.cases[number]).collect();
     let threads = if limits.threads == 0 { rayon::current_num_threads() } else { limits.threads };
@@ -93,8 +99,9 @@ pub fn preprocess_dataset(
         channels: dataset.json.channel_names.len(),
         pool,
         budget: limits.budget(comm),
-        out_dir,
+        out_dir: &staging.folder,
     };
+    let raw_files = Mutex::new(BTreeMap::new());
     let voxels = AtomicUsize::new(0);
     // One feeder thread per case in flight: with a parallel iterator over the cases, a thread waiting for a subtask of
     // one case could start another case, and the number of cases in memory would be unbounded.
@@ -102,12 +109,68 @@ pub fn preprocess_dataset(
         let outcome = catch_unwind(AssertUnwindSafe(|| pipeline.preprocess(files)));
         let written = outcome.unwrap_or_else(|_| Err(PreprocessError::Panic { case: files.id.clone() }))?;
         voxels.fetch_add(written, Ordering::Relaxed);
+        let raw = RawFile::of_case(files).map_err(|cause| PreprocessError::Raw { case: files.id.clone(), cause })?;
+        raw_files.lock().unwrap_or_else(PoisonError::into_inner).insert(files.id.clone(), raw);
         on_case(&files.id);
         Ok(())
     })?;
+    let own = serde_json::to_vec(&raw_files.into_inner().unwrap_or_else(PoisonError::into_inner))
+        .expect("paths and numbers serialize to JSON");
+    let all = comm.all_gather_bytes(&own, "digests of the raw files")?;
+    if comm.rank() == 0 {
+        // The messages are from the same program, so they are valid.
+        let cases = all
+            .iter()
+            .flat_map(|part| serde_json::from_slice::<BTreeMap<String, Vec<RawFile>>>(part).unwrap_or_default());
+        Manifest::new(plans, configuration, &dataset.json, cases.collect())?.save(&staging.folder)?;
+    }
+    staging.publish(out_dir, comm)?;
     let mut voxels = [voxels.into_inner() as f64];
     comm.all_reduce_f64(&mut voxels, ReduceOp::Sum, "preprocessed voxels")?;
     Ok(PreprocessSummary { cases: dataset.cases.len(), voxels: voxels[0] as usize, elapsed: began.elapsed() })
+}
+
+/// A folder beside the store, which replaces it when all cases are complete. Until then, the store keeps its contents.
+struct Staging {
+    folder: PathBuf,
+    /// On rank 0: deletes the folder of a failed run, and holds the lock of the store.
+    owned: Option<(TempDir, FolderLock)>,
+}
+
+impl Staging {
+    /// Creates the folder on rank 0. A collective.
+    fn create(out_dir: &Path, comm: &dyn Communicator) -> Result<Self, PreprocessError> {
+        let parent = fsio::parent(out_dir);
+        let fail = |error: io::Error| StoreError { path: out_dir.to_owned(), defect: format!("cannot write: {error}") };
+        let mut owned = None;
+        let mut name = Vec::new();
+        if comm.rank() == 0 {
+            std::fs::create_dir_all(parent).map_err(fail)?;
+            let store = out_dir.file_name().unwrap_or_default().to_string_lossy();
+            let lock = FolderLock::acquire(parent, &format!(".{store}.lock"))?;
+            let folder = fsio::partial_folder(parent).map_err(fail)?;
+            name = folder.path().file_name().unwrap_or_default().as_bytes().to_vec();
+            owned = Some((folder, lock));
+        }
+        let mut length = (name.len() as u64).to_le_bytes();
+        comm.broadcast_bytes(&mut length, 0, "folder of the preprocessed cases")?;
+        name.resize(u64::from_le_bytes(length) as usize, 0);
+        comm.broadcast_bytes(&mut name, 0, "folder of the preprocessed cases")?;
+        Ok(Self { folder: parent.join(OsStr::from_bytes(&name)), owned })
+    }
+
+    /// Replaces the store by the folder. A collective.
+    fn publish(self, out_dir: &Path, comm: &dyn Communicator) -> Result<(), PreprocessError> {
+        if let Some((folder, _lock)) = self.owned {
+            let fail = |error: io::Error| StoreError {
+                path: out_dir.to_owned(),
+                defect: format!("cannot replace the store: {error}"),
+            };
+            store::move_other_files(out_dir, folder.path())?;
+            fsio::replace_folder(&folder.keep(), out_dir).map_err(fail)?;
+        }
+        Ok(comm.barrier("end of preprocessing")?)
+    }
 }
 
 /// State shared by all cases of a run.

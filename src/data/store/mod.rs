@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 pub use cached::CachedStore;
 pub use case::{ANNOTATED, CaseProperties, PreprocessedCase};
 pub use local_cache::{LocalCacheError, copy_label_maps_to_local_cache, copy_to_local_cache};
+pub(crate) use native::move_other_files;
 pub use native::{NativeStore, clear, label_map, read_case_properties, write_case, write_label_map};
 pub(crate) use region::{OUTSIDE_INTENSITY, OUTSIDE_LABEL};
 pub use region::{Patch, Region};

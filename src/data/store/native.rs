@@ -203,7 +203,8 @@ pub fn read_case_properties(folder: &Path, id: &str) -> Result<CaseProperties, S
     read_properties(&file(folder, id, PROPERTIES))
 }
 
-/// Removes every case from the folder of a store, including incomplete ones; other files stay.
+/// Removes every case from the folder of a store, including incomplete ones, and their manifest; other files
+/// stay.
 pub fn clear(folder: &Path) -> Result<(), StoreError> {
     let names = match list_files(folder) {
         Err(_) if !folder.exists() => return Ok(()),
@@ -211,10 +212,27 @@ pub fn clear(folder: &Path) -> Result<(), StoreError> {
     };
     let (properties, arrays): (Vec<_>, Vec<_>) = names
         .into_iter()
-        .filter(|name| name.starts_with(".partial-") || name.ends_with(DATA) || name.ends_with(PROPERTIES))
+        .filter(|name| is_of_cases(name) || name == crate::preprocess::MANIFEST)
         .partition(|name| name.ends_with(PROPERTIES));
     // Remove the JSON files first, so that no case is listed without its arrays.
     properties.iter().chain(&arrays).try_for_each(|name| remove(&folder.join(name)))
+}
+
+/// Moves the files that are not cases from the folder of a store to another, which replaces it.
+pub(crate) fn move_other_files(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let names = match list_files(from) {
+        Err(_) if !from.exists() => return Ok(()),
+        names => names?,
+    };
+    for name in names.iter().filter(|name| !is_of_cases(name) && !to.join(name).exists()) {
+        let path = from.join(name);
+        fs::rename(&path, to.join(name)).map_err(|error| StoreError::new(path, format!("cannot move: {error}")))?;
+    }
+    Ok(())
+}
+
+fn is_of_cases(name: &str) -> bool {
+    name.starts_with(".partial-") || name.ends_with(DATA) || name.ends_with(PROPERTIES)
 }
 
 /// Returns the paths of a case's files.

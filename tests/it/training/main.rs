@@ -16,6 +16,7 @@ mod written_run;
 mod cascade;
 mod checkpoints;
 mod compatibility;
+mod guards;
 mod killed;
 mod no_number;
 mod profile;
