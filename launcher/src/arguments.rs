@@ -130,7 +130,9 @@ impl Arguments {
         }
         let command = words.iter().position(|word| COMMANDS.contains(&word.as_ref()))?;
         let (launcher, rest) = words.split_at(command);
-        let launcher: String = launcher.iter().map(|word| format!("{word} ")).collect();
+        // Some write the program, too.
+        let launcher = launcher.iter().filter(|word| !word.ends_with("nnunet-dist"));
+        let launcher: String = launcher.map(|word| format!("{word} ")).collect();
         Some(format!("nnunet-launch {launcher}-- {}", rest.join(" ")))
     }
 
@@ -202,6 +204,7 @@ mod tests {
         assert!(parse(line).is_err());
         assert_eq!(corrected(line).unwrap(), "nnunet-launch -np 4 -- train -w w -c 2d -f 0");
         assert_eq!(corrected("nnunet-launch -np 4 -- train -w w"), None);
+        assert_eq!(corrected("nnunet-launch nnunet-dist train -w w").unwrap(), "nnunet-launch -- train -w w");
         assert_eq!(corrected("nnunet-launch --nonsense"), None);
     }
 

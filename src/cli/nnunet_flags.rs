@@ -33,7 +33,7 @@ const FLAGS: [(&str, &str); 23] = [
     ("--disable_progress_bar", "-q"),
 ];
 
-/// Explains the first of nnU-Net's flags on the command line that this program does not have; `None` if there is none.
+/// Explains nnU-Net's flags on the command line that this program does not have; `None` if there are none.
 ///
 /// Without this, `-chk` would be read as `-c hk`. Arguments after `--` are not looked at.
 pub(super) fn explain(arguments: &[OsString]) -> Option<String> {
@@ -61,7 +61,7 @@ pub(super) fn explain(arguments: &[OsString]) -> Option<String> {
             argument.get_long() == Some(long) || argument.get_all_aliases().is_some_and(|all| all.contains(&long))
         })
     };
-    rest.iter().enumerate().find_map(|(index, word)| {
+    let found = rest.iter().enumerate().filter_map(|(index, word)| {
         let (flag, value) = match word.split_once('=') {
             Some((flag, value)) => (flag, Some(value)),
             None => (*word, rest.get(index + 1).copied().filter(|next| !next.starts_with('-'))),
@@ -82,7 +82,9 @@ pub(super) fn explain(arguments: &[OsString]) -> Option<String> {
             }
         };
         Some(format!("{flag} is nnU-Net's flag; write {right}"))
-    })
+    });
+    let found: Vec<String> = found.collect();
+    (!found.is_empty()).then(|| found.join("; "))
 }
 
 /// Name of a checkpoint here: `checkpoint_best.pth` is `best`, the others are the latest.
@@ -111,6 +113,10 @@ mod tests {
             ("nnunet-dist predict -step_size=0.5", "--step-size 0.5"),
             ("nnunet-dist train -w w -c 2d -f 0 --c", "write --resume"),
             ("nnunet-dist plan -d x -w w -gpu_memory_target 24", "write --gpu-memory 24"),
+            (
+                "nnunet-dist predict -i in -o out -d 4 -chk checkpoint_best.pth -device cuda",
+                "-w WORK; -chk is nnU-Net's flag; write --checkpoint best; -device is nnU-Net's flag; write --device cuda",
+            ),
             ("nnunet-dist evaluate -djfile a.json", "write --dataset-json a.json"),
         ] {
             assert!(explained(line).contains(right), "{line}: {}", explained(line));

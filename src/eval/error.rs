@@ -30,8 +30,8 @@ pub enum EvalError {
     },
     /// A prediction and its reference have the same shape, but not the same place or voxel size.
     #[error(
-        "{}: {difference} of {}; predictions must have the geometry of the raw image (--allow-other-geometry compares \
-         voxel by voxel)", prediction.display(), reference.display()
+        "{}: {difference} of {}; predictions must have the geometry of the raw image (`evaluate --allow-other-geometry` \
+         compares voxel by voxel)", prediction.display(), reference.display()
     )]
     Geometry {
         /// Path of the predicted label map.

@@ -23,7 +23,8 @@ pub struct Pair {
 /// Evaluates each prediction against its reference, in parallel; results are in input order.
 ///
 /// # Errors
-/// Returns the error of the first pair, in input order, that cannot be read or differs in shape or geometry.
+/// Returns the error of the first pair, in input order, that cannot be read or differs in shape. A pair that differs in
+/// geometry is only warned of, so that a training does not fail at its end.
 pub fn evaluate_files(pairs: &[Pair], classes: &Classes, measures: &Measures) -> Result<Summary, EvalError> {
     Ok(Summary::new(evaluate_cases(pairs, classes, measures)?))
 }
@@ -33,7 +34,7 @@ pub fn evaluate_files(pairs: &[Pair], classes: &Classes, measures: &Measures) ->
 /// # Errors
 /// Returns an error in the cases of [`evaluate_files`].
 pub fn evaluate_cases(pairs: &[Pair], classes: &Classes, measures: &Measures) -> Result<Vec<CaseResult>, EvalError> {
-    evaluate_checked(pairs, classes, measures, OtherGeometry::Refuse)
+    evaluate_checked(pairs, classes, measures, OtherGeometry::Warn)
 }
 
 /// Consequence of a prediction whose geometry is not its reference's.
@@ -59,7 +60,7 @@ fn labels_of(pairs: &[Pair]) -> Result<BTreeSet<i16>, EvalError> {
     let labels: Vec<_> = pairs
         .par_iter()
         .map(|pair| {
-            let [prediction, reference] = read_same_shape(pair)?;
+            let [prediction, reference] = read_pair(pair)?;
             Ok(Confusion::new(&reference.data, &prediction.data).labels())
         })
         .collect();
@@ -69,25 +70,22 @@ fn labels_of(pairs: &[Pair]) -> Result<BTreeSet<i16>, EvalError> {
     })
 }
 
-/// Reads a prediction and its reference, which must have the same shape and geometry.
-///
-/// # Errors
-/// Returns an error if either cannot be read, or shapes or geometries differ.
-pub fn read_pair(pair: &Pair) -> Result<[LabelMap; 2], EvalError> {
-    let [prediction, reference] = read_same_shape(pair)?;
-    match geometry_error(pair, &prediction, &reference) {
-        Some(error) => Err(error),
-        None => Ok([prediction, reference]),
-    }
-}
-
-/// Returns the error of a prediction that is not where its reference is.
+/// Returns the error of a prediction that is not where its reference is. Programs that use ITK write a label map to the
+/// place of the image's qform, which may be another than that of its sform.
 fn geometry_error(pair: &Pair, prediction: &LabelMap, reference: &LabelMap) -> Option<EvalError> {
     let difference = prediction.geometry.difference(&reference.geometry)?;
+    let places = |map: &LabelMap| [Some(map.geometry.clone()), map.geometry.by_qform()].into_iter().flatten();
+    if places(prediction).any(|ours| places(reference).any(|theirs| ours.difference(&theirs).is_none())) {
+        return None;
+    }
     Some(EvalError::Geometry { prediction: pair.prediction.clone(), difference, reference: pair.reference.clone() })
 }
 
-fn read_same_shape(pair: &Pair) -> Result<[LabelMap; 2], EvalError> {
+/// Reads a prediction and its reference, which must have the same shape.
+///
+/// # Errors
+/// Returns an error if either cannot be read or the shapes differ.
+pub fn read_pair(pair: &Pair) -> Result<[LabelMap; 2], EvalError> {
     let reference = read_labels(&pair.reference)?;
     let prediction = read_labels(&pair.prediction)?;
     if prediction.data.shape() != reference.data.shape() {
@@ -107,7 +105,7 @@ fn evaluate_pair(
     measures: &Measures,
     other_geometry: OtherGeometry,
 ) -> Result<CaseResult, EvalError> {
-    let [prediction, reference] = read_same_shape(pair)?;
+    let [prediction, reference] = read_pair(pair)?;
     match (geometry_error(pair, &prediction, &reference), other_geometry) {
         (Some(error), OtherGeometry::Refuse) => return Err(error),
         (Some(EvalError::Geometry { prediction, difference, reference }), _) => tracing::warn!(

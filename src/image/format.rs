@@ -137,22 +137,19 @@ fn to_labels(data: Array4<f32>) -> Result<Array3<i16>, String> {
 /// # Errors
 /// Returns a message that says what to do.
 pub fn check_writable(file_ending: &str) -> Result<(), String> {
-    let ending = file_ending.to_lowercase();
     let written: Vec<&str> = FORMATS.iter().map(|(ending, _)| *ending).filter(|ending| is_written(ending)).collect();
-    if written.iter().any(|known| *known == ending) {
-        return Ok(());
-    }
     let written = written.join(", ");
-    Err(match ending.as_str() {
-        ".dcm" | ".dicom" => format!(
+    match image_ending(file_ending).map(str::to_lowercase) {
+        Some(known) if is_written(&known) => Ok(()),
+        Some(_) => {
+            Err(format!("{file_ending} files are read, but label maps cannot be written to them; use one of {written}"))
+        }
+        None if [".dcm", ".dicom", ".ima"].contains(&file_ending.to_lowercase().as_str()) => Err(format!(
             "{file_ending} is DICOM, which holds no dataset; convert each series to an image: nnunet-dist convert \
              SERIES_FOLDER CASE_0000.nii.gz"
-        ),
-        _ if FORMATS.iter().any(|(known, _)| *known == ending) => {
-            format!("{file_ending} files are read, but label maps cannot be written to them; use one of {written}")
-        }
-        _ => format!("{file_ending} is not a supported format; use one of {written}"),
-    })
+        )),
+        None => Err(format!("{file_ending} is not a supported format; use one of {written}")),
+    }
 }
 
 /// Whether label maps are written to files with this ending of [`FORMATS`]: not to header/image pairs of NIfTI.
@@ -163,7 +160,6 @@ fn is_written(ending: &str) -> bool {
 /// Returns the ending of a file name if it is that of an image format, in either case.
 pub fn image_ending(name: &str) -> Option<&str> {
     let lower = name.to_lowercase();
-    // `.nii.gz` and `.hdr.gz` have no shorter ending in the table.
     let (ending, _) = FORMATS.iter().find(|(ending, _)| lower.ends_with(ending))?;
     name.get(name.len().checked_sub(ending.len())?..)
 }

@@ -37,7 +37,7 @@ impl<R: BufRead> Read for GzipMembers<R> {
 pub struct GzipWriter<W: Write>(State<W>);
 
 enum State<W: Write> {
-    Member(write::GzDecoder<W>),
+    Member(Box<write::GzDecoder<W>>),
     /// Between two members.
     Padding(W),
     /// After an error.
@@ -47,7 +47,7 @@ enum State<W: Write> {
 impl<W: Write> GzipWriter<W> {
     /// Starts with the first member.
     pub fn new(file: W) -> Self {
-        Self(State::Member(write::GzDecoder::new(file)))
+        Self(State::Member(Box::new(write::GzDecoder::new(file))))
     }
 
     /// Ends the last member.
@@ -78,7 +78,7 @@ impl<W: Write> Write for GzipWriter<W> {
                     }
                 },
                 State::Padding(file) => match bytes.iter().take_while(|byte| **byte == 0).count() {
-                    0 => State::Member(write::GzDecoder::new(file)),
+                    0 => State::Member(Box::new(write::GzDecoder::new(file))),
                     zeros => {
                         self.0 = State::Padding(file);
                         return Ok(zeros);

@@ -81,6 +81,11 @@ impl Geometry {
         self.differences(other).into_iter().next()
     }
 
+    /// Returns the geometry as ITK reads it from a NIfTI file, if that may be another: of its qform instead of its sform.
+    pub fn by_qform(&self) -> Option<Self> {
+        self.nifti.as_ref()?.by_qform()
+    }
+
     /// Describes all differences from another geometry, see [`Geometry::difference`].
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let mut differences = Vec::new();

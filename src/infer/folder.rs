@@ -184,6 +184,12 @@ pub fn read_finite_case(files: &CaseFiles, channels: usize) -> Result<Case, Infe
     }
 }
 
+/// Describes the failure of a case, named once.
+fn failure(id: &str, error: &InferError) -> String {
+    let error = error.to_string();
+    format!("{id}: {}", error.strip_prefix(&format!("case {id}: ")).unwrap_or(&error))
+}
+
 fn predict_all<'c, B: NnOps>(
     from: &Receiver<Preprocessed<'c>>,
     predictor: &Predictor<B>,
@@ -205,7 +211,7 @@ fn predict_all<'c, B: NnOps>(
                     break;
                 }
             }
-            Err(error) => failed.push(format!("{id}: {error}")),
+            Err(error) => failed.push(failure(id, &error)),
         }
     }
     failed
@@ -216,7 +222,7 @@ fn write_all(from: &Receiver<Segmented>, output: &OutputFolder) -> Vec<String> {
     for (id, segmentation, properties, began) in from {
         match guarded(|| output.write(id, &segmentation, &properties)) {
             Ok(()) => tracing::info!("{id}: {:.1} s", began.elapsed().as_secs_f64()),
-            Err(error) => failed.push(format!("{id}: {error}")),
+            Err(error) => failed.push(failure(id, &error)),
         }
     }
     failed

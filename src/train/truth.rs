@@ -7,7 +7,7 @@ use super::TrainError;
 use super::context::TrainingContext;
 use nnunet_data::dataset::{Dataset, DatasetError, DatasetJson};
 use nnunet_data::work::{ConfigError, Source, WorkDir};
-use nnunet_image::check_writable;
+use nnunet_image::{check_writable, read_header};
 
 /// Maximum number of cases in a message.
 const LISTED: usize = 10;
@@ -30,8 +30,7 @@ pub fn find_truth(
     let raw = Dataset::open(&Source::load(work)?.dataset)?;
     let is_held_out = |id: &str| cases.iter().any(|case| case == id);
     let labels = raw.cases.into_iter().filter_map(|case| Some((case.id, case.label?)));
-    let labels: BTreeMap<String, PathBuf> =
-        labels.map(|(id, label)| (id, label)).filter(|(id, _)| is_held_out(id)).collect();
+    let labels: BTreeMap<String, PathBuf> = labels.filter(|(id, _)| is_held_out(id)).collect();
     match labels.values().find(|label| !label.is_file()) {
         None => Ok(labels),
         Some(missing) => {
@@ -44,10 +43,13 @@ pub fn find_truth(
 /// Checks before training that its held-out cases can be evaluated after it. Rank 0 warns of cases without a label map.
 ///
 /// # Errors
-/// Returns an error as [`find_truth`] does.
+/// Returns an error as [`find_truth`] does, and if the header of a label map cannot be read.
 pub fn check(context: &TrainingContext, work: &WorkDir) -> Result<(), TrainError> {
     let cases = &context.validation_cases;
     let truth = find_truth(work, &context.model.dataset, cases)?;
+    for label in truth.values() {
+        read_header(label).map_err(DatasetError::from)?;
+    }
     let missing: Vec<&str> = cases.iter().filter(|case| !truth.contains_key(*case)).map(String::as_str).collect();
     if context.comm.rank() == 0 && !missing.is_empty() {
         let more = if missing.len() > LISTED { ", …" } else { "" };

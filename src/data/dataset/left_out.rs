@@ -8,6 +8,10 @@ use nnunet_image::{holds_dicom, image_ending};
 /// Maximum number of names in a message.
 const LISTED: usize = 10;
 
+/// Endings of files beside images that are not images.
+const NOT_IMAGES: [&str; 12] =
+    [".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".xml", ".log", ".npz", ".pkl", ".raw", ".zraw"];
+
 /// Describes the files of a folder that look like images but are not read as such, because they have another ending than
 /// `file_ending` or a name that is not UTF-8; `None` if there are none.
 ///
@@ -21,8 +25,8 @@ pub fn left_out(folder: &Path, file_ending: &str) -> Option<String> {
         match name.to_str() {
             Some(name) if name.starts_with('.') || name.ends_with(file_ending) => {}
             Some(name) => {
-                let is_image = image_ending(name).is_some() && !is_second_file(name, file_ending);
-                if is_image || holds_dicom(&entry.path()) {
+                let is_image = image_ending(name).is_some() || has_channel(name);
+                if is_image && !is_second_file(name, file_ending) || holds_dicom(&entry.path()) {
                     other_ending.push(name.to_owned());
                 }
             }
@@ -36,6 +40,17 @@ pub fn left_out(folder: &Path, file_ending: &str) -> Option<String> {
     let parts = parts.into_iter().filter(|(names, _)| !names.is_empty());
     let parts: Vec<String> = parts.map(|(names, reason)| format!("{} ({reason})", listed(names))).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// Whether the name has a channel number, such as `_0000`, in front of an ending that may be of an image.
+fn has_channel(name: &str) -> bool {
+    let lower = name.to_lowercase();
+    let channel = |at: usize| {
+        let digits = name.as_bytes().get(at + 1..at + 5);
+        let is_number = digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_digit));
+        is_number && name.as_bytes().get(at + 5) == Some(&b'.')
+    };
+    !NOT_IMAGES.iter().any(|ending| lower.ends_with(ending)) && name.match_indices('_').any(|(at, _)| channel(at))
 }
 
 /// Whether the file is the voxel file of a header.
@@ -77,8 +92,11 @@ mod tests {
 
     #[test]
     fn images_with_other_endings_and_names_are_described() {
-        let names: [&[u8]; 8] = [
+        let names: [&[u8]; 11] = [
             b"a_0000.nii.gz",
+            b"a_0000.json",
+            b"e_0000.nii.gz.part",
+            b"f_0001.jpg",
             b"b_0000.nii",
             b"c_0000.NII.GZ",
             b"caf\xe9_0000.nii.gz",
@@ -88,7 +106,7 @@ mod tests {
             b"._a_0000.nii",
         ];
         let found = left_out(folder(&names).path(), ".nii.gz").unwrap();
-        let expected = "b_0000.nii, c_0000.NII.GZ, d.mha (not *.nii.gz, the file_ending of the dataset); \
+        let expected = "b_0000.nii, c_0000.NII.GZ, d.mha, e_0000.nii.gz.part, f_0001.jpg (not *.nii.gz, the file_ending of the dataset); \
                         caf\\xe9_0000.nii.gz (name is not UTF-8; rename)";
         assert_eq!(found, expected);
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::case::{folder_name, group_by_case, stems, with_channel};
 use super::dataset_json::{Description, ListedCase};
 use super::{CaseFiles, DatasetError, DatasetJson};
-use nnunet_image::holds_dicom;
+use nnunet_image::{check_writable, holds_dicom, image_ending};
 
 /// A raw dataset in the layout of nnU-Net v2 or the Medical Segmentation Decathlon.
 #[derive(Clone, Debug)]
@@ -34,6 +34,9 @@ impl Dataset {
         let description_path = root.join("dataset.json");
         check_root(root, &description_path)?;
         let Description { json, cases } = Description::load(&description_path)?;
+        if let (None, Err(defect)) = (image_ending(&json.file_ending), check_writable(&json.file_ending)) {
+            return Err(DatasetError::invalid(&description_path, format_args!("file_ending: {defect}")));
+        }
         let mut cases = match cases {
             Some(listed) => listed.into_iter().map(|case| resolve(root, &json, case)).collect(),
             None => cases_in_folders(root, &json)?,

@@ -44,7 +44,7 @@ pub fn label_problem(labels: &Value) -> Option<String> {
     }
     labels.iter().find_map(|(name, value)| {
         let members = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-        let defect = members.iter().find_map(|member| not_a_label(member))?;
+        let defect = members.iter().find_map(not_a_label)?;
         Some(format!("labels: {name:?} {defect}"))
     })
 }

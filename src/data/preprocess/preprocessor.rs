@@ -314,7 +314,7 @@ fn check_resampled_size(
     channels: usize,
 ) -> Result<(), String> {
     memory::check_fits(case_memory_bound(channels, cropped, shape)).map_err(|excess| {
-        format!("{shape:?} voxels (z, y, x) at the target spacing {target:?} mm need {excess}; check the spacing of the image")
+        format!("{shape:?} voxels (z, y, x) at the target spacing {target:.3?} mm need {excess}; check the spacing of the image")
     })
 }
 

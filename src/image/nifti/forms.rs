@@ -172,6 +172,15 @@ impl NiftiForms {
         self
     }
 
+    /// Geometry of the qform, which ITK prefers, if the sform was read.
+    pub(crate) fn by_qform(&self) -> Option<Geometry> {
+        if self.sform_code <= 0 || self.qform_code <= 0 {
+            return None;
+        }
+        let qfac = if self.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
+        self.usable(affine::from_quaternion(self.quaternion, self.offset, self.sizes_or_one(), qfac)).ok()
+    }
+
     /// Whether these forms state this geometry.
     pub(super) fn states(&self, geometry: &Geometry, extents: [usize; 3]) -> bool {
         self.geometry(extents).is_ok_and(|(stated, _)| stated.difference(geometry).is_none())

@@ -138,7 +138,8 @@ fn a_dataset_becomes_work_files_that_users_may_edit() {
     let plan = folders.run("plan", &["-c", "2d,3d_fullres"]).assert().success();
     plan.stdout(contains("3d_fullres")).stderr(contains("checking 6 cases"));
     let splits = folders.work().join("splits_final.json");
-    let own = json!([{"train": ["phantom_000", "phantom_001"], "val": ["phantom_002"]}]);
+    let held_out = ["phantom_002", "phantom_003", "phantom_004", "phantom_005"];
+    let own = json!([{"train": ["phantom_000", "phantom_001"], "val": held_out}]);
     fs::write(&splits, own.to_string()).unwrap();
     folders.run("plan", &["-c", "2d,3d_fullres", "-q"]).assert().success().stderr(is_empty());
     assert_eq!(serde_json::from_slice::<Value>(&fs::read(&splits).unwrap()).unwrap(), own, "a user's splits are kept");

@@ -80,10 +80,10 @@ fn channels_at_different_places_fail_by_name_and_other_cases_are_predicted() {
 fn an_image_beyond_any_memory_is_named_and_the_others_are_predicted() {
     let desk = Desk::new(|_, _| {});
     desk.add("a_0000.nii.gz", Geometry::default());
-    // 18000 x 20000 x 18000 voxels of the network.
+    // Thousands of GiB at the spacing of the network.
     desk.add("b_0000.nii.gz", Geometry { spacing: [1000.0; 3], ..Geometry::default() });
     desk.add("c_0000.nii.gz", Geometry::default());
-    let one_line = contains("error: 1 of 3 cases failed: b: ").and(contains("[18000, 20000, 18000] voxels"));
+    let one_line = contains("error: 1 of 3 cases failed: b: ").and(contains("voxels (z, y, x) at the target spacing"));
     desk.predict().assert().code(3).stderr(one_line.and(contains("of this machine")).and(contains("panic").not()));
     assert!(desk.has_result("a") && desk.has_result("c") && !desk.has_result("b"));
 }
@@ -159,6 +159,29 @@ fn evaluation_refuses_another_geometry_unless_told_otherwise() {
         assert!(!folder.path().join("predicted/summary.json").exists());
         evaluate(&["--allow-other-geometry"]).success().stderr(named()).stdout(contains("mean Dice 1.0000"));
     }
+}
+
+/// nnU-Net's SimpleITK reader takes the qform, so its predictions are there.
+#[test]
+fn a_prediction_at_the_qform_of_its_reference_is_evaluated() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, origin: [f64; 3]| {
+        let data = Array3::from_shape_fn((6, 7, 8), |(z, y, x)| i16::from(z > 1 && y > 2 && x > 3));
+        let geometry = Geometry { origin, ..Geometry::default() };
+        write_labels(&folder.path().join(name), &LabelMap { data, geometry }).unwrap();
+    };
+    write("truth/a.nii", [0.0; 3]);
+    move_qform(&folder.path().join("truth/a.nii"));
+    let evaluate = || {
+        let mut command = Command::cargo_bin("nnunet-dist").unwrap();
+        command.env_remove("RUST_LOG").arg("evaluate");
+        command.arg("-p").arg(folder.path().join("predicted")).arg("-g").arg(folder.path().join("truth"));
+        command.assert()
+    };
+    write("predicted/a.nii", [5.0, 6.0, 7.0]);
+    evaluate().success().stdout(contains("mean Dice 1.0000"));
+    write("predicted/a.nii", [5.0, 6.0, 17.0]);
+    evaluate().code(3).stderr(contains("origin"));
 }
 
 /// Folders with probabilities and label maps of the cases `a` and `b`.
