@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::manifest::{Manifest, RawFile};
@@ -101,33 +102,40 @@ pub fn preprocess_dataset(
         budget: limits.budget(comm),
         out_dir: &staging.folder,
     };
-    let raw_files = Mutex::new(BTreeMap::new());
+    let records = Mutex::new(BTreeMap::new());
     let voxels = AtomicUsize::new(0);
     // One feeder thread per case in flight: with a parallel iterator over the cases, a thread waiting for a subtask of
     // one case could start another case, and the number of cases in memory would be unbounded.
     for_each_until_error(&cases, CASES_PER_THREAD * threads, &|files| -> Result<(), PreprocessError> {
         let outcome = catch_unwind(AssertUnwindSafe(|| pipeline.preprocess(files)));
-        let written = outcome.unwrap_or_else(|_| Err(PreprocessError::Panic { case: files.id.clone() }))?;
+        let (written, record) = outcome.unwrap_or_else(|_| Err(PreprocessError::Panic { case: files.id.clone() }))?;
         voxels.fetch_add(written, Ordering::Relaxed);
-        let raw = RawFile::of_case(files).map_err(|cause| PreprocessError::Raw { case: files.id.clone(), cause })?;
-        raw_files.lock().unwrap_or_else(PoisonError::into_inner).insert(files.id.clone(), raw);
+        records.lock().unwrap_or_else(PoisonError::into_inner).insert(files.id.clone(), record);
         on_case(&files.id);
         Ok(())
     })?;
-    let own = serde_json::to_vec(&raw_files.into_inner().unwrap_or_else(PoisonError::into_inner))
+    let own = serde_json::to_vec(&records.into_inner().unwrap_or_else(PoisonError::into_inner))
         .expect("paths and numbers serialize to JSON");
-    let all = comm.all_gather_bytes(&own, "digests of the raw files")?;
+    let all = comm.all_gather_bytes(&own, "records of the preprocessed cases")?;
     if comm.rank() == 0 {
         // The messages are from the same program, so they are valid.
-        let cases = all
-            .iter()
-            .flat_map(|part| serde_json::from_slice::<BTreeMap<String, Vec<RawFile>>>(part).unwrap_or_default());
-        Manifest::new(plans, configuration, &dataset.json, cases.collect())?.save(&staging.folder)?;
+        let parse = |part: &Vec<u8>| serde_json::from_slice::<BTreeMap<String, CaseRecord>>(part).unwrap_or_default();
+        let records = all.iter().flat_map(parse);
+        let (raw, checksums) = records.map(|(id, case)| ((id.clone(), case.raw), (id, case.checksums))).unzip();
+        store::save_checksums(&staging.folder, &checksums)?;
+        Manifest::new(plans, configuration, &dataset.json, raw)?.save(&staging.folder)?;
     }
     staging.publish(out_dir, comm)?;
     let mut voxels = [voxels.into_inner() as f64];
     comm.all_reduce_f64(&mut voxels, ReduceOp::Sum, "preprocessed voxels")?;
     Ok(PreprocessSummary { cases: dataset.cases.len(), voxels: voxels[0] as usize, elapsed: began.elapsed() })
+}
+
+/// Record of a finished case.
+#[derive(Serialize, Deserialize)]
+struct CaseRecord {
+    raw: Vec<RawFile>,
+    checksums: [u32; 2],
 }
 
 /// A folder beside the store, which replaces it when all cases are complete. Until then, the store keeps its contents.
@@ -185,8 +193,8 @@ struct CasePipeline<'a> {
 }
 
 impl CasePipeline<'_> {
-    /// Reads, preprocesses and writes one case; returns the number of voxels written.
-    fn preprocess(&self, files: &CaseFiles) -> Result<usize, PreprocessError> {
+    /// Reads, preprocesses and writes one case; returns the number of voxels written, and the record of the case.
+    fn preprocess(&self, files: &CaseFiles) -> Result<(usize, CaseRecord), PreprocessError> {
         let id = || files.id.clone();
         let unreadable = |cause| PreprocessError::Read { case: id(), cause };
         let need = self.case_memory_bound(files).map_err(unreadable)?;
@@ -207,7 +215,9 @@ impl CasePipeline<'_> {
         // Not in the pool, so that its threads do not block on the disk.
         store::write_case(self.out_dir, &files.id, &preprocessed)
             .map_err(|cause| PreprocessError::Write { case: id(), cause })?;
-        Ok(preprocessed.properties.shape_after_resampling.iter().product())
+        let raw = RawFile::of_case(files).map_err(|cause| PreprocessError::Raw { case: id(), cause })?;
+        let record = CaseRecord { raw, checksums: store::checksums_of(&preprocessed) };
+        Ok((preprocessed.properties.shape_after_resampling.iter().product(), record))
     }
 
     /// Returns an upper bound on the memory of a case in bytes, from the header of its first image.

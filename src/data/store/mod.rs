@@ -5,6 +5,7 @@
 
 mod cached;
 mod case;
+mod checksums;
 mod local_cache;
 mod native;
 pub mod npy;
@@ -17,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 pub use cached::CachedStore;
 pub use case::{ANNOTATED, CaseProperties, PreprocessedCase};
+pub use checksums::{Checksums, checksums_of, save_checksums};
 pub use local_cache::{LocalCacheError, copy_label_maps_to_local_cache, copy_to_local_cache};
 pub(crate) use native::move_other_files;
 pub use native::{NativeStore, clear, label_map, read_case_properties, write_case, write_label_map};

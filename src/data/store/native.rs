@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use ndarray::{ArrayView3, ArrayView4};
 use rayon::prelude::*;
 
+use super::checksums::{CHECKSUMS, checksum, load_checksums};
 use super::npy::{self, MappedArray};
 use super::{CaseInfo, CaseProperties, CaseStore, Patch, PreprocessedCase, Region, StoreError};
 use nnunet_core::fsio;
@@ -35,6 +37,10 @@ struct StoredCase {
     labels: MappedArray<i16>,
     /// Segmentation from the previous stage of a cascade.
     previous: Option<MappedArray<i16>>,
+    /// Expected checksums of data and labels, if known.
+    expected: Option<[u32; 2]>,
+    /// Result of the verification at the first read: the ending of a damaged file is an error.
+    verified: OnceLock<Result<(), &'static str>>,
 }
 
 impl NativeStore {
@@ -49,9 +55,10 @@ impl NativeStore {
             return Err(StoreError::new(folder, "contains no preprocessed cases; preprocess the dataset first"));
         }
         ids.sort_unstable();
+        let checksums = load_checksums(folder)?;
         let cases = ids
             .par_iter()
-            .map(|id| Ok((id.clone(), StoredCase::open(folder, id)?)))
+            .map(|id| Ok((id.clone(), StoredCase::open(folder, id, checksums.get(id).copied())?)))
             .collect::<Result<HashMap<_, _>, StoreError>>()?;
         Ok(Self { ids, cases, folder: folder.to_path_buf() })
     }
@@ -81,6 +88,18 @@ impl NativeStore {
         Ok(self)
     }
 
+    /// Returns a case whose arrays have the checksums of the preprocessing; compares them at the first call.
+    fn verified(&self, id: &str) -> Result<&StoredCase, StoreError> {
+        let stored = self.case(id)?;
+        match stored.verified.get_or_init(|| stored.verify()) {
+            Ok(()) => Ok(stored),
+            Err(ending) => {
+                let defect = "is damaged: its checksum differs from that of the preprocessing; preprocess again";
+                Err(StoreError::new(file(&self.folder, id, ending), defect))
+            }
+        }
+    }
+
     fn case(&self, id: &str) -> Result<&StoredCase, StoreError> {
         self.cases
             .get(id)
@@ -100,7 +119,7 @@ impl CaseStore for NativeStore {
     /// # Panics
     /// Panics if the patch's arrays are not in C order, or its data and labels differ in extent.
     fn read_patch(&self, case: &str, lo: [isize; 3], patch: &mut Patch) -> Result<(), StoreError> {
-        let stored = self.case(case)?;
+        let stored = self.verified(case)?;
         let channels = stored.info.channels;
         let (patch_channels, z, y, x) = patch.data.dim();
         assert_eq!(patch.labels.dim(), (z, y, x), "data and labels of a patch must have the same extent");
@@ -120,13 +139,13 @@ impl CaseStore for NativeStore {
         _: &mut Patch,
         visit: &mut dyn FnMut(Region),
     ) -> Result<(), StoreError> {
-        visit(self.case(case)?.region(lo, size));
+        visit(self.verified(case)?.region(lo, size));
         Ok(())
     }
 }
 
 impl StoredCase {
-    fn open(folder: &Path, id: &str) -> Result<Self, StoreError> {
+    fn open(folder: &Path, id: &str, expected: Option<[u32; 2]>) -> Result<Self, StoreError> {
         let properties_path = file(folder, id, PROPERTIES);
         let properties = read_properties(&properties_path)?;
         let data_path = file(folder, id, DATA);
@@ -147,7 +166,19 @@ impl StoredCase {
         check_locations(&properties).map_err(|defect| StoreError::new(properties_path, defect))?;
         let class_locations = properties.class_locations;
         let info = CaseInfo { channels, shape: stated, class_locations, has_previous: false };
-        Ok(Self { info, data, labels, previous: None })
+        Ok(Self { info, data, labels, previous: None, expected, verified: OnceLock::new() })
+    }
+
+    /// Compares the arrays with the expected checksums.
+    ///
+    /// # Errors
+    /// Returns the ending of a damaged file.
+    fn verify(&self) -> Result<(), &'static str> {
+        match self.expected {
+            Some([data, _]) if checksum(self.data.as_slice()) != data => Err(DATA),
+            Some([_, labels]) if checksum(self.labels.as_slice()) != labels => Err(LABELS),
+            _ => Ok(()),
+        }
     }
 
     fn region(&self, lo: [isize; 3], size: [usize; 3]) -> Region<'_> {
@@ -212,7 +243,7 @@ pub fn clear(folder: &Path) -> Result<(), StoreError> {
     };
     let (properties, arrays): (Vec<_>, Vec<_>) = names
         .into_iter()
-        .filter(|name| is_of_cases(name) || name == crate::preprocess::MANIFEST)
+        .filter(|name| is_of_cases(name) || [crate::preprocess::MANIFEST, CHECKSUMS].contains(&name.as_str()))
         .partition(|name| name.ends_with(PROPERTIES));
     // Remove the JSON files first, so that no case is listed without its arrays.
     properties.iter().chain(&arrays).try_for_each(|name| remove(&folder.join(name)))

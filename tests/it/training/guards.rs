@@ -102,6 +102,14 @@ fn training_notices_what_has_changed_since_preprocessing() {
     shop.edit_plans(|configuration| configuration["normalization_schemes"] = json!(["CTNormalization"]));
     refused(&mut run("plans"), "was preprocessed with other settings: normalization_schemes; preprocess again");
     fs::write(shop.work.plans(), plans).unwrap();
+    let array = fs::read_dir(shop.store()).unwrap().map(|entry| entry.unwrap().path());
+    let array = array.filter(|path| path.to_string_lossy().ends_with("_seg.npy")).min().unwrap();
+    let whole = fs::read(&array).unwrap();
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&array, damaged).unwrap();
+    refused(run("damaged").args(["-f", "all"]), "_seg.npy: is damaged: its checksum differs");
+    fs::write(&array, whole).unwrap();
     let case = fs::read_dir(shop.store()).unwrap().map(|entry| entry.unwrap().path());
     let case = case.filter(|path| path.extension().is_some_and(|ending| ending == "json")).min().unwrap();
     fs::remove_file(case).unwrap();

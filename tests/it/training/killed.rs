@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::disk::SmallDisk;
 use crate::work::{CONFIGURATION, Workshop, program};
 
 /// A command to kill.
@@ -134,11 +135,15 @@ fn run(arguments: &str, folder: &Path) {
 /// Copies the prepared folder, without the files that the command makes.
 fn copy(base: &Path, victim: &Victim) -> TempDir {
     let folder = TempDir::new().unwrap();
-    copy_folder(base, folder.path());
-    for path in victim.without {
-        fs::remove_dir_all(folder.path().join(path)).unwrap();
-    }
+    copy_into(base, folder.path(), victim);
     folder
+}
+
+fn copy_into(base: &Path, folder: &Path, victim: &Victim) {
+    copy_folder(base, folder);
+    for path in victim.without {
+        fs::remove_dir_all(folder.join(path)).unwrap();
+    }
 }
 
 fn copy_folder(from: &Path, to: &Path) {
@@ -181,6 +186,31 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 fn is_partial(path: &Path) -> bool {
     path.components().any(|part| part.as_os_str().to_string_lossy().starts_with(".partial-"))
+}
+
+#[test]
+fn a_full_disk_is_a_temporary_failure_of_every_command() {
+    let base = TempDir::new().unwrap();
+    prepare(base.path());
+    for victim in &VICTIMS {
+        let mount = TempDir::new().unwrap();
+        let Some(disk) = SmallDisk::mount(mount.path().join("disk"), 256 << 20) else { return };
+        copy_into(base.path(), &disk.folder, victim);
+        let before = files(&disk.folder);
+        let filler = disk.fill();
+        let output = program().args(victim.arguments.split(' ')).current_dir(&disk.folder).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let last = stderr.lines().last().unwrap_or_default();
+        assert_eq!(output.status.code(), Some(75), "{}: {stderr}", victim.name);
+        assert!(last.starts_with("error: ") && last.contains("(os error 28)"), "{}: {stderr}", victim.name);
+        fs::remove_file(filler).unwrap();
+        for (path, bytes) in files(&disk.folder) {
+            // A training keeps what it can: its configuration, empty files.
+            let is_new = before.get(&path) != Some(&bytes);
+            assert!(!is_new || victim.name == "train" || bytes.is_empty(), "{}: {}", victim.name, path.display());
+        }
+        run(victim.arguments, &disk.folder);
+    }
 }
 
 #[test]
