@@ -9,7 +9,7 @@ CARGO := cargo
 # and are compiled once.
 TESTED := --locked --workspace --features nnunet-dist/nccl
 
-.PHONY: help demo check test test-cluster docs docs-test chaos fuzz fuzz-coverage test-gpu gpu-pack bench deb install sbom \
+.PHONY: help demo check test test-cluster docs docs-test chaos kills fuzz fuzz-coverage test-gpu gpu-pack bench deb install sbom \
 	deny setup fmt doc
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make docs-test   run every command of the book; PAGE=serve selects pages'
 	@echo 'make docs   regenerate the pages that are generated from help texts'
 	@echo 'make chaos  train for half an hour with killed ranks, frozen hosts, cut links and full disks (as root); SECONDS=, SEED='
+	@echo 'make kills  kill twelve commands at 20 moments each and run them again; MOMENTS='
 	@echo 'make fuzz   read mutated files of every kind, ten minutes each; SECONDS='
 	@echo 'make fuzz-coverage   the same, guided by coverage (nightly Rust); SECONDS=, TARGET='
 	@echo 'make bench  compare with nnU-Net in PyTorch on this machine; BENCH=step_f32 selects rows'
@@ -80,10 +81,15 @@ chaos:
 	NNUNET_CHAOS_SECONDS=$(or $(SECONDS),1800) NNUNET_CHAOS_SEED=$(or $(SEED),1) \
 		$(CARGO) nextest run $(TESTED) -E 'binary(distributed) and test(/^cluster::chaos::/)' --no-capture
 
-# Mutated files of every kind, ten minutes each.
+# `test` kills at two moments each.
+kills: setup
+	@scripts/setup nextest
+	NNUNET_KILLS=$(or $(MOMENTS),20) $(CARGO) nextest run $(TESTED) --test training -E 'test(/^killed::/)' --no-capture
+
+# Mutated files of every kind, and whole commands on changed inputs, ten minutes each. SEED=2 gives other inputs.
 fuzz: setup
 	@scripts/setup nextest
-	NNUNET_FUZZ_SECONDS=$(or $(SECONDS),600) $(CARGO) nextest run $(TESTED) --test hostile_files --no-capture
+	NNUNET_FUZZ_SECONDS=$(or $(SECONDS),600) NNUNET_FUZZ_SEED=$(or $(SEED),0) $(CARGO) nextest run $(TESTED) --test hostile_files --no-capture
 
 # Coverage-guided, ten minutes per target; see tests/fuzz/run.
 fuzz-coverage:
