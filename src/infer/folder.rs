@@ -88,7 +88,7 @@ impl PredictFolder<'_> {
         predictor.add_previous_stage(&mut cases, folder.previous_stage.as_deref())?;
         let listing: Vec<_> = cases.iter().map(|case| (&case.id, case.bytes())).collect();
         check_consistency(comm, "images to predict", format!("{listing:?}").as_bytes())?;
-        OutputFolder::check(output, predictor.model(), &cases)?;
+        OutputFolder::check(output, predictor.model(), &cases, folder.skip_existing)?;
         comm.barrier("check of the output folder")?;
         let _lock = match comm.rank() {
             0 => Some(FolderLock::acquire(output, &folder.part.lock_name())?),

@@ -40,9 +40,16 @@ impl<'a> OutputFolder<'a> {
     /// Checks, before the first write, that results in `root` would replace neither inputs nor files that are not
     /// results: a folder with results has the plans of a network and its `dataset.json`.
     ///
+    /// With `continues`, the caller states that label maps in the folder are results of an earlier run.
+    ///
     /// # Errors
     /// Returns an error that names the file that would be lost.
-    pub fn check(root: &Path, model: &ModelDescription, cases: &[CaseFiles]) -> Result<(), InferError> {
+    pub fn check(
+        root: &Path,
+        model: &ModelDescription,
+        cases: &[CaseFiles],
+        continues: bool,
+    ) -> Result<(), InferError> {
         let files = cases.iter().flat_map(|case| case.images.iter().chain(&case.label));
         let inputs = Inputs::new(files);
         let ending = &model.dataset.file_ending;
@@ -54,7 +61,7 @@ impl<'a> OutputFolder<'a> {
         let has_results = root.join("plans.json").is_file();
         for name in cases.iter().flat_map(names) {
             inputs.check(&root.join(&name))?;
-            if !has_results && root.join(&name).exists() {
+            if !has_results && !continues && root.join(&name).exists() {
                 return Err(foreign(&name));
             }
         }
