@@ -383,6 +383,7 @@ impl<B: ComputeBackend> Trainer<'_, B> {
                 is_best,
                 world_size: self.comm.world_size(),
                 config: self.config.to_toml(),
+                threads: rayon::current_num_threads(),
                 data: self.data.clone(),
             },
             weights: self.step.network.state(),

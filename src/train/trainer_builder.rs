@@ -14,6 +14,7 @@ use crate::config::{DistConfig, RunConfig};
 use crate::telemetry::{MetricsEndpoint, Observers, RunState, StatusHandle};
 use nnunet_core::rng::Purpose;
 use nnunet_interop::{Pretrained, load_pretrained};
+use nnunet_nn::Device;
 use nnunet_nn::backend::ComputeBackend;
 use nnunet_nn::checkpoint::{Checkpoint, CheckpointManager, RetentionPolicy, Training};
 use nnunet_nn::loss::head_weights;
@@ -135,9 +136,13 @@ impl<'a> TrainingContext<'a> {
         if self.config.precision.scales_loss() { optimizer.with_dynamic_scale() } else { optimizer }
     }
 
-    /// Warns if the cases have been preprocessed again since the checkpoint: the run may continue, but its result
-    /// differs.
+    /// Warns if the cases have been preprocessed again since the checkpoint, or the number of threads differs: the run
+    /// may continue, but its result differs.
     fn check_data(&self, checkpoint: &Checkpoint) {
+        let (before, now) = (checkpoint.training.threads, rayon::current_num_threads());
+        if self.comm.rank() == 0 && self.config.device == Device::Cpu && before != 0 && before != now {
+            tracing::warn!("resuming with {now} threads instead of {before}: the last bits of the results may differ");
+        }
         let is_other = self.store.fingerprint().is_ok_and(|data| data != checkpoint.training.data);
         if self.comm.rank() == 0 && is_other {
             let folder = self.folder.display();

@@ -134,6 +134,9 @@ pub struct Training {
     pub world_size: usize,
     /// The resolved configuration, as in `config.toml`.
     pub config: String,
+    /// Number of compute threads per rank, on which the last bits of sums depend; 0 in checkpoints of earlier versions.
+    #[serde(default)]
+    pub threads: usize,
     /// Fingerprint of the preprocessed cases ([`crate::store::CaseStore::fingerprint`]).
     pub data: String,
 }

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -180,6 +181,27 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 fn is_partial(path: &Path) -> bool {
     path.components().any(|part| part.as_os_str().to_string_lossy().starts_with(".partial-"))
+}
+
+#[test]
+fn new_files_have_the_mode_of_the_umask() {
+    let base = TempDir::new().unwrap();
+    prepare(base.path());
+    for victim in &VICTIMS {
+        let folder = copy(base.path(), victim);
+        let before: Vec<PathBuf> = files(folder.path()).into_keys().collect();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "umask 077; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_nnunet-dist")]);
+        let output = shell.args(victim.arguments.split(' ')).current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success(), "{}: {}", victim.name, String::from_utf8_lossy(&output.stderr));
+        for path in files(folder.path()).into_keys().filter(|path| !before.contains(path)) {
+            let path = folder.path().join(path);
+            let metadata = fs::symlink_metadata(&path).unwrap();
+            let mode = metadata.permissions().mode();
+            let is_private = metadata.is_symlink() || mode & 0o077 == 0;
+            assert!(is_private, "{}: {} has mode {mode:o}", victim.name, path.display());
+        }
+    }
 }
 
 /// A dead process does not hold a folder for ever.
