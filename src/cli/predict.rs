@@ -73,6 +73,7 @@ impl Predict {
             skip_existing: self.skip_existing,
             part,
             previous_stage: self.prev_stage_predictions.clone(),
+            ..FolderOptions::default()
         };
         let predicted = match first.is_empty() {
             true => infer::predict_folder(&self.images, &self.output, &options, &folder, &*comm),

@@ -69,7 +69,8 @@ impl RawVoxels {
     pub fn read(&self) -> Result<Vec<f32>, ImageError> {
         self.check()?;
         let fail = |error: io::Error| self.fail(describe_io_error(&error));
-        memory::check_fits(memory::byte_product([self.count, size_of::<f32>()]))
+        // Every command needs a second copy, to crop or convert the image.
+        memory::check_fits(memory::byte_product([self.count, 2 * size_of::<f32>()]))
             .map_err(|excess| self.fail(format!("declares {} voxels, which need {excess}", self.count)))?;
         let mut numbers = Vec::new();
         let mut inexact = InexactValues::default();

@@ -23,8 +23,8 @@ const FIRST_STAGE: &str = "previous_stage";
 /// segmented all images into the folder `previous_stage` within `output`.
 ///
 /// # Errors
-/// Returns the errors of [`predict_folder`] for either stage; the second stage does not start if a case of the first
-/// failed. Returns an error if `first` is not the stage that the second was trained with.
+/// Returns the errors of [`predict_folder`] for either stage; cases that fail in the first stage are left out of the
+/// second. Returns an error if `first` is not the stage that the second was trained with.
 pub fn predict_cascade_folder(
     inputs: &[PathBuf],
     output: &Path,
@@ -41,9 +41,24 @@ pub fn predict_cascade_folder(
         tracing::info!("predicting the first stage into {}", between.display());
     }
     let options = PredictOptions { checkpoints: first, ..second.clone() };
-    predict_folder(inputs, &between, &options, &FolderOptions { save_probabilities: false, ..folder.clone() }, comm)?;
-    let folder = FolderOptions { previous_stage: Some(between), ..folder.clone() };
-    predict_folder(inputs, output, second, &folder, comm)
+    let first_stage = FolderOptions { save_probabilities: false, ..folder.clone() };
+    let (mut failed, total) = match predict_folder(inputs, &between, &options, &first_stage, comm) {
+        Ok(_) => (Vec::new(), 0),
+        Err(InferError::Cases { failed, total }) if failed.len() < total => (failed, total),
+        Err(error) => return Err(error),
+    };
+    let failed_before = failed.iter().map(|failed| failed.case.clone()).collect();
+    let folder = FolderOptions { previous_stage: Some(between), failed_before, ..folder.clone() };
+    match predict_folder(inputs, output, second, &folder, comm) {
+        predicted if failed.is_empty() => predicted,
+        Ok(_) => Err(InferError::Cases { failed, total }),
+        Err(InferError::Cases { failed: later, .. }) => {
+            failed.extend(later);
+            failed.sort();
+            Err(InferError::Cases { failed, total })
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Checks, before either network runs, that the `later` network was trained with the stage of the `earlier` one, whose

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::ProbabilityError;
 use nnunet_comm::distributed::CommError;
 use nnunet_core::lock::LockError;
@@ -99,12 +101,34 @@ pub enum InferError {
     #[error("{folder}: no previous-stage segmentation for {number} case(s): {first}{}", if *number > 1 { ", …" } else { "" })]
     PreviousMissing { folder: PathBuf, number: usize, first: String },
     /// Some cases of a folder failed; the results of the others were written.
-    #[error("{} of {total} cases failed: {}", failed.len(), failed.join("; "))]
-    Cases { failed: Vec<String>, total: usize },
+    #[error("{} of {total} cases failed: {}", failed.len(), listed(failed))]
+    Cases { failed: Vec<FailedCase>, total: usize },
     /// Communication with another rank failed.
     #[error("{0}")]
     Comm(#[from] CommError),
     /// The device is not available in this build or on this machine.
     #[error("{0}")]
     Device(#[from] DeviceError),
+}
+
+/// A case of a folder that failed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FailedCase {
+    /// Name of the case.
+    pub case: String,
+    /// Its error, in one line.
+    pub error: String,
+}
+
+impl FailedCase {
+    /// Creates the failure of a case. The error need not name the case.
+    pub fn new(case: &str, error: &InferError) -> Self {
+        let error = error.to_string();
+        let error = error.strip_prefix(&format!("case {case}: ")).unwrap_or(&error).to_owned();
+        Self { case: case.to_owned(), error }
+    }
+}
+
+fn listed(failed: &[FailedCase]) -> String {
+    failed.iter().map(|FailedCase { case, error }| format!("{case}: {error}")).collect::<Vec<_>>().join("; ")
 }

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::InferError;
 use super::cases::{JobPart, find_cases};
+use super::error::FailedCase;
 use super::export::Segmentation;
 use super::options::PredictOptions;
 use super::output::OutputFolder;
@@ -30,6 +33,8 @@ pub struct FolderOptions {
     pub part: JobPart,
     /// For the second stage of a cascade: folder of the first stage's label maps, in the raw images' voxel grid.
     pub previous_stage: Option<PathBuf>,
+    /// Cases that the first stage could not segment: the second stage leaves them out.
+    pub failed_before: Vec<String>,
 }
 
 /// Numbers of predicted cases.
@@ -80,7 +85,9 @@ impl PredictFolder<'_> {
         let Self { inputs, output, options, folder, comm } = self;
         let predictor = Predictor::<B>::with_options(options, device)?;
         let mut cases = folder.part.select(find_cases(inputs, predictor.dataset())?);
+        cases.retain(|case| !folder.failed_before.iter().any(|failed| *failed == *case.id));
         if let ([input], 0) = (inputs, comm.rank())
+            && folder.previous_stage.is_none()
             && let Some(files) = left_out(input, &predictor.dataset().file_ending)
         {
             tracing::warn!("{}: left out {files}", input.display());
@@ -140,12 +147,16 @@ fn unfinished(
     Ok(cases)
 }
 
-/// Gathers the names of all ranks.
-fn gather(names: &[String], what: &str, comm: &dyn Communicator) -> Result<Vec<String>, InferError> {
-    let message = serde_json::to_vec(names).expect("strings can be written as JSON");
+/// Gathers the values of all ranks.
+fn gather<T: Serialize + DeserializeOwned>(
+    values: &[T],
+    what: &str,
+    comm: &dyn Communicator,
+) -> Result<Vec<T>, InferError> {
+    let message = serde_json::to_vec(values).expect("strings can be written as JSON");
     let messages = comm.all_gather_bytes(&message, what)?;
     // The messages are from the same program, so they are valid JSON.
-    Ok(messages.iter().flat_map(|message| serde_json::from_slice::<Vec<String>>(message).unwrap_or_default()).collect())
+    Ok(messages.iter().flat_map(|message| serde_json::from_slice::<Vec<T>>(message).unwrap_or_default()).collect())
 }
 
 /// Case ID, with the preprocessed case or the error that prevents its prediction.
@@ -184,19 +195,13 @@ pub fn read_finite_case(files: &CaseFiles, channels: usize) -> Result<Case, Infe
     }
 }
 
-/// Describes the failure of a case, named once.
-fn failure(id: &str, error: &InferError) -> String {
-    let error = error.to_string();
-    format!("{id}: {}", error.strip_prefix(&format!("case {id}: ")).unwrap_or(&error))
-}
-
 fn predict_all<'c, B: NnOps>(
     from: &Receiver<Preprocessed<'c>>,
     predictor: &Predictor<B>,
     to: &Sender<Segmented<'c>>,
     save_probabilities: bool,
     comm: &dyn Communicator,
-) -> Vec<String> {
+) -> Vec<FailedCase> {
     let mut failed = Vec::new();
     for (id, result) in from {
         let began = Instant::now();
@@ -211,18 +216,18 @@ fn predict_all<'c, B: NnOps>(
                     break;
                 }
             }
-            Err(error) => failed.push(failure(id, &error)),
+            Err(error) => failed.push(FailedCase::new(id, &error)),
         }
     }
     failed
 }
 
-fn write_all(from: &Receiver<Segmented>, output: &OutputFolder) -> Vec<String> {
+fn write_all(from: &Receiver<Segmented>, output: &OutputFolder) -> Vec<FailedCase> {
     let mut failed = Vec::new();
     for (id, segmentation, properties, began) in from {
         match guarded(|| output.write(id, &segmentation, &properties)) {
             Ok(()) => tracing::info!("{id}: {:.1} s", began.elapsed().as_secs_f64()),
-            Err(error) => failed.push(failure(id, &error)),
+            Err(error) => failed.push(FailedCase::new(id, &error)),
         }
     }
     failed

@@ -57,7 +57,7 @@ pub use argmax::LabelRule;
 pub use cascade::{CascadePredictor, PreparedImage, predict_cascade_folder};
 pub use cases::{JobPart, find_cases};
 pub use checkpoints::{CheckpointName, DEFAULT_FOLDS, find_checkpoints};
-pub use error::InferError;
+pub use error::{FailedCase, InferError};
 pub use export::{Export, Segmentation};
 pub use folder::{FolderOptions, PredictionCounts, predict_folder, read_finite_case};
 pub use options::{AccumulatorDtype, Batching, MemoryOptions, PredictOptions, WindowOptions};

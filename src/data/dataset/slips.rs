@@ -19,12 +19,27 @@ fn channel_names(value: &Value) -> Option<String> {
             let pairs = names.iter().enumerate().map(|(channel, name)| format!("\"{channel}\": {}", as_text(name)));
             Some(format!("channel_names is a list; write {{{}}}", pairs.collect::<Vec<_>>().join(", ")))
         }
+        Value::Object(names) if is_reversed(names) => {
+            let pairs = names.iter().map(|(name, channel)| {
+                let channel = channel.as_str().map_or_else(|| channel.to_string(), str::to_owned);
+                format!("\"{channel}\": \"{name}\"")
+            });
+            let pairs = pairs.collect::<Vec<_>>().join(", ");
+            Some(format!("channel_names is the wrong way round, names first; write {{{pairs}}}"))
+        }
         Value::Object(names) => {
             let (channel, name) = names.iter().find(|(_, name)| !name.is_string())?;
             Some(format!("channel_names: channel {channel:?} is {name}; write a name in quotes, such as \"CT\""))
         }
         other => Some(format!("channel_names is {other}; write {{\"0\": {}}}", as_text(other))),
     }
+}
+
+/// Whether the names of channels are the keys, and their numbers the values.
+fn is_reversed(names: &Map<String, Value>) -> bool {
+    let is_number = |text: &str| text.parse::<u64>().is_ok();
+    let has_number = |value: &Value| value.is_u64() || value.as_str().is_some_and(is_number);
+    !names.is_empty() && names.iter().all(|(name, channel)| !is_number(name) && has_number(channel))
 }
 
 /// Describes the first slip in `labels`: the wrong way round, a list, or a value that is no label.
@@ -142,6 +157,8 @@ mod tests {
             (r#"{"0": "CT"}"#, r#"["CT", "PET"]"#, r#"channel_names is a list; write {"0": "CT", "1": "PET"}"#),
             (r#"{"0": "CT"}"#, r#""CT""#, r#"write {"0": "CT"}"#),
             (r#""CT""#, "7", r#"channel "0" is 7"#),
+            (r#"{"0": "CT"}"#, r#"{"CT": 0}"#, r#"the wrong way round, names first; write {"0": "CT"}"#),
+            (r#"{"0": "CT"}"#, r#"{"CT": "0", "PET": "1"}"#, r#"write {"0": "CT", "1": "PET"}"#),
             (
                 labels,
                 r#"{"0": "background", "1": "liver"}"#,

@@ -9,11 +9,13 @@ use ndarray::{Array3, Array4};
 use nnunet_dist::dataset::DatasetJson;
 use nnunet_dist::image::{Geometry, LabelMap, Volume, read_header, write_labels, write_volume};
 use nnunet_dist::infer::save_probabilities;
+use nnunet_dist::model::ModelDescription;
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::http::{Server, multipart};
 use crate::tiny_model::{image, model, write_checkpoint};
 
 /// A checkpoint, and folders for images and results.
@@ -244,6 +246,55 @@ fn a_missing_onednn_is_one_warning_with_its_remedy() {
     let warnings: Vec<&str> = stderr.lines().filter(|line| line.contains("oneDNN")).collect();
     assert!(warnings.len() == 1 && warnings[0].contains("NNUNET_DIST_ONEDNN"), "{stderr}");
     assert!(stderr.lines().next().unwrap().contains("oneDNN"), "the warning comes first: {stderr}");
+}
+
+#[test]
+fn a_case_that_fails_in_the_first_stage_of_a_cascade_does_not_stop_the_others() {
+    let desk = Desk(tempfile::tempdir().unwrap());
+    let cascade = model("3d_fullres", |plans, _| {
+        let configurations = &mut plans["configurations"];
+        configurations["3d_lowres"] = json!({"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"});
+        configurations["3d_cascade_fullres"] = json!({"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"});
+    });
+    for (name, configuration) in [("first", "3d_lowres"), ("checkpoint", "3d_cascade_fullres")] {
+        let model = ModelDescription { configuration: configuration.into(), ..cascade.clone() };
+        write_checkpoint(&desk.path(name), &model, 5);
+    }
+    for name in ["a_0000.nii.gz", "c_0000.nii.gz"] {
+        desk.add(name, Geometry::default());
+    }
+    fs::write(desk.path("images/b_0000.nii.gz"), "not an image").unwrap();
+    let named = contains("error: 1 of 3 cases failed: b: ").and(contains("b_0000.nii.gz"));
+    desk.predict().arg("--prev-stage").arg(desk.path("first")).assert().code(3).stderr(named);
+    assert!(desk.has_result("a") && desk.has_result("c") && !desk.has_result("b"));
+}
+
+#[test]
+fn the_server_refuses_and_reports_the_same() {
+    let desk = Desk::new(|plans, dataset| {
+        dataset.channel_names.insert("1".into(), "T2".into());
+        let configuration = &mut plans["configurations"]["3d_fullres"];
+        configuration["normalization_schemes"] = json!(["ZScoreNormalization", "ZScoreNormalization"]);
+        configuration["use_mask_for_norm"] = json!([false, false]);
+    });
+    let server = Server::start(&desk.path("checkpoint"), &[]);
+    let file = |geometry: Geometry| {
+        let path = desk.path("image.nii.gz");
+        write_volume(&path, &image([18, 20, 18], 0, geometry)).unwrap();
+        fs::read(path).unwrap()
+    };
+    let plain = file(Geometry::default());
+    let post = |second: &[u8]| {
+        server.post("/predict", "multipart/form-data; boundary=b", &multipart(&[("0", &plain[..]), ("1", second)]))
+    };
+    // Zeros after a gzip member are padding.
+    assert_eq!(post(&[&plain[..], &[0; 700]].concat()).status, 200);
+    for (property, geometry) in others() {
+        post(&file(geometry)).refuses(422, &format!("channel 1.nii: {property}"));
+    }
+    let help: Value = serde_json::from_slice(&server.get("/").body).unwrap();
+    assert!(help.as_object().unwrap().contains_key("onednn"));
+    assert_eq!(server.metric("nnunet_onednn"), f64::from(u8::from(!help["onednn"].is_null())));
 }
 
 #[test]

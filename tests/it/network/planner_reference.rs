@@ -348,8 +348,8 @@ mod made_up {
         let plans = serde_json::to_value(planned(&[]).unwrap()).unwrap();
         let text = plans.to_string();
         refused(&text.as_bytes()[..text.len() / 2], "EOF");
-        refused(b"", "EOF");
-        refused(&[0x1f, 0x8b, 0xff], "expected value");
+        refused(b"", "is empty");
+        refused(&[0x1f, 0x8b, 0xff], "is not UTF-8 text");
         let mut without = plans.clone();
         without.as_object_mut().unwrap().remove("transpose_forward");
         refused(without.to_string().as_bytes(), "missing field `transpose_forward`");
