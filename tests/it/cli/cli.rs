@@ -148,7 +148,8 @@ fn a_dataset_becomes_work_files_that_users_may_edit() {
     folders.run("preprocess", &["-q"]).assert().success().stderr(is_empty());
     for configuration in ["2d", "3d_fullres"] {
         let store = folders.work().join(format!("preprocessed/nnUNetPlans_{configuration}"));
-        assert_eq!(fs::read_dir(store).unwrap().count(), 3 * 6);
+        // Three files per case, the manifest and the checksums.
+        assert_eq!(fs::read_dir(store).unwrap().count(), 3 * 6 + 2);
     }
     folders.run("preprocess", &["-c", "3d"]).assert().code(3).stderr(contains("2d, 3d_fullres"));
     folders.run("train", &["-c", "3d", "-f", "0"]).assert().code(3).stderr(contains("2d, 3d_fullres"));

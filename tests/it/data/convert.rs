@@ -151,5 +151,5 @@ fn nothing_is_replaced_unasked_or_partially() {
     description["dataset"] = json!({"../../evil": {"images": [], "label": "x"}});
     fs::write(v2.join("dataset.json"), description.to_string()).unwrap();
     let error = convert_dataset(&v2, &folder.path().join("t"), RawLayout::NnUnet, false).unwrap_err().to_string();
-    assert!(error.contains("is not a valid case name"), "{error}");
+    assert!(error.contains("\"../../evil\" is a path"), "{error}");
 }

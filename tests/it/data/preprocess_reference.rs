@@ -96,7 +96,8 @@ fn a_preprocessed_dataset_replaces_the_contents_of_the_store() {
     done.sort();
     let store = NativeStore::open(out.path()).unwrap();
     assert_eq!(store.case_ids(), done);
-    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 3 * references.len());
+    // Three files per case, the manifest and the checksums.
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 3 * references.len() + 2);
     for path in &references {
         let id = case_beside(path).id;
         let [z, y, x] = store.info(&id).unwrap().shape;
@@ -132,7 +133,7 @@ fn the_output_does_not_depend_on_threads_and_memory() {
         files.into_iter().map(contents).collect::<Vec<_>>()
     };
     let expected = written(ResourceLimits::threads(1));
-    assert_eq!(expected.len(), 3 * 5);
+    assert_eq!(expected.len(), 3 * 5 + 2);
     // One byte: each case alone. A megabyte: some at the same time.
     for (threads, memory) in [(1, 1), (3, 1), (3, 1_000_000), (3, u64::MAX)] {
         let same = written(ResourceLimits { threads, memory: Some(memory) }) == expected;
