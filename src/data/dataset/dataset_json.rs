@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::DatasetError;
-use super::regions::order_problem;
+use super::regions::{Region, order_problem};
 use super::slips::find_slip;
 use nnunet_core::fsio::check_name_part;
 use nnunet_core::user_file;
@@ -160,11 +160,23 @@ impl DatasetJson {
         }
         problems.extend(self.ignore_label_problem(&classes));
         match self.region_problem() {
-            None => problems.extend(order_problem(self)),
+            None => problems.extend(self.order_problem()),
             problem => problems.extend(problem),
         }
         problems.extend(check_writable(&self.file_ending).err().map(|defect| format!("file_ending: {defect}")));
         problems
+    }
+
+    /// Describes a `regions_class_order` that cannot work; `None` if it works or the targets are classes.
+    pub(super) fn order_problem(&self) -> Option<String> {
+        self.regions()?;
+        let foreground = self.foreground();
+        let regions = foreground.iter().map(|region| Region {
+            name: region.name,
+            members: region.members.iter().copied().collect(),
+            output: region.output,
+        });
+        order_problem(&regions.collect::<Vec<_>>())
     }
 
     fn ignore_label_problem(&self, classes: &[i16]) -> Option<String> {

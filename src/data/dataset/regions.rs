@@ -2,33 +2,20 @@
 
 use std::collections::BTreeSet;
 
-use super::DatasetJson;
-
 /// A region with its name, its member labels, and the label that predicted label maps show for it.
-struct Region<'a> {
-    name: &'a str,
-    members: BTreeSet<i16>,
-    output: i16,
+pub(super) struct Region<'a> {
+    pub name: &'a str,
+    pub members: BTreeSet<i16>,
+    pub output: i16,
 }
 
-/// Describes a `regions_class_order` that cannot work, with the order that would; `None` if it works or the targets are
-/// classes.
+/// Describes a `regions_class_order` that cannot work, with the order that would; `None` if it works.
 ///
 /// Regions are entered into a label map one after the other; a later one overwrites an earlier one. Entry `i` of the
 /// order is the label that region `i` enters.
-pub(super) fn order_problem(json: &DatasetJson) -> Option<String> {
-    json.regions()?;
-    let foreground = json.foreground();
-    let regions: Vec<Region> = foreground
-        .iter()
-        .map(|region| Region {
-            name: region.name,
-            members: region.members.iter().copied().collect(),
-            output: region.output,
-        })
-        .collect();
-    let defect = foreign_value(&regions).or_else(|| overwritten(&regions)).or_else(|| ambiguous_value(&regions))?;
-    Some(format!("regions_class_order cannot work: {defect}; {}", remedy(&regions)))
+pub(super) fn order_problem(regions: &[Region]) -> Option<String> {
+    let defect = foreign_value(regions).or_else(|| overwritten(regions)).or_else(|| ambiguous_value(regions))?;
+    Some(format!("regions_class_order cannot work: {defect}; {}", remedy(regions)))
 }
 
 fn foreign_value(regions: &[Region]) -> Option<String> {
@@ -95,14 +82,15 @@ fn working_order(regions: &[&Region]) -> Option<Vec<i16>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::dataset::DatasetJson;
 
     fn problem(labels: &str, order: &str) -> Option<String> {
         let json = format!(
             r#"{{"channel_names": {{"0": "MR"}}, "numTraining": 1, "file_ending": ".nii",
             "labels": {{"background": 0, {labels}}}, "regions_class_order": {order}}}"#
         );
-        order_problem(&serde_json::from_str(&json).unwrap())
+        let json: DatasetJson = serde_json::from_str(&json).unwrap();
+        json.order_problem()
     }
 
     const NESTED: &str = r#""whole": [1, 2, 3], "core": [2, 3], "enhancing": 3"#;

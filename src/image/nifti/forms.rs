@@ -1,8 +1,7 @@
-//! The forms of a NIfTI header that place its voxels, and the geometry that follows from them.
-
-use serde::{Deserialize, Serialize};
+//! Geometry from the forms of a NIfTI header, and forms from a geometry.
 
 use super::affine::{self, Affine};
+use super::stored_forms::NiftiForms;
 use crate::Geometry;
 
 /// `NIFTI_UNITS_MM` of nifti1.h.
@@ -11,28 +10,6 @@ const MILLIMETERS: u8 = 2;
 const SCANNER: i16 = 1;
 /// Names of the axes.
 const AXES: [&str; 3] = ["x", "y", "z"];
-
-/// Fields of a NIfTI header that place its voxels, in the units of the file.
-///
-/// A header has up to three forms: sform, qform and pixdim. nibabel prefers the sform, ITK the qform, so a label map has
-/// to repeat those of its image to be on it for both.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct NiftiForms {
-    /// Whether the file has two axes.
-    pub(super) is_plane: bool,
-    /// Spatial part of `xyzt_units`.
-    pub(super) units: u8,
-    /// `pixdim[0..4]`: qfac, and the voxel size along x, y and z.
-    pub(super) pixdim: [f64; 4],
-    pub(super) qform_code: i16,
-    pub(super) sform_code: i16,
-    /// `quatern_b`, `quatern_c`, `quatern_d`.
-    pub(super) quaternion: [f64; 3],
-    /// `qoffset_x`, `qoffset_y`, `qoffset_z`.
-    pub(super) offset: [f64; 3],
-    /// `srow_x`, `srow_y`, `srow_z`.
-    pub(super) sform: Affine,
-}
 
 impl NiftiForms {
     /// Forms in mm that state a geometry: the sform, and the qform if the directions are orthonormal.

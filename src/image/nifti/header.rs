@@ -1,6 +1,6 @@
 //! Parsing and validation of NIfTI-1, NIfTI-2 and ANALYZE headers.
 
-use super::forms::NiftiForms;
+use super::stored_forms::NiftiForms;
 use crate::{Geometry, ScalarType};
 
 /// Number of bytes to read before parsing: the length of the longer header.

@@ -7,6 +7,7 @@
 mod affine;
 mod forms;
 mod header;
+mod stored_forms;
 mod write;
 
 use std::io::{self, Read};
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use ndarray::Array4;
 
-pub use self::forms::NiftiForms;
+pub use self::stored_forms::NiftiForms;
 use self::header::{Header, MAX_LEN};
 use super::raw_voxels::{Encoding, RawVoxels, VoxelStream, describe_io_error, is_gzip};
 use super::reader_writer::{ImageHeader, ImageReader, ImageWriter, warn_once};
