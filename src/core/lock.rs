@@ -1,19 +1,18 @@
 //! Locks of folders that one process at a time may write.
 //!
-//! A lock is a file, so that it works on network file systems: it names host, process and command of its owner, who
-//! renews it every few seconds. The lock of a process that is gone is taken over: on the same host at once, on another
+//! A lock is a symbolic link whose target names process and host of its owner: it is created in one step, on network file
+//! systems, too, and needs no space on a full disk. The owner renews it every few seconds. The lock of a process that is gone is taken over: on the same host at once, on another
 //! host when it has not been renewed for a while. Renewals are observed, not compared with a clock, so the clocks of
 //! the hosts may differ.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-
-use serde::{Deserialize, Serialize};
 
 use crate::host::{host_name, process_exists};
 
@@ -34,14 +33,11 @@ pub struct FolderLock {
     renewal: Option<JoinHandle<()>>,
 }
 
-/// Contents of a lock file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Target of the link: `PID@HOST#RENEWALS`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Owner {
     host: String,
     pid: u32,
-    /// Command line.
-    command: String,
-    /// Counts the renewals.
     renewals: u64,
 }
 
@@ -54,7 +50,6 @@ pub enum LockError {
         path: PathBuf,
         host: String,
         pid: u32,
-        command: String,
     },
     /// The lock file cannot be written or read.
     Io { path: PathBuf, source: io::Error },
@@ -70,9 +65,9 @@ impl FolderLock {
         let path = folder.join(name);
         let fail = |source| LockError::Io { path: path.clone(), source };
         fs::create_dir_all(folder).map_err(fail)?;
-        let owner = Owner { host: host_name(), pid: std::process::id(), command: command(), renewals: 0 };
+        let owner = Owner { host: host_name(), pid: std::process::id(), renewals: 0 };
         loop {
-            match create(&path, &owner) {
+            match symlink(owner.to_string(), &path) {
                 Ok(()) => break,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => take_over(&path)?,
                 Err(error) => return Err(fail(error)),
@@ -83,7 +78,7 @@ impl FolderLock {
         let renew = move || {
             while stopped.recv_timeout(RENEWAL) == Err(RecvTimeoutError::Timeout) {
                 renewed.renewals += 1;
-                // On a full disk or a network file system that is away, the next renewal may succeed.
+                // If a network file system is away, the next renewal may succeed.
                 let _ = rewrite(&file, &renewed);
             }
         };
@@ -105,39 +100,27 @@ impl Drop for FolderLock {
     }
 }
 
-/// Creates the file; fails if it exists. Its name appears with its contents, as a link to a complete file.
-fn create(path: &Path, owner: &Owner) -> io::Result<()> {
-    let beside = path.with_extension(format!("{}-{}", owner.pid, owner.host));
-    write(&beside, owner)?;
-    // `link` fails if the name exists, on network file systems, too.
-    let linked = match fs::hard_link(&beside, path) {
-        // A file system without hard links.
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            OpenOptions::new().write(true).create_new(true).open(path).and_then(|mut file| fill(&mut file, owner))
-        }
-        linked => linked,
-    };
-    let _ = fs::remove_file(&beside);
-    linked
-}
-
-fn write(path: &Path, owner: &Owner) -> io::Result<()> {
-    fill(&mut File::create(path)?, owner)
-}
-
-fn fill(file: &mut File, owner: &Owner) -> io::Result<()> {
-    file.write_all(&serde_json::to_vec(owner)?)
-}
-
-/// Replaces the contents of the own lock.
+/// Replaces the own lock.
 fn rewrite(path: &Path, owner: &Owner) -> io::Result<()> {
     let beside = path.with_extension(format!("{}-{}", owner.pid, owner.host));
-    write(&beside, owner)?;
+    symlink(owner.to_string(), &beside)?;
     fs::rename(&beside, path)
 }
 
 fn read(path: &Path) -> io::Result<Owner> {
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+    let target = fs::read_link(path)?;
+    let parse = |text: &str| {
+        let (pid, rest) = text.split_once('@')?;
+        let (host, renewals) = rest.rsplit_once('#')?;
+        Some(Owner { host: host.to_owned(), pid: pid.parse().ok()?, renewals: renewals.parse().ok()? })
+    };
+    target.to_str().and_then(parse).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}#{}", self.pid, self.host, self.renewals)
+    }
 }
 
 /// Removes the lock of a dead owner.
@@ -151,10 +134,10 @@ fn take_over(path: &Path) -> Result<(), LockError> {
             (Ok(first), Ok(now)) => first != now,
             (first, now) => first.is_ok() != now.is_ok(),
         };
-        if let Ok(Owner { host, pid, command, .. }) = now {
+        if let Ok(Owner { host, pid, .. }) = now {
             let is_here = host == host_name();
             if changed || (is_here && pid != std::process::id() && process_exists(pid)) {
-                return Err(LockError::Held { path: path.to_owned(), host, pid, command });
+                return Err(LockError::Held { path: path.to_owned(), host, pid });
             }
             if is_here {
                 break;
@@ -173,24 +156,34 @@ fn take_over(path: &Path) -> Result<(), LockError> {
     Ok(())
 }
 
-fn command() -> String {
-    std::env::args().skip(1).collect::<Vec<_>>().join(" ")
+/// Returns the command line of a process of this host.
+fn command(host: &str, pid: u32) -> Option<String> {
+    let text = fs::read(format!("/proc/{pid}/cmdline")).ok().filter(|_| host == host_name())?;
+    let words: Vec<_> = text.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+    Some(words.join(" ").trim_end().to_owned()).filter(|command| !command.is_empty())
 }
 
 impl fmt::Display for LockError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Held { path, host, pid, command } => write!(
-                f,
-                "{}: in use by process {pid} on {host} (`{command}`); wait for its end, or stop it",
-                path.parent().unwrap_or(path).display()
-            ),
-            Self::Io { path, source } => write!(f, "{}: {source}", path.display()),
+            Self::Held { path, host, pid } => {
+                let command = command(host, *pid).map_or_else(String::new, |command| format!(" (`{command}`)"));
+                let folder = path.parent().unwrap_or(path).display();
+                write!(f, "{folder}: in use by process {pid} on {host}{command}; wait for its end, or stop it")
+            }
+            Self::Io { path, source } => write!(f, "{}: cannot be written: {source}", path.display()),
         }
     }
 }
 
-impl std::error::Error for LockError {}
+impl std::error::Error for LockError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Held { .. } => None,
+            Self::Io { source, .. } => Some(source),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -199,7 +192,11 @@ mod tests {
     const NAME: &str = ".lock";
 
     fn foreign(host: &str, pid: u32) -> Owner {
-        Owner { host: host.into(), pid, command: "train".into(), renewals: 3 }
+        Owner { host: host.into(), pid, renewals: 3 }
+    }
+
+    fn lock(path: &Path, owner: &Owner) {
+        symlink(owner.to_string(), path).unwrap();
     }
 
     #[test]
@@ -210,7 +207,7 @@ mod tests {
         drop(lock);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         // Process IDs are at most 2^22.
-        write(&folder.path().join(NAME), &foreign(&host_name(), 1 << 30)).unwrap();
+        lock(&folder.path().join(NAME), &foreign(&host_name(), 1 << 30));
         drop(FolderLock::acquire(folder.path(), NAME).unwrap());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
@@ -219,16 +216,16 @@ mod tests {
     fn the_error_names_a_live_owner() {
         let folder = tempfile::tempdir().unwrap();
         // Process 1 exists.
-        write(&folder.path().join(NAME), &foreign(&host_name(), 1)).unwrap();
+        lock(&folder.path().join(NAME), &foreign(&host_name(), 1));
         let error = FolderLock::acquire(folder.path(), NAME).unwrap_err().to_string();
-        assert!(error.contains(&format!("in use by process 1 on {} (`train`)", host_name())), "{error}");
+        assert!(error.contains(&format!("in use by process 1 on {}", host_name())), "{error}");
     }
 
     #[test]
     fn an_owner_on_another_host_is_alive_while_it_renews() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(NAME);
-        write(&path, &foreign("node7", 1)).unwrap();
+        lock(&path, &foreign("node7", 1));
         let renewed = Owner { renewals: 4, ..foreign("node7", 1) };
         let other = {
             let path = path.clone();

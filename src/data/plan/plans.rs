@@ -98,7 +98,7 @@ impl Plans {
     pub fn configuration(&self, name: &str) -> Result<Configuration, PlanError> {
         let configuration = self.resolve(name)?;
         let mut names = configuration.next_stage_names();
-        names.extend([name, &configuration.data_identifier]);
+        names.push(name);
         names.into_iter().try_for_each(check_name_part).map_err(|defect| self.invalid(name, defect))?;
         if let Some(reason) = configuration.inconsistency() {
             return Err(self.invalid(name, reason));

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use ndarray::Array4;
 
-pub use self::stored_forms::NiftiForms;
 use self::header::{Header, MAX_LEN};
+pub use self::stored_forms::NiftiForms;
 use super::raw_voxels::{Encoding, RawVoxels, VoxelStream, describe_io_error, is_gzip};
 use super::reader_writer::{ImageHeader, ImageReader, ImageWriter, warn_once};
 use super::scalar_type::components_first;

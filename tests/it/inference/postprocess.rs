@@ -223,7 +223,7 @@ fn invalid_arguments_are_refused_before_any_work() {
     std::fs::write(&file, r#"{"postprocessing_fns": [], "postprocessing_kwargs": []}"#).unwrap();
     let mut onto_itself = with(&[]);
     onto_itself.arg("--pp").arg(&file).arg("-o").arg(folders.predictions());
-    onto_itself.assert().code(3).stderr(contains("would be overwritten"));
+    onto_itself.assert().code(3).stderr(contains("would replace an input"));
     std::fs::remove_file(folders.root.path().join("raw/dataset.json")).unwrap();
     let mut without_labels = with(&["--determine"]);
     without_labels.arg("-g").arg(folders.truth()).assert().code(3).stderr(contains("--dataset-json"));

@@ -180,7 +180,7 @@ fn the_newest_the_best_and_every_nth_are_kept() {
     fs::write(shop.settings(), settings + "keep_checkpoints = 3\nkeep_every = 4\n").unwrap();
     // Checkpoints of an earlier run.
     succeed(train(&shop, &run, 12, &[]));
-    succeed(train(&shop, &run, 10, &[]));
+    succeed(train(&shop, &run, 10, &["--overwrite"]));
     let mut kept: Vec<String> =
         fs::read_dir(run.checkpoints()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     kept.sort();
