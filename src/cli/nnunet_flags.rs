@@ -7,8 +7,7 @@ use clap::CommandFactory;
 use super::Cli;
 
 /// The right form of a flag, in which `VALUE` stands for the given value.
-const FLAGS: [(&str, &str); 23] = [
-    ("-device", "--device VALUE"),
+const FLAGS: [(&str, &str); 22] = [
     ("-step_size", "--step-size VALUE"),
     ("-num_parts", "--num_parts VALUE"),
     ("-part_id", "--part_id VALUE"),
@@ -68,6 +67,10 @@ pub(super) fn explain(arguments: &[OsString]) -> Option<String> {
         };
         let right = match flag {
             "-chk" => format!("--checkpoint {}", checkpoint(value)),
+            "-device" => format!(
+                "--device {}",
+                if value.is_some_and(|value| value.starts_with("cuda")) { "cuda" } else { "cpu" }
+            ),
             "-d" if !has_short('d') => {
                 let value = value.unwrap_or("DATASET");
                 return Some(format!(
@@ -106,7 +109,7 @@ mod tests {
         for (line, right) in [
             ("nnunet-dist predict -w w -chk checkpoint_best.pth", "write --checkpoint best"),
             ("nnunet-dist predict -chk checkpoint_final.pth -w w", "write --checkpoint latest"),
-            ("nnunet-dist -v train -device cuda", "write --device cuda"),
+            ("nnunet-dist -v train -device cuda:0", "write --device cuda"),
             ("nnunet-dist predict -i in -o out -d 4 -c 2d", "-d 4 is nnU-Net's dataset; `predict` works"),
             ("nnunet-dist train 4 3d_fullres 0", "write nnunet-dist train -w WORK -c 3d_fullres -f 0"),
             ("nnunet-dist train -num_gpus 8", "mpirun -np 8"),
