@@ -56,11 +56,11 @@ impl<'a> TrainingContext<'a> {
         let configuration = plans.configuration(&config.configuration)?;
         let folder = work.preprocessed(&configuration.data_identifier);
         let store = NativeStore::open(&folder)?;
+        check_classes(&folder, &store, &dataset)?;
+        check_spacing(&folder, &store, &configuration)?;
         if comm.rank() == 0 {
             check_manifest(&folder, &store, &plans, &config.configuration, &dataset)?;
         }
-        check_classes(&folder, &store, &dataset)?;
-        check_spacing(&folder, &store, &configuration)?;
         let (train_cases, validation_cases) = match config.fold {
             FoldId::All => (store.case_ids().to_vec(), store.case_ids().to_vec()),
             FoldId::Number(fold) => {

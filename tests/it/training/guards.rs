@@ -87,6 +87,13 @@ fn of_two_trainings_in_one_directory_the_second_ends() {
 fn training_notices_what_has_changed_since_preprocessing() {
     let shop = Workshop::new();
     let run = |name: &str| shop.train_on(&shop.work, &shop.run_dir(name));
+    // On all cases.
+    let run_all = |name: &str| {
+        let mut command = program();
+        command.args(["train", "-c", "3d_fullres", "-f", "all", "-w"]).arg(shop.work.root()).arg("--config");
+        command.arg(shop.settings()).arg("--run-dir").arg(shop.path(name));
+        command
+    };
     let labels = fs::read_dir(shop.dataset().join("labelsTr")).unwrap().next().unwrap().unwrap().path();
     // The same contents with another time.
     let original = fs::read(&labels).unwrap();
@@ -108,12 +115,12 @@ fn training_notices_what_has_changed_since_preprocessing() {
     let mut damaged = whole.clone();
     *damaged.last_mut().unwrap() ^= 1;
     fs::write(&array, damaged).unwrap();
-    refused(run("damaged").args(["-f", "all"]), "_seg.npy: is damaged: its checksum differs");
+    refused(&mut run_all("damaged"), "_seg.npy: is damaged: its checksum differs");
     fs::write(&array, whole).unwrap();
     let case = fs::read_dir(shop.store()).unwrap().map(|entry| entry.unwrap().path());
     let case = case.filter(|path| path.extension().is_some_and(|ending| ending == "json")).min().unwrap();
     fs::remove_file(case).unwrap();
-    refused(run("case").args(["-f", "all"]), "is missing, of 5 preprocessed cases; preprocess again");
+    refused(&mut run_all("case"), "is missing, of 5 preprocessed cases; preprocess again");
     succeed(program().args(["preprocess", "-c", "3d_fullres", "-w"]).arg(shop.work.root()));
     succeed(run("again").args(["--epochs", "1"]));
 }
@@ -200,6 +207,7 @@ fn names_in_files_do_not_lead_elsewhere() {
         fs::write(path, value.to_string()).unwrap();
     };
     let description = shop.dataset().join("dataset.json");
+    let original = fs::read(&description).unwrap();
     let images = fs::read_dir(shop.dataset().join("imagesTr")).unwrap().map(|entry| entry.unwrap().path());
     let image = images.min().unwrap();
     let label =
@@ -211,10 +219,15 @@ fn names_in_files_do_not_lead_elsewhere() {
     let mut plan = program();
     plan.arg("plan").arg("-d").arg(shop.dataset()).arg("-w").arg(shop.path("planned"));
     refused(&mut plan, "\"../../../evil\" is a path, but must be a name");
+    fs::write(&description, original).unwrap();
     edit(&shop.work.splits(), &|splits| splits[0]["val"] = json!(["/tmp/evil"]));
     refused(&mut shop.train(&shop.run_dir("split")), "\"/tmp/evil\" is a path");
     edit(&shop.work.plans(), &|plans| {
         plans["configurations"]["3d_fullres"]["data_identifier"] = json!("../../evil");
     });
-    refused(program().args(["preprocess", "-c", "3d_fullres", "-w"]).arg(shop.work.root()), "\"../../evil\" is a path");
+    let mut preprocess = program();
+    refused(
+        preprocess.args(["preprocess", "-c", "3d_fullres", "-w"]).arg(shop.work.root()),
+        "must be the name of a folder",
+    );
 }

@@ -185,7 +185,9 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 fn is_partial(path: &Path) -> bool {
-    path.components().any(|part| part.as_os_str().to_string_lossy().starts_with(".partial-"))
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    // The lock of the killed process.
+    name.contains(".lock") || path.components().any(|part| part.as_os_str().to_string_lossy().starts_with(".partial-"))
 }
 
 #[test]

@@ -190,6 +190,7 @@ fn regions_and_ignored_voxels_train_as_one_under_mpirun() {
     let labels = json!({"background": 0, "whole": [1, 2], "core": 2, "ignore": IGNORE});
     let shop = Workshop::with(|dataset| declare(dataset, &labels, Some(&json!([1, 2]))));
     trains_as_one_under_mpirun(&shop, &["--loss", "dice_focal", "--oversampling", "probabilistic"]);
+    let shop = Workshop::with(|dataset| declare(dataset, &labels, Some(&json!([1, 2]))));
     trains_as_one_under_mpirun(&shop, &[]);
 }
 

@@ -117,7 +117,7 @@ fn a_run_that_was_killed_has_every_step_once() {
     assert_eq!(found.scalars["epoch/train_loss"].iter().map(|(_, loss)| *loss).collect::<Vec<_>>(), losses);
 
     // A new run does not keep them.
-    train(&shop, &run, &["--epochs", "1"]);
+    train(&shop, &run, &["--epochs", "1", "--overwrite"]);
     assert_eq!((files(&run).len(), read(&run).scalars["step/loss"].len()), (1, 4));
 }
 
@@ -153,7 +153,8 @@ fn a_full_disk_is_reported_once_and_the_run_continues() {
     drop(disk);
 
     // The same if nothing can be written at all.
-    fs::remove_dir_all(run.root().join("tensorboard")).unwrap();
+    let run = shop.run_dir("in_the_way");
+    fs::create_dir_all(run.root()).unwrap();
     fs::write(run.root().join("tensorboard"), "in the way").unwrap();
     let output = command(&shop, &run, &["--epochs", "1"]).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();

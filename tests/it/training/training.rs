@@ -166,7 +166,9 @@ fn partitioned_cached_and_staged_cases_train_as_one() {
     let stage_dir = format!("--local-cache-dir={}", disk.display());
     trains_as_one(&shop, 2, &["--shard", "epoch", "--cache-gb", "0.5", &stage_dir]);
     let staged = fs::read_dir(&disk).unwrap().next().unwrap().unwrap().path();
-    assert_eq!(names(&staged), names(&shop.store()));
+    let mut stored = names(&shop.store());
+    stored.retain(|name| name.contains('.'));
+    assert_eq!(names(&staged), stored, "the files of the cases, without manifest and checksums");
     assert_eq!(unfinished(&shop.path("")), Vec::<String>::new());
 }
 
