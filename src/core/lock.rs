@@ -195,7 +195,7 @@ mod tests {
         Owner { host: host.into(), pid, renewals: 3 }
     }
 
-    fn lock(path: &Path, owner: &Owner) {
+    fn write_lock(path: &Path, owner: &Owner) {
         symlink(owner.to_string(), path).unwrap();
     }
 
@@ -207,7 +207,7 @@ mod tests {
         drop(lock);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         // Process IDs are at most 2^22.
-        lock(&folder.path().join(NAME), &foreign(&host_name(), 1 << 30));
+        write_lock(&folder.path().join(NAME), &foreign(&host_name(), 1 << 30));
         drop(FolderLock::acquire(folder.path(), NAME).unwrap());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
@@ -216,7 +216,7 @@ mod tests {
     fn the_error_names_a_live_owner() {
         let folder = tempfile::tempdir().unwrap();
         // Process 1 exists.
-        lock(&folder.path().join(NAME), &foreign(&host_name(), 1));
+        write_lock(&folder.path().join(NAME), &foreign(&host_name(), 1));
         let error = FolderLock::acquire(folder.path(), NAME).unwrap_err().to_string();
         assert!(error.contains(&format!("in use by process 1 on {}", host_name())), "{error}");
     }
@@ -225,7 +225,7 @@ mod tests {
     fn an_owner_on_another_host_is_alive_while_it_renews() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(NAME);
-        lock(&path, &foreign("node7", 1));
+        write_lock(&path, &foreign("node7", 1));
         let renewed = Owner { renewals: 4, ..foreign("node7", 1) };
         let other = {
             let path = path.clone();
