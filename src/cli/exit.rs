@@ -113,7 +113,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || matches!(cause.downcast_ref(), Some(ScalingError::Setting(_)))
         || matches!(cause.downcast_ref(), Some(PreprocessError::Case { .. }))
         || matches!(cause.downcast_ref(), Some(LocalCacheError::Copy { .. }))
-        || matches!(cause.downcast_ref(), Some(LoaderError::Setup(_)))
+        || matches!(cause.downcast_ref(), Some(LoaderError::Setup(_) | LoaderError::Sample { .. }))
         || matches!(
             cause.downcast_ref(),
             Some(

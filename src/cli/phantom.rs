@@ -41,7 +41,12 @@ impl Phantom {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let Self { train, test, shape, seed, .. } = self;
         let description = self.output.join("dataset.json");
-        let is_foreign = |entry: fs::DirEntry| !entry.file_name().to_string_lossy().starts_with("phantom_");
+        // Hidden files are those of a killed writer.
+        let is_foreign = |entry: fs::DirEntry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            !name.starts_with("phantom_") && !name.starts_with('.')
+        };
         let mut images = fs::read_dir(self.output.join("imagesTr")).into_iter().flatten().flatten();
         if description.exists() && images.any(is_foreign) {
             let defect = "holds another dataset; choose another output";

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::{self, File, Permissions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// Creates the parent directories. On error, no temporary file is left behind.
 pub fn write_atomically(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
+    write: impl FnOnce(&mut BufWriter<&mut PartialFile>) -> io::Result<()>,
 ) -> io::Result<()> {
     let temporary = write_beside(path, write)?;
     temporary.as_file().sync_all()?;
@@ -39,27 +39,81 @@ pub fn write_atomically(
 /// Like [`write_atomically`], but without fsync; for many files that can be regenerated.
 ///
 /// After a power loss, a recently written file may be truncated or empty, so readers must check the length.
-pub fn write_unsynced(path: &Path, write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>) -> io::Result<()> {
+pub fn write_unsynced(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<&mut PartialFile>) -> io::Result<()>,
+) -> io::Result<()> {
     write_beside(path, write)?.persist(path).map(drop).map_err(|error| error.error)
 }
 
 /// Writes to a temporary file in the folder of `path`.
 fn write_beside(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
+    write: impl FnOnce(&mut BufWriter<&mut PartialFile>) -> io::Result<()>,
 ) -> io::Result<NamedTempFile> {
     let directory = parent(path);
     fs::create_dir_all(directory)?;
     remove_abandoned_once(directory);
     let mut temporary = tempfile::Builder::new().prefix(partial_prefix()).tempfile_in(directory)?;
-    {
-        let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
-        write(&mut buffered)?;
-        buffered.flush()?;
+    let mut file = PartialFile { file: temporary.as_file_mut(), failure: None };
+    let written = {
+        let mut buffered = BufWriter::with_capacity(1 << 20, &mut file);
+        write(&mut buffered).and_then(|()| buffered.flush())
+    };
+    match file.failure {
+        Some(failure) => return Err(failure),
+        None => written?,
     }
     // Temporary files are private to their owner, but results have the mode of other new files.
     temporary.as_file().set_permissions(Permissions::from_mode(0o666 & !umask()))?;
     Ok(temporary)
+}
+
+/// A file that is being written. Its first error is kept, and everything after it is dropped: formats such as zip wrap the
+/// error of the system in one of their own, and try to write the end of the archive all the same.
+pub struct PartialFile<'a> {
+    file: &'a mut File,
+    failure: Option<io::Error>,
+}
+
+impl PartialFile<'_> {
+    /// Sets the modification time.
+    ///
+    /// # Errors
+    /// Returns the error of the operating system.
+    pub fn set_modified(&self, time: SystemTime) -> io::Result<()> {
+        self.file.set_modified(time)
+    }
+
+    fn latch<T>(&mut self, or: T, work: impl FnOnce(&mut File) -> io::Result<T>) -> io::Result<T> {
+        if self.failure.is_some() {
+            return Ok(or);
+        }
+        match work(self.file) {
+            // Retried by the caller.
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                self.failure = Some(error);
+                Ok(or)
+            }
+            done => done,
+        }
+    }
+}
+
+impl Write for PartialFile<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.latch(bytes.len(), |file| file.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.latch((), File::flush)
+    }
+}
+
+impl Seek for PartialFile<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.latch(0, |file| file.seek(to))
+    }
 }
 
 /// Creates a hidden folder in `parent`, whose contents become visible by renaming. It is deleted when dropped.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::InferError;
 use super::export::Segmentation;
-use nnunet_core::fsio;
+use nnunet_core::fsio::{self, PartialFile};
 use nnunet_core::pickle::to_text_pickle;
 use nnunet_core::protect::Inputs;
 use nnunet_data::dataset::{CaseFiles, DatasetJson};
@@ -138,7 +138,7 @@ impl<'a> OutputFolder<'a> {
 
 /// Writes `probabilities`, `(class, z, y, x)`, under nnU-Net's key.
 fn write_probabilities(path: &Path, probabilities: &Array4<f32>) -> Result<(), InferError> {
-    let write = |file: &mut io::BufWriter<&mut File>| {
+    let write = |file: &mut io::BufWriter<&mut PartialFile>| {
         let mut npz = NpzWriter::new_compressed(file);
         npz.add_array(PROBABILITIES, probabilities).map_err(io::Error::other)?;
         npz.finish().map(|_| ()).map_err(io::Error::other)

@@ -10,7 +10,7 @@ use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 use super::InteropError;
 use super::pickle::{Pickle, Value, parse};
-use nnunet_core::fsio;
+use nnunet_core::fsio::{self, PartialFile};
 
 /// Size limit for `data.pkl`, above that of any checkpoint.
 const MAX_PICKLE: u64 = 64 << 20;
@@ -256,7 +256,7 @@ impl ElementType {
 /// # Errors
 /// Returns an error if the file cannot be written.
 pub fn write(path: &Path, pickle: &[u8], storages: &[&[f32]]) -> Result<(), InteropError> {
-    let fill = |file: &mut BufWriter<&mut File>| {
+    let fill = |file: &mut BufWriter<&mut PartialFile>| {
         let mut archive = ZipWriter::new(file);
         let mut add = |name: &str, contents: &[u8]| {
             let options = SimpleFileOptions::default()

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::{Pixels, check_declared_size, geometry, labels_as_volume, volume_of};
 use crate::reader_writer::{ImageHeader, ImageReader, ImageWriter};
 use crate::{ImageError, LabelMap, ScalarType, Volume};
-use nnunet_core::fsio;
+use nnunet_core::fsio::{self, PartialFile};
 
 /// Reader and writer of PNG files.
 pub struct Png;
@@ -85,7 +85,7 @@ impl ImageWriter for Png {
         if z != 1 {
             return Err(fail(&format_args!("PNG can hold one slice, not {z}")));
         }
-        let write = |file: &mut BufWriter<&mut File>| -> Result<(), png::EncodingError> {
+        let write = |file: &mut BufWriter<&mut PartialFile>| -> Result<(), png::EncodingError> {
             let mut encoder = png::Encoder::new(file, width as u32, height as u32);
             encoder.set_color(if channels == 1 { png::ColorType::Grayscale } else { png::ColorType::Rgb });
             let bytes = match pixels {
