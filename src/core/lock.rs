@@ -26,7 +26,8 @@ const POLL: Duration = Duration::from_millis(500);
 /// A held lock; released when dropped.
 #[derive(Debug)]
 pub struct FolderLock {
-    path: PathBuf,
+    /// `None` on a file system without symbolic links, whose folders are not locked.
+    path: Option<PathBuf>,
     owner: Owner,
     /// Dropped to end the thread.
     stop: Option<Sender<()>>,
@@ -70,6 +71,9 @@ impl FolderLock {
             match symlink(owner.to_string(), &path) {
                 Ok(()) => break,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => take_over(&path)?,
+                Err(error) if is_unsupported(&error) => {
+                    return Ok(Self { path: None, owner, stop: None, renewal: None });
+                }
                 Err(error) => return Err(fail(error)),
             }
         }
@@ -83,7 +87,7 @@ impl FolderLock {
             }
         };
         let renewal = thread::Builder::new().name("folder-lock".into()).spawn(renew).map_err(fail)?;
-        Ok(Self { path, owner, stop: Some(stop), renewal: Some(renewal) })
+        Ok(Self { path: Some(path), owner, stop: Some(stop), renewal: Some(renewal) })
     }
 }
 
@@ -94,10 +98,16 @@ impl Drop for FolderLock {
             let _ = renewal.join();
         }
         // Another process may have taken the lock over while this one was suspended.
-        if read(&self.path).is_ok_and(|owner| owner.pid == self.owner.pid && owner.host == self.owner.host) {
-            let _ = fs::remove_file(&self.path);
+        let is_own = |owner: Owner| owner.pid == self.owner.pid && owner.host == self.owner.host;
+        if let Some(path) = self.path.as_deref().filter(|path| read(path).is_ok_and(is_own)) {
+            let _ = fs::remove_file(path);
         }
     }
+}
+
+/// Returns whether the error is that of a file system without symbolic links, such as exFAT and some network shares.
+fn is_unsupported(error: &io::Error) -> bool {
+    [libc::EPERM, libc::ENOSYS, libc::EOPNOTSUPP].map(Some).contains(&error.raw_os_error())
 }
 
 /// Replaces the own lock.
