@@ -6,9 +6,9 @@
 //! the hosts may differ.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -83,7 +83,7 @@ impl FolderLock {
             while stopped.recv_timeout(RENEWAL) == Err(RecvTimeoutError::Timeout) {
                 renewed.renewals += 1;
                 // If a network file system is away, the next renewal may succeed.
-                let _ = rewrite(&file, &renewed);
+                let _ = renew_own(&file, &renewed);
             }
         };
         let renewal = thread::Builder::new().name("folder-lock".into()).spawn(renew).map_err(fail)?;
@@ -98,8 +98,8 @@ impl Drop for FolderLock {
             let _ = renewal.join();
         }
         // Another process may have taken the lock over while this one was suspended.
-        let is_own = |owner: Owner| owner.pid == self.owner.pid && owner.host == self.owner.host;
-        if let Some(path) = self.path.as_deref().filter(|path| read(path).is_ok_and(is_own)) {
+        if let Some(path) = self.path.as_deref().filter(|path| read(path).is_ok_and(|found| found.is_same(&self.owner)))
+        {
             let _ = fs::remove_file(path);
         }
     }
@@ -110,9 +110,23 @@ fn is_unsupported(error: &io::Error) -> bool {
     [libc::EPERM, libc::ENOSYS, libc::EOPNOTSUPP].map(Some).contains(&error.raw_os_error())
 }
 
-/// Replaces the own lock.
+impl Owner {
+    /// Returns whether this is the same process, at any renewal.
+    fn is_same(&self, other: &Self) -> bool {
+        self.pid == other.pid && self.host == other.host
+    }
+}
+
+/// Renews the own lock. A lock that another process has taken over while this one was suspended is left alone.
+fn renew_own(path: &Path, owner: &Owner) -> io::Result<()> {
+    if read(path)?.is_same(owner) { rewrite(path, owner) } else { Ok(()) }
+}
+
+/// Replaces a lock.
 fn rewrite(path: &Path, owner: &Owner) -> io::Result<()> {
     let beside = path.with_extension(format!("{}-{}", owner.pid, owner.host));
+    // Left by a renewal that failed, or that was killed.
+    let _ = fs::remove_file(&beside);
     symlink(owner.to_string(), &beside)?;
     fs::rename(&beside, path)
 }
@@ -144,26 +158,67 @@ fn take_over(path: &Path) -> Result<(), LockError> {
             (Ok(first), Ok(now)) => first != now,
             (first, now) => first.is_ok() != now.is_ok(),
         };
-        if let Ok(Owner { host, pid, .. }) = now {
-            let is_here = host == host_name();
-            if changed || (is_here && pid != std::process::id() && process_exists(pid)) {
-                return Err(LockError::Held { path: path.to_owned(), host, pid });
-            }
-            if is_here {
-                break;
-            }
+        let is_here = now.as_ref().is_ok_and(|owner| owner.host == host_name());
+        if let Ok(Owner { host, pid, .. }) = &now
+            && (changed || (is_here && *pid != std::process::id() && process_exists(*pid)))
+        {
+            return Err(LockError::Held { path: path.to_owned(), host: host.clone(), pid: *pid });
         }
-        if began.elapsed() > DEAD {
-            break;
+        if is_here || began.elapsed() > DEAD {
+            return remove_dead(path, now.ok().as_ref())
+                .map_err(|source| LockError::Io { path: path.to_owned(), source });
         }
         thread::sleep(POLL);
     }
-    // Of several processes that find it abandoned, the rename succeeds for one.
-    let aside = path.with_extension(format!("{}-{}.dead", std::process::id(), host_name()));
-    if fs::rename(path, &aside).is_ok() {
-        let _ = fs::remove_file(aside);
+}
+
+/// Removes a lock that still names this dead owner, or is still unreadable.
+///
+/// Several processes may find it abandoned at once. One at a time looks at it again and removes it, or else the second
+/// would remove the new lock of the first.
+fn remove_dead(path: &Path, dead: Option<&Owner>) -> io::Result<()> {
+    let _guard = Guard::acquire(&path.with_extension("take-over"))?;
+    match read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        found if found.as_ref().ok() == dead => fs::remove_file(path),
+        // Another process was faster.
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Exclusive access to the removal of a dead lock. The system releases it if the process is killed.
+struct Guard {
+    path: PathBuf,
+    /// Closed, and so unlocked, after the file has been removed.
+    _file: File,
+}
+
+impl Guard {
+    fn acquire(path: &Path) -> io::Result<Self> {
+        loop {
+            let file = File::options().write(true).create(true).truncate(false).open(path)?;
+            match file.lock() {
+                // A network file system without locks.
+                Err(error) if is_without_locks(&error) => {}
+                result => result?,
+            }
+            // The process before may have removed the file meanwhile, and another may have created a new one.
+            let own = file.metadata()?;
+            if fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino())) {
+                return Ok(Self { path: path.to_owned(), _file: file });
+            }
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn is_without_locks(error: &io::Error) -> bool {
+    [libc::ENOLCK, libc::ENOSYS, libc::EOPNOTSUPP].map(Some).contains(&error.raw_os_error())
 }
 
 /// Returns the command line of a process of this host.
@@ -247,5 +302,45 @@ mod tests {
         let error = FolderLock::acquire(folder.path(), NAME).unwrap_err().to_string();
         other.join().unwrap();
         assert!(error.contains("process 1 on node7"), "{error}");
+    }
+
+    #[test]
+    fn one_of_many_takes_over_from_the_dead() {
+        for _ in 0..300 {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(NAME);
+            write_lock(&path, &foreign(&host_name(), 1 << 30));
+            let start = std::sync::Barrier::new(4);
+            // Process 1 exists, so the lock of the first is that of a live process to the others.
+            let take = || {
+                start.wait();
+                while symlink(foreign(&host_name(), 1).to_string(), &path).is_err() {
+                    if take_over(&path).is_err() {
+                        return 0;
+                    }
+                }
+                1
+            };
+            let owners: u32 = thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert_eq!(owners, 1);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_renewal_neither_takes_a_lock_back_nor_stops_after_a_failure() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(NAME);
+        write_lock(&path, &foreign("node7", 5));
+        // Left by a renewal that was killed before the rename.
+        write_lock(&path.with_extension("5-node7"), &foreign("node7", 5));
+        renew_own(&path, &Owner { renewals: 9, ..foreign("node7", 5) }).unwrap();
+        assert_eq!(read(&path).unwrap().renewals, 9);
+        rewrite(&path, &foreign("node8", 6)).unwrap();
+        renew_own(&path, &Owner { renewals: 10, ..foreign("node7", 5) }).unwrap();
+        assert_eq!(read(&path).unwrap(), foreign("node8", 6));
     }
 }
