@@ -65,7 +65,19 @@ impl<'a> OutputFolder<'a> {
                 return Err(foreign(&name));
             }
         }
-        // A raw dataset, or results of another network.
+        // Images or truth of a raw dataset, or a run; whatever the caller states.
+        let resolved = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+        let name = resolved.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_raw = ["imagesTr", "labelsTr", "imagesTs", "labelsTs"].contains(&name)
+            && resolved.parent().is_some_and(|dataset| dataset.join("dataset.json").exists());
+        if is_raw || root.join("imagesTr").exists() {
+            let defect = "is a folder of a raw dataset".to_owned();
+            return Err(InferError::NotResults { path: root.to_owned(), defect });
+        }
+        if root.join("config.toml").exists() && root.join("checkpoints").exists() {
+            return Err(InferError::NotResults { path: root.to_owned(), defect: "is a run directory".to_owned() });
+        }
+        // Results of another network.
         let description = root.join("dataset.json");
         let is_same = |found: DatasetJson| found == model.dataset;
         if description.exists() && !(has_results && DatasetJson::load(&description).is_ok_and(is_same)) {

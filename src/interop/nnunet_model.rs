@@ -47,6 +47,7 @@ pub fn import(source: &Path, destination: &Destination) -> Result<Vec<RunDir>, I
             Destination::Folder(folder) => RunDir::new(folder),
             Destination::Work(_) => run_of(destination, &model, &fold_of(source)),
         };
+        check_not_trained(&run)?;
         model.write(&run.checkpoint_latest())?;
         return Ok(vec![run]);
     }
@@ -62,6 +63,7 @@ pub fn import(source: &Path, destination: &Destination) -> Result<Vec<RunDir>, I
         };
         let model = read_checkpoint(first)?;
         let run = run_of(destination, &model, fold);
+        check_not_trained(&run)?;
         // If only the best checkpoint exists, it also serves as the latest.
         model.write(&run.checkpoint_latest())?;
         if let Some(best) = best {
@@ -70,6 +72,14 @@ pub fn import(source: &Path, destination: &Destination) -> Result<Vec<RunDir>, I
         runs.push(run);
     }
     Ok(runs)
+}
+
+/// Checks that an import does not replace the checkpoints of a training. An earlier import has no log.
+fn check_not_trained(run: &RunDir) -> Result<(), InteropError> {
+    match run.log().exists() || run.config().exists() {
+        true => Err(InteropError::new(run.root(), "holds a trained run, whose checkpoints would be replaced")),
+        false => Ok(()),
+    }
 }
 
 /// Reads the network of a checkpoint. Plans and dataset description are read from the surrounding model folder, as in

@@ -20,7 +20,7 @@ use nnunet_data::store::{
     ANNOTATED, CachedStore, CaseStore, NativeStore, StoreError, copy_label_maps_to_local_cache, copy_to_local_cache,
     read_case_properties,
 };
-use nnunet_data::work::{FoldId, WorkDir};
+use nnunet_data::work::{FoldId, Source, WorkDir};
 use nnunet_infer::NextStage;
 use nnunet_nn::checkpoint::Progress;
 use nnunet_nn::model::ModelDescription;
@@ -59,7 +59,7 @@ impl<'a> TrainingContext<'a> {
         check_classes(&folder, &store, &dataset)?;
         check_spacing(&folder, &store, &configuration)?;
         if comm.rank() == 0 {
-            check_manifest(&folder, &store, &plans, &config.configuration, &dataset)?;
+            check_manifest(&folder, &store, &plans, config, work, &dataset)?;
         }
         let (train_cases, validation_cases) = match config.fold {
             FoldId::All => (store.case_ids().to_vec(), store.case_ids().to_vec()),
@@ -196,11 +196,16 @@ fn check_manifest(
     folder: &Path,
     store: &dyn CaseStore,
     plans: &Plans,
-    configuration: &str,
+    config: &RunConfig,
+    work: &WorkDir,
     dataset: &DatasetJson,
 ) -> Result<(), StoreError> {
+    // A dataset that was moved is reported where its label maps are looked for.
+    let raw = Source::load(work).ok().map(|source| source.dataset);
     match Manifest::load(folder)? {
-        Some(manifest) => manifest.check(folder, plans, configuration, dataset, store.case_ids()),
+        Some(manifest) => {
+            manifest.check(folder, plans, &config.configuration, dataset, raw.as_deref(), store.case_ids())
+        }
         None => {
             let folder = folder.display();
             tracing::warn!("{folder}: has no manifest, so changes of plans and images since then are not noticed");

@@ -46,7 +46,7 @@ pub struct Manifest {
 /// A raw file as it was read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RawFile {
-    /// Absolute path.
+    /// Path relative to the dataset, or absolute for a file outside of it.
     path: PathBuf,
     bytes: u64,
     /// Modification time in nanoseconds since 1970. A file with the same size and time counts as unchanged.
@@ -59,21 +59,26 @@ impl RawFile {
     ///
     /// # Errors
     /// Returns an error if a file cannot be read.
-    pub fn of_case(files: &CaseFiles) -> io::Result<Vec<Self>> {
-        files.images.iter().chain(&files.label).map(|path| Self::read(path)).collect()
+    pub fn of_case(files: &CaseFiles, dataset: &Path) -> io::Result<Vec<Self>> {
+        files.images.iter().chain(&files.label).map(|path| Self::read(path, dataset)).collect()
     }
 
-    fn read(path: &Path) -> io::Result<Self> {
+    fn read(path: &Path, dataset: &Path) -> io::Result<Self> {
         let (bytes, modified_ns) = stamp(path)?;
-        Ok(Self { path: path.canonicalize()?, bytes, modified_ns, sha256: digest(path)? })
+        let relative = match path.strip_prefix(dataset) {
+            Ok(relative) => relative.to_owned(),
+            Err(_) => path.canonicalize()?,
+        };
+        Ok(Self { path: relative, bytes, modified_ns, sha256: digest(path)? })
     }
 
     /// Returns whether the file still has its contents; a missing file counts as unchanged, since training only needs
     /// the preprocessed case.
-    fn is_unchanged(&self) -> bool {
-        match stamp(&self.path) {
+    fn is_unchanged(&self, dataset: &Path) -> bool {
+        let path = dataset.join(&self.path);
+        match stamp(&path) {
             Ok(stamp) if stamp == (self.bytes, self.modified_ns) => true,
-            Ok((bytes, _)) => bytes == self.bytes && digest(&self.path).is_ok_and(|sum| sum == self.sha256),
+            Ok((bytes, _)) => bytes == self.bytes && digest(&path).is_ok_and(|sum| sum == self.sha256),
             Err(_) => true,
         }
     }
@@ -137,8 +142,8 @@ impl Manifest {
         }
     }
 
-    /// Compares the record with the plans, the dataset and the raw files as they are now, and with the cases in the
-    /// store.
+    /// Compares the record with the plans, the description and the raw files of the dataset in the folder `raw` as they
+    /// are now, and with the cases in the store.
     ///
     /// # Errors
     /// Returns an error that names everything that has changed.
@@ -148,6 +153,7 @@ impl Manifest {
         plans: &Plans,
         configuration: &str,
         dataset: &DatasetJson,
+        raw: Option<&Path>,
         stored: &[String],
     ) -> Result<(), StoreError> {
         let fail = |defect: String| Err(StoreError { path: folder.to_owned(), defect: defect + "; preprocess again" });
@@ -164,13 +170,14 @@ impl Manifest {
         if let Some(case) = stored.iter().find(|case| !self.cases.contains_key(*case)) {
             return fail(format!("case {case} was not preprocessed with the others"));
         }
+        let Some(raw) = raw else { return Ok(()) };
         let files: Vec<&RawFile> = self.cases.values().flatten().collect();
-        let changed: Vec<&&RawFile> = files.par_iter().filter(|file| !file.is_unchanged()).collect();
+        let changed: Vec<&&RawFile> = files.par_iter().filter(|file| !file.is_unchanged(raw)).collect();
         match changed.as_slice() {
             [] => Ok(()),
             [first, rest @ ..] => {
                 let others = if rest.is_empty() { String::new() } else { format!(" and {} other files", rest.len()) };
-                fail(format!("{}{others} changed after preprocessing", first.path.display()))
+                fail(format!("{}{others} changed after preprocessing", raw.join(&first.path).display()))
             }
         }
     }

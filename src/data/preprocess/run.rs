@@ -101,6 +101,7 @@ pub fn preprocess_dataset(
         pool,
         budget: limits.budget(comm),
         out_dir: &staging.folder,
+        dataset: &dataset.root,
     };
     let records = Mutex::new(BTreeMap::new());
     let voxels = AtomicUsize::new(0);
@@ -190,6 +191,8 @@ struct CasePipeline<'a> {
     pool: ThreadPool,
     budget: MemoryBudget,
     out_dir: &'a Path,
+    /// Folder of the raw dataset.
+    dataset: &'a Path,
 }
 
 impl CasePipeline<'_> {
@@ -215,7 +218,7 @@ impl CasePipeline<'_> {
         // Not in the pool, so that its threads do not block on the disk.
         store::write_case(self.out_dir, &files.id, &preprocessed)
             .map_err(|cause| PreprocessError::Write { case: id(), cause })?;
-        let raw = RawFile::of_case(files).map_err(|cause| PreprocessError::Raw { case: id(), cause })?;
+        let raw = RawFile::of_case(files, self.dataset).map_err(|cause| PreprocessError::Raw { case: id(), cause })?;
         let record = CaseRecord { raw, checksums: store::checksums_of(&preprocessed) };
         Ok((preprocessed.properties.shape_after_resampling.iter().product(), record))
     }

@@ -104,6 +104,14 @@ fn training_notices_what_has_changed_since_preprocessing() {
     let name = labels.file_name().unwrap().to_str().unwrap();
     let error = refused(&mut run("labels"), &format!("{name} changed after preprocessing"));
     assert!(error.contains("preprocess again"), "{error}");
+    // The same after the dataset was moved.
+    let (moved, source) = (shop.path("moved"), shop.work.source());
+    let before = fs::read_to_string(&source).unwrap();
+    fs::rename(shop.dataset(), &moved).unwrap();
+    fs::write(&source, format!("dataset = {moved:?}\n")).unwrap();
+    refused(&mut run("moved_run"), &format!("{name} changed after preprocessing"));
+    fs::rename(&moved, shop.dataset()).unwrap();
+    fs::write(&source, before).unwrap();
     fs::write(&labels, &original).unwrap();
     let plans = fs::read(shop.work.plans()).unwrap();
     shop.edit_plans(|configuration| configuration["normalization_schemes"] = json!(["CTNormalization"]));
@@ -156,6 +164,8 @@ fn outputs_that_are_inputs_are_refused() {
     for output in [dataset.join("labelsTr"), link.clone(), dataset.clone()] {
         refused(&mut predict(&images, &output), "choose another output");
     }
+    refused(predict(&images, &dataset.join("labelsTr")).arg("--continue"), "is a folder of a raw dataset");
+    refused(&mut predict(&images, run.root()), "is a run directory");
     refused(program().arg("plan").arg("-d").arg(&dataset).arg("-w").arg(&dataset), "holds a raw dataset");
     refused(program().arg("plan").arg("-d").arg(&dataset).arg("-w").arg(shop.path("link/..")), "holds a raw dataset");
     let ensemble = |output: &Path| {
@@ -182,6 +192,11 @@ fn outputs_that_are_inputs_are_refused() {
     let config = run.config();
     refused(program().arg("report").arg(run.root()).arg("-o").arg(&config), "is not an HTML file");
     refused(program().arg("export").arg("-r").arg(run.root()).args(["--to", "onnx", "-o"]).arg(&config), "an input");
+    // The network of an exported model would replace that of the run.
+    let exported = shop.path("exported");
+    succeed(program().arg("export").arg("-r").arg(run.root()).args(["--to", "pth", "-o"]).arg(&exported));
+    let model = exported.join("fold_0/checkpoint_final.pth");
+    refused(program().arg("import").arg("-i").arg(model).arg("-o").arg(run.root()), "holds a trained run");
     assert!(contents(&dataset) == before && contents(shop.work.root()) == work_before);
 
     // A label map of another shape is not a result of the image.
